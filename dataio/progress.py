@@ -1,0 +1,118 @@
+"""Progress of long work: a rich bar on a terminal, one plain line every few seconds elsewhere."""
+
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import TracebackType
+from typing import Protocol, Self
+
+PLAIN_INTERVAL_S = 5.0
+
+
+class Progress(Protocol):
+    """What long work calls: `advance` after each item, `note` for a line above the bar."""
+
+    def advance(self, items: float = 1.0, status: str = "") -> None:
+        """Count `items` more as done; `status` is free text such as a loss or a rate."""
+        ...
+
+    def note(self, line: str) -> None:
+        """Print a line that stays."""
+        ...
+
+
+class PlainProgress:
+    """Lines like `convert 12/60 (20 %) 3.1 volumes/s, 15 s left`, at most one per interval."""
+
+    def __init__(self, name: str, total: float, unit: str) -> None:
+        self.name, self.total, self.unit = name, total, unit
+        self.done = 0.0
+        self._began = self._told = time.monotonic()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None
+    ) -> None:
+        if kind is None and self.done:
+            self._tell(time.monotonic(), "")
+
+    def advance(self, items: float = 1.0, status: str = "") -> None:
+        """Count items; print when the interval is over."""
+        self.done += items
+        now = time.monotonic()
+        if now - self._told >= PLAIN_INTERVAL_S:
+            self._tell(now, status)
+
+    def note(self, line: str) -> None:
+        """Print a line at once."""
+        print(line, flush=True)
+
+    def _tell(self, now: float, status: str) -> None:
+        self._told = now
+        rate = self.done / max(now - self._began, 1e-9)
+        left = max(self.total - self.done, 0.0) / max(rate, 1e-9)
+        share = 100.0 * self.done / max(self.total, 1e-9)
+        tail = f", {status}" if status else ""
+        print(
+            f"{self.name} {self.done:g}/{self.total:g} ({share:.0f} %) "
+            f"{rate:.3g} {self.unit}/s, {left:.0f} s left{tail}",
+            flush=True,
+        )
+
+
+class RichProgress:
+    """The same on a terminal, as one live bar."""
+
+    def __init__(self, name: str, total: float, unit: str) -> None:
+        from rich.progress import (
+            BarColumn,
+            MofNCompleteColumn,
+            TextColumn,
+            TimeRemainingColumn,
+        )
+        from rich.progress import Progress as Bar
+
+        self._bar = Bar(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[rate]}"),
+            TimeRemainingColumn(),
+            TextColumn("{task.fields[status]}"),
+        )
+        self._unit = unit
+        self._began = time.monotonic()
+        self._done = 0.0
+        self._task = self._bar.add_task(name, total=total, rate="", status="")
+
+    def __enter__(self) -> Self:
+        self._bar.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None
+    ) -> None:
+        self._bar.stop()
+
+    def advance(self, items: float = 1.0, status: str = "") -> None:
+        """Count items and redraw."""
+        self._done += items
+        rate = self._done / max(time.monotonic() - self._began, 1e-9)
+        self._bar.update(
+            self._task, advance=items, rate=f"{rate:.3g} {self._unit}/s", status=status
+        )
+
+    def note(self, line: str) -> None:
+        """Print a line above the bar."""
+        self._bar.console.print(line, highlight=False, markup=False)
+
+
+@contextmanager
+def progress(name: str, total: float, unit: str = "items") -> Iterator[Progress]:
+    """Show progress of `total` items; rich where stdout is a terminal."""
+    kind = RichProgress if sys.stdout.isatty() else PlainProgress
+    with kind(name, total, unit) as shown:
+        yield shown

@@ -1,0 +1,31 @@
+"""Shared fixtures; OpenMP is held to one thread because contention makes two slower than one."""
+
+import os
+from pathlib import Path
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+import pytest
+
+REAL_DATA = Path(
+    os.environ.get("MIM3D_REAL_DATA", Path(__file__).resolve().parents[2] / "shared" / "data")
+)
+
+
+@pytest.fixture(scope="session")
+def real_data() -> Path:
+    """Folder of real volumes; tests that need it skip, saying so, where it is absent."""
+    if not REAL_DATA.is_dir():
+        pytest.skip(f"no real volumes at {REAL_DATA} (set MIM3D_REAL_DATA)")
+    return REAL_DATA
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """GPU tests skip, saying so, on a machine without one."""
+    import torch
+
+    if torch.cuda.is_available():
+        return
+    for item in items:
+        if "gpu" in item.keywords:
+            item.add_marker(pytest.mark.skip(reason="needs a CUDA device"))
