@@ -2,6 +2,7 @@
 
 import importlib
 import json
+import math
 import os
 import sys
 import traceback
@@ -100,7 +101,7 @@ def write_figures(file: Path, outcome: Outcome) -> None:
 
 
 def _finite(value: object) -> object:
-    if isinstance(value, float) and (value != value or value in {float("inf"), float("-inf")}):
+    if isinstance(value, float) and not math.isfinite(value):
         return None
     if isinstance(value, dict):
         return {str(key): _finite(item) for key, item in value.items()}
