@@ -1,0 +1,42 @@
+"""`mim3d bench STAGE`: throughput of a stage beside its peers, as ratios measured in one run."""
+
+import importlib
+import sys
+
+from mim3d.engine.outcome import Outcome
+
+STAGES = {
+    "convert": "NIfTI -> Zarr against a nibabel + zarr-python script and the unavoidable work",
+    "loader": "crops per second against blosc2, tensorstore, MONAI and a memory map",
+    "kernels": "fused kernels against eager recipes and torch.compile, with the roofline",
+    "step": "the whole training step: crops/s, MFU, data stall, share outside the model",
+}
+
+HELP = (
+    "usage: mim3d bench STAGE [options]     (mim3d bench STAGE --help tells them)\n\n"
+    + "\n".join(f"  {name:<8}  {does}" for name, does in STAGES.items())
+    + "\n  all       each of them in turn, with the same options\n\n"
+    "Every stage takes --peers to run what a user would pick instead in the same process, and\n"
+    "--json FILE for the figures. Timings are ratios within one run; nothing asserts them."
+)
+
+
+def main(words: list[str]) -> Outcome:
+    """Run one stage, or all of them in turn; figures come back under the stage's name."""
+    if not words or words[0] in {"-h", "--help"}:
+        print(HELP)
+        return Outcome()
+    stage, options = words[0], words[1:]
+    if stage != "all" and stage not in STAGES:
+        raise ValueError(f"bench {stage!r} is not a stage; one of: {', '.join(STAGES)}, all")
+    figures: dict[str, object] = {}
+    for name in STAGES if stage == "all" else [stage]:
+        print(f"== bench {name}: {STAGES[name]}", file=sys.stderr, flush=True)
+        figures[name] = dict(run_stage(name, options).figures)
+    return Outcome(figures)
+
+
+def run_stage(name: str, options: list[str]) -> Outcome:
+    """Import the stage lazily: nothing but this command reaches into `bench`."""
+    module = importlib.import_module(f"mim3d.bench.{name}")
+    return module.main(options)
