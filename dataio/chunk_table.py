@@ -1,0 +1,189 @@
+"""The packed table of every inner chunk's byte range, memory-mapped and shared by all ranks.
+
+Four tables and two packed lists of strings, each a plain .npy file, and `chunks.json` beside them.
+Rows of `volumes` are in the order of the sorted manifest; `volumes["image"]` is the row in `arrays`
+of the image, `first_label` .. `first_label + n_labels` are those of its labels; chunks of an array
+are rows `first_chunk` .. `first_chunk + n_chunks` in C order of the (c) z y x grid of chunks.
+"""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+import google_crc32c
+import numpy as np
+
+from mim3d.dataio.errors import CorpusError
+from mim3d.dataio.manifest import MANIFEST
+
+TABLE_FORMAT = 1
+HEAD = "chunks.json"
+VOLUMES, ARRAYS = "chunks.volumes.npy", "chunks.arrays.npy"
+OFFSETS, POINTS = "chunks.offsets.npy", "chunks.points.npy"
+STRINGS = ("ids", "subjects")
+CHECKED = (
+    VOLUMES,
+    ARRAYS,
+    *(f"chunks.{name}{part}.npy" for name in STRINGS for part in ("", "_offsets")),
+)
+REMEDY = "run the same `mim3d convert` again to complete it"
+
+# label -1 is the image, else an index into label_names; shape and chunk are z, y, x.
+ARRAY_DTYPE = np.dtype([
+    ("volume", "<u4"), ("label", "<i2"), ("dtype", "S8"), ("channels", "<u2"),
+    ("shape", "<u4", 3), ("chunk", "<u2", 3), ("first_chunk", "<u8"), ("n_chunks", "<u4"),
+    ("slope", "<f8"), ("intercept", "<f8"), ("shard_bytes", "<u8"),
+])  # fmt: skip
+VOLUME_DTYPE = np.dtype([
+    ("image", "<u4"), ("shape", "<u4", 3), ("spacing_mm", "<f4", 3),
+    ("foreground_box", "<u4", (2, 3)),
+    ("minimum", "<f4"), ("maximum", "<f4"), ("mean", "<f4"), ("std", "<f4"),
+    ("p005", "<f4"), ("p995", "<f4"),
+    ("foreground_mean", "<f4"), ("foreground_std", "<f4"),
+    ("foreground_p005", "<f4"), ("foreground_p995", "<f4"),
+    ("subject", "<u4"), ("first_label", "<u4"), ("n_labels", "<u2"),
+])  # fmt: skip
+# nbytes 0: the chunk is absent and holds the fill value 0.
+CHUNK_DTYPE = np.dtype([("offset", "<u8"), ("nbytes", "<u4")])
+# Up to 64 voxels of each foreground class of each label array, for foreground oversampling.
+POINT_DTYPE = np.dtype([("array", "<u4"), ("cls", "<u2"), ("zyx", "<u4", 3)])
+
+
+class PackedStrings:
+    """A list of strings in two arrays: UTF-8 bytes end to end, and where each begins."""
+
+    def __init__(self, blob: np.ndarray, offsets: np.ndarray) -> None:
+        self.blob, self.offsets = blob, offsets
+
+    def __len__(self) -> int:
+        return len(self.offsets) - 1
+
+    def __getitem__(self, i: int) -> str:
+        if not 0 <= i < len(self):
+            raise IndexError(f"string {i} of {len(self)}")
+        return self.blob[self.offsets[i] : self.offsets[i + 1]].tobytes().decode()
+
+    def find(self, text: str) -> int:
+        """Row of `text` in a sorted list, or -1."""
+        low, high = 0, len(self)
+        while low < high:
+            middle = (low + high) // 2
+            low, high = (middle + 1, high) if self[middle] < text else (low, middle)
+        return low if low < len(self) and self[low] == text else -1
+
+
+@dataclass(frozen=True)
+class ChunkTable:
+    """The opened table; every array is memory-mapped and read-only."""
+
+    root: str
+    volumes: np.ndarray
+    arrays: np.ndarray
+    chunks: np.ndarray
+    points: np.ndarray
+    ids: PackedStrings
+    subjects: PackedStrings
+    label_names: tuple[str, ...]
+
+    @classmethod
+    def open(cls, corpus_root: str | Path) -> "ChunkTable":
+        """Map the table of a corpus.
+
+        CorpusError when it is missing, damaged, older than the manifest or of another format.
+        """
+        root = Path(corpus_root)
+        head = read_head(root)
+        for name in CHECKED:
+            if crc_of(root / name) != head["crc32c"][name]:
+                raise CorpusError(f"{root / name}: fails its checksum; delete it, then {REMEDY}")
+        tables = [_mapped(root / name) for name in (VOLUMES, ARRAYS, OFFSETS, POINTS)]
+        ids, subjects = (
+            PackedStrings(*(_mapped(root / f"chunks.{name}{s}.npy") for s in ("", "_offsets")))
+            for name in STRINGS
+        )
+        return cls(str(root), *tables, ids, subjects, tuple(head["label_names"]))
+
+    @property
+    def n_volumes(self) -> int:
+        """Number of committed volumes."""
+        return len(self.volumes)
+
+    def volume_id(self, volume: int) -> str:
+        """Id of a row of `volumes`."""
+        return self.ids[int(volume)]
+
+    def index(self, id: str) -> int:
+        """Row of a volume; CorpusError if the corpus has none of that id."""
+        row = self.ids.find(id)
+        if row < 0:
+            raise CorpusError(f"{self.root}: no volume {id!r} among {self.n_volumes}")
+        return row
+
+    def subject(self, volume: int) -> str:
+        """Subject of a row of `volumes`."""
+        return self.subjects[int(self.volumes["subject"][volume])]
+
+    def array_path(self, row: int) -> str:
+        """Zarr path of a row of `arrays`, relative to the corpus."""
+        array = self.arrays[row]
+        name = self.volume_id(int(array["volume"]))
+        label = int(array["label"])
+        return f"{name}/0" if label < 0 else f"{name}/labels/{self.label_names[label]}/0"
+
+    def shard_path(self, row: int) -> str:
+        """Key of the one shard object of a row of `arrays`, relative to the corpus."""
+        n_axes = 3 + (int(self.arrays["channels"][row]) > 1)
+        return f"{self.array_path(row)}/c" + "/0" * n_axes
+
+    def label_row(self, volume: int, name: str) -> int:
+        """Row in `arrays` of a volume's label, or -1 where it has none of that name."""
+        if name not in self.label_names:
+            return -1
+        first, n = (int(self.volumes[field][volume]) for field in ("first_label", "n_labels"))
+        number = self.label_names.index(name)
+        rows = np.flatnonzero(self.arrays["label"][first : first + n] == number)
+        return first + int(rows[0]) if len(rows) else -1
+
+
+def read_head(root: Path) -> dict:
+    """`chunks.json` of a corpus, checked against the format and the manifest's size."""
+    file = root / HEAD
+    if not file.is_file():
+        raise CorpusError(f"{root}: the chunk table is missing ({HEAD}); {REMEDY}")
+    try:
+        head = json.loads(file.read_bytes())
+        body = {key: value for key, value in head.items() if key != "self_crc32c"}
+        intact = head["self_crc32c"] == head_crc(body)
+    except (ValueError, KeyError, TypeError):
+        intact, head = False, {}
+    if not intact:
+        raise CorpusError(f"{file}: damaged; delete it, then {REMEDY}")
+    if head["format"] != TABLE_FORMAT:
+        raise CorpusError(f"{file}: format {head['format']}, this version reads {TABLE_FORMAT}")
+    size = (root / MANIFEST).stat().st_size if (root / MANIFEST).is_file() else -1
+    if size != head["manifest_bytes"]:
+        raise CorpusError(
+            f"{root}: the chunk table was made for a manifest of {head['manifest_bytes']} bytes, "
+            f"now it has {size}: a conversion did not finish; {REMEDY}"
+        )
+    return head
+
+
+def head_crc(body: dict) -> str:
+    """Checksum of chunks.json's own fields."""
+    return f"{google_crc32c.value(json.dumps(body, sort_keys=True).encode()):08x}"
+
+
+def crc_of(file: Path) -> str:
+    """crc32c of a file; an unreadable one is a CorpusError with the remedy."""
+    try:
+        return f"{google_crc32c.value(file.read_bytes()):08x}"
+    except OSError as error:
+        raise CorpusError(f"{file}: cannot be read ({error.strerror}); {REMEDY}") from error
+
+
+def _mapped(file: Path) -> np.ndarray:
+    try:
+        return np.load(file, mmap_mode="r", allow_pickle=False)
+    except (OSError, ValueError) as error:
+        raise CorpusError(f"{file}: cannot be mapped ({error}); {REMEDY}") from error

@@ -1,0 +1,178 @@
+"""manifest.jsonl: one checksummed line per committed volume, the truth of what a corpus holds."""
+
+import json
+from collections.abc import Iterable, Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import google_crc32c
+
+from mim3d.dataio.errors import CorpusError
+
+MANIFEST = "manifest.jsonl"
+CRC_KEY = "crc32c"
+
+Triple = tuple[int, int, int]
+Affine = tuple[tuple[float, ...], ...]
+
+
+@dataclass(frozen=True)
+class Intensity:
+    """Statistics of finite real values, `slope * stored + intercept`; p005 is the 0.5th percentile.
+
+    Minimum, maximum, mean and std of a volume are over all its finite voxels; percentiles, and all
+    statistics of the foreground, over a lattice of at most 2^20 of them (all, in smaller volumes).
+    """
+
+    minimum: float
+    maximum: float
+    mean: float
+    std: float
+    p005: float
+    p995: float
+
+
+@dataclass(frozen=True)
+class LabelRecord:
+    """One label array of a volume; `classes` maps class to voxel count, background included."""
+
+    name: str
+    dtype: str
+    classes: dict[int, int]
+    source: str
+    source_sha256: str
+    shard_sha256: str
+    shard_bytes: int
+
+
+@dataclass(frozen=True)
+class VolumeRecord:
+    """One committed volume.
+
+    `shape` and `spacing_mm` are in array order (z, y, x); with `channels` > 1 the array is
+    (c, z, y, x). `affine` maps the voxel index (x, y, z, 1) of the stored array to world mm (NIfTI
+    order); `original_affine` and `original_shape` (x, y, z) are the source's before reorientation.
+    Foreground is the voxels above `foreground_threshold`, a real value, by `foreground_rule`; its
+    box is ((z0, y0, x0), (z1, y1, x1)), end exclusive. `frame` is the time index of a volume split
+    from a 4D source of `n_frames`, or -1. `cast_max_error` is the largest change of a real value
+    by a recorded change of dtype from `source_dtype`.
+    """
+
+    id: str
+    sources: tuple[str, ...]
+    source_sha256: tuple[str, ...]
+    subject: str
+    group: str
+    split: str
+    shape: Triple
+    channels: int
+    dtype: str
+    slope: float
+    intercept: float
+    spacing_mm: tuple[float, float, float]
+    affine: Affine
+    original_orientation: str
+    original_affine: Affine
+    original_shape: Triple
+    affine_from: str
+    obliquity_deg: float
+    intensity: Intensity
+    foreground: Intensity
+    foreground_rule: str
+    foreground_threshold: float
+    foreground_box: tuple[Triple, Triple]
+    n_nan: int
+    n_inf: int
+    source_dtype: str
+    cast_max_error: float
+    labels: tuple[LabelRecord, ...]
+    shard_sha256: str
+    shard_bytes: int
+    metadata_sha256: str
+    frame: int = -1
+    n_frames: int = 1
+    warnings: tuple[str, ...] = ()
+
+    @property
+    def array_shape(self) -> tuple[int, ...]:
+        """Shape of the stored array: (z, y, x), or (c, z, y, x) of several channels."""
+        return self.shape if self.channels == 1 else (self.channels, *self.shape)
+
+
+def sealed_line(fields: dict[str, Any]) -> str:
+    """JSON of the fields in one line, with the crc32c of that JSON as last key."""
+    body = json.dumps(fields, allow_nan=False, ensure_ascii=True, separators=(",", ":"))
+    return f'{body[:-1]},"{CRC_KEY}":"{google_crc32c.value(body.encode()):08x}"}}'
+
+
+def open_line(line: str, where: str) -> dict[str, Any]:
+    """Fields of a sealed line.
+
+    Raises CorpusError naming `where` if the line is not what was written.
+    """
+    line = line.rstrip("\r\n")
+    body, crc = line[: -len(_seal_of("00000000"))] + "}", line[-10:-2]
+    intact = (
+        line == body[:-1] + _seal_of(crc) and f"{google_crc32c.value(body.encode()):08x}" == crc
+    )
+    if not intact:
+        raise CorpusError(
+            f"{where}: this line fails its checksum; restore the file or convert again"
+        )
+    return json.loads(body)
+
+
+def _seal_of(crc: str) -> str:
+    return f',"{CRC_KEY}":"{crc}"}}'
+
+
+def record_line(record: VolumeRecord) -> str:
+    """The manifest's line of a record, without the newline."""
+    return sealed_line(asdict(record))
+
+
+def parse_record(line: str, where: str = MANIFEST) -> VolumeRecord:
+    """The record of a manifest line; CorpusError if it fails its checksum."""
+    fields = open_line(line, where)
+    try:
+        return _record(fields)
+    except (KeyError, TypeError) as error:
+        raise CorpusError(f"{where}: not a volume record of this version ({error})") from error
+
+
+def _record(fields: dict[str, Any]) -> VolumeRecord:
+    for name in ("sources", "source_sha256", "shape", "spacing_mm", "original_shape", "warnings"):
+        fields[name] = tuple(fields[name])
+    for name in ("affine", "original_affine", "foreground_box"):
+        fields[name] = tuple(map(tuple, fields[name]))
+    fields["intensity"] = Intensity(**fields["intensity"])
+    fields["foreground"] = Intensity(**fields["foreground"])
+    fields["labels"] = tuple(map(_label, fields["labels"]))
+    return VolumeRecord(**fields)
+
+
+def _label(fields: dict[str, Any]) -> LabelRecord:
+    classes = {int(number): count for number, count in fields.pop("classes").items()}
+    return LabelRecord(classes=classes, **fields)
+
+
+def iter_manifest(text: bytes, where: str = MANIFEST) -> Iterator[VolumeRecord]:
+    """Records of a manifest's bytes; a last line without newline was never committed."""
+    end = text.rfind(b"\n") + 1
+    for number, line in enumerate(text[:end].splitlines(), start=1):
+        yield parse_record(line.decode("utf-8", "replace"), f"{where}, line {number}")
+
+
+def read_manifest(path: Path) -> list[VolumeRecord]:
+    """Records of `manifest.jsonl`, or of the corpus folder that holds it."""
+    file = path / MANIFEST if path.is_dir() else path
+    if not file.is_file():
+        raise CorpusError(f"{file}: no such manifest; is this a corpus? (mim3d convert makes one)")
+    return list(iter_manifest(file.read_bytes(), str(file)))
+
+
+def manifest_bytes(records: Iterable[VolumeRecord]) -> bytes:
+    """The finished manifest: sorted by id, so that it does not depend on the order of the work."""
+    ordered = sorted(records, key=lambda record: record.id)
+    return "".join(record_line(record) + "\n" for record in ordered).encode()
