@@ -96,12 +96,15 @@ class ChunkTable:
         for name in CHECKED:
             if crc_of(root / name) != head["crc32c"][name]:
                 raise CorpusError(f"{root / name}: fails its checksum; delete it, then {REMEDY}")
-        tables = [_mapped(root / name) for name in (VOLUMES, ARRAYS, OFFSETS, POINTS)]
+        volumes, arrays, chunks, points = (
+            _mapped(root / name) for name in (VOLUMES, ARRAYS, OFFSETS, POINTS)
+        )
         ids, subjects = (
             PackedStrings(*(_mapped(root / f"chunks.{name}{s}.npy") for s in ("", "_offsets")))
             for name in STRINGS
         )
-        return cls(str(root), *tables, ids, subjects, tuple(head["label_names"]))
+        names = tuple(head["label_names"])
+        return cls(str(root), volumes, arrays, chunks, points, ids, subjects, names)
 
     @property
     def n_volumes(self) -> int:
