@@ -1,0 +1,137 @@
+"""Where a patch's voxels lie in memory: the addressing every volume-reading kernel shares.
+
+Device functions for tiles of ROWS patches x BLOCK elements (c, pz, py, px order), and `Layout`,
+the host's description of a volume: strides in units of ALIGN elements, so that the compiler sees
+the alignment and loads 16 bytes at a time, which a plain stride of, say, 24 would forbid.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from mim3d.kernels.backend import jit, tl
+
+
+@jit
+def element_zyx(o_element, PZ: tl.constexpr, PY: tl.constexpr, PX: tl.constexpr):
+    """Channel and place (c, z, y, x) inside the patch of elements in c, pz, py, px order."""
+    channel = o_element // (PZ * PY * PX)
+    z = (o_element // (PY * PX)) % PZ
+    y = (o_element // PX) % PY
+    return channel, z, y, o_element % PX
+
+
+@jit
+def patch_zyx(i_patch, gy, gx, PZ: tl.constexpr, PY: tl.constexpr, PX: tl.constexpr):
+    """First voxel (z, y, x) of patches, in the crop's frame."""
+    return i_patch // (gy * gx) * PZ, (i_patch // gx) % gy * PY, i_patch % gx * PX
+
+
+@jit
+def plain_offsets(
+    i_sample, i_patch, o_element, stride_b, stride_c, stride_z, stride_y, stride_x, gy, gx,
+    PZ: tl.constexpr, PY: tl.constexpr, PX: tl.constexpr, ALIGN: tl.constexpr,
+):  # fmt: skip
+    """Element offsets [ROWS, BLOCK] (int64) of patches in a crop that starts at 0, unflipped.
+
+    All strides but stride_x count units of ALIGN elements.
+    """
+    z0, y0, x0 = patch_zyx(i_patch.to(tl.int64), gy, gx, PZ, PY, PX)
+    row = (i_sample.to(tl.int64) * stride_b + z0 * stride_z + y0 * stride_y) * ALIGN + x0 * stride_x
+    channel, z, y, x = element_zyx(o_element, PZ, PY, PX)
+    outer = channel.to(tl.int64) * stride_c + z.to(tl.int64) * stride_z + y.to(tl.int64) * stride_y
+    return row[:, None] + (outer * ALIGN + x.to(tl.int64) * stride_x)[None, :]
+
+
+@jit
+def sampled_axis(i_sample, first, inner, p_flip, p_start, crop, space, AXIS: tl.constexpr):
+    """Voxel index along one axis [ROWS, BLOCK] after flip and start, and whether it is inside."""
+    place = first[:, None] + inner[None, :]
+    if p_flip is not None:
+        flipped = tl.load(p_flip + i_sample * 3 + AXIS).to(tl.int1)
+        place = tl.where(flipped[:, None], crop - 1 - place, place)
+    place = place.to(tl.int64)
+    if p_start is not None:
+        place += tl.load(p_start + i_sample * 3 + AXIS)[:, None]
+    return place, (place >= 0) & (place < space)
+
+
+@jit
+def sampled_offsets(
+    i_sample, i_patch, o_element, p_flip, p_start, stride_b, stride_c, stride_z, stride_y, stride_x,
+    gz, gy, gx, sz, sy, sx,
+    PZ: tl.constexpr, PY: tl.constexpr, PX: tl.constexpr, ALIGN: tl.constexpr,
+):  # fmt: skip
+    """Element offsets [ROWS, BLOCK] and inside-mask of patches in flipped crops at given starts."""
+    z0, y0, x0 = patch_zyx(i_patch, gy, gx, PZ, PY, PX)
+    channel, z_in, y_in, x_in = element_zyx(o_element, PZ, PY, PX)
+    z, in_z = sampled_axis(i_sample, z0, z_in, p_flip, p_start, gz * PZ, sz, 0)
+    y, in_y = sampled_axis(i_sample, y0, y_in, p_flip, p_start, gy * PY, sy, 1)
+    x, in_x = sampled_axis(i_sample, x0, x_in, p_flip, p_start, gx * PX, sx, 2)
+    row = i_sample.to(tl.int64)[:, None] * stride_b + channel.to(tl.int64)[None, :] * stride_c
+    return (row + z * stride_z + y * stride_y) * ALIGN + x * stride_x, in_z & in_y & in_x
+
+
+@jit
+def load_voxels(
+    p_volume, i_sample, i_patch, o_element, mask, p_flip, p_start, stride_b, stride_c, stride_z,
+    stride_y, stride_x, gz, gy, gx, sz, sy, sx,
+    PZ: tl.constexpr, PY: tl.constexpr, PX: tl.constexpr, ALIGN: tl.constexpr,
+):  # fmt: skip
+    """Raw voxels [ROWS, BLOCK] as float32; 0 where `mask` is off or the crop overhangs."""
+    if (p_flip is None) & (p_start is None):
+        offsets = plain_offsets(
+            i_sample, i_patch, o_element, stride_b, stride_c, stride_z, stride_y, stride_x, gy, gx,
+            PZ, PY, PX, ALIGN,
+        )  # fmt: skip
+        return tl.load(p_volume + offsets, mask=mask, other=0).to(tl.float32)
+    offsets, inside = sampled_offsets(
+        i_sample, i_patch, o_element, p_flip, p_start, stride_b, stride_c, stride_z, stride_y,
+        stride_x, gz, gy, gx, sz, sy, sx, PZ, PY, PX, ALIGN,
+    )  # fmt: skip
+    return tl.load(p_volume + offsets, mask=mask & inside, other=0).to(tl.float32)
+
+
+@jit
+def apply_affine(values, i_sample, p_scale, p_shift):
+    """values [ROWS, BLOCK] * scale + shift of each row's sample; absent factors cost nothing."""
+    if p_scale is not None:
+        values = values * tl.load(p_scale + i_sample)[:, None]
+    if p_shift is not None:
+        values = values + tl.load(p_shift + i_sample)[:, None]
+    return values
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Strides of a (b, c, z, y, x) tensor for a kernel; b, c, z, y count units of `align`."""
+
+    b: int
+    c: int
+    z: int
+    y: int
+    x: int
+    align: int
+
+    @property
+    def strides(self) -> tuple[int, int, int, int, int]:
+        """(b, c, z, y, x) as the kernels take them."""
+        return self.b, self.c, self.z, self.y, self.x
+
+
+def layout_of(tensor: Tensor, patch_size: Sequence[int]) -> Layout:
+    """Layout with the largest power of two up to 16 that divides outer strides and patch width."""
+    b, c, z, y, x = tensor.stride()
+    align = 16
+    if x != 1 or tensor.data_ptr() % 16:
+        align = 1
+    while align > 1 and any(value % align for value in (b, c, z, y, patch_size[2])):
+        align //= 2
+    return Layout(b // align, c // align, z // align, y // align, x, align)
+
+
+def as_bytes(flip: Tensor | None) -> Tensor | None:
+    """Bool flags as contiguous uint8, which every Triton version loads alike."""
+    return None if flip is None else flip.contiguous().view(torch.uint8)
