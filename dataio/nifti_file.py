@@ -1,0 +1,120 @@
+"""A NIfTI file on disk or in a bucket to verified voxels in memory: nothing is trusted unread."""
+
+import hashlib
+import stat
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from mim3d.dataio.errors import SourceError
+from mim3d.dataio.gzip_stream import MAX_RATIO, inflate, is_gzip, peek
+from mim3d.dataio.nifti_header import HEADER_BYTES, NiftiHeader, parse_header
+
+PAIRS = {".hdr": ".img", ".img": ".hdr", ".HDR": ".IMG", ".IMG": ".HDR"}
+
+
+@dataclass(frozen=True)
+class NiftiFile:
+    """Verified content of one image; `voxels` is (t, z, y, x) of the file, in its byte order."""
+
+    path: str
+    header: NiftiHeader
+    voxels: np.ndarray
+    sha256: str
+    nbytes: int
+
+
+def is_remote(path: str) -> bool:
+    """Whether a path is an address for the object-store reader."""
+    return path.startswith(("s3://", "gs://", "http://", "https://"))
+
+
+def read_source_bytes(path: str, budget: int) -> bytes:
+    """All bytes of a source, local or remote.
+
+    Raises SourceError missing, unreadable, not-a-file, empty or over-budget; a pipe or a device is
+    never opened.
+    """
+    if is_remote(path):
+        from mim3d.dataio.remote import read_remote_bytes
+
+        return read_remote_bytes(path, budget)
+    try:
+        status = Path(path).stat()
+        if not stat.S_ISREG(status.st_mode):
+            raise SourceError("not-a-file", path, "is a folder, a pipe or a device, not a file")
+        if status.st_size > budget:
+            detail = f"{status.st_size} bytes, over the budget of {budget} (--byte-budget)"
+            raise SourceError("over-budget", path, detail)
+        data = Path(path).read_bytes()
+    except FileNotFoundError as error:
+        raise SourceError("missing", path, "no such file") from error
+    except OSError as error:
+        raise SourceError("unreadable", path, f"cannot be read: {error.strerror}") from error
+    if not data:
+        raise SourceError("empty", path, "is empty (0 bytes); download or copy it again")
+    return data
+
+
+def pair_paths(path: str) -> tuple[str, str] | None:
+    """(.hdr, .img) paths of a pair named by either, or None for a single file."""
+    zipped = ".gz" if path.endswith(".gz") else ""
+    bare = path.removesuffix(zipped)
+    stem, suffix = bare[:-4], bare[-4:]
+    if suffix not in PAIRS:
+        return None
+    header, image = sorted((suffix, PAIRS[suffix]))
+    return stem + header + zipped, stem + image + zipped
+
+
+def source_sha256(path: str, budget: int) -> str:
+    """Hash of a source's bytes, header file first for a pair, as `read_nifti` records it."""
+    digest = hashlib.sha256()
+    for part in pair_paths(path) or (path,):
+        digest.update(read_source_bytes(part, budget))
+    return digest.hexdigest()
+
+
+def read_nifti(path: str, budget: int) -> NiftiFile:
+    """Read, verify and map one image of at most `budget` bytes of voxels."""
+    pair = pair_paths(path)
+    digest = hashlib.sha256()
+    total, declared = 0, None
+    if pair:
+        block = read_source_bytes(pair[0], budget)
+        digest.update(block)
+        total += len(block)
+        declared = inflate_header(block, pair[0])
+        path = pair[1]
+    data = read_source_bytes(path, budget)
+    digest.update(data)
+    total += len(data)
+    header = declared or parse_header(_head(data, path), path, paired=False)
+    payload = verified_payload(data, header, path, budget)
+    voxels = np.frombuffer(payload, header.dtype, header.n_voxels, header.offset)
+    shape = (header.n_frames, *header.shape[::-1])
+    return NiftiFile(path, header, voxels.reshape(shape), digest.hexdigest(), total)
+
+
+def inflate_header(block: bytes, path: str) -> NiftiHeader:
+    """Header of a .hdr file, verified to its end when it is compressed."""
+    if is_gzip(block):
+        block = bytes(inflate(block, min(HEADER_BYTES, MAX_RATIO * len(block)), path))
+    return parse_header(block, path, paired=True)
+
+
+def verified_payload(data: bytes, header: NiftiHeader, path: str, budget: int) -> bytes | bytearray:
+    """The uncompressed file, checked against what the header declares before it is allocated."""
+    if header.end > budget:
+        detail = f"declares {header.end} bytes of voxels, over the budget of {budget}"
+        raise SourceError("over-budget", path, f"{detail} (--byte-budget)")
+    payload = inflate(data, header.end, path) if is_gzip(data) else data
+    if len(payload) < header.end:
+        detail = f"holds {len(payload)} bytes, but its header declares {header.end}"
+        raise SourceError("truncated", path, f"{detail}; download or copy it again")
+    return payload
+
+
+def _head(data: bytes, path: str) -> bytes:
+    return peek(data, HEADER_BYTES, path) if is_gzip(data) else data[:HEADER_BYTES]
