@@ -1,0 +1,23 @@
+"""What looking at an input found: the sources to convert, and what was left out and why."""
+
+from dataclasses import dataclass
+
+from mim3d.dataio.source import Source
+
+
+@dataclass(frozen=True)
+class Skipped:
+    """A file or entry that no source carries; `code` is for machines, `detail` for people."""
+
+    path: str
+    code: str
+    detail: str
+
+
+@dataclass(frozen=True)
+class Discovery:
+    """Sources in a stable order, everything left out, and the layout they were read by."""
+
+    sources: tuple[Source, ...]
+    skipped: tuple[Skipped, ...] = ()
+    layout: str = ""

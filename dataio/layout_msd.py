@@ -1,0 +1,118 @@
+"""Layout `msd`: a Medical Segmentation Decathlon dataset.json, or any MONAI datalist.
+
+Both are a JSON object of lists named `training`, `validation`, `test` (or `testing`); an entry is
+a path or an object with `image` (one path or one per channel) and `label`. A bare list is read as
+`training`. Without a dataset.json, files of imagesTr and labelsTr are paired by name.
+"""
+
+import json
+import posixpath
+from collections.abc import Mapping
+from typing import Any
+
+from mim3d.dataio.discovery import Discovery, Skipped
+from mim3d.dataio.errors import SourceError
+from mim3d.dataio.nifti_name import is_image, stem, subject_of
+from mim3d.dataio.source import Source
+from mim3d.dataio.tree import Tree
+
+SPLITS = {"training": "train", "validation": "val", "test": "test", "testing": "test"}
+SUBJECT_KEYS = ("subject", "subject_id", "patient", "patient_id")
+
+
+def find(tree: Tree, file: str = "dataset.json") -> Discovery:
+    """Sources of the datalist `file`, whose paths are relative to the tree."""
+    sections = read_sections(tree, file)
+    sources: list[Source] = []
+    skipped: list[Skipped] = []
+    for section, entries in sections.items():
+        for number, entry in enumerate(entries, 1):
+            found = read_entry(tree, entry, section, skipped)
+            if found is not None:
+                sources.append(found)
+            elif not isinstance(entry, str | dict):
+                why = f"entry {number} of `{section}` is {entry!r}, not a path or an object"
+                skipped.append(Skipped(tree.path(file), "bad-entry", why))
+    return Discovery(tuple(sources), tuple(skipped), "msd")
+
+
+def read_sections(tree: Tree, file: str) -> dict[str, list[Any]]:
+    """Lists of the datalist by section name; SourceError where there are none."""
+    try:
+        content = json.loads(tree.read_text(file))
+    except ValueError as error:
+        if isinstance(error, SourceError):
+            raise
+        raise SourceError("bad-json", tree.path(file), f"is not JSON ({error})") from error
+    if isinstance(content, list):
+        content = {"training": content}
+    sections = {k: content[k] for k in SPLITS if isinstance(content, dict) and content.get(k)}
+    lists = {k: v for k, v in sections.items() if isinstance(v, list)}
+    if not lists:
+        wanted = ", ".join(f"`{name}`" for name in SPLITS)
+        raise SourceError("no-entries", tree.path(file), f"has no list named {wanted}")
+    return lists
+
+
+def read_entry(tree: Tree, entry: object, section: str, skipped: list[Skipped]) -> Source | None:
+    """One source; what is missing goes to `skipped`, and a missing label does not cost the image.
+
+    Numeric labels (classes of a classification list) name no file and are left to that list.
+    """
+    fields: Mapping[str, Any] = entry if isinstance(entry, dict) else {"image": entry}
+    images = as_paths(fields.get("image"))
+    if not images:
+        if isinstance(entry, dict):
+            skipped.append(Skipped(tree.root, "bad-entry", f"{section} entry {entry} has no image"))
+        return None
+    absent = [i for i in images if not tree.has(i)]
+    if absent:
+        why = f"is listed under `{section}` but is not there"
+        skipped.append(Skipped(tree.path(absent[0]), "missing-image", why))
+        return None
+    labels = {}
+    for label in as_paths(fields.get("label")):
+        if tree.has(label):
+            labels["seg" if not labels else stem(label)] = tree.path(label)
+        else:
+            why = f"is the label of {images[0]} but is not there"
+            skipped.append(Skipped(tree.path(label), "missing-label", why))
+    told = next((str(fields[k]) for k in SUBJECT_KEYS if fields.get(k) not in (None, "")), "")
+    return Source(
+        id=str(fields.get("id") or stem(images[0])),
+        images=tuple(tree.path(i) for i in images),
+        labels=labels,
+        subject=told or subject_of(stem(images[0])),
+        group=str(fields.get("group") or ""),
+        split=SPLITS[section],
+    )
+
+
+def as_paths(value: object) -> list[str]:
+    """A path or a list of paths as a list, `./` removed; anything else is no path."""
+    several = value if isinstance(value, list | tuple) else [value]
+    texts = [v.strip() for v in several if isinstance(v, str) and v.strip()]
+    return [t.removeprefix("./") for t in texts] if len(texts) == len(several) else []
+
+
+def find_without_json(tree: Tree) -> Discovery:
+    """Sources of imagesTr, labelsTr and imagesTs paired by file name."""
+    known = set(tree.names)
+    sources, skipped = [], list(tree.problems)
+    for name in tree.names:
+        folder, base = posixpath.split(name)
+        if folder not in {"imagesTr", "imagesTs"} or not is_image(base) or base.startswith("."):
+            continue
+        label = folder.replace("images", "labels") + "/" + base
+        if label not in known and folder == "imagesTr":
+            skipped.append(Skipped(tree.path(label), "missing-label", f"is not there for {name}"))
+        sources.append(
+            Source(
+                id=stem(base),
+                images=(tree.path(name),),
+                labels={"seg": tree.path(label)} if label in known else {},
+                subject=subject_of(stem(base)),
+                split="train" if folder == "imagesTr" else "test",
+            )
+        )
+    return Discovery(tuple(sources), tuple(skipped), "msd")

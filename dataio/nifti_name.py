@@ -1,0 +1,72 @@
+"""What a file's name says: whether it is a NIfTI image, its stem, and its words."""
+
+import posixpath
+import re
+
+SUFFIXES = (".nii.gz", ".nii", ".hdr.gz", ".hdr")  # a pair is named by its header
+DATA_SUFFIXES = {".img": ".hdr", ".img.gz": ".hdr.gz"}
+SIDECARS = (
+    *(".json", ".jsonl", ".csv", ".tsv", ".txt", ".md", ".rst", ".pdf", ".html", ".xml"),
+    *(".yaml", ".yml", ".bval", ".bvec", ".png", ".jpg", ".jpeg", ".py", ".sh", ".log", ".sha256"),
+)
+MODALITIES = frozenset(
+    {"t1", "t1w", "t1c", "t1ce", "t1n", "t1gd", "t2", "t2w", "t2f", "t2star", "flair", "dwi", "adc"}
+    | {"pd", "pdw", "swi", "ct", "cta", "mr", "mra", "pet", "suvr", "bold", "asl"}
+)
+LABEL_WORDS = frozenset(
+    {"seg", "segmentation", "label", "labels", "mask", "dseg", "lesion", "lesions", "roi", "gt"}
+    | {"annotation", "aseg"}
+)
+
+
+def is_image(name: str) -> bool:
+    """Whether the name is that of a NIfTI file or the header of a NIfTI pair."""
+    return name.lower().endswith(SUFFIXES)
+
+
+def is_data_of_pair(name: str) -> bool:
+    """Whether the name is that of a pair's voxel file."""
+    return name.lower().endswith(tuple(DATA_SUFFIXES))
+
+
+def header_of(name: str) -> str:
+    """Header's name of a pair's voxel file."""
+    for data, header in DATA_SUFFIXES.items():
+        if name.lower().endswith(data):
+            return name[: -len(data)] + header
+    raise ValueError(f"{name} is not the voxel file of a NIfTI pair (.img, .img.gz)")
+
+
+def data_of(name: str) -> str | None:
+    """Voxel file's name of a pair's header; None where the file holds its own voxels."""
+    for data, header in DATA_SUFFIXES.items():
+        if name.lower().endswith(header):
+            return name[: -len(header)] + data
+    return None
+
+
+def stem(name: str) -> str:
+    """Last part of a path without its NIfTI suffix."""
+    base = posixpath.basename(name)
+    for suffix in (*SUFFIXES, *DATA_SUFFIXES):
+        if base.lower().endswith(suffix):
+            return base[: -len(suffix)]
+    return base
+
+
+def without_last_word(name: str) -> tuple[str, str]:
+    """Split `case_seg` into `case` and `seg` at the last `_` or `-`; ("", name) without one."""
+    match = re.fullmatch(r"(.+)[_-]([^_-]+)", name)
+    return (match[1], match[2].lower()) if match else ("", name.lower())
+
+
+def subject_of(name: str) -> str:
+    """Subject a stem names: `sub-XX` where it stands, else the stem without modality words."""
+    bids = re.search(r"(?:^|[_/])(sub-[A-Za-z0-9]+)", name)
+    if bids:
+        return bids[1]
+    rest, word = without_last_word(name)
+    while rest and word in MODALITIES:
+        name = rest
+        rest, word = without_last_word(name)
+    return name

@@ -1,0 +1,139 @@
+"""A folder of source files, local or remote, as one list of relative names."""
+
+import os
+import posixpath
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Protocol
+
+from mim3d.dataio.discovery import Skipped
+from mim3d.dataio.errors import SourceError
+
+ADDRESS = re.compile(r"^(s3|gs|az|https?|memory)://")
+
+
+class Tree(Protocol):
+    """What layouts read: names relative to `root` with `/`, and small text files."""
+
+    root: str
+
+    @property
+    def names(self) -> list[str]:
+        """Every file below the root, sorted."""
+        ...
+
+    @property
+    def problems(self) -> list[Skipped]:
+        """What could not be listed, known once `names` was asked for."""
+        ...
+
+    def path(self, name: str) -> str:
+        """Path or address of an entry: relative to the root, absolute, or an address."""
+        ...
+
+    def has(self, name: str) -> bool:
+        """Whether the entry is there; True where that cannot be known without opening it."""
+        ...
+
+    def read_text(self, name: str) -> str:
+        """Text of a small file; SourceError where it is missing or not UTF-8."""
+        ...
+
+
+class LocalTree:
+    """A folder on this machine; symbolic links are followed, each real folder once."""
+
+    def __init__(self, root: str | Path) -> None:
+        self.root = str(root)
+        self.problems: list[Skipped] = []
+        self._names: list[str] | None = None
+
+    @property
+    def names(self) -> list[str]:
+        """Every file below the root, sorted; loops of links end where they began."""
+        if self._names is None:
+            self._names = sorted(self._walk())
+        return self._names
+
+    def _walk(self) -> Iterator[str]:
+        seen: set[tuple[int, int]] = set()
+        for folder, subfolders, files in os.walk(
+            self.root, followlinks=True, onerror=self._cannot_list
+        ):
+            subfolders[:] = sorted(s for s in subfolders if self._is_new(folder, s, seen))
+            for file in sorted(files):
+                path = os.path.join(folder, file)  # noqa: PTH118 - a corpus has millions of these
+                if os.path.islink(path) and not os.path.exists(path):  # noqa: PTH110, PTH114
+                    self._skip(path, "broken-link", "is a symbolic link to nothing")
+                else:
+                    yield os.path.relpath(path, self.root).replace(os.sep, "/")
+
+    def _is_new(self, folder: str, subfolder: str, seen: set[tuple[int, int]]) -> bool:
+        if subfolder.startswith("."):
+            return False
+        if not seen:
+            status = os.stat(self.root)  # noqa: PTH116
+            seen.add((status.st_dev, status.st_ino))
+        path = Path(folder, subfolder)
+        try:
+            status = path.stat()
+        except OSError as error:
+            self._skip(str(path), "unreadable", error.strerror or str(error))
+            return False
+        key = (status.st_dev, status.st_ino)
+        if key in seen:
+            if path.is_symlink():
+                self._skip(str(path), "link-loop", "is a link to a folder already read")
+            return False
+        seen.add(key)
+        return True
+
+    def _cannot_list(self, error: OSError) -> None:
+        path = str(error.filename or self.root)
+        if path == self.root:
+            raise SourceError("unreadable", path, f"cannot be listed ({error.strerror})")
+        self._skip(path, "unreadable", f"cannot be listed ({error.strerror})")
+
+    def _skip(self, path: str, code: str, detail: str) -> None:
+        self.problems.append(Skipped(path, code, detail))
+
+    def path(self, name: str) -> str:
+        """Path of an entry; absolute paths and addresses stay as they are."""
+        if ADDRESS.match(name) or posixpath.isabs(name):
+            return name
+        return str(Path(self.root, name))
+
+    def has(self, name: str) -> bool:
+        """Whether the entry is a readable file; addresses are taken at their word."""
+        path = self.path(name)
+        return bool(ADDRESS.match(path)) or Path(path).is_file()
+
+    def read_text(self, name: str) -> str:
+        """Text of a small file, without a byte-order mark."""
+        path = self.path(name)
+        try:
+            return Path(path).read_text(encoding="utf-8-sig")
+        except OSError as error:
+            raise SourceError("unreadable", path, f"cannot be read ({error.strerror})") from error
+        except UnicodeDecodeError as error:
+            raise SourceError("not-text", path, "is not UTF-8 text") from error
+
+
+def glob_pattern(pattern: str) -> re.Pattern[str]:
+    """Regular expression of a glob over `/`-joined names; `**` crosses folders."""
+    out, i = "", 0
+    while i < len(pattern):
+        if pattern.startswith("**/", i):
+            out, i = out + "(?:.*/)?", i + 3
+        elif pattern.startswith("**", i):
+            out, i = out + ".*", i + 2
+        elif pattern[i] in "*?":
+            out, i = out + ("[^/]*" if pattern[i] == "*" else "[^/]"), i + 1
+        elif pattern[i] == "[" and "]" in pattern[i + 2 :]:
+            end = pattern.index("]", i + 2)
+            inner = pattern[i + 1 : end].replace("\\", "\\\\")
+            out, i = out + "[" + re.sub(r"^!", "^", inner) + "]", end + 1
+        else:
+            out, i = out + re.escape(pattern[i]), i + 1
+    return re.compile(out)
