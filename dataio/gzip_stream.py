@@ -5,13 +5,14 @@ alone, telling what is wrong) isal does in a stream.
 """
 
 import struct
+from typing import cast
 
 import deflate
 from isal import isal_zlib
 
 from mim3d.dataio.errors import SourceError
 
-IsalError: type[Exception] = isal_zlib.error  # its stub names no class
+IsalError = cast(type[Exception], isal_zlib.error)  # its stub names no class
 MAGIC = b"\x1f\x8b"
 GZIP_WBITS = 31
 # Deflate cannot expand further than 1032 to 1; what declares more is not an honest file.

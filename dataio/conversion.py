@@ -1,0 +1,65 @@
+"""The recipe of a conversion: every choice that decides what a corpus holds."""
+
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+from mim3d.dataio.codec import COMPRESSORS
+from mim3d.dataio.errors import Mim3dError
+from mim3d.dataio.orientation import check_orientation
+
+FORMAT = 1
+GIB = 1 << 30
+
+
+@dataclass(frozen=True)
+class Conversion:
+    """What to do with every source; the defaults change no voxel.
+
+    `spacing_mm` is (z, y, x); `window` is (low, high) in real values; `byte_budget` is the largest
+    decoded size of one file that is believed.
+    """
+
+    codec: Literal["lz4", "zstd"] = "lz4"
+    """lz4 decodes fastest; zstd is smaller, for slow storage."""
+    chunk: int = 32
+    """Side of the cubic inner chunk in voxels."""
+    orientation: str = "RAS"
+    """RAS or any such code, by axis permutation and flips only; "keep" leaves the file's order."""
+    spacing_mm: tuple[float, float, float] | None = None
+    """Resample to this voxel size (z, y, x)."""
+    dtype: Literal["native", "uint8", "int16", "float32"] = "native"
+    """Stored dtype; int16 and uint8 quantise with a recorded slope, intercept and error."""
+    window: tuple[float, float] | None = None
+    """Clip real intensities to low..high."""
+    foreground: bool = False
+    """Crop to the box of the foreground."""
+    nan_policy: Literal["reject", "zero", "keep"] = "reject"
+    """NaN and infinities: quarantine the volume, write 0, or keep them."""
+    time_axis: Literal["split", "channels"] = "split"
+    """A fourth dimension: one volume per frame, or one channel per frame."""
+    byte_budget: int = 8 * GIB
+    """Largest decoded file, in bytes."""
+
+    def __post_init__(self) -> None:
+        if self.codec not in COMPRESSORS:
+            raise Mim3dError(f"codec {self.codec!r}: one of {', '.join(COMPRESSORS)}")
+        if not 4 <= self.chunk <= 256:
+            raise Mim3dError(f"chunk {self.chunk}: a side of 4 to 256 voxels, 32 by default")
+        check_orientation(self.orientation)
+        if self.spacing_mm is not None and not all(0 < mm < 1e4 for mm in self.spacing_mm):
+            raise Mim3dError(f"spacing {self.spacing_mm}: three positive numbers of mm, z y x")
+        if self.window is not None and not self.window[0] < self.window[1]:
+            raise Mim3dError(f"window {self.window}: low must be below high")
+        if self.byte_budget < 1:
+            raise Mim3dError(f"byte budget {self.byte_budget}: must be positive")
+
+    @property
+    def lossless(self) -> bool:
+        """Whether voxels are stored as they came (float64 still becomes float32)."""
+        return self.spacing_mm is None and self.dtype == "native" and self.window is None
+
+    def attributes(self) -> dict[str, Any]:
+        """The recipe as the corpus keeps it; the byte budget does not change what is stored."""
+        fields = asdict(self)
+        del fields["byte_budget"]
+        return {key: list(v) if isinstance(v, tuple) else v for key, v in fields.items()}

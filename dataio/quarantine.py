@@ -1,0 +1,39 @@
+"""quarantine.jsonl: every source that was not converted, with a code and a reason in words."""
+
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
+from typing import Self
+
+from mim3d.dataio.errors import SourceError
+from mim3d.dataio.manifest import open_line, sealed_line
+
+QUARANTINE = "quarantine.jsonl"
+
+
+@dataclass(frozen=True, order=True)
+class Rejection:
+    """One source left out: its path, a machine-readable code, and what is wrong and to do."""
+
+    path: str
+    code: str
+    detail: str
+
+    @classmethod
+    def of(cls, error: SourceError) -> Self:
+        """The rejection an error stands for."""
+        return cls(error.path, error.code, error.detail)
+
+
+def quarantine_bytes(rejections: Iterable[Rejection]) -> bytes:
+    """The finished file: sorted, without repetitions, each line with its checksum."""
+    lines = (sealed_line(asdict(item)) + "\n" for item in sorted(set(rejections)))
+    return "".join(lines).encode()
+
+
+def parse_quarantine(text: bytes, where: str = QUARANTINE) -> list[Rejection]:
+    """Rejections of the file's bytes; CorpusError if a line is not what was written."""
+    lines = text.decode("utf-8", "replace").splitlines()
+    return [
+        Rejection(**open_line(line, f"{where}, line {number}"))
+        for number, line in enumerate(lines, start=1)
+    ]

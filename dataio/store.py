@@ -1,0 +1,200 @@
+"""Where a corpus is written: a folder here, or any object store with the same few verbs."""
+
+import errno
+import fcntl
+import os
+import shutil
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from pathlib import Path
+from typing import Protocol
+
+from mim3d.dataio.errors import CorpusError, Mim3dError
+
+LOCK = ".lock"
+PARTIAL = ".partial"
+
+
+class StoreError(Mim3dError):
+    """The destination cannot take what is written (full, read-only, gone): the run must stop."""
+
+
+class Store(Protocol):
+    """The verbs the converter needs; keys are relative, `/`-separated.
+
+    `put` and `replace` are durable when they return, and whole or not at all.
+    """
+
+    url: str
+
+    def put(self, key: str, parts: Sequence[bytes]) -> None:
+        """Write an object, the parts one after the other."""
+        ...
+
+    def append(self, key: str, data: bytes) -> None:
+        """Add to the end of an object."""
+        ...
+
+    def get(self, key: str) -> bytes:
+        """All bytes of an object; FileNotFoundError where it is absent."""
+        ...
+
+    def tail(self, key: str, nbytes: int) -> bytes:
+        """The last bytes of an object."""
+        ...
+
+    def exists(self, key: str) -> bool:
+        """Whether there is such an object."""
+        ...
+
+    def keys(self, prefix: str = "") -> Iterator[str]:
+        """Keys under a prefix (a folder), in any order."""
+        ...
+
+    def folders(self) -> list[str]:
+        """Names directly under the root that hold objects."""
+        ...
+
+    def delete(self, prefix: str) -> None:
+        """Remove an object or everything under a folder; nothing where there is none."""
+        ...
+
+    def lock(self) -> AbstractContextManager[None]:
+        """Hold the store against a second writer; CorpusError naming the holder."""
+        ...
+
+
+class LocalStore:
+    """A folder. Objects are written beside their place and renamed into it."""
+
+    def __init__(self, root: str | Path) -> None:
+        self.root = Path(root).absolute()
+        self.url = str(root)
+
+    def path(self, key: str) -> Path:
+        """Place of a key; a key can never leave the root."""
+        parts = key.split("/")
+        if not key or any(part in ("", ".", "..") or "\\" in part for part in parts):
+            raise StoreError(f"{self.root}: {key!r} is not a key inside the corpus")
+        return self.root.joinpath(*parts)
+
+    def put(self, key: str, parts: Sequence[bytes]) -> None:
+        """Write beside the place, fsync, rename, fsync the folder."""
+        target = self.path(key)
+        # Renaming needs the same file system, and a reader must never see half an object.
+        partial = target.parent / f".{target.name}.{os.getpid()}{PARTIAL}"
+        try:
+            target.parent.mkdir(parents=True, exist_ok=True)
+            with partial.open("wb") as file:
+                file.writelines(parts)
+                file.flush()
+                os.fsync(file.fileno())
+            partial.replace(target)
+            _sync_folder(target.parent)
+        except OSError as error:
+            partial.unlink(missing_ok=True)
+            raise store_error(target, error) from error
+
+    def append(self, key: str, data: bytes) -> None:
+        """Append and fsync; a failed write leaves at most a line without its newline."""
+        target = self.path(key)
+        try:
+            with target.open("ab") as file:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+        except OSError as error:
+            raise store_error(target, error) from error
+
+    def get(self, key: str) -> bytes:
+        """All bytes of an object."""
+        return self.path(key).read_bytes()
+
+    def tail(self, key: str, nbytes: int) -> bytes:
+        """The last bytes of an object."""
+        with self.path(key).open("rb") as file:
+            file.seek(0, os.SEEK_END)
+            file.seek(max(file.tell() - nbytes, 0))
+            return file.read()
+
+    def exists(self, key: str) -> bool:
+        """Whether there is such a file."""
+        return self.path(key).is_file()
+
+    def keys(self, prefix: str = "") -> Iterator[str]:
+        """Files under a folder, without following links."""
+        base = self.path(prefix) if prefix else self.root
+        for folder, _, names in os.walk(base):
+            for name in names:
+                yield (Path(folder) / name).relative_to(self.root).as_posix()
+
+    def folders(self) -> list[str]:
+        """Folders directly under the root."""
+        if not self.root.is_dir():
+            return []
+        return sorted(entry.name for entry in os.scandir(self.root) if entry.is_dir())
+
+    def delete(self, prefix: str) -> None:
+        """Remove a file, a link, or a folder with all in it."""
+        target = self.path(prefix)
+        if target.is_dir() and not target.is_symlink():
+            shutil.rmtree(target)
+        else:
+            target.unlink(missing_ok=True)
+
+    @contextmanager
+    def lock(self) -> Iterator[None]:
+        """Hold `.lock`; the kernel lets go of it when the process dies, however it dies."""
+        file = self.root / LOCK
+        try:
+            self.root.mkdir(parents=True, exist_ok=True)
+            held = file.open("a+")
+        except OSError as error:
+            raise store_error(file, error) from error
+        with held:
+            try:
+                fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError as error:
+                held.seek(0)
+                raise self._busy(held.read().strip() or "another process") from error
+            # The last holder may have removed the file between our open and our lock.
+            if not file.exists() or not file.samefile(f"/dev/fd/{held.fileno()}"):
+                raise self._busy("another process")
+            held.truncate(0)
+            held.write(f"process {os.getpid()} on {os.uname().nodename}\n")
+            held.flush()
+            try:
+                yield
+            finally:
+                file.unlink(missing_ok=True)
+
+    def _busy(self, holder: str) -> CorpusError:
+        return CorpusError(
+            f"{self.root}: {holder} is writing to it; wait, or choose another destination"
+        )
+
+
+def store_error(target: Path, error: OSError) -> StoreError:
+    """The error of a failed write, with its remedy."""
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        remedy = "make room and run the same command again; what is done is kept"
+    else:
+        remedy = "mend it and run the same command again; what is done is kept"
+    return StoreError(f"{target}: cannot be written ({error.strerror}); {remedy}")
+
+
+def _sync_folder(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def open_store(destination: str | Path) -> Store:
+    """The store of a folder or of an s3://, gs:// or file address."""
+    if "://" in str(destination):
+        from mim3d.dataio.remote import RemoteStore
+
+        return RemoteStore(str(destination))
+    return LocalStore(destination)
