@@ -1,3 +1,4 @@
+# ruff: noqa: ANN001, ANN201 (Triton's device functions have no Python types)
 """Where a patch's voxels lie in memory: the addressing every volume-reading kernel shares.
 
 Device functions for tiles of ROWS patches x BLOCK elements (c, pz, py, px order), and `Layout`,

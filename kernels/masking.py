@@ -1,3 +1,4 @@
+# ruff: noqa: ANN001, ANN201 (Triton's device functions have no Python types)
 """Masks for masked modelling: which patches stay visible, bit-identical on every device.
 
     n_visible(n_patches, mask_ratio) -> int
@@ -149,7 +150,7 @@ def _check(
         raise ValueError(f"seed is {seed}; it must lie in [0, 2**63)")
     if sample.dim() != 1 or sample.dtype != torch.int64:
         raise ValueError(
-            f"sample has shape {tuple(sample.shape)} and dtype {sample.dtype}; (b,) and int64 needed"
+            f"sample has shape {tuple(sample.shape)} and dtype {sample.dtype}; (b,) int64 needed"
         )
     if not 1 <= n_visible < n_patches:
         raise ValueError(f"n_visible is {n_visible}; it must lie in [1, n_patches = {n_patches})")
@@ -161,7 +162,9 @@ def _check(
         raise ValueError(f"kind={kind!r} needs grid=(z, y, x) and unit >= 1; got {grid}, {unit}")
     shape = as_size(grid, "grid")
     if math.prod(shape) != n_patches:
-        raise ValueError(f"grid {shape} has {math.prod(shape)} patches but n_patches is {n_patches}")
+        raise ValueError(
+            f"grid {shape} has {math.prod(shape)} patches but n_patches is {n_patches}"
+        )
     return shape
 
 

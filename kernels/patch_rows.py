@@ -1,3 +1,4 @@
+# ruff: noqa: ANN001, ANN201 (Triton's device functions have no Python types)
 """Visible patches straight from the raw volume, as rows ready for the embedding GEMM.
 
     gather_patch_rows(volume (b, c, z, y, x), patch_ids (b, v), patch_size) -> (b, v, k)

@@ -1,0 +1,223 @@
+"""Masked-voxel loss straight from the raw volume, with its gradient in the same pass.
+
+    masked_voxel_loss(prediction, volume, masked_ids, patch_size, kind="l1") -> scalar
+
+Patchified targets are never materialised: each program holds its patches' voxels in registers,
+normalises them if asked, and writes d loss / d prediction beside one partial sum per patch.
+    l1         |d|                              gradient sign(d), sign(0) = 0
+    l2         d^2                              2 d
+    smooth_l1  d^2 / (2 beta) if |d| < beta     d / beta, clipped to [-1, 1]
+               else |d| - beta / 2
+with d = prediction - target. Normalised targets are MAE's: (v - mean) / sqrt(var + 1e-6) over the
+c * p voxels of a patch, unbiased variance, in two passes with the first voxel subtracted.
+The loss is sum(weight * term) / denominator; the denominator is a host number, so nothing waits
+for the GPU. Partial sums are added in a fixed order: results repeat bit for bit.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from mim3d.kernels.backend import choose
+from mim3d.kernels.gradient_scale import scale_gradient
+from mim3d.kernels.loss_kernel import empty_gradient, launch_loss, split_denominator
+from mim3d.kernels.patch_grid import (
+    affine_intensity,
+    as_size,
+    check_device,
+    check_ids,
+    check_sampling,
+    check_volume,
+    grid_shape,
+    patch_index,
+    patch_view,
+    row_width,
+    take_crop,
+)
+from mim3d.kernels.patch_moments import normalised_rows
+
+KINDS = ("l1", "l2", "smooth_l1")
+
+
+def masked_voxel_loss(
+    prediction: Tensor,
+    volume: Tensor,
+    masked_ids: Tensor,
+    patch_size: Sequence[int],
+    *,
+    kind: str = "l1",
+    beta: float = 1.0,
+    normalise_target: bool = False,
+    weight: Tensor | None = None,
+    denominator: float | None = None,
+    scale: Tensor | None = None,
+    shift: Tensor | None = None,
+    flip: Tensor | None = None,
+    start: Tensor | None = None,
+    crop_size: Sequence[int] | None = None,
+    backend: str = "auto",
+) -> Tensor:
+    """Loss over the masked patches' voxels as a float32 scalar, differentiable in `prediction`.
+
+    prediction: (b, m, k) for the masked tokens in the order of masked_ids, k = c * p or the padded
+    row_width, or dense (b, c, z, y, x) over the crop, of which only masked patches count (their
+    ids must not repeat). volume (b, c, z, y, x), masked_ids (b, m) int64; weight per voxel
+    (b, 1 or c, z, y, x), cut and flipped with the volume. denominator defaults to b * m * c * p, weighted or
+    not; under data parallelism pass the global count, summed gradients are then the global mean's.
+    scale, shift, flip, start, crop_size as for gather_patch_rows. float64 predictions give float64.
+    """
+    check_volume(volume)
+    check_ids(masked_ids, volume, "masked_ids")
+    crop = check_sampling(volume, scale, shift, flip, start, crop_size)
+    patch = as_size(patch_size, "patch_size")
+    _check_prediction(prediction, volume, masked_ids, patch, crop)
+    if weight is not None:
+        _check_weight(weight, volume)
+    n_voxels = volume.shape[1] * patch[0] * patch[1] * patch[2]
+    if kind not in KINDS or beta <= 0:
+        raise ValueError(f"kind is {kind!r} and beta {beta}; one of {', '.join(KINDS)}, beta > 0")
+    if normalise_target and n_voxels < 2:
+        raise ValueError("normalise_target needs patches of at least 2 voxels")
+    count = float(masked_ids.numel() * n_voxels if denominator is None else denominator)
+    if not count > 0:
+        raise ValueError(f"denominator is {count}; it must be positive")
+    triton = choose(prediction, backend) == "triton"
+    arguments = (
+        volume, masked_ids, weight, scale, shift, flip, start,
+        patch, crop, kind, float(beta), normalise_target, count,
+    )  # fmt: skip
+    if prediction.requires_grad and torch.is_grad_enabled():
+        return MaskedVoxelLoss.apply(prediction, arguments, triton)
+    return torch.ops.mim3d.masked_voxel_loss(prediction, *arguments, False, triton)[0]
+
+
+def _check_prediction(
+    prediction: Tensor, volume: Tensor, ids: Tensor, patch: Sequence[int], crop: Sequence[int]
+) -> None:
+    (b, c), m = volume.shape[:2], ids.shape[1]
+    n_voxels = c * patch[0] * patch[1] * patch[2]
+    shapes = [(b, m, n_voxels), (b, m, row_width(c, patch)), (b, c, *crop)]
+    if tuple(prediction.shape) not in shapes:
+        raise ValueError(
+            f"prediction has shape {tuple(prediction.shape)}; tokens {shapes[0]} or {shapes[1]}, "
+            f"or dense {shapes[2]} are needed"
+        )
+    if not prediction.dtype.is_floating_point:
+        raise ValueError(f"prediction has dtype {prediction.dtype}; a floating dtype is needed")
+    check_device(prediction, volume, "prediction")
+    grid_shape(crop, patch)
+
+
+def _check_weight(weight: Tensor, volume: Tensor) -> None:
+    check_volume(weight, "weight")
+    wanted = tuple(volume.shape)
+    if tuple(weight.shape) not in {wanted, (wanted[0], 1, *wanted[2:])}:
+        raise ValueError(
+            f"weight has shape {tuple(weight.shape)}; {wanted} or one channel is needed"
+        )
+    check_device(weight, volume, "weight")
+
+
+class MaskedVoxelLoss(torch.autograd.Function):
+    """Outer function: keeps the gradient of the forward pass and scales it by what arrives."""
+
+    @staticmethod
+    def forward(ctx: Any, prediction: Tensor, arguments: tuple[Any, ...], triton: bool) -> Tensor:
+        """Loss; the gradient is computed beside it and saved."""
+        loss, gradient = torch.ops.mim3d.masked_voxel_loss(prediction, *arguments, True, triton)
+        ctx.save_for_backward(gradient)
+        ctx.left_to_apply = split_denominator(prediction.dtype, arguments[-1])[1]
+        ctx.triton = triton
+        return loss
+
+    @staticmethod
+    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor, None, None]:
+        """The saved gradient times the incoming scalar."""
+        (gradient,) = ctx.saved_tensors
+        factor = grad_outputs[0]
+        if ctx.left_to_apply != 1.0:
+            factor = factor * ctx.left_to_apply
+        return scale_gradient(gradient, factor, ctx.triton), None, None
+
+
+def reference(
+    prediction: Tensor, volume: Tensor, masked_ids: Tensor, weight: Tensor | None,
+    scale: Tensor | None, shift: Tensor | None, flip: Tensor | None, start: Tensor | None,
+    patch_size: Sequence[int], crop_size: Sequence[int], kind: str, beta: float,
+    normalise: bool, denominator: float, with_gradient: bool,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
+    """The truth: pick the masked patches, normalise, score, differentiate by hand."""
+    dtype = torch.float64 if prediction.dtype == torch.float64 else torch.float32
+    view = patch_view(take_crop(volume, start, flip, crop_size), patch_size)
+    index = patch_index(masked_ids, view.shape[1:4])
+    target = affine_intensity(view[index].flatten(2), scale, shift, dtype)
+    if normalise:
+        target = normalised_rows(target)
+    dense = prediction.dim() == 5
+    n_voxels = target.shape[2]
+    picked = patch_view(prediction, patch_size)[index].flatten(2) if dense else prediction
+    term, slope = reference_terms(picked[..., :n_voxels].to(dtype) - target, kind, beta)
+    if weight is not None:
+        weight = take_crop(weight.expand(volume.shape), start, flip, crop_size)
+        weights = patch_view(weight, patch_size)[index].flatten(2).to(dtype)
+        term, slope = term * weights, slope * weights
+    loss = term.sum() / denominator
+    if not with_gradient:
+        return loss, prediction.new_empty(0)
+    slope = (slope * split_denominator(prediction.dtype, denominator)[0]).to(prediction.dtype)
+    gradient = torch.zeros_like(prediction)
+    if dense:
+        patch_view(gradient, patch_size)[index] = slope.view(view[index].shape)
+    else:
+        gradient[..., :n_voxels] = slope
+    return loss, gradient
+
+
+def reference_terms(difference: Tensor, kind: str, beta: float) -> tuple[Tensor, Tensor]:
+    """Term and derivative of each difference; see the table above."""
+    if kind == "l1":
+        return difference.abs(), difference.sign()
+    if kind == "l2":
+        return difference.square(), 2 * difference
+    size = difference.abs()
+    near = size < beta
+    term = torch.where(near, difference.square() / (2 * beta), size - 0.5 * beta)
+    return term, (difference / beta).clamp(-1, 1)
+
+
+def _masked_voxel_loss(
+    prediction: Tensor, volume: Tensor, masked_ids: Tensor, weight: Tensor | None,
+    scale: Tensor | None, shift: Tensor | None, flip: Tensor | None, start: Tensor | None,
+    patch_size: Sequence[int], crop_size: Sequence[int], kind: str, beta: float,
+    normalise: bool, denominator: float, with_gradient: bool, triton: bool,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
+    run = launch_loss if triton else reference
+    scale, shift, start = (t if t is None else t.contiguous() for t in (scale, shift, start))
+    return run(
+        prediction, volume, masked_ids, weight, scale, shift, flip, start,
+        patch_size, crop_size, kind, beta, normalise, denominator, with_gradient,
+    )  # fmt: skip
+
+
+def _fake(
+    prediction: Tensor, volume: Tensor, masked_ids: Tensor, weight: Tensor | None,
+    scale: Tensor | None, shift: Tensor | None, flip: Tensor | None, start: Tensor | None,
+    patch_size: Sequence[int], crop_size: Sequence[int], kind: str, beta: float,
+    normalise: bool, denominator: float, with_gradient: bool, triton: bool,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
+    dtype = torch.float64 if prediction.dtype == torch.float64 else torch.float32
+    loss = prediction.new_empty((), dtype=dtype)
+    return loss, empty_gradient(prediction) if with_gradient else prediction.new_empty(0)
+
+
+torch.library.define(
+    "mim3d::masked_voxel_loss",
+    "(Tensor prediction, Tensor volume, Tensor masked_ids, Tensor? weight, Tensor? scale,"
+    " Tensor? shift, Tensor? flip, Tensor? start, int[] patch_size, int[] crop_size, str kind,"
+    " float beta, bool normalise, float denominator, bool with_gradient, bool triton)"
+    " -> (Tensor, Tensor)",
+)
+torch.library.impl("mim3d::masked_voxel_loss", ("cpu", "cuda"), _masked_voxel_loss)
+torch.library.register_fake("mim3d::masked_voxel_loss", _fake)
