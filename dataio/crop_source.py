@@ -1,0 +1,171 @@
+"""Crops read ahead by threads: normalised arrays, with flips and intensities folded in."""
+
+import time
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+
+import numpy as np
+
+from mim3d.dataio.augment import ViewDraws, draw_flips, draw_view
+from mim3d.dataio.crop_job import CropJob
+from mim3d.dataio.errors import ChunkError
+from mim3d.dataio.normalisation import Intensities
+from mim3d.dataio.sampler import Sampler, Samples
+from mim3d.dataio.shard_reader import ShardReader
+
+REPLACEMENTS = 16
+
+
+@dataclass
+class RawBatch:
+    """Arrays of one batch on the host, and the samples they were read for.
+
+    `image` (b, c, z, y, x) float32, `label` (b, z, y, x) or None; both belong to a ring and are
+    overwritten when the ring comes round. `error` is what reading raised, if anything.
+    """
+
+    samples: Samples
+    image: np.ndarray
+    label: np.ndarray | None
+    views: list[ViewDraws]
+    error: Exception | None = None
+
+
+class CropSource:
+    """Reads the batches of one rank in order, `ahead` of them before they are asked for."""
+
+    def __init__(
+        self,
+        reader: ShardReader,
+        sampler: Sampler,
+        job: CropJob,
+        threads: int,
+        ahead: int,
+    ) -> None:
+        self.reader, self.sampler, self.job = reader, sampler, job
+        self.replaced = 0
+        self.crops = 0
+        self.wait_s = 0.0
+        self._threads, self._ahead = threads, ahead
+        self._pool = ThreadPoolExecutor(threads, thread_name_prefix="mim3d-read")
+        self._ring: list[tuple[np.ndarray, np.ndarray | None]] = []
+        self._pending: dict[int, tuple[RawBatch, list[Future[None]]]] = {}
+
+    def batches(self, first: int, stride: int, count: int) -> Iterator[RawBatch]:
+        """Yield batches of `count` samples from global index `first`, `stride` apart, for ever.
+
+        A yielded batch is valid until the next is asked for.
+        """
+        self._cancel()
+        self._ring = [self._buffers(count) for _ in range(self._ahead + 1)]
+        number = 0
+        while True:
+            for ahead in range(number, number + self._ahead):
+                if ahead not in self._pending:
+                    self._submit(ahead, first + ahead * stride, count)
+            batch, futures = self._pending.pop(number)
+            began = time.perf_counter()
+            for future in futures:
+                batch.error = future.exception() or batch.error  # type: ignore[assignment]
+            self.wait_s += time.perf_counter() - began
+            self.crops += count
+            yield batch
+            number += 1
+
+    def close(self) -> None:
+        """Stop the threads; waits for crops being read."""
+        self._cancel()
+        self._pool.shutdown(wait=True, cancel_futures=True)
+        self._ring = []
+        self.reader.close()
+
+    def _cancel(self) -> None:
+        for _, futures in self._pending.values():
+            for future in futures:
+                future.cancel()
+            for future in futures:
+                if not future.cancelled():
+                    future.exception()
+        self._pending = {}
+
+    def _buffers(self, count: int) -> tuple[np.ndarray, np.ndarray | None]:
+        image = np.empty((count, self.job.channels, *self.job.crop_size), np.float32)
+        label = self.job.label_dtype
+        return image, None if label is None else np.empty((count, *self.job.crop_size), label)
+
+    def _submit(self, number: int, first: int, count: int) -> None:
+        samples = self.sampler.samples(first, count)
+        image, label = self._ring[number % len(self._ring)]
+        kind, seeds = self.job.augmentation, samples.augment_seed
+        views = [draw_view(kind, seeds, view, self.job.crop_size) for view in range(self.job.views)]
+        batch = RawBatch(samples, image, label, views)
+        parts = min(self._threads, count)
+        futures = [
+            self._pool.submit(self._fill, batch, range(part, count, parts)) for part in range(parts)
+        ]
+        self._pending[number] = batch, futures
+
+    def _fill(self, batch: RawBatch, members: range) -> None:
+        flips = draw_flips(self.job.augmentation, batch.samples.augment_seed)
+        for i in members:
+            try:
+                self._read(batch, i, batch.samples, i, flips[i])
+            except ChunkError:
+                if not self.job.replace_errors:
+                    raise
+                self._replace(batch, i, flips[i])
+
+    def _replace(self, batch: RawBatch, i: int, flip: np.ndarray) -> None:
+        """Read the sample's deterministic stand-ins until one is sound."""
+        for attempt in range(1, REPLACEMENTS + 1):
+            other = self.sampler.replacement(int(batch.samples.sample[i]), attempt)
+            try:
+                self._read(batch, i, other, 0, flip)
+            except ChunkError:
+                if attempt == REPLACEMENTS:
+                    raise
+                continue
+            batch.samples.volume[i], batch.samples.start[i] = other.volume[0], other.start[0]
+            self.replaced += 1
+            return
+
+    def _read(self, batch: RawBatch, i: int, samples: Samples, at: int, flip: np.ndarray) -> None:
+        """Read sample `at` of `samples` into place `i` of the batch."""
+        job = self.job
+        volume = int(samples.volume[at])
+        z, y, x = samples.start[at].tolist()
+        mirrored = (False, False, False) if job.strong else tuple(flip.tolist())
+        values = job.intensities
+        image = batch.image[i]
+        self.reader.read_box(
+            int(job.image_rows[volume]),
+            (z, y, x),
+            job.crop_size,
+            image,
+            fill=float(values.fill[volume]),
+            flip=mirrored,
+        )
+        gain, bias = (1.0, 0.0)
+        if not job.strong:
+            gain, bias = float(batch.views[0].gain[i]), float(batch.views[0].bias[i])
+        normalise(image, values, volume, gain, bias)
+        if batch.label is not None and job.label_rows is not None:
+            label = batch.label[i][None]
+            row = int(job.label_rows[volume])
+            self.reader.read_box(row, (z, y, x), job.crop_size, label, flip=mirrored)
+
+
+def normalise(
+    image: np.ndarray, values: Intensities, volume: int, gain: float = 1.0, bias: float = 0.0
+) -> None:
+    """Turn stored values of `volume` into normalised ones in place, then apply gain and bias."""
+    low, high = values.low[volume], values.high[volume]
+    if np.isfinite(low) or np.isfinite(high):
+        np.clip(image, low, high, out=image)
+    scale = np.float32(values.scale[volume] * gain)
+    shift = np.float32(values.shift[volume] * gain + bias)
+    if scale != 1:
+        image *= scale
+    if shift != 0:
+        image += shift

@@ -1,0 +1,193 @@
+"""Batches of crops on the device from a corpus, in an order that one integer describes.
+
+    with Loader("corpus.zarr", LoaderConfig(crop_size=(96, 96, 96), micro_batch=8)) as loader:
+        for batch in loader:
+            loss = model(batch.image)
+
+The loader is infinite: it goes on into the next epoch, shuffled anew.
+"""
+
+import time
+from collections import deque
+from collections.abc import Collection, Iterator
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+import numpy as np
+import torch
+
+from mim3d.dataio.batch import Batch
+from mim3d.dataio.corpus import Corpus
+from mim3d.dataio.crop_job import choose_volumes, crop_job, make_sampler
+from mim3d.dataio.crop_source import CropSource, RawBatch
+from mim3d.dataio.dali_graph import DaliGraph, GraphSpec, feed_order
+from mim3d.dataio.errors import Mim3dError
+from mim3d.dataio.finish import finish
+from mim3d.dataio.loader_config import LoaderConfig
+from mim3d.dataio.shard_reader import ShardReader
+
+__all__ = ["Batch", "Loader", "LoaderConfig"]
+
+STATE_FORMAT = 1
+
+
+class Loader:
+    """An endless iterator of `Batch`es of one rank.
+
+    Global batch k of a run holds samples `k * world * micro_batch` onward, and rank r the r-th
+    slice of it, so ranks never overlap and the union is the same at any world size. `subjects`
+    keeps only volumes of those subjects. `device` is "cpu" or "cuda[:n]".
+    """
+
+    def __init__(
+        self,
+        corpus: str | Path | Corpus,
+        config: LoaderConfig,
+        *,
+        rank: int = 0,
+        world: int = 1,
+        device: str | torch.device = "cpu",
+        subjects: Collection[str] | None = None,
+    ) -> None:
+        if not 0 <= rank < world:
+            raise Mim3dError(f"rank={rank} is not below world={world}")
+        self.corpus = corpus if isinstance(corpus, Corpus) else Corpus.open(corpus)
+        self.config, self.rank, self.world = config, rank, world
+        self.device = torch.device(device)
+        table = self.corpus.table
+        volumes = choose_volumes(table, config.label, subjects)
+        self.sampler = make_sampler(table, config, volumes)
+        self._job = crop_job(table, config, volumes)
+        reader = ShardReader(table, self.corpus.root)
+        self._source = CropSource(reader, self.sampler, self._job, config.threads, config.prefetch)
+        self._spec = self._graph_spec()
+        self._graph: DaliGraph | None = None
+        self._in_flight: deque[RawBatch] = deque()
+        self._step = self._sample = 0
+        self._augment_s = 0.0
+
+    @property
+    def epoch(self) -> float:
+        """Epochs delivered so far, all ranks together."""
+        return self._sample / self.sampler.epoch_samples
+
+    def __iter__(self) -> Iterator[Batch]:
+        return self
+
+    def __next__(self) -> Batch:
+        graph = self._graph or self._start()
+        began, waited = time.perf_counter(), self._source.wait_s
+        tensors = graph.run()
+        raw = self._in_flight.popleft()
+        if raw.error is not None:
+            self._stop()
+            raise raw.error
+        batch = self._batch(raw, tensors)
+        self._augment_s += time.perf_counter() - began - (self._source.wait_s - waited)
+        self._step += 1
+        self._sample += self._stride
+        return batch
+
+    def state_dict(self) -> dict[str, int]:
+        """Where the next batch begins: `sample` (global) alone decides, `step` only counts."""
+        return {
+            "format": STATE_FORMAT,
+            "sample": self._sample,
+            "step": self._step,
+            "seed": self.config.seed,
+            "volumes": self.sampler.epoch_samples,
+        }
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        """Go to where `state` was taken, possibly by a loader of another world size."""
+        mine = self.state_dict()
+        for name in ("format", "seed", "volumes"):
+            if state[name] != mine[name]:
+                raise Mim3dError(
+                    f"the loader's state has {name}={state[name]}, this loader {mine[name]}: "
+                    "resume with the corpus, subjects and seed of the run"
+                )
+        self._stop()
+        self._step, self._sample = int(state["step"]), int(state["sample"])
+
+    def metrics(self) -> dict[str, float]:
+        """Totals so far; seconds of reading and decoding add up over threads."""
+        reader = self._source.reader
+        return {
+            "crops": float(self._source.crops),
+            "read_s": reader.read_s,
+            "decode_s": reader.decode_s,
+            "augment_s": self._augment_s,
+            "wait_s": self._source.wait_s,
+            "bytes_read": float(reader.bytes_read),
+            "replaced": float(self._source.replaced),
+        }
+
+    def close(self) -> None:
+        """Stop all threads; safe to call twice."""
+        self._stop()
+        self._source.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        tb: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    @property
+    def _stride(self) -> int:
+        return self.world * self.config.micro_batch
+
+    def _graph_spec(self) -> GraphSpec:
+        config, on_gpu = self.config, self.device.type == "cuda"
+        return GraphSpec(
+            batch=config.micro_batch,
+            channels=self._job.channels,
+            crop_size=config.crop_size,
+            views=config.views,
+            label_dtype=self._job.label_dtype,
+            strong=self._job.strong,
+            augmentation=self._job.augmentation,
+            device_id=(self.device.index or 0) if on_gpu else None,
+            threads=config.threads,
+        )
+
+    def _start(self) -> DaliGraph:
+        first = self._sample + self.rank * self.config.micro_batch
+        batches = self._source.batches(first, self._stride, self.config.micro_batch)
+
+        def feed(_iteration: int) -> list[np.ndarray]:
+            raw = next(batches)
+            self._in_flight.append(raw)
+            return feed_order(self._spec, raw.image, raw.label, raw.views)
+
+        self._graph = DaliGraph(self._spec, feed)
+        return self._graph
+
+    def _stop(self) -> None:
+        graph, self._graph = self._graph, None
+        if graph is not None:
+            graph.close()
+        self._in_flight.clear()
+
+    def _batch(self, raw: RawBatch, tensors: list[torch.Tensor]) -> Batch:
+        label = tensors.pop() if raw.label is not None else None
+        images = [
+            finish(image, view.noise_std, view.noise_seed, self.config.dtype)
+            for image, view in zip(tensors, raw.views, strict=True)
+        ]
+        return Batch(
+            image=images[0],
+            second_view=images[1] if len(images) > 1 else None,
+            label=label,
+            volume=torch.from_numpy(raw.samples.volume),
+            start=torch.from_numpy(raw.samples.start),
+            sample=torch.from_numpy(raw.samples.sample),
+            step=self._step,
+        )

@@ -1,0 +1,130 @@
+"""Byte ranges of shard files on local disk: open descriptors kept, neighbours read at once."""
+
+import os
+import threading
+from collections import OrderedDict
+from pathlib import Path
+
+import numpy as np
+
+from mim3d.dataio.errors import CorpusError
+
+GAP_BYTES = 4096
+OPEN_FILES = 256
+
+
+def coalesce(offsets: list[int], sizes: list[int], gap: int) -> list[tuple[int, int, list[int]]]:
+    """Runs `(offset, nbytes, members)` that cover the given ranges, joined across `gap` bytes."""
+    runs: list[tuple[int, int, list[int]]] = []
+    end = -1
+    for i in sorted(range(len(offsets)), key=offsets.__getitem__):
+        if runs and offsets[i] - end <= gap:
+            offset, _, members = runs[-1]
+            members.append(i)
+            end = max(end, offsets[i] + sizes[i])
+            runs[-1] = (offset, end - offset, members)
+        else:
+            end = offsets[i] + sizes[i]
+            runs.append((offsets[i], sizes[i], [i]))
+    return runs
+
+
+class _Descriptor:
+    """An open file; closes when the last reader lets go, so eviction never races a read."""
+
+    def __init__(self, path: Path) -> None:
+        self.fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        self.nbytes = os.fstat(self.fd).st_size
+
+    def __del__(self) -> None:
+        fd, self.fd = getattr(self, "fd", -1), -1
+        if fd >= 0:
+            os.close(fd)
+
+
+class LocalShards:
+    """Reads byte ranges of the shards under a corpus' root; safe for many threads.
+
+    Buffers are per thread and reused: what `read` returns is valid until the same thread reads
+    again.
+    """
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self._open: OrderedDict[str, _Descriptor] = OrderedDict()
+        self._lock = threading.Lock()
+        self._local = threading.local()
+
+    def read(
+        self, path: str, nbytes: int, offsets: list[int], sizes: list[int]
+    ) -> list[np.ndarray]:
+        """Return the ranges of shard `path` (relative to the root) as uint8 views, in order.
+
+        `nbytes` is the shard's size as the chunk table has it; another size, or a file that is
+        gone or may not be read, raises CorpusError.
+        """
+        file = self._descriptor(path, nbytes)
+        runs = coalesce(offsets, sizes, GAP_BYTES)
+        buffer = self._buffer(sum(run[1] for run in runs))
+        window = buffer.data
+        views: list[np.ndarray] = [buffer] * len(offsets)
+        at = 0
+        for offset, length, members in runs:
+            self._fill(file, path, window[at : at + length], offset)
+            for i in members:
+                begin = at + offsets[i] - offset
+                views[i] = buffer[begin : begin + sizes[i]]
+            at += length
+        return views
+
+    def close(self) -> None:
+        """Close every file; a later read opens again."""
+        with self._lock:
+            self._open.clear()
+
+    def _fill(self, file: _Descriptor, path: str, window: memoryview, offset: int) -> None:
+        done = 0
+        while done < len(window):
+            got = os.preadv(file.fd, [window[done:]], offset + done)
+            if got == 0:
+                raise CorpusError(
+                    f"{self.root / path}: ends at byte {offset + done}, the chunk table goes on to "
+                    f"{offset + len(window)}; run `mim3d verify` on the corpus"
+                )
+            done += got
+
+    def _buffer(self, nbytes: int) -> np.ndarray:
+        buffer = getattr(self._local, "buffer", None)
+        if buffer is None or len(buffer) < nbytes:
+            buffer = self._local.buffer = np.empty(max(nbytes, 1 << 20), np.uint8)
+        return buffer
+
+    def _descriptor(self, path: str, nbytes: int) -> _Descriptor:
+        with self._lock:
+            file = self._open.get(path)
+            if file is not None:
+                self._open.move_to_end(path)
+                return file
+        file = self._opened(path, nbytes)
+        with self._lock:
+            self._open[path] = file
+            while len(self._open) > OPEN_FILES:
+                self._open.popitem(last=False)
+        return file
+
+    def _opened(self, path: str, nbytes: int) -> _Descriptor:
+        try:
+            file = _Descriptor(self.root / path)
+        except FileNotFoundError:
+            raise CorpusError(
+                f"{self.root / path}: this shard is in the manifest but not on disk; restore it "
+                "or run `mim3d convert` again"
+            ) from None
+        except OSError as error:
+            raise CorpusError(f"{self.root / path}: cannot be read: {error.strerror}") from error
+        if file.nbytes != nbytes:
+            raise CorpusError(
+                f"{self.root / path}: has {file.nbytes} bytes, the chunk table says {nbytes}: the "
+                "table is stale; run `mim3d convert` again to rebuild it"
+            )
+        return file
