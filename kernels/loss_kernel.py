@@ -58,7 +58,7 @@ def loss_kernel(
     GRADIENT_ALIGN: tl.constexpr, WIDTH: tl.constexpr, DENSE: tl.constexpr, KIND: tl.constexpr,
     NORMALISE: tl.constexpr, EPS: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """Partial loss and gradient of ROWS patches x BLOCK elements; grid (rows / ROWS, WIDTH / BLOCK).
+    """Partial loss and gradient of ROWS patches x BLOCK elements. Grid (rows / ROWS, chunks).
 
     Token form: p_ids (b, m) int64 names each row's patch, prediction_b/c/x are its strides.
     Dense form: rows are all patches; p_ids (b, n) uint8 says which count, others get gradient 0.

@@ -64,8 +64,8 @@ def masked_voxel_loss(
     prediction: (b, m, k) for the masked tokens in the order of masked_ids, k = c * p or the padded
     row_width, or dense (b, c, z, y, x) over the crop, of which only masked patches count (their
     ids must not repeat). volume (b, c, z, y, x), masked_ids (b, m) int64; weight per voxel
-    (b, 1 or c, z, y, x), cut and flipped with the volume. denominator defaults to b * m * c * p, weighted or
-    not; under data parallelism pass the global count, summed gradients are then the global mean's.
+    (b, 1 or c, z, y, x), cut and flipped with the volume. denominator defaults to b * m * c * p,
+    weighted or not; under data parallelism pass the global count and sum gradients over ranks.
     scale, shift, flip, start, crop_size as for gather_patch_rows. float64 predictions give float64.
     """
     check_volume(volume)

@@ -23,10 +23,10 @@ from torch import Tensor
 
 from mim3d.kernels.backend import cdiv, choose, jit, next_power_of_2, on_device, tl
 from mim3d.kernels.patch_grid import Size, as_size
+from mim3d.kernels.philox import philox_block, philox_word
 
 KINDS = ("random", "block", "grid")
 RANKED_PATCHES = 4096  # up to here the kernel counts ranks (n^2); beyond it sorts its keys
-LOW_WORD = 0xFFFFFFFF
 
 
 @dataclass(frozen=True)
@@ -47,8 +47,7 @@ def patch_key(seed, i_sample, o_patch, gy, gx, UNIT: tl.constexpr, KIND: tl.cons
     """Non-negative int64 sort keys of patches `o_patch` (int32 block) of one sample."""
     low = (i_sample & 0xFFFFFFFF).to(tl.uint32).to(tl.int32, bitcast=True)
     high = (i_sample >> 32).to(tl.int32)
-    word, _, _, _ = tl.philox(seed, o_patch, low + o_patch * 0, high + o_patch * 0, o_patch * 0)
-    key = word.to(tl.int64)
+    key = philox_block(seed, o_patch, low, high, 0).to(tl.int64)
     if KIND != "random":
         z = o_patch // (gy * gx)
         y = (o_patch // gx) % gy
@@ -57,7 +56,7 @@ def patch_key(seed, i_sample, o_patch, gy, gx, UNIT: tl.constexpr, KIND: tl.cons
             group = ((z // UNIT) * uy + y // UNIT) * ux + x // UNIT
         else:
             group = ((z % UNIT) * UNIT + y % UNIT) * UNIT + x % UNIT
-        first, _, _, _ = tl.philox(seed, group, low + group * 0, high + group * 0, group * 0 + 1)
+        first = philox_block(seed, group, low, high, 1)
         key = ((first >> 1).to(tl.int64) << 32) | key
     return key
 
@@ -166,21 +165,6 @@ def _check(
             f"grid {shape} has {math.prod(shape)} patches but n_patches is {n_patches}"
         )
     return shape
-
-
-def philox_word(seed: int, index: Tensor, sample: Tensor, stream: int) -> Tensor:
-    """First 32-bit word of Philox4x32-10 as int64, broadcasting index against sample."""
-    c0, sample = torch.broadcast_tensors(index, sample)
-    c1, c2 = sample & LOW_WORD, (sample >> 32) & LOW_WORD
-    c3 = torch.full_like(c0, stream)
-    k0, k1 = seed & LOW_WORD, seed >> 32
-    for _ in range(10):
-        # The int64 products wrap, but their 64 bits are the unsigned ones.
-        a, b = c0 * 0xD2511F53, c2 * 0xCD9E8D57
-        c0, c1 = ((b >> 32) & LOW_WORD) ^ c1 ^ k0, b & LOW_WORD
-        c2, c3 = ((a >> 32) & LOW_WORD) ^ c3 ^ k1, a & LOW_WORD
-        k0, k1 = (k0 + 0x9E3779B9) & LOW_WORD, (k1 + 0xBB67AE85) & LOW_WORD
-    return c0
 
 
 def patch_keys(seed: int, sample: Tensor, kind: str, grid: Size, unit: int) -> Tensor:
