@@ -1,0 +1,87 @@
+"""`mim3d pretrain RECIPE --data.corpus CORPUS --out RUN`."""
+
+import os
+import subprocess
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+
+from mim3d.dataio.errors import Mim3dError
+from mim3d.engine.config import PretrainConfig
+from mim3d.engine.outcome import Outcome
+from mim3d.engine.pretrain import run_pretrain
+from mim3d.engine.recipes import RECIPES, recipe
+
+DESCRIPTION = """Pretrain an encoder by MAE, SimMIM or SimCLR on a corpus.
+
+RECIPE is one of: {recipes}.
+
+Every field below starts at the recipe's value. A RUN that holds checkpoints of the same
+configuration is gone on with; SIGTERM or SIGUSR1 saves, and exits 0. On several GPUs:
+--nproc N here, or torchrun --no-python --nproc-per-node N mim3d pretrain ..., or srun.
+"""
+
+
+@dataclass(frozen=True)
+class PretrainArgs:
+    """A run: its configuration, where it goes, and on how many processes."""
+
+    config: Annotated[PretrainConfig, tyro.conf.arg(name="")]
+    out: Path
+    """Folder of the run."""
+    nproc: int = 1
+    """Processes to start on this machine (one per GPU)."""
+    max_restarts: int = 0
+    """How often to start again from the last checkpoint when a process dies (with --nproc)."""
+
+
+def main(words: list[str]) -> Outcome:
+    """Run the command."""
+    if not words or words[0] in {"-h", "--help"}:
+        words = ["demo-mae", "--help"]
+    config = recipe(words[0])
+    args = parse(words[0], config, words[1:])
+    if args.nproc > 1 and "RANK" not in os.environ:
+        return launch(words, args)
+    result = run_pretrain(args.config, args.out)
+    figures = {
+        "run": str(result.run),
+        "step": result.step,
+        "interrupted": result.interrupted,
+        **result.figures,
+    }
+    return Outcome(figures)
+
+
+def parse(name: str, config: PretrainConfig, words: Sequence[str]) -> PretrainArgs:
+    """The arguments, each field of the recipe overridable."""
+    return tyro.cli(
+        PretrainArgs,
+        args=list(words),
+        default=PretrainArgs(config, tyro.MISSING),
+        prog=f"mim3d pretrain {name}",
+        description=DESCRIPTION.format(recipes=", ".join(RECIPES)),
+        config=(tyro.conf.AvoidSubcommands,),
+    )
+
+
+def launch(words: Sequence[str], args: PretrainArgs) -> Outcome:
+    """Start torchrun with the same words; restarts go on from the last checkpoint."""
+    command = [
+        sys.executable, "-m", "torch.distributed.run", "--standalone",
+        f"--nproc-per-node={args.nproc}", f"--max-restarts={args.max_restarts}",
+        "-m", "mim3d.engine.cli", "pretrain", *words,
+    ]  # fmt: skip
+    # A restarted worker must not meet the rendezvous store of the round that died.
+    environment = {"TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1", "OMP_NUM_THREADS": "1", **os.environ}
+    done = subprocess.run(command, env=environment, check=False)
+    if done.returncode:
+        raise Mim3dError(
+            f"{args.nproc} processes ended with code {done.returncode}; their messages stand "
+            f"above. The same command goes on from the last checkpoint in {args.out}"
+        )
+    return Outcome({"run": str(args.out), "nproc": args.nproc})

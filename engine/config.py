@@ -1,0 +1,250 @@
+"""The configuration of a pretraining run: typed, checked, and stored with the run as JSON."""
+
+import dataclasses
+import hashlib
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from mim3d.dataio.loader_config import LoaderConfig
+from mim3d.engine.errors import ConfigError
+from mim3d.engine.mae import MAEConfig
+from mim3d.engine.schedule import ScheduleConfig
+from mim3d.engine.simclr import SimCLRConfig
+from mim3d.engine.simmim import SimMIMConfig
+from mim3d.engine.swin import SwinConfig
+from mim3d.engine.vit import ViTConfig
+
+MethodConfig = MAEConfig | SimMIMConfig | SimCLRConfig
+Precision = Literal["auto", "fp32", "bf16", "fp16"]
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """Which crops are drawn, and how they arrive."""
+
+    corpus: str = ""
+    """Folder of the corpus that `mim3d convert` wrote."""
+    subjects: tuple[str, ...] | None = None
+    """Train on these subjects only; all where not given."""
+    weighting: Literal["uniform", "voxels", "foreground"] = "uniform"
+    """How often a volume is drawn."""
+    normalise: str = "zscore"
+    """none, zscore, clip-zscore, percentile or window:LOW:HIGH."""
+    augment: Literal["auto", "none", "mim", "contrastive"] = "auto"
+    """auto is contrastive for SimCLR and mim for the others."""
+    snap: int = 16
+    """Crops start at multiples of this many voxels: fewer chunks are read."""
+    cache: Literal["none", "host", "device"] = "host"
+    """Where compressed chunks stay."""
+    cache_bytes: int = 4 << 30
+    """Budget of that cache."""
+    on_error: Literal["raise", "replace"] = "raise"
+    """A damaged chunk stops the run, or is replaced and counted."""
+    threads: int = 2
+    """Reading and decoding threads of a rank."""
+    prefetch: int = 2
+    """Batches made ahead."""
+
+    def loader_config(
+        self, vit: ViTConfig, method: MethodConfig, micro_batch: int, seed: int
+    ) -> LoaderConfig:
+        """The loader's configuration for one rank."""
+        contrastive = isinstance(method, SimCLRConfig)
+        automatic = "contrastive" if contrastive else "mim"
+        return LoaderConfig(
+            crop_size=vit.crop_size,
+            micro_batch=micro_batch,
+            views=2 if contrastive else 1,
+            seed=seed,
+            snap=self.snap,
+            weighting=self.weighting,
+            normalise=self.normalise,
+            augment=automatic if self.augment == "auto" else self.augment,
+            cache=self.cache,
+            cache_bytes=self.cache_bytes,
+            on_error=self.on_error,
+            threads=self.threads,
+            prefetch=self.prefetch,
+        )
+
+
+@dataclass(frozen=True)
+class OptimConfig:
+    """The optimiser; the rate's course is in `schedule`."""
+
+    impl: Literal["torch", "apex"] = "torch"
+    """torch.optim.AdamW(fused=True), or NVIDIA apex's fused kernels."""
+    kind: Literal["adamw", "lamb"] = "adamw"
+    """lamb needs apex."""
+    weight_decay: float = 0.05
+    """Decoupled decay of matrices; vectors (norms, biases, tokens) have none."""
+    beta1: float = 0.9
+    """Decay of the first moment."""
+    beta2: float = 0.95
+    """Decay of the second moment."""
+    eps: float = 1e-8
+    """Added to the root of the second moment."""
+    clip_norm: float = 1.0
+    """Largest norm of the global gradient; 0 turns clipping off."""
+
+    def __post_init__(self) -> None:
+        """LAMB exists in apex only."""
+        if self.kind == "lamb" and self.impl != "apex":
+            raise ConfigError("optim.kind lamb is apex's: set --optim.impl apex too")
+
+
+@dataclass(frozen=True)
+class ParallelConfig:
+    """How the model is spread over ranks and how a step is computed."""
+
+    replicate: int = 1
+    """Groups of ranks that each hold the whole model (HSDP); 1 shards over all ranks (FSDP)."""
+    grad_accum: int = 1
+    """Micro-batches of a step."""
+    precision: Precision = "auto"
+    """auto is bf16 where the GPU has it, fp16 with a loss scaler where not, fp32 on a CPU."""
+    recompute: bool = False
+    """Rebuild activations of blocks in backward: less memory, a third more arithmetic."""
+    compile: bool = False
+    """torch.compile every block."""
+    reshard_after_forward: bool = True
+    """Free a block's gathered parameters after its forward pass."""
+    min_block_parameters: int = 1_000_000
+    """Smaller blocks are gathered with the root: a collective of their own would cost more."""
+    timeout_s: float = 600.0
+    """A rank that waits this long for another ends the run."""
+
+    def __post_init__(self) -> None:
+        """Counts are at least one."""
+        if min(self.replicate, self.grad_accum) < 1:
+            raise ConfigError(
+                f"parallel.replicate {self.replicate} and parallel.grad_accum {self.grad_accum} "
+                "must be at least 1"
+            )
+
+
+@dataclass(frozen=True)
+class CheckpointConfig:
+    """When the run is saved."""
+
+    every: int = 1000
+    """Steps between checkpoints; the last step and an interruption are saved anyway."""
+    keep: int = 2
+    """Newest checkpoints kept."""
+    keep_best: bool = True
+    """Also keep the one with the lowest mean loss since the one before."""
+    asynchronous: bool = True
+    """Write while training goes on."""
+
+    def __post_init__(self) -> None:
+        """At least one must stay, two for a way back from damage."""
+        if self.every < 1 or self.keep < 1:
+            raise ConfigError(
+                f"checkpoint.every {self.every} and checkpoint.keep {self.keep} must be at least 1"
+            )
+
+
+@dataclass(frozen=True)
+class LogConfig:
+    """What is measured and where it goes; metrics.jsonl is always written."""
+
+    every: int = 20
+    """Steps between rows; only these steps wait for the device."""
+    tensorboard: bool = True
+    """Also write TensorBoard events."""
+    wandb: bool = False
+    """Also log to Weights & Biases (pip install wandb)."""
+    picture_every: int = 0
+    """Steps between reconstruction pictures; 0 draws at the end only."""
+    profile_step: int = 0
+    """First step of a torch.profiler window; 0 takes no trace."""
+    profile_steps: int = 3
+    """Length of that window."""
+    max_bad_steps: int = 10
+    """Stop after this many steps in a row with non-finite gradients."""
+
+    def __post_init__(self) -> None:
+        """Intervals are at least one step."""
+        if min(self.every, self.profile_steps, self.max_bad_steps) < 1:
+            raise ConfigError("log.every, log.profile_steps and log.max_bad_steps: at least 1")
+
+
+@dataclass(frozen=True)
+class PretrainConfig:
+    """One pretraining run, whole."""
+
+    method: MethodConfig = field(default_factory=MAEConfig)
+    vit: ViTConfig = field(default_factory=ViTConfig)
+    swin: SwinConfig | None = None
+    """A Swin encoder in the ViT's place (SimMIM and SimCLR); crop and channels stay vit's."""
+    data: DataConfig = field(default_factory=DataConfig)
+    optim: OptimConfig = field(default_factory=OptimConfig)
+    schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
+    parallel: ParallelConfig = field(default_factory=ParallelConfig)
+    checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
+    log: LogConfig = field(default_factory=LogConfig)
+    global_batch: int = 64
+    """Crops of a step over all ranks and micro-batches."""
+    steps: int = 1000
+    """Optimiser steps."""
+    seed: int = 0
+    """Of initial weights, crops, augmentation and masks."""
+
+    def __post_init__(self) -> None:
+        """Check what no part can see alone."""
+        if min(self.global_batch, self.steps) < 1:
+            raise ConfigError(
+                f"global_batch {self.global_batch} and steps {self.steps} must be at least 1"
+            )
+        if self.swin is not None and isinstance(self.method, MAEConfig):
+            raise ConfigError(
+                "MAE drops tokens, which Swin's windows cannot: use a simmim or simclr recipe with "
+                "swin, or MAE with the vit"
+            )
+
+    def micro_batch(self, world: int) -> int:
+        """Crops of one rank's micro-batch."""
+        parts = world * self.parallel.grad_accum
+        if self.global_batch % parts:
+            raise ConfigError(
+                f"global_batch {self.global_batch} must be a multiple of {world} ranks x "
+                f"grad_accum {self.parallel.grad_accum} = {parts}"
+            )
+        return self.global_batch // parts
+
+
+def config_dict(config: object) -> dict[str, Any]:
+    """Plain nested values of a configuration, with the method's name."""
+    plain = json.loads(json.dumps(dataclasses.asdict(config), default=str))  # pyright: ignore
+    if isinstance(config, PretrainConfig):
+        plain["method"]["name"] = method_name(config.method)
+    return plain
+
+
+def method_name(method: MethodConfig) -> str:
+    """mae, simmim or simclr."""
+    return type(method).__name__.removesuffix("Config").lower()
+
+
+NOT_IDENTITY = ("checkpoint", "log", "parallel")
+"""Parts that a resumed run may change: they do not decide what is learned."""
+
+
+def config_identity(config: PretrainConfig) -> dict[str, Any]:
+    """What must be equal for a run to be resumed; where the corpus lies does not matter."""
+    plain = {key: value for key, value in config_dict(config).items() if key not in NOT_IDENTITY}
+    for key in ("corpus", "cache", "cache_bytes", "threads", "prefetch"):
+        plain["data"].pop(key, None)
+    return plain
+
+
+def config_sha256(identity: dict[str, Any]) -> str:
+    """Hash of a configuration's plain values."""
+    return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
+
+
+def write_config(config: PretrainConfig, file: Path) -> None:
+    """Store the resolved configuration."""
+    file.write_text(json.dumps(config_dict(config), indent=2) + "\n")

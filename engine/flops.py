@@ -1,0 +1,131 @@
+"""Floating-point operations of a training crop, mask-aware, and the peaks to hold them against.
+
+A multiply-add counts as two. Training counts the forward pass, the gradient of every activation
+and of every weight: three times the forward pass, except the patch embedding, whose input needs
+no gradient. Recomputed activations do not count: they are not work the model asked for.
+"""
+
+from dataclasses import dataclass
+
+from mim3d.engine.mae import MAEConfig
+from mim3d.engine.simclr import SimCLRConfig
+from mim3d.engine.simmim import SimMIMConfig
+from mim3d.engine.swin import STRIDE, SwinConfig
+from mim3d.engine.vit import ViTConfig
+from mim3d.kernels.masking import n_visible
+
+PEAK_BF16 = {
+    "B200": 2.25e15,
+    "GB200": 2.5e15,
+    "H200": 989.4e12,
+    "H100 PCIe": 756e12,
+    "H100": 989.4e12,
+    "A100": 312e12,
+    "L40S": 362e12,
+    "A10": 125e12,
+    "L4": 121e12,
+    "RTX 4090": 165.2e12,
+    "RTX A6000": 154.8e12,
+}
+"""Dense bf16 tensor-core peak by a part of the device's name, FLOP/s, from NVIDIA's data sheets."""
+
+
+@dataclass(frozen=True)
+class CropFlops:
+    """FLOPs of one crop: `forward` alone and a whole `training` step."""
+
+    forward: float
+    training: float
+
+
+def crop_flops(method: MAEConfig | SimMIMConfig | SimCLRConfig, vit: ViTConfig) -> CropFlops:
+    """FLOPs of pretraining on one crop; SimCLR's two views count as one crop."""
+    n = vit.n_patches
+    if isinstance(method, MAEConfig):
+        visible = n_visible(n, method.mask_ratio)
+        embed = linear_flops(visible, vit.row_width, vit.width)
+        width = method.decoder_width
+        rest = (
+            vit.depth * block_flops(visible, vit.width, vit.mlp_ratio)
+            + linear_flops(visible, vit.width, width)
+            + method.decoder_depth * block_flops(n, width, 4.0)
+            + linear_flops(n - visible, width, vit.channels * vit.patch_voxels)
+        )
+    elif isinstance(method, SimMIMConfig):
+        hidden = n - n_visible(n, method.mask_ratio)
+        embed = linear_flops(n, vit.row_width, vit.width)
+        rest = vit.depth * block_flops(n, vit.width, vit.mlp_ratio)
+        rest += linear_flops(hidden, vit.width, vit.channels * vit.patch_voxels)
+    else:
+        embed = 2 * linear_flops(n, vit.row_width, vit.width)
+        rest = 2 * vit.depth * block_flops(n, vit.width, vit.mlp_ratio)
+        rest += 2 * linear_flops(1, vit.width, method.projection_hidden)
+        rest += 2 * linear_flops(1, method.projection_hidden, method.projection_width)
+    return CropFlops(forward=embed + rest, training=2 * embed + 3 * rest)
+
+
+def run_flops(
+    method: MAEConfig | SimMIMConfig | SimCLRConfig, vit: ViTConfig, swin: SwinConfig | None = None
+) -> float:
+    """Training FLOPs of one crop for whichever encoder a run has."""
+    if swin is None:
+        return crop_flops(method, vit).training
+    views = 2 if isinstance(method, SimCLRConfig) else 1
+    embed, rest = swin_flops(swin, vit)
+    cells = vit.crop_size[0] * vit.crop_size[1] * vit.crop_size[2] // STRIDE**3
+    if isinstance(method, SimCLRConfig):
+        rest += linear_flops(1, swin.width, method.projection_hidden)
+        rest += linear_flops(1, method.projection_hidden, method.projection_width)
+    else:
+        rest += linear_flops(cells, swin.width, vit.channels * STRIDE**3)
+    return views * (2 * embed + 3 * rest)
+
+
+def swin_flops(swin: SwinConfig, vit: ViTConfig) -> tuple[float, float]:
+    """Forward pass of a Swin encoder: its patch embedding, and all the rest.
+
+    Windows that overhang the grid are padded, and the padding is computed too.
+    """
+    sizes = [size // 2 for size in vit.crop_size]
+    width = swin.feature_size
+    embed = linear_flops(sizes[0] * sizes[1] * sizes[2], 8 * vit.channels, width)
+    rest = 0.0
+    for depth in swin.depths:
+        tokens = sizes[0] * sizes[1] * sizes[2]
+        edges = [min(swin.window, size) for size in sizes]
+        padded, window = 1, edges[0] * edges[1] * edges[2]
+        for size, edge in zip(sizes, edges, strict=True):
+            padded *= -(-size // edge) * edge
+        attention = linear_flops(padded, width, 4 * width) + 4.0 * padded * window * width
+        rest += depth * (attention + 2 * linear_flops(tokens, width, 4 * width))
+        sizes = [-(-size // 2) for size in sizes]
+        rest += linear_flops(sizes[0] * sizes[1] * sizes[2], 8 * width, 2 * width)
+        width *= 2
+    return embed, rest
+
+
+def encoder_flops(vit: ViTConfig) -> CropFlops:
+    """FLOPs of the encoder alone over every patch of a crop, as fine-tuning runs it."""
+    embed = linear_flops(vit.n_patches, vit.row_width, vit.width)
+    rest = vit.depth * block_flops(vit.n_patches, vit.width, vit.mlp_ratio)
+    return CropFlops(forward=embed + rest, training=2 * embed + 3 * rest)
+
+
+def block_flops(tokens: int, width: int, mlp_ratio: float) -> float:
+    """Forward pass of one block: qkv and projection, attention both ways, two MLP layers."""
+    attention = 4.0 * tokens * tokens * width
+    dense = linear_flops(tokens, width, 4 * width)
+    return attention + dense + 2 * linear_flops(tokens, width, int(width * mlp_ratio))
+
+
+def linear_flops(tokens: int, wide_in: int, wide_out: int) -> float:
+    """Forward pass of a linear layer over `tokens` rows."""
+    return 2.0 * tokens * wide_in * wide_out
+
+
+def peak_bf16(device_name: str) -> float | None:
+    """Dense bf16 peak of a device, FLOP/s; None where the data sheet is not known here."""
+    for part in sorted(PEAK_BF16, key=len, reverse=True):
+        if part in device_name:
+            return PEAK_BF16[part]
+    return None

@@ -1,0 +1,212 @@
+"""Measurement of a run: stages of a step, rates, utilisation, memory, and where rows go."""
+
+import json
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import psutil
+import torch
+
+from mim3d.engine.errors import ConfigError
+
+Row = dict[str, Any]
+
+
+class StageClock:
+    """Seconds of each stage of a step: host time on a CPU, device events on a GPU.
+
+    On a GPU it is active in logging steps only, and reading it waits for the device.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self.on_gpu = device.type == "cuda"
+        self.active = False
+        self._marks: list[tuple[str, float | torch.cuda.Event]] = []
+
+    def begin(self, active: bool) -> None:
+        """Start a step."""
+        self.active = active
+        self._marks.clear()
+        self.mark("")
+
+    def mark(self, stage: str) -> None:
+        """The stage that ends here."""
+        if not self.active:
+            return
+        if self.on_gpu:
+            event = torch.cuda.Event(enable_timing=True)
+            event.record()
+            self._marks.append((stage, event))
+        else:
+            self._marks.append((stage, time.perf_counter()))
+
+    def read(self) -> dict[str, float]:
+        """Seconds by stage of the step just done; stages of one name add up."""
+        if self.on_gpu:
+            torch.cuda.synchronize()
+        spent: dict[str, float] = {}
+        for (_, began), (stage, ended) in zip(self._marks, self._marks[1:], strict=False):
+            if isinstance(began, torch.cuda.Event):
+                assert isinstance(ended, torch.cuda.Event)
+                seconds = began.elapsed_time(ended) / 1e3
+            else:
+                assert not isinstance(ended, torch.cuda.Event)
+                seconds = ended - began
+            spent[stage] = spent.get(stage, 0.0) + seconds
+        return spent
+
+
+@dataclass
+class Window:
+    """Totals between two rows."""
+
+    began: float
+    steps: int = 0
+    waited: float = 0.0
+    """Seconds the step stood still for data."""
+
+    def rates(self, config: "RateBasis", now: float) -> Row:
+        """Rates of the whole run (all ranks) over the window."""
+        seconds = max(now - self.began, 1e-9)
+        crops = self.steps * config.global_batch / seconds
+        flops = crops * config.flops_per_crop
+        peak = None if config.peak is None else config.peak * config.world
+        return {
+            "crops_per_s": crops,
+            "voxels_per_s": crops * config.voxels_per_crop,
+            "step_s": seconds / max(self.steps, 1),
+            "data_stall_share": self.waited / seconds,
+            "tflops_per_s": flops / 1e12,
+            "mfu_bf16": None if peak is None else flops / peak,
+        }
+
+
+@dataclass(frozen=True)
+class RateBasis:
+    """What rates are computed from."""
+
+    global_batch: int
+    voxels_per_crop: int
+    flops_per_crop: float
+    peak: float | None
+    """bf16 peak of one device, FLOP/s; None where unknown, as for a CPU."""
+    world: int
+
+
+def memory_row(device: torch.device) -> Row:
+    """Resident memory of the process, and the GPU's peak, in GB (1e9 bytes)."""
+    row: Row = {"host_memory_gb": psutil.Process().memory_info().rss / 1e9}
+    if device.type == "cuda":
+        row["gpu_memory_gb"] = torch.cuda.max_memory_allocated(device) / 1e9
+        row["gpu_reserved_gb"] = torch.cuda.max_memory_reserved(device) / 1e9
+    return row
+
+
+class LoaderDeltas:
+    """Growth of the loader's counters between two rows, stage seconds per step."""
+
+    def __init__(self) -> None:
+        self._before: dict[str, float] = {}
+
+    def row(self, counters: Mapping[str, Any], steps: int, seconds: float) -> Row:
+        """Counters that count seconds become per step, those that count bytes per second."""
+        row: Row = {}
+        for name, value in counters.items():
+            if not isinstance(value, int | float):
+                continue
+            grown = value - self._before.get(name, 0.0)
+            self._before[name] = float(value)
+            if name.endswith(("seconds", "_s")):
+                stage = name.removesuffix("seconds").removesuffix("_s").strip("_")
+                row[f"stage_{stage}_s"] = grown / max(steps, 1)
+            elif "bytes" in name:
+                row[f"{name}_gb_per_s"] = grown / max(seconds, 1e-9) / 1e9
+            else:
+                row[name] = value
+        return row
+
+
+class Sink(Protocol):
+    """Where rows go."""
+
+    def write(self, row: Row) -> None:
+        """Take one row; `step` is among its values."""
+        ...
+
+    def close(self) -> None:
+        """Flush."""
+        ...
+
+
+class JsonLines:
+    """metrics.jsonl; rows past the step a run resumes from are dropped, for they come again."""
+
+    def __init__(self, path: Path, resumed_step: int) -> None:
+        kept = [row for row in read_rows(path) if row["step"] <= resumed_step]
+        path.write_text("".join(json.dumps(row) + "\n" for row in kept))
+        self._stream = path.open("a")
+
+    def write(self, row: Row) -> None:
+        """Append and flush."""
+        self._stream.write(json.dumps(row) + "\n")
+        self._stream.flush()
+
+    def close(self) -> None:
+        """Close the file."""
+        self._stream.close()
+
+
+def read_rows(path: Path) -> list[Row]:
+    """Rows of a metrics.jsonl; a last line cut by a crash is left out."""
+    rows: list[Row] = []
+    if not path.exists():
+        return rows
+    for line in path.read_text().splitlines():
+        try:
+            rows.append(json.loads(line))
+        except json.JSONDecodeError:
+            break
+    return rows
+
+
+class TensorBoard:
+    """Scalars as TensorBoard events."""
+
+    def __init__(self, folder: Path, resumed_step: int) -> None:
+        from torch.utils.tensorboard.writer import SummaryWriter
+
+        self._writer = SummaryWriter(str(folder), purge_step=resumed_step + 1)
+
+    def write(self, row: Row) -> None:
+        """Every number of the row."""
+        for name, value in row.items():
+            if name != "step" and isinstance(value, int | float):
+                self._writer.add_scalar(name, value, row["step"])
+
+    def close(self) -> None:
+        """Flush and close."""
+        self._writer.close()
+
+
+class WeightsAndBiases:
+    """Rows to Weights & Biases, which must be installed and logged in."""
+
+    def __init__(self, run: Path, config: Mapping[str, Any]) -> None:
+        try:
+            import wandb
+        except ImportError as error:
+            raise ConfigError(
+                "log.wandb is on but wandb is not installed: pip install wandb, or --no-log.wandb"
+            ) from error
+        self._run = wandb.init(dir=str(run), name=run.name, config=dict(config), resume="allow")
+
+    def write(self, row: Row) -> None:
+        """Every value of the row."""
+        self._run.log(row, step=row["step"])
+
+    def close(self) -> None:
+        """Finish the run."""
+        self._run.finish()

@@ -1,0 +1,167 @@
+"""AdamW over parameter shards: clipping, loss scaling and skipping bad steps without a host sync.
+
+The optimiser sees each rank's local piece of every parameter as a plain tensor. The gradient's
+norm is reduced over the shard group; the clip factor and the loss scale then go to the fused
+kernel as `grad_scale`, and a non-finite norm as `found_inf`, so a bad gradient on one rank
+updates no rank, and nothing waits for the device.
+"""
+
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
+from torch.nn.utils import get_total_norm
+
+from mim3d.engine.apex import load_apex
+from mim3d.engine.config import OptimConfig
+from mim3d.engine.errors import ConfigError
+
+MOMENTS = ("exp_avg", "exp_avg_sq")
+SCALE_START, SCALE_GROWTH, SCALE_INTERVAL = 2.0**15, 2.0, 1000
+"""Dynamic loss scale of fp16: halved on overflow, doubled after that many good steps."""
+
+
+class ShardedOptimiser:
+    """Fused AdamW (torch or apex) or LAMB (apex) on the local shards of FSDP parameters."""
+
+    def __init__(
+        self,
+        parameters: Iterable[tuple[str, nn.Parameter]],
+        config: OptimConfig,
+        group: dist.ProcessGroup,
+        *,
+        scaled: bool = False,
+    ) -> None:
+        self.config, self.group, self.scaled = config, group, scaled
+        self.named = {name: as_sharded(p) for name, p in parameters if p.requires_grad}
+        self.local = {name: p.to_local().detach() for name, p in self.named.items()}
+        self.device = next(iter(self.local.values())).device
+        self.inner = self._make_inner()
+        self.steps_done = torch.zeros((), device=self.device)
+        for name, piece in self.local.items():
+            # The count stands in every state because torch's fused kernel advances it per tensor.
+            count = {} if config.impl == "apex" else {"step": torch.zeros((), device=self.device)}
+            moments = {moment: torch.zeros_like(piece) for moment in MOMENTS}
+            self.inner.state[self.local[name]] = {**count, **moments}
+        start = SCALE_START if scaled else 1.0
+        self.loss_scale = torch.full((), start, device=self.device)
+        self.growth = torch.zeros((), dtype=torch.int32, device=self.device)
+        self.bad_total = torch.zeros((), device=self.device)
+        self.bad_in_row = torch.zeros((), device=self.device)
+
+    def _make_inner(self) -> torch.optim.Optimizer:
+        config = self.config
+        groups: list[dict[str, Any]] = [
+            {
+                "params": [p for name, p in self.local.items() if decayed(self.named[name]) == on],
+                "weight_decay": config.weight_decay if on else 0.0,
+            }
+            for on in (True, False)
+        ]
+        groups = [group for group in groups if group["params"]]
+        common = {"lr": 0.0, "betas": (config.beta1, config.beta2), "eps": config.eps}
+        if config.impl == "torch":
+            return torch.optim.AdamW(groups, fused=True, **common)
+        if config.kind == "lamb" and dist.get_world_size(self.group) > 1:
+            raise ConfigError(
+                "LAMB's trust ratio needs whole parameters, but they are sharded over "
+                f"{dist.get_world_size(self.group)} ranks: set --parallel.replicate to the number "
+                "of ranks, or --optim.kind adamw"
+            )
+        return load_apex(config.kind)(groups, **common)
+
+    def step(self, lr: float) -> Tensor:
+        """Update from the gradients and drop them; returns their global norm (0-d, on device)."""
+        with torch.no_grad():
+            for name, parameter in self.named.items():
+                grad = parameter.grad
+                assert isinstance(grad, DTensor), f"{name} has no gradient"
+                self.local[name].grad = grad.to_local()
+            norm = self.global_norm() / self.loss_scale
+            bad = (~norm.isfinite()).float()
+            scale = self.loss_scale.clone()
+            if self.config.clip_norm > 0.0:
+                scale *= (norm / self.config.clip_norm).clamp(min=1.0)
+            self._update(lr, scale, bad)
+            self._count(bad)
+        for name, parameter in self.named.items():
+            parameter.grad = self.local[name].grad = None
+        return norm
+
+    def global_norm(self) -> Tensor:
+        """Euclidean norm of the whole gradient, from each rank's pieces."""
+        pieces = [piece.grad for piece in self.local.values() if piece.grad is not None]
+        norm = get_total_norm(pieces)
+        if dist.get_world_size(self.group) == 1:
+            return norm
+        square = norm.square()
+        dist.all_reduce(square, group=self.group)
+        return square.sqrt()
+
+    def _update(self, lr: float, scale: Tensor, bad: Tensor) -> None:
+        for group in self.inner.param_groups:
+            group["lr"] = lr
+        if self.config.impl == "torch":
+            self.inner.grad_scale, self.inner.found_inf = scale, bad  # pyright: ignore[reportAttributeAccessIssue]
+            self.inner.step()
+        elif not bool(bad):
+            # apex takes neither: this path waits for the device once a step.
+            grads = [p.grad for p in self.local.values() if p.grad is not None]
+            torch._foreach_div_(grads, scale)
+            self.inner.step()
+
+    def _count(self, bad: Tensor) -> None:
+        self.bad_total += bad
+        self.bad_in_row.add_(1.0).mul_(bad)
+        self.steps_done += 1.0 - bad
+        if self.scaled:
+            torch._amp_update_scale_(
+                self.loss_scale, self.growth, bad, SCALE_GROWTH, 0.5, SCALE_INTERVAL
+            )
+
+    def state_tensors(self) -> dict[str, Tensor]:
+        """Everything a checkpoint needs, by name; loading writes into these very tensors."""
+        state: dict[str, Tensor] = {
+            "optim.steps_done": self.steps_done,
+            "optim.loss_scale": self.loss_scale,
+            "optim.growth": self.growth,
+            "optim.bad_total": self.bad_total,
+            "optim.bad_in_row": self.bad_in_row,
+        }
+        with torch.no_grad():
+            for name, parameter in self.named.items():
+                for moment in MOMENTS:
+                    piece = self.inner.state[self.local[name]][moment]
+                    state[f"optim.{moment}.{name}"] = DTensor.from_local(
+                        piece,
+                        parameter.device_mesh,
+                        parameter.placements,
+                        run_check=False,
+                        shape=parameter.shape,
+                        stride=parameter.stride(),
+                    )
+        return state
+
+    def after_load(self) -> None:
+        """Hand the loaded step count to the optimiser's own counters."""
+        if self.config.impl == "apex":
+            for group in self.inner.param_groups:
+                group["step"] = int(self.steps_done)
+            return
+        for state in self.inner.state.values():
+            state["step"].copy_(self.steps_done)
+
+
+def as_sharded(parameter: nn.Parameter) -> DTensor:
+    """The parameter as FSDP left it."""
+    if not isinstance(parameter, DTensor):
+        raise ConfigError("the optimiser takes parameters of a model that fully_shard has wrapped")
+    return parameter
+
+
+def decayed(parameter: Tensor) -> bool:
+    """Matrices decay; norms, biases, mask tokens do not."""
+    return parameter.dim() >= 2

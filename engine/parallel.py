@@ -1,0 +1,106 @@
+"""A model over ranks: recomputation, compilation, then FSDP2; one rank takes the same path."""
+
+from itertools import pairwise
+
+import torch
+import torch.distributed as dist
+from torch import nn
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
+from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
+
+from mim3d.engine.config import ParallelConfig
+from mim3d.engine.errors import ConfigError
+
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+def choose_precision(wanted: str, device: torch.device) -> torch.dtype:
+    """Dtype of the forward and backward arithmetic."""
+    if wanted != "auto":
+        return DTYPES[wanted]
+    if device.type == "cpu":
+        return torch.float32
+    return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float16
+
+
+def make_mesh(device: torch.device, world: int, replicate: int) -> DeviceMesh:
+    """Mesh over all ranks: (shard,), or (replicate, shard) for HSDP."""
+    if replicate == 1:
+        return init_device_mesh(device.type, (world,), mesh_dim_names=("shard",))
+    if world % replicate:
+        raise ConfigError(f"parallel.replicate {replicate} must divide the {world} ranks")
+    return init_device_mesh(
+        device.type, (replicate, world // replicate), mesh_dim_names=("replicate", "shard")
+    )
+
+
+def shard_model(
+    model: nn.Module, mesh: DeviceMesh, config: ParallelConfig, dtype: torch.dtype
+) -> FSDPModule:
+    """Shard `model` in place, block by block and then the root; gradients are summed, in fp32.
+
+    Blocks are the entries of the model's innermost ModuleLists.
+    """
+    blocks = transformer_blocks(model)
+    for block in blocks:
+        if config.recompute:
+            set_recompute(block)
+        if config.compile:
+            block.compile()
+    policy = MixedPrecisionPolicy(param_dtype=dtype, reduce_dtype=torch.float32)
+    if dtype == torch.float32:
+        policy = MixedPrecisionPolicy()
+    own = [block for block in blocks if parameter_count(block) >= config.min_block_parameters]
+    for block in own:
+        fully_shard(
+            block,
+            mesh=mesh,
+            mp_policy=policy,
+            reshard_after_forward=config.reshard_after_forward,
+        )
+    root = fully_shard(model, mesh=mesh, mp_policy=policy)
+    assert isinstance(root, FSDPModule)
+    link_prefetch([block for block in own if isinstance(block, FSDPModule)])
+    for module in model.modules():
+        if isinstance(module, FSDPModule):
+            # The loss is divided by the global count already; gloo has no premultiplied sum.
+            module.set_gradient_divide_factor(1.0)
+            module.set_force_sum_reduction_for_comms(True)
+    return root
+
+
+def transformer_blocks(model: nn.Module) -> list[nn.Module]:
+    """Entries of the model's innermost ModuleLists, in order of the forward pass."""
+    lists = [part for part in model.modules() if isinstance(part, nn.ModuleList)]
+    return [block for part in lists for block in part if not holds_list(block)]
+
+
+def holds_list(module: nn.Module) -> bool:
+    """Whether blocks are nested in this one."""
+    return any(isinstance(part, nn.ModuleList) for part in module.modules())
+
+
+def set_recompute(block: nn.Module) -> None:
+    """Turn on recomputation, under the name each kind of block has for it."""
+    for name in ("recompute", "use_checkpoint"):
+        for part in block.modules():
+            if hasattr(part, name):
+                setattr(part, name, True)
+
+
+def parameter_count(module: nn.Module) -> int:
+    """Parameters of a module, all of them, also once sharded."""
+    return sum(parameter.numel() for parameter in module.parameters())
+
+
+def link_prefetch(blocks: list[FSDPModule]) -> None:
+    """Gather the next block while one computes, in both directions."""
+    for block, following in pairwise(blocks):
+        block.set_modules_to_forward_prefetch([following])
+    for before, block in pairwise(blocks):
+        block.set_modules_to_backward_prefetch([before])
+
+
+def shard_group(mesh: DeviceMesh) -> dist.ProcessGroup:
+    """Ranks among which parameters are sharded."""
+    return mesh.get_group("shard")

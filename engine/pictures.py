@@ -1,0 +1,44 @@
+"""Pictures of what a masked model paints: input, masked input, reconstruction, mid-slices."""
+
+from pathlib import Path
+
+import numpy as np
+from torch import Tensor
+
+TITLES = ("input", "masked", "reconstruction")
+PLANES = ("axial", "coronal", "sagittal")
+
+
+def draw_reconstruction(
+    file: Path, volume: Tensor, masked: Tensor, painted: Tensor, title: str, rows: int = 4
+) -> None:
+    """Write a PNG of the first `rows` crops, each (b, c, z, y, x), first channel.
+
+    A crop is one row: for each of the three mid-planes input, masked input and reconstruction,
+    on the input's own grey scale.
+    """
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    count = min(rows, volume.shape[0])
+    figure = Figure(figsize=(9 * 1.5, count * 1.5 + 0.7), dpi=110, layout="constrained")
+    FigureCanvasAgg(figure)
+    figure.suptitle(title, fontsize=10)
+    axes = figure.subplots(count, 9, squeeze=False)
+    for i_crop in range(count):
+        stages = [part[i_crop, 0].float().cpu().numpy() for part in (volume, masked, painted)]
+        low, high = np.percentile(stages[0], (0.5, 99.5))
+        for i_plane, plane in enumerate(PLANES):
+            for i_stage, stage in enumerate(stages):
+                panel = axes[i_crop, 3 * i_plane + i_stage]
+                panel.imshow(mid_slice(stage, i_plane), cmap="gray", vmin=low, vmax=high)
+                panel.set_axis_off()
+                if i_crop == 0:
+                    panel.set_title(f"{plane}: {TITLES[i_stage]}", fontsize=8)
+    file.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(file)
+
+
+def mid_slice(volume: np.ndarray, axis: int) -> np.ndarray:
+    """Middle slice of a (z, y, x) volume across `axis`, superior or anterior side up."""
+    return np.flipud(np.take(volume, volume.shape[axis] // 2, axis=axis))

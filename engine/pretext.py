@@ -1,0 +1,37 @@
+"""Whether a run learned its pretext task: its loss against predictors that know nothing."""
+
+from collections.abc import Sequence
+from typing import Any
+
+LAST_SHARE = 0.2
+"""Rows of the last fifth of a run decide."""
+CLEARLY = 0.95
+"""A loss clearly beats another below this share of it."""
+FLOORS = ("patch_mean", "nearest_patch", "chance")
+
+
+def judge_pretext(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """Mean loss over the last rows, that of each trivial predictor, and the verdict.
+
+    `learned` is true where the loss is below CLEARLY times the patch mean's (MAE, SimMIM) or
+    chance (NT-Xent at ln(2b - 1)); `nearest_patch` is reported, not asked for, because on
+    smooth images it can be worse than the mean.
+    """
+    last = [row for row in rows[-max(1, round(LAST_SHARE * len(rows))) :] if "loss" in row]
+    if not last:
+        return {"loss": None, "learned": False}
+    verdict: dict[str, Any] = {"loss": mean_of(last, "loss"), "rows": len(last)}
+    for name in FLOORS:
+        if name in last[-1]:
+            verdict[name] = mean_of(last, name)
+    gate = verdict.get("patch_mean", verdict.get("chance"))
+    verdict["floor"] = gate
+    verdict["loss_over_floor"] = None if not gate else verdict["loss"] / gate
+    verdict["learned"] = bool(gate) and verdict["loss"] < CLEARLY * gate
+    return verdict
+
+
+def mean_of(rows: Sequence[dict[str, Any]], name: str) -> float:
+    """Mean of a value over rows that have it."""
+    values = [row[name] for row in rows if name in row]
+    return sum(values) / len(values)

@@ -1,0 +1,83 @@
+"""A pretraining run from configuration to encoder file, on one rank or many.
+
+    run_pretrain(config, out) -> PretrainResult
+
+An `out` that holds checkpoints of the same configuration is gone on with; one that holds the
+finished run is answered from disk.
+"""
+
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+
+import torch.distributed as dist
+
+from mim3d.dataio.loader import Loader
+from mim3d.dataio.progress import Progress, progress
+from mim3d.engine.config import PretrainConfig, method_name
+from mim3d.engine.errors import ConfigError
+from mim3d.engine.process_group import Ranks, process_ranks
+from mim3d.engine.run_folder import PretrainResult, finished_result, open_run
+from mim3d.engine.stop import stop_on_signal
+from mim3d.engine.training import Training
+
+
+def run_pretrain(config: PretrainConfig, out: str | Path) -> PretrainResult:
+    """Train to `config.steps`, or until a signal; leaves the process group as it was found.
+
+    Raises CorpusError, ConfigError, CheckpointError or TrainingError, each with its remedy.
+    """
+    out = Path(out)
+    done = finished_result(out, config)
+    if done is not None:
+        return done
+    with ExitStack() as stack:
+        ranks = stack.enter_context(process_ranks(config.parallel.timeout_s))
+        loader = stack.enter_context(open_loader(config, ranks))
+        if ranks.first:
+            open_run(out, config)
+        dist.barrier(group=ranks.control)
+        watch = stack.enter_context(stop_on_signal(ranks))
+        shown = stack.enter_context(shown_progress(config, ranks))
+        training = Training(config, out, ranks, loader, shown)
+        try:
+            return training.run(watch)
+        finally:
+            watch.close()
+            training.close()
+
+
+def open_loader(config: PretrainConfig, ranks: Ranks) -> Loader:
+    """The rank's loader; made before the run's folder, so a wrong corpus leaves nothing behind."""
+    data = config.data
+    if not data.corpus:
+        raise ConfigError("no corpus: set --data.corpus to a folder that `mim3d convert` wrote")
+    micro_batch = config.micro_batch(ranks.world)
+    return Loader(
+        data.corpus,
+        data.loader_config(config.vit, config.method, micro_batch, config.seed),
+        rank=ranks.rank,
+        world=ranks.world,
+        device=ranks.device,
+        subjects=data.subjects,
+    )
+
+
+class Silent:
+    """Progress of the ranks that do not print."""
+
+    def advance(self, items: float = 1.0, status: str = "") -> None:
+        """Show nothing."""
+
+    def note(self, line: str) -> None:
+        """Say nothing: the first rank tells."""
+
+
+@contextmanager
+def shown_progress(config: PretrainConfig, ranks: Ranks) -> Iterator[Progress]:
+    """Progress on the first rank."""
+    if not ranks.first:
+        yield Silent()
+        return
+    with progress(f"pretrain {method_name(config.method)}", config.steps, "steps") as shown:
+        yield shown

@@ -1,0 +1,110 @@
+"""Ranks: a process group from torchrun or SLURM, or of one process without either."""
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import timedelta
+
+import torch
+import torch.distributed as dist
+
+from mim3d.engine.errors import ConfigError
+
+
+@dataclass(frozen=True)
+class Ranks:
+    """Where this process stands, and the CPU groups that run beside the training group.
+
+    `control` carries stop signals and loop decisions, `saving` the asynchronous checkpoint:
+    collectives of two threads must never meet in one group.
+    """
+
+    rank: int
+    world: int
+    device: torch.device
+    control: dist.ProcessGroup
+    saving: dist.ProcessGroup
+
+    @property
+    def first(self) -> bool:
+        """Whether this rank prints and writes."""
+        return self.rank == 0
+
+
+@contextmanager
+def process_ranks(timeout_s: float) -> Iterator[Ranks]:
+    """Join the group that exists or make one, and leave what was made as it was found."""
+    made = not dist.is_initialized()
+    device = local_device()
+    if made:
+        start_group(device, timedelta(seconds=timeout_s))
+    groups = [cpu_group(timeout_s) for _ in range(2)]
+    try:
+        yield Ranks(dist.get_rank(), dist.get_world_size(), device, groups[0], groups[1])
+    finally:
+        if made:
+            dist.destroy_process_group()
+        else:
+            for group in groups:
+                dist.destroy_process_group(group)
+
+
+def cpu_group(timeout_s: float) -> dist.ProcessGroup:
+    """A gloo group of all ranks."""
+    group = dist.new_group(backend="gloo", timeout=timedelta(seconds=timeout_s))
+    assert isinstance(group, dist.ProcessGroup)
+    return group
+
+
+def local_device() -> torch.device:
+    """This process's GPU, by LOCAL_RANK, or the CPU."""
+    if not torch.cuda.is_available():
+        return torch.device("cpu")
+    local = int(os.environ.get("LOCAL_RANK", "0"))
+    if local >= torch.cuda.device_count():
+        raise ConfigError(
+            f"LOCAL_RANK {local} but only {torch.cuda.device_count()} GPUs are visible: start at "
+            "most as many processes per machine as it has GPUs"
+        )
+    torch.cuda.set_device(local)
+    return torch.device("cuda", local)
+
+
+def start_group(device: torch.device, timeout: timedelta) -> None:
+    """Initialise the default group: gloo for CPU tensors, NCCL for CUDA ones."""
+    backend = "gloo" if device.type == "cpu" else "cpu:gloo,cuda:nccl"
+    adopt_slurm()
+    if "RANK" not in os.environ or "WORLD_SIZE" not in os.environ:
+        dist.init_process_group(
+            backend, store=dist.HashStore(), rank=0, world_size=1, timeout=timeout
+        )
+        return
+    store, rank, world = next(dist.rendezvous("env://", timeout=timeout))
+    # A restarted worker may meet the same store: keys of the dead round would be taken for live.
+    round_ = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
+    dist.init_process_group(
+        backend,
+        store=dist.PrefixStore(f"round-{round_}", store),
+        rank=rank,
+        world_size=world,
+        timeout=timeout,
+    )
+
+
+def adopt_slurm() -> None:
+    """Take rank and world from `srun` where torchrun gave none; MASTER_ADDR must be exported."""
+    if "RANK" in os.environ or int(os.environ.get("SLURM_NTASKS", "1")) < 2:
+        return
+    if "SLURM_PROCID" not in os.environ:
+        return
+    if "MASTER_ADDR" not in os.environ:
+        raise ConfigError(
+            "started by srun with several tasks but MASTER_ADDR is not set: export MASTER_ADDR="
+            "$(scontrol show hostnames $SLURM_JOB_NODELIST | head -n1) and MASTER_PORT, or use "
+            "torchrun"
+        )
+    os.environ.setdefault("MASTER_PORT", "29500")
+    os.environ["RANK"] = os.environ["SLURM_PROCID"]
+    os.environ["WORLD_SIZE"] = os.environ["SLURM_NTASKS"]
+    os.environ.setdefault("LOCAL_RANK", os.environ.get("SLURM_LOCALID", "0"))

@@ -1,0 +1,33 @@
+"""A torch.profiler window over a few steps, written as a trace that chrome://tracing opens."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+
+from mim3d.engine.config import LogConfig
+from mim3d.engine.process_group import Ranks
+
+
+class ProfileWindow:
+    """Profiles steps `profile_step` to `profile_step + profile_steps - 1` on the first rank."""
+
+    def __init__(self, config: LogConfig, out: Path, ranks: Ranks) -> None:
+        self.first_step = config.profile_step if ranks.first else 0
+        self.last_step = self.first_step + config.profile_steps - 1
+        self.file = out / f"trace-step-{self.first_step:08d}.json.gz"
+        self._profile: torch.profiler.profile | None = None
+
+    @contextmanager
+    def window(self, done: int) -> Iterator[None]:
+        """Around the step that follows `done` finished ones."""
+        step = done + 1
+        if self.first_step and step == self.first_step:
+            self._profile = torch.profiler.profile(record_shapes=True)
+            self._profile.start()
+        yield
+        if self._profile is not None and step >= self.last_step:
+            self._profile.stop()
+            self._profile.export_chrome_trace(str(self.file))
+            self._profile = None

@@ -1,0 +1,145 @@
+"""MONAI's Swin encoder in the ViT's place, for SimMIM and SimCLR as the paper has them."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from mim3d.dataio.batch import Batch
+from mim3d.engine.errors import ConfigError
+from mim3d.engine.methods import StepOutput
+from mim3d.engine.simmim import SimMIMConfig
+from mim3d.engine.trivial import paste_patches, trivial_losses, voxel_rows
+from mim3d.engine.vit import ViTConfig, initialise_linear
+from mim3d.kernels.masked_loss import masked_voxel_loss
+from mim3d.kernels.masking import PatchMasks
+
+STRIDE = 32
+"""Voxels of the deepest feature map's cell: patches of 2, then four mergings."""
+
+
+@dataclass(frozen=True)
+class SwinConfig:
+    """Shape of MONAI's SwinTransformer, with SwinUNETR's names."""
+
+    feature_size: int = 48
+    """Features of the first stage; must be a multiple of 12."""
+    depths: tuple[int, int, int, int] = (2, 2, 2, 2)
+    """Blocks of each stage."""
+    heads: tuple[int, int, int, int] = (3, 6, 12, 24)
+    """Attention heads of each stage."""
+    window: int = 7
+    """Edge of the attention window, in tokens."""
+
+    def __post_init__(self) -> None:
+        """MONAI's SwinUNETR asks for multiples of 12."""
+        if self.feature_size % 12:
+            raise ConfigError(f"swin.feature_size {self.feature_size} must be a multiple of 12")
+
+    @property
+    def width(self) -> int:
+        """Features of the deepest map."""
+        return 16 * self.feature_size
+
+
+class SwinEncoder(nn.Module):
+    """Volume (b, c, z, y, x) to tokens (b, n, 16 * feature_size), one per 32^3 voxels."""
+
+    def __init__(self, config: SwinConfig, vit: ViTConfig) -> None:
+        super().__init__()
+        from monai.networks.nets.swin_unetr import SwinTransformer
+
+        for axis, size in zip("zyx", vit.crop_size, strict=True):
+            if size % STRIDE:
+                raise ConfigError(
+                    f"vit.crop_size {vit.crop_size} must be a multiple of {STRIDE} on axis {axis} "
+                    "for Swin: four mergings halve it"
+                )
+        self.config, self.vit_config = config, vit
+        self.swin = SwinTransformer(
+            in_chans=vit.channels,
+            embed_dim=config.feature_size,
+            window_size=(config.window,) * 3,
+            patch_size=(2, 2, 2),
+            depths=config.depths,
+            num_heads=config.heads,
+        )
+
+    def forward(self, volume: Tensor) -> Tensor:
+        """Tokens of the deepest map, in C order."""
+        return self.deepest(volume).flatten(2).transpose(1, 2)
+
+    def deepest(
+        self, volume: Tensor, masked: Tensor | None = None, mask_token: Tensor | None = None
+    ) -> Tensor:
+        """Deepest map (b, d, z/32, y/32, x/32), normed; see SwinTransformer.forward.
+
+        Tokens under `masked` (b, z, y, x) on the grid of 2^3 patches become `mask_token`.
+        """
+        net = self.swin
+        tokens = net.patch_embed(volume.to(net.patch_embed.proj.weight.dtype))
+        if masked is not None and mask_token is not None:
+            token = mask_token.to(tokens.dtype)[:, None, None, None]
+            tokens = torch.where(masked[:, None], token, tokens)
+        for stage in (net.layers1, net.layers2, net.layers3, net.layers4):
+            tokens = stage[0](tokens.contiguous())
+        return net.proj_out(tokens, True)
+
+
+class SwinSimMIM(nn.Module):
+    """SimMIM on Swin: mask tokens before the first stage, one linear head on the deepest map."""
+
+    def __init__(
+        self, config: SimMIMConfig, swin: SwinConfig, vit: ViTConfig, mask_seed: int = 0
+    ) -> None:
+        super().__init__()
+        self.config, self.vit_config, self.mask_seed = config, vit, mask_seed
+        self.encoder = SwinEncoder(swin, vit)
+        self.mask_token = nn.Parameter(torch.zeros(swin.feature_size))
+        self.head = nn.Linear(swin.width, vit.channels * STRIDE**3)
+        initialise_linear(self.head)
+        nn.init.normal_(self.mask_token, std=0.02)
+
+    def forward(self, batch: Batch, share: float = 1.0, measure: bool = False) -> StepOutput:
+        """Loss over the hidden voxels of `batch.image` (b, c, z, y, x); see `MAE.forward`."""
+        vit = self.vit_config
+        masks = self.config.draw(self.mask_seed, batch, vit)
+        predicted = self.predict(batch.image, masks)
+        count = masks.masked_ids.numel() * vit.channels * vit.patch_voxels
+        loss = masked_voxel_loss(
+            predicted,
+            batch.image,
+            masks.masked_ids,
+            vit.patch_size,
+            kind=self.config.loss,
+            normalise_target=self.config.normalise_target,
+            denominator=count / share,
+        )
+        metrics: dict[str, Tensor] = {}
+        if measure:
+            metrics = trivial_losses(
+                batch.image, masks, vit, self.config.loss, self.config.normalise_target
+            )
+        return StepOutput(loss, metrics)
+
+    def predict(self, volume: Tensor, masks: PatchMasks) -> Tensor:
+        """Every voxel (b, c, z, y, x), painted from the deepest map."""
+        vit = self.vit_config
+        b, c = volume.shape[:2]
+        masked = masks.masked.reshape(b, *vit.grid)
+        for axis, patch in enumerate(vit.patch_size, start=1):
+            masked = masked.repeat_interleave(patch // 2, dim=axis)
+        deepest = self.encoder.deepest(volume, masked, self.mask_token)
+        z, y, x = deepest.shape[2:]
+        cells = self.head(deepest.permute(0, 2, 3, 4, 1))
+        tiles = cells.reshape(b, z, y, x, c, STRIDE, STRIDE, STRIDE)
+        return tiles.permute(0, 4, 1, 5, 2, 6, 3, 7).reshape(volume.shape)
+
+    @torch.no_grad()
+    def reconstruct(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """Crops with hidden patches emptied and painted: two (b, c, z, y, x) float32 volumes."""
+        vit = self.vit_config
+        masks = self.config.draw(self.mask_seed, batch, vit)
+        painted = self.predict(batch.image, masks).float()
+        rows = voxel_rows(painted, masks.masked_ids, vit)
+        return paste_patches(batch.image, rows, masks, vit, self.config.normalise_target)

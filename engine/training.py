@@ -1,0 +1,235 @@
+"""The training loop of a run: what is made once, what happens each step, how it ends."""
+
+import dataclasses
+import json
+import time
+from pathlib import Path
+
+import torch
+from torch import nn
+from torch.distributed.fsdp import register_fsdp_forward_method
+
+from mim3d.dataio.batch import Batch
+from mim3d.dataio.loader import Loader
+from mim3d.dataio.progress import Progress
+from mim3d.engine.build import build_method
+from mim3d.engine.checkpoint import Checkpointer
+from mim3d.engine.checkpoint_files import CheckpointFacts
+from mim3d.engine.config import PretrainConfig, config_identity, config_sha256, method_name
+from mim3d.engine.encoder_file import save_encoder
+from mim3d.engine.errors import TrainingError
+from mim3d.engine.metrics import Row, read_rows
+from mim3d.engine.optim import ShardedOptimiser
+from mim3d.engine.parallel import choose_precision, make_mesh, shard_group, shard_model
+from mim3d.engine.pictures import draw_reconstruction
+from mim3d.engine.pretext import judge_pretext
+from mim3d.engine.process_group import Ranks
+from mim3d.engine.profiler import ProfileWindow
+from mim3d.engine.recorder import Recorder
+from mim3d.engine.run_folder import (
+    CHECKPOINTS,
+    METRICS,
+    RESULT,
+    PretrainResult,
+    corpus_sha256,
+    refuse_changed_corpus,
+)
+from mim3d.engine.run_state import full_weights, restore_rng, rng_state, run_state
+from mim3d.engine.schedule import learning_rate
+from mim3d.engine.stop import StopWatch
+from mim3d.engine.train_step import StepFigures, Stepper
+
+PICTURE_CROPS = 4
+
+
+class Training:
+    """One run in progress."""
+
+    def __init__(
+        self, config: PretrainConfig, out: Path, ranks: Ranks, loader: Loader, shown: Progress
+    ) -> None:
+        self.config, self.out, self.ranks = config, out, ranks
+        self.loader, self.shown = loader, shown
+        self.config_hash = config_sha256(config_identity(config))
+        self.corpus_hash = corpus_sha256(config.data.corpus)
+        self.module = build_method(config).to(ranks.device)
+        mesh = make_mesh(ranks.device, ranks.world, config.parallel.replicate)
+        dtype = choose_precision(config.parallel.precision, ranks.device)
+        self.model = shard_model(self.module, mesh, config.parallel, dtype)
+        if hasattr(self.module, "reconstruct"):
+            register_fsdp_forward_method(self.module, "reconstruct")
+        self.optimiser = ShardedOptimiser(
+            self.module.named_parameters(),
+            config.optim,
+            shard_group(mesh),
+            scaled=dtype == torch.float16,
+        )
+        self.checkpoints = Checkpointer(out / CHECKPOINTS, config.checkpoint, ranks, shown.note)
+        self.stepper = Stepper(
+            self.model, self.optimiser, loader, ranks, config.parallel.grad_accum
+        )
+        self.step = 0
+        self.seconds_before = 0.0
+        self.saved_step = -1
+        self.picture_batch: Batch | None = None
+        self._resume()
+        self.recorder = Recorder(config, out, ranks, self.step)
+        self.profiler = ProfileWindow(config.log, out, ranks)
+
+    def _resume(self) -> None:
+        state = run_state(self.module, self.optimiser)
+        rng = rng_state(self.ranks)
+        facts = self.checkpoints.restore({**state, **rng}, self.config_hash)
+        if facts is None:
+            return
+        refuse_changed_corpus(
+            self.config.data.corpus, facts.corpus_sha256, self.corpus_hash, facts.step
+        )
+        self.optimiser.after_load()
+        if facts.world == self.ranks.world:
+            restore_rng(rng, self.ranks)
+        self.loader.load_state_dict(facts.loader)
+        self.step = self.saved_step = facts.step
+        self.seconds_before = facts.seconds
+        self.shown.advance(facts.step, "resumed")
+        self.shown.note(f"going on from the checkpoint of step {facts.step}")
+
+    def run(self, watch: StopWatch) -> PretrainResult:
+        """Steps until the end or a signal, then what a run leaves behind."""
+        config = self.config
+        self.began = time.monotonic()
+        self.recorder.open_window()
+        while self.step < config.steps:
+            if watch.agreed():
+                return self._interrupted()
+            with self.profiler.window(self.step):
+                self._one_step()
+            if self.step % config.checkpoint.every == 0 and self.step < config.steps:
+                self.save()
+        return self._finish()
+
+    def _one_step(self) -> None:
+        config = self.config
+        every = config.log.every
+        due = self.step == 0 or (self.step + 1) % every == 0 or self.step + 1 == config.steps
+        lr = learning_rate(config.schedule, self.step, config.steps)
+        figures = self.stepper.step(lr, measure=due)
+        self.step += 1
+        self.recorder.count(figures.waited)
+        if self.picture_batch is None:
+            assert self.stepper.last_batch is not None
+            self.picture_batch = first_crops(self.stepper.last_batch)
+        if due:
+            self._log(figures, lr)
+        else:
+            self.shown.advance()
+        if config.log.picture_every and self.step % config.log.picture_every == 0:
+            self.draw(f"step-{self.step:08d}.png")
+
+    def _log(self, figures: StepFigures, lr: float) -> None:
+        read = self.stepper.read(figures, self.recorder.window.steps)
+        row: Row = {"step": self.step, "lr": lr, **read, "seconds": self.seconds}
+        self.recorder.write(row, self.stepper.clock.read(), self.loader.metrics())
+        self.shown.advance(1, f"loss {read['loss']:.4f}")
+        if read["bad_in_row"] >= self.config.log.max_bad_steps:
+            self.checkpoints.wait()
+            raise TrainingError(
+                f"the gradient was not finite in {read['bad_in_row']:.0f} steps in a row, up to "
+                f"step {self.step}; none of them changed the weights. The last checkpoint in "
+                f"{self.out / CHECKPOINTS} is healthy: lower --schedule.lr, set --optim.clip-norm, "
+                "or use --parallel.precision bf16 or fp32, then go on with a copy of it"
+            )
+
+    @property
+    def seconds(self) -> float:
+        """Training time of the run, earlier sittings included."""
+        return self.seconds_before + time.monotonic() - self.began
+
+    def save(self) -> None:
+        """Begin to write a checkpoint of the present step."""
+        if self.step == self.saved_step:
+            return
+        facts = CheckpointFacts(
+            step=self.step,
+            config_sha256=self.config_hash,
+            corpus_sha256=self.corpus_hash,
+            loader=dict(self.loader.state_dict()),
+            world=self.ranks.world,
+            score=self.recorder.mean_loss_since_save(),
+            seconds=self.seconds,
+        )
+        state = run_state(self.module, self.optimiser)
+        self.checkpoints.save({**state, **rng_state(self.ranks)}, facts)
+        self.saved_step = self.step
+
+    def _interrupted(self) -> PretrainResult:
+        self.save()
+        self.checkpoints.finish()
+        self.shown.note(
+            f"told to stop: step {self.step} of {self.config.steps} is saved in {self.out}. "
+            "Run the same command again to go on"
+        )
+        return PretrainResult(self.out, self.step, self.recorder.last, interrupted=True)
+
+    def _finish(self) -> PretrainResult:
+        self.save()
+        self.draw(f"step-{self.step:08d}.png")
+        weights = full_weights(self.module.get_submodule("encoder"))
+        self.checkpoints.finish()
+        figures = dict(self.recorder.last)
+        if self.ranks.first:
+            figures = self._leave(weights)
+        return PretrainResult(self.out, self.step, figures)
+
+    def _leave(self, weights: dict[str, torch.Tensor]) -> Row:
+        """The encoder file and the verdict; the first rank's work."""
+        provenance = {
+            "method": method_name(self.config.method),
+            "step": self.step,
+            "normalise": self.config.data.normalise,
+            "corpus_sha256": self.corpus_hash,
+            "config_sha256": self.config_hash,
+        }
+        save_encoder(self.out, self.config.vit, weights, provenance, self.config.swin)
+        rows = read_rows(self.out / METRICS)
+        figures = {**(rows[-1] if rows else {}), "pretext": judge_pretext(rows)}
+        (self.out / RESULT).write_text(json.dumps(figures, indent=2) + "\n")
+        return figures
+
+    def draw(self, name: str) -> None:
+        """A picture of the first crops, painted by the present weights; all ranks take part."""
+        if self.picture_batch is None or not hasattr(self.module, "reconstruct"):
+            return
+        masked, painted = reconstruction(self.module, self.picture_batch)
+        if self.ranks.first:
+            draw_reconstruction(
+                self.out / "pictures" / name,
+                self.picture_batch.image,
+                masked,
+                painted,
+                f"{method_name(self.config.method)}, step {self.step}",
+            )
+
+    def close(self) -> None:
+        """Release writers; a save under way is finished."""
+        self.recorder.close()
+        self.checkpoints.shut()
+
+
+def first_crops(batch: Batch) -> Batch:
+    """A copy of the first crops of a batch, kept for pictures."""
+    return dataclasses.replace(
+        batch,
+        image=batch.image[:PICTURE_CROPS].clone(),
+        second_view=None,
+        label=None,
+        volume=batch.volume[:PICTURE_CROPS].clone(),
+        start=batch.start[:PICTURE_CROPS].clone(),
+        sample=batch.sample[:PICTURE_CROPS].clone(),
+    )
+
+
+def reconstruction(module: nn.Module, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
+    """Crops with hidden patches emptied, and painted, by a method's `reconstruct`."""
+    paint = getattr(module, "reconstruct")  # noqa: B009  a method that only some modules have
+    return paint(batch)
