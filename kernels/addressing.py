@@ -96,12 +96,33 @@ def load_voxels(
 
 
 @jit
+def first_voxels(
+    p_volume, i_sample, i_patch, mask, p_flip, p_start, stride_b, stride_z, stride_y, stride_x,
+    gz, gy, gx, sz, sy, sx,
+    PZ: tl.constexpr, PY: tl.constexpr, PX: tl.constexpr, ALIGN: tl.constexpr,
+):  # fmt: skip
+    """Raw first voxel of each patch [ROWS] as float32; 0 where it overhangs."""
+    z, y, x = patch_zyx(i_patch.to(tl.int64), gy, gx, PZ, PY, PX)
+    if p_flip is not None:
+        z = tl.where(tl.load(p_flip + i_sample * 3) != 0, gz * PZ - 1 - z, z)
+        y = tl.where(tl.load(p_flip + i_sample * 3 + 1) != 0, gy * PY - 1 - y, y)
+        x = tl.where(tl.load(p_flip + i_sample * 3 + 2) != 0, gx * PX - 1 - x, x)
+    if p_start is not None:
+        z += tl.load(p_start + i_sample * 3)
+        y += tl.load(p_start + i_sample * 3 + 1)
+        x += tl.load(p_start + i_sample * 3 + 2)
+        mask &= (z >= 0) & (z < sz) & (y >= 0) & (y < sy) & (x >= 0) & (x < sx)
+    row = (i_sample.to(tl.int64) * stride_b + z * stride_z + y * stride_y) * ALIGN + x * stride_x
+    return tl.load(p_volume + row, mask=mask, other=0).to(tl.float32)
+
+
+@jit
 def apply_affine(values, i_sample, p_scale, p_shift):
-    """values [ROWS, BLOCK] * scale + shift of each row's sample; absent factors cost nothing."""
+    """values * scale + shift of each sample; i_sample broadcasts against values."""
     if p_scale is not None:
-        values = values * tl.load(p_scale + i_sample)[:, None]
+        values = values * tl.load(p_scale + i_sample)
     if p_shift is not None:
-        values = values + tl.load(p_shift + i_sample)[:, None]
+        values = values + tl.load(p_shift + i_sample)
     return values
 
 

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mim3d.kernels.addressing import apply_affine, load_voxels
+from mim3d.kernels.addressing import apply_affine, first_voxels, load_voxels
 from mim3d.kernels.backend import jit, tl
 
 EPSILON = 1e-6  # added to the variance, as in MAE
@@ -50,10 +50,9 @@ def moments_kernel(
     else:
         i_patch = tl.load(p_ids + i_row).to(tl.int32)
         m_scored = i_patch >= 0
-    b_first = load_voxels(
-        p_volume, i_sample, i_patch, tl.zeros([1], tl.int32), m_scored[:, None], p_flip, p_start,
-        stride_b, stride_c, stride_z, stride_y, stride_x, gz, gy, gx, sz, sy, sx,
-        PZ, PY, PX, ALIGN,
+    b_first = first_voxels(
+        p_volume, i_sample, i_patch, m_scored, p_flip, p_start,
+        stride_b, stride_z, stride_y, stride_x, gz, gy, gx, sz, sy, sx, PZ, PY, PX, ALIGN,
     )  # fmt: skip
     b_first = apply_affine(b_first, i_sample, p_scale, p_shift)
     mean, sums = tl.zeros([1], tl.float32), tl.zeros([1], tl.float32)
@@ -67,13 +66,13 @@ def moments_kernel(
                 stride_b, stride_c, stride_z, stride_y, stride_x, gz, gy, gx, sz, sy, sx,
                 PZ, PY, PX, ALIGN,
             )  # fmt: skip
-            b_value = apply_affine(b_value, i_sample, p_scale, p_shift)
-            centred = tl.where(mask, b_value - b_first - mean[:, None], 0.0)
+            b_value = apply_affine(b_value, i_sample[:, None], p_scale, p_shift)
+            centred = tl.where(mask, b_value - b_first[:, None] - mean[:, None], 0.0)
             sums += tl.sum(centred * centred if i_pass else centred, axis=1)
         if i_pass == 0:
             mean = sums / COUNT
     p_row = p_moments + 3 * i_row.to(tl.int64)
-    tl.store(p_row, tl.sum(b_first, axis=1))
+    tl.store(p_row, b_first)
     tl.store(p_row + 1, mean)
     tl.store(p_row + 2, 1.0 / tl.sqrt(sums / (COUNT - 1) + EPS))
 
