@@ -1,0 +1,226 @@
+"""Object stores: moto's S3 server and a plain HTTP server on loopback, both started here."""
+
+import functools
+import http.server
+import threading
+import time
+from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
+
+import pytest
+
+from mim3d.dataio import remote
+from mim3d.dataio.discover import discover
+from mim3d.dataio.errors import CorpusError, SourceError
+from mim3d.dataio.phantom import make_cohort
+from mim3d.dataio.remote import RemoteStore, read_remote_bytes
+from mim3d.dataio.store import LocalStore, Store, StoreError
+
+pytest.importorskip("obstore")
+moto_server = pytest.importorskip("moto.server")
+
+
+@pytest.fixture(scope="module")
+def s3_port() -> Iterator[int]:
+    """moto's S3 server on a free port."""
+    server = moto_server.ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    server.start()
+    yield server.get_host_and_port()[1]
+    server.stop()
+
+
+@pytest.fixture
+def s3(s3_port, monkeypatch, request) -> str:
+    """Address of a fresh bucket."""
+    import boto3
+
+    endpoint = f"http://127.0.0.1:{s3_port}"
+    for name, value in {
+        "AWS_ACCESS_KEY_ID": "test",
+        "AWS_SECRET_ACCESS_KEY": "test",
+        "AWS_REGION": "us-east-1",
+        "AWS_ENDPOINT_URL": endpoint,
+        "AWS_ALLOW_HTTP": "true",
+    }.items():
+        monkeypatch.setenv(name, value)
+    bucket = f"bucket-{abs(hash(request.node.nodeid)) % 10**9}"
+    boto3.client("s3", region_name="us-east-1").create_bucket(Bucket=bucket)
+    return f"s3://{bucket}"
+
+
+@pytest.fixture
+def upload(s3):
+    """Copy a local folder to the bucket and return its address."""
+
+    def copy(folder, prefix: str = "raw") -> str:
+        store = RemoteStore(f"{s3}/{prefix}")
+        for file in folder.rglob("*"):
+            if file.is_file():
+                store.replace(file.relative_to(folder).as_posix(), [file.read_bytes()])
+        return f"{s3}/{prefix}"
+
+    return copy
+
+
+@pytest.fixture
+def http_root(tmp_path) -> Iterator[str]:
+    """Address of a plain HTTP server that serves tmp_path/served."""
+    (tmp_path / "served").mkdir()
+    handler = functools.partial(
+        http.server.SimpleHTTPRequestHandler, directory=str(tmp_path / "served")
+    )
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield f"http://127.0.0.1:{server.server_port}"
+    server.shutdown()
+    server.server_close()
+
+
+@pytest.fixture(params=["local", "s3"])
+def store(request, tmp_path) -> Store:
+    """Both kinds of store: they must keep the same promises."""
+    if request.param == "local":
+        (tmp_path / "corpus").mkdir()
+        return LocalStore(tmp_path / "corpus")
+    return RemoteStore(request.getfixturevalue("s3") + "/some/corpus")
+
+
+def test_the_verbs_of_a_store(store):
+    assert store.folders() == []
+    store.replace("zarr.json", [b"{", b"}"])
+    store.replace("v1/0/c/0/0/0", [b"0123456789"])
+    store.replace("v10/0/c/0/0/0", [b""])
+    assert store.get("zarr.json") == b"{}"
+    assert store.tail("v1/0/c/0/0/0", 4) == b"6789"
+    assert store.tail("v1/0/c/0/0/0", 99) == b"0123456789"
+    assert store.tail("v10/0/c/0/0/0", 4) == b""
+    assert store.exists("zarr.json")
+    assert not store.exists("v1")
+    assert sorted(store.keys("v1")) == ["v1/0/c/0/0/0"]
+    assert sorted(store.keys()) == ["v1/0/c/0/0/0", "v10/0/c/0/0/0", "zarr.json"]
+    assert store.folders() == ["v1", "v10"]
+    store.delete("v1")
+    assert store.folders() == ["v10"]
+    store.delete("nothing")
+    with pytest.raises(FileNotFoundError):
+        store.get("v1/0/c/0/0/0")
+    for bad in ("../x", "a//b", "/etc/passwd", ""):
+        with pytest.raises(StoreError):
+            store.replace(bad, [b""])
+
+
+def test_a_folder_is_replaced_as_a_whole(store):
+    store.put_folder("v1", {"zarr.json": [b"{}"], "0/c/0": [b"12", b"34"], "old": [b"x"]})
+    assert store.get("v1/0/c/0") == b"1234"
+    store.put_folder("v1", {"zarr.json": [b"[]"], "0/c/0": [b"5"]})
+    assert sorted(store.keys()) == ["v1/0/c/0", "v1/zarr.json"]
+    assert store.get("v1/zarr.json") == b"[]"
+
+
+def test_appending_survives_and_a_put_replaces_it(store):
+    for i in range(12):
+        store.append("manifest.jsonl", b"%d\n" % i)
+    assert store.exists("manifest.jsonl")
+    assert store.get("manifest.jsonl") == b"".join(b"%d\n" % i for i in range(12))
+    store.replace("manifest.jsonl", [b"sorted\n"])
+    assert store.get("manifest.jsonl") == b"sorted\n"
+    store.append("manifest.jsonl", b"more\n")
+    assert store.get("manifest.jsonl") == b"sorted\nmore\n"
+    assert "manifest.jsonl" not in store.folders()
+    store.delete("manifest.jsonl")
+    assert not store.exists("manifest.jsonl")
+
+
+def test_two_writers_the_second_refuses(store):
+    with store.lock(), pytest.raises(CorpusError, match="process"), store.lock():
+        pass
+    with store.lock():
+        pass
+    assert sorted(store.keys()) == []
+
+
+def test_a_dead_writers_lock_is_taken_after_its_lease(s3, monkeypatch):
+    store = RemoteStore(f"{s3}/corpus")
+    store.replace(".lock", [b"process 1 on elsewhere, seen 0\n"])
+    with pytest.raises(CorpusError, match="process 1 on elsewhere"), store.lock():
+        pass
+
+    class Later(datetime):
+        @classmethod
+        def now(cls, tz=None):
+            return datetime.now(UTC) + timedelta(seconds=remote.LEASE_S + 1)
+
+    monkeypatch.setattr(remote, "datetime", Later)
+    with store.lock():
+        assert b"elsewhere" not in store.get(".lock")
+    assert not store.exists(".lock")
+
+
+def test_a_held_lock_is_renewed_and_a_lost_one_left_alone(s3, monkeypatch):
+    monkeypatch.setattr(remote, "LEASE_S", 0.4)
+    store = RemoteStore(f"{s3}/corpus")
+    with store.lock():
+        first = store.get(".lock")
+        deadline = time.monotonic() + 20
+        while store.get(".lock") == first and time.monotonic() < deadline:
+            time.sleep(0.05)
+        assert store.get(".lock") != first
+        store.replace(".lock", [b"process 2 on elsewhere, seen 0\n"])
+    assert store.get(".lock").startswith(b"process 2")
+
+
+def test_sources_by_address(s3, upload, tmp_path):
+    root = upload(make_cohort(tmp_path / "cohort", 2))
+    found = discover(root)
+    assert (found.layout, len(found.sources), len(found.skipped)) == ("msd", 2, 0)
+    image = found.sources[0].images[0]
+    local = tmp_path / "cohort" / "imagesTr" / "phantom_000.nii.gz"
+    assert image == f"{root}/imagesTr/phantom_000.nii.gz"
+    assert read_remote_bytes(image, 1 << 20) == local.read_bytes()
+    assert len(discover(f"{root}/imagesTr/*_001.nii.gz").sources) == 1
+    assert discover(image).sources[0].images == (image,)
+
+
+def test_what_is_wrong_with_an_address_is_told(s3, upload, tmp_path):
+    (tmp_path / "files").mkdir()
+    (tmp_path / "files" / "empty.nii.gz").write_bytes(b"")
+    (tmp_path / "files" / "big.nii.gz").write_bytes(b"x" * 1000)
+    root = upload(tmp_path / "files")
+    for name, code in {"empty": "empty", "big": "over-budget", "none": "missing"}.items():
+        with pytest.raises(SourceError) as error:
+            read_remote_bytes(f"{root}/{name}.nii.gz", 100)
+        assert error.value.code == code
+        assert "\n" not in str(error.value)
+    with pytest.raises(SourceError, match="no NIfTI"):
+        discover(f"{s3}/nothing/here")
+
+
+def test_an_unreachable_server_is_one_line(monkeypatch):
+    monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
+    monkeypatch.setenv("AWS_ALLOW_HTTP", "true")
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "x")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "x")
+    monkeypatch.setattr(remote, "RETRIES", {"max_retries": 1})
+    remote.bucket.cache_clear()
+    with pytest.raises(SourceError) as error:
+        read_remote_bytes("s3://nowhere/x.nii", 100)
+    assert error.value.code == "unreadable"
+    assert "\n" not in str(error.value)
+    with pytest.raises(StoreError, match="nowhere"):
+        RemoteStore("s3://nowhere/c").replace("a", [b""])
+    remote.bucket.cache_clear()
+
+
+def test_http_sources_by_list_but_not_by_listing(http_root, tmp_path):
+    make_cohort(tmp_path / "served" / "cohort", 2)
+    found = discover(f"{http_root}/cohort/dataset.json")
+    assert (found.layout, len(found.sources)) == ("msd", 2)
+    address = found.sources[1].labels["seg"]
+    local = tmp_path / "served" / "cohort" / "labelsTr" / "phantom_001.nii.gz"
+    assert read_remote_bytes(address, 1 << 20) == local.read_bytes()
+    with pytest.raises(SourceError, match="cannot be listed over http"):
+        discover(f"{http_root}/cohort")
+    with pytest.raises(SourceError, match="no such object"):
+        read_remote_bytes(f"{http_root}/cohort/none.nii", 100)
+    with pytest.raises(StoreError, match="not written"):
+        RemoteStore(http_root)
