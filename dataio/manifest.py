@@ -76,6 +76,7 @@ class VolumeRecord:
     original_affine: Affine
     original_shape: Triple
     affine_from: str
+    affine_code: int
     obliquity_deg: float
     intensity: Intensity
     foreground: Intensity
@@ -169,7 +170,12 @@ def read_manifest(path: Path) -> list[VolumeRecord]:
     file = path / MANIFEST if path.is_dir() else path
     if not file.is_file():
         raise CorpusError(f"{file}: no such manifest; is this a corpus? (mim3d convert makes one)")
-    return list(iter_manifest(file.read_bytes(), str(file)))
+    return latest(iter_manifest(file.read_bytes(), str(file)))
+
+
+def latest(records: Iterable[VolumeRecord]) -> list[VolumeRecord]:
+    """One record per id: while a conversion runs, a later line stands for an earlier one."""
+    return list({record.id: record for record in records}.values())
 
 
 def manifest_bytes(records: Iterable[VolumeRecord]) -> bytes:

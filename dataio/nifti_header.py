@@ -34,7 +34,8 @@ class NiftiHeader:
     """What a conversion needs of a header; `shape` is (x, y, z), `affine` is for that order.
 
     `offset` is where voxels begin, `dtype` carries the byte order, `slope` and `intercept` are 1
-    and 0 where the header has none. `affine_from` is "sform", "qform" or "pixdim".
+    and 0 where the header has none. `affine_from` is "sform", "qform" or "pixdim", `affine_code`
+    its NIfTI code (1 scanner, 2 aligned, 3 Talairach, 4 MNI; 0 for "pixdim").
     """
 
     version: int
@@ -46,6 +47,7 @@ class NiftiHeader:
     intercept: float
     affine: np.ndarray
     affine_from: str
+    affine_code: int
 
     @property
     def n_voxels(self) -> int:
@@ -75,8 +77,9 @@ def parse_header(block: bytes, path: str, *, paired: bool) -> NiftiHeader:
     offset = _offset(header, path, 0 if paired else size + 4)
     slope, intercept = _scaling(header, path)
     affine, affine_from = _affine(header, path)
+    code = 0 if affine_from == "pixdim" else int(header[f"{affine_from}_code"])
     return NiftiHeader(
-        version, dtype, shape, n_frames, offset, slope, intercept, affine, affine_from
+        version, dtype, shape, n_frames, offset, slope, intercept, affine, affine_from, code
     )
 
 

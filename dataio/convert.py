@@ -1,0 +1,248 @@
+"""Sources to a corpus: the run around the jobs, which alone commits.
+
+Commit protocol: a volume's folder is written whole under a temporary name and renamed; at most a
+second later everything written is synced and manifest lines are appended. chunks.json, which makes
+the chunk table valid, goes first and comes last. At the end the manifest is rewritten sorted, so
+the result does not depend on the order of the work or on how often it was interrupted.
+"""
+
+import os
+import re
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from mim3d.dataio import ome
+from mim3d.dataio.chunk_table import HEAD
+from mim3d.dataio.conversion import Conversion
+from mim3d.dataio.errors import CorpusError
+from mim3d.dataio.job import Job, JobResult
+from mim3d.dataio.manifest import (
+    MANIFEST,
+    VolumeRecord,
+    iter_manifest,
+    latest,
+    manifest_bytes,
+    record_line,
+)
+from mim3d.dataio.pool import run_jobs
+from mim3d.dataio.progress import progress
+from mim3d.dataio.quarantine import QUARANTINE, Rejection, quarantine_bytes
+from mim3d.dataio.root import check_recipe, root_document
+from mim3d.dataio.source import Source
+from mim3d.dataio.store import PARTIAL, Store, open_store
+from mim3d.dataio.table_writer import write_table
+from mim3d.dataio.volume_ids import unique_ids
+
+COMMIT_INTERVAL_S = 1.0
+Runner = Callable[[Sequence[Job], int], Iterator[JobResult]]
+
+
+@dataclass(frozen=True)
+class ConversionReport:
+    """What a run did; sizes in bytes, `bytes_in` as the files are, `voxel_bytes` decoded."""
+
+    n_converted: int
+    n_unchanged: int
+    n_quarantined: int
+    n_volumes: int
+    bytes_in: int
+    voxel_bytes: int
+    bytes_out: int
+    seconds: float
+    rejections: tuple[Rejection, ...] = field(default=())
+
+
+def convert(
+    sources: Sequence[Source],
+    destination: str | Path,
+    conversion: Conversion | None = None,
+    *,
+    workers: int | None = None,
+    skipped: Sequence[Rejection] = (),
+    runner: Runner = run_jobs,
+) -> ConversionReport:
+    """Convert sources into the corpus at `destination`, going on where an earlier run stopped.
+
+    `skipped` are files a layout already left out; they join the quarantine. `runner` carries out
+    the jobs: processes of this machine, or a cluster. Raises CorpusError if another process writes
+    there, it is no corpus or has another recipe, and StoreError where it cannot be written.
+    """
+    began = time.monotonic()
+    conversion = conversion or Conversion()
+    store = open_store(destination)
+    with store.lock():
+        run = Run(store, conversion)
+        run.open()
+        jobs, duplicates = run.jobs(sources)
+        rejections = {Rejection(s.path, s.code, s.detail) for s in skipped} | set(duplicates)
+        results: list[JobResult] = []
+        with progress("convert", len(jobs), "volumes") as shown, run.committing():
+            for result in runner(jobs, workers or usable_cpus()):
+                run.take(result)
+                rejections.update(result.rejections)
+                results.append(result)
+                shown.advance(1, _rate(results, time.monotonic() - began))
+        run.close(rejections)
+    done = [result for result in results if result.records]
+    return ConversionReport(
+        n_converted=sum(len(result.records) for result in done),
+        n_unchanged=sum(result.unchanged for result in results),
+        n_quarantined=len(rejections),
+        n_volumes=len(run.records),
+        bytes_in=sum(result.bytes_in for result in done),
+        voxel_bytes=sum(result.voxel_bytes for result in done),
+        bytes_out=sum(_stored_bytes(record) for result in done for record in result.records),
+        seconds=time.monotonic() - began,
+        rejections=tuple(sorted(rejections)),
+    )
+
+
+class Run:
+    """A corpus opened for writing: what it holds, and how that grows by one result."""
+
+    def __init__(self, store: Store, conversion: Conversion) -> None:
+        self.store, self.conversion = store, conversion
+        self.records: dict[str, VolumeRecord] = {}
+        self._pending: list[JobResult] = []
+        self._committed = time.monotonic()
+
+    def open(self) -> None:
+        """Check what stands there, drop what was never committed, and mark the table stale."""
+        if self.store.exists("zarr.json"):
+            check_recipe(self.store, self.conversion)
+            self._recover()
+        else:
+            _refuse_foreign(self.store)
+            document = root_document(self.conversion, version("mim3d"))
+            self.store.replace("zarr.json", [ome.json_bytes(document)])
+        self.store.delete(HEAD)
+        for name in orphans(self.store, self.records):
+            self.store.delete(name)
+
+    def _recover(self) -> None:
+        text = self.store.get(MANIFEST) if self.store.exists(MANIFEST) else b""
+        records = latest(iter_manifest(text, f"{self.store.url}/{MANIFEST}"))
+        self.records = {record.id: record for record in records}
+        if not text.endswith(b"\n") and text:
+            # A torn last line would swallow the next one appended.
+            self._rewrite()
+
+    def _rewrite(self) -> bytes:
+        text = manifest_bytes(self.records.values())
+        self.store.replace(MANIFEST, [text])
+        return text
+
+    def jobs(self, sources: Sequence[Source]) -> tuple[list[Job], list[Rejection]]:
+        """A job per source with its id and what is known of it; repeated sources are rejected."""
+        known: dict[tuple[str, ...], list[VolumeRecord]] = {}
+        for record in self.records.values():
+            known.setdefault(record_paths(record), []).append(record)
+        owners = [(r.id.split("--t")[0], paths) for paths, rs in known.items() for r in rs]
+        unique: dict[tuple[str, ...], Source] = {}
+        duplicates = []
+        for source in sources:
+            if source.paths in unique:
+                detail = f"listed twice, as {unique[source.paths].id!r} and {source.id!r}"
+                duplicates.append(Rejection(source.images[0], "duplicate-source", detail))
+            else:
+                unique[source.paths] = source
+        ids = unique_ids(list(unique.values()), owners)
+        jobs = [
+            Job(source, id, tuple(known.get(paths, ())), self.store.url, self.conversion)
+            for id, (paths, source) in zip(ids, unique.items(), strict=True)
+        ]
+        return jobs, duplicates
+
+    @contextmanager
+    def committing(self) -> Iterator[None]:
+        """Commit what was taken, also when the work ends by an error or by Ctrl-C."""
+        try:
+            yield
+        finally:
+            self.commit()
+
+    def take(self, result: JobResult) -> None:
+        """Keep a result for the next commit, at most a second away."""
+        if result.records:
+            self._pending.append(result)
+        if time.monotonic() - self._committed > COMMIT_INTERVAL_S:
+            self.commit()
+
+    def commit(self) -> None:
+        """Sync the data of all results taken, then append their lines.
+
+        A source that became bad has no records here and so keeps its earlier volume.
+        """
+        if self._pending:
+            self.store.sync()
+        new = {record.id: record for result in self._pending for record in result.records}
+        gone = {id for result in self._pending for id in result.stale} - set(new)
+        self.records.update(new)
+        self.records = {id: r for id, r in self.records.items() if id not in gone}
+        if gone:
+            self._rewrite()
+        elif new:
+            lines = "".join(record_line(record) + "\n" for record in new.values())
+            self.store.append(MANIFEST, lines.encode())
+        for id in gone:
+            self.store.delete(id)
+        self._pending.clear()
+        self._committed = time.monotonic()
+
+    def close(self, rejections: set[Rejection]) -> None:
+        """Write quarantine, sorted manifest and chunk table, in this order."""
+        self.store.replace(QUARANTINE, [quarantine_bytes(rejections)])
+        text = self._rewrite()
+        ordered = [self.records[id] for id in sorted(self.records)]
+        write_table(self.store, ordered, text, self.conversion.chunk)
+
+
+def record_paths(record: VolumeRecord) -> tuple[str, ...]:
+    """Paths of a record's source, as `Source.paths` gives them."""
+    return (*record.sources, *(label.source for label in record.labels))
+
+
+def orphans(store: Store, records: Mapping[str, Any]) -> list[str]:
+    """Folders an interrupted run left: temporary ones, and volumes without a manifest line."""
+    partial = re.compile(rf"\..*\.\d+{re.escape(PARTIAL)}")
+    return [
+        name
+        for name in store.folders()
+        if partial.fullmatch(name) or (name not in records and store.exists(f"{name}/zarr.json"))
+    ]
+
+
+def _refuse_foreign(store: Store) -> None:
+    """A folder with anything else in it is not ours to tidy."""
+    other = next((key for key in store.walk() if not _own_trace(key)), None)
+    if other is not None:
+        raise CorpusError(
+            f"{store.url}: not a corpus, but not empty either (it holds {other}); "
+            "choose a new destination"
+        )
+
+
+def _own_trace(key: str) -> bool:
+    return key == ".lock" or key.endswith(PARTIAL)
+
+
+def _stored_bytes(record: VolumeRecord) -> int:
+    return record.shard_bytes + sum(label.shard_bytes for label in record.labels)
+
+
+def _rate(results: Sequence[JobResult], seconds: float) -> str:
+    megabytes = sum(result.voxel_bytes for result in results[-1:]) / 1e6
+    total = sum(result.voxel_bytes for result in results) / 1e6
+    return f"{total / max(seconds, 1e-9):.0f} MB/s, last {megabytes:.1f} MB"
+
+
+def usable_cpus() -> int:
+    """CPUs this process may run on."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1

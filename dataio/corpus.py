@@ -1,0 +1,43 @@
+"""A corpus opened for reading."""
+
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from mim3d.dataio.chunk_table import ChunkTable
+from mim3d.dataio.errors import CorpusError
+from mim3d.dataio.manifest import MANIFEST, VolumeRecord, read_manifest
+from mim3d.dataio.root import read_root
+
+
+class Corpus:
+    """A corpus folder; records and table are read when first asked for.
+
+    One that is half written opens too: `records` are what is committed, `table` raises with the
+    remedy.
+    """
+
+    def __init__(self, root: Path, attributes: dict[str, Any]) -> None:
+        self.root, self.attributes = root, attributes
+
+    @classmethod
+    def open(cls, path: str | Path) -> "Corpus":
+        """Open a corpus; CorpusError if it is missing, damaged or of another format."""
+        root = Path(path)
+        file = root / "zarr.json"
+        if not file.is_file():
+            what = "no such folder" if not root.exists() else "not a corpus: it has no zarr.json"
+            raise CorpusError(f"{root}: {what}; `mim3d convert SRC {root}` makes one")
+        return cls(root, read_root(file.read_bytes(), str(root)))
+
+    @cached_property
+    def records(self) -> list[VolumeRecord]:
+        """Every committed volume, sorted by id once the conversion is complete."""
+        if not (self.root / MANIFEST).is_file():
+            raise CorpusError(f"{self.root}: nothing is committed yet; run mim3d convert again")
+        return read_manifest(self.root)
+
+    @cached_property
+    def table(self) -> ChunkTable:
+        """The packed chunk table, memory-mapped."""
+        return ChunkTable.open(self.root)

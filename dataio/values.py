@@ -1,0 +1,126 @@
+"""Changes of stored values, each with its largest error known: NaN policy, window, dtype."""
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from mim3d.dataio.conversion import Conversion
+from mim3d.dataio.errors import SourceError
+
+
+@dataclass(frozen=True)
+class Values:
+    """Stored voxels of any shape and how to read them: real = slope * stored + intercept."""
+
+    voxels: np.ndarray
+    slope: float
+    intercept: float
+    n_nan: int = 0
+    n_inf: int = 0
+    max_error: float = 0.0
+
+    def real(self) -> np.ndarray:
+        """Real values in float32, a copy."""
+        out = self.voxels.astype(np.float32)
+        if (self.slope, self.intercept) != (1.0, 0.0):
+            np.multiply(out, np.float32(self.slope), out=out)
+            np.add(out, np.float32(self.intercept), out=out)
+        return out
+
+
+def as_stored(values: Values, policy: str, path: str) -> Values:
+    """float64 to float32 with its error, then the policy for NaN and infinities.
+
+    Raises SourceError overflow or non-finite.
+    """
+    if values.voxels.dtype.kind != "f":
+        return values
+    if values.voxels.dtype.itemsize == 8:
+        values = _narrow(values, path)
+    return _finite(values, policy, path)
+
+
+def _narrow(values: Values, path: str) -> Values:
+    wide = values.voxels
+    with np.errstate(over="ignore"):
+        narrow = wide.astype(np.float32)
+    if np.isinf(narrow).sum() > np.isinf(wide).sum():
+        detail = "float64 values beyond float32's range of 3.4e38"
+        raise SourceError("overflow", path, f"{detail}; rescale the file")
+    error = 0.0
+    # Blocks: the difference of whole volumes would be a second float64 copy.
+    for before, after in zip(_blocks(wide), _blocks(narrow), strict=True):
+        gap = np.abs(before - after)
+        error = max(error, float(np.nanmax(gap, initial=0.0, where=np.isfinite(gap))))
+    return replace(values, voxels=narrow, max_error=abs(values.slope) * error)
+
+
+def _blocks(voxels: np.ndarray) -> list[np.ndarray]:
+    flat = voxels.reshape(-1)
+    return [flat[start : start + (1 << 20)] for start in range(0, flat.size, 1 << 20)]
+
+
+def _finite(values: Values, policy: str, path: str) -> Values:
+    voxels = values.voxels
+    if np.isfinite(voxels.min()) and np.isfinite(voxels.max()):
+        return values
+    n_nan, n_inf = int(np.isnan(voxels).sum()), int(np.isinf(voxels).sum())
+    values = replace(values, n_nan=n_nan, n_inf=n_inf)
+    if policy == "reject":
+        detail = f"{n_nan} NaN and {n_inf} infinite of {voxels.size} voxels"
+        raise SourceError("non-finite", path, f"{detail}; --nan-policy zero or keep takes it")
+    if policy == "keep":
+        return values
+    return replace(values, voxels=np.nan_to_num(voxels, nan=0.0, posinf=0.0, neginf=0.0))
+
+
+def finite_only(voxels: np.ndarray) -> np.ndarray:
+    """The voxels statistics are about: all, unless NaN or infinities were kept."""
+    if voxels.dtype.kind != "f" or (np.isfinite(voxels.min()) and np.isfinite(voxels.max())):
+        return voxels
+    return voxels[np.isfinite(voxels)]
+
+
+def windowed(values: Values, window: tuple[float, float] | None) -> Values:
+    """Clip real values to the window; integers stay integers."""
+    if window is None:
+        return values
+    low, high = sorted((end - values.intercept) / values.slope for end in window)
+    if values.voxels.dtype.kind != "f":
+        info = np.iinfo(values.voxels.dtype)
+        low, high = max(np.ceil(low), info.min), min(np.floor(high), info.max)
+        low, high = min(low, info.max), max(high, info.min)
+    return replace(values, voxels=np.clip(values.voxels, low, high).astype(values.voxels.dtype))
+
+
+def as_dtype(values: Values, conversion: Conversion) -> Values:
+    """The dtype asked for.
+
+    float32 holds real values. Integers keep the stored values where these fit, else the range (the
+    window, or minimum to maximum) is spread over all levels and half a level is the largest error.
+    """
+    target = conversion.dtype
+    if target in ("native", values.voxels.dtype.name):
+        return values
+    if target == "float32":
+        exact = values.slope * values.voxels.astype(np.float64) + values.intercept
+        stored = exact.astype(np.float32)
+        error = values.max_error + float(np.abs(exact - stored).max())
+        return replace(values, voxels=stored, slope=1.0, intercept=0.0, max_error=error)
+    info = np.iinfo(target)
+    low, high = float(values.voxels.min()), float(values.voxels.max())
+    if values.voxels.dtype.kind != "f" and info.min <= low and high <= info.max:
+        return replace(values, voxels=values.voxels.astype(target))
+    return _quantised(values, np.dtype(target), conversion.window)
+
+
+def _quantised(values: Values, dtype: np.dtype, window: tuple[float, float] | None) -> Values:
+    real = values.real()
+    low, high = window or (float(real.min()), float(real.max()))
+    info = np.iinfo(dtype)
+    slope = (high - low) / (int(info.max) - int(info.min)) or 1.0
+    intercept = low - slope * int(info.min)
+    levels = np.rint((real - np.float32(intercept)) / np.float32(slope))
+    stored = np.clip(levels, info.min, info.max).astype(dtype)
+    error = float(np.abs(slope * stored.astype(np.float64) + intercept - real).max())
+    return Values(stored, slope, intercept, values.n_nan, values.n_inf, values.max_error + error)

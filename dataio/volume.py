@@ -1,0 +1,195 @@
+"""A source's image files to volumes ready to be stored: oriented, cleaned and measured."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from mim3d.dataio.conversion import Conversion
+from mim3d.dataio.errors import SourceError
+from mim3d.dataio.grid import Grid, obliquity_deg
+from mim3d.dataio.intensity import Statistics, box_above, statistics
+from mim3d.dataio.manifest import Triple
+from mim3d.dataio.nifti_file import NiftiFile, read_nifti
+from mim3d.dataio.orientation import axis_codes, reorientation
+from mim3d.dataio.resample import check_size, resample_image, resampled_grid
+from mim3d.dataio.source import Source
+from mim3d.dataio.values import Values, as_dtype, as_stored, finite_only, windowed
+
+CHANNEL_AXIS = 4
+OBLIQUE_DEG = 1.0
+
+
+@dataclass(frozen=True)
+class Volume:
+    """An image ready to be stored.
+
+    `voxels` is (z, y, x) or (c, z, y, x), often a view with negative strides or foreign byte
+    order. `file_grid` is the source's own, before reorientation; `oriented_grid` is after it and
+    before resampling and cropping, and is what labels are compared with. `crop` is the part of the
+    resampled grid that is kept.
+    """
+
+    values: Values
+    grid: Grid
+    file_grid: Grid
+    oriented_grid: Grid
+    crop: tuple[Triple, Triple]
+    statistics: Statistics
+    box: tuple[Triple, Triple]
+    frame: int
+    n_frames: int
+    affine_code: int
+    warnings: tuple[str, ...]
+
+    @property
+    def channels(self) -> int:
+        """Channels of the stored array; 1 has no axis."""
+        shape = self.values.voxels.shape
+        return shape[0] if len(shape) == CHANNEL_AXIS else 1
+
+
+def read_images(source: Source, conversion: Conversion) -> list[NiftiFile]:
+    """Verified files of a source's channels; SourceError other-grid where they do not match."""
+    files = [read_nifti(path, conversion.byte_budget) for path in source.images]
+    first = file_grid(files[0])
+    for file in files[1:]:
+        difference = first.difference(file_grid(file))
+        if difference or file.header.n_frames > 1 or files[0].header.n_frames > 1:
+            detail = difference or "a channel with a fourth dimension"
+            raise SourceError(
+                "other-grid", file.path, f"not on the grid of {files[0].path}: {detail}"
+            )
+    return files
+
+
+def file_grid(file: NiftiFile) -> Grid:
+    """Grid of a file as it lies on disk."""
+    x, y, z = file.header.shape
+    return Grid((z, y, x), file.header.affine)
+
+
+def volumes(files: list[NiftiFile], conversion: Conversion) -> Iterator[Volume]:
+    """The one volume of the files, or one per time frame."""
+    n_frames = files[0].header.n_frames
+    if len(files) > 1:
+        yield _volume(_stacked(files), files[0], -1, conversion)
+    elif n_frames == 1 or conversion.time_axis == "channels":
+        raw = files[0].voxels
+        yield _volume(_scaled(raw[0] if n_frames == 1 else raw, files[0]), files[0], -1, conversion)
+    else:
+        for frame in range(n_frames):
+            yield _volume(_scaled(files[0].voxels[frame], files[0]), files[0], frame, conversion)
+
+
+def _scaled(raw: np.ndarray, file: NiftiFile) -> Values:
+    return Values(raw, file.header.slope, file.header.intercept)
+
+
+def _stacked(files: list[NiftiFile]) -> Values:
+    """Channels in one array; real float32 values where their dtypes or scalings differ."""
+    kinds = {(f.header.dtype.newbyteorder("="), f.header.slope, f.header.intercept) for f in files}
+    if len(kinds) == 1:
+        return _scaled(np.stack([file.voxels[0] for file in files]), files[0])
+    real = [_scaled(file.voxels[0], file).real() for file in files]
+    return Values(np.stack(real), 1.0, 0.0)
+
+
+def _volume(values: Values, file: NiftiFile, frame: int, conversion: Conversion) -> Volume:
+    values = as_stored(values, conversion.nan_policy, file.path)
+    before = file_grid(file)
+    values, oriented = _oriented(values, before, conversion.orientation)
+    grid = oriented
+    if not conversion.lossless:
+        values, grid = _changed(values, oriented, conversion, file.path)
+    found = _measured(values)
+    box = foreground_box(values.voxels, found)
+    crop = ((0, 0, 0), grid.shape)
+    if conversion.foreground and box != crop:
+        crop, values, grid = box, replace(values, voxels=_cut(values.voxels, box)), grid.crop(*box)
+        found = _measured(values)
+        box = foreground_box(values.voxels, found)
+    n_frames = file.header.n_frames if frame >= 0 else 1
+    told = _warnings(file, values)
+    code = file.header.affine_code
+    return Volume(values, grid, before, oriented, crop, found, box, frame, n_frames, code, told)
+
+
+def _oriented(values: Values, grid: Grid, target: str) -> tuple[Values, Grid]:
+    """Reoriented view of (..., z, y, x) voxels, and its grid."""
+    change = reorientation(grid.affine, target)
+    turned = turned_view(values.voxels, grid, target)
+    z, y, x = turned.shape[-3:]
+    affine = change.affine(grid.affine, (grid.shape[2], grid.shape[1], grid.shape[0]))
+    return replace(values, voxels=turned), Grid((z, y, x), affine)
+
+
+def turned_view(voxels: np.ndarray, grid: Grid, target: str) -> np.ndarray:
+    """(..., z, y, x) voxels of a grid in the target orientation, as a view."""
+    change = reorientation(grid.affine, target)
+    if voxels.ndim == CHANNEL_AXIS:
+        turned = [change.view(channel.transpose(2, 1, 0)).transpose(2, 1, 0) for channel in voxels]
+        first = turned[0]
+        strides = (voxels.strides[0], *first.strides)
+        shape = (len(turned), *first.shape)
+        return np.lib.stride_tricks.as_strided(first, shape, strides, writeable=False)
+    return change.view(voxels.transpose(2, 1, 0)).transpose(2, 1, 0)
+
+
+def _changed(values: Values, grid: Grid, conversion: Conversion, path: str) -> tuple[Values, Grid]:
+    """Resample, window and cast, in this order."""
+    if conversion.spacing_mm is not None:
+        new = resampled_grid(grid, conversion.spacing_mm)
+        channels = values.voxels.shape[0] if values.voxels.ndim == CHANNEL_AXIS else 1
+        check_size(new, channels, conversion.byte_budget, path)
+        real = values.real()
+        stack = real if real.ndim == CHANNEL_AXIS else real[None]
+        done = np.stack([resample_image(channel, grid, new) for channel in stack])
+        done = done if real.ndim == CHANNEL_AXIS else done[0]
+        values = replace(values, voxels=done, slope=1.0, intercept=0.0)
+        grid = new
+    return as_dtype(windowed(values, conversion.window), conversion), grid
+
+
+def _measured(values: Values) -> Statistics:
+    """Statistics in memory order: they do not depend on the order of axes, speed does."""
+    voxels = memory_order(values.voxels)
+    return statistics(finite_only(voxels), values.slope, values.intercept)
+
+
+def memory_order(voxels: np.ndarray) -> np.ndarray:
+    """The same voxels, axes permuted and flipped back to a contiguous block where there is one."""
+    flips = tuple(slice(None, None, -1 if step < 0 else None) for step in voxels.strides)
+    unflipped = voxels[flips]
+    order = sorted(range(voxels.ndim), key=lambda axis: -unflipped.strides[axis])
+    return unflipped.transpose(order)
+
+
+def foreground_box(voxels: np.ndarray, found: Statistics) -> tuple[Triple, Triple]:
+    """Box of the voxels above the threshold in any channel; all of a constant volume."""
+    z, y, x = voxels.shape[-3:]
+    if found.rule == "all":
+        return (0, 0, 0), (z, y, x)
+    flat = voxels.max(axis=0) if voxels.ndim == CHANNEL_AXIS else voxels
+    return box_above(flat, found.stored_threshold)
+
+
+def _cut(voxels: np.ndarray, box: tuple[Triple, Triple]) -> np.ndarray:
+    slices = tuple(slice(a, b) for a, b in zip(*box, strict=True))
+    return np.ascontiguousarray(voxels[(..., *slices)])
+
+
+def _warnings(file: NiftiFile, values: Values) -> tuple[str, ...]:
+    told = []
+    header = file.header
+    if header.affine_from == "pixdim":
+        told.append("no sform and no qform: left and right are a guess, as nibabel makes it")
+    if (angle := obliquity_deg(header.affine)) > OBLIQUE_DEG:
+        told.append(
+            f"oblique by {angle:.1f} degrees, kept: axes are only near {axis_codes(header.affine)}"
+        )
+    if header.dtype.itemsize == 8 and header.dtype.kind == "f":
+        told.append(f"float64 stored as float32, largest change {values.max_error:.3g}")
+    if values.n_nan or values.n_inf:
+        told.append(f"{values.n_nan} NaN and {values.n_inf} infinite voxels")
+    return tuple(told)

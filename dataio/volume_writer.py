@@ -1,0 +1,149 @@
+"""One volume and its labels to one folder of the store, and the manifest record that commits it."""
+
+import hashlib
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from mim3d.dataio import ome
+from mim3d.dataio.codec import ChunkCodec, shard_metadata
+from mim3d.dataio.conversion import Conversion
+from mim3d.dataio.grid import Grid, obliquity_deg
+from mim3d.dataio.label import Label, pack_points
+from mim3d.dataio.manifest import LabelRecord, VolumeRecord
+from mim3d.dataio.nifti_file import NiftiFile
+from mim3d.dataio.orientation import axis_codes
+from mim3d.dataio.shard_writer import Shard, write_shard
+from mim3d.dataio.source import Source
+from mim3d.dataio.volume import Volume
+
+Objects = dict[str, Sequence[bytes]]
+
+
+def volume_objects(
+    id: str,
+    source: Source,
+    files: Sequence[NiftiFile],
+    volume: Volume,
+    labels: Sequence[Label],
+    conversion: Conversion,
+) -> tuple[Objects, VolumeRecord]:
+    """The objects of a volume's folder (keys relative to it), and its record."""
+    objects: Objects = {}
+    shard = _image_objects(objects, id, volume, conversion)
+    records = tuple(_label_objects(objects, label, volume.grid, conversion) for label in labels)
+    if labels:
+        objects["labels/zarr.json"] = (ome.labels_group([label.name for label in labels]),)
+    return objects, _record(id, source, files, volume, records, shard, metadata_sha256(objects))
+
+
+def _image_objects(objects: Objects, id: str, volume: Volume, conversion: Conversion) -> Shard:
+    values, grid, channels = volume.values, volume.grid, volume.channels
+    dtype = values.voxels.dtype.name
+    extra = {"slope": values.slope, "intercept": values.intercept, "affine": grid.nested_affine}
+    objects["zarr.json"] = (ome.image_group(id, grid, channels, extra),)
+    header = ome.nifti_header(
+        grid, channels, dtype, values.slope, values.intercept, volume.affine_code
+    )
+    objects["nifti/zarr.json"] = (ome.header_array(len(header)),)
+    objects["nifti/c/0"] = (header,)
+    return _array_objects(objects, "0", values.voxels, conversion)
+
+
+def _label_objects(
+    objects: Objects, label: Label, grid: Grid, conversion: Conversion
+) -> LabelRecord:
+    path = f"labels/{label.name}"
+    extra = {"points": pack_points(label.points)}
+    objects[f"{path}/zarr.json"] = (
+        ome.label_group(label.name, grid, sorted(label.classes), extra),
+    )
+    shard = _array_objects(objects, f"{path}/0", label.voxels, conversion)
+    return LabelRecord(
+        label.name,
+        label.voxels.dtype.name,
+        dict(sorted(label.classes.items())),
+        label.source,
+        label.sha256,
+        shard.sha256,
+        shard.nbytes,
+    )
+
+
+def _array_objects(
+    objects: Objects, path: str, voxels: np.ndarray, conversion: Conversion
+) -> Shard:
+    """Metadata and shard of one array."""
+    sides = (1,) * (voxels.ndim - 3) + (conversion.chunk,) * 3
+    codec = ChunkCodec(conversion.codec, voxels.dtype.name, sides)
+    names = ("c", "z", "y", "x")[4 - voxels.ndim :]
+    document = shard_metadata(voxels.shape, codec, names, {})
+    shard = write_shard(voxels, codec)
+    objects[f"{path}/zarr.json"] = (ome.json_bytes(document),)
+    objects[f"{path}/c" + "/0" * voxels.ndim] = shard.parts
+    return shard
+
+
+def is_shard(key: str) -> bool:
+    """Whether a key of a volume's folder is that of an array's shard."""
+    return key.startswith(("0/c/", "labels/")) and "/0/c/" in f"/{key}"
+
+
+def metadata_sha256(objects: Mapping[str, Sequence[bytes]]) -> str:
+    """Hash of everything in a volume's folder but the shards, names included."""
+    digest = hashlib.sha256()
+    for key in sorted(key for key in objects if not is_shard(key)):
+        content = b"".join(objects[key])
+        digest.update(f"{key}\0{len(content)}\0".encode())
+        digest.update(content)
+    return digest.hexdigest()
+
+
+def _record(
+    id: str,
+    source: Source,
+    files: Sequence[NiftiFile],
+    volume: Volume,
+    labels: tuple[LabelRecord, ...],
+    shard: Shard,
+    metadata: str,
+) -> VolumeRecord:
+    header, values, found = files[0].header, volume.values, volume.statistics
+    original = Grid(volume.file_grid.shape, header.affine)
+    return VolumeRecord(
+        id=id,
+        sources=source.images,
+        source_sha256=tuple(file.sha256 for file in files),
+        subject=source.subject or source.id,
+        group=source.group,
+        split=source.split,
+        shape=volume.grid.shape,
+        channels=volume.channels,
+        dtype=values.voxels.dtype.name,
+        slope=values.slope,
+        intercept=values.intercept,
+        spacing_mm=volume.grid.spacing_mm,
+        affine=volume.grid.nested_affine,
+        original_orientation=axis_codes(header.affine),
+        original_affine=original.nested_affine,
+        original_shape=header.shape,
+        affine_from=header.affine_from,
+        affine_code=header.affine_code,
+        obliquity_deg=round(obliquity_deg(header.affine), 4),
+        intensity=found.whole,
+        foreground=found.foreground,
+        foreground_rule=found.rule,
+        foreground_threshold=found.threshold,
+        foreground_box=volume.box,
+        n_nan=values.n_nan,
+        n_inf=values.n_inf,
+        source_dtype=header.dtype.name,
+        cast_max_error=values.max_error,
+        labels=labels,
+        shard_sha256=shard.sha256,
+        shard_bytes=shard.nbytes,
+        metadata_sha256=metadata,
+        frame=volume.frame,
+        n_frames=volume.n_frames,
+        warnings=volume.warnings,
+    )

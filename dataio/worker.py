@@ -1,0 +1,84 @@
+"""One worker process of the pool: receives jobs over a socket, sends results, dies with its parent.
+
+Workers are started by `python -c`, not forked and not through `__main__`: the caller may hold
+threads, a GPU or an unguarded script.
+"""
+
+import os
+import pickle
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from multiprocessing.connection import Connection
+from typing import Any
+
+from mim3d.dataio.job import Job, run_job
+
+SINGLE_THREAD = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
+PARENT_POLL_S = 0.2
+
+
+class Worker:
+    """A worker process as its parent sees it."""
+
+    def __init__(self) -> None:
+        ours, theirs = socket.socketpair()
+        code = f"from mim3d.dataio.worker import serve; serve({theirs.fileno()}, {os.getpid()})"
+        environment = os.environ | dict.fromkeys(SINGLE_THREAD, "1")
+        with theirs:
+            self.process = subprocess.Popen(
+                [sys.executable, "-c", code], pass_fds=[theirs.fileno()], env=environment
+            )
+        self.connection = Connection(ours.detach())
+        self.job: Job | None = None
+
+    def give(self, job: Job) -> None:
+        """Send a job; a worker has one at a time."""
+        self.job = job
+        self.connection.send(job)
+
+    def take(self) -> Any:
+        """The result or the exception of the job; EOFError or OSError if the process died."""
+        return self.connection.recv()
+
+    def end(self) -> None:
+        """Stop the process now; what it was writing is under a temporary name."""
+        self.connection.close()
+        self.process.kill()
+        self.process.wait()
+
+
+def serve(descriptor: int, parent: int) -> None:
+    """Loop of a worker process."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    threading.Thread(target=_die_with, args=(parent,), daemon=True).start()
+    connection = Connection(descriptor)
+    while True:
+        try:
+            job = connection.recv()
+        except (EOFError, OSError):
+            return
+        try:
+            answer: Any = run_job(job)
+        except Exception as error:
+            answer = _sendable(error)
+        connection.send(answer)
+
+
+def _die_with(parent: int) -> None:
+    """A worker whose parent was killed must not go on writing."""
+    while os.getppid() == parent:
+        time.sleep(PARENT_POLL_S)
+    os._exit(1)
+
+
+def _sendable(error: Exception) -> Exception:
+    """The exception, or one with its text where it does not survive the way."""
+    try:
+        pickle.loads(pickle.dumps(error))
+    except Exception:
+        return RuntimeError(f"{type(error).__name__}: {error}")
+    return error
