@@ -14,16 +14,21 @@ from mim3d.dataio.errors import Mim3dError
 
 Range = tuple[float, float]
 
+# Streams of random numbers, one per parameter; FLIP, SIDE and PLACE take three, one per axis.
+FLIP, SIDE, PLACE = 0, 3, 6
+ZOOM, RESCALE, TURN, AXIS, ANGLE, GAIN, BIAS, BLUR, SIGMA, NOISE, NOISE_STD = range(9, 20)
+N_STREAMS, NOISE_SEED = 20, 20
+
 
 @dataclass(frozen=True)
 class Augmentation:
     """What may happen to a crop, in units of normalised intensity, voxels and degrees.
 
     `flip`: chance per axis. `gain` and `bias`: `out = gain * image + bias`. `rotate`: chance of a
-    rotation by up to `degrees` about each axis with a zoom from `zoom`, one interpolation for
-    both. Per view, where there are two: `side`, length of the random resized crop as a share of
-    each axis; `blur`: chance, with sigma from `sigma`; `noise`: chance, with deviation up to
-    `noise_std`.
+    rotation by up to `degrees` about one axis; `rescale`: chance of a zoom from `zoom` about the
+    middle; `noise`: chance, with deviation up to `noise_std`. With `per_view` flips, gain and bias
+    are drawn for each view, which also has `side`, the length of its random resized crop as a
+    share of each axis, and `blur`: chance, with sigma from `sigma`.
     """
 
     flip: float = 0.0
@@ -31,21 +36,26 @@ class Augmentation:
     bias: Range = (0.0, 0.0)
     rotate: float = 0.0
     degrees: float = 0.0
+    rescale: float = 0.0
     zoom: Range = (1.0, 1.0)
+    noise: float = 0.0
+    noise_std: float = 0.0
+    per_view: bool = False
     side: Range = (1.0, 1.0)
     blur: float = 0.0
     sigma: Range = (0.3, 0.9)
-    noise: float = 0.0
-    noise_std: float = 0.0
 
     def __post_init__(self) -> None:
-        for name in ("flip", "rotate", "blur", "noise"):
+        for name in ("flip", "rotate", "rescale", "blur", "noise"):
             if not 0 <= getattr(self, name) <= 1:
                 raise Mim3dError(f"augmentation {name}={getattr(self, name)} is no probability")
         if not 0 < self.side[0] <= self.side[1] <= 1:
             raise Mim3dError(f"augmentation side={self.side} must lie in (0, 1]")
-        if not 0 < self.zoom[0] <= self.zoom[1]:
-            raise Mim3dError(f"augmentation zoom={self.zoom} must be positive, low <= high")
+        if not 1 <= self.zoom[0] <= self.zoom[1]:
+            # DALI's nearest-voxel resize does not clamp: a box that overhangs reads other memory.
+            raise Mim3dError(f"augmentation zoom={self.zoom} must be at least 1, low <= high")
+        if not self.per_view and (self.blur or self.side != (1.0, 1.0)):
+            raise Mim3dError("augmentation blur and side need per_view=True")
 
 
 AUGMENTATIONS = {
@@ -55,12 +65,13 @@ AUGMENTATIONS = {
         flip=0.5,
         gain=(0.6, 1.4),
         bias=(-0.4, 0.4),
-        rotate=0.2,
-        degrees=15.0,
+        rotate=0.3,
+        degrees=20.0,
+        noise=0.3,
+        noise_std=0.15,
+        per_view=True,
         side=(0.6, 1.0),
         blur=0.5,
-        noise=0.2,
-        noise_std=0.1,
     ),
     "segmentation": Augmentation(
         flip=0.5,
@@ -68,7 +79,8 @@ AUGMENTATIONS = {
         bias=(-0.2, 0.2),
         rotate=0.2,
         degrees=15.0,
-        zoom=(0.85, 1.2),
+        rescale=0.2,
+        zoom=(1.0, 1.3),
         noise=0.1,
         noise_std=0.1,
     ),
@@ -79,15 +91,19 @@ AUGMENTATIONS = {
 class ViewDraws:
     """Parameters of one view; arrays of one entry per sample, float32 unless said.
 
-    `roi_start`, `roi_end` (b, 3) bound the resized crop in voxels, end before start meaning a
-    flip; `turn` (b,) bool says whether `matrix` (b, 3, 4), destination to source in x, y, z, is
-    used, `blurred` (b,) bool whether `sigma` is; `noise_std` 0 means no noise; `noise_seed` (b,)
-    is uint64.
+    `resized` (b,) bool says whether the box from `roi_start` to `roi_end` (b, 3), in voxels, is
+    stretched to the crop; an end before its start means a flip.
+    `turn_z`, `turn_y`, `turn_x` (b,) bool: rotate about that axis by `matrix` (b, 2, 3), which
+    maps destination to source in the plane's (fast, slow) axes. `blurred` (b,) bool says whether
+    `sigma` is used; `noise_std` 0 means no noise; `noise_seed` (b,) is uint64.
     """
 
+    resized: np.ndarray
     roi_start: np.ndarray
     roi_end: np.ndarray
-    turn: np.ndarray
+    turn_z: np.ndarray
+    turn_y: np.ndarray
+    turn_x: np.ndarray
     matrix: np.ndarray
     gain: np.ndarray
     bias: np.ndarray
@@ -106,54 +122,59 @@ def augmentation(name: str) -> Augmentation:
 
 def draw_flips(kind: Augmentation, seeds: np.ndarray, view: int = 0) -> np.ndarray:
     """Draw (b, 3) bool: mirror along z, y, x."""
-    return np.stack([_u(seeds, view, axis) < kind.flip for axis in range(3)], axis=1)
+    if not kind.flip:
+        return np.zeros((len(seeds), 3), bool)
+    return (uniform(view, FLIP + np.arange(3)[:, None], seeds) < kind.flip).T
 
 
 def draw_view(kind: Augmentation, seeds: np.ndarray, view: int, size: Triple) -> ViewDraws:
     """Draw the parameters of view 0 or 1 of crops of `size`."""
-    flips = draw_flips(kind, seeds, view)
-    extent = np.array(size, np.float64)
-    side = np.stack([_between(kind.side, _u(seeds, view, 10 + i)) for i in range(3)], 1)
-    start = np.stack([_u(seeds, view, 13 + i) for i in range(3)], 1) * (1 - side) * extent
-    end = start + side * extent
-    noise = np.where(_u(seeds, view, 22) < kind.noise, kind.noise_std * _u(seeds, view, 23), 0)
+    u = uniform(view, np.arange(N_STREAMS)[:, None], seeds)
+    resized, roi_start, roi_end = _boxes(kind, u, np.array(size, np.float64))
+    axis = np.where(u[TURN] < kind.rotate, (3 * u[AXIS]).astype(np.int64), -1)
+    noise = np.where(u[NOISE] < kind.noise, kind.noise_std * u[NOISE_STD], 0.0)
     return ViewDraws(
-        roi_start=np.where(flips, end, start).astype(np.float32),
-        roi_end=np.where(flips, start, end).astype(np.float32),
-        turn=_u(seeds, view, 30) < kind.rotate,
-        matrix=_matrices(kind, seeds, view, extent),
-        gain=_between(kind.gain, _u(seeds, view, 40)).astype(np.float32),
-        bias=_between(kind.bias, _u(seeds, view, 41)).astype(np.float32),
-        blurred=_u(seeds, view, 20) < kind.blur,
-        sigma=_between(kind.sigma, _u(seeds, view, 21)).astype(np.float32),
+        resized=resized,
+        roi_start=roi_start.astype(np.float32, order="C"),
+        roi_end=roi_end.astype(np.float32, order="C"),
+        turn_z=axis == 0,
+        turn_y=axis == 1,
+        turn_x=axis == 2,
+        matrix=_matrices(np.deg2rad(kind.degrees) * (2 * u[ANGLE] - 1), axis, size),
+        gain=_between(kind.gain, u[GAIN]).astype(np.float32),
+        bias=_between(kind.bias, u[BIAS]).astype(np.float32),
+        blurred=u[BLUR] < kind.blur,
+        sigma=_between(kind.sigma, u[SIGMA]).astype(np.float32),
         noise_std=noise.astype(np.float32),
-        noise_seed=bits(view, 50, seeds),
+        noise_seed=bits(view, NOISE_SEED, seeds),
     )
 
 
-def _matrices(kind: Augmentation, seeds: np.ndarray, view: int, extent: np.ndarray) -> np.ndarray:
-    """Destination-to-source matrices (b, 3, 4) about the crop's middle, axes in x, y, z order."""
-    angles = [np.deg2rad(kind.degrees) * (2 * _u(seeds, view, 31 + i) - 1) for i in range(3)]
-    turned = np.broadcast_to(np.eye(3), (len(seeds), 3, 3))
-    for axis, angle in enumerate(angles):
-        turned = turned @ _rotation(axis, angle)
-    turned = turned / _between(kind.zoom, _u(seeds, view, 34))[:, None, None]
-    middle = extent[::-1] / 2
-    offset = middle - turned @ middle
+def _boxes(
+    kind: Augmentation, u: np.ndarray, extent: np.ndarray
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Which samples are resized, and the start and end (b, 3) of their boxes, in voxels."""
+    if kind.per_view:
+        side = _between(kind.side, u[SIDE : SIDE + 3].T) * extent
+        start = u[PLACE : PLACE + 3].T * (extent - side)
+        flips = kind.flip > u[FLIP : FLIP + 3].T
+        end = start + side
+        every = np.ones(len(side), bool)
+        return every, np.where(flips, end, start), np.where(flips, start, end)
+    half = extent / (2 * _between(kind.zoom, u[ZOOM]))[:, None]
+    return u[RESCALE] < kind.rescale, extent / 2 - half, extent / 2 + half
+
+
+def _matrices(angle: np.ndarray, axis: np.ndarray, size: Triple) -> np.ndarray:
+    """Rotations (b, 2, 3) about the middle of the plane across `axis`, fast axis first."""
+    extent = np.array(size, np.float64)
+    planes = np.array([[2, 1], [2, 0], [1, 0]])  # (fast, slow) axis of the planes across z, y, x
+    middle = extent[planes[axis]] / 2
+    turned = np.stack([np.cos(angle), -np.sin(angle), np.sin(angle), np.cos(angle)], 1)
+    turned = turned.reshape(-1, 2, 2)
+    offset = middle - np.einsum("bij,bj->bi", turned, middle)
     return np.concatenate([turned, offset[:, :, None]], axis=2).astype(np.float32)
-
-
-def _rotation(axis: int, angle: np.ndarray) -> np.ndarray:
-    matrix = np.broadcast_to(np.eye(3), (len(angle), 3, 3)).copy()
-    i, j = [k for k in range(3) if k != axis]
-    matrix[:, i, i] = matrix[:, j, j] = np.cos(angle)
-    matrix[:, i, j], matrix[:, j, i] = -np.sin(angle), np.sin(angle)
-    return matrix
 
 
 def _between(bounds: Range, u: np.ndarray) -> np.ndarray:
     return bounds[0] + (bounds[1] - bounds[0]) * u
-
-
-def _u(seeds: np.ndarray, view: int, stream: int) -> np.ndarray:
-    return uniform(view, stream, seeds)

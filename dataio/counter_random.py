@@ -17,21 +17,31 @@ def mix(values: np.ndarray) -> np.ndarray:
     return values ^ (values >> np.uint64(31))
 
 
-def bits(seed: int, stream: int, index: np.ndarray) -> np.ndarray:
-    """Draw a random uint64 for each index (any integer array), independent between streams."""
-    with np.errstate(over="ignore"):
-        key = mix(np.array([seed & 0xFFFFFFFFFFFFFFFF], np.uint64) + GOLDEN)
-        key = mix(key + np.uint64(stream & 0xFFFFFFFFFFFFFFFF) * GOLDEN)
-        counter = np.asarray(index).astype(np.uint64) * GOLDEN + key
-        return mix(mix(counter) + key)
+def bits(seed: int, stream: int | np.ndarray, index: np.ndarray) -> np.ndarray:
+    """Draw a random uint64 for each index (any integer array), independent between streams.
+
+    `stream` may be an array that broadcasts with `index`: one call for many streams is far
+    cheaper than many calls.
+    """
+    key = mix(_key(stream) * GOLDEN + mix(_key(seed) + GOLDEN))
+    return mix(mix(np.asarray(index).astype(np.uint64) * GOLDEN + key) + key)
 
 
-def uniform(seed: int, stream: int, index: np.ndarray) -> np.ndarray:
+def _key(number: int | np.ndarray) -> np.ndarray:
+    """Wrap an integer to uint64, as an array: numpy then wraps overflow without a warning."""
+    if isinstance(number, int):
+        return np.array([number & 0xFFFFFFFFFFFFFFFF], np.uint64)
+    return np.asarray(number).astype(np.uint64)
+
+
+def uniform(seed: int, stream: int | np.ndarray, index: np.ndarray) -> np.ndarray:
     """Draw a float64 in [0, 1) for each index, with 53 random bits."""
     return (bits(seed, stream, index) >> np.uint64(11)).astype(np.float64) * 2.0**-53
 
 
-def below(seed: int, stream: int, index: np.ndarray, bound: np.ndarray | int) -> np.ndarray:
+def below(
+    seed: int, stream: int | np.ndarray, index: np.ndarray, bound: np.ndarray | int
+) -> np.ndarray:
     """Draw an int64 in [0, bound) for each index; the bias is below bound / 2^53."""
     drawn = (uniform(seed, stream, index) * bound).astype(np.int64)
     return np.minimum(drawn, np.asarray(bound, np.int64) - 1)

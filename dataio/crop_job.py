@@ -19,14 +19,13 @@ class CropJob:
     """What stays the same from batch to batch.
 
     `image_rows` and `label_rows` map a volume to its arrays in the chunk table (-1: none);
-    `intensities` has one entry per volume of the table. `strong` leaves flips and intensities to
-    the graph, for each view has its own.
+    `intensities` has one entry per volume of the table. With `augmentation.per_view` flips and
+    intensities are left to the graph, for each view has its own.
     """
 
     crop_size: Triple
     channels: int
     views: int
-    strong: bool
     augmentation: Augmentation
     intensities: Intensities
     image_rows: np.ndarray
@@ -50,7 +49,6 @@ def crop_job(table: ChunkTable, config: LoaderConfig, volumes: np.ndarray) -> Cr
         crop_size=config.crop_size,
         channels=int(channels[0]),
         views=config.views,
-        strong=config.augment == "contrastive",
         augmentation=augmentation(config.augment),
         intensities=intensities(config.normalise, np.asarray(table.volumes), images),
         image_rows=image_rows,

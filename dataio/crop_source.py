@@ -135,7 +135,7 @@ class CropSource:
         job = self.job
         volume = int(samples.volume[at])
         z, y, x = samples.start[at].tolist()
-        mirrored = (False, False, False) if job.strong else tuple(flip.tolist())
+        mirrored = (False, False, False) if job.augmentation.per_view else tuple(flip.tolist())
         values = job.intensities
         image = batch.image[i]
         self.reader.read_box(
@@ -147,7 +147,7 @@ class CropSource:
             flip=mirrored,
         )
         gain, bias = (1.0, 0.0)
-        if not job.strong:
+        if not job.augmentation.per_view:
             gain, bias = float(batch.views[0].gain[i]), float(batch.views[0].bias[i])
         normalise(image, values, volume, gain, bias)
         if batch.label is not None and job.label_rows is not None:

@@ -16,7 +16,7 @@ from mim3d.dataio.errors import Mim3dError
 from mim3d.dataio.graph_spec import GraphSpec
 
 RANKS = {"roi_start": 1, "roi_end": 1, "matrix": 2}
-FLAGS = {"turn", "blurred"}
+FLAGS = {"resized", "turn_z", "turn_y", "turn_x", "blurred"}
 Feed = Callable[[int], list[np.ndarray]]
 
 

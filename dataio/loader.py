@@ -152,7 +152,6 @@ class Loader:
             crop_size=config.crop_size,
             views=config.views,
             label_dtype=self._job.label_dtype,
-            strong=self._job.strong,
             augmentation=self._job.augmentation,
             device_id=(self.device.index or 0) if on_gpu else None,
             threads=config.threads,

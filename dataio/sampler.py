@@ -113,23 +113,18 @@ class Sampler:
         return np.minimum(slots, n - 1)[order]
 
     def _place(self, index: np.ndarray, entry: np.ndarray) -> Samples:
+        """Draw each start among the multiples of `snap` that fit, and the last start that fits."""
         shape = self.shapes[entry]
-        start = np.stack(
-            [self._start(START + axis, index, shape[:, axis], axis) for axis in range(3)], axis=1
-        )
+        room = shape - self.crop
+        fits = np.maximum(room, 0)
+        u = uniform(self.seed, START + np.arange(3), index[:, None])
+        choices = -(-fits // self.snap) + 1
+        start = np.minimum((u * choices).astype(np.int64) * self.snap, fits)
+        start = np.where(room < 0, room // 2, start)
         if self.foreground_fraction > 0 and self.points is not None:
             chosen = uniform(self.seed, FOREGROUND, index) < self.foreground_fraction
             start = self._on_foreground(self.points, chosen, index, entry, start)
-        augment_seed = bits(self.seed, AUGMENT, index)
-        return Samples(index, self.volumes[entry], start, augment_seed)
-
-    def _start(self, stream: int, index: np.ndarray, extent: np.ndarray, axis: int) -> np.ndarray:
-        """Draw among the multiples of `snap` that fit, and the last start that fits."""
-        room = extent - self.crop[axis]
-        fits = np.maximum(room, 0)
-        choices = -(-fits // self.snap) + 1
-        start = np.minimum(below(self.seed, stream, index, choices) * self.snap, fits)
-        return np.where(room < 0, room // 2, start)
+        return Samples(index, self.volumes[entry], start, bits(self.seed, AUGMENT, index))
 
     def _on_foreground(
         self,
