@@ -1,0 +1,85 @@
+"""From a fine-tuning configuration to a network: the encoder of an arm, a head of the seed."""
+
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import nn
+
+from mim3d.engine.encoder_file import load_encoder
+from mim3d.engine.errors import ConfigError
+from mim3d.engine.finetune_config import FinetuneConfig
+from mim3d.engine.flops import encoder_flops
+from mim3d.engine.unetr import LinearDecoder, MonaiDecoder, SegmentationNet, UNETRDecoder
+from mim3d.engine.vit import ViT3D, ViTConfig
+
+
+def build_segmentation(config: FinetuneConfig, classes: int) -> SegmentationNet:
+    """Encoder and decoder; the decoder's weights depend on the seed alone, not on the arm."""
+    encoder = build_encoder(config)
+    with seeded(config.seed, "decoder"):
+        decoder = build_decoder(config, classes)
+    return SegmentationNet(encoder, decoder)
+
+
+def build_decoder(config: FinetuneConfig, classes: int) -> nn.Module:
+    """The decoder of `config.head`: MONAI's UNETR where it fits, else ours."""
+    if config.head == "linear":
+        return LinearDecoder(config.vit, classes)
+    if config.head == "unetr" and MonaiDecoder.fits(config.vit):
+        return MonaiDecoder(config.vit, classes, config.feature_size)
+    return UNETRDecoder(config.vit, classes, config.feature_size, image_skip=config.head == "unetr")
+
+
+def build_encoder(config: FinetuneConfig) -> ViT3D:
+    """The encoder from `config.init`, or from the seed where it is empty."""
+    if not config.init:
+        with seeded(config.seed, "encoder"):
+            encoder = ViT3D(config.vit)
+    else:
+        encoder = load_encoder(config.init)
+        require_same_shape(config.init, encoder.config, config.vit)
+    for parameter in encoder.parameters():
+        parameter.requires_grad_(not config.freeze)
+    return encoder
+
+
+def require_same_shape(source: str, found: ViTConfig, wanted: ViTConfig) -> None:
+    """ConfigError naming the fields in which a checkpoint's encoder is another one."""
+    differing = [
+        f"{name} {getattr(found, name)} instead of {getattr(wanted, name)}"
+        for name in ViTConfig.__dataclass_fields__
+        if getattr(found, name) != getattr(wanted, name)
+    ]
+    if differing:
+        raise ConfigError(
+            f"{source}: this encoder has {', '.join(differing)}; set --vit to the checkpoint's, "
+            "or pretrain one of the wanted shape"
+        )
+
+
+@contextmanager
+def seeded(seed: int, purpose: str) -> Iterator[None]:
+    """Draw the CPU's random numbers from (purpose, seed), and leave the stream outside alone."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(zlib.crc32(f"{purpose}:{seed}".encode()))
+        yield
+
+
+def step_flops(config: FinetuneConfig, net: SegmentationNet | nn.Module) -> float:
+    """FLOPs of one training step: the encoder by formula, the head counted by torch.
+
+    torch counts no attention on a CPU, hence the formula; a training step is three forwards.
+    """
+    from torch.utils.flop_counter import FlopCounterMode
+
+    encoder, vit = encoder_flops(config.vit), config.vit
+    head = net.decoder if isinstance(net, SegmentationNet) else net
+    weight = next(head.parameters())
+    tokens = torch.zeros(1, vit.n_patches, vit.width, device=weight.device)
+    volume = torch.zeros(1, vit.channels, *vit.crop_size, device=weight.device)
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        head(volume, [tokens] * vit.depth, tokens)
+    per_crop = encoder.forward if config.freeze else encoder.training
+    return config.batch * (per_crop + 3.0 * counter.get_total_flops())

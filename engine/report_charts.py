@@ -1,0 +1,119 @@
+"""Which charts a study's report shows."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from mim3d.engine.study_plots import (
+    Chart,
+    Palette,
+    arm_colour,
+    draw_curves,
+    draw_ratios,
+    draw_reaches,
+    house,
+    legend,
+    make_chart,
+)
+from mim3d.engine.study_results import Row, Study
+from mim3d.engine.study_summary import GroupSummary, primary_target
+from mim3d.engine.verdict import arm_name, primary_share
+
+WIDE, HALF = (8.6, 3.7), (5.2, 3.1)
+
+
+def curves_chart(study: Study, group: GroupSummary, index: int, folder: Path) -> Chart:
+    """Score against fine-tuning steps with the spread over seeds."""
+    metric = study.about.get("metric", "Dice")
+    shown = {arm: study.curves(group.group, arm) for arm in study.arms(group.group)}
+    targets = [(f"{100 * t.share:g} %", t.score) for t in group.targets]
+
+    def draw(figure, palette: Palette) -> None:  # noqa: ANN001
+        axes = figure.subplots()
+        house(axes, palette, "fine-tuning steps", f"validation {metric}")
+        draw_curves(axes, palette, shown, arm_name, targets)
+        axes.margins(x=0)
+        axes.set_ylim(bottom=0)
+        legend(axes, palette)
+
+    alt = f"{metric} against fine-tuning steps, {group.group.title}"
+    return make_chart(f"curves-{index}", alt, WIDE, draw, folder)
+
+
+def reaches_chart(study: Study, group: GroupSummary, index: int, folder: Path) -> Chart:
+    """Steps each seed needed to the primary target."""
+    target = primary_target(group.targets, primary_share(study))
+    reaches = {arm.arm: arm.reaches[target.share] for arm in group.arms}
+
+    def draw(figure, palette: Palette) -> None:  # noqa: ANN001
+        axes = figure.subplots()
+        house(axes, palette, f"steps to {100 * target.share:g} % ({target.score:.3f})", "")
+        axes.grid(visible=False, axis="y")
+        axes.grid(axis="x", color=palette["grid"], linewidth=0.7)
+        axes.tick_params(axis="y", labelsize=9, labelcolor=palette["ink"])
+        draw_reaches(axes, palette, reaches, arm_name)
+
+    alt = f"Steps to {100 * target.share:g} % of the reference, a dot per seed"
+    return make_chart(f"steps-{index}", alt, HALF, draw, folder)
+
+
+def ratios_chart(study: Study, group: GroupSummary, index: int, folder: Path) -> Chart | None:
+    """Ratio of steps against the target score; None where no ratio exists at all."""
+    lines = {}
+    for comparison in group.comparisons:
+        points = [
+            (score, found.ratio, found.low, found.high)
+            for score, found in comparison.along
+            if found.ratio is not None and found.bound == "exact"
+        ]
+        if points:
+            name = f"{arm_name(comparison.first)} over {arm_name(comparison.second)}"
+            lines[name] = (comparison.first, points)
+    if not lines:
+        return None
+    targets = [(f"{100 * t.share:g} %", t.score) for t in group.targets]
+    metric = study.about.get("metric", "Dice")
+
+    def draw(figure, palette: Palette) -> None:  # noqa: ANN001
+        axes = figure.subplots()
+        house(axes, palette, f"target {metric}", "speed-up, geometric mean")
+        draw_ratios(axes, palette, lines, targets)
+        figure.legend(
+            loc="outside lower center",
+            ncol=2,
+            frameon=False,
+            fontsize=8,
+            labelcolor=palette["ink"],
+        )
+
+    alt = "Speed-up against the target score; above 1 the first arm is faster"
+    return make_chart(f"ratios-{index}", alt, HALF, draw, folder)
+
+
+def pretext_chart(pretraining: Sequence[Row], folder: Path) -> Chart | None:
+    """Pretext losses as shares of what knowing nothing gives, against crops seen."""
+    shown = [p for p in pretraining if p.get("curve") and p.get("floor")]
+    if not shown:
+        return None
+
+    def draw(figure, palette: Palette) -> None:  # noqa: ANN001
+        axes = figure.subplots()
+        house(axes, palette, "crops seen", "pretext loss / trivial predictor")
+        axes.axhline(1.0, color=palette["ink"], linewidth=0.9)
+        told: set[str] = set()
+        for entry in shown:
+            arm = entry["arm"]
+            crops = [step * entry["batch"] for step, _ in entry["curve"]]
+            shares = [loss / entry["floor"] for _, loss in entry["curve"]]
+            label = None if arm in told else arm_name(arm)
+            told.add(arm)
+            axes.plot(crops, shares, color=arm_colour(arm, palette), linewidth=1.6, label=label)
+        axes.margins(x=0)
+        axes.legend(loc="upper right", frameon=False, fontsize=8.5, labelcolor=palette["ink"])
+
+    return make_chart(
+        "pretext",
+        "Pretext loss over that of a trivial predictor, by crops seen",
+        HALF,
+        draw,
+        folder,
+    )

@@ -1,0 +1,249 @@
+"""The report's tables, as plain rows of text for the template."""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from statistics import fmean, median
+
+from mim3d.engine.curves import Reach
+from mim3d.engine.ledger import LEDGERS, UNITS
+from mim3d.engine.study_results import Study
+from mim3d.engine.study_summary import (
+    ArmSummary,
+    GroupSummary,
+    mean_and_spread,
+    primary_target,
+)
+from mim3d.engine.verdict import (
+    arm_name,
+    interval_in_words,
+    p_in_words,
+    primary_share,
+    ratio_in_words,
+)
+
+
+@dataclass(frozen=True)
+class Table:
+    """Header and rows; the first column is a heading, `note` stands below."""
+
+    caption: str
+    header: tuple[str, ...]
+    rows: tuple[tuple[str, ...], ...]
+    note: str = ""
+
+
+def reaches_table(group: GroupSummary) -> Table:
+    """Median steps to each target with the fraction of seeds that reached it, and final scores."""
+    header = (
+        "arm",
+        *(f"steps to {100 * t.share:g} % ({t.score:.3f})" for t in group.targets),
+        "area under curve",
+        "final score",
+        "HD95, mm",
+    )
+    rows = tuple(_arm_row(arm, group) for arm in group.arms)
+    note = (
+        "Median over seeds of the first crossing of the smoothed validation curve, and how many "
+        "seeds reached it; unreached counts as more than the budget. Final score and HD95 are of "
+        "the test subjects where there are any, mean ± standard deviation over seeds."
+    )
+    return Table("What each arm needed", header, rows, note)
+
+
+def _arm_row(arm: ArmSummary, group: GroupSummary) -> tuple[str, ...]:
+    return (
+        arm_name(arm.arm),
+        *(median_reach(arm.reaches[target.share]) for target in group.targets),
+        spread(arm.area),
+        spread(arm.final),
+        spread(arm.hd95, 2),
+    )
+
+
+def median_reach(reaches: Mapping[int, Reach]) -> str:
+    """`120 (5/5)`, or `> 400 (2/5)` where the median run is censored."""
+    runs = list(reaches.values())
+    if not runs:
+        return "–"
+    hit = sum(run.reached for run in runs)
+    middle = median(run.cost if run.reached else math.inf for run in runs)
+    shown = f"{middle:.0f}" if math.isfinite(middle) else f"> {max(r.cost for r in runs):.0f}"
+    return f"{shown} ({hit}/{len(runs)})"
+
+
+def spread(values: Mapping[int, float], digits: int = 3) -> str:
+    """`0.712 ± 0.010`, without the spread for one seed."""
+    mean, deviation = mean_and_spread(values)
+    if math.isnan(mean):
+        return "–"
+    tail = "" if math.isnan(deviation) else f" ± {deviation:.{digits}f}"
+    return f"{mean:.{digits}f}{tail}"
+
+
+def speedup_table(group: GroupSummary) -> Table:
+    """Paired ratios at every target."""
+    header = ("comparison", *(f"at {100 * t.share:g} %" for t in group.targets), "area", "final")
+    rows = []
+    for comparison in group.comparisons:
+        cells = []
+        for target in group.targets:
+            found = comparison.at[target.share]
+            interval = ""
+            if found.low is not None or found.high is not None:
+                interval = "\n" + interval_in_words(found).removeprefix("95 % interval ")
+            reached = f"\n{found.complete}/{found.pairs} seeds" if found.pairs else ""
+            cells.append(f"{ratio_in_words(found)}{interval}{reached}")
+        rows.append(
+            (
+                f"{arm_name(comparison.first)} over {arm_name(comparison.second)}",
+                *cells,
+                difference(comparison.area.mean, comparison.area.p_value),
+                difference(comparison.final.mean, comparison.final.p_value),
+            )
+        )
+    note = (
+        "Steps of the second arm over steps of the first, paired by seed, geometric mean; above 1 "
+        "the first is faster. Below: the 95 % bootstrap interval where at least 5 seeds support "
+        "one, and in how many seeds both arms reached the target. Area and final: mean paired "
+        "difference, with the p value of a paired t test where seeds suffice."
+    )
+    return Table("Speed-up", header, tuple(rows), note)
+
+
+def difference(mean: float | None, p_value: float | None) -> str:
+    """`+0.012`, with its p value where there is one."""
+    if mean is None:
+        return "–"
+    return f"{mean:+.3f}" + ("" if p_value is None else f"\n{p_in_words(p_value)}")
+
+
+def ledger_table(study: Study, group: GroupSummary) -> Table:
+    """The primary target's ratio by three ledgers in three units."""
+    share = primary_target(group.targets, primary_share(study)).share
+    tasks = study.about.get("settings", {}).get("tasks", 10)
+    names = {
+        "fine-tuning": "fine-tuning alone",
+        "with pretraining": "with pretraining",
+        "amortised": f"shared by {tasks} tasks",
+    }
+    header = ("comparison", *(f"{names[led]}, {unit}" for led in LEDGERS for unit in UNITS))
+    rows = tuple(
+        (
+            f"{arm_name(c.first)} over {arm_name(c.second)}",
+            *(ratio_in_words(c.ledgers[led, unit]) for led in LEDGERS for unit in UNITS),
+        )
+        for c in group.comparisons
+    )
+    note = (
+        f"Ratios at {100 * share:g} %. Evaluation and compile time are left out of the seconds, "
+        "which were measured while other cells shared the machine."
+    )
+    return Table("The same by three ledgers", header, rows, note)
+
+
+def pretraining_table(study: Study) -> Table | None:
+    """What each pretraining saw, cost and came to."""
+    if not study.pretraining:
+        return None
+    header = (
+        "arm",
+        "crops",
+        "steps × batch",
+        "loss",
+        "knowing nothing",
+        "ratio",
+        "GFLOP/crop",
+        "PFLOP",
+        "seconds",
+        "learned",
+    )
+    rows = []
+    for p in study.pretraining:
+        name = " ".join(filter(None, [arm_name(p["arm"]), p.get("variant", "")]))
+        if p.get("seed") is not None:
+            name += f", seed {p['seed']}"
+        loss, floor = p.get("loss"), p.get("floor")
+        rows.append(
+            (
+                name,
+                f"{p['crops']:,}",
+                f"{p['steps']:,} × {p['batch']}",
+                number(loss, 3),
+                number(floor, 3),
+                number(None if not loss or not floor else loss / floor, 2),
+                number(p["flops"] / p["crops"] / 1e9, 2),
+                number(p["flops"] / 1e15, 3),
+                number(p["seconds"], 0),
+                "yes" if p["trained"] else "no",
+            )
+        )
+    note = (
+        "Knowing nothing: each hidden patch's mean for masked methods, ln(2b − 1) for NT-Xent. An "
+        "arm has learned where its loss over the last fifth is below 0.95 of that."
+    )
+    return Table("Pretraining", header, tuple(rows), note)
+
+
+def throughput_table(study: Study, groups: Sequence[GroupSummary]) -> Table:
+    """Crops per second of every stage of this study on this machine."""
+    header = ("stage", "crops/s", "Mvoxel/s", "GFLOP/s", "waiting for data")
+    voxels = math.prod(study.about.get("crop_size", (1, 1, 1)))
+    rows = []
+    for p in study.pretraining:
+        rate = p.get("crops_per_s")
+        if not rate:
+            continue
+        name = " ".join(filter(None, [f"pretraining {arm_name(p['arm'])}", p.get("variant", "")]))
+        stall = p.get("data_stall_share")
+        rows.append(
+            (
+                name,
+                number(rate, 1),
+                number(rate * voxels / 1e6, 2),
+                number(rate * p["flops"] / p["crops"] / 1e9, 1),
+                "–" if stall is None else f"{100 * stall:.0f} %",
+            )
+        )
+    for group in groups:
+        runs = [r for arm in group.arms for r in study.select(group.group, arm.arm, "validation")]
+        timed = [r for r in runs if r["seconds"] and r["crops"]]
+        if timed:
+            rate = fmean(r["crops"] / r["seconds"] for r in timed)
+            flops = fmean(r["flops"] / r["seconds"] for r in timed)
+            rows.append(
+                (
+                    f"fine-tuning, {group.group.title}",
+                    number(rate, 1),
+                    number(rate * voxels / 1e6, 2),
+                    number(flops / 1e9, 1),
+                    "–",
+                )
+            )
+    return Table("Throughput", header, tuple(dict.fromkeys(rows)))
+
+
+def classes_table(study: Study, group: GroupSummary) -> Table | None:
+    """Final Dice by class, mean over seeds."""
+    rows = []
+    width = 0
+    for arm in group.arms:
+        last = {}
+        chosen = study.select(group.group, arm.arm, "test")
+        for row in chosen or study.select(group.group, arm.arm, "validation"):
+            last[row["seed"]] = row
+        tables = [row["dice_by_class"] for row in last.values() if row.get("dice_by_class")]
+        if tables:
+            width = len(tables[0])
+            columns = zip(*tables, strict=True)
+            means = (fmean(v) if (v := [x for x in c if x is not None]) else None for c in columns)
+            rows.append((arm_name(arm.arm), *(number(mean, 3) for mean in means)))
+    if width < 2:
+        return None
+    header = ("arm", *(f"class {k}" for k in range(1, width + 1)))
+    return Table("Final Dice by class", header, tuple(rows))
+
+
+def number(value: float | None, digits: int) -> str:
+    """A number with thousands separated, or a dash."""
+    return "–" if value is None else f"{value:,.{digits}f}"

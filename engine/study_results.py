@@ -1,0 +1,153 @@
+"""What a study left behind, read back: everything the report is built from.
+
+`results.jsonl` has one row per evaluation: arm, variant, head, labels, seed, lr, tuning, split,
+step, score, dice_by_class, flops, seconds. `pretraining.json` has one entry per pretraining.
+"""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from mim3d.engine.curves import Curve, smooth
+from mim3d.engine.errors import ConfigError
+from mim3d.engine.json_file import read_json, read_jsonl
+from mim3d.engine.ledger import Cost, Spending
+
+STUDY, RESULTS, CASES, PRETRAINING = (
+    "study.json",
+    "results.jsonl",
+    "cases.jsonl",
+    "pretraining.json",
+)
+SCRATCH = "scratch"
+
+Row = dict[str, Any]
+
+
+@dataclass(frozen=True, order=True)
+class Group:
+    """Cells that are compared with each other: same head, labels and variant."""
+
+    head: str
+    labels: float
+    variant: str
+
+    @property
+    def title(self) -> str:
+        """Words for headings."""
+        labels = "all labels" if self.labels == 1 else labels_in_words(self.labels)
+        return ", ".join(part for part in (f"{self.head} decoder", labels, self.variant) if part)
+
+
+@dataclass(frozen=True)
+class Study:
+    """Rows as read; `about` is study.json."""
+
+    about: dict[str, Any]
+    rows: list[Row]
+    cases: list[Row]
+    pretraining: list[Row]
+    folder: Path
+
+    @staticmethod
+    def load(folder: Path) -> "Study":
+        """Read a study's results; ConfigError where the folder holds none."""
+        if not (folder / STUDY).exists() or not (folder / RESULTS).exists():
+            raise ConfigError(
+                f"{folder} holds no results of a study ({STUDY}, {RESULTS}): run "
+                "`mim3d compare RECIPE --data.corpus CORPUS --out DIR` first"
+            )
+        return Study(
+            read_json(folder / STUDY),
+            read_jsonl(folder / RESULTS),
+            read_jsonl(folder / CASES) if (folder / CASES).exists() else [],
+            read_json(folder / PRETRAINING) if (folder / PRETRAINING).exists() else [],
+            folder,
+        )
+
+    @property
+    def scored(self) -> list[Row]:
+        """Rows of scored cells: those that tuned the learning rate are left out."""
+        return [row for row in self.rows if not row.get("tuning")]
+
+    def groups(self) -> list[Group]:
+        """Groups in the order of the configuration."""
+        found = dict.fromkeys(group_of(row) for row in self.scored)
+        return list(found)
+
+    def arms(self, group: Group) -> list[str]:
+        """Arms of a group, in the order run."""
+        rows = (row for row in self.scored if group_of(row) == group)
+        found = dict.fromkeys(row["arm"] for row in rows)
+        order = [*self.about.get("arms", []), *found]
+        return [arm for arm in dict.fromkeys(order) if arm in found]
+
+    def curves(self, group: Group, arm: str, window: int = 1) -> dict[int, Curve]:
+        """Validation curves by seed, smoothed over `window` evaluations."""
+        by_seed: dict[int, dict[float, float]] = {}
+        for row in self.select(group, arm, "validation"):
+            if row["score"] is not None:
+                by_seed.setdefault(row["seed"], {})[float(row["step"])] = row["score"]
+        curves = {}
+        for seed, table in sorted(by_seed.items()):
+            steps = sorted(table)
+            curves[seed] = smooth(Curve(tuple(steps), tuple(table[s] for s in steps)), window)
+        return curves
+
+    def select(self, group: Group, arm: str, split: str) -> list[Row]:
+        """Rows of one arm in one group and split."""
+        return [
+            row
+            for row in self.scored
+            if group_of(row) == group and row["arm"] == arm and row["split"] == split
+        ]
+
+    def finals(self, group: Group, arm: str, field: str = "score") -> dict[int, float]:
+        """The last test value by seed, of validation where there is no test split."""
+        rows = self.select(group, arm, "test") or self.select(group, arm, "validation")
+        last: dict[int, Row] = {}
+        for row in rows:
+            if row.get(field) is not None and row["step"] >= last.get(row["seed"], row)["step"]:
+                last[row["seed"]] = row
+        return {seed: row[field] for seed, row in sorted(last.items())}
+
+    def pretraining_of(self, arm: str, variant: str = "", seed: int | None = None) -> Row | None:
+        """The pretraining an arm starts from: that of the seed where there is one per seed."""
+        found = [p for p in self.pretraining if p["arm"] == arm and p.get("variant", "") == variant]
+        exact = [p for p in found if p.get("seed") == seed]
+        return (exact or found or [None])[0]
+
+    def spending(self, group: Group, arm: str) -> Spending:
+        """Cost of the arm's pretraining and, by seed, of one fine-tuning step."""
+        pretraining = self.pretraining_of(arm, group.variant)
+        fixed = Cost()
+        if pretraining is not None:
+            fixed = Cost(pretraining["steps"], pretraining["flops"], pretraining["seconds"])
+        last: dict[int, Row] = {}
+        for row in self.select(group, arm, "validation"):
+            if row["step"] >= last.get(row["seed"], row)["step"]:
+                last[row["seed"]] = row
+        steps = {
+            seed: Cost(row["step"], row["flops"], row["seconds"]).per_step()
+            for seed, row in last.items()
+            if row["step"] > 0
+        }
+        return Spending(fixed, steps)
+
+
+def group_of(row: Row) -> Group:
+    """The group a row belongs to."""
+    return Group(row["head"], row["labels"], row.get("variant", ""))
+
+
+def labels_in_words(labels: float) -> str:
+    """`25 % of the labels`, or `8 labelled subjects`."""
+    if labels <= 1:
+        return f"{100 * labels:g} % of the labels"
+    return f"{labels:g} labelled subjects"
+
+
+def seeds_of(rows: Iterable[Row]) -> list[int]:
+    """Seeds that occur, sorted."""
+    return sorted({row["seed"] for row in rows})
