@@ -24,9 +24,9 @@ class Conversion:
     chunk: int = 32
     """Side of the cubic inner chunk in voxels."""
     orientation: str = "RAS"
-    """RAS or any such code, by axis permutation and flips only; "keep" leaves the file's order."""
+    """RAS or any such code, by permutation and flips only; "keep" for as is (also --orient)."""
     spacing_mm: tuple[float, float, float] | None = None
-    """Resample to this voxel size (z, y, x)."""
+    """Resample to this voxel size, z y x; images anti-aliased (also --spacing)."""
     dtype: Literal["native", "uint8", "int16", "float32"] = "native"
     """Stored dtype; int16 and uint8 quantise with a recorded slope, intercept and error."""
     window: tuple[float, float] | None = None

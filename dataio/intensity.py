@@ -1,24 +1,23 @@
-"""Intensity statistics of a volume: exact extremes and moments, percentiles from a fixed lattice.
+"""Intensity statistics of a volume: exact extremes, all else from a fixed lattice of voxels.
 
-All are invariant to axis order, so they are taken over the file's own contiguous voxels.
+All are invariant to axis order, so they are taken over the file's own contiguous voxels. A lattice
+of 2^18 gives a mean to 1/500 of the spread and the 0.5th percentile to 1/70 of a percent, for a
+tenth of the time of whole-volume moments, which alone would cost as much as inflating the file.
 """
 
-from dataclasses import dataclass
-from math import sqrt
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from mim3d.dataio.manifest import Intensity
 
 SAMPLE = 1 << 18
-BLOCK = 1 << 16
-ROW = 1 << 12
 BINS = 1024
 
 
 @dataclass(frozen=True)
 class Moments:
-    """Of stored values: extremes over all voxels, mean and std over all; finite ones only."""
+    """Of stored values, finite ones only."""
 
     minimum: float
     maximum: float
@@ -40,27 +39,10 @@ class Statistics:
     stored_threshold: float
 
 
-def moments(voxels: np.ndarray) -> Moments:
-    """Extremes, mean and std of a contiguous array of finite numbers.
-
-    In float32 rows shifted by the first voxel and summed in float64: five passes over cached
-    blocks, a relative error near 1e-6 of the spread however far the mean is from zero.
-    """
-    flat = voxels.reshape(-1)
-    shift = float(flat[0])
-    low, high, total, squares = np.inf, -np.inf, 0.0, 0.0
-    ones = np.ones(ROW, np.float32)
-    for start in range(0, flat.size, BLOCK):
-        block = flat[start : start + BLOCK]
-        low, high = min(low, block.min()), max(high, block.max())
-        rows = np.zeros(-(-block.size // ROW) * ROW, np.float32)
-        np.subtract(block, shift, out=rows[: block.size], casting="unsafe")
-        rows = rows.reshape(-1, ROW)
-        total += float(np.vecdot(rows, ones).sum(dtype=np.float64))
-        squares += float(np.vecdot(rows, rows).sum(dtype=np.float64))
-    offset = total / flat.size
-    variance = max(squares / flat.size - offset * offset, 0.0)
-    return Moments(float(low), float(high), shift + offset, sqrt(variance))
+def moments(ordered: np.ndarray) -> Moments:
+    """Extremes, mean and std of sorted values."""
+    wide = ordered.astype(np.float64)
+    return Moments(float(wide[0]), float(wide[-1]), float(wide.mean()), float(wide.std()))
 
 
 def lattice_sample(voxels: np.ndarray) -> np.ndarray:
@@ -112,7 +94,8 @@ def percentile(ordered: np.ndarray, share: float) -> float:
 
 def statistics(voxels: np.ndarray, slope: float, intercept: float) -> Statistics:
     """Statistics of finite stored voxels; scaled to real values by slope and intercept."""
-    found, ordered = moments(voxels), lattice_sample(voxels)
+    ordered = lattice_sample(voxels)
+    found = replace(moments(ordered), minimum=float(voxels.min()), maximum=float(voxels.max()))
     if found.minimum == found.maximum:
         stored, rule, above = found.minimum, "all", ordered
     else:
@@ -120,8 +103,7 @@ def statistics(voxels: np.ndarray, slope: float, intercept: float) -> Statistics
         above = ordered[np.searchsorted(ordered, stored, side="right") :]
         # The lattice may miss a rare foreground; then the whole range stands for it.
         above = above if above.size else ordered
-    wide = above.astype(np.float64)
-    inside = Moments(float(wide[0]), float(wide[-1]), float(wide.mean()), float(wide.std()))
+    inside = moments(above)
     return Statistics(
         _real(found, ordered, slope, intercept),
         _real(inside, above, slope, intercept),

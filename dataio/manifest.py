@@ -21,8 +21,8 @@ Affine = tuple[tuple[float, ...], ...]
 class Intensity:
     """Statistics of finite real values, `slope * stored + intercept`; p005 is the 0.5th percentile.
 
-    Minimum, maximum, mean and std of a volume are over all its finite voxels; percentiles, and all
-    statistics of the foreground, over a lattice of at most 2^20 of them (all, in smaller volumes).
+    Minimum and maximum of a volume are over all its finite voxels; everything else, and all of the
+    foreground, over a fixed lattice of at most 2^18 of them (so over all, in smaller volumes).
     """
 
     minimum: float

@@ -106,14 +106,19 @@ def inflate_header(block: bytes, path: str) -> NiftiHeader:
 
 def verified_payload(data: bytes, header: NiftiHeader, path: str, budget: int) -> bytes | bytearray:
     """The uncompressed file, checked against what the header declares before it is allocated."""
-    if header.end > budget:
-        detail = f"declares {header.end} bytes of voxels, over the budget of {budget}"
-        raise SourceError("over-budget", path, f"{detail} (--byte-budget)")
+    check_budget(header, path, budget)
     payload = inflate(data, header.end, path) if is_gzip(data) else data
     if len(payload) < header.end:
         detail = f"holds {len(payload)} bytes, but its header declares {header.end}"
         raise SourceError("truncated", path, f"{detail}; download or copy it again")
     return payload
+
+
+def check_budget(header: NiftiHeader, path: str, budget: int) -> None:
+    """SourceError over-budget where the header declares more than is believed."""
+    if header.end > budget:
+        detail = f"declares {header.end} bytes of voxels, over the budget of {budget}"
+        raise SourceError("over-budget", path, f"{detail} (--byte-budget)")
 
 
 def _head(data: bytes, path: str) -> bytes:

@@ -8,6 +8,7 @@ from hashlib import sha256
 
 import google_crc32c
 import numpy as np
+from typing_extensions import Buffer
 
 from mim3d.dataio.chunk_table import (
     ARRAY_DTYPE,
@@ -38,24 +39,32 @@ PointReader = Callable[[str], dict[int, np.ndarray]]
 
 def write_table(store: Store, records: Sequence[VolumeRecord], manifest: bytes, chunk: int) -> None:
     """Write the table of the finished manifest; chunks.json last, as it makes the rest valid."""
-    table = build_table(records, chunk, index_reader(store), point_reader(store))
-    sums = {}
-    for name, array in table.items():
-        parts = _npy(array)
-        if name in CHECKED:
-            crc = google_crc32c.Checksum()
-            for part in parts:
-                crc.update(bytes(part))
-            sums[name] = f"{int.from_bytes(crc.digest(), 'big'):08x}"
+    for name, parts in table_objects(store, records, manifest, chunk).items():
         store.replace(name, parts)
+
+
+def table_objects(
+    store: Store, records: Sequence[VolumeRecord], manifest: bytes, chunk: int
+) -> dict[str, Sequence[Buffer]]:
+    """The table's files in parts, chunks.json last; `records` sorted by id, as the manifest is."""
+    table = build_table(records, chunk, index_reader(store), point_reader(store))
+    objects: dict[str, Sequence[Buffer]] = {n: _npy(array) for n, array in table.items()}
     body = {
         "format": TABLE_FORMAT,
         "label_names": label_names(records),
         "manifest_bytes": len(manifest),
         "manifest_sha256": sha256(manifest).hexdigest(),
-        "crc32c": sums,
+        "crc32c": {name: _crc32c(objects[name]) for name in CHECKED},
     }
-    store.replace(HEAD, [json.dumps(body | {"self_crc32c": head_crc(body)}, indent=1).encode()])
+    head = json.dumps(body | {"self_crc32c": head_crc(body)}, indent=1).encode()
+    return objects | {HEAD: [head]}
+
+
+def _crc32c(parts: Sequence[Buffer]) -> str:
+    crc = 0
+    for part in parts:
+        crc = google_crc32c.extend(crc, bytes(part))
+    return f"{crc:08x}"
 
 
 def build_table(
@@ -182,7 +191,7 @@ def _packed(name: str, texts: Sequence[str]) -> dict[str, np.ndarray]:
     return {f"chunks.{name}.npy": blob, f"chunks.{name}_offsets.npy": offsets}
 
 
-def _npy(array: np.ndarray) -> list[bytes | memoryview]:
+def _npy(array: np.ndarray) -> list[Buffer]:
     """An .npy file as header and content, without a copy of the content."""
     head = io.BytesIO()
     np.lib.format.write_array_header_1_0(head, np.lib.format.header_data_from_array_1_0(array))
