@@ -2,16 +2,8 @@
 
 from dataclasses import dataclass
 
+from mim3d.dataio.quarantine import Rejection
 from mim3d.dataio.source import Source
-
-
-@dataclass(frozen=True)
-class Skipped:
-    """A file or entry that no source carries; `code` is for machines, `detail` for people."""
-
-    path: str
-    code: str
-    detail: str
 
 
 @dataclass(frozen=True)
@@ -19,5 +11,5 @@ class Discovery:
     """Sources in a stable order, everything left out, and the layout they were read by."""
 
     sources: tuple[Source, ...]
-    skipped: tuple[Skipped, ...] = ()
+    skipped: tuple[Rejection, ...] = ()
     layout: str = ""

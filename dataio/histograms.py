@@ -5,8 +5,10 @@ from pathlib import Path
 
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.axis import XAxis, YAxis
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 
 from mim3d.dataio.inspection import class_shares, raw_bytes, stored_bytes
 from mim3d.dataio.manifest import VolumeRecord
@@ -42,10 +44,24 @@ def plain(axis: Axes, title: str, xlabel: str, ylabel: str) -> None:
     axis.spines[["top", "right"]].set_visible(False)
 
 
+def readable_log(axis: XAxis | YAxis) -> None:
+    """Ticks like 0.2, 0.5, 1, 2: powers of ten alone leave short axes without a number."""
+    axis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+    axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    axis.set_minor_formatter(NullFormatter())
+
+
 def draw_spread(axis: Axes, values: np.ndarray, title: str, unit: str) -> None:
     """Three outlines, z y x, on common bins; one value gets a bar of its own."""
+    plain(axis, title, unit, "volumes")
     low, high = float(values.min()), float(values.max())
-    pad = max(0.02 * (high - low), 0.01 * abs(high), 1e-6)
+    if high - low < 1e-4 * abs(high):
+        told = f"all volumes, all axes:\n{high:.4g} {unit}"
+        axis.text(0.5, 0.5, told, ha="center", va="center", transform=axis.transAxes)
+        axis.set_xticks([])
+        axis.set_yticks([])
+        return
+    pad = 0.02 * (high - low)
     bins = np.linspace(low - pad, high + pad, 31)
     for column, (name, colour, style) in enumerate(AXIS_STYLE):
         axis.hist(
@@ -57,8 +73,8 @@ def draw_spread(axis: Axes, values: np.ndarray, title: str, unit: str) -> None:
             color=colour,
             label=name,
         )
+    axis.yaxis.set_major_locator(MaxNLocator(integer=True))
     axis.legend(fontsize=8, frameon=False, title="axis", title_fontsize=8)
-    plain(axis, title, unit, "volumes")
 
 
 def draw_intensities(axis: Axes, records: Sequence[VolumeRecord]) -> None:
@@ -104,6 +120,7 @@ def draw_classes(axis: Axes, records: Sequence[VolumeRecord]) -> None:
     ticks = [str(s.cls) if len(names) == 1 else f"{s.label} {s.cls}" for s in shown]
     axis.set_xticks(range(len(shown)), ticks, rotation=0 if len(shown) <= 6 else 60)
     axis.set_yscale("log")
+    readable_log(axis.yaxis)
     more = f" (first {len(shown)} of {len(shares)})" if len(shares) > len(shown) else ""
     axis.set_xlabel(f"class of {', '.join(sorted(names)[:3])}{more}; bar: median", fontsize=9)
 
@@ -126,6 +143,7 @@ def draw_sizes(axis: Axes, records: Sequence[VolumeRecord]) -> None:
             linestyle="none",
         )
     axis.set_xscale("log")
+    readable_log(axis.xaxis)
     axis.axhline(1.0, color="grey", linewidth=0.8)
     axis.legend(fontsize=8, frameon=False)
     plain(axis, "compression", "raw MiB", "times smaller than raw")

@@ -132,12 +132,14 @@ def summary_table(summary: Summary, quarantined: Mapping[str, int]) -> Table:
     return table
 
 
-def class_table(summary: Summary) -> Table:
-    """Classes: in how many volumes, and what share of all voxels."""
-    table = Table(title="labelled classes", title_justify="left")
+def class_table(summary: Summary, limit: int) -> Table:
+    """Classes: in how many volumes, and what share of all voxels; at most `limit` of them."""
+    left_off = len(summary.classes) - limit
+    more = f" (first {limit} of {len(summary.classes)})" if left_off > 0 else ""
+    table = Table(title=f"labelled classes{more}", title_justify="left")
     for column in ("label", "class", "volumes", "voxels", "share of the corpus"):
         table.add_column(column, justify="left" if column == "label" else "right")
-    for c in summary.classes:
+    for c in summary.classes[:limit]:
         share = 100.0 * c.n_voxels / max(summary.n_voxels, 1)
         voxels = f"{c.n_voxels:,}"
         table.add_row(c.label, str(c.cls), str(c.n_volumes), voxels, f"{share:.3g} %")

@@ -9,9 +9,10 @@ import posixpath
 from collections import defaultdict
 from dataclasses import dataclass
 
-from mim3d.dataio.discovery import Discovery, Skipped
+from mim3d.dataio.discovery import Discovery
 from mim3d.dataio.errors import SourceError
 from mim3d.dataio.nifti_name import is_image, stem
+from mim3d.dataio.quarantine import Rejection
 from mim3d.dataio.source import Source
 from mim3d.dataio.tree import Tree
 
@@ -69,7 +70,7 @@ def find(tree: Tree) -> Discovery:
             continue
         parsed = parse(name)
         if parsed is None:
-            skipped.append(Skipped(tree.path(name), "bad-name", "is not named sub-XX_..._suffix"))
+            skipped.append(Rejection(tree.path(name), "bad-name", "is not named sub-XX_..._suffix"))
         elif parsed.suffix in LABEL_SUFFIXES:
             labels.append(parsed)
         elif top != "derivatives":
@@ -81,7 +82,7 @@ def find(tree: Tree) -> Discovery:
 
 
 def attach(
-    tree: Tree, images: list[BidsName], labels: list[BidsName], skipped: list[Skipped]
+    tree: Tree, images: list[BidsName], labels: list[BidsName], skipped: list[Rejection]
 ) -> dict[str, dict[str, str]]:
     """Labels of each image file by name."""
     by_subject: dict[str, list[BidsName]] = defaultdict(list)
@@ -98,7 +99,7 @@ def attach(
             code = "ambiguous-label" if owners else "label-without-image"
             told = ", ".join(posixpath.basename(o.file) for o in owners[:4])
             why = f"may belong to {told}" if owners else "fits no image of its subject and session"
-            skipped.append(Skipped(tree.path(label.file), code, why))
+            skipped.append(Rejection(tree.path(label.file), code, why))
     return owned
 
 

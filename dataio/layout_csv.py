@@ -8,9 +8,10 @@ import csv
 import io
 import re
 
-from mim3d.dataio.discovery import Discovery, Skipped
+from mim3d.dataio.discovery import Discovery
 from mim3d.dataio.errors import SourceError
 from mim3d.dataio.nifti_name import stem, subject_of
+from mim3d.dataio.quarantine import Rejection
 from mim3d.dataio.source import Source
 from mim3d.dataio.tree import Tree
 
@@ -29,7 +30,7 @@ def find(tree: Tree, file: str) -> Discovery:
     """Sources of the table `file`; a row that names no readable image is skipped by number."""
     rows, columns = read_rows(tree, file)
     sources: list[Source] = []
-    skipped: list[Skipped] = []
+    skipped: list[Rejection] = []
     for number, row in enumerate(rows, 2):  # line 1 is the header
         source = read_row(tree, row, columns, f"{tree.path(file)} line {number}", skipped)
         if source is not None:
@@ -68,18 +69,18 @@ def read_rows(tree: Tree, file: str) -> tuple[list[Row], dict[str, list[str]]]:
 
 
 def read_row(
-    tree: Tree, row: Row, columns: dict[str, list[str]], where: str, skipped: list[Skipped]
+    tree: Tree, row: Row, columns: dict[str, list[str]], where: str, skipped: list[Rejection]
 ) -> Source | None:
     """One source of a row, or None with the reason told."""
     images = [row.get(column, "") for column in columns["image"]]
     if not any(row.values()):
         return None
     if not all(images):
-        skipped.append(Skipped(where, "no-image", f"leaves `{columns['image'][0]}` empty"))
+        skipped.append(Rejection(where, "no-image", f"leaves `{columns['image'][0]}` empty"))
         return None
     absent = [i for i in images if not tree.has(i)]
     if absent:
-        skipped.append(Skipped(tree.path(absent[0]), "missing-image", f"is not there ({where})"))
+        skipped.append(Rejection(tree.path(absent[0]), "missing-image", f"is not there ({where})"))
         return None
     labels = {}
     for column in columns["label"]:
@@ -87,7 +88,7 @@ def read_row(
         if label and tree.has(label):
             labels[column.partition(":")[2] or "seg"] = tree.path(label)
         elif label:
-            skipped.append(Skipped(tree.path(label), "missing-label", f"is not there ({where})"))
+            skipped.append(Rejection(tree.path(label), "missing-label", f"is not there ({where})"))
     told = {role: row.get(names[0], "") if names else "" for role, names in columns.items()}
     return Source(
         id=told["id"] or stem(images[0]),

@@ -9,7 +9,7 @@ import re
 from collections import Counter
 from collections.abc import Iterable
 
-from mim3d.dataio.discovery import Discovery, Skipped
+from mim3d.dataio.discovery import Discovery
 from mim3d.dataio.label_pairing import pair_labels
 from mim3d.dataio.nifti_name import (
     SIDECARS,
@@ -20,6 +20,7 @@ from mim3d.dataio.nifti_name import (
     stem,
     subject_of,
 )
+from mim3d.dataio.quarantine import Rejection
 from mim3d.dataio.source import Source
 from mim3d.dataio.tree import Tree
 
@@ -35,7 +36,7 @@ def find(tree: Tree, names: Iterable[str] | None = None) -> Discovery:
     images, skipped = images_among(tree, wanted)
     pairing = pair_labels(images)
     why = "stands in a label folder, but no image is named like it"
-    skipped += [Skipped(tree.path(n), "label-without-image", why) for n in pairing.orphans]
+    skipped += [Rejection(tree.path(n), "label-without-image", why) for n in pairing.orphans]
     kept = [n for n in images if n not in pairing.label_files]
     crowd = Counter(posixpath.dirname(n) for n in kept)
     sources = [
@@ -55,7 +56,7 @@ def hidden(name: str) -> bool:
     return any(part.startswith(".") for part in name.split("/"))
 
 
-def images_among(tree: Tree, names: list[str]) -> tuple[list[str], list[Skipped]]:
+def images_among(tree: Tree, names: list[str]) -> tuple[list[str], list[Rejection]]:
     """NIfTI files, pairs checked; other data is told once per folder and suffix."""
     known, images, skipped = set(names), [], []
     foreign: dict[tuple[str, str], int] = Counter()
@@ -64,18 +65,18 @@ def images_among(tree: Tree, names: list[str]) -> tuple[list[str], list[Skipped]
             voxels = data_of(name)
             if voxels is not None and voxels not in known and not tree.has(voxels):
                 why = f"is a header without its {posixpath.basename(voxels)}"
-                skipped.append(Skipped(tree.path(name), "missing-img", why))
+                skipped.append(Rejection(tree.path(name), "missing-img", why))
             else:
                 images.append(name)
         elif is_data_of_pair(name):
             if header_of(name) not in known and not tree.has(header_of(name)):
                 why = f"holds voxels without their {posixpath.basename(header_of(name))}"
-                skipped.append(Skipped(tree.path(name), "missing-hdr", why))
+                skipped.append(Rejection(tree.path(name), "missing-hdr", why))
         elif not name.lower().endswith(SIDECARS):
             foreign[posixpath.dirname(name), suffix_of(name)] += 1
     for (folder, suffix), count in foreign.items():
         why = f"{count} file(s) `{suffix}` are not NIfTI; convert DICOM with dcm2niix"
-        skipped.append(Skipped(tree.path(folder), "not-nifti", why))
+        skipped.append(Rejection(tree.path(folder), "not-nifti", why))
     return images, skipped
 
 

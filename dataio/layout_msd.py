@@ -10,9 +10,10 @@ import posixpath
 from collections.abc import Mapping
 from typing import Any
 
-from mim3d.dataio.discovery import Discovery, Skipped
+from mim3d.dataio.discovery import Discovery
 from mim3d.dataio.errors import SourceError
 from mim3d.dataio.nifti_name import is_image, stem, subject_of
+from mim3d.dataio.quarantine import Rejection
 from mim3d.dataio.source import Source
 from mim3d.dataio.tree import Tree
 
@@ -24,7 +25,7 @@ def find(tree: Tree, file: str = "dataset.json") -> Discovery:
     """Sources of the datalist `file`, whose paths are relative to the tree."""
     sections = read_sections(tree, file)
     sources: list[Source] = []
-    skipped: list[Skipped] = []
+    skipped: list[Rejection] = []
     for section, entries in sections.items():
         for number, entry in enumerate(entries, 1):
             found = read_entry(tree, entry, section, skipped)
@@ -32,7 +33,7 @@ def find(tree: Tree, file: str = "dataset.json") -> Discovery:
                 sources.append(found)
             elif not isinstance(entry, str | dict):
                 why = f"entry {number} of `{section}` is {entry!r}, not a path or an object"
-                skipped.append(Skipped(tree.path(file), "bad-entry", why))
+                skipped.append(Rejection(tree.path(file), "bad-entry", why))
     return Discovery(tuple(sources), tuple(skipped), "msd")
 
 
@@ -54,7 +55,7 @@ def read_sections(tree: Tree, file: str) -> dict[str, list[Any]]:
     return lists
 
 
-def read_entry(tree: Tree, entry: object, section: str, skipped: list[Skipped]) -> Source | None:
+def read_entry(tree: Tree, entry: object, section: str, skipped: list[Rejection]) -> Source | None:
     """One source; what is missing goes to `skipped`, and a missing label does not cost the image.
 
     Numeric labels (classes of a classification list) name no file and are left to that list.
@@ -63,12 +64,14 @@ def read_entry(tree: Tree, entry: object, section: str, skipped: list[Skipped]) 
     images = as_paths(fields.get("image"))
     if not images:
         if isinstance(entry, dict):
-            skipped.append(Skipped(tree.root, "bad-entry", f"{section} entry {entry} has no image"))
+            skipped.append(
+                Rejection(tree.root, "bad-entry", f"{section} entry {entry} has no image")
+            )
         return None
     absent = [i for i in images if not tree.has(i)]
     if absent:
         why = f"is listed under `{section}` but is not there"
-        skipped.append(Skipped(tree.path(absent[0]), "missing-image", why))
+        skipped.append(Rejection(tree.path(absent[0]), "missing-image", why))
         return None
     labels = {}
     for label in as_paths(fields.get("label")):
@@ -76,7 +79,7 @@ def read_entry(tree: Tree, entry: object, section: str, skipped: list[Skipped]) 
             labels["seg" if not labels else stem(label)] = tree.path(label)
         else:
             why = f"is the label of {images[0]} but is not there"
-            skipped.append(Skipped(tree.path(label), "missing-label", why))
+            skipped.append(Rejection(tree.path(label), "missing-label", why))
     told = next((str(fields[k]) for k in SUBJECT_KEYS if fields.get(k) not in (None, "")), "")
     return Source(
         id=str(fields.get("id") or stem(images[0])),
@@ -105,7 +108,7 @@ def find_without_json(tree: Tree) -> Discovery:
             continue
         label = folder.replace("images", "labels") + "/" + base
         if label not in known and folder == "imagesTr":
-            skipped.append(Skipped(tree.path(label), "missing-label", f"is not there for {name}"))
+            skipped.append(Rejection(tree.path(label), "missing-label", f"is not there for {name}"))
         sources.append(
             Source(
                 id=stem(base),

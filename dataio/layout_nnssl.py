@@ -11,9 +11,10 @@ import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from mim3d.dataio.discovery import Discovery, Skipped
+from mim3d.dataio.discovery import Discovery
 from mim3d.dataio.errors import SourceError
 from mim3d.dataio.nifti_name import is_image, stem
+from mim3d.dataio.quarantine import Rejection
 from mim3d.dataio.source import Source
 from mim3d.dataio.tree import Tree
 
@@ -31,7 +32,7 @@ def find(tree: Tree, file: str = FILE) -> Discovery:
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         told = f"is not an nnssl collection ({type(error).__name__}: {error})"
         raise SourceError("bad-json", tree.path(file), told) from error
-    skipped: list[Skipped] = []
+    skipped: list[Rejection] = []
     sources = [source for keys, image in entries if (source := read(tree, keys, image, skipped))]
     return Discovery(tuple(sources), tuple(skipped), "nnssl")
 
@@ -46,14 +47,14 @@ def images_of(datasets: Mapping[str, Any]) -> Iterator[tuple[tuple[str, str, str
 
 
 def read(
-    tree: Tree, keys: tuple[str, str, str], image: Any, skipped: list[Skipped]
+    tree: Tree, keys: tuple[str, str, str], image: Any, skipped: list[Rejection]
 ) -> Source | None:
     """One source; entries that name no readable NIfTI file are skipped with the reason."""
     dataset, subject, session = keys
     told = str(image.get("image_path") or "") if isinstance(image, dict) else ""
     if not told:
         why = f"an image of {dataset}/{subject}/{session} has no image_path"
-        skipped.append(Skipped(tree.path(FILE), "bad-entry", why))
+        skipped.append(Rejection(tree.path(FILE), "bad-entry", why))
         return None
     path = existing(tree, told, "missing-image", skipped)
     if path is None:
@@ -74,19 +75,19 @@ def read(
     )
 
 
-def existing(tree: Tree, told: str, code: str, skipped: list[Skipped]) -> str | None:
+def existing(tree: Tree, told: str, code: str, skipped: list[Rejection]) -> str | None:
     """Path of an entry with `$VARIABLE` resolved, or None with the reason told."""
     path = resolved(tree, told)
     if path is None:
         variable = told.split("/", 1)[0]
         why = f"{variable} is not set; export it as nnssl needs it"
-        skipped.append(Skipped(told, "unset-variable", why))
+        skipped.append(Rejection(told, "unset-variable", why))
         return None
     if not is_image(path):
-        skipped.append(Skipped(tree.path(path), "not-nifti", "is not .nii, .nii.gz or .hdr"))
+        skipped.append(Rejection(tree.path(path), "not-nifti", "is not .nii, .nii.gz or .hdr"))
         return None
     if not tree.has(path):
-        skipped.append(Skipped(tree.path(path), code, "is listed but is not there"))
+        skipped.append(Rejection(tree.path(path), code, "is listed but is not there"))
         return None
     return tree.path(path)
 

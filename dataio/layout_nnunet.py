@@ -6,9 +6,10 @@ import re
 from collections import defaultdict
 from typing import Any
 
-from mim3d.dataio.discovery import Discovery, Skipped
+from mim3d.dataio.discovery import Discovery
 from mim3d.dataio.errors import SourceError
 from mim3d.dataio.nifti_name import SUFFIXES, subject_of
+from mim3d.dataio.quarantine import Rejection
 from mim3d.dataio.source import Source
 from mim3d.dataio.tree import Tree
 
@@ -44,7 +45,7 @@ def read_description(tree: Tree, file: str) -> dict[str, Any]:
 
 
 def cases_in_folders(
-    tree: Tree, ending: str, n_channels: int, skipped: list[Skipped]
+    tree: Tree, ending: str, n_channels: int, skipped: list[Rejection]
 ) -> list[Source]:
     """Cases by file name: every channel 0..n-1 must be there (n from the case where unknown)."""
     pattern = re.compile(rf"(imagesTr|imagesTs)/(.+)_(\d{{4}}){re.escape(ending)}")
@@ -55,7 +56,7 @@ def cases_in_folders(
             cases[match[1], match[2]][int(match[3])] = name
         elif posixpath.dirname(name) in FOLDERS and name.lower().endswith(SUFFIXES):
             why = f"is not named CASE_0000{ending}"
-            skipped.append(Skipped(tree.path(name), "bad-name", why))
+            skipped.append(Rejection(tree.path(name), "bad-name", why))
     known = set(tree.names)
     sources = []
     for (folder, case), channels in sorted(cases.items()):
@@ -63,34 +64,34 @@ def cases_in_folders(
         if missing:
             first = f"{folder}/{case}_{min(missing):04d}{ending}"
             why = f"is not there, but dataset.json declares {n_channels} channels"
-            skipped.append(Skipped(tree.path(first), "missing-channel", why))
+            skipped.append(Rejection(tree.path(first), "missing-channel", why))
             continue
         label = f"{folder.replace('images', 'labels')}/{case}{ending}"
         if label not in known and folder == "imagesTr":
-            skipped.append(Skipped(tree.path(label), "missing-label", f"is not there for {case}"))
+            skipped.append(Rejection(tree.path(label), "missing-label", f"is not there for {case}"))
         images = [channels[i] for i in sorted(channels)]
         labels = {"seg": label} if label in known else {}
         sources.append(source(tree, case, images, labels, FOLDERS[folder]))
     return sources
 
 
-def listed_cases(tree: Tree, cases: dict[str, Any], skipped: list[Skipped]) -> list[Source]:
+def listed_cases(tree: Tree, cases: dict[str, Any], skipped: list[Rejection]) -> list[Source]:
     """Cases of dataset.json's `dataset`: {case: {"images": [...], "label": ...}}."""
     sources = []
     for case, entry in sorted(cases.items()):
         images = entry.get("images") if isinstance(entry, dict) else None
         if not isinstance(images, list) or not images:
-            skipped.append(Skipped(tree.root, "bad-entry", f"case {case!r} lists no images"))
+            skipped.append(Rejection(tree.root, "bad-entry", f"case {case!r} lists no images"))
             continue
         absent = [i for i in images if not tree.has(str(i))]
         if absent:
             why = f"is listed for case {case!r} but is not there"
-            skipped.append(Skipped(tree.path(str(absent[0])), "missing-channel", why))
+            skipped.append(Rejection(tree.path(str(absent[0])), "missing-channel", why))
             continue
         label = str(entry.get("label") or "")
         if label and not tree.has(label):
             why = f"is the label of case {case!r} but is not there"
-            skipped.append(Skipped(tree.path(label), "missing-label", why))
+            skipped.append(Rejection(tree.path(label), "missing-label", why))
             label = ""
         labels = {"seg": label} if label else {}
         sources.append(source(tree, case, [str(i) for i in images], labels, "train"))

@@ -10,6 +10,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
+from matplotlib.patheffects import withStroke
 from nibabel.orientations import aff2axcodes
 
 from mim3d.dataio.chunk_table import ChunkTable
@@ -19,6 +20,7 @@ from mim3d.dataio.shard_reader import ShardReader
 
 PLANES = ("axial", "coronal", "sagittal")
 OPPOSITE = {"L": "R", "R": "L", "A": "P", "P": "A", "S": "I", "I": "S"}
+HALO = withStroke(linewidth=1.4, foreground="#101010")
 INK, PAPER = "#d8d8d8", "#101010"
 # Bright first: labels are drawn over greys on black.
 LABEL_COLOURS = tuple(COLOURS[i] for i in (1, 4, 2, 3, 6, 5, 0))
@@ -130,11 +132,12 @@ def draw_volume(axes: Sequence[Axes], planes: Sequence[Plane], record: VolumeRec
         axis.set_facecolor(PAPER)
         axis.imshow(overlay(plane), origin="lower", aspect=plane.aspect, interpolation="nearest")
         axis.axis("off")
+        axis.set_anchor("N")  # pictures of all heights hang from one line, below the name
         left, right, bottom, top = plane.letters
-        for text, x, y in ((left, 0.02, 0.5), (right, 0.98, 0.5), (bottom, 0.5, 0.02),
-                           (top, 0.5, 0.98)):  # fmt: skip
+        for text, x, y in ((left, 0.035, 0.5), (right, 0.965, 0.5), (bottom, 0.5, 0.045),
+                           (top, 0.5, 0.945)):  # fmt: skip
             axis.text(x, y, text, transform=axis.transAxes, color=INK, fontsize=5.5,
-                      ha="center", va="center")  # fmt: skip
+                      ha="center", va="center", path_effects=[HALO])  # fmt: skip
         if title == PLANES[0]:
             size = "x".join(map(str, record.shape))
             mm = "x".join(f"{v:.3g}" for v in record.spacing_mm)

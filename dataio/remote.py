@@ -116,6 +116,9 @@ class RemoteStore:
         """Add to the end of an object, durable when this returns."""
         self._put(f"{self.key(key)}{PARTS}{time.time_ns():020d}-{os.getpid()}", data)
 
+    def sync(self) -> None:
+        """Nothing to do: a put is durable when it returns."""
+
     def get(self, key: str) -> bytes:
         """All bytes of an object and of what was appended; FileNotFoundError where absent."""
         parts = sorted(self._listed(self.key(key) + PARTS))
@@ -149,7 +152,7 @@ class RemoteStore:
                 return any(True for _ in self._listed(self.key(key) + PARTS))
             return True
 
-    def keys(self, prefix: str = "") -> Iterator[str]:
+    def walk(self, prefix: str = "") -> Iterator[str]:
         """Keys under a prefix, relative to the corpus."""
         base = self.key(prefix) + "/" if prefix else (self.prefix and self.prefix + "/")
         skip = len(self.prefix) + 1 if self.prefix else 0

@@ -1,7 +1,7 @@
 """A bucket's folder as a tree of source files; an http folder only by the names in its lists."""
 
-from mim3d.dataio.discovery import Skipped
 from mim3d.dataio.errors import SourceError
+from mim3d.dataio.quarantine import Rejection
 from mim3d.dataio.remote import first_line, locate, read_remote_bytes
 from mim3d.dataio.tree import ADDRESS
 
@@ -13,7 +13,7 @@ class RemoteTree:
 
     def __init__(self, root: str) -> None:
         self.root = root.rstrip("/")
-        self.problems: list[Skipped] = []
+        self.problems: list[Rejection] = []
         self._names: list[str] | None = None
         self._known: frozenset[str] = frozenset()
 

@@ -7,8 +7,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Protocol
 
-from mim3d.dataio.discovery import Skipped
 from mim3d.dataio.errors import SourceError
+from mim3d.dataio.quarantine import Rejection
 
 ADDRESS = re.compile(r"^(s3|gs|az|https?|memory)://")
 
@@ -24,7 +24,7 @@ class Tree(Protocol):
         ...
 
     @property
-    def problems(self) -> list[Skipped]:
+    def problems(self) -> list[Rejection]:
         """What could not be listed, known once `names` was asked for."""
         ...
 
@@ -46,7 +46,7 @@ class LocalTree:
 
     def __init__(self, root: str | Path) -> None:
         self.root = str(root)
-        self.problems: list[Skipped] = []
+        self.problems: list[Rejection] = []
         self._names: list[str] | None = None
 
     @property
@@ -96,7 +96,7 @@ class LocalTree:
         self._skip(path, "unreadable", f"cannot be listed ({error.strerror})")
 
     def _skip(self, path: str, code: str, detail: str) -> None:
-        self.problems.append(Skipped(path, code, detail))
+        self.problems.append(Rejection(path, code, detail))
 
     def path(self, name: str) -> str:
         """Path of an entry; absolute paths and addresses stay as they are."""

@@ -96,8 +96,8 @@ def test_the_verbs_of_a_store(store):
     assert store.tail("v10/0/c/0/0/0", 4) == b""
     assert store.exists("zarr.json")
     assert not store.exists("v1")
-    assert sorted(store.keys("v1")) == ["v1/0/c/0/0/0"]
-    assert sorted(store.keys()) == ["v1/0/c/0/0/0", "v10/0/c/0/0/0", "zarr.json"]
+    assert sorted(store.walk("v1")) == ["v1/0/c/0/0/0"]
+    assert sorted(store.walk()) == ["v1/0/c/0/0/0", "v10/0/c/0/0/0", "zarr.json"]
     assert store.folders() == ["v1", "v10"]
     store.delete("v1")
     assert store.folders() == ["v10"]
@@ -113,7 +113,7 @@ def test_a_folder_is_replaced_as_a_whole(store):
     store.put_folder("v1", {"zarr.json": [b"{}"], "0/c/0": [b"12", b"34"], "old": [b"x"]})
     assert store.get("v1/0/c/0") == b"1234"
     store.put_folder("v1", {"zarr.json": [b"[]"], "0/c/0": [b"5"]})
-    assert sorted(store.keys()) == ["v1/0/c/0", "v1/zarr.json"]
+    assert sorted(store.walk()) == ["v1/0/c/0", "v1/zarr.json"]
     assert store.get("v1/zarr.json") == b"[]"
 
 
@@ -136,7 +136,7 @@ def test_two_writers_the_second_refuses(store):
         pass
     with store.lock():
         pass
-    assert sorted(store.keys()) == []
+    assert sorted(store.walk()) == []
 
 
 def test_a_dead_writers_lock_is_taken_after_its_lease(s3, monkeypatch):

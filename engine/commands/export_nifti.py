@@ -1,0 +1,73 @@
+"""`mim3d export-nifti CORPUS DST`: a corpus back to NIfTI files, bit for bit."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Literal
+
+import tyro
+
+from mim3d.dataio.corpus import Corpus
+from mim3d.dataio.errors import CorpusError
+from mim3d.dataio.export_nifti import export_corpus
+from mim3d.dataio.manifest import VolumeRecord
+from mim3d.dataio.progress import progress
+from mim3d.dataio.shard_reader import ShardReader
+from mim3d.engine.outcome import Outcome
+
+
+@dataclass(frozen=True)
+class ExportNiftiArgs:
+    """Arguments of the command."""
+
+    corpus: Annotated[Path, tyro.conf.Positional]
+    """A corpus made by `mim3d convert`."""
+    destination: Annotated[Path, tyro.conf.Positional]
+    """Folder to write images/ID.nii.gz and labels/NAME/ID.nii.gz into; made if missing."""
+    ids: tuple[str, ...] = ()
+    """Only these volumes; all by default."""
+    axes: Literal["original", "stored"] = "original"
+    """The source's own axis order and affine, or those of the corpus (RAS+)."""
+    compress: bool = True
+    """Write .nii.gz (fast gzip); --no-compress writes .nii."""
+
+
+def main(words: list[str]) -> Outcome:
+    """Export, and count the volumes that could not go back to their source's grid."""
+    args = tyro.cli(
+        ExportNiftiArgs,
+        args=words,
+        prog="mim3d export-nifti",
+        description="Write the volumes and labels of a corpus as NIfTI files: the voxels, affine, "
+        "dtype and scaling that were converted, bit for bit.",
+    )
+    corpus = Corpus.open(args.corpus)
+    records = chosen(corpus.records, args.ids, args.corpus)
+    reader = ShardReader(corpus.table, corpus.root)
+    with progress("export", len(records), "volumes") as shown:
+        done = export_corpus(
+            records,
+            corpus.table,
+            reader,
+            args.destination,
+            axes=args.axes,
+            compress=args.compress,
+            advance=shown.advance,
+        )
+    reader.close()
+    other = [e.id for e in done if not e.in_source_grid]
+    print(f"{len(done)} volumes, {sum(len(e.files) for e in done)} files in {args.destination}")
+    if other and args.axes == "original":
+        print(f"{len(other)} were resampled or cropped and keep the stored grid, e.g. {other[0]}")
+    return Outcome({"volumes": len(done), "in_stored_grid": len(other)})
+
+
+def chosen(records: list[VolumeRecord], ids: tuple[str, ...], corpus: Path) -> list[VolumeRecord]:
+    """Records of the ids asked for, all by default; CorpusError for an unknown id."""
+    if not ids:
+        return records
+    known = {record.id: record for record in records}
+    missing = [name for name in ids if name not in known]
+    if missing:
+        near = ", ".join(list(known)[:3])
+        raise CorpusError(f"{corpus}: holds no volume {missing[0]!r}; its ids are like {near}")
+    return [known[name] for name in ids]

@@ -1,0 +1,96 @@
+"""Inspection: figures that add up, pictures with the right proportions and colours."""
+
+import json
+
+import numpy as np
+import pytest
+from matplotlib.colors import to_rgb
+from matplotlib.image import imread
+
+from mim3d.dataio.convert import convert
+from mim3d.dataio.corpus import Corpus
+from mim3d.dataio.discover import discover
+from mim3d.dataio.inspection import span, summarise
+from mim3d.dataio.montage import LABEL_COLOURS, Plane, overlay, read_planes
+from mim3d.dataio.phantom import make_cohort
+from mim3d.dataio.shard_reader import ShardReader
+from mim3d.engine.cli import main
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory) -> Corpus:
+    root = tmp_path_factory.mktemp("inspect")
+    found = discover(str(make_cohort(root / "cohort", 6)))
+    broken = root / "broken.nii.gz"
+    broken.write_bytes(b"not gzip")
+    sources = [*found.sources, *discover(str(broken)).sources]
+    convert(sources, root / "c.zarr", workers=1)
+    return Corpus.open(root / "c.zarr")
+
+
+def test_the_summary_adds_up(corpus):
+    summary = summarise(corpus.records)
+    arrays = list(corpus.root.glob("*/0/c/0/0/0"))
+    labels = list(corpus.root.glob("*/labels/seg/0/c/0/0/0"))
+    assert summary.n_volumes == summary.n_subjects == len(arrays) == 6
+    assert summary.stored_bytes == sum(a.stat().st_size for a in [*arrays, *labels])
+    assert summary.n_voxels == sum(int(np.prod(r.shape)) for r in corpus.records)
+    assert [c.cls for c in summary.classes] == [1, 2, 3]
+    assert all(c.n_volumes == 6 and c.n_voxels > 0 for c in summary.classes)
+    low, middle, high = summary.shape_span[0]
+    assert low <= middle <= high
+
+
+def test_the_command_prints_tables_and_draws(corpus, tmp_path, capsys):
+    words = ["inspect", str(corpus.root), "--out", str(tmp_path), "--volumes", "3", "--rows", "2"]
+    assert main([*words, "--json", str(tmp_path / "f.json")]) == 0
+    told = capsys.readouterr().out
+    assert "6 of 6 subjects" in told
+    assert "first 2 of 6" in told
+    assert "broken.nii.gz" in told
+    figures = json.loads((tmp_path / "f.json").read_text())
+    assert figures["n_volumes"] == 6
+    assert sum(figures["quarantined"].values()) == 1
+    montage = imread(tmp_path / "montage.png")
+    assert montage.shape[0] > 300
+    for colour in LABEL_COLOURS[:3]:
+        near = np.abs(montage[..., :3] - np.array(to_rgb(colour))).max(axis=-1) < 0.02
+        assert near.sum() > 20
+    assert imread(tmp_path / "histograms.png").std() > 0.05
+
+
+def test_planes_cut_through_the_label_in_true_proportions(corpus):
+    reader = ShardReader(corpus.table, corpus.root)
+    for record in corpus.records:
+        planes, classes = read_planes(record, corpus.table, reader)
+        assert classes <= {("seg", 1), ("seg", 2), ("seg", 3)}
+        assert classes
+        z, y, x = record.shape
+        assert [p.image.shape for p in planes] == [(y, x), (z, x), (z, y)]
+        mm = record.spacing_mm
+        assert [p.aspect for p in planes] == pytest.approx(
+            [mm[1] / mm[2], mm[0] / mm[2], mm[0] / mm[1]]
+        )
+        assert planes[0].letters == ("L", "R", "P", "A")
+        assert planes[2].letters == ("P", "A", "I", "S")
+        assert all(p.image.min() >= 0 and p.image.max() <= 1 for p in planes)
+    reader.close()
+
+
+def test_the_overlay_outlines_classes_and_leaves_the_rest_grey():
+    label = np.zeros((9, 9), int)
+    label[2:7, 2:7] = 2
+    picture = overlay(Plane(np.full((9, 9), 0.5), label, 1.0, ("L", "R", "P", "A")))
+    np.testing.assert_allclose(picture[0, 0], 0.5)
+    np.testing.assert_allclose(picture[2, 4], to_rgb(LABEL_COLOURS[1]))
+    assert 0 < np.abs(picture[4, 4] - 0.5).max() < 0.3
+
+
+def test_a_folder_that_is_no_corpus_is_one_line(tmp_path, capsys):
+    assert main(["inspect", str(tmp_path)]) == 2
+    assert "zarr.json" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("values", "told"), [((3, 3, 3), "3"), ((1, 2, 9), "1..2..9")])
+def test_span(values, told):
+    assert span(values, ".0f") == told
