@@ -102,6 +102,12 @@ def on_device(tensor: Tensor) -> contextlib.AbstractContextManager[Any]:
     return contextlib.nullcontext()
 
 
+def refuse_double_backward(name: str) -> None:
+    """RuntimeError under create_graph: a gradient kept from the forward pass would be constant."""
+    if torch.is_grad_enabled() and not torch.compiler.is_compiling():
+        raise RuntimeError(f"{name} is differentiable once: do not use create_graph=True")
+
+
 def next_power_of_2(n: int) -> int:
     """Smallest power of two that is at least `n` (Triton's block lengths)."""
     return 1 << max(0, n - 1).bit_length()

@@ -14,7 +14,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mim3d.kernels.backend import cdiv, choose, jit, next_power_of_2, on_device, tl
+from mim3d.kernels.backend import (
+    cdiv,
+    choose,
+    jit,
+    next_power_of_2,
+    on_device,
+    refuse_double_backward,
+    tl,
+)
 
 TILE = 4096  # elements a forward program handles
 COLUMNS = 256  # features a backward program handles
@@ -131,6 +139,7 @@ class DecoderTokens(torch.autograd.Function):
         ctx: Any, *grad_outputs: Tensor
     ) -> tuple[Tensor | None, Tensor | None, Tensor | None, None, None, None]:
         """Gradients of visible, mask_token and positions, where asked for."""
+        refuse_double_backward("decoder_tokens")
         (gradient,) = grad_outputs
         visible_ids, masked_ids = ctx.saved_tensors
         visible = gradient[:, : visible_ids.shape[1]] if ctx.needs_input_grad[0] else None

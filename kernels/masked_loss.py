@@ -20,7 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mim3d.kernels.backend import choose
+from mim3d.kernels.backend import choose, refuse_double_backward
 from mim3d.kernels.gradient_scale import scale_gradient
 from mim3d.kernels.loss_kernel import empty_gradient, launch_loss, split_denominator
 from mim3d.kernels.patch_grid import (
@@ -135,6 +135,7 @@ class MaskedVoxelLoss(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor, None, None]:
         """The saved gradient times the incoming scalar."""
+        refuse_double_backward("masked_voxel_loss")
         (gradient,) = ctx.saved_tensors
         factor = grad_outputs[0]
         if ctx.left_to_apply != 1.0:

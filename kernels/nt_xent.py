@@ -21,6 +21,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from mim3d.kernels.backend import refuse_double_backward
+
 
 class NTXent(torch.autograd.Function):
     """Loss of unit vectors z (2, b, d); differentiates both an anchor's and a negative's role."""
@@ -44,6 +46,7 @@ class NTXent(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor, None, None]:
         """(sum_j (p_ij + p_ji) z_j - 2 z_pos(i)) / (2B t) for local anchors i."""
+        refuse_double_backward("nt_xent")
         others, logits, log_sum, log_sums, positive = ctx.saved_tensors
         weights = (logits - log_sum[:, None]).exp() + (logits - log_sums[None]).exp()
         weights.scatter_add_(1, positive[:, None], weights.new_full((len(positive), 1), -2.0))
