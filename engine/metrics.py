@@ -199,7 +199,7 @@ class WeightsAndBiases:
             import wandb
         except ImportError as error:
             raise ConfigError(
-                "log.wandb is on but wandb is not installed: pip install wandb, or --no-log.wandb"
+                "log.wandb is on but wandb is not installed: pip install wandb, or --log.no-wandb"
             ) from error
         self._run = wandb.init(dir=str(run), name=run.name, config=dict(config), resume="allow")
 

@@ -22,6 +22,13 @@ def make_batch(b, shape):
     return Batch(first, second, None, zeros, torch.zeros(b, 3).long(), torch.arange(b), 0)
 
 
+def training_step(model, batch):
+    def run():
+        model(batch).loss.backward()
+
+    return run
+
+
 def counted(run):
     """FLOPs that torch counts; its counter sees attention only in the mathematical form."""
     with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
@@ -38,7 +45,7 @@ def test_training_flops_equal_torchs_count(name, ratio):
         config = dataclasses.replace(config, method=method)
     model, b = build_method(config), 4
     batch = make_batch(b, (1, 32, 32, 32))
-    own = counted(lambda: model(batch).loss.backward()) / b
+    own = counted(training_step(model, batch)) / b
     # NT-Xent's similarities are left out: they are no work of the model.
     assert crop_flops(config.method, config.vit).training == pytest.approx(own, rel=1e-5)
 
@@ -58,7 +65,7 @@ def test_swin_flops_are_within_two_percent(window):
     swin = SwinConfig(feature_size=12, window=window)
     config = dataclasses.replace(recipe("btcv-swin-simmim"), vit=vit, swin=swin)
     model, batch = build_method(config), make_batch(1, (1, 32, 32, 64))
-    own = counted(lambda: model(batch).loss.backward())
+    own = counted(training_step(model, batch))
     assert run_flops(config.method, vit, swin) == pytest.approx(own, rel=0.02)
     assert isinstance(model.encoder, SwinEncoder)
 

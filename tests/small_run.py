@@ -1,0 +1,121 @@
+"""A pretraining run of seconds, for tests; run as a script it injects a fault in one rank.
+
+python small_run.py CORPUS OUT [FAULT [METHOD [REPLICATE [ACCUM]]]]
+"""
+
+import dataclasses
+import os
+import signal
+import sys
+from pathlib import Path
+
+import torch
+
+from mim3d.dataio.conversion import Conversion
+from mim3d.dataio.convert import convert
+from mim3d.dataio.discover import discover
+from mim3d.dataio.phantom import make_cohort
+from mim3d.engine import checkpoint_files, training
+from mim3d.engine.config import PretrainConfig
+from mim3d.engine.pretrain import run_pretrain
+from mim3d.engine.recipes import recipe
+from mim3d.engine.train_step import Stepper
+
+
+def make_corpus(folder: Path, subjects: int = 4) -> Path:
+    """A corpus of generated volumes of about 36 mm edge."""
+    cohort = make_cohort(folder / f"nifti-{subjects}", subjects, field_of_view_mm=36)
+    convert(discover(str(cohort)).sources, folder / "corpus.zarr", Conversion(), workers=1)
+    return folder / "corpus.zarr"
+
+
+def small_config(corpus: Path | str, method: str = "mae", **changes: object) -> PretrainConfig:
+    """Eight steps of a few milliseconds; a checkpoint every three."""
+    base = recipe(f"demo-{method}")
+    part = base.method
+    if method == "mae":
+        part = dataclasses.replace(part, decoder_width=24, decoder_depth=1, decoder_heads=2)
+    config = dataclasses.replace(
+        base,
+        method=part,
+        vit=dataclasses.replace(base.vit, crop_size=(16, 16, 32), width=24, depth=2, heads=2),
+        data=dataclasses.replace(base.data, corpus=str(corpus), threads=1),
+        schedule=dataclasses.replace(base.schedule, warmup_steps=2),
+        checkpoint=dataclasses.replace(base.checkpoint, every=3),
+        log=dataclasses.replace(base.log, every=1, tensorboard=False, picture_every=0),
+        parallel=dataclasses.replace(base.parallel, min_block_parameters=100, timeout_s=60.0),
+        global_batch=4,
+        steps=8,
+    )
+    return dataclasses.replace(config, **changes)
+
+
+def before_step(step: int, rank: int, act: object) -> None:
+    """Call `act` on that rank when it is about to do that step, in the first round only."""
+    plain = training.Training._one_step
+
+    def one_step(self: training.Training) -> None:
+        first_round = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") == "0"
+        if self.step + 1 == step and self.ranks.rank == rank and first_round:
+            act(self)
+        plain(self)
+
+    training.Training._one_step = one_step
+
+
+def kill(*_: object) -> None:
+    """End this process as a power cut would."""
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def spoil_gradients(steps: set[int], rank: int) -> None:
+    """Make that rank's loss infinite in these steps."""
+    plain = Stepper.step
+
+    def step(self: Stepper, lr: float, measure: bool) -> object:
+        self.calls = getattr(self, "calls", 0) + 1
+        if self.calls in steps and self.ranks.rank == rank:
+            weight = next(iter(self.optimiser.local.values()))
+            kept = weight.clone()
+            weight.fill_(float("nan"))
+            figures = plain(self, lr, measure)
+            weight.copy_(kept)
+            return figures
+        return plain(self, lr, measure)
+
+    Stepper.step = step
+
+
+def inject(fault: str) -> None:
+    """Arrange one fault by name."""
+    if fault == "sigterm":
+        before_step(
+            5, int(os.environ.get("WORLD_SIZE", "1")) - 1, lambda _: signal.raise_signal(15)
+        )
+    elif fault == "dead":
+        before_step(5, 1, kill)
+    elif fault.startswith("kill-at-"):
+        name = fault.removeprefix("kill-at-")
+        plain = getattr(checkpoint_files, name)
+
+        def fatal(path: Path, *rest: object) -> object:
+            if "00000006" in str(path) or (rest and getattr(rest[0], "step", 0) == 6):
+                kill()
+            return plain(path, *rest)
+
+        setattr(checkpoint_files, name, fatal)
+
+
+def main(corpus: str, out: str, fault: str = "", method: str = "mae", *counts: str) -> None:
+    """Run as told."""
+    torch.set_num_threads(1)
+    inject(fault)
+    replicate, accum = (int(count) for count in (*counts, "1", "1")[:2])
+    config = small_config(corpus, method)
+    parallel = dataclasses.replace(config.parallel, replicate=replicate, grad_accum=accum)
+    result = run_pretrain(dataclasses.replace(config, parallel=parallel), out)
+    print(f"rank {os.environ.get('RANK', '0')} step {result.step} {result.interrupted}")
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
