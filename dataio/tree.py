@@ -45,7 +45,8 @@ class LocalTree:
     """A folder on this machine; symbolic links are followed, each real folder once."""
 
     def __init__(self, root: str | Path) -> None:
-        self.root = str(root)
+        # Absolute: manifests name sources by path, and a rerun may start elsewhere.
+        self.root = str(Path(root).absolute())
         self.problems: list[Rejection] = []
         self._names: list[str] | None = None
 
