@@ -10,7 +10,7 @@ class Batch:
     """One rank's crops of one step.
 
     `image` (b, c, z, y, x) in the loader's dtype, normalised; `second_view` of the same shape for
-    contrastive learning; `label` (b, z, y, x) uint8 or int16/int32 aligned with `image`. `volume`
+    contrastive learning; `label` (b, z, y, x) uint8 or int16 aligned with `image`. `volume`
     (b,) rows of the chunk table, `start` (b, 3) first voxel of the crop, `sample` (b,) global
     sample index; these three are int64 on the CPU. `step` counts batches from 0.
     """

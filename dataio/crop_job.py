@@ -116,9 +116,18 @@ def _of_subjects(table: ChunkTable, wanted: set[str]) -> np.ndarray:
 
 
 def _label_dtype(table: ChunkTable, rows: np.ndarray) -> str:
-    """Make it uint8 where every label array is, else int32: one dtype for all batches."""
-    kinds = {bytes(kind).decode().rstrip("\0") for kind in np.unique(table.arrays["dtype"][rows])}
-    return "uint8" if kinds <= {"|u1", "uint8"} else "int32"
+    """Choose uint8 where every label array is, else int16: one dtype for all batches.
+
+    Wider classes are refused: DALI resizes no other integers.
+    """
+    stored = np.unique(table.arrays["dtype"][rows])
+    kinds = {np.dtype(bytes(kind).decode()).name for kind in stored}
+    if not kinds <= {"uint8", "int8", "int16"}:
+        raise CorpusError(
+            f"{table.root}: labels are stored as {', '.join(sorted(kinds))}; the loader takes "
+            "uint8, int8 and int16: renumber the classes before converting"
+        )
+    return "uint8" if kinds == {"uint8"} else "int16"
 
 
 def _label_points(table: ChunkTable, rows: np.ndarray) -> LabelPoints:

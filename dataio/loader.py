@@ -66,6 +66,7 @@ class Loader:
         self._in_flight: deque[RawBatch] = deque()
         self._step = self._sample = 0
         self._augment_s = 0.0
+        self._closed = False
 
     @property
     def epoch(self) -> float:
@@ -126,6 +127,7 @@ class Loader:
 
     def close(self) -> None:
         """Stop all threads; safe to call twice."""
+        self._closed = True
         self._stop()
         self._source.close()
 
@@ -158,6 +160,8 @@ class Loader:
         )
 
     def _start(self) -> DaliGraph:
+        if self._closed:
+            raise RuntimeError("this loader is closed")
         first = self._sample + self.rank * self.config.micro_batch
         batches = self._source.batches(first, self._stride, self.config.micro_batch)
 

@@ -159,7 +159,7 @@ class ShardReader:
 
 def _stored_array(table: ChunkTable, row: int) -> StoredArray:
     record = table.arrays[row]
-    name = bytes(record["dtype"]).decode().rstrip("\0")
+    name = bytes(record["dtype"]).decode()
     dtype = np.dtype(name)
     if dtype.str not in DTYPES:
         raise CorpusError(f"{table.shard_path(row)}: dtype {name} is none of {sorted(DTYPES)}")

@@ -1,0 +1,68 @@
+"""Normalisation from table statistics: each mode on stored values with slope and intercept."""
+
+import numpy as np
+import pytest
+
+from mim3d.dataio.chunk_table import ARRAY_DTYPE, VOLUME_DTYPE
+from mim3d.dataio.crop_source import normalise
+from mim3d.dataio.errors import Mim3dError
+from mim3d.dataio.normalisation import intensities
+
+STATISTICS = {
+    "minimum": -1000, "maximum": 3000, "mean": 10, "std": 400, "p005": -990, "p995": 1500,
+    "foreground_mean": 100, "foreground_std": 200, "foreground_p005": -300,
+    "foreground_p995": 900,
+}  # fmt: skip
+
+
+def rows(slope=1.0, intercept=0.0, **changed):
+    volumes, images = np.zeros(1, VOLUME_DTYPE), np.zeros(1, ARRAY_DTYPE)
+    for name, value in {**STATISTICS, **changed}.items():
+        volumes[name] = value
+    images["slope"], images["intercept"] = slope, intercept
+    return volumes, images
+
+
+def apply(mode, real, slope=1.0, intercept=0.0, **changed):
+    stored = ((np.asarray(real, np.float64) - intercept) / slope).astype(np.float32)
+    normalise(stored, intensities(mode, *rows(slope, intercept, **changed)), 0)
+    return stored
+
+
+@pytest.mark.parametrize(("slope", "intercept"), [(1, 0), (0.5, -1024), (-2, 7)])
+@pytest.mark.parametrize(
+    ("mode", "expected"),
+    [
+        ("none", [-1000, 100, 3000]),
+        ("zscore", [-5.5, 0, 14.5]),
+        ("clip-zscore", [-2, 0, 4]),
+        ("percentile", [-1, (100 - 255) / 1245, 1]),
+        ("window:-160:240", [-1, 0.3, 1]),
+    ],
+)
+def test_modes(mode, expected, slope, intercept):
+    got = apply(mode, [-1000, 100, 3000], slope, intercept)
+    np.testing.assert_allclose(got, expected, rtol=1e-5, atol=1e-4)
+
+
+def test_a_constant_volume_becomes_zero_not_nan():
+    changed = dict.fromkeys(("foreground_std", "std"), 0.0)
+    got = apply("zscore", [10.0, 10.0], foreground_mean=10, mean=10, **changed)
+    assert got.tolist() == [0, 0]
+    assert apply("percentile", [5.0], p005=5, p995=5).tolist() == [0]
+
+
+def test_no_foreground_falls_back_to_the_whole_volume():
+    got = apply("zscore", [10.0, 410.0], foreground_mean=np.nan, foreground_std=np.nan)
+    np.testing.assert_allclose(got, [0, 1], atol=1e-6)
+
+
+def test_padding_is_the_darkest_value():
+    values = intensities("zscore", *rows(slope=2, intercept=-100))
+    assert values.fill[0] == (-1000 + 100) / 2
+
+
+@pytest.mark.parametrize("mode", ["z-score", "window", "window:5", "window:3:1", "window:a:b", ""])
+def test_unknown_modes_are_refused(mode):
+    with pytest.raises(Mim3dError, match="normalise="):
+        intensities(mode, *rows())
