@@ -6,15 +6,22 @@ import threading
 import time
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 
+import numpy as np
 import pytest
 
 from mim3d.dataio import remote
+from mim3d.dataio.convert import convert
+from mim3d.dataio.corpus import Corpus
 from mim3d.dataio.discover import discover
 from mim3d.dataio.errors import CorpusError, SourceError
 from mim3d.dataio.phantom import make_cohort
+from mim3d.dataio.quarantine import parse_quarantine
 from mim3d.dataio.remote import RemoteStore, read_remote_bytes
+from mim3d.dataio.shard_reader import ShardReader
 from mim3d.dataio.store import LocalStore, Store, StoreError
+from mim3d.engine.cli import main
 
 pytest.importorskip("obstore")
 moto_server = pytest.importorskip("moto.server")
@@ -224,3 +231,58 @@ def test_http_sources_by_list_but_not_by_listing(http_root, tmp_path):
         read_remote_bytes(f"{http_root}/cohort/none.nii", 100)
     with pytest.raises(StoreError, match="not written"):
         RemoteStore(http_root)
+
+
+def download(address: str, folder: Path) -> Path:
+    store = RemoteStore(address)
+    for key in store.walk():
+        (folder / key).parent.mkdir(parents=True, exist_ok=True)
+        (folder / key).write_bytes(store.get(key))
+    return folder
+
+
+def voxels_of(corpus: Corpus) -> dict[str, np.ndarray]:
+    reader = ShardReader(corpus.table, corpus.root)
+    table = corpus.table
+    return {
+        table.shard_path(row): reader.read_box(row, (0, 0, 0), reader.array(row).shape)
+        for row in range(len(table.arrays))
+    }
+
+
+@pytest.mark.slow
+def test_bucket_to_bucket_is_the_corpus_of_local_files(s3, upload, tmp_path):
+    cohort = make_cohort(tmp_path / "cohort", 5)
+    local = convert(discover(str(cohort)).sources, tmp_path / "local.zarr", workers=1)
+    root = upload(cohort)
+    corpora = f"{s3}/corpora/c.zarr"
+    assert main(["convert", root, corpora, "--workers", "2"]) == 0
+    again = convert(discover(root).sources, corpora, workers=1)
+    assert (again.n_unchanged, again.n_converted) == (5, 0)
+    fetched = Corpus.open(download(corpora, tmp_path / "fetched.zarr"))
+    ours = voxels_of(Corpus.open(tmp_path / "local.zarr"))
+    theirs = voxels_of(fetched)
+    assert ours.keys() == theirs.keys()
+    assert all(np.array_equal(ours[key], theirs[key]) for key in ours)
+    assert sum(r.shard_bytes for r in fetched.records) > 0
+    assert local.n_volumes == len(fetched.records) == 5
+    assert fetched.records[0].sources[0].startswith("s3://")
+
+
+@pytest.mark.slow
+def test_a_damaged_upload_is_quarantined_and_the_rest_arrives(s3, upload, tmp_path):
+    cohort = make_cohort(tmp_path / "cohort", 3)
+    whole = (cohort / "imagesTr" / "phantom_001.nii.gz").read_bytes()
+    (cohort / "imagesTr" / "phantom_001.nii.gz").write_bytes(whole[: len(whole) // 2])
+    report = convert(discover(upload(cohort)).sources, f"{s3}/c.zarr", workers=1)
+    assert (report.n_volumes, report.n_quarantined) == (2, 1)
+    assert report.rejections[0].path.endswith("phantom_001.nii.gz")
+    assert len(parse_quarantine(RemoteStore(f"{s3}/c.zarr").get("quarantine.jsonl"))) == 1
+
+
+def test_a_bucket_folder_that_is_no_corpus_is_refused(s3, tmp_path):
+    RemoteStore(f"{s3}/mine").replace("thesis.txt", [b"precious"])
+    cohort = make_cohort(tmp_path / "cohort", 1)
+    with pytest.raises(CorpusError, match=r"thesis\.txt"):
+        convert(discover(str(cohort)).sources, f"{s3}/mine", workers=1)
+    assert RemoteStore(f"{s3}/mine").get("thesis.txt") == b"precious"
