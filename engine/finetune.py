@@ -43,7 +43,9 @@ class FinetuneResult:
     subjects: dict[str, list[str]] = field(default_factory=dict)
 
 
-def run_finetune(config: FinetuneConfig, out: Path, told: Told | None = None) -> FinetuneResult:
+def run_finetune(
+    config: FinetuneConfig, out: Path, told: Told | None = None, keep_model: bool = True
+) -> FinetuneResult:
     """Train, or go on where a run with the same configuration stopped; a finished one is read."""
     out.mkdir(parents=True, exist_ok=True)
     claim(config, out)
@@ -53,6 +55,8 @@ def run_finetune(config: FinetuneConfig, out: Path, told: Told | None = None) ->
     try:
         session.resume(out / STATE)
         result = session.run(out, told or (lambda steps, status: None))
+        if keep_model:
+            torch.save(session.task.net.state_dict(), out / MODEL)
     finally:
         session.loader.close()
     write_json(out / RESULT, asdict(result))
@@ -159,7 +163,6 @@ class Session:
         if self.splits.test:
             self.evaluate("test", final=True)
         self.task.save_pictures(self.splits.validation, out / PICTURES)
-        torch.save(self.task.net.state_dict(), out / MODEL)
         return FinetuneResult(
             self.rows,
             self.cases,

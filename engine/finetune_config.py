@@ -5,6 +5,7 @@ import json
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
+from mim3d.engine.encoder_file import read_card
 from mim3d.engine.errors import ConfigError
 from mim3d.engine.schedule import ScheduleConfig
 from mim3d.engine.splits import SplitConfig
@@ -91,14 +92,15 @@ class FinetuneConfig:
         return sorted({*range(0, self.steps, self.eval_every), self.steps})
 
 
-NOT_IDENTITY = ("threads", "device", "corpus")
-"""Fields that a resumed run may change."""
+NOT_IDENTITY = ("threads", "device", "corpus", "init")
+"""Fields that a resumed run may change; of `init` the weights must stay the same, not the path."""
 
 
 def identity(config: FinetuneConfig) -> dict[str, Any]:
     """What must be equal for a run to be resumed, as plain JSON values."""
     plain = json.loads(json.dumps(dataclasses.asdict(config)))
-    return {key: value for key, value in plain.items() if key not in NOT_IDENTITY}
+    init = read_card(config.init)[1].get("weights_sha256", "") if config.init else ""
+    return {key: value for key, value in plain.items() if key not in NOT_IDENTITY} | {"init": init}
 
 
 TINY = ViTConfig((32, 32, 32), (8, 8, 8), width=96, depth=6, heads=3)

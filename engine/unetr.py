@@ -163,8 +163,8 @@ class SegmentationNet(nn.Module):
 
 
 def to_grid(tokens: Tensor, grid: Factor) -> Tensor:
-    """Tokens (b, n, d) as a feature volume (b, d, gz, gy, gx)."""
-    return tokens.transpose(1, 2).reshape(len(tokens), tokens.shape[-1], *grid).contiguous()
+    """Tokens (b, n, d) as a feature volume (b, d, gz, gy, gx): a view, channels last in memory."""
+    return tokens.view(len(tokens), *grid, tokens.shape[-1]).permute(0, 4, 1, 2, 3)
 
 
 def _up(wide_in: int, wide_out: int, factor: Factor) -> nn.Sequential:

@@ -1,0 +1,69 @@
+"""`mim3d compare`: the convergence study, its ablations, and their report."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+
+from mim3d.engine.compare_config import CompareConfig
+from mim3d.engine.errors import ConfigError
+from mim3d.engine.outcome import Outcome
+from mim3d.engine.study_recipes import STUDIES, study
+
+
+@dataclass(frozen=True)
+class CompareArgs:
+    """Options of `mim3d compare`."""
+
+    config: Annotated[CompareConfig, tyro.conf.arg(name="")] = field(default_factory=CompareConfig)
+    out: Path = Path("study")
+    """Folder of the study; the same command goes on with what is missing."""
+    report: bool = False
+    """Only draw the report again, from the results in --out."""
+
+
+def main(words: list[str]) -> Outcome:
+    """Run the study named by the first word, or draw its report again."""
+    name, rest = split_recipe(words)
+    args = tyro.cli(
+        CompareArgs,
+        args=rest,
+        prog=f"mim3d compare {name or 'RECIPE'}",
+        default=CompareArgs(config=study(name)),
+        description=description(),
+    )
+    if args.report:
+        from mim3d.engine.report import build_report, figures_of
+
+        report = build_report(args.out)
+        figures, failed = figures_of(report), {}
+    else:
+        from mim3d.engine.compare import run_compare
+
+        result = run_compare(args.config, args.out)
+        report, figures, failed = result.report, result.figures, result.failed
+    print(figures["headline"])
+    print(f"report: {report}")
+    return Outcome(figures, lost=len(failed))
+
+
+def split_recipe(words: list[str]) -> tuple[str, list[str]]:
+    """The recipe's name and the options; `--report` alone and --help need no name."""
+    if words and not words[0].startswith("-"):
+        return words[0], words[1:]
+    if any(word in {"-h", "--help", "--report"} for word in words):
+        return "demo", words
+    raise ConfigError(f"name a study first: mim3d compare {'|'.join(STUDIES)} [options]")
+
+
+def description() -> str:
+    """What `--help` teaches."""
+    lines = "\n".join(f"  {name:12} {(make.__doc__ or '')}" for name, make in STUDIES.items())
+    return (
+        "Pretrain every arm on the same crops, fine-tune it from the same seeds, and report who "
+        "converges faster, by how much, and at what cost.\n\n"
+        f"mim3d compare RECIPE --data.corpus CORPUS --out DIR, where RECIPE is one of:\n{lines}\n\n"
+        "Any encoder joins as a further arm: --arms scratch mae mine=/path/to/run. Interrupted, "
+        "the same command goes on; --report draws the report again from the results alone."
+    )

@@ -1,0 +1,239 @@
+"""The convergence study: pretrain each arm, fine-tune every cell, gather, report.
+
+    run_compare(config, out) -> CompareResult
+
+A finished pretraining or cell is never repeated: each is a folder with a result written at once.
+"""
+
+import shutil
+import time
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+from mim3d.dataio.corpus import Corpus
+from mim3d.dataio.progress import progress
+from mim3d.engine import environment
+from mim3d.engine.compare_config import CompareConfig, plain
+from mim3d.engine.curves import Curve, area_under
+from mim3d.engine.errors import ConfigError, TrainingError
+from mim3d.engine.finetune import RESULT, run_finetune
+from mim3d.engine.finetune_config import FinetuneConfig
+from mim3d.engine.json_file import read_json, write_json, write_jsonl
+from mim3d.engine.pool import Task, default_workers, run_tasks
+from mim3d.engine.pretrain import run_pretrain
+from mim3d.engine.report import build_report, figures_of
+from mim3d.engine.splits import Splits, make_splits
+from mim3d.engine.study_plan import (
+    Cell,
+    arm_names,
+    finetune_config,
+    given_path,
+    pretrain_config,
+    pretrainings,
+    scored_cells,
+    tuning_cells,
+)
+from mim3d.engine.study_pretext import external_row, pretraining_row
+from mim3d.engine.study_results import CASES, PRETRAINING, RESULTS, STUDY
+
+
+@dataclass(frozen=True)
+class CompareResult:
+    """The report, its numbers, and what could not be run (task: error)."""
+
+    report: Path
+    figures: dict[str, Any]
+    failed: dict[str, str]
+
+
+def run_compare(config: CompareConfig, out: str | Path) -> CompareResult:
+    """Run what is missing of the study in `out`, then write results and report."""
+    out, began = Path(out), time.monotonic()
+    corpus = open_corpus(config)
+    splits = make_splits(corpus.records, config.data.label, config.data.split)
+    out.mkdir(parents=True, exist_ok=True)
+    workers = config.workers or default_workers(config.device)
+    failed = run_tasks(pretrain_tasks(config, splits, out), workers, "pretraining")
+    tuning = tuning_cells(config)
+    failed |= run_tasks(cell_tasks(config, tuning, splits, out), workers, "tuning")
+    rates = choose_rates(tuning, out)
+    cells = scored_cells(config, rates)
+    failed |= run_tasks(cell_tasks(config, cells, splits, out), workers, "fine-tuning")
+    gather(config, corpus, splits, [*tuning, *cells], failed, out)
+    report = build_report(out)
+    figures = figures_of(report)
+    figures |= {"seconds": time.monotonic() - began, "failed": failed}
+    return CompareResult(report, figures, failed)
+
+
+def open_corpus(config: CompareConfig) -> Corpus:
+    """The corpus, or a ConfigError that says which option names it."""
+    if not config.data.corpus:
+        raise ConfigError("no corpus: set --data.corpus to a folder that `mim3d convert` wrote")
+    return Corpus.open(config.data.corpus)
+
+
+def pretrain_tasks(config: CompareConfig, splits: Splits, out: Path) -> list[Task]:
+    """Pretrainings as tasks."""
+    return [
+        Task(
+            f"pretraining {wanted.key}",
+            pretrain_one,
+            (pretrain_config(config, wanted, splits), out / "pretrain" / wanted.key),
+        )
+        for wanted in pretrainings(config)
+    ]
+
+
+def pretrain_one(config: Any, folder: Path) -> None:
+    """One pretraining; its checkpoints go once the encoder is there."""
+    result = run_pretrain(config, folder)
+    if result.interrupted:
+        raise TrainingError(f"{folder.name} was told to stop: run the same command to go on")
+    shutil.rmtree(folder / "checkpoints", ignore_errors=True)
+
+
+def cell_tasks(config: CompareConfig, cells: list[Cell], splits: Splits, out: Path) -> list[Task]:
+    """Cells without a result as tasks."""
+    return [
+        Task(cell.key, run_cell, (finetune_config(config, cell, splits, out), out, cell.key))
+        for cell in cells
+        if not (out / "cells" / cell.key / RESULT).exists()
+    ]
+
+
+def run_cell(config: FinetuneConfig, out: Path, key: str) -> None:
+    """One fine-tuning run, with progress."""
+    with progress(key, config.steps, "steps") as shown:
+        run_finetune(config, out / "cells" / key, shown.advance, keep_model=False)
+
+
+def choose_rates(tuning: list[Cell], out: Path) -> dict[tuple[str, str], float]:
+    """Of each arm and head, the rate with the largest mean area under the curve."""
+    areas: dict[tuple[str, str], dict[float, list[float]]] = {}
+    for cell in tuning:
+        file = out / "cells" / cell.key / RESULT
+        if file.exists():
+            by_rate = areas.setdefault((cell.arm, cell.head), {})
+            by_rate.setdefault(cell.lr, []).append(area_of(read_json(file)["rows"]))
+    return {
+        key: max(by_rate, key=lambda rate: fmean(by_rate[rate])) for key, by_rate in areas.items()
+    }
+
+
+def area_of(rows: list[dict[str, Any]]) -> float:
+    """Area under the validation curve of one cell."""
+    curve = [row for row in rows if row["split"] == "validation" and row["score"] is not None]
+    return area_under(
+        Curve(tuple(row["step"] for row in curve), tuple(row["score"] for row in curve))
+    )
+
+
+def gather(
+    config: CompareConfig,
+    corpus: Corpus,
+    splits: Splits,
+    cells: list[Cell],
+    failed: dict[str, str],
+    out: Path,
+) -> None:
+    """Write study.json, pretraining.json, results.jsonl and cases.jsonl from the finished parts."""
+    rows: list[dict[str, Any]] = []
+    cases: list[dict[str, Any]] = []
+    notes = list(splits.notes)
+    for cell in cells:
+        folder = Path("cells") / cell.key
+        if not (out / folder / RESULT).exists():
+            continue
+        result = read_json(out / folder / RESULT)
+        about = cell_fields(cell) | {"n_labelled": len(result["subjects"]["train"])}
+        pictures = str(folder / "pictures.npz")
+        rows += [{**about, **row, "pictures": pictures} for row in result["rows"]]
+        cases += [{**about, **case} for case in result["cases"]]
+        notes += result["notes"]
+    if not rows:
+        first = next(iter(failed.items()), ("", "no cell was run"))
+        raise TrainingError(f"nothing to report: {first[0]}: {first[1]}")
+    notes += [f"{name} was not run: {error}" for name, error in failed.items()]
+    write_jsonl(out / RESULTS, rows)
+    write_jsonl(out / CASES, cases)
+    write_json(out / PRETRAINING, pretraining_rows(config, out))
+    write_json(out / STUDY, about_study(config, corpus, splits, list(dict.fromkeys(notes))))
+
+
+def cell_fields(cell: Cell) -> dict[str, Any]:
+    """A cell's settings as columns of its rows."""
+    return {
+        "arm": cell.arm,
+        "variant": cell.variant.name,
+        "head": cell.head,
+        "labels": cell.labels,
+        "seed": cell.seed,
+        "lr": cell.lr,
+        "tuning": cell.tuning,
+    }
+
+
+def pretraining_rows(config: CompareConfig, out: Path) -> list[dict[str, Any]]:
+    """One entry per finished pretraining, and per arm given by path."""
+    rows = [
+        pretraining_row(wanted, out)
+        for wanted in pretrainings(config)
+        if (out / "pretrain" / wanted.key / "pretext.json").exists()
+    ]
+    given = {arm: given_path(config, arm) for arm in arm_names(config)}
+    return rows + [external_row(arm, Path(path)) for arm, path in given.items() if path]
+
+
+def about_study(
+    config: CompareConfig, corpus: Corpus, splits: Splits, notes: list[str]
+) -> dict[str, Any]:
+    """study.json: what was asked for, on what data, on which machine."""
+    machine = environment.machine()
+    devices = [row["name"] for row in environment.devices()]
+    line = ", ".join(devices) or f"{machine['processor']}, {machine['cores']} cores"
+    subjects = {record.subject for record in corpus.records}
+    return {
+        "name": config.name,
+        "version": version("mim3d"),
+        "date": datetime.now(UTC).strftime("%Y-%m-%d"),
+        "synthetic": config.synthetic,
+        "metric": "accuracy" if config.heads == ("classify",) else "Dice",
+        "arms": arm_names(config),
+        "batch": config.finetune.batch,
+        "crop_size": config.vit.crop_size,
+        "corpus": f"{len(corpus.records)} volumes of {len(subjects)} subjects",
+        "machine": {**machine, **environment.torch_build(), **environment.versions()},
+        "machine_line": line,
+        "settings": {
+            "smoothing": config.smoothing,
+            "targets": config.targets,
+            "primary": config.primary,
+            "tasks": config.tasks,
+        },
+        "ablation": config.ablation,
+        "ablation_axes": config.ablation_axes,
+        "variants": {variant.name: study_settings(config, variant) for variant in config.variants},
+        "splits": {
+            name: getattr(splits, name)
+            for name in ("train", "validation", "test", "pretrain", "left_out")
+        },
+        "config": plain(config),
+        "notes": notes,
+    }
+
+
+def study_settings(config: CompareConfig, variant: Any) -> dict[str, Any]:
+    """A variant's settings with the study's own where it leaves them."""
+    own = {
+        "mask_ratio": config.pretrain.mae.mask_ratio,
+        "patch": config.vit.patch_size[0],
+        "crop": config.vit.crop_size[0],
+        "decoder_depth": config.pretrain.mae.decoder_depth,
+        "decoder_width": config.pretrain.mae.decoder_width,
+    }
+    return own | variant.settings

@@ -1,0 +1,184 @@
+"""The configuration of a convergence study or an ablation."""
+
+import dataclasses
+import json
+from dataclasses import dataclass, field
+from typing import Annotated, Any, Literal
+
+import tyro
+
+from mim3d.engine.errors import ConfigError
+from mim3d.engine.finetune_config import Head
+from mim3d.engine.mae import MAEConfig
+from mim3d.engine.simclr import SimCLRConfig
+from mim3d.engine.simmim import SimMIMConfig
+from mim3d.engine.splits import SplitConfig
+from mim3d.engine.vit import ViTConfig
+
+METHODS = ("mae", "simmim", "simclr")
+Matching = Literal["crops", "flops"]
+
+
+@dataclass(frozen=True)
+class StudyData:
+    """Which volumes, and who is held out."""
+
+    corpus: str = ""
+    """Folder of the corpus that `mim3d convert` wrote."""
+    label: str = "seg"
+    """Label to segment."""
+    targets: str = ""
+    """CSV with columns subject,target, for head classify."""
+    split: SplitConfig = field(default_factory=SplitConfig)
+    """Held-out subjects; they never pretrain."""
+    normalise: str = "zscore"
+    """zscore, clip-zscore, percentile, window:LO:HI or none; the same everywhere."""
+
+
+@dataclass(frozen=True)
+class PretrainPlan:
+    """Pretraining of every arm: the same corpus, encoder and number of crops."""
+
+    crops: int = 9600
+    """Crops that every arm sees."""
+    mae: MAEConfig = field(default_factory=MAEConfig)
+    simmim: SimMIMConfig = field(default_factory=SimMIMConfig)
+    simclr: SimCLRConfig = field(default_factory=SimCLRConfig)
+    mae_lr: float = 2e-3
+    simmim_lr: float = 2e-3
+    simclr_lr: float = 1e-3
+    batch: int = 16
+    """Crops of a step, masked methods."""
+    simclr_batch: int = 32
+    """Crops of a step, SimCLR: it has 2b - 2 negatives, so small batches teach it little."""
+    weight_decay: float = 0.05
+    snap: int = 8
+    """Crops start at multiples of so many voxels."""
+    per_seed: bool = False
+    """Pretrain anew for every seed, so that seeds vary pretraining too."""
+
+    def __post_init__(self) -> None:
+        if min(self.crops, self.batch, self.simclr_batch) < 1:
+            raise ConfigError("pretrain.crops, .batch and .simclr_batch must be at least 1")
+
+
+@dataclass(frozen=True)
+class FinetunePlan:
+    """Fine-tuning of every cell: one recipe for all arms."""
+
+    steps: int = 400
+    batch: int = 4
+    eval_every: int = 20
+    """Steps between evaluations."""
+    lrs: tuple[float, ...] = (1e-3,)
+    """Learning rates; several are a grid that every arm is tuned on by tuning_seeds."""
+    tuning_seeds: tuple[int, ...] = ()
+    """Seeds that choose the rate and are not scored."""
+    warmup: int = 20
+    weight_decay: float = 0.01
+    feature_size: int = 8
+    """Channels of the decoder at full resolution."""
+    foreground_fraction: float = 0.5
+    """Share of crops centred on a labelled voxel."""
+    overlap: float = 0.25
+    """Overlap of sliding windows."""
+    freeze: bool = False
+    """Train the head only."""
+
+    def __post_init__(self) -> None:
+        if not self.lrs:
+            raise ConfigError("finetune.lrs names no learning rate")
+        if len(self.lrs) > 1 and not self.tuning_seeds:
+            raise ConfigError(
+                f"finetune.lrs {self.lrs} is a grid: name finetune.tuning_seeds to choose by"
+            )
+
+
+@dataclass(frozen=True)
+class Variant:
+    """Settings that differ from the study's; None keeps the study's."""
+
+    mask_ratio: float | None = None
+    patch: int | None = None
+    crop: int | None = None
+    decoder_depth: int | None = None
+    decoder_width: int | None = None
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """Those that are set."""
+        return {k: v for k, v in dataclasses.asdict(self).items() if v is not None}
+
+    @property
+    def name(self) -> str:
+        """`mask_ratio 0.5, patch 8`; empty for the study's own settings."""
+        return ", ".join(f"{key} {value:g}" for key, value in self.settings.items())
+
+    def of(self, arm: str) -> "Variant":
+        """The settings that matter to an arm: scratch has no mask, only MAE has a decoder."""
+        kept = {"crop", "patch"}
+        if arm.startswith(("mae", "simmim")):
+            kept |= {"mask_ratio"}
+        if arm.startswith("mae"):
+            kept |= {"decoder_depth", "decoder_width"}
+        return Variant(**{k: v for k, v in self.settings.items() if k in kept})
+
+
+@dataclass(frozen=True)
+class CompareConfig:
+    """Arms x seeds x decoders x labels: who converges faster, by how much, at what cost."""
+
+    name: str = "study"
+    data: StudyData = field(default_factory=StudyData)
+    vit: ViTConfig = field(default_factory=ViTConfig)
+    arms: tuple[str, ...] = ("scratch", "simclr", "mae")
+    """scratch, simclr, mae, simmim, and NAME=PATH for any encoder or finished run."""
+    seeds: tuple[int, ...] = (0, 1, 2, 3, 4)
+    heads: tuple[Head, ...] = ("unetr",)
+    """Decoders: unetr, tokens (no skip from the raw image), linear; or classify."""
+    labels: tuple[float, ...] = (1.0,)
+    """Labelled subjects to train on: shares up to 1, or numbers."""
+    matching: tuple[Matching, ...] = ("crops",)
+    """crops gives every arm as many; flops adds arms with MAE's FLOPs."""
+    pretrain: PretrainPlan = field(default_factory=PretrainPlan)
+    finetune: FinetunePlan = field(default_factory=FinetunePlan)
+    targets: tuple[float, ...] = (0.8, 0.9, 0.95)
+    """Shares of scratch's best smoothed score."""
+    primary: float = 0.9
+    """The target that the verdict is about."""
+    smoothing: int = 3
+    """Evaluations in the moving mean (odd)."""
+    tasks: int = 10
+    """Tasks that share a pretraining in the third ledger."""
+    ablation: str = ""
+    """Title of an ablation."""
+    ablation_axes: tuple[str, ...] = ()
+    """The settings it varies: one gives curves, two a heat map."""
+    variants: Annotated[tuple[Variant, ...], tyro.conf.Suppress] = (Variant(),)
+    workers: int = 0
+    """Cells at a time; 0 takes one per core on a CPU and one on a GPU."""
+    device: str = "auto"
+    synthetic: Annotated[bool, tyro.conf.Suppress] = False
+    """Whether the corpus is generated; the report then says so on top."""
+
+    def __post_init__(self) -> None:
+        for what, values in (("arms", self.arms), ("seeds", self.seeds), ("heads", self.heads)):
+            if not values or len(set(values)) < len(values):
+                raise ConfigError(f"{what} {values} must name at least one, each once")
+        unknown = [a for a in self.arms if a not in {"scratch", *METHODS} and "=" not in a]
+        if unknown:
+            raise ConfigError(
+                f"arms {unknown} are none of scratch, {', '.join(METHODS)} or NAME=PATH"
+            )
+        both = set(self.seeds) & set(self.finetune.tuning_seeds)
+        if both:
+            raise ConfigError(f"seeds {sorted(both)} would tune the rate and be scored: keep apart")
+        if self.primary not in self.targets:
+            raise ConfigError(f"primary {self.primary} must be one of targets {self.targets}")
+        if self.smoothing < 1 or self.smoothing % 2 == 0:
+            raise ConfigError(f"smoothing {self.smoothing} must be odd")
+
+
+def plain(config: CompareConfig) -> dict[str, Any]:
+    """The configuration as JSON values."""
+    return json.loads(json.dumps(dataclasses.asdict(config)))

@@ -1,0 +1,157 @@
+"""Named studies and ablations: functions that return a whole configuration."""
+
+from collections.abc import Callable
+from dataclasses import replace
+from itertools import product
+
+from mim3d.engine.compare_config import (
+    CompareConfig,
+    FinetunePlan,
+    PretrainPlan,
+    StudyData,
+    Variant,
+)
+from mim3d.engine.errors import ConfigError
+from mim3d.engine.finetune_config import TINY
+from mim3d.engine.mae import MAEConfig
+from mim3d.engine.simclr import SimCLRConfig
+from mim3d.engine.simmim import SimMIMConfig
+from mim3d.engine.splits import SplitConfig
+from mim3d.engine.vit import ViTConfig
+
+SMALL_MAE = MAEConfig(decoder_width=64, decoder_depth=2, decoder_heads=4, loss="l2")
+SMALL_SIMCLR = SimCLRConfig(projection_hidden=192, projection_width=64)
+
+
+def demo() -> CompareConfig:
+    """All parts at work in four minutes on two CPU cores; too small to prove anything."""
+    return CompareConfig(
+        name="demo",
+        data=StudyData(split=SplitConfig(validation=0.15, test=0.1)),
+        vit=TINY,
+        seeds=(0, 1),
+        pretrain=PretrainPlan(mae=SMALL_MAE, simclr=SMALL_SIMCLR),
+        finetune=FinetunePlan(steps=120, eval_every=12),
+    )
+
+
+def hippocampus() -> CompareConfig:
+    """Hippocampi of the Medical Segmentation Decathlon: four arms, two decoders, few labels."""
+    return CompareConfig(
+        name="hippocampus",
+        data=StudyData(split=SplitConfig(validation=0.12, test=0.15, keep="number")),
+        vit=TINY,
+        arms=("scratch", "simclr", "mae", "simmim"),
+        seeds=(0, 1, 2, 3, 4),
+        heads=("unetr", "tokens"),
+        labels=(1.0, 8.0),
+        pretrain=PretrainPlan(
+            crops=96_000,
+            mae=SMALL_MAE,
+            simmim=SimMIMConfig(loss="l2", normalise_target=True, mask_ratio=0.6),
+            simclr=SMALL_SIMCLR,
+            batch=32,
+            simclr_batch=64,
+        ),
+        finetune=FinetunePlan(
+            steps=400, eval_every=20, lrs=(5e-4, 1e-3, 2e-3), tuning_seeds=(100,)
+        ),
+    )
+
+
+def paper() -> CompareConfig:
+    """Chen et al. 2023: ViT-B, 96^3, patch 16, mask ratio 0.75, UNETR; for a GPU."""
+    return CompareConfig(
+        name="paper",
+        vit=ViTConfig(),
+        arms=("scratch", "simclr", "mae", "simmim"),
+        seeds=tuple(range(10)),
+        heads=("unetr", "tokens"),
+        matching=("crops", "flops"),
+        pretrain=PretrainPlan(
+            crops=1_280_000,
+            mae=MAEConfig(loss="l1", normalise_target=False),
+            simmim=SimMIMConfig(loss="l1"),
+            simclr=SimCLRConfig(temperature=0.5),
+            batch=128,
+            simclr_batch=128,
+            mae_lr=1e-4,
+            simmim_lr=1e-4,
+            simclr_lr=1e-4,
+            snap=16,
+        ),
+        finetune=FinetunePlan(
+            steps=25_000,
+            batch=2,
+            eval_every=500,
+            lrs=(5e-5, 1e-4, 2e-4),
+            tuning_seeds=(100, 101),
+            warmup=500,
+            weight_decay=1e-5,
+            feature_size=16,
+        ),
+    )
+
+
+def ablation(name: str, axes: tuple[str, ...], variants: list[Variant]) -> CompareConfig:
+    """A study of MAE alone over variants, on the hippocampus settings with fewer seeds."""
+    base = hippocampus()
+    return replace(
+        base,
+        name=name,
+        arms=("mae",),
+        seeds=(0, 1, 2),
+        heads=("tokens",),
+        labels=(1.0,),
+        pretrain=replace(base.pretrain, crops=48_000),
+        finetune=replace(base.finetune, steps=300, lrs=(1e-3,), tuning_seeds=()),
+        ablation=name,
+        ablation_axes=axes,
+        variants=tuple(variants),
+    )
+
+
+def ablate_mask() -> CompareConfig:
+    """Mask ratio by patch size (finding ii of the paper)."""
+    ratios, patches = (0.15, 0.45, 0.6, 0.75, 0.9), (4, 8, 16)
+    variants = [Variant(mask_ratio=r, patch=p) for p, r in product(patches, ratios)]
+    return ablation("mask", ("mask_ratio", "patch"), variants)
+
+
+def ablate_decoder() -> CompareConfig:
+    """Decoder depth by width, and SimMIM's linear head (finding iii)."""
+    grid = product((1, 2, 4, 8), (32, 64, 128))
+    variants = [Variant(decoder_depth=d, decoder_width=w) for d, w in grid]
+    found = ablation("decoder", ("decoder_depth", "decoder_width"), variants)
+    return replace(found, arms=("mae", "simmim"))
+
+
+def ablate_resolution() -> CompareConfig:
+    """Crop size, from scratch and from MAE (finding iv)."""
+    variants = [Variant(crop=crop) for crop in (16, 24, 32, 48)]
+    return replace(ablation("resolution", ("crop",), variants), arms=("scratch", "mae"))
+
+
+def ablate_labels() -> CompareConfig:
+    """Labelled subjects from a handful to all, all arms (finding iv)."""
+    found = ablation("labels", ("labels",), [Variant()])
+    arms = ("scratch", "simclr", "mae", "simmim")
+    return replace(found, arms=arms, labels=(4.0, 8.0, 16.0, 0.25, 0.5, 1.0))
+
+
+STUDIES: dict[str, Callable[[], CompareConfig]] = {
+    "demo": demo,
+    "hippocampus": hippocampus,
+    "paper": paper,
+    "mask": ablate_mask,
+    "decoder": ablate_decoder,
+    "resolution": ablate_resolution,
+    "labels": ablate_labels,
+}
+
+
+def study(name: str) -> CompareConfig:
+    """The study of that name; a ConfigError lists the others."""
+    if name not in STUDIES:
+        raise ConfigError(f"no study {name!r}; one of: {', '.join(STUDIES)}")
+    return STUDIES[name]()
