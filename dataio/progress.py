@@ -56,14 +56,12 @@ class PlainProgress:
     def _tell(self, now: float, status: str) -> None:
         self._told = now
         rate = self.done / max(now - self._began, 1e-9)
-        left = max(self.total - self.done, 0.0) / max(rate, 1e-9)
         share = 100.0 * self.done / max(self.total, 1e-9)
-        tail = f", {status}" if status else ""
-        print(
-            f"{self.name} {self.done:g}/{self.total:g} ({share:.0f} %) "
-            f"{rate:.3g} {self.unit}/s, {left:.0f} s left{tail}",
-            flush=True,
-        )
+        parts = [f"{self.name} {self.done:g}/{self.total:g} ({share:.0f} %)"]
+        if self.done:  # before the first item nothing can be said about the rest
+            left_s = max(self.total - self.done, 0.0) / rate
+            parts.append(f"{rate:.3g} {self.unit}/s, {left_s:.0f} s left")
+        print(", ".join([*parts, status] if status else parts), flush=True)
 
 
 class RichProgress:
