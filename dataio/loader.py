@@ -11,6 +11,7 @@ import time
 from collections import deque
 from collections.abc import Collection, Iterator
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from types import TracebackType
 from typing import Self
 
@@ -25,7 +26,9 @@ from mim3d.dataio.dali_graph import DaliGraph, GraphSpec, feed_order
 from mim3d.dataio.errors import Mim3dError
 from mim3d.dataio.finish import finish
 from mim3d.dataio.loader_config import LoaderConfig
-from mim3d.dataio.shard_reader import ShardReader
+from mim3d.dataio.residency import HostCache
+from mim3d.dataio.shard_files import LocalShards
+from mim3d.dataio.shard_reader import ShardReader, Shards
 
 __all__ = ["Batch", "Loader", "LoaderConfig"]
 
@@ -37,7 +40,8 @@ class Loader:
 
     Global batch k of a run holds samples `k * world * micro_batch` onward, and rank r the r-th
     slice of it, so ranks never overlap and the union is the same at any world size. `subjects`
-    keeps only volumes of those subjects. `device` is "cpu" or "cuda[:n]".
+    keeps only volumes of those subjects. `device` is "cpu" or "cuda[:n]". `corpus` is a folder, an
+    address such as s3://bucket/corpus.zarr, or an opened corpus.
     """
 
     def __init__(
@@ -52,14 +56,17 @@ class Loader:
     ) -> None:
         if not 0 <= rank < world:
             raise Mim3dError(f"rank={rank} is not below world={world}")
-        self.corpus = corpus if isinstance(corpus, Corpus) else Corpus.open(corpus)
+        self.corpus, shards, self._folder = _open(corpus)
         self.config, self.rank, self.world = config, rank, world
         self.device = torch.device(device)
         table = self.corpus.table
         volumes = choose_volumes(table, config.label, subjects)
         self.sampler = make_sampler(table, config, volumes)
         self._job = crop_job(table, config, volumes)
-        reader = ShardReader(table, self.corpus.root)
+        if config.cache == "host":
+            shards = HostCache(shards, config.cache_bytes, config.cache_policy)
+        self._cache = shards if isinstance(shards, HostCache) else None
+        reader = ShardReader(table, self.corpus.root, shards)
         self._source = CropSource(reader, self.sampler, self._job, config.threads, config.prefetch)
         self._spec = self._graph_spec()
         self._graph: DaliGraph | None = None
@@ -123,6 +130,7 @@ class Loader:
             "wait_s": self._source.wait_s,
             "bytes_read": float(reader.bytes_read),
             "replaced": float(self._source.replaced),
+            **({} if self._cache is None else self._cache.metrics()),
         }
 
     def close(self) -> None:
@@ -130,6 +138,8 @@ class Loader:
         self._closed = True
         self._stop()
         self._source.close()
+        if self._folder is not None:
+            self._folder.cleanup()
 
     def __enter__(self) -> Self:
         return self
@@ -194,3 +204,15 @@ class Loader:
             sample=torch.from_numpy(raw.samples.sample),
             step=self._step,
         )
+
+
+def _open(
+    corpus: str | Path | Corpus,
+) -> tuple[Corpus, Shards, TemporaryDirectory[str] | None]:
+    """Open a corpus in a folder or at an address; the folder holds a remote corpus' table."""
+    if isinstance(corpus, str) and "://" in corpus:
+        from mim3d.dataio.remote_shards import open_remote
+
+        return open_remote(corpus)
+    opened = corpus if isinstance(corpus, Corpus) else Corpus.open(corpus)
+    return opened, LocalShards(opened.root), None

@@ -45,6 +45,8 @@ class LoaderConfig:
     """Keep compressed chunks: none, host or device."""
     cache_bytes: int = 1 << 30
     """Budget of the cache per rank."""
+    cache_policy: str = "keep"
+    """keep what came in first (a scan of a corpus too large hits its share), or lru."""
     on_error: str = "raise"
     """raise, or replace: a crop with a damaged chunk gives way to another, and is counted."""
     threads: int = 1
@@ -53,7 +55,7 @@ class LoaderConfig:
     """Batches read ahead."""
 
     def __post_init__(self) -> None:
-        for name in ("micro_batch", "snap", "threads", "prefetch"):
+        for name in ("micro_batch", "snap", "threads", "prefetch", "cache_bytes"):
             if getattr(self, name) < 1:
                 raise Mim3dError(f"{name}={getattr(self, name)} must be at least 1")
         if len(self.crop_size) != 3 or min(self.crop_size) < 1:
@@ -61,6 +63,7 @@ class LoaderConfig:
         _one_of("views", self.views, (1, 2))
         _one_of("dtype", self.dtype, DTYPES)
         _one_of("cache", self.cache, CACHES)
+        _one_of("cache_policy", self.cache_policy, ("keep", "lru"))
         _one_of("on_error", self.on_error, ("raise", "replace"))
         _one_of("weighting", self.weighting, WEIGHTINGS)
         parse_mode(self.normalise)
