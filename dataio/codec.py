@@ -65,7 +65,7 @@ class ChunkCodec:
         """The chunk; ChunkError naming `where` if a bit of `data` is not what was written."""
         frame = data[:-4]
         if len(data) < 20 or google_crc32c.value(frame) != struct.unpack("<I", data[-4:])[0]:
-            raise ChunkError(f"{where}: fails its crc32c checksum; restore or convert it again")
+            raise ChunkError(f"{where}: fails its crc32c checksum")
         try:
             voxels = blosc.decompress(frame)
         except RuntimeError as error:

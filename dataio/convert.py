@@ -6,6 +6,7 @@ the chunk table valid, goes first and comes last. At the end the manifest is rew
 the result does not depend on the order of the work or on how often it was interrupted.
 """
 
+import json
 import os
 import re
 import time
@@ -213,8 +214,18 @@ def orphans(store: Store, records: Mapping[str, Any]) -> list[str]:
     return [
         name
         for name in store.folders()
-        if partial.fullmatch(name) or (name not in records and store.exists(f"{name}/zarr.json"))
+        if partial.fullmatch(name) or (name not in records and _is_volume(store, name))
     ]
+
+
+def _is_volume(store: Store, name: str) -> bool:
+    """Whether a folder was written by a conversion; anything else is somebody's own."""
+    if not store.exists(f"{name}/zarr.json"):
+        return False
+    try:
+        return "mim3d" in json.loads(store.get(f"{name}/zarr.json"))["attributes"]
+    except (ValueError, KeyError, TypeError):
+        return False
 
 
 def _refuse_foreign(store: Store) -> None:

@@ -59,10 +59,10 @@ class Distribution:
         return low + (high - low) * (position - first)
 
     def moments(self) -> tuple[float, float]:
-        """Mean and standard deviation."""
-        mean = float(np.dot(self.values, self.counts)) / self.size
+        """Mean and standard deviation; sums, not dot products, which may start BLAS threads."""
+        mean = float((self.values * self.counts).sum()) / self.size
         spread = self.values - mean
-        return mean, sqrt(float(np.dot(spread * spread, self.counts)) / self.size)
+        return mean, sqrt(float((spread * spread * self.counts).sum()) / self.size)
 
     def above(self, threshold: float) -> "Distribution":
         """The part above a value; the whole where that would be nothing."""

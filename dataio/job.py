@@ -16,7 +16,7 @@ from mim3d.dataio.source import Source
 from mim3d.dataio.store import StoreError, open_store
 from mim3d.dataio.volume import read_images, volumes
 from mim3d.dataio.volume_ids import safe_id
-from mim3d.dataio.volume_writer import volume_objects
+from mim3d.dataio.volume_writer import stored_arrays, volume_objects
 
 
 @dataclass(frozen=True)
@@ -72,7 +72,7 @@ def is_unchanged(job: Job) -> bool:
     facts = (source.subject or source.id, source.group, source.split)
     if any((r.subject, r.group, r.split) != facts for r in job.known):
         return False
-    if len(job.known) != first.n_frames:
+    if len(job.known) != first.n_frames or not _is_there(job):
         return False
     hashes = tuple(source_sha256(path, job.conversion.byte_budget) for path in source.images)
     labels = {
@@ -83,6 +83,12 @@ def is_unchanged(job: Job) -> bool:
         r.source_sha256 == hashes and {a.name: a.source_sha256 for a in r.labels} == labels
         for r in job.known
     )
+
+
+def _is_there(job: Job) -> bool:
+    """Whether the shards are still in the store: deleting a damaged volume is how it is mended."""
+    store = open_store(job.destination)
+    return all(store.exists(a.shard_key) for r in job.known for a in stored_arrays(r))
 
 
 def _convert(job: Job) -> JobResult:

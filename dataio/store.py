@@ -161,7 +161,9 @@ class LocalStore:
         """Folders directly under the root."""
         if not self.root.is_dir():
             return []
-        return sorted(entry.name for entry in os.scandir(self.root) if entry.is_dir())
+        return sorted(
+            entry.name for entry in os.scandir(self.root) if entry.is_dir(follow_symlinks=False)
+        )
 
     def delete(self, prefix: str) -> None:
         """Remove a file, a link, or a folder with all in it."""

@@ -18,8 +18,9 @@ from mim3d.dataio.root import read_root
 from mim3d.dataio.shard_writer import chunk_index, n_chunks
 from mim3d.dataio.store import LOCK, Store, open_store
 from mim3d.dataio.table_writer import table_objects
-from mim3d.dataio.volume_writer import is_shard, metadata_sha256
+from mim3d.dataio.volume_writer import StoredArray, is_shard, metadata_sha256, stored_arrays
 
+REPAIR = "delete its volume's folder and run the same convert again"
 ROOT_FILES = frozenset({"zarr.json", MANIFEST, QUARANTINE, HEAD, OFFSETS, POINTS, LOCK, *CHECKED})
 
 
@@ -40,31 +41,6 @@ class Verification:
     n_chunks: int
     nbytes: int
     problems: tuple[Problem, ...]
-
-
-@dataclass(frozen=True)
-class StoredArray:
-    """One array of a volume as its record describes it."""
-
-    path: str
-    shape: tuple[int, ...]
-    dtype: str
-    sha256: str
-
-    @property
-    def shard_key(self) -> str:
-        """Key of its one shard."""
-        return f"{self.path}/c" + "/0" * len(self.shape)
-
-
-def stored_arrays(record: VolumeRecord) -> list[StoredArray]:
-    """The image and the labels of a record."""
-    image = StoredArray(f"{record.id}/0", record.array_shape, record.dtype, record.shard_sha256)
-    labels = [
-        StoredArray(f"{record.id}/labels/{a.name}/0", record.shape, a.dtype, a.shard_sha256)
-        for a in record.labels
-    ]
-    return [image, *labels]
 
 
 def verify(
@@ -151,7 +127,7 @@ def _volume(store: Store, chunk: int, record: VolumeRecord) -> tuple[list[Proble
     keys = expected_keys(record)
     metadata = _fetch(store, record.id, [key for key in keys if not is_shard(key)], problems)
     if not problems and metadata_sha256(metadata) != record.metadata_sha256:
-        detail = "its zarr.json files or NIfTI header are not what was written; convert it again"
+        detail = f"its zarr.json files or NIfTI header are not what was written; {REPAIR}"
         problems.append(Problem(record.id, "bad-metadata", detail))
     n, nbytes = 0, 0
     for array in stored_arrays(record):
@@ -175,7 +151,7 @@ def _fetch(
             reason = (
                 "is missing" if isinstance(error, FileNotFoundError) else f"unreadable: {error}"
             )
-            problems.append(Problem(where, "missing", f"{reason}; convert its volume again"))
+            problems.append(Problem(where, "missing", f"{reason}; {REPAIR}"))
     return found
 
 
@@ -191,7 +167,7 @@ def _damage(array: StoredArray, chunk: int, data: bytes) -> Iterator[Problem]:
     try:
         index = chunk_index(data, n_chunks(array.shape, sides))
     except ValueError as error:
-        yield Problem(key, "bad-index", f"{error}; convert its volume again")
+        yield Problem(key, "bad-index", f"{error}; {REPAIR}")
         return
     for number, (offset, nbytes) in enumerate(index.tolist()):
         if not nbytes:
@@ -203,7 +179,7 @@ def _damage(array: StoredArray, chunk: int, data: bytes) -> Iterator[Problem]:
             yield Problem(key, "bad-chunk", str(error))
     if not n_bad:
         detail = "its hash is not the manifest's, though every chunk passes its checksum"
-        yield Problem(key, "bad-hash", f"{detail}; convert its volume again")
+        yield Problem(key, "bad-hash", f"{detail}; {REPAIR}")
 
 
 def _table(store: Store, records: Sequence[VolumeRecord], chunk: int) -> list[Problem]:

@@ -20,6 +20,31 @@ from mim3d.dataio.volume import Volume
 Objects = dict[str, Sequence[bytes]]
 
 
+@dataclass(frozen=True)
+class StoredArray:
+    """One array of a volume as its record describes it."""
+
+    path: str
+    shape: tuple[int, ...]
+    dtype: str
+    sha256: str
+
+    @property
+    def shard_key(self) -> str:
+        """Key of its one shard."""
+        return f"{self.path}/c" + "/0" * len(self.shape)
+
+
+def stored_arrays(record: VolumeRecord) -> list[StoredArray]:
+    """The image and the labels of a record."""
+    image = StoredArray(f"{record.id}/0", record.array_shape, record.dtype, record.shard_sha256)
+    labels = [
+        StoredArray(f"{record.id}/labels/{a.name}/0", record.shape, a.dtype, a.shard_sha256)
+        for a in record.labels
+    ]
+    return [image, *labels]
+
+
 def volume_objects(
     id: str,
     source: Source,

@@ -1,0 +1,133 @@
+import gzip
+import os
+import resource
+import struct
+import subprocess
+import sys
+import zlib
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from mim3d.dataio.errors import SourceError
+from mim3d.dataio.gzip_stream import SLACK, inflate, inflate_members, peek
+
+PAYLOAD = os.urandom(3000) + bytes(5000) + os.urandom(100)
+ZIPPED = gzip.compress(PAYLOAD, 6, mtime=0)
+
+
+def code_of(data: bytes, expected: int = len(PAYLOAD)) -> str:
+    with pytest.raises(SourceError) as caught:
+        inflate(data, expected, "x.nii.gz")
+    return caught.value.code
+
+
+def test_one_member():
+    assert bytes(inflate(ZIPPED, len(PAYLOAD), "x")) == PAYLOAD
+
+
+@pytest.mark.parametrize("cut", [1, 1000, 4000, 8000])
+def test_members_as_bgzip_writes_them(cut):
+    data = gzip.compress(PAYLOAD[:cut]) + gzip.compress(PAYLOAD[cut:]) + gzip.compress(b"")
+    assert bytes(inflate(data, len(PAYLOAD), "x")) == PAYLOAD
+    assert bytes(inflate(data + bytes(512), len(PAYLOAD), "x")) == PAYLOAD
+
+
+def test_equal_members_are_not_mistaken_for_one():
+    half = gzip.compress(PAYLOAD, mtime=0)
+    assert bytes(inflate_members(half + half, 3 * len(PAYLOAD), "x")) == PAYLOAD * 2
+
+
+def test_every_cut_is_told():
+    for length in [*range(200, len(ZIPPED), 97), len(ZIPPED) - 1]:
+        assert code_of(ZIPPED[:length]) in {"truncated", "corrupt-gzip"}
+
+
+def test_garbage_after_the_end():
+    assert code_of(ZIPPED + b"left over") == "trailing-garbage"
+
+
+def test_longer_than_declared():
+    data = gzip.compress(bytes(4 * SLACK) + os.urandom(10000))
+    assert code_of(data, 5000) == "too-long"
+
+
+def test_wrong_length_field():
+    data = ZIPPED[:-4] + struct.pack("<I", 7)
+    assert code_of(data) == "corrupt-gzip"
+
+
+def test_implausible_ratio_needs_no_memory():
+    assert code_of(ZIPPED, len(ZIPPED) * 2000) == "implausible-ratio"
+
+
+def test_peek_reads_the_front_of_a_damaged_file():
+    assert peek(ZIPPED[:2000], 100, "x") == PAYLOAD[:100]
+    with pytest.raises(SourceError):
+        peek(b"\x1f\x8b" + bytes(50), 100, "x")
+
+
+@settings(max_examples=400, deadline=None)
+@given(st.integers(0, 8 * len(ZIPPED) - 1))
+def test_a_flipped_bit_is_found_or_changes_nothing(bit):
+    damaged = bytearray(ZIPPED)
+    damaged[bit // 8] ^= 1 << bit % 8
+    try:
+        assert bytes(inflate(bytes(damaged), len(PAYLOAD), "x")) == PAYLOAD
+    except SourceError as error:
+        assert "x" in str(error)
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.binary(max_size=5000), st.integers(0, 9))
+def test_any_content(content, level):
+    assert bytes(inflate(gzip.compress(content, level), len(content), "x")) == content
+
+
+BOMB = """
+import resource, sys
+from mim3d.dataio.nifti_file import read_nifti
+from mim3d.dataio.errors import SourceError
+import isal, deflate, nibabel
+used = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
+resource.setrlimit(resource.RLIMIT_AS, (used + 200 * 2**20,) * 2)
+try:
+    read_nifti(sys.argv[1], 8 << 30)
+except SourceError as error:
+    print(error.code)
+"""
+
+
+def bomb(header_voxels: tuple[int, int, int], zeros: int) -> bytes:
+    import nibabel as nib
+    import numpy as np
+
+    header = nib.Nifti1Header()
+    header.set_data_dtype(np.int16)
+    header["dim"][:4] = [3, *header_voxels]
+    header["vox_offset"] = 352
+    header.set_sform(np.eye(4), 1)
+    squeeze = zlib.compressobj(9, zlib.DEFLATED, 31)
+    data = squeeze.compress(header.binaryblock + bytes(4))
+    for _ in range(zeros >> 20):
+        data += squeeze.compress(bytes(1 << 20))
+    return data + squeeze.flush()
+
+
+@pytest.mark.parametrize(
+    ("dims", "zeros", "code"),
+    [
+        ((10, 10, 10), 1 << 30, "too-long"),
+        ((1200, 1200, 1250), 1 << 20, "implausible-ratio"),
+        ((20000, 20000, 20000), 1 << 20, "over-budget"),
+    ],
+)
+def test_bombs_are_refused_before_memory_is_taken(tmp_path, dims, zeros, code):
+    file = tmp_path / "bomb.nii.gz"
+    file.write_bytes(bomb(dims, zeros))
+    done = subprocess.run(
+        [sys.executable, "-c", BOMB, str(file)], capture_output=True, text=True, check=False
+    )
+    assert done.stdout.strip() == code, done.stderr
+    assert resource.getrlimit(resource.RLIMIT_AS)
