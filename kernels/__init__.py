@@ -1,4 +1,21 @@
-"""Fused Triton operations for masked modelling of volumes, each beside its PyTorch reference."""
+"""Fused Triton operations for masked modelling of volumes, each beside its PyTorch reference.
+
+Files in reading order, as a batch meets them:
+    backend          which implementation runs, and why
+    patch_grid       patch arithmetic, argument checks, the references' views
+    addressing       where a patch's voxels lie in memory, for kernels
+    assemble         crops from decoded chunks (assemble_kernel: the kernel)
+    philox, masking  which patches stay visible
+    patch_rows       visible patches from the raw volume, ready for the embedding
+    decoder_tokens   visible and mask tokens with their positions
+    patch_moments    the normalised targets
+    masked_loss      the masked-voxel loss (loss_kernel: loss and gradient in one pass)
+    gradient_scale   the incoming scalar, applied without a host sync
+    nt_xent          the contrastive control's loss across ranks
+    codegen          compile any of it for a GPU that is not there
+
+A kernel file is ordered device functions, host launch, registration.
+"""
 
 if __name__ != "mim3d.kernels":
     raise ImportError(

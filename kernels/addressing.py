@@ -31,6 +31,15 @@ def patch_zyx(i_patch, gy, gx, PZ: tl.constexpr, PY: tl.constexpr, PX: tl.conste
 
 
 @jit
+def row_offset(
+    i_sample, z, y, x, stride_b, stride_z, stride_y, stride_x, ALIGN: tl.constexpr
+):  # fmt: skip
+    """Element offset (int64) of voxels (z, y, x) of channel 0."""
+    outer = i_sample.to(tl.int64) * stride_b + z.to(tl.int64) * stride_z
+    return (outer + y.to(tl.int64) * stride_y) * ALIGN + x.to(tl.int64) * stride_x
+
+
+@jit
 def plain_offsets(
     i_sample, i_patch, o_element, stride_b, stride_c, stride_z, stride_y, stride_x, gy, gx,
     PZ: tl.constexpr, PY: tl.constexpr, PX: tl.constexpr, ALIGN: tl.constexpr,
@@ -39,8 +48,8 @@ def plain_offsets(
 
     All strides but stride_x count units of ALIGN elements.
     """
-    z0, y0, x0 = patch_zyx(i_patch.to(tl.int64), gy, gx, PZ, PY, PX)
-    row = (i_sample.to(tl.int64) * stride_b + z0 * stride_z + y0 * stride_y) * ALIGN + x0 * stride_x
+    z0, y0, x0 = patch_zyx(i_patch, gy, gx, PZ, PY, PX)
+    row = row_offset(i_sample, z0, y0, x0, stride_b, stride_z, stride_y, stride_x, ALIGN)
     channel, z, y, x = element_zyx(o_element, PZ, PY, PX)
     outer = channel.to(tl.int64) * stride_c + z.to(tl.int64) * stride_z + y.to(tl.int64) * stride_y
     return row[:, None] + (outer * ALIGN + x.to(tl.int64) * stride_x)[None, :]
@@ -102,17 +111,17 @@ def first_voxels(
     PZ: tl.constexpr, PY: tl.constexpr, PX: tl.constexpr, ALIGN: tl.constexpr,
 ):  # fmt: skip
     """Raw first voxel of each patch [ROWS] as float32; 0 where it overhangs."""
-    z, y, x = patch_zyx(i_patch.to(tl.int64), gy, gx, PZ, PY, PX)
+    z, y, x = patch_zyx(i_patch, gy, gx, PZ, PY, PX)
     if p_flip is not None:
         z = tl.where(tl.load(p_flip + i_sample * 3) != 0, gz * PZ - 1 - z, z)
         y = tl.where(tl.load(p_flip + i_sample * 3 + 1) != 0, gy * PY - 1 - y, y)
         x = tl.where(tl.load(p_flip + i_sample * 3 + 2) != 0, gx * PX - 1 - x, x)
     if p_start is not None:
-        z += tl.load(p_start + i_sample * 3)
-        y += tl.load(p_start + i_sample * 3 + 1)
-        x += tl.load(p_start + i_sample * 3 + 2)
+        z = z + tl.load(p_start + i_sample * 3)
+        y = y + tl.load(p_start + i_sample * 3 + 1)
+        x = x + tl.load(p_start + i_sample * 3 + 2)
         mask &= (z >= 0) & (z < sz) & (y >= 0) & (y < sy) & (x >= 0) & (x < sx)
-    row = (i_sample.to(tl.int64) * stride_b + z * stride_z + y * stride_y) * ALIGN + x * stride_x
+    row = row_offset(i_sample, z, y, x, stride_b, stride_z, stride_y, stride_x, ALIGN)
     return tl.load(p_volume + row, mask=mask, other=0).to(tl.float32)
 
 

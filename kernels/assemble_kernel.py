@@ -53,14 +53,16 @@ def stored_word(p_chunk, o_element, mask, ITEM: tl.constexpr, SHUFFLED: tl.const
 def typed_value(word, STORED: tl.constexpr):
     """The stored number: float32 for floats, int32 for integers."""
     if STORED == "float32":
-        return word.to(tl.float32, bitcast=True)
-    if STORED == "float16":
-        return word.to(tl.uint16).to(tl.float16, bitcast=True).to(tl.float32)
-    if STORED == "int16":
-        return word.to(tl.uint16).to(tl.int16, bitcast=True).to(tl.int32)
-    if STORED == "int8":
-        return word.to(tl.uint8).to(tl.int8, bitcast=True).to(tl.int32)
-    return word.to(tl.int32, bitcast=True)
+        value = word.to(tl.float32, bitcast=True)
+    elif STORED == "float16":
+        value = word.to(tl.uint16).to(tl.float16, bitcast=True).to(tl.float32)
+    elif STORED == "int16":
+        value = word.to(tl.uint16).to(tl.int16, bitcast=True).to(tl.int32)
+    elif STORED == "int8":
+        value = word.to(tl.uint8).to(tl.int8, bitcast=True).to(tl.int32)
+    else:
+        value = word.to(tl.int32, bitcast=True)
+    return value
 
 
 @jit
@@ -77,20 +79,21 @@ def assemble_kernel(
     """
     i_image = tl.program_id(0).to(tl.int64)
     i_sample = i_image // n_channels
-    i_run = (tl.program_id(1) * SEGMENTS + tl.arange(0, SEGMENTS)).to(tl.int64)
+    i_run = tl.program_id(1) * SEGMENTS + tl.arange(0, SEGMENTS)
     runs = cx // LANES
     z, y, x = i_run // (runs * cy), (i_run // runs) % cy, (i_run % runs) * LANES
     m_run = z < cz
-    zs = z + tl.load(p_start + i_sample * 3) * START_UNIT
-    ys = y + tl.load(p_start + i_sample * 3 + 1) * START_UNIT
-    xs = x + tl.load(p_start + i_sample * 3 + 2) * START_UNIT
+    zs = z + tl.load(p_start + i_sample * 3).to(tl.int32) * START_UNIT
+    ys = y + tl.load(p_start + i_sample * 3 + 1).to(tl.int32) * START_UNIT
+    xs = x + tl.load(p_start + i_sample * 3 + 2).to(tl.int32) * START_UNIT
     inside = m_run & (zs >= 0) & (zs < nz * KZ) & (ys >= 0) & (ys < ny * KY)
     inside &= (xs >= 0) & (xs < nx * KX)
-    o_table = ((i_image * nz + zs // KZ) * ny + ys // KY) * nx + xs // KX
-    i_chunk = tl.load(p_table + o_table, mask=inside, other=-1)
+    p_box_of_chunks = p_table + i_image * nz * ny * nx
+    o_table = (zs // KZ * ny + ys // KY) * nx + xs // KX
+    i_chunk = tl.load(p_box_of_chunks + o_table, mask=inside, other=-1)
     stored = inside & (i_chunk >= 0)
     o_lane = tl.arange(0, LANES)
-    o_first = (((zs % KZ) * KY + ys % KY) * KX + (xs % KX) // LANES * LANES).to(tl.int32)
+    o_first = ((zs % KZ) * KY + ys % KY) * KX + (xs % KX) // LANES * LANES
     p_chunk = p_chunks + tl.where(stored, i_chunk, 0) * pitch
     word = stored_word(
         p_chunk[:, None], o_first[:, None] + o_lane[None, :], stored[:, None],
@@ -101,10 +104,14 @@ def assemble_kernel(
         b_value = b_value.to(tl.float32)
     if p_box is not None:
         p_low, p_high = p_box + i_sample * 6, p_box + i_sample * 6 + 3
-        within = (zs >= tl.load(p_low)) & (zs < tl.load(p_high))
-        within &= (ys >= tl.load(p_low + 1)) & (ys < tl.load(p_high + 1))
+        within = (zs >= tl.load(p_low).to(tl.int32)) & (zs < tl.load(p_high).to(tl.int32))
+        within &= (ys >= tl.load(p_low + 1).to(tl.int32)) & (ys < tl.load(p_high + 1).to(tl.int32))
         b_x = xs[:, None] + o_lane[None, :]
-        m_box = within[:, None] & (b_x >= tl.load(p_low + 2)) & (b_x < tl.load(p_high + 2))
+        m_box = (
+            within[:, None]
+            & (b_x >= tl.load(p_low + 2).to(tl.int32))
+            & (b_x < tl.load(p_high + 2).to(tl.int32))
+        )
         b_pad = tl.load(p_pad + i_sample).to(b_value.dtype)
         b_value = tl.where(m_box, b_value, b_pad)
     if p_clip is not None:
@@ -121,10 +128,11 @@ def assemble_kernel(
         y = tl.where(tl.load(p_flip + i_sample * 3 + 1).to(tl.int1), cy - 1 - y, y)
         flip_x = tl.load(p_flip + i_sample * 3 + 2).to(tl.int1)
         b_out_x = tl.where(flip_x, cx - 1 - b_out_x, b_out_x)
-        o_out = ((i_image * cz + z) * cy + y)[:, None] * cx + b_out_x
+        o_out = ((z * cy + y) * cx)[:, None] + b_out_x
     else:
-        o_out = (i_image * cz * cy * runs + i_run)[:, None] * LANES + o_lane[None, :]
-    tl.store(p_out + o_out, b_value.to(p_out.dtype.element_ty), mask=m_run[:, None])
+        o_out = i_run[:, None] * LANES + o_lane[None, :]
+    p_image = p_out + i_image * cz * cy * cx
+    tl.store(p_image + o_out, b_value.to(p_out.dtype.element_ty), mask=m_run[:, None])
 
 
 def launch_assemble(

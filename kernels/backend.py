@@ -32,7 +32,7 @@ if HAS_TRITON or TYPE_CHECKING:
 
     def jit(function: Callable[..., Any]) -> Any:
         """`triton.jit`, with the seeds and counts that change per call left unspecialised."""
-        unspecialised: list[int | str] = ["seed", "n_rows", "n_elements"]
+        unspecialised: list[int | str] = ["seed", "n_rows"]
         return triton.jit(do_not_specialize=unspecialised)(function)
 
 else:

@@ -1,13 +1,17 @@
 """Compile kernels for a GPU that is not there, exactly as a launch would, and read the result.
 
-`recorded(module, name)` swaps a kernel for a recorder: the host function then runs as on a GPU, up
-to the launch, and each launch's arguments are kept. `compile_launch` specialises them as Triton
-does and compiles to a cubin; `Code` holds what ptxas says of it.
+    with recorded(module, "kernel") as launches: host_function(...)
+    compile_launch(launches[0], capability=90) -> Code(ptx, registers, stack, shared, warps)
+
+`recorded` swaps a kernel for a recorder: the host function runs as on a GPU, up to the launch, and
+each launch's arguments are kept. `compile_launch` specialises them as Triton's launcher does and
+compiles them with the assembler that comes with Triton; no driver and no device are needed.
 """
 
 import re
 import subprocess
 import tempfile
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -79,10 +83,13 @@ class Code:
     shared: int
     warps: int
 
-    def widest(self, operation: str) -> int:
-        """Bytes of the widest global access of `operation` ("ld" or "st") in the PTX."""
-        found = re.findall(rf"{operation}\.global(?:\.[\w:]+)*?(?:\.v(\d))?\.[bfu](\d+)", self.ptx)
-        return max((int(n or 1) * int(bits) // 8 for n, bits in found), default=0)
+    def accesses(self, operation: str) -> Counter[int]:
+        """How many global accesses of each width in bytes; operation "ld" or "st"."""
+        pattern = rf"\b{operation}\.global(?:\.[a-z:L0-9_]+?)*?(?:\.v(\d))?\.[bfsu](\d+)"
+        widths: Counter[int] = Counter()
+        for count, bits in re.findall(pattern, self.ptx):
+            widths[int(count or 1) * int(bits) // 8] += 1
+        return widths
 
 
 def specialise(launch: Launch) -> tuple[dict[str, str], dict[Any, Any], dict[Any, Any]]:
@@ -109,19 +116,16 @@ def specialise(launch: Launch) -> tuple[dict[str, str], dict[Any, Any], dict[Any
 
 def compile_launch(launch: Launch, capability: int) -> Code:
     """Compile for sm_<capability> and read registers, stack and shared memory from the cubin."""
-    import triton
     from triton.backends.compiler import GPUTarget
-    from triton.compiler import ASTSource
+    from triton.compiler import ASTSource, compile
 
     signature, constants, attributes = specialise(launch)
     source = ASTSource(launch.kernel, signature, constants, attributes)
-    options = dict(launch.options)
-    compiled = triton.compile(source, target=GPUTarget("cuda", capability, 32), options=options)
-    usage = resource_usage(compiled.asm["cubin"])
-    return Code(
-        compiled.asm["ptx"], usage["REG"], usage["STACK"], compiled.metadata.shared,
-        compiled.metadata.num_warps,
-    )  # fmt: skip
+    target = GPUTarget("cuda", capability, 32)
+    compiled: Any = compile(source, target=target, options=dict(launch.options))
+    ptx, cubin, metadata = compiled.asm["ptx"], compiled.asm["cubin"], compiled.metadata
+    usage = resource_usage(cubin)
+    return Code(ptx, usage["REG"], usage["STACK"], metadata.shared, metadata.num_warps)
 
 
 def resource_usage(cubin: bytes) -> dict[str, int]:

@@ -152,10 +152,11 @@ class DecoderTokens(torch.autograd.Function):
         return visible, mask_token, positions, None, None, None
 
 
-def _tokens(
+def assemble_tokens(
     visible: Tensor, mask_token: Tensor, positions: Tensor,
     visible_ids: Tensor, masked_ids: Tensor, triton: bool,
 ) -> Tensor:  # fmt: skip
+    """Forward pass of either implementation on checked arguments."""
     if not triton:
         compute = torch.float64 if visible.dtype == torch.float64 else torch.float32
         table = positions.to(compute)
@@ -175,9 +176,10 @@ def _tokens(
     return tokens
 
 
-def _sums(
+def sum_tokens(
     gradient: Tensor, visible_ids: Tensor, masked_ids: Tensor, triton: bool
 ) -> tuple[Tensor, Tensor]:
+    """Gradient (b, n, d) summed over the batch: (n, d) of all tokens and of masked ones."""
     b, n, width = gradient.shape
     v = visible_ids.shape[1]
     order = torch.cat([visible_ids, masked_ids], 1)
@@ -218,11 +220,11 @@ torch.library.define(
     "(Tensor visible, Tensor mask_token, Tensor positions, Tensor visible_ids, Tensor masked_ids,"
     " bool triton) -> Tensor",
 )
-torch.library.impl("mim3d::decoder_tokens", ("cpu", "cuda"), _tokens)
+torch.library.impl("mim3d::decoder_tokens", ("cpu", "cuda"), assemble_tokens)
 torch.library.register_fake("mim3d::decoder_tokens", _fake_tokens)
 torch.library.define(
     "mim3d::decoder_token_sums",
     "(Tensor gradient, Tensor visible_ids, Tensor masked_ids, bool triton) -> (Tensor, Tensor)",
 )
-torch.library.impl("mim3d::decoder_token_sums", ("cpu", "cuda"), _sums)
+torch.library.impl("mim3d::decoder_token_sums", ("cpu", "cuda"), sum_tokens)
 torch.library.register_fake("mim3d::decoder_token_sums", _fake_sums)

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from mim3d.kernels.backend import cdiv, jit, on_device, tl
 
-BLOCK = 4096  # elements a program handles
+BLOCK = 2048  # elements a program handles
 
 
 @jit
@@ -42,7 +42,8 @@ def _kept() -> bool:
     return True if keep_graph is None else bool(keep_graph())
 
 
-def _scale_gradient(gradient: Tensor, factor: Tensor) -> None:
+def launch_scale(gradient: Tensor, factor: Tensor) -> None:
+    """gradient *= factor unless factor is 1."""
     # Every stride order is dense (empty_like), so the memory is one run of numel elements.
     n_elements = gradient.numel()
     with on_device(gradient):
@@ -52,5 +53,5 @@ def _scale_gradient(gradient: Tensor, factor: Tensor) -> None:
 
 
 torch.library.define("mim3d::scale_gradient_", "(Tensor(a!) gradient, Tensor factor) -> ()")
-torch.library.impl("mim3d::scale_gradient_", ("cpu", "cuda"), _scale_gradient)
+torch.library.impl("mim3d::scale_gradient_", ("cpu", "cuda"), launch_scale)
 torch.library.register_fake("mim3d::scale_gradient_", lambda gradient, factor: None)

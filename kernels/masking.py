@@ -190,9 +190,10 @@ def _split(keys: Tensor, n_visible: int) -> tuple[Tensor, Tensor, Tensor]:
     return visible, hidden, masked
 
 
-def _launch(
+def launch_masks(
     sample: Tensor, seed: int, n: int, n_visible: int, kind: str, grid: Size, unit: int
 ) -> tuple[Tensor, Tensor, Tensor]:
+    """Rank in the kernel, or have it make keys and sort them. `grid` is in patches."""
     b = sample.shape[0]
     _, gy, gx = grid
     uy, ux = cdiv(gy, unit), cdiv(gx, unit)
@@ -215,8 +216,8 @@ def _launch(
 
 
 def rank_blocks(n_patches: int) -> tuple[int, int]:
-    """(BLOCK, COLUMNS) of the rank kernel: 4096 comparisons a step, 32 a thread."""
-    return min(64, next_power_of_2(n_patches)), 64
+    """(BLOCK, COLUMNS) of the rank kernel: 2048 comparisons a step, 16 a thread."""
+    return min(64, next_power_of_2(n_patches)), 32
 
 
 def _patch_masks(
@@ -225,7 +226,7 @@ def _patch_masks(
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
     shape = as_size(grid, "grid")
     if triton:
-        return _launch(sample, seed, n_patches, n_visible, kind, shape, unit)
+        return launch_masks(sample, seed, n_patches, n_visible, kind, shape, unit)
     return _split(patch_keys(seed, sample, kind, shape, unit), n_visible)
 
 

@@ -121,11 +121,12 @@ def tile(width: int) -> tuple[int, int]:
     return TILE // block, block
 
 
-def _launch(
+def launch_gather(
     volume: Tensor, patch_ids: Tensor, scale: Tensor | None, shift: Tensor | None,
     flip: Tensor | None, start: Tensor | None,
     patch_size: Sequence[int], crop_size: Sequence[int], dtype: torch.dtype,
 ) -> Tensor:  # fmt: skip
+    """Run the kernel on checked arguments."""
     (b, channels), (_, v) = volume.shape[:2], patch_ids.shape
     width = row_width(channels, patch_size)
     rows = torch.empty(b, v, width, dtype=dtype, device=volume.device)
@@ -146,7 +147,7 @@ def _gather(
     flip: Tensor | None, start: Tensor | None,
     patch_size: Sequence[int], crop_size: Sequence[int], dtype: torch.dtype, triton: bool,
 ) -> Tensor:  # fmt: skip
-    run = _launch if triton else reference
+    run = launch_gather if triton else reference
     scale, shift, start = (t if t is None else t.contiguous() for t in (scale, shift, start))
     return run(volume, patch_ids, scale, shift, flip, start, patch_size, crop_size, dtype)
 

@@ -8,8 +8,6 @@ Both give the first 32-bit word of counter (index, sample low, sample high, stre
 seed as key, the generator of Salmon et al. 2011, "Parallel random numbers: as easy as 1, 2, 3".
 """
 
-from typing import Any
-
 import torch
 from torch import Tensor
 
@@ -22,8 +20,8 @@ LOW_WORD = 0xFFFFFFFF
 def philox_block(seed, index, low, high, STREAM: tl.constexpr):
     """First Philox4x32-10 word (uint32) of counters (index, low, high, STREAM)."""
     zero = index * 0
-    words: Any = tl.philox(seed, index, low + zero, high + zero, zero + STREAM)
-    return words[0]
+    words = tl.philox(seed, index, low + zero, high + zero, zero + STREAM)
+    return words[0]  # pyright: ignore[reportIndexIssue]
 
 
 def philox_word(seed: int, index: Tensor, sample: Tensor, stream: int) -> Tensor:

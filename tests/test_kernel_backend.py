@@ -1,0 +1,133 @@
+"""Dispatch a user can see, and launches that never wait for the device."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from mim3d.kernels import (
+    assemble_kernel,
+    decoder_tokens,
+    loss_kernel,
+    masking,
+    patch_moments,
+    patch_rows,
+)
+from mim3d.kernels.backend import HAS_TRITON, choose, decide, explain
+from mim3d.kernels.codegen import recorded
+
+needs_triton = pytest.mark.skipif(not HAS_TRITON, reason="triton is not installed")
+SYNCS = ("_local_scalar_dense", "nonzero", "is_nonzero", "equal", "masked_select", "_to_copy.cpu")
+
+
+def test_cpu_tensors_go_to_the_reference_and_the_reason_is_told():
+    assert choose(torch.zeros(1)) == "reference"
+    assert "tensor on cpu" in decide("cpu").reason or not HAS_TRITON
+    assert decide("cpu", backend="reference").reason == "asked for"
+    assert "cpu: reference" in explain()
+
+
+@needs_triton
+def test_cuda_tensors_go_to_triton_but_never_in_float64():
+    assert decide("cuda").implementation == "triton"
+    choice = decide("cuda", float64=True)
+    assert choice.implementation == "reference"
+    assert "float64" in choice.reason
+
+
+def test_an_impossible_or_unknown_backend_is_refused():
+    with pytest.raises(ValueError, match="backend='triton' cannot run"):
+        choose(torch.zeros(1), "triton")
+    with pytest.raises(ValueError, match="backend is 'cuda'; one of auto"):
+        choose(torch.zeros(1), "cuda")
+
+
+def test_nothing_needs_triton_to_import():
+    """With triton hidden every module imports and the references run."""
+    code = (
+        "import sys, importlib.util as u; find = u.find_spec\n"
+        "hide = lambda name: name.split('.')[0] == 'triton'\n"
+        "u.find_spec = lambda name, *a: None if hide(name) else find(name, *a)\n"
+        "import torch\n"
+        "from mim3d.kernels import assemble, decoder_tokens, masking, masked_loss, patch_rows\n"
+        "from mim3d.kernels import nt_xent, backend\n"
+        "m = masking.patch_masks(0, torch.arange(2), 8, 2)\n"
+        "v = torch.ones(2, 1, 4, 4, 4)\n"
+        "print(masked_loss.masked_voxel_loss(torch.zeros(2, 6, 8), v, m.masked_ids, (2, 2, 2)))\n"
+        "print(patch_rows.gather_patch_rows(v, m.visible_ids, (2, 2, 2)).shape)\n"
+        "assert 'triton.language' not in sys.modules, 'triton was imported'\n"
+        "print(backend.explain())"
+    )
+    run = subprocess.run(
+        [sys.executable, "-c", code],
+        capture_output=True, text=True, check=False, env=os.environ | {"OMP_NUM_THREADS": "1"},
+    )  # fmt: skip
+    assert run.returncode == 0, run.stderr
+    assert "triton is not installed" in run.stdout
+
+
+class Syncs(TorchDispatchMode):
+    """Counts operations that would make the host wait for a GPU."""
+
+    def __init__(self):
+        super().__init__()
+        self.count = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.count += any(name in str(func) for name in SYNCS)
+        return func(*args, **(kwargs or {}))
+
+
+def test_the_counter_counts():
+    with Syncs() as syncs:
+        torch.ones(3).sum().item()
+        torch.ones(3).nonzero()
+    assert syncs.count == 2
+
+
+@needs_triton
+def test_no_launch_waits_for_the_device():
+    volume, ids = torch.ones(2, 1, 8, 8, 8), torch.arange(8).expand(2, 8).contiguous()
+    flip, start = torch.zeros(2, 3, dtype=torch.bool), torch.zeros(2, 3, dtype=torch.int64)
+    scale, patch, crop = torch.ones(2), (4, 4, 4), (8, 8, 8)
+    chunks, table = torch.zeros(1, 128, dtype=torch.uint8), torch.zeros(2, 1, 2, 2, 2).long()
+    with (
+        recorded(loss_kernel, "loss_kernel") as losses,
+        recorded(patch_moments, "moments_kernel"),
+        recorded(patch_rows, "gather_kernel") as rows,
+        recorded(masking, "rank_kernel") as ranks,
+        recorded(masking, "key_kernel") as keys,
+        recorded(assemble_kernel, "assemble_kernel") as crops,
+        recorded(decoder_tokens, "tokens_kernel") as tokens,
+        recorded(decoder_tokens, "sums_kernel") as sums,
+        Syncs() as syncs,
+    ):
+        for shape in ((2, 8, 64), (2, 1, 8, 8, 8)):
+            loss_kernel.launch_loss(
+                torch.ones(shape), volume, ids, volume, scale, scale, flip, start,
+                patch, crop, "l1", 1.0, True, 8.0, True,
+            )  # fmt: skip
+        patch_rows.launch_gather(
+            volume, ids, scale, scale, flip, start, patch, crop, torch.bfloat16
+        )
+        for n in (8, 5000):
+            masking.launch_masks(torch.arange(2), 1, n, 2, "random", (1, 1, n), 1)
+        assemble_kernel.launch_assemble(
+            chunks, table, start, None, None, None, scale, scale, flip,
+            crop, (4, 4, 4), torch.int16, True, 128, 1, torch.float32,
+        )  # fmt: skip
+        decoder_tokens.assemble_tokens(
+            torch.ones(2, 2, 16),
+            scale.new_ones(16),
+            torch.ones(8, 16),
+            ids[:, :2],
+            ids[:, 2:],
+            True,
+        )
+        decoder_tokens.sum_tokens(torch.ones(2, 8, 16), ids[:, :2], ids[:, 2:], True)
+    counts = [len(launches) for launches in (losses, rows, ranks, keys, crops, tokens, sums)]
+    assert counts == [2, 1, 1, 1, 1, 1, 1]
+    assert syncs.count == 0
