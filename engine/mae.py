@@ -58,7 +58,7 @@ class MAE(nn.Module):
             Block(config.decoder_width, config.decoder_heads, 4.0)
             for _ in range(config.decoder_depth)
         )
-        self.decoder_norm = nn.LayerNorm(config.decoder_width, eps=1e-6)
+        self.decoder_norm = nn.LayerNorm(config.decoder_width)
         self.head = nn.Linear(config.decoder_width, vit.channels * vit.patch_voxels)
         for part in (self.decoder_embed, self.decoder_blocks, self.head):
             part.apply(initialise_linear)

@@ -21,9 +21,12 @@ def draw_reconstruction(
     from matplotlib.figure import Figure
 
     count = min(rows, volume.shape[0])
-    figure = Figure(figsize=(9 * 1.5, count * 1.5 + 0.7), dpi=110, layout="constrained")
+    height = count * 1.5 + 0.6
+    figure = Figure(figsize=(9 * 1.5, height), dpi=110)
     FigureCanvasAgg(figure)
     figure.suptitle(title, fontsize=10)
+    # Fixed margins: a computed layout would take longer than many steps.
+    figure.subplots_adjust(0.01, 0.01, 0.99, 1 - 0.55 / height, wspace=0.05, hspace=0.05)
     axes = figure.subplots(count, 9, squeeze=False)
     for i_crop in range(count):
         stages = [part[i_crop, 0].float().cpu().numpy() for part in (volume, masked, painted)]

@@ -43,7 +43,7 @@ class SimCLR(nn.Module):
         self.encoder = encoder
         self.projector = nn.Sequential(
             nn.Linear(width, config.projection_hidden),
-            nn.LayerNorm(config.projection_hidden, eps=1e-6),
+            nn.LayerNorm(config.projection_hidden),
             nn.GELU(),
             nn.Linear(config.projection_hidden, config.projection_width),
         )

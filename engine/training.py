@@ -72,14 +72,14 @@ class Training:
         self.seconds_before = 0.0
         self.saved_step = -1
         self.picture_batch: Batch | None = None
+        self.state = run_state(self.module, self.optimiser)
         self._resume()
         self.recorder = Recorder(config, out, ranks, self.step)
         self.profiler = ProfileWindow(config.log, out, ranks)
 
     def _resume(self) -> None:
-        state = run_state(self.module, self.optimiser)
         rng = rng_state(self.ranks)
-        facts = self.checkpoints.restore({**state, **rng}, self.config_hash)
+        facts = self.checkpoints.restore({**self.state, **rng}, self.config_hash)
         if facts is None:
             return
         refuse_changed_corpus(
@@ -158,8 +158,7 @@ class Training:
             score=self.recorder.mean_loss_since_save(),
             seconds=self.seconds,
         )
-        state = run_state(self.module, self.optimiser)
-        self.checkpoints.save({**state, **rng_state(self.ranks)}, facts)
+        self.checkpoints.save({**self.state, **rng_state(self.ranks)}, facts)
         self.saved_step = self.step
 
     def _interrupted(self) -> PretrainResult:

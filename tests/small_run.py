@@ -7,9 +7,11 @@ import dataclasses
 import os
 import signal
 import sys
+import time
 from pathlib import Path
 
 import torch
+from torch.distributed.checkpoint import FileSystemWriter
 
 from mim3d.dataio.conversion import Conversion
 from mim3d.dataio.convert import convert
@@ -68,6 +70,13 @@ def kill(*_: object) -> None:
     os.kill(os.getpid(), signal.SIGKILL)
 
 
+def die_after_the_commit(run: training.Training) -> None:
+    """Wait for checkpoint 3, which is written in the background, and end this process."""
+    while not (run.out / "checkpoints" / "step-00000003").exists():
+        time.sleep(0.05)
+    kill()
+
+
 def spoil_gradients(steps: set[int], rank: int) -> None:
     """Make that rank's loss infinite in these steps."""
     plain = Stepper.step
@@ -92,18 +101,29 @@ def inject(fault: str) -> None:
         before_step(
             5, int(os.environ.get("WORLD_SIZE", "1")) - 1, lambda _: signal.raise_signal(15)
         )
+    elif fault == "nan":
+        spoil_gradients({4}, 1)
     elif fault == "dead":
-        before_step(5, 1, kill)
+        before_step(5, 1, die_after_the_commit)
     elif fault.startswith("kill-at-"):
-        name = fault.removeprefix("kill-at-")
-        plain = getattr(checkpoint_files, name)
+        kill_at(fault.removeprefix("kill-at-"))
 
-        def fatal(path: Path, *rest: object) -> object:
-            if "00000006" in str(path) or (rest and getattr(rest[0], "step", 0) == 6):
-                kill()
-            return plain(path, *rest)
 
-        setattr(checkpoint_files, name, fatal)
+def kill_at(name: str) -> None:
+    """End this process when it enters a function that saves, once checkpoint 3 is there."""
+    owner = FileSystemWriter if hasattr(FileSystemWriter, name) else checkpoint_files
+    plain = getattr(owner, name)
+
+    def fatal(first: object, *rest: object) -> object:
+        place = Path(first.path) if isinstance(first, FileSystemWriter) else Path(str(first))
+        root = next(part for part in (place, *place.parents) if part.name == "checkpoints")
+        if (root / "step-00000003").exists() and place.name != "step-00000003":
+            kill()
+        if name == "discard":
+            kill()
+        return plain(first, *rest)
+
+    setattr(owner, name, fatal)
 
 
 def main(corpus: str, out: str, fault: str = "", method: str = "mae", *counts: str) -> None:

@@ -1,0 +1,167 @@
+"""Runs of several processes: the same curve as one, and faults on one rank."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from mim3d.engine import checkpoint_files
+from mim3d.engine.metrics import read_rows
+
+sys.path.insert(0, str(Path(__file__).parent))
+from small_run import make_corpus
+
+pytestmark = pytest.mark.slow
+SCRIPT = Path(__file__).parent / "small_run.py"
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory):
+    return make_corpus(tmp_path_factory.mktemp("corpus"))
+
+
+@pytest.fixture(scope="module")
+def single(corpus, tmp_path_factory):
+    """Runs of one process, by method."""
+    made = {}
+
+    def get(method="mae"):
+        if method not in made:
+            made[method] = tmp_path_factory.mktemp(method) / "run"
+            done = launch(1, corpus, made[method], "", method)
+            assert done.returncode == 0, done.stderr[-2000:]
+        return made[method]
+
+    return get
+
+
+def launch(ranks, corpus, out, fault="", method="mae", replicate=1, accum=1, restarts=0):
+    """Run the script under torchrun; a rank's output is in ours."""
+    command = [
+        sys.executable, "-m", "torch.distributed.run", "--standalone",
+        f"--nproc-per-node={ranks}", f"--max-restarts={restarts}", "--monitor-interval=0.2",
+        str(SCRIPT), str(corpus), str(out), fault, method, str(replicate), str(accum),
+    ]  # fmt: skip
+    environment = {
+        **os.environ, "OMP_NUM_THREADS": "1", "TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1",
+    }  # fmt: skip
+    return subprocess.run(
+        command, env=environment, capture_output=True, text=True, timeout=240, check=False
+    )
+
+
+def assert_same_curve(out, other, rel=2e-6):
+    mine, theirs = read_rows(out / "metrics.jsonl"), read_rows(other / "metrics.jsonl")
+    assert [row["step"] for row in mine] == [row["step"] for row in theirs]
+    for row, wanted in zip(mine, theirs, strict=True):
+        assert row["loss"] == pytest.approx(wanted["loss"], rel=rel)
+        assert row["grad_norm"] == pytest.approx(wanted["grad_norm"], rel=1e-4)
+
+
+def assert_same_weights(out, other):
+    mine, theirs = (load_file(run / "encoder.safetensors") for run in (out, other))
+    for name, tensor in mine.items():
+        assert torch.equal(tensor, theirs[name]), name
+
+
+@pytest.mark.parametrize(
+    ("method", "ranks", "replicate", "accum"),
+    [
+        ("mae", 2, 1, 1),
+        ("mae", 4, 2, 1),
+        ("mae", 2, 1, 2),
+        ("simclr", 2, 1, 1),
+        ("simclr", 4, 1, 1),
+    ],
+)
+def test_ranks_agree_with_one_process(corpus, single, tmp_path, method, ranks, replicate, accum):
+    """FSDP, HSDP and accumulation at equal global batch; SimCLR's negatives cross ranks."""
+    done = launch(ranks, corpus, tmp_path / "run", "", method, replicate, accum)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert_same_curve(tmp_path / "run", single(method))
+
+
+def test_sigterm_on_one_rank_stops_all_at_one_step_and_resume_is_exact(corpus, tmp_path):
+    done = launch(2, corpus, tmp_path / "broken", "sigterm")
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert "told to stop: step" in done.stdout
+    assert done.stdout.count("True") == 2
+    facts = checkpoint_files.verify(
+        checkpoint_files.committed(tmp_path / "broken" / "checkpoints")[0]
+    )
+    assert f"rank 0 step {facts.step} True" in done.stdout
+    assert f"rank 1 step {facts.step} True" in done.stdout
+    assert launch(2, corpus, tmp_path / "broken").returncode == 0
+    assert launch(2, corpus, tmp_path / "whole").returncode == 0
+    assert_same_weights(tmp_path / "broken", tmp_path / "whole")
+
+
+def test_resume_at_another_world_size_sees_the_same_samples(corpus, single, tmp_path):
+    assert launch(2, corpus, tmp_path / "run", "sigterm").returncode == 0
+    done = launch(1, corpus, tmp_path / "run")
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert "going on from the checkpoint" in done.stdout
+    assert_same_curve(tmp_path / "run", single())
+
+
+def test_a_dead_rank_is_restarted_from_the_last_commit(corpus, single, tmp_path):
+    done = launch(2, corpus, tmp_path / "run", "dead", restarts=1)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert "going on from the checkpoint of step 3" in done.stdout
+    assert_same_curve(tmp_path / "run", single())
+
+
+def test_a_nan_on_one_rank_updates_no_rank(corpus, tmp_path):
+    """The bad step is counted on all, and weights stay finite and equal to a run of one rank."""
+    done = launch(2, corpus, tmp_path / "run", "nan")
+    assert done.returncode == 0, done.stderr[-2000:]
+    rows = read_rows(tmp_path / "run" / "metrics.jsonl")
+    assert rows[-1]["bad_steps"] == 1
+    assert all(
+        torch.isfinite(t).all()
+        for t in load_file(tmp_path / "run" / "encoder.safetensors").values()
+    )
+
+
+# Where the process is killed, and the newest checkpoint that must then be whole.
+HOOKS = {
+    "write_data": 3,
+    "finish": 3,
+    "commit": 3,
+    "write_manifest": 3,
+    "sync": 3,
+    "prune": 3,
+    "discard": 8,
+}
+
+
+def run_alone(corpus, out, fault=""):
+    return subprocess.run(
+        [sys.executable, str(SCRIPT), str(corpus), str(out), fault],
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=240,
+        check=False,
+    )
+
+
+@pytest.mark.parametrize("hook", HOOKS)
+def test_sigkill_while_saving_loses_nothing_committed(corpus, single, tmp_path, hook):
+    """What is left of a process killed at this point of saving is whole, and resumes exactly."""
+    out = tmp_path / "run"
+    assert run_alone(corpus, out, f"kill-at-{hook}").returncode == -signal.SIGKILL
+    newest = checkpoint_files.committed(out / "checkpoints")[0]
+    assert checkpoint_files.verify(newest).step == HOOKS[hook]
+    again = run_alone(corpus, out)
+    assert again.returncode == 0, again.stderr[-2000:]
+    assert f"going on from the checkpoint of step {HOOKS[hook]}" in again.stdout
+    assert not list((out / "checkpoints").glob("tmp-*"))
+    assert_same_weights(out, single())
+    assert json.loads((out / "pretext.json").read_text())["step"] == 8
