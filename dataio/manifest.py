@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Iterable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -130,7 +130,16 @@ def _seal_of(crc: str) -> str:
 
 def record_line(record: VolumeRecord) -> str:
     """The manifest's line of a record, without the newline."""
-    return sealed_line(asdict(record))
+    return sealed_line(_fields(record))
+
+
+def _fields(record: VolumeRecord) -> dict[str, Any]:
+    """What asdict gives, without its deep copies, which took a fifth of a small volume's time."""
+    fields = dict(vars(record))
+    for name in ("intensity", "foreground"):
+        fields[name] = vars(fields[name])
+    fields["labels"] = [vars(label) for label in record.labels]
+    return fields
 
 
 def parse_record(line: str, where: str = MANIFEST) -> VolumeRecord:

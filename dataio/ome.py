@@ -14,8 +14,11 @@ NIFTI_MAX = 32767
 
 
 def json_bytes(document: dict[str, Any]) -> bytes:
-    """A zarr.json document, the same bytes for the same content."""
-    return json.dumps(document, indent=1, allow_nan=False).encode()
+    """A zarr.json document, the same bytes for the same content.
+
+    Without indentation json's C encoder does it: five times faster, which small volumes feel.
+    """
+    return json.dumps(document, allow_nan=False, separators=(",", ":")).encode()
 
 
 def group(attributes: dict[str, Any]) -> bytes:

@@ -1,6 +1,7 @@
 """Axis permutations and flips, exact and as views: RAS+ is x to the right, y front, z up."""
 
 from dataclasses import dataclass
+from functools import lru_cache
 
 import nibabel as nib
 import numpy as np
@@ -35,7 +36,20 @@ class Reorientation:
 
 def axis_codes(affine: np.ndarray) -> str:
     """Closest anatomical direction of each axis, such as "LPS"."""
-    return "".join(code or "?" for code in nib.orientations.aff2axcodes(affine))
+    codes = nib.orientations.ornt2axcodes(_closest_axes(affine))
+    return "".join(code or "?" for code in codes)
+
+
+def _closest_axes(affine: np.ndarray) -> np.ndarray:
+    """nibabel's io_orientation, kept: it is an SVD, and the volumes of a scanner share theirs."""
+    return _closest_axes_of(np.ascontiguousarray(affine[:3, :3], np.float64).tobytes())
+
+
+@lru_cache(maxsize=1024)
+def _closest_axes_of(linear: bytes) -> np.ndarray:
+    affine = np.eye(4)
+    affine[:3, :3] = np.frombuffer(linear).reshape(3, 3)
+    return nib.orientations.io_orientation(affine)
 
 
 def check_orientation(target: str) -> None:
@@ -53,7 +67,7 @@ def reorientation(affine: np.ndarray, target: str) -> Reorientation:
     if target == KEEP:
         return Reorientation((0, 1, 2), (False, False, False))
     wanted = nib.orientations.axcodes2ornt(tuple(target))
-    change = nib.orientations.ornt_transform(nib.orientations.io_orientation(affine), wanted)
+    change = nib.orientations.ornt_transform(_closest_axes(affine), wanted)
     axes, flips = [0, 0, 0], [False, False, False]
     for source, (destination, sign) in enumerate(change):
         axes[int(destination)] = source
