@@ -1,0 +1,39 @@
+"""`mim3d export RUN FORMAT DST`."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import tyro
+
+from mim3d.engine.export import Axes, Format, export_encoder
+from mim3d.engine.outcome import Outcome
+
+DESCRIPTION = """Write a pretrained encoder for other libraries.
+
+safetensors keeps our names; monai-unetr and monai-swinunetr fit MONAI's UNETR and SwinUNETR
+(load with strict=False, or with mim3d.engine.export.load_exported, which checks the names).
+A JSON card beside the weights tells where they come from and how to build the network.
+"""
+
+
+@dataclass(frozen=True)
+class ExportArgs:
+    """What to export, as what, and where to."""
+
+    run: tyro.conf.Positional[Path]
+    """Folder of a finished `mim3d pretrain`, or its encoder.safetensors."""
+    format: tyro.conf.Positional[Format]
+    """safetensors, monai-unetr or monai-swinunetr."""
+    target: tyro.conf.Positional[Path]
+    """File to write, ending in .safetensors."""
+    axes: Axes | None = None
+    """Order of a volume's axes in the other library; xyz (MONAI's loaders) for monai-unetr."""
+
+
+def main(words: list[str]) -> Outcome:
+    """Run the command."""
+    args = tyro.cli(ExportArgs, args=words, prog="mim3d export", description=DESCRIPTION)
+    axes: Axes = args.axes or ("xyz" if args.format == "monai-unetr" else "zyx")
+    done = export_encoder(args.run, args.format, args.target, axes)
+    print(f"{done.tensors} tensors in {done.weights}, card {done.card}")
+    return Outcome({"weights": str(done.weights), "tensors": done.tensors, "axes": axes})
