@@ -4,7 +4,6 @@ from math import prod
 from typing import Any
 
 import numpy as np
-from scipy import ndimage
 
 from mim3d.dataio.errors import SourceError
 from mim3d.dataio.grid import Grid
@@ -73,6 +72,8 @@ def _smoothed(voxels: np.ndarray, factors: tuple[float, float, float]) -> np.nda
     sigma = [max(0.0, (factor - 1) / 2) for factor in factors]
     if not any(s > 1e-3 for s in sigma):
         return voxels
+    from scipy import ndimage  # half of a worker's start-up, and only resampling needs it
+
     return ndimage.gaussian_filter(voxels, sigma, mode="nearest")
 
 
@@ -81,6 +82,8 @@ def _sampled(
 ) -> np.ndarray:
     """Values at the new voxels' centres: index i is old coordinate (i + 1/2) * factor - 1/2."""
     offset: Any = [(factor - 1) / 2 for factor in factors]
+    from scipy import ndimage
+
     return ndimage.affine_transform(
         voxels, np.array(factors), offset, output_shape=shape, order=order, mode="nearest"
     )
