@@ -1,0 +1,170 @@
+"""Single conversions to be timed: `python -m mim3d.bench.convert_jobs NAME FOLDER FILES RESULT`.
+
+A job gets a list of NIfTI files and an empty folder, and reports CPU seconds (its children's too),
+wall seconds and how far memory rose above what the imports took. Imports are done before.
+"""
+
+import json
+import os
+import resource
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+Prepare = Callable[[Sequence[str], Path], Callable[[], Any]]
+
+
+@dataclass(frozen=True)
+class Measured:
+    """One timed job; `peak_bytes` is above the process's size when it began."""
+
+    cpu_s: float
+    wall_s: float
+    peak_bytes: int
+    bytes_out: int
+    detail: dict[str, float]
+
+
+def prepare_mim3d(files: Sequence[str], folder: Path, workers: int = 1) -> Callable[[], Any]:
+    """The whole conversion as `mim3d convert` does it."""
+    from mim3d.dataio.convert import convert
+    from mim3d.dataio.source import Source
+
+    sources = [Source(Path(f).name.split(".")[0], (f,)) for f in files]
+
+    def run() -> None:
+        report = convert(sources, folder / "corpus.zarr", workers=workers)
+        if report.n_quarantined:
+            raise RuntimeError(f"quarantined: {report.rejections}")
+
+    return run
+
+
+def prepare_script(files: Sequence[str], folder: Path) -> Callable[[], Any]:
+    """What one writes in ten minutes: nibabel, zarr-python, the same shards, chunks and codecs."""
+    import nibabel as nib
+    import zarr
+    from zarr.codecs import BloscCodec, Crc32cCodec
+
+    compressor = BloscCodec(cname="lz4", clevel=5, shuffle="shuffle", blocksize=65536)
+
+    def run() -> None:
+        root = zarr.open_group(folder / "script.zarr", mode="w")
+        for file in files:
+            image = nib.as_closest_canonical(nib.load(file))
+            voxels = np.ascontiguousarray(np.asanyarray(image.dataobj).T)
+            array = root.create_array(
+                Path(file).name,
+                shape=voxels.shape,
+                dtype=voxels.dtype,
+                chunks=(32, 32, 32),
+                shards=tuple(-(-n // 32) * 32 for n in voxels.shape),
+                compressors=[compressor, Crc32cCodec()],
+            )
+            array[...] = voxels
+            array.attrs["affine"] = image.affine.tolist()
+
+    return run
+
+
+def prepare_floor(files: Sequence[str], folder: Path) -> Callable[[], Any]:
+    """What no converter can avoid: inflate the bytes, encode the chunks; nothing else."""
+    import deflate
+    from isal import igzip
+    from nibabel.nifti1 import load
+
+    from mim3d.dataio.codec import ChunkCodec, single_threaded
+    from mim3d.dataio.shard_writer import slab_chunks
+
+    single_threaded()
+    zipped = [Path(f).read_bytes() for f in files]
+    volumes = [np.asanyarray(load(f).dataobj).T for f in files]
+    codecs = [ChunkCodec("lz4", v.dtype.name, (32, 32, 32)) for v in volumes]
+
+    def timed(work: Callable[[], Any]) -> float:
+        began = time.process_time()
+        work()
+        return time.process_time() - began
+
+    def run() -> dict[str, float]:
+        inflate = {
+            "libdeflate": sum(timed(lambda d=d: deflate.gzip_decompress(d)) for d in zipped),
+            "isal": sum(timed(lambda d=d: igzip.decompress(d)) for d in zipped),
+        }
+        encode = 0.0
+        for codec, volume in zip(codecs, volumes, strict=True):
+            for z in range(0, volume.shape[0], 32):
+                chunks = slab_chunks(volume[z : z + 32], (32, 32, 32), volume.dtype.name)
+                encode += timed(lambda chunks=chunks, codec=codec: list(map(codec.encode, chunks)))
+        return {**inflate, "encode": encode, "floor": min(inflate.values()) + encode}
+
+    return run
+
+
+def jobs() -> dict[str, Prepare]:
+    """Every job by name; peers are imported only when asked for."""
+    from mim3d.bench.convert_peers import PEERS
+
+    return {
+        "mim3d": prepare_mim3d,
+        "mim3d-2": lambda files, folder: prepare_mim3d(files, folder, workers=2),
+        "script": prepare_script,
+        "floor": prepare_floor,
+        **PEERS,
+    }
+
+
+def measure(run: Callable[[], Any], folder: Path) -> Measured:
+    """Time a prepared job."""
+    before_bytes = reset_peak()
+    before, began = cpu_seconds(), time.perf_counter()
+    detail = run()
+    wall = time.perf_counter() - began
+    cpu = cpu_seconds() - before
+    written = sum(p.stat().st_size for p in folder.rglob("*") if p.is_file())
+    peak = max(status_bytes("VmHWM") - before_bytes, 0)
+    return Measured(cpu, wall, peak, written, detail if isinstance(detail, dict) else {})
+
+
+def cpu_seconds() -> float:
+    """User and system seconds of this process and of its finished children."""
+    own, children = (
+        resource.getrusage(w) for w in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)
+    )
+    return own.ru_utime + own.ru_stime + children.ru_utime + children.ru_stime
+
+
+def reset_peak() -> int:
+    """Set the kernel's high-water mark to what the process takes now, and return that."""
+    try:
+        Path("/proc/self/clear_refs").write_text("5")
+    except OSError:  # not Linux, or not allowed: the mark then includes the imports
+        return 0
+    return status_bytes("VmHWM")
+
+
+def status_bytes(field: str) -> int:
+    """A field of /proc/self/status in bytes; 0 where there is no such file."""
+    try:
+        lines = Path("/proc/self/status").read_text().splitlines()
+    except OSError:
+        return 0
+    return next((int(x.split()[1]) * 1024 for x in lines if x.startswith(field + ":")), 0)
+
+
+def main() -> None:
+    """Run the job named on the command line; figures go to the file named last."""
+    name, folder, listing, result = sys.argv[1:]
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+    files = json.loads(Path(listing).read_text())
+    prepared = jobs()[name](files, Path(folder))
+    Path(result).write_text(json.dumps(asdict(measure(prepared, Path(folder)))))
+
+
+if __name__ == "__main__":
+    main()
