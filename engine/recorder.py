@@ -56,6 +56,7 @@ class Recorder:
         """Complete a row with rates, stages of its step, loader and memory; begin a new window."""
         now = time.perf_counter()
         row |= self.window.rates(self.basis, now)
+        row["world"] = self.ranks.world
         row["flops"] = row["step"] * self.basis.global_batch * self.basis.flops_per_crop
         row |= {f"stage_{name}_s": seconds for name, seconds in stages.items()}
         row |= self.deltas.row(loader, self.window.steps, now - self.window.began)

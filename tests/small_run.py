@@ -8,6 +8,7 @@ import os
 import signal
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -21,7 +22,7 @@ from mim3d.engine import checkpoint_files, training
 from mim3d.engine.config import PretrainConfig
 from mim3d.engine.pretrain import run_pretrain
 from mim3d.engine.recipes import recipe
-from mim3d.engine.train_step import Stepper
+from mim3d.engine.train_step import StepFigures, Stepper
 
 
 def make_corpus(folder: Path, subjects: int = 4) -> Path:
@@ -52,7 +53,7 @@ def small_config(corpus: Path | str, method: str = "mae", **changes: object) -> 
     return dataclasses.replace(config, **changes)
 
 
-def before_step(step: int, rank: int, act: object) -> None:
+def before_step(step: int, rank: int, act: Callable[[training.Training], object]) -> None:
     """Call `act` on that rank when it is about to do that step, in the first round only."""
     plain = training.Training._one_step
 
@@ -80,10 +81,12 @@ def die_after_the_commit(run: training.Training) -> None:
 def spoil_gradients(steps: set[int], rank: int) -> None:
     """Make that rank's loss infinite in these steps."""
     plain = Stepper.step
+    calls = 0
 
-    def step(self: Stepper, lr: float, measure: bool) -> object:
-        self.calls = getattr(self, "calls", 0) + 1
-        if self.calls in steps and self.ranks.rank == rank:
+    def step(self: Stepper, lr: float, measure: bool) -> StepFigures:
+        nonlocal calls
+        calls += 1
+        if calls in steps and self.ranks.rank == rank:
             weight = next(iter(self.optimiser.local.values()))
             kept = weight.clone()
             weight.fill_(float("nan"))
@@ -114,14 +117,14 @@ def kill_at(name: str) -> None:
     owner = FileSystemWriter if hasattr(FileSystemWriter, name) else checkpoint_files
     plain = getattr(owner, name)
 
-    def fatal(first: object, *rest: object) -> object:
+    def fatal(first: object, *rest: object, **named: object) -> object:
         place = Path(first.path) if isinstance(first, FileSystemWriter) else Path(str(first))
         root = next(part for part in (place, *place.parents) if part.name == "checkpoints")
         if (root / "step-00000003").exists() and place.name != "step-00000003":
             kill()
         if name == "discard":
             kill()
-        return plain(first, *rest)
+        return plain(first, *rest, **named)
 
     setattr(owner, name, fatal)
 

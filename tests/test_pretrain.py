@@ -14,6 +14,7 @@ import torch
 import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
 from safetensors.torch import load_file
+from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 
 from mim3d.dataio.errors import CorpusError
 from mim3d.engine import training
@@ -236,7 +237,7 @@ def healthy_state(out):
     state = {
         name: torch.empty(kind.size)
         for name, kind in metadata.state_dict_metadata.items()
-        if name.startswith("model.")
+        if name.startswith("model.") and isinstance(kind, TensorStorageMetadata)
     }
     dcp.load(state, checkpoint_id=newest, no_dist=True)
     return state

@@ -1,0 +1,98 @@
+"""`mim3d plan RECIPE --gpus N`."""
+
+import dataclasses
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+
+from mim3d.engine.config import PretrainConfig
+from mim3d.engine.errors import ConfigError
+from mim3d.engine.flops import peak_bf16
+from mim3d.engine.outcome import Outcome
+from mim3d.engine.plan import ASSUMED_MFU, Plan, make_plan, read_calibration
+from mim3d.engine.recipes import recipe
+
+DESCRIPTION = """Time, memory, network and loader need of a recipe, before it runs.
+
+Sharding is done for real on a fake group of N ranks; time is FLOPs over the device's bf16 peak
+times its utilisation: measured where --calibration names a run, else an assumption that is said.
+"""
+MOST_GPUS = 1024
+
+
+@dataclass(frozen=True)
+class PlanArgs:
+    """What to plan for."""
+
+    config: Annotated[PretrainConfig, tyro.conf.arg(name="")]
+    gpus: int = 8
+    """Devices, up to 1024."""
+    device: str = "H200"
+    """Their name, for the bf16 peak (H200, H100, A100, B200, L40S, ...)."""
+    peak_tflops: float = 0.0
+    """bf16 peak of a device not known here, TFLOP/s."""
+    utilisation: float = 0.0
+    """Share of the peak reached, in (0, 1]; 0 takes the calibration's, or 0.4."""
+    calibration: Path | None = None
+    """Run folder, metrics.jsonl or --json file of a step bench on the same kind of device."""
+    memory_gb: float = 0.0
+    """Memory of a device; where given, a plan that needs more than 90 % of it is refused."""
+
+
+def main(words: list[str]) -> Outcome:
+    """Run the command."""
+    if not words or words[0] in {"-h", "--help"}:
+        words = ["demo-mae", "--help"]
+    args = tyro.cli(
+        PlanArgs,
+        args=words[1:],
+        default=PlanArgs(recipe(words[0])),
+        prog=f"mim3d plan {words[0]}",
+        description=DESCRIPTION,
+        config=(tyro.conf.AvoidSubcommands,),
+    )
+    plan = planned(args)
+    print(table(plan, args.config))
+    if args.memory_gb and plan.memory_gb > 0.9 * args.memory_gb:
+        raise ConfigError(
+            f"a rank needs about {plan.memory_gb:.1f} GB and the device has {args.memory_gb:g}: "
+            "raise --gpus or --parallel.grad-accum, or set --parallel.recompute"
+        )
+    return Outcome(dataclasses.asdict(plan))
+
+
+def planned(args: PlanArgs) -> Plan:
+    """Check the arguments and make the plan."""
+    if not 1 <= args.gpus <= MOST_GPUS:
+        raise ConfigError(f"--gpus {args.gpus} must lie between 1 and {MOST_GPUS}")
+    peak = args.peak_tflops * 1e12 or peak_bf16(args.device)
+    if not peak:
+        raise ConfigError(f"the peak of {args.device!r} is not known: set --peak-tflops")
+    share, basis = ASSUMED_MFU, f"assumed: no calibration was given, {ASSUMED_MFU:.0%} is usual"
+    if args.calibration is not None:
+        share, basis = read_calibration(args.calibration, peak)
+    if args.utilisation:
+        share, basis = args.utilisation, "as told by --utilisation"
+    if not 0.0 < share <= 1.0:
+        raise ConfigError(f"utilisation {share:.3g} ({basis}) must lie in (0, 1]: another device?")
+    return make_plan(args.config, args.gpus, peak, share, basis)
+
+
+def table(plan: Plan, config: PretrainConfig) -> str:
+    """The plan for people."""
+    rows = [
+        ("parameters", f"{plan.parameters / 1e6:.1f} M"),
+        ("crops a step", f"{config.global_batch} ({config.micro_batch(plan.gpus)} a micro-batch)"),
+        ("arithmetic", f"{plan.flops_per_step / 1e12:.3g} TFLOP a step"),
+        ("utilisation", f"{plan.utilisation:.1%} of bf16 peak, {plan.basis}"),
+        ("time", f"{plan.step_s * 1e3:.4g} ms a step, {plan.hours:.4g} h for {config.steps} steps"),
+        ("throughput", f"{plan.crops_per_s:.4g} crops/s"),
+        ("loader", f"{plan.loader_gb_per_s:.3g} GB/s of int16 voxels for each rank"),
+        ("memory", f"{plan.memory_gb:.3g} GB a rank: state {plan.state_gb:.3g}, gathered "
+                   f"{plan.gathered_gb:.3g}, activations {plan.activation_gb:.3g}"),
+        ("network", f"{plan.network_gb_per_step:.3g} GB a rank and step, "
+                    f"{plan.network_gb_per_s:.3g} GB/s to hide behind arithmetic"),
+    ]  # fmt: skip
+    return "\n".join(f"{name:<13} {value}" for name, value in rows)

@@ -1,0 +1,223 @@
+"""What a run will take, before it runs: time, memory, network and loader, from arithmetic.
+
+Memory of a rank, bytes (P parameters, s ranks a shard group, e bytes of the compute dtype):
+    weights, gradients, two moments      16 P / s, exact from the sharding itself
+    gathered weights                     e times the root's and the three largest blocks' parameters
+    activations                          e times ACTIVATION_WIDTHS values a token and block
+Network bytes a rank sends a step (ring collectives, accumulation a):
+    all-gather       e P (s - 1) / s, twice a micro-batch where blocks are freed after forward
+    reduce-scatter   4 P (s - 1) / s
+    all-reduce       8 P / s (r - 1) / r between r replicas
+"""
+
+import dataclasses
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import nn
+from torch.distributed.tensor import DTensor
+
+from mim3d.engine.build import build_method
+from mim3d.engine.config import PretrainConfig
+from mim3d.engine.errors import ConfigError
+from mim3d.engine.flops import run_flops
+from mim3d.engine.mae import MAEConfig
+from mim3d.engine.metrics import read_rows
+from mim3d.engine.parallel import (
+    make_mesh,
+    parameter_count,
+    shard_model,
+    transformer_blocks,
+)
+from mim3d.engine.simclr import SimCLRConfig
+from mim3d.kernels.masking import n_visible
+
+ACTIVATION_WIDTHS = 17.0
+"""Token widths that a block keeps for backward at mlp_ratio 4: its input, both norms' outputs,
+qkv (3), attention's output twice, the middle residual, and the MLP's hidden values twice (8)."""
+ASSUMED_MFU = 0.40
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The figures of a plan; per rank where not said otherwise."""
+
+    gpus: int
+    parameters: int
+    flops_per_step: float
+    """All ranks."""
+    step_s: float
+    hours: float
+    crops_per_s: float
+    """All ranks."""
+    loader_gb_per_s: float
+    """Decoded voxels a rank's loader must deliver, as int16."""
+    state_gb: float
+    """Weights, gradients and moments, exact."""
+    gathered_gb: float
+    activation_gb: float
+    memory_gb: float
+    network_gb_per_step: float
+    network_gb_per_s: float
+    utilisation: float
+    """Share of `peak` that the time is computed from."""
+    basis: str
+    """Where that share comes from."""
+
+
+def make_plan(
+    config: PretrainConfig, gpus: int, peak: float, utilisation: float, basis: str
+) -> Plan:
+    """Plan `config` on `gpus` devices of `peak` FLOP/s each."""
+    micro_batch = config.micro_batch(gpus)
+    shards = sharding_dry_run(config, gpus)
+    flops = run_flops(config.method, config.vit, config.swin) * config.global_batch
+    step_s = flops / (gpus * peak * utilisation)
+    crops_per_s = config.global_batch / step_s
+    views = 2 if isinstance(config.method, SimCLRConfig) else 1
+    z, y, x = config.vit.crop_size
+    voxels = z * y * x * config.vit.channels * views
+    width = compute_bytes(config)
+    activation = width * activation_values(config) * micro_batch
+    gathered = width * shards.gathered_parameters
+    network = network_bytes(config, shards.parameters, gpus, width)
+    return Plan(
+        gpus=gpus,
+        parameters=shards.parameters,
+        flops_per_step=flops,
+        step_s=step_s,
+        hours=step_s * config.steps / 3600,
+        crops_per_s=crops_per_s,
+        loader_gb_per_s=2 * voxels * crops_per_s / gpus / 1e9,
+        state_gb=16 * shards.local_parameters / 1e9,
+        gathered_gb=gathered / 1e9,
+        activation_gb=activation / 1e9,
+        memory_gb=(16 * shards.local_parameters + gathered + activation) / 1e9,
+        network_gb_per_step=network / 1e9,
+        network_gb_per_s=network / step_s / 1e9,
+        utilisation=utilisation,
+        basis=basis,
+    )
+
+
+@dataclass(frozen=True)
+class Shards:
+    """What a rank holds of a sharded model."""
+
+    parameters: int
+    """Of the whole model."""
+    local_parameters: int
+    """Of the fullest rank, padding included."""
+    gathered_parameters: int
+    """Whole at once: the root's own and up to three blocks'."""
+
+
+def sharding_dry_run(config: PretrainConfig, gpus: int) -> Shards:
+    """Shard the model over a fake group of `gpus` ranks and count what rank 0 would hold."""
+    from torch.testing._internal.distributed.fake_pg import FakeStore
+
+    if dist.is_initialized():
+        raise ConfigError("a plan needs a process without a process group: call it before training")
+    model = meta_model(config)
+    total = parameter_count(model)
+    blocks = transformer_blocks(model)
+    least = config.parallel.min_block_parameters
+    sizes = sorted((n for n in map(parameter_count, blocks) if n >= least), reverse=True)
+    gathered = (
+        total
+        if not config.parallel.reshard_after_forward
+        else (total - sum(sizes) + sum(sizes[:3]))
+    )
+    dist.init_process_group("fake", store=FakeStore(), rank=0, world_size=gpus)
+    try:
+        mesh = make_mesh(torch.device("cpu"), gpus, config.parallel.replicate)
+        plain = dataclasses.replace(config.parallel, compile=False)
+        shard_model(model, mesh, plain, torch.float32)
+        local = sum(local_size(parameter) for parameter in model.parameters())
+    finally:
+        dist.destroy_process_group()
+    return Shards(total, local, gathered)
+
+
+def meta_model(config: PretrainConfig) -> nn.Module:
+    """The model without memory behind it; MONAI's Swin computes while it is built and has some."""
+    if config.swin is not None:
+        return build_method(config)
+    with torch.device("meta"):
+        return build_method(config)
+
+
+def local_size(parameter: nn.Parameter) -> int:
+    """Elements of rank 0's piece of a parameter."""
+    return parameter.to_local().numel() if isinstance(parameter, DTensor) else parameter.numel()
+
+
+def compute_bytes(config: PretrainConfig) -> int:
+    """Bytes of a value in forward and backward: auto is a half type, for a plan is for GPUs."""
+    return 4 if config.parallel.precision == "fp32" else 2
+
+
+def activation_values(config: PretrainConfig) -> float:
+    """Values kept for backward by one crop; a Swin's by its tokens at each stage."""
+    vit, method = config.vit, config.method
+    if config.swin is not None:
+        return swin_activation_values(config)
+    share = ACTIVATION_WIDTHS - 8 + 2 * vit.mlp_ratio
+    if isinstance(method, MAEConfig):
+        visible = n_visible(vit.n_patches, method.mask_ratio)
+        encoder = (vit.depth, visible, vit.width * share)
+        decoder = (
+            method.decoder_depth, vit.n_patches, method.decoder_width * ACTIVATION_WIDTHS,
+        )  # fmt: skip
+        hidden = vit.n_patches - visible
+        ends = visible * vit.row_width + hidden * vit.channels * vit.patch_voxels
+        stacks = (encoder, decoder)
+    else:
+        views = 2 if isinstance(method, SimCLRConfig) else 1
+        stacks = ((vit.depth, views * vit.n_patches, vit.width * share),)
+        ends = views * vit.n_patches * vit.row_width
+    if not config.parallel.recompute:
+        return sum(depth * tokens * values for depth, tokens, values in stacks) + ends
+    inputs = sum(depth * tokens * values / share for depth, tokens, values in stacks)
+    return inputs + max(tokens * values for _, tokens, values in stacks) + ends
+
+
+def swin_activation_values(config: PretrainConfig) -> float:
+    """Values of a Swin encoder: windows' attention matrices are kept too, as MONAI makes them."""
+    assert config.swin is not None
+    swin, total = config.swin, 0.0
+    z, y, x = config.vit.crop_size
+    tokens, width = z * y * x / 8, swin.feature_size
+    for depth, heads in zip(swin.depths, swin.heads, strict=True):
+        total += depth * tokens * (2 * ACTIVATION_WIDTHS * width + 3 * heads * swin.window**3)
+        tokens, width = tokens / 8, width * 2
+    return total * (2 if isinstance(config.method, SimCLRConfig) else 1)
+
+
+def network_bytes(config: PretrainConfig, parameters: int, gpus: int, width: int) -> float:
+    """Bytes a rank sends in a step."""
+    parallel = config.parallel
+    shard = gpus // parallel.replicate
+    others = (shard - 1) / shard
+    gathers = (2 if parallel.reshard_after_forward else 1) * parallel.grad_accum
+    between = 8.0 * parameters / shard * (parallel.replicate - 1) / parallel.replicate
+    return gathers * width * parameters * others + 4.0 * parameters * others + between
+
+
+def read_calibration(path: Path, peak: float) -> tuple[float, str]:
+    """Utilisation that a run or a bench measured: its folder, metrics.jsonl, or --json file."""
+    file = path / "metrics.jsonl" if path.is_dir() else path
+    if not file.is_file():
+        raise ConfigError(f"{file} is missing: give a run's folder or a file that --json wrote")
+    rows: list[dict[str, Any]]
+    rows = read_rows(file) if file.suffix == ".jsonl" else [json.loads(file.read_text())]
+    settled = [row["tflops_per_s"] for row in rows[len(rows) // 2 :] if "tflops_per_s" in row]
+    if not settled:
+        raise ConfigError(f"{file} has no tflops_per_s: it is neither a run's nor a step bench's")
+    world = rows[-1].get("world", 1)
+    measured = sorted(settled)[len(settled) // 2] * 1e12 / world
+    return measured / peak, f"measured in {file}: {measured / 1e12:.4g} TFLOP/s a device"

@@ -1,0 +1,138 @@
+import dataclasses
+import json
+
+import pytest
+import torch
+import torch.distributed as dist
+
+from mim3d.dataio.batch import Batch
+from mim3d.engine.build import build_method
+from mim3d.engine.commands.plan import main
+from mim3d.engine.errors import ConfigError
+from mim3d.engine.flops import run_flops
+from mim3d.engine.plan import (
+    activation_values,
+    make_plan,
+    network_bytes,
+    read_calibration,
+    sharding_dry_run,
+)
+from mim3d.engine.recipes import RECIPES, recipe
+from mim3d.engine.vit import ViTConfig
+
+
+def saved_values(config, b=2):
+    """Distinct float32 values that autograd keeps for backward, weights left out."""
+    model = build_method(config)
+    first, second = torch.randn(2, b, config.vit.channels, *config.vit.crop_size).unbind(0)
+    zeros = torch.zeros(b, dtype=torch.int64)
+    batch = Batch(first, second, None, zeros, torch.zeros(b, 3).long(), torch.arange(b), 0)
+    own = {p.untyped_storage().data_ptr() for p in model.parameters()}
+    kept = {}
+
+    def pack(tensor):
+        place = tensor.untyped_storage().data_ptr()
+        if place not in own and tensor.is_floating_point():
+            kept[place] = (tensor.untyped_storage().nbytes() / 4, tensor)
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        model(batch)
+    return sum(values for values, _ in kept.values()) / b
+
+
+@pytest.mark.parametrize("recompute", [False, True])
+@pytest.mark.parametrize("name", ["demo-mae", "demo-simmim", "demo-simclr"])
+def test_activations_are_predicted_within_a_tenth(name, recompute, monkeypatch):
+    config = recipe(name)
+    vit = ViTConfig((32, 32, 64), (8, 8, 8), width=96, depth=6, heads=3)
+    parallel = dataclasses.replace(config.parallel, recompute=recompute)
+    config = dataclasses.replace(config, vit=vit, parallel=parallel)
+    if recompute:
+        # What checkpointing keeps is inputs; the block under recomputation is counted once.
+        from mim3d.engine import vit as vit_module
+
+        plain = vit_module.Block.__init__
+
+        def init(self, *arguments):
+            plain(self, *arguments)
+            self.recompute = True
+
+        monkeypatch.setattr(vit_module.Block, "__init__", init)
+        assert activation_values(config) < 0.45 * activation_values(
+            dataclasses.replace(config, parallel=dataclasses.replace(parallel, recompute=False))
+        )
+        assert activation_values(config) >= saved_values(config)
+        return
+    assert activation_values(config) == pytest.approx(saved_values(config), rel=0.1)
+
+
+@pytest.mark.parametrize("gpus", [1, 8, 1024])
+def test_the_dry_run_shards_every_parameter(gpus):
+    config = recipe("btcv-mae")
+    shards = sharding_dry_run(dataclasses.replace(config, global_batch=1024), gpus)
+    assert shards.parameters == sum(p.numel() for p in build_method(config).parameters())
+    assert shards.local_parameters * gpus >= shards.parameters
+    assert shards.local_parameters <= shards.parameters / gpus * 1.2 + 1e6
+    assert not dist.is_initialized()
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_every_recipe_can_be_planned(name):
+    config = recipe(name)
+    plan = make_plan(config, 8, 989e12, 0.4, "test")
+    assert plan.memory_gb > plan.state_gb > 0
+    assert plan.flops_per_step == run_flops(config.method, config.vit, config.swin) * (
+        config.global_batch
+    )
+    assert plan.hours == pytest.approx(plan.step_s * config.steps / 3600)
+
+
+def test_network_bytes_by_hand():
+    config = recipe("btcv-mae")
+    assert network_bytes(config, 1000, 1, 2) == 0
+    assert network_bytes(config, 1000, 4, 2) == 0.75 * (2 * 2 * 1000 + 4 * 1000)
+    parallel = dataclasses.replace(config.parallel, replicate=2, reshard_after_forward=False)
+    hybrid = dataclasses.replace(config, parallel=parallel)
+    assert network_bytes(hybrid, 1000, 8, 2) == 0.75 * (2000 + 4000) + 8 * 250 * 0.5
+
+
+def test_calibration_is_the_median_of_a_runs_second_half(tmp_path):
+    rows = [
+        {"step": i, "tflops_per_s": rate, "world": 2}
+        for i, rate in enumerate([1, 9, 400, 402, 404])
+    ]
+    file = tmp_path / "metrics.jsonl"
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    share, basis = read_calibration(tmp_path, 1000e12)
+    assert share == pytest.approx(0.201)
+    assert "201 TFLOP/s a device" in basis
+    with pytest.raises(ConfigError, match="is missing"):
+        read_calibration(tmp_path / "nowhere", 1e12)
+    (tmp_path / "other.json").write_text("{}")
+    with pytest.raises(ConfigError, match="no tflops_per_s"):
+        read_calibration(tmp_path / "other.json", 1e12)
+
+
+def test_the_command(capsys):
+    outcome = main(["openmind-mae-vit-l-160", "--gpus", "64", "--device", "H100"])
+    assert outcome.figures["parameters"] > 300e6
+    told = capsys.readouterr().out
+    assert "assumed" in told
+    assert "loader" in told
+
+
+@pytest.mark.parametrize(
+    ("words", "wanted"),
+    [
+        (["demo-mae", "--gpus", "2000"], "between 1 and 1024"),
+        (["demo-mae", "--gpus", "7"], "global_batch 16 must be a multiple"),
+        (["demo-mae", "--gpus", "1", "--device", "Abacus"], "--peak-tflops"),
+        (["demo-mae", "--gpus", "1", "--utilisation", "1.5"], r"must lie in \(0, 1\]"),
+        (["btcv-mae", "--gpus", "1", "--memory-gb", "8"], "--parallel.recompute"),
+        (["nonsense"], "no recipe 'nonsense'; one of: demo-mae"),
+    ],
+)
+def test_plans_that_cannot_be(words, wanted):
+    with pytest.raises(ConfigError, match=wanted):
+        main(words)
