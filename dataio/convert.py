@@ -8,7 +8,6 @@ the result does not depend on the order of the work or on how often it was inter
 
 import json
 import os
-import re
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -35,7 +34,7 @@ from mim3d.dataio.progress import progress
 from mim3d.dataio.quarantine import QUARANTINE, Rejection, quarantine_bytes
 from mim3d.dataio.root import check_recipe, root_document
 from mim3d.dataio.source import Source
-from mim3d.dataio.store import PARTIAL, Store, open_store
+from mim3d.dataio.store import LOCK, Store, open_store
 from mim3d.dataio.table_writer import write_table
 from mim3d.dataio.volume_ids import unique_ids
 
@@ -209,13 +208,8 @@ def record_paths(record: VolumeRecord) -> tuple[str, ...]:
 
 
 def orphans(store: Store, records: Mapping[str, Any]) -> list[str]:
-    """Folders an interrupted run left: temporary ones, and volumes without a manifest line."""
-    partial = re.compile(rf"\..*\.\d+{re.escape(PARTIAL)}")
-    return [
-        name
-        for name in store.folders()
-        if partial.fullmatch(name) or (name not in records and _is_volume(store, name))
-    ]
+    """Volumes an interrupted run left without a manifest line."""
+    return [n for n in store.folders() if n not in records and _is_volume(store, n)]
 
 
 def _is_volume(store: Store, name: str) -> bool:
@@ -230,16 +224,12 @@ def _is_volume(store: Store, name: str) -> bool:
 
 def _refuse_foreign(store: Store) -> None:
     """A folder with anything else in it is not ours to tidy."""
-    other = next((key for key in store.walk() if not _own_trace(key)), None)
+    other = next((key for key in store.walk() if key != LOCK), None)
     if other is not None:
         raise CorpusError(
             f"{store.url}: not a corpus, but not empty either (it holds {other}); "
             "choose a new destination"
         )
-
-
-def _own_trace(key: str) -> bool:
-    return key == ".lock" or key.endswith(PARTIAL)
 
 
 def _stored_bytes(record: VolumeRecord) -> int:

@@ -4,7 +4,7 @@ from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from typing import Self
 
-from mim3d.dataio.errors import SourceError
+from mim3d.dataio.errors import CorpusError, SourceError
 from mim3d.dataio.manifest import open_line, sealed_line
 
 QUARANTINE = "quarantine.jsonl"
@@ -32,7 +32,9 @@ def quarantine_bytes(rejections: Iterable[Rejection]) -> bytes:
 
 def parse_quarantine(text: bytes, where: str = QUARANTINE) -> list[Rejection]:
     """Rejections of the file's bytes; CorpusError if a line is not what was written."""
-    lines = text.decode("utf-8", "replace").splitlines()
+    lines = text.decode("utf-8", "replace").split("\n")
+    if lines.pop():
+        raise CorpusError(f"{where}: ends within a line; run the conversion again")
     return [
         Rejection(**open_line(line, f"{where}, line {number}"))
         for number, line in enumerate(lines, start=1)

@@ -13,6 +13,11 @@ from mim3d.dataio.store import Store
 def root_document(conversion: Conversion, version: str) -> dict[str, Any]:
     """zarr.json of the root group."""
     facts = {"format": FORMAT, "written_by": version, "conversion": conversion.attributes()}
+    return sealed_document(facts)
+
+
+def sealed_document(facts: dict[str, Any]) -> dict[str, Any]:
+    """zarr.json of a root with these facts, under their checksum."""
     attributes = {"mim3d": facts, "crc32c": _seal(facts)}
     return {"zarr_format": 3, "node_type": "group", "attributes": attributes}
 

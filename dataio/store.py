@@ -4,6 +4,7 @@ import ctypes
 import errno
 import fcntl
 import os
+import re
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
@@ -16,6 +17,7 @@ from mim3d.dataio.errors import CorpusError, Mim3dError
 
 LOCK = ".lock"
 PARTIAL = ".partial"
+TEMPORARY = re.compile(r"\..+\.\d+\.partial")
 
 
 class StoreError(Mim3dError):
@@ -194,10 +196,17 @@ class LocalStore:
             held.truncate(0)
             held.write(f"process {os.getpid()} on {os.uname().nodename}\n")
             held.flush()
+            self._tidy()
             try:
                 yield
             finally:
                 file.unlink(missing_ok=True)
+
+    def _tidy(self) -> None:
+        """Remove what a killed writer left under temporary names; only the lock's holder may."""
+        for entry in os.scandir(self.root):
+            if TEMPORARY.fullmatch(entry.name):
+                self.delete(entry.name)
 
     def _busy(self, holder: str) -> CorpusError:
         return CorpusError(

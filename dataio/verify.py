@@ -12,9 +12,10 @@ from mim3d.dataio.codec import ChunkCodec
 from mim3d.dataio.errors import CorpusError, Mim3dError
 from mim3d.dataio.manifest import MANIFEST, VolumeRecord, iter_manifest
 from mim3d.dataio.nifti_file import source_sha256
+from mim3d.dataio.ome import json_bytes
 from mim3d.dataio.progress import progress
 from mim3d.dataio.quarantine import QUARANTINE, parse_quarantine
-from mim3d.dataio.root import read_root
+from mim3d.dataio.root import read_root, sealed_document
 from mim3d.dataio.shard_writer import chunk_index, n_chunks
 from mim3d.dataio.store import LOCK, Store, open_store
 from mim3d.dataio.table_writer import table_objects
@@ -75,7 +76,12 @@ def verify(
 def _root(store: Store, problems: list[Problem]) -> int:
     """Side of the inner chunk, 32 where the root cannot tell."""
     try:
-        return int(read_root(store.get("zarr.json"), store.url)["conversion"]["chunk"])
+        text = store.get("zarr.json")
+        facts = read_root(text, store.url)
+        if text != json_bytes(sealed_document(facts)):
+            detail = "not the document that was written, though its recipe is intact"
+            problems.append(Problem("zarr.json", "bad-root", detail))
+        return int(facts["conversion"]["chunk"])
     except CorpusError as error:
         problems.append(Problem("zarr.json", "bad-root", str(error)))
         return 32
