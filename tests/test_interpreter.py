@@ -19,7 +19,17 @@ MODULES = ("masking", "patch_rows", "masked_loss", "decoder_tokens", "assemble",
 @pytest.mark.parametrize("module", MODULES)
 def test_kernels_pass_in_the_interpreter(module: str) -> None:
     pytest.importorskip("triton")
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-p", "no:xdist"]
+    command = [
+        sys.executable,
+        "-P",
+        "-m",
+        "pytest",
+        "-q",
+        "-p",
+        "no:cacheprovider",
+        "-p",
+        "no:xdist",
+    ]
     run = subprocess.run(
         [*command, "-m", "not gpu", "-k", "triton-cpu", str(HERE / f"test_{module}.py")],
         env=os.environ | {"TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"},

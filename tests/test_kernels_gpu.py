@@ -42,8 +42,10 @@ def compare_loss(prediction, volume, ids, patch, tolerance, **options):
     truth = masked_voxel_loss(wide, volume, ids, patch, **options, backend="reference")
     truth.backward()
     torch.testing.assert_close(loss.double(), truth, rtol=1e-6, atol=0)
-    worst = (leaf.grad.double() - wide.grad).abs().max() / wide.grad.abs().max()
-    assert worst <= tolerance
+    error = (leaf.grad.double() - wide.grad).abs() / wide.grad.abs().max()
+    # L1 jumps at 0: a difference that rounds to 0 or across it may have the other sign.
+    jumps = 1e-5 if options.get("kind", "l1") == "l1" else 0.0
+    assert (error > tolerance).double().mean() <= jumps
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -128,7 +130,7 @@ def test_crops_have_the_references_bits(dtype, unit):
         moved = {key: value.cuda() for key, value in per_sample.items()}
         crops = assemble_crops(chunks.cuda(), table.cuda(), start.cuda(), **options, **moved)
         truth = assemble_crops(chunks, table, start, **options, **per_sample)
-        assert torch.equal(crops.cpu(), truth)
+        torch.testing.assert_close(crops.cpu(), truth, rtol=0, atol=0, equal_nan=True)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
