@@ -34,13 +34,18 @@ def axis_spans(extent: int, chunk: int, start: int, size: int) -> tuple[Span, ..
 
 @dataclass(frozen=True)
 class BoxPlan:
-    """Chunks of one box: ids within the array, and per chunk the slices to copy from and to."""
+    """Chunks of one box: ids within the array, and per chunk the slices to copy from and to.
+
+    `boxes` (n, 9) int32 says the same as the slices: first voxel in the chunk, size, and first
+    voxel in the target, each z, y, x.
+    """
 
     chunks: tuple[int, ...]
     sources: tuple[tuple[slice, slice, slice], ...]
     targets: tuple[tuple[slice, slice, slice], ...]
     covers: bool
     ids: np.ndarray
+    boxes: np.ndarray
 
 
 @lru_cache(maxsize=16384)
@@ -63,5 +68,19 @@ def plan_box(shape: Triple, chunk: Triple, start: Triple, size: Triple) -> BoxPl
                 sources.append((z.source, y.source, x.source))
                 targets.append((z.target, y.target, x.target))
     inside = all(a >= 0 and a + s <= n for n, a, s in zip(shape, start, size, strict=True))
-    ids = np.array(chunks, np.int64)
-    return BoxPlan(tuple(chunks), tuple(sources), tuple(targets), inside, ids)
+    boxes = [
+        [
+            *(a.start for a in source),
+            *(a.stop - a.start for a in source),
+            *(b.start for b in target),
+        ]
+        for source, target in zip(sources, targets, strict=True)
+    ]
+    return BoxPlan(
+        tuple(chunks),
+        tuple(sources),
+        tuple(targets),
+        inside,
+        np.array(chunks, np.int64),
+        np.array(boxes, np.int32).reshape(-1, 9),
+    )

@@ -10,7 +10,6 @@ import numpy as np
 from mim3d.dataio.augment import ViewDraws, draw_flips, draw_view
 from mim3d.dataio.crop_job import CropJob
 from mim3d.dataio.errors import ChunkError
-from mim3d.dataio.normalisation import Intensities
 from mim3d.dataio.sampler import Sampler, Samples
 from mim3d.dataio.shard_reader import ShardReader
 
@@ -136,36 +135,19 @@ class CropSource:
         volume = int(samples.volume[at])
         z, y, x = samples.start[at].tolist()
         mirrored = (False, False, False) if job.augmentation.per_view else tuple(flip.tolist())
-        values = job.intensities
-        image = batch.image[i]
+        gain, bias = 1.0, 0.0
+        if not job.augmentation.per_view:
+            gain, bias = float(batch.views[0].gain[i]), float(batch.views[0].bias[i])
         self.reader.read_box(
             int(job.image_rows[volume]),
             (z, y, x),
             job.crop_size,
-            image,
-            fill=float(values.fill[volume]),
+            batch.image[i],
+            fill=float(job.intensities.fill[volume]),
             flip=mirrored,
+            affine=job.intensities.affine(volume, gain, bias),
         )
-        gain, bias = (1.0, 0.0)
-        if not job.augmentation.per_view:
-            gain, bias = float(batch.views[0].gain[i]), float(batch.views[0].bias[i])
-        normalise(image, values, volume, gain, bias)
         if batch.label is not None and job.label_rows is not None:
             label = batch.label[i][None]
             row = int(job.label_rows[volume])
             self.reader.read_box(row, (z, y, x), job.crop_size, label, flip=mirrored)
-
-
-def normalise(
-    image: np.ndarray, values: Intensities, volume: int, gain: float = 1.0, bias: float = 0.0
-) -> None:
-    """Turn stored values of `volume` into normalised ones in place, then apply gain and bias."""
-    low, high = values.low[volume], values.high[volume]
-    if np.isfinite(low) or np.isfinite(high):
-        np.clip(image, low, high, out=image)
-    scale = np.float32(values.scale[volume] * gain)
-    shift = np.float32(values.shift[volume] * gain + bias)
-    if scale != 1:
-        image *= scale
-    if shift != 0:
-        image += shift

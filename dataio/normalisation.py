@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from mim3d.dataio.chunk_decode import Affine
 from mim3d.dataio.errors import Mim3dError
 
 MODES = ("none", "zscore", "clip-zscore", "percentile", "window:LOW:HIGH")
@@ -27,6 +28,15 @@ class Intensities:
     scale: np.ndarray
     shift: np.ndarray
     fill: np.ndarray
+
+    def affine(self, volume: int, gain: float = 1.0, bias: float = 0.0) -> Affine:
+        """What turns stored voxels of entry `volume` into `gain * normalised + bias`."""
+        return Affine(
+            float(self.low[volume]),
+            float(self.high[volume]),
+            float(np.float32(self.scale[volume] * gain)),
+            float(np.float32(self.shift[volume] * gain + bias)),
+        )
 
 
 def parse_mode(mode: str) -> tuple[str, float, float]:

@@ -13,7 +13,14 @@ from typing import Protocol
 import numpy as np
 
 from mim3d.dataio.chunk_boxes import BoxPlan, Triple, plan_box
-from mim3d.dataio.chunk_decode import decode_chunk
+from mim3d.dataio.chunk_decode import (
+    IDENTITY,
+    Affine,
+    checked_frame,
+    decode_frame,
+    fill_crop,
+    fits_compiled,
+)
 from mim3d.dataio.chunk_table import ChunkTable
 from mim3d.dataio.errors import ChunkError, CorpusError
 from mim3d.dataio.shard_files import LocalShards
@@ -83,25 +90,29 @@ class ShardReader:
         *,
         fill: float = 0,
         flip: tuple[bool, bool, bool] = NO_FLIP,
+        affine: Affine | None = None,
     ) -> np.ndarray:
         """Read `(c, z, y, x)` voxels of the box of `size` at `start` from array `row`.
 
         The box may overhang the volume; voxels outside get `fill`. `out` may be of another dtype
         (values are cast as numpy does) and any strides; without it the array's own dtype is
-        used. `flip` mirrors the result along z, y, x. Raises ChunkError for a damaged chunk.
+        used. `flip` mirrors the result along z, y, x; `affine` (float32 `out` only) applies to
+        voxels and `fill` alike. Raises ChunkError for a damaged chunk.
         """
         array = self.array(row)
         if out is None:
-            out = np.empty((array.channels, *size), array.dtype)
+            out = np.empty((array.channels, *size), array.dtype if affine is None else np.float32)
         elif out.shape != (array.channels, *size):
             raise ValueError(f"out has shape {out.shape}, the box {(array.channels, *size)}")
+        if affine is not None and out.dtype != np.float32:
+            raise ValueError(f"out has dtype {out.dtype}; with an affine it must be float32")
         z, y, x = (slice(None, None, -1 if mirrored else 1) for mirrored in flip)
         target = out[:, z, y, x] if any(flip) else out
         plan = plan_box(array.shape, array.chunk, start, size)
         if not plan.covers:
-            out[...] = fill
+            out[...] = _through(affine, fill)
         for channel in range(array.channels):
-            self._read_channel(array, channel, plan, target[channel])
+            self._read_channel(array, channel, plan, target[channel], affine)
         return out
 
     def close(self) -> None:
@@ -109,7 +120,12 @@ class ShardReader:
         self.shards.close()
 
     def _read_channel(
-        self, array: StoredArray, channel: int, plan: BoxPlan, target: np.ndarray
+        self,
+        array: StoredArray,
+        channel: int,
+        plan: BoxPlan,
+        target: np.ndarray,
+        affine: Affine | None,
     ) -> None:
         if not plan.chunks:
             return
@@ -121,20 +137,51 @@ class ShardReader:
         if len(stored) < len(sizes):
             for i, nbytes in enumerate(sizes):
                 if not nbytes:
-                    target[plan.targets[i]] = 0
+                    target[plan.targets[i]] = _through(affine, 0.0)
             offsets, sizes = [offsets[i] for i in stored], [sizes[i] for i in stored]
         views = self.shards.read(array.path, array.nbytes, offsets, sizes) if stored else []
         read = time.perf_counter()
-        scratch = self._scratch(array)
-        for i, view in zip(stored, views, strict=True):
-            try:
-                decode_chunk(view, scratch)
-            except ValueError as error:
-                raise self._chunk_error(array, channel, plan.chunks[i], error) from error
-            target[plan.targets[i]] = scratch[plan.sources[i]]
+        self._decode(array, channel, plan, stored, views, target, affine)
         self.read_s += read - began
         self.decode_s += time.perf_counter() - read
         self.bytes_read += sum(sizes)
+
+    def _decode(
+        self,
+        array: StoredArray,
+        channel: int,
+        plan: BoxPlan,
+        members: list[int],
+        views: list[np.ndarray],
+        target: np.ndarray,
+        affine: Affine | None,
+    ) -> None:
+        """Write chunks `members` of the plan, whose stored bytes are `views`, into the target."""
+        frames: list[np.ndarray] = []
+        done = 0
+        try:
+            frames.extend(map(checked_frame, views))
+        except ValueError as error:
+            damaged = plan.chunks[members[len(frames)]]
+            raise self._chunk_error(array, channel, damaged, error) from error
+        if affine is None and target.dtype == np.float32 != array.dtype:
+            affine = IDENTITY
+        try:
+            if fits_compiled(array.dtype, target, affine):
+                boxes = plan.boxes if len(members) == len(plan.chunks) else plan.boxes[members]
+                done, valid = fill_crop(frames, boxes, target, array.chunk, array.dtype, affine)
+                if not valid:
+                    raise ValueError("its lz4 frame is not valid")
+            scratch = self._scratch(array)
+            while done < len(frames):
+                decode_frame(frames[done], scratch)
+                voxels = scratch[plan.sources[members[done]]]
+                if affine is not None:
+                    voxels = affine.apply(voxels.astype(np.float32))
+                target[plan.targets[members[done]]] = voxels
+                done += 1
+        except ValueError as error:
+            raise self._chunk_error(array, channel, plan.chunks[members[done]], error) from error
 
     def _scratch(self, array: StoredArray) -> np.ndarray:
         """One decoded chunk, per thread and per kind of array."""
@@ -155,6 +202,13 @@ class ShardReader:
             f"volume {volume}, shard {array.path}, chunk (c {channel}, z {z}, y {y}, x {x}): "
             f"{error}; run `mim3d verify`, then convert the volume again"
         )
+
+
+def _through(affine: Affine | None, value: float) -> float:
+    """One stored value as it comes out."""
+    if affine is None:
+        return value
+    return float(affine.apply(np.array([value], np.float32))[0])
 
 
 def _stored_array(table: ChunkTable, row: int) -> StoredArray:

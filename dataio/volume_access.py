@@ -6,7 +6,6 @@ import numpy as np
 
 from mim3d.dataio.chunk_table import ChunkTable
 from mim3d.dataio.crop_job import label_arrays
-from mim3d.dataio.crop_source import normalise
 from mim3d.dataio.errors import CorpusError
 from mim3d.dataio.normalisation import intensities
 from mim3d.dataio.shard_reader import ShardReader
@@ -31,14 +30,11 @@ def read_volume(
     record = table.volumes[volume]
     row = int(record["image"])
     z, y, x = (int(size) for size in record["shape"])
-    array = reader.array(row)
-    image = np.empty((array.channels, z, y, x), np.float32)
-    reader.read_box(row, (0, 0, 0), (z, y, x), image)
     one = slice(volume, volume + 1)
     values = intensities(
         normalise_as, np.asarray(table.volumes[one]), np.asarray(table.arrays[row : row + 1])
     )
-    normalise(image, values, 0)
+    image = reader.read_box(row, (0, 0, 0), (z, y, x), affine=values.affine(0))
     spacing = tuple(float(size) for size in record["spacing_mm"])
     return WholeVolume(
         id=table.volume_id(volume),

@@ -4,7 +4,6 @@ import numpy as np
 import pytest
 
 from mim3d.dataio.chunk_table import ARRAY_DTYPE, VOLUME_DTYPE
-from mim3d.dataio.crop_source import normalise
 from mim3d.dataio.errors import Mim3dError
 from mim3d.dataio.normalisation import intensities
 
@@ -25,8 +24,7 @@ def rows(slope=1.0, intercept=0.0, **changed):
 
 def apply(mode, real, slope=1.0, intercept=0.0, **changed):
     stored = ((np.asarray(real, np.float64) - intercept) / slope).astype(np.float32)
-    normalise(stored, intensities(mode, *rows(slope, intercept, **changed)), 0)
-    return stored
+    return intensities(mode, *rows(slope, intercept, **changed)).affine(0).apply(stored)
 
 
 @pytest.mark.parametrize(("slope", "intercept"), [(1, 0), (0.5, -1024), (-2, 7)])

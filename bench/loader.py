@@ -1,0 +1,236 @@
+"""`mim3d bench loader`: crops per second of CPU and of wall clock, beside what people use."""
+
+import os
+import shutil
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+import tyro
+
+from mim3d.bench import loader_peers as peers
+from mim3d.bench.corpora import anatomy_like, corpus_of
+from mim3d.dataio.chunk_boxes import Triple
+from mim3d.dataio.corpus import Corpus
+from mim3d.dataio.counter_random import uniform
+from mim3d.dataio.loader import Loader, LoaderConfig
+from mim3d.dataio.shard_reader import ShardReader
+from mim3d.engine.outcome import Outcome
+
+CROP: Triple = (96, 96, 96)
+
+
+@dataclass(frozen=True)
+class LoaderBench:
+    """Compare reading of random 96^3 crops, page cache warm and cold.
+
+    One thread each; a rate is the best of `rounds` interleaved rounds, per second of CPU time
+    (all threads of the process) and of wall clock. Ratios are to mim3d's reader at snap 16.
+    """
+
+    peers: bool = False
+    """Also time blosc2, tensorstore, zarr-python, a memory map and MONAI's CacheDataset."""
+    volumes: int = 6
+    """Generated int16 volumes of 192 x 256 x 256 voxels (18 % of them air)."""
+    crops: int = 96
+    """Crops per round."""
+    rounds: int = 3
+    """Interleaved rounds; the best of each counts."""
+    data: Path | None = None
+    """Folder of .npy volumes (z, y, x), each side at least 96, instead of generated ones."""
+    work: Path | None = None
+    """Where to put the stores (a temporary folder otherwise, deleted afterwards)."""
+
+
+@dataclass(frozen=True)
+class Rate:
+    """Crops per second of CPU time and of wall clock; `cold` per wall second with no page cache."""
+
+    per_cpu_s: float
+    per_wall_s: float
+    cold_per_wall_s: float | None = None
+
+
+Crops = Sequence[tuple[int, Triple]]
+Round = Callable[[Crops], None]
+
+
+def main(words: list[str]) -> Outcome:
+    """Run the bench and print its table."""
+    options = tyro.cli(
+        LoaderBench, args=words, prog="mim3d bench loader", description=LoaderBench.__doc__
+    )
+    torch.set_num_threads(1)
+    folder = Path(tempfile.mkdtemp(prefix="mim3d-bench-", dir=options.work))
+    try:
+        rates = measure(options, folder)
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+    print(table(rates))
+    return Outcome(figures_of(rates))
+
+
+def measure(options: LoaderBench, folder: Path) -> dict[str, Rate]:
+    """Rates of every contestant, measured in interleaved rounds."""
+    volumes = _volumes(options)
+    root = corpus_of(folder / "corpus.zarr", volumes)
+    shapes = [voxels.shape for voxels in volumes]
+    contestants = _readers(root, shapes, options.crops)
+    if options.peers:
+        contestants |= _peers(folder, root, volumes, options.crops)
+    files = [file for file in folder.rglob("*") if file.is_file() and file.suffix != ".nii"]
+    del volumes
+    best: dict[str, Rate] = {}
+    for number in range(options.rounds):
+        for name, (snap, run) in contestants.items():
+            crops = random_crops(shapes, options.crops, snap, number)
+            run(crops[:8])
+            rate = _timed(run, crops)
+            known = best.get(name, rate)
+            best[name] = Rate(
+                max(rate.per_cpu_s, known.per_cpu_s), max(rate.per_wall_s, known.per_wall_s)
+            )
+    for name, (snap, run) in contestants.items():
+        evict(files)
+        cold = _timed(run, random_crops(shapes, options.crops, snap, options.rounds))
+        best[name] = Rate(best[name].per_cpu_s, best[name].per_wall_s, cold.per_wall_s)
+    return best
+
+
+def random_crops(shapes: Sequence[tuple[int, ...]], n: int, snap: int, seed: int) -> Crops:
+    """`n` random crops with starts at multiples of `snap`; the same for every contestant."""
+    u = uniform(seed, np.arange(4)[:, None], np.arange(n))
+    crops = []
+    for i in range(n):
+        volume = int(u[0, i] * len(shapes))
+        z, y, x = (
+            int(u[axis + 1, i] * ((shapes[volume][axis] - CROP[axis]) // snap + 1)) * snap
+            for axis in range(3)
+        )
+        crops.append((volume, (z, y, x)))
+    return crops
+
+
+def evict(files: Sequence[Path]) -> None:
+    """Ask the system to drop the files from its page cache, as far as it listens."""
+    for file in files:
+        fd = os.open(file, os.O_RDONLY)
+        os.fsync(fd)
+        os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)
+        os.close(fd)
+
+
+def table(rates: dict[str, Rate]) -> str:
+    """The rates as text, with ratios to the reader at snap 16."""
+    base = rates["mim3d reader, snap 16"]
+    width = max(map(len, rates))
+    head = f"{'':<{width}}  crops/CPU s  mim3d is  crops/s  cold crops/s"
+    rows = [
+        f"{name:<{width}}  {rate.per_cpu_s:11.0f}  {base.per_cpu_s / rate.per_cpu_s:7.2f}x"
+        f"  {rate.per_wall_s:7.0f}  {rate.cold_per_wall_s or 0:12.0f}"
+        for name, rate in rates.items()
+    ]
+    return "\n".join([head, *rows])
+
+
+def figures_of(rates: dict[str, Rate]) -> dict[str, object]:
+    """Rates and ratios for --json."""
+    base = rates["mim3d reader, snap 16"].per_cpu_s
+    return {
+        "crop": list(CROP),
+        "torch": torch.__version__,
+        "cpus": len(os.sched_getaffinity(0)),
+        "rates": {name: vars(rate) for name, rate in rates.items()},
+        "reader_over": {name: base / rate.per_cpu_s for name, rate in rates.items()},
+    }
+
+
+def _volumes(options: LoaderBench) -> list[np.ndarray]:
+    if options.data is None:
+        return [anatomy_like((192, 256, 256), seed) for seed in range(options.volumes)]
+    files = sorted(options.data.glob("*.npy"))
+    volumes = [np.load(file) for file in files]
+    large = [v for v in volumes if v.ndim == 3 and min(v.shape) >= max(CROP)]
+    if not large:
+        raise ValueError(f"{options.data}: no .npy volume of at least {CROP} among {len(files)}")
+    return large
+
+
+def _readers(
+    root: Path, shapes: Sequence[tuple[int, ...]], n_crops: int
+) -> dict[str, tuple[int, Round]]:
+    """mim3d's bare reader at three snaps, and the loader with its DALI graph."""
+    table = Corpus.open(root).table
+    reader = ShardReader(table, root)
+
+    def bare(volume: int, start: Triple, out: np.ndarray) -> None:
+        reader.read_box(int(table.volumes["image"][volume]), start, CROP, out[None])
+
+    contestants = {
+        f"mim3d reader, snap {snap}": (snap, _round(bare, n_crops)) for snap in (16, 1, 32)
+    }
+    contestants["mim3d reader, bf16"] = (16, _round(bare, n_crops, torch.bfloat16))
+    for name, changed in (
+        ("mim3d loader (DALI graph)", {}),
+        ("mim3d loader, normalised + flips", {"normalise": "zscore", "augment": "mim"}),
+        ("mim3d loader, cache=host", {"cache": "host"}),
+        ("mim3d loader, bf16", {"dtype": "bfloat16"}),
+    ):
+        options = {"crop_size": CROP, "micro_batch": 8, "normalise": "none", **changed}
+        contestants[name] = (16, _loading(Loader(root, LoaderConfig(**options))))
+    return contestants
+
+
+def _peers(
+    folder: Path, root: Path, volumes: Sequence[np.ndarray], n_crops: int
+) -> dict[str, tuple[int, Round]]:
+    arrays = [root / f"v{i:04d}" / "0" for i in range(len(volumes))]
+    made: dict[str, Callable[[], peers.ReadCrop]] = {
+        "npy memmap": lambda: peers.memmap(_made(folder, "npy"), volumes),
+        "blosc2 zstd-8 (nnU-Net, nnssl)": lambda: peers.blosc2_zstd(_made(folder, "z8"), volumes),
+        "blosc2 lz4": lambda: peers.blosc2_lz4(_made(folder, "lz4"), volumes),
+        "tensorstore, same corpus": lambda: peers.tensorstore_of(arrays),
+        "zarr-python, same corpus": lambda: peers.zarr_python(arrays),
+        "MONAI CacheDataset": lambda: peers.monai_cache(_made(folder, "monai"), volumes),
+    }
+    return {name: (16, _round(make(), n_crops)) for name, make in made.items()}
+
+
+def _made(folder: Path, name: str) -> Path:
+    (folder / name).mkdir()
+    return folder / name
+
+
+def _round(read: peers.ReadCrop, n_crops: int, dtype: torch.dtype = torch.float32) -> Round:
+    """Read crops one after the other into a reused batch, cast where asked for."""
+    batch = np.empty((min(n_crops, 8), *CROP), np.float32)
+
+    def run(crops: Crops) -> None:
+        for i, (volume, start) in enumerate(crops):
+            out = batch[i % len(batch)]
+            read(volume, start, out)
+            if dtype != torch.float32:
+                torch.from_numpy(out).to(dtype)
+
+    return run
+
+
+def _loading(loader: Loader) -> Round:
+    """Take as many batches as the crops need; the loader draws its own starts, snapped to 16."""
+
+    def run(crops: Crops) -> None:
+        for _ in range(len(crops) // loader.config.micro_batch):
+            next(loader)
+
+    return run
+
+
+def _timed(run: Round, crops: Crops) -> Rate:
+    wall, cpu = time.perf_counter(), time.process_time()
+    run(crops)
+    cpu, wall = time.process_time() - cpu, time.perf_counter() - wall
+    return Rate(len(crops) / cpu, len(crops) / wall)
