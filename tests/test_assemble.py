@@ -1,5 +1,7 @@
 """Crops from byte-shuffled chunks, against numpy slicing of the volume they were cut from."""
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -75,7 +77,7 @@ def test_every_option_at_once_gives_the_references_bits(where):
     table[0, 0, 1, 1, 1] = -1
     pitched = torch.zeros(len(chunks), chunks.shape[1] + 13, dtype=torch.uint8)
     pitched[:, : chunks.shape[1]] = chunks
-    per_sample = {
+    per_sample: dict[str, Any] = {
         "box": torch.tensor([[[0, 0, 3], [9, 12, 18]], [[1, 1, 1], [9, 9, 9]]]),
         "pad": torch.tensor([-3.5, 7.0]),
         "clip": torch.tensor([[-30.0, 40.0], [-10.0, 90.0]]),
@@ -84,7 +86,11 @@ def test_every_option_at_once_gives_the_references_bits(where):
         "flip": torch.tensor([[True, False, True], [False, True, False]]),
     }
     start = torch.tensor([[-2, 1, 1], [3, 0, 15]])
-    shape = {"crop_size": (9, 10, 11), "chunk_size": (5, 6, 7), "dtype": torch.int16}
+    shape: dict[str, Any] = {
+        "crop_size": (9, 10, 11),
+        "chunk_size": (5, 6, 7),
+        "dtype": torch.int16,
+    }
     crops = assemble_crops(
         pitched.to(device)[:, : chunks.shape[1]], table.to(device), start.to(device), **shape,
         **{k: t.to(device) for k, t in per_sample.items()}, block_bytes=128, backend=backend,
@@ -162,7 +168,7 @@ def test_blosc_itself_lays_planes_so():
     ],
 )
 def test_wrong_arguments_are_named(change, message):
-    arguments = {
+    arguments: dict[str, Any] = {
         "chunks": torch.zeros(1, 16, dtype=torch.uint8),
         "table": torch.zeros(1, 1, 1, 1, 1, dtype=torch.int64),
         "start": torch.zeros(1, 3, dtype=torch.int64),

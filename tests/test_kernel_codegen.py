@@ -6,6 +6,7 @@ the layout allows it, all voxels moved 16 bytes at a time.
 
 import os
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -72,10 +73,12 @@ def rows(
 def crops(stored=I16, out=F32, unit=16, size=(96, 96, 96), **options) -> list[Launch]:
     chunks = torch.empty(8, 32**3 * stored.itemsize, dtype=U8)
     table = torch.zeros(2, 1, 4, 4, 4, dtype=torch.int64)
-    names = ("box", "pad", "clip", "scale", "shift", "flip")
+    box, pad, clip, scale, shift, flip = (
+        options.get(name) for name in ("box", "pad", "clip", "scale", "shift", "flip")
+    )
     with recorded(assemble_kernel, "assemble_kernel") as launches:
         assemble_kernel.launch_assemble(
-            chunks, table, START, *(options.get(name) for name in names),
+            chunks, table, START, box, pad, clip, scale, shift, flip,
             size, (32, 32, 32), stored, True, 65536, unit, out,
         )  # fmt: skip
     return launches
@@ -111,8 +114,8 @@ def scaling(dtype=BF16) -> list[Launch]:
     return launches
 
 
-ALL = {"scale": SCALE, "flip": FLIP, "start": START}
-EVERY_OPTION = {
+ALL: dict[str, Any] = {"scale": SCALE, "flip": FLIP, "start": START}
+EVERY_OPTION: dict[str, Any] = {
     "box": torch.zeros(2, 2, 3, dtype=torch.int64), "pad": SCALE, "clip": torch.ones(2, 2),
     "scale": SCALE, "shift": SCALE, "flip": FLIP,
 }  # fmt: skip

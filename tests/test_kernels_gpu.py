@@ -1,5 +1,7 @@
 """On a GPU: real sizes against float64, CUDA graphs, no host syncs, compiled by inductor."""
 
+from typing import Any
+
 import pytest
 import torch
 
@@ -58,7 +60,7 @@ def test_loss_at_real_sizes(size, kind):
     dense = torch.randn(b, channels, *crop, device="cuda")
     for prediction in (tokens, dense):
         for normalise in (False, True):
-            options = {"kind": kind, "normalise_target": normalise}
+            options: dict[str, Any] = {"kind": kind, "normalise_target": normalise}
             compare_loss(prediction, volume, masks.masked_ids, patch, 5e-6, **options)
             half = prediction.bfloat16()
             compare_loss(half, volume, masks.masked_ids, patch, 2**-8, **options)
@@ -69,7 +71,7 @@ def test_loss_of_every_volume_dtype_with_every_option(dtype):
     crop, patch = (96, 64, 80), (16, 16, 16)
     volume, masks = batch(2, 1, crop, patch, dtype)
     larger = torch.nn.functional.pad(volume, (5, 6, 7, 8, 9, 10))
-    options = {
+    options: dict[str, Any] = {
         "start": torch.tensor([[9, 7, 5], [12, 0, 3]], device="cuda"),
         "flip": torch.tensor([[True, False, True], [False, True, False]], device="cuda"),
         "scale": torch.tensor([0.02, 0.01], device="cuda"),
@@ -93,7 +95,12 @@ def test_rows_have_the_references_bits(size, dtype):
     for out in (torch.float32, torch.bfloat16, torch.float16):
         for flips in (None, flip):
             arguments = (volume, masks.visible_ids, patch)
-            options = {"scale": scale, "shift": shift, "flip": flips, "out_dtype": out}
+            options: dict[str, Any] = {
+                "scale": scale,
+                "shift": shift,
+                "flip": flips,
+                "out_dtype": out,
+            }
             rows = gather_patch_rows(*arguments, **options)
             assert torch.equal(rows, gather_patch_rows(*arguments, **options, backend="reference"))
 
@@ -103,7 +110,7 @@ def test_rows_have_the_references_bits(size, dtype):
 def test_masks_have_the_references_bits(kind, grid):
     n = grid[0] * grid[1] * grid[2]
     sample = torch.arange(16, device="cuda") * 2**33 + 5
-    options = {"kind": kind, "grid": grid, "unit": 2}
+    options: dict[str, Any] = {"kind": kind, "grid": grid, "unit": 2}
     masks = patch_masks(2**40 + 9, sample, n, n // 4, **options)
     truth = patch_masks(2**40 + 9, sample.cpu(), n, n // 4, **options)
     assert torch.equal(masks.visible_ids.cpu(), truth.visible_ids)
@@ -117,13 +124,13 @@ def test_crops_have_the_references_bits(dtype, unit):
     generator = torch.Generator().manual_seed(0)
     voxels = (torch.randn(2 * 64, 32**3, generator=generator) * 40 + 100).clamp(0, 255).to(dtype)
     chunks, table = voxels.view(torch.uint8), torch.randperm(128).view(2, 1, 4, 4, 4)
-    per_sample = {
+    per_sample: dict[str, Any] = {
         "clip": torch.tensor([[5.0, 200.0], [0.0, 180.0]]),
         "scale": torch.tensor([0.37, 1.7]), "shift": torch.tensor([-0.1, 0.3]),
     }  # fmt: skip
     start = torch.tensor([[1, 0, 1], [0, 2, 2]]) * (16 // unit)
     for out in (torch.float32, torch.bfloat16):
-        options = {
+        options: dict[str, Any] = {
             "crop_size": (96, 96, 96), "chunk_size": (32, 32, 32), "dtype": dtype,
             "start_unit": unit, "out_dtype": out,
         }  # fmt: skip
@@ -139,8 +146,10 @@ def test_decoder_tokens_at_real_size(dtype):
     shapes = ((32, 54, 512), (512,), (216, 512))
     leaves = [torch.randn(s, device="cuda", dtype=dtype).requires_grad_() for s in shapes]
     wide = [leaf.detach().double().requires_grad_() for leaf in leaves]
-    ids = masks.visible_ids, masks.masked_ids
-    tokens, truth = decoder_tokens(*leaves, *ids), decoder_tokens(*wide, *ids)
+    tokens, truth = (
+        decoder_tokens(visible, mask_token, positions, masks.visible_ids, masks.masked_ids)
+        for visible, mask_token, positions in (leaves, wide)
+    )
     relative = 2**-8 if dtype == torch.bfloat16 else 1e-6
     torch.testing.assert_close(tokens.double(), truth, rtol=relative, atol=1e-6)
     gradient = torch.randn_like(tokens)
