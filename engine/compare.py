@@ -17,6 +17,7 @@ from typing import Any
 from mim3d.dataio.corpus import Corpus
 from mim3d.dataio.progress import progress
 from mim3d.engine import environment
+from mim3d.engine.classification import read_targets
 from mim3d.engine.compare_config import CompareConfig, plain
 from mim3d.engine.curves import Curve, area_under
 from mim3d.engine.errors import ConfigError, TrainingError
@@ -38,7 +39,7 @@ from mim3d.engine.study_plan import (
     tuning_cells,
 )
 from mim3d.engine.study_pretext import external_row, pretraining_row
-from mim3d.engine.study_results import CASES, PRETRAINING, RESULTS, STUDY
+from mim3d.engine.study_results import CASES, PRETRAINING, RESULTS, SCRATCH, STUDY
 
 
 @dataclass(frozen=True)
@@ -54,14 +55,17 @@ def run_compare(config: CompareConfig, out: str | Path) -> CompareResult:
     """Run what is missing of the study in `out`, then write results and report."""
     out, began = Path(out), time.monotonic()
     corpus = open_corpus(config)
-    splits = make_splits(corpus.records, config.data.label, config.data.split)
+    targets = read_targets(Path(config.data.targets)) if "classify" in config.heads else None
+    splits = make_splits(corpus.records, config.data.label, config.data.split, targets)
     out.mkdir(parents=True, exist_ok=True)
     workers = config.workers or default_workers(config.device)
-    failed = run_tasks(pretrain_tasks(config, splits, out), workers, "pretraining")
     tuning = tuning_cells(config)
+    # Cells that wait for no pretraining and no tuning fill the cores beside the pretrainings.
+    free = [] if tuning else [c for c in scored_cells(config, {}) if waits_for_nothing(config, c)]
+    first = [*pretrain_tasks(config, splits, out), *cell_tasks(config, free, splits, out)]
+    failed = run_tasks(first, workers, "pretraining")
     failed |= run_tasks(cell_tasks(config, tuning, splits, out), workers, "tuning")
-    rates = choose_rates(tuning, out)
-    cells = scored_cells(config, rates)
+    cells = scored_cells(config, choose_rates(tuning, out))
     failed |= run_tasks(cell_tasks(config, cells, splits, out), workers, "fine-tuning")
     gather(config, corpus, splits, [*tuning, *cells], failed, out)
     report = build_report(out)
@@ -75,6 +79,11 @@ def open_corpus(config: CompareConfig) -> Corpus:
     if not config.data.corpus:
         raise ConfigError("no corpus: set --data.corpus to a folder that `mim3d convert` wrote")
     return Corpus.open(config.data.corpus)
+
+
+def waits_for_nothing(config: CompareConfig, cell: Cell) -> bool:
+    """Whether a cell can run before any pretraining is done."""
+    return cell.arm == SCRATCH or bool(given_path(config, cell.arm))
 
 
 def pretrain_tasks(config: CompareConfig, splits: Splits, out: Path) -> list[Task]:
@@ -202,7 +211,7 @@ def about_study(
         "version": version("mim3d"),
         "date": datetime.now(UTC).strftime("%Y-%m-%d"),
         "synthetic": config.synthetic,
-        "metric": "accuracy" if config.heads == ("classify",) else "Dice",
+        "metric": "balanced accuracy" if config.heads == ("classify",) else "Dice",
         "arms": arm_names(config),
         "batch": config.finetune.batch,
         "crop_size": config.vit.crop_size,

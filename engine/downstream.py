@@ -67,7 +67,7 @@ def seeded(seed: int, purpose: str) -> Iterator[None]:
         yield
 
 
-def step_flops(config: FinetuneConfig, net: SegmentationNet | nn.Module) -> float:
+def step_flops(config: FinetuneConfig, net: nn.Module) -> float:
     """FLOPs of one training step: the encoder by formula, the head counted by torch.
 
     torch counts no attention on a CPU, hence the formula; a training step is three forwards.
@@ -75,11 +75,14 @@ def step_flops(config: FinetuneConfig, net: SegmentationNet | nn.Module) -> floa
     from torch.utils.flop_counter import FlopCounterMode
 
     encoder, vit = encoder_flops(config.vit), config.vit
-    head = net.decoder if isinstance(net, SegmentationNet) else net
-    weight = next(head.parameters())
-    tokens = torch.zeros(1, vit.n_patches, vit.width, device=weight.device)
-    volume = torch.zeros(1, vit.channels, *vit.crop_size, device=weight.device)
+    head = net.get_submodule("decoder")
+    device = next(head.parameters()).device
+    tokens = torch.zeros(1, vit.n_patches, vit.width, device=device)
+    volume = torch.zeros(1, vit.channels, *vit.crop_size, device=device)
     with FlopCounterMode(display=False) as counter, torch.no_grad():
-        head(volume, [tokens] * vit.depth, tokens)
+        if isinstance(net, SegmentationNet):
+            head(volume, [tokens] * vit.depth, tokens)
+        else:
+            head(tokens.mean(1))
     per_crop = encoder.forward if config.freeze else encoder.training
     return config.batch * (per_crop + 3.0 * counter.get_total_flops())

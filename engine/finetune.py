@@ -17,6 +17,7 @@ import torch
 
 from mim3d.dataio.corpus import Corpus
 from mim3d.dataio.loader import Loader, LoaderConfig
+from mim3d.engine.classification import ClassificationTask, read_targets
 from mim3d.engine.downstream import step_flops
 from mim3d.engine.errors import CheckpointError, ConfigError, TrainingError
 from mim3d.engine.finetune_config import FinetuneConfig, identity
@@ -24,6 +25,7 @@ from mim3d.engine.json_file import read_json, write_json
 from mim3d.engine.schedule import learning_rate
 from mim3d.engine.segmentation import SegmentationTask
 from mim3d.engine.splits import Splits, labelled_subset, make_splits
+from mim3d.engine.task import Task
 
 CONFIG, STATE, RESULT, PICTURES = "config.json", "state.pt", "result.json", "pictures.npz"
 MODEL, SPLITS = "model.pt", ("train", "validation", "test")
@@ -61,7 +63,7 @@ def run_finetune(
         session.loader.close()
     write_json(out / RESULT, asdict(result))
     (out / STATE).unlink(missing_ok=True)
-    return result
+    return FinetuneResult(**read_json(out / RESULT))
 
 
 def claim(config: FinetuneConfig, out: Path) -> None:
@@ -88,7 +90,7 @@ class Session:
         self.device = pick_device(config.device)
         corpus = Corpus.open(config.corpus)
         self.splits = resolve_splits(config, corpus)
-        self.task = SegmentationTask(config, corpus, self.device)
+        self.task: Task = make_task(config, corpus, self.device)
         trained = [p for p in self.task.net.parameters() if p.requires_grad]
         self.optimiser = torch.optim.AdamW(
             trained, lr=config.schedule.lr, weight_decay=config.weight_decay
@@ -202,24 +204,33 @@ class Session:
         self.rows, self.cases = state["rows"], state["cases"]
 
 
+def make_task(config: FinetuneConfig, corpus: Corpus, device: torch.device) -> Task:
+    """Segmentation, or classification for head classify."""
+    if config.head == "classify":
+        return ClassificationTask(config, corpus, device)
+    return SegmentationTask(config, corpus, device)
+
+
 def resolve_splits(config: FinetuneConfig, corpus: Corpus) -> Splits:
     """Named subjects, or those dealt by `config.split`; of the training ones, `config.labels`."""
     if config.train:
         splits = Splits(config.train, config.validation, config.test, (), (), ())
     else:
-        splits = make_splits(corpus.records, config.label, config.split)
+        targets = read_targets(Path(config.targets)) if config.head == "classify" else None
+        splits = make_splits(corpus.records, config.label, config.split, targets)
     return replace(splits, train=labelled_subset(splits.train, config.labels, config.seed))
 
 
 def loader_config(config: FinetuneConfig) -> LoaderConfig:
     """Labelled crops of the encoder's size, any start (few volumes make no case for snapping)."""
+    segments = config.head != "classify"
     return LoaderConfig(
         crop_size=config.vit.crop_size,
         micro_batch=config.batch,
-        label=config.label,
+        label=config.label if segments else None,
         seed=config.seed,
         snap=1,
-        foreground_fraction=config.foreground_fraction,
+        foreground_fraction=config.foreground_fraction if segments else 0.0,
         normalise=config.normalise,
         augment=config.augment,
         cache="host",

@@ -93,7 +93,8 @@ def speedup_table(group: GroupSummary) -> Table:
             if found.low is not None or found.high is not None:
                 interval = "\n" + interval_in_words(found).removeprefix("95 % interval ")
             reached = f"\n{found.complete}/{found.pairs} seeds" if found.pairs else ""
-            cells.append(f"{ratio_in_words(found)}{interval}{reached}")
+            test = "" if found.p_value is None else f", {p_in_words(found.p_value)}"
+            cells.append(f"{ratio_in_words(found)}{interval}{reached}{test}")
         rows.append(
             (
                 f"{arm_name(comparison.first)} over {arm_name(comparison.second)}",
@@ -105,8 +106,9 @@ def speedup_table(group: GroupSummary) -> Table:
     note = (
         "Steps of the second arm over steps of the first, paired by seed, geometric mean; above 1 "
         "the first is faster. Below: the 95 % bootstrap interval where at least 5 seeds support "
-        "one, and in how many seeds both arms reached the target. Area and final: mean paired "
-        "difference, with the p value of a paired t test where seeds suffice."
+        "one, in how many seeds both arms reached the target, and the p of a paired t test on "
+        "the logarithms: bootstrap intervals of few pairs are too narrow, so the words above want "
+        "both. Area and final: mean paired difference, with its paired t test."
     )
     return Table("Speed-up", header, tuple(rows), note)
 

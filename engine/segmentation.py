@@ -28,6 +28,7 @@ from mim3d.engine.dice import (
 from mim3d.engine.downstream import build_segmentation
 from mim3d.engine.errors import ConfigError
 from mim3d.engine.finetune_config import FinetuneConfig
+from mim3d.engine.task import Evaluation
 from mim3d.engine.unetr import SegmentationNet
 
 WINDOWS_AT_ONCE = 4
@@ -43,15 +44,6 @@ class Case:
     image: Tensor
     truth: np.ndarray
     spacing_mm: tuple[float, float, float]
-
-
-@dataclass(frozen=True)
-class Evaluation:
-    """Scores of one evaluation; `score` is the one that makes the curve."""
-
-    score: float
-    fields: dict[str, object]
-    cases: list[CaseScore]
 
 
 class SegmentationTask:

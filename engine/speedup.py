@@ -40,6 +40,21 @@ class PairedRatio:
     high: float | None
     why: str
     per_pair: tuple[float, ...] = ()
+    p_value: float | None = None
+
+    @property
+    def above_one(self) -> bool:
+        """The interval lies above 1, and for exact ratios the t test agrees."""
+        return self.low is not None and self.low > 1 and self._tested
+
+    @property
+    def below_one(self) -> bool:
+        """The interval lies below 1, and for exact ratios the t test agrees."""
+        return self.high is not None and self.high < 1 and self._tested
+
+    @property
+    def _tested(self) -> bool:
+        return self.p_value is None or self.p_value < 1 - LEVEL
 
 
 @dataclass(frozen=True)
@@ -68,7 +83,10 @@ def paired_ratio(first: Sequence[Reach], second: Sequence[Reach]) -> PairedRatio
     ratio = math.exp(float(np.mean(np.log(ratios))))
     low, high, interval_why = _supported_interval(ratios, bound)
     why = " ".join(part for part in (why, interval_why) if part)
-    return PairedRatio(pairs, complete, *reached, bound, ratio, low, high, why, ratios)
+    p_value = None
+    if bound == "exact" and pairs >= MIN_PAIRS:
+        p_value = t_test(np.log(ratios)).p_value
+    return PairedRatio(pairs, complete, *reached, bound, ratio, low, high, why, ratios, p_value)
 
 
 def speedup_at(
@@ -99,6 +117,12 @@ def paired_difference(first: Mapping[int, float], second: Mapping[int, float]) -
     mean = float(differences.mean())
     if pairs < MIN_PAIRS:
         return PairedDifference(pairs, mean, None, None, None, too_few(pairs))
+    return t_test(differences)
+
+
+def t_test(differences: np.ndarray) -> PairedDifference:
+    """Two-sided t test that the mean of paired differences is 0, with its 95 % interval."""
+    pairs, mean = len(differences), float(differences.mean())
     if np.ptp(differences) == 0:
         why = "every seed gives the same difference: a t test has nothing to go by"
         return PairedDifference(pairs, mean, None, None, None, why)

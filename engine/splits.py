@@ -5,7 +5,7 @@ Subjects without the label can pretrain only. Subjects of validation and test ne
 
 import math
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -58,13 +58,22 @@ class Splits:
             raise ConfigError(f"subjects in more than one split: {sorted(leaked)[:5]}")
 
 
-def make_splits(records: Iterable[VolumeRecord], label: str, config: SplitConfig) -> Splits:
-    """Deal the subjects of a manifest; raises ConfigError where too few carry the label."""
+def make_splits(
+    records: Iterable[VolumeRecord],
+    label: str,
+    config: SplitConfig,
+    targets: Collection[str] | None = None,
+) -> Splits:
+    """Deal the subjects of a manifest; raises ConfigError where too few carry the label.
+
+    With `targets`, the subjects named there count as labelled, not those with label volumes.
+    """
     kept_together: dict[str, str] = {}
     labelled: set[str] = set()
     for record in records:
         kept_together[record.subject] = _key(record, config)
-        if any(found.name == label for found in record.labels):
+        volumes = any(found.name == label for found in record.labels)
+        if volumes if targets is None else record.subject in targets:
             labelled.add(record.subject)
     dealt = _deal(kept_together, labelled, config)
     unlabelled = kept_together.keys() - labelled

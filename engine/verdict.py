@@ -73,13 +73,14 @@ def speed_statement(comparison: Comparison, share: float, reference: str) -> Sta
     if found.ratio is None:
         text = f"No speed-up of {first} over {second} can be stated."
         return Statement("warning", text, f"To {goal}: {found.why}.")
-    measured = f"{ratio} to {goal}: {interval}; {seeds}."
-    if found.low is not None and found.low > 1:
+    test = "" if found.p_value is None else f", {p_in_words(found.p_value)}"
+    measured = f"{ratio} to {goal}: {interval}{test}; {seeds}."
+    if found.above_one:
         if found.pairs < CLAIM_PAIRS:
             measured += f" A claim would want {CLAIM_PAIRS} seeds."
         text = f"{first} converged {ratio} as fast as {second}."
         return Statement("finding", text, measured)
-    if found.high is not None and found.high < 1:
+    if found.below_one:
         return Statement("warning", f"{first} converged more slowly than {second}.", measured)
     if found.pairs < MIN_PAIRS:
         measured = f"Measured {ratio} to {goal}; {interval}."

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy import stats
 
 from mim3d.engine.curves import Curve, Reach, smooth
 from mim3d.engine.speedup import (
@@ -161,6 +162,27 @@ def test_paired_difference_finds_a_true_one_and_refuses_too_few() -> None:
     assert few.mean == pytest.approx(0.15)
     assert few.p_value is None
     assert "2 seeds" in few.why
+
+
+def test_paired_difference_is_scipys_paired_t_test() -> None:
+    rng = np.random.default_rng(1)
+    one, other = rng.normal(0, 1, (2, 7))
+    expected = stats.ttest_rel(one, other)
+    found = paired_difference(dict(enumerate(one)), dict(enumerate(other)))
+    assert found.p_value == pytest.approx(expected[1])
+
+
+def test_words_of_significance_want_interval_and_test() -> None:
+    rng = np.random.default_rng(11)
+    false_alarms = 0
+    for _ in range(100):
+        logs = rng.normal(0.0, 0.2, 5)
+        found = paired_ratio(
+            [Reach(1.0, True)] * 5, [Reach(float(math.exp(x)), True) for x in logs]
+        )
+        assert not (found.above_one and found.below_one)
+        false_alarms += found.above_one or found.below_one
+    assert false_alarms <= 10  # 5 expected; the interval alone gives twice to thrice as many
 
 
 def test_paired_difference_of_ties_and_of_nothing() -> None:

@@ -1,0 +1,320 @@
+"""What the report says of studies whose truth is known: words, bounds, and one file alone."""
+
+import math
+import re
+from collections.abc import Mapping
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from mim3d.engine.errors import ConfigError
+from mim3d.engine.json_file import read_json, read_jsonl, write_json, write_jsonl
+from mim3d.engine.ledger import LEDGERS, UNITS
+from mim3d.engine.report import build_report, figures_of, limits, render
+from mim3d.engine.report_tables import median_reach, reaches_table, speedup_table
+from mim3d.engine.study_plots import STAND_IN
+from mim3d.engine.study_results import Group, Study
+from mim3d.engine.study_summary import pairs_of, summarise
+from mim3d.engine.verdict import arm_name, gate_statements, headline
+
+SPEEDS = {"scratch": 1.0, "simclr": 1.0, "mae": 1.5}
+BUDGET, EVERY, BATCH = 400, 20, 4
+
+
+def rows_of(
+    arm: str,
+    seed: int,
+    speed: float,
+    top: float = 0.8,
+    labels: float = 1.0,
+    head: str = "unetr",
+    variant: str = "",
+) -> list[dict[str, Any]]:
+    rng = np.random.default_rng([seed, sum(map(ord, arm))])
+    rate = 0.008 * speed * math.exp(0.15 * math.sin(seed))
+    rows = []
+    for step in range(0, BUDGET + 1, EVERY):
+        score = top * (1 - math.exp(-rate * step)) + rng.normal(0, 0.004) * (step > 0)
+        rows.append(
+            {
+                "arm": arm,
+                "head": head,
+                "labels": labels,
+                "variant": variant,
+                "seed": seed,
+                "lr": 3e-4,
+                "tuning": False,
+                "split": "validation",
+                "step": step,
+                "crops": step * BATCH,
+                "score": max(score, 0.0),
+                "dice_by_class": [max(score + 0.02, 0.0), max(score - 0.02, 0.0)],
+                "flops": step * 2e9,
+                "seconds": step * 0.05,
+            }
+        )
+    rows.append({**rows[-1], "split": "test", "hd95": 2.0 - top})
+    return rows
+
+
+def pretraining_of(arm: str, loss: float, floor: float, variant: str = "") -> dict[str, Any]:
+    contrastive = arm.startswith("simclr")
+    start = floor * 1.1
+    curve = [[k * 20, loss + (start - loss) * math.exp(-k / 8)] for k in range(31)]
+    return {
+        "arm": arm,
+        "variant": variant,
+        "seed": None,
+        "method": arm,
+        "crops": 9600,
+        "steps": 300 if contrastive else 600,
+        "batch": 32 if contrastive else 16,
+        "flops": 9600 * (3.6e9 if contrastive else 1e9),
+        "seconds": 60.0,
+        "trained": loss < 0.95 * floor,
+        "loss": loss,
+        "floor": floor,
+        "curve": curve,
+        "crops_per_s": 160.0,
+        "data_stall_share": 0.04,
+        "picture": "",
+    }
+
+
+def write_study(
+    folder: Path,
+    seeds: int = 5,
+    speeds: Mapping[str, float] = SPEEDS,
+    simclr_loss: float = 2.2,
+    synthetic: bool = False,
+    tops: Mapping[str, float] | None = None,
+    **about: Any,
+) -> Path:
+    rows: list[dict[str, Any]] = []
+    for arm, speed in speeds.items():
+        for seed in range(seeds):
+            rows += rows_of(arm, seed, speed, (tops or {}).get(arm, 0.8))
+    write_jsonl(folder / "results.jsonl", rows)
+    write_jsonl(folder / "cases.jsonl", [])
+    losses = {"simclr": (simclr_loss, 3.43), "mae": (0.42, 0.71), "simmim": (0.5, 0.71)}
+    write_json(
+        folder / "pretraining.json",
+        [pretraining_of(arm, *losses[arm]) for arm in speeds if arm in losses],
+    )
+    write_json(
+        folder / "study.json",
+        {
+            "name": "synthetic",
+            "version": "0",
+            "date": "2026-01-01",
+            "synthetic": synthetic,
+            "metric": "Dice",
+            "arms": list(speeds),
+            "batch": BATCH,
+            "crop_size": [32, 32, 32],
+            "corpus": "60 volumes of 60 subjects",
+            "machine": {"processor": "test", "cores": "2"},
+            "machine_line": "test machine",
+            "settings": {"smoothing": 3, "targets": [0.8, 0.9, 0.95], "primary": 0.9, "tasks": 10},
+            "splits": {"train": ["a", "b"], "validation": ["c"]},
+            "config": {"seeds": seeds},
+            "notes": [],
+            **about,
+        },
+    )
+    return folder
+
+
+def summary(folder: Path) -> tuple[Study, list[Any]]:
+    study = Study.load(folder)
+    return study, summarise(study)
+
+
+def test_a_true_speedup_is_found_with_its_interval(tmp_path: Path) -> None:
+    study, groups = summary(write_study(tmp_path, seeds=6))
+    found = groups[0].comparison("mae", "simclr")
+    assert found is not None
+    at = found.at[0.9]
+    assert at.ratio == pytest.approx(1.5, abs=0.12)
+    assert at.low is not None
+    assert at.low > 1.3
+    said = headline(study, groups)
+    assert said.kind == "finding"
+    assert said.text.startswith("MAE converged 1.")
+    assert "6 seeds" in said.detail
+    assert "A claim would want 10 seeds" in said.detail
+
+
+def test_no_difference_is_said_in_words(tmp_path: Path) -> None:
+    folder = write_study(tmp_path, seeds=6, speeds={"scratch": 1.0, "simclr": 1.0, "mae": 1.0})
+    said = headline(*summary(folder))
+    assert said.text == "No significant speed-up of MAE over SimCLR."
+    assert "95 % interval" in said.detail
+
+
+@pytest.mark.parametrize("seeds", [1, 2, 4])
+def test_few_seeds_never_get_an_interval(tmp_path: Path, seeds: int) -> None:
+    study, groups = summary(write_study(tmp_path, seeds=seeds))
+    said = headline(study, groups)
+    assert said.kind == "neutral"
+    assert "no interval can be supported" in said.detail
+    page = build_report(tmp_path).read_text()
+    assert not re.search(r"95 % interval -?[\d+]", page)
+    assert "p = 0" not in page
+
+
+def test_an_untrained_simclr_is_reported_not_compared(tmp_path: Path) -> None:
+    study, groups = summary(write_study(tmp_path, simclr_loss=3.40))
+    assert groups[0].comparison("mae", "simclr") is None
+    assert groups[0].comparison("simclr", "scratch") is None
+    said = [s.whole for s in gate_statements(study)]
+    assert any(
+        "SimCLR did not learn its pretext task" in s and "3.430 for chance" in s for s in said
+    )
+    assert (
+        "over scratch" in headline(study, groups).whole
+        or "as scratch" in headline(study, groups).whole
+    )
+
+
+def test_a_target_no_arm_reaches_is_said(tmp_path: Path) -> None:
+    folder = write_study(tmp_path, targets=None)
+    about = read_json(folder / "study.json")
+    about["settings"] |= {"targets": [0.8, 1.2], "primary": 1.2}
+    write_json(folder / "study.json", about)
+    said = headline(*summary(folder))
+    assert said.kind == "warning"
+    assert "neither arm reached the target in any seed" in said.detail
+
+
+def test_a_censored_arm_gives_a_bound(tmp_path: Path) -> None:
+    folder = write_study(tmp_path, tops={"simclr": 0.4})
+    study, groups = summary(folder)
+    found = groups[0].comparison("mae", "simclr")
+    assert found is not None
+    assert found.at[0.9].bound == "at least"
+    assert "at least" in headline(study, groups).text
+    table = reaches_table(groups[0])
+    simclr = next(row for row in table.rows if row[0] == "SimCLR")
+    assert simclr[2] == "> 400 (0/5)"
+    assert "at least" in speedup_table(groups[0]).rows[0][2]
+
+
+def test_pretraining_costs_turn_up_in_the_ledgers(tmp_path: Path) -> None:
+    _, groups = summary(write_study(tmp_path))
+    found = groups[0].comparison("mae", "scratch")
+    assert found is not None
+    assert set(found.ledgers) == {(led, unit) for led in LEDGERS for unit in UNITS}
+    alone, whole = (found.ledgers[led, "flops"].ratio for led in LEDGERS[:2])
+    assert alone is not None
+    assert whole is not None
+    assert alone > 1.3
+    assert whole < 0.2
+
+
+def test_synthetic_data_carry_a_banner(tmp_path: Path) -> None:
+    page = build_report(write_study(tmp_path, synthetic=True)).read_text()
+    assert "Synthetic data" in page
+    assert "Synthetic data" not in build_report(write_study(tmp_path / "real")).read_text()
+
+
+class References(HTMLParser):
+    def __init__(self) -> None:
+        super().__init__()
+        self.found: list[str] = []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        for name, value in attrs:
+            if name in {"src", "href", "xlink:href"} and value:
+                self.found.append(value)
+
+
+def test_the_page_needs_no_other_file_and_follows_the_theme(tmp_path: Path) -> None:
+    page = build_report(write_study(tmp_path)).read_text()
+    parser = References()
+    parser.feed(page)
+    assert all(ref.startswith(("data:", "#")) for ref in parser.found)
+    assert "http-equiv" not in page
+    assert "prefers-color-scheme: dark" in page
+    assert "@media print" in page
+    assert "var(--mae)" in page
+    assert not any(colour in page for colour in STAND_IN.values())
+    ids = re.findall(r'\bid="([^"]+)"', page)
+    assert len(ids) == len(set(ids))
+    assert (tmp_path / "figures" / "curves-0.png").stat().st_size > 10_000
+
+
+def test_the_report_is_rebuilt_from_results_alone(tmp_path: Path) -> None:
+    folder = write_study(tmp_path)
+    first = build_report(folder).read_text()
+    assert build_report(folder).read_text() == first
+    figures = figures_of(folder / "report.html")
+    ratio = figures["groups"]["unetr decoder, all labels"]["speedup"]["mae/simclr"]["0.9"]["ratio"]
+    assert 1.3 < ratio < 1.7
+    with pytest.raises(ConfigError, match="no results of a study"):
+        build_report(tmp_path / "nothing")
+
+
+def test_tuning_rows_are_not_scored(tmp_path: Path) -> None:
+    folder = write_study(tmp_path)
+    rows = read_jsonl(folder / "results.jsonl")
+    extra = [{**row, "seed": 99, "tuning": True} for row in rows if row["seed"] == 0]
+    write_jsonl(folder / "results.jsonl", [*rows, *extra])
+    study = Study.load(folder)
+    assert 99 not in study.curves(Group("unetr", 1.0, ""), "mae")
+
+
+def test_groups_are_kept_apart(tmp_path: Path) -> None:
+    folder = write_study(tmp_path)
+    rows = read_jsonl(folder / "results.jsonl")
+    for seed in range(5):
+        rows += rows_of("mae", seed, 3.0, head="tokens", labels=8.0)
+        rows += rows_of("scratch", seed, 1.0, head="tokens", labels=8.0)
+    write_jsonl(folder / "results.jsonl", rows)
+    _, groups = summary(folder)
+    assert [g.group.title for g in groups] == [
+        "unetr decoder, all labels",
+        "tokens decoder, 8 labelled subjects",
+    ]
+    found = groups[1].comparison("mae", "scratch")
+    assert found is not None
+    assert found.at[0.9].ratio == pytest.approx(3.0, rel=0.1)
+
+
+def test_ablation_of_two_settings_is_a_heat_map(tmp_path: Path) -> None:
+    folder = write_study(tmp_path)
+    rows, variants = [], {}
+    for ratio in (0.5, 0.75):
+        for patch in (4, 8):
+            name = f"mask_ratio {ratio:g}, patch {patch}"
+            variants[name] = {"mask_ratio": ratio, "patch": patch}
+            rows += rows_of("mae", 0, 1.0, top=ratio * patch / 8, variant=name)
+    write_jsonl(folder / "results.jsonl", rows)
+    about = read_json(folder / "study.json")
+    about |= {"ablation": "mask", "ablation_axes": ["mask_ratio", "patch"], "variants": variants}
+    write_json(folder / "study.json", about)
+    study, groups = summary(folder)
+    page = render(study, groups, tmp_path / "figures")
+    assert "MAE: final Dice by mask ratio and patch" in page
+    assert (tmp_path / "figures" / "ablation-mae.png").exists()
+
+
+def test_one_seed_and_one_arm_still_make_a_page(tmp_path: Path) -> None:
+    folder = write_study(tmp_path, seeds=1, speeds={"mae": 1.0})
+    study, groups = summary(folder)
+    assert headline(study, groups).text.startswith("No masked arm could be compared")
+    assert any("No scratch arm" in line for line in limits(study, groups))
+    assert build_report(folder).exists()
+
+
+def test_words() -> None:
+    assert arm_name("simclr-flops") == "SimCLR (equal FLOPs)"
+    assert arm_name("mine") == "mine"
+    assert median_reach({}) == "–"
+    assert pairs_of(["scratch", "mae", "simclr", "simmim"])[:2] == [
+        ("mae", "simclr"),
+        ("simmim", "simclr"),
+    ]
