@@ -69,12 +69,25 @@ def parse(name: str, config: PretrainConfig, words: Sequence[str]) -> PretrainAr
     )
 
 
+def rank_words(words: Sequence[str]) -> list[str]:
+    """The words of one rank: without those of the launcher, which torchrun would take for its."""
+    mine = ("--nproc", "--max-restarts", "--max_restarts")
+    kept: list[str] = []
+    queue = iter(words)
+    for word in queue:
+        if word in mine:
+            next(queue, None)
+        elif not word.startswith(tuple(f"{name}=" for name in mine)):
+            kept.append(word)
+    return kept
+
+
 def launch(words: Sequence[str], args: PretrainArgs) -> Outcome:
     """Start torchrun with the same words; restarts go on from the last checkpoint."""
     command = [
         sys.executable, "-m", "torch.distributed.run", "--standalone",
         f"--nproc-per-node={args.nproc}", f"--max-restarts={args.max_restarts}",
-        "-m", "mim3d.engine.cli", "pretrain", *words,
+        "-m", "mim3d.engine.cli", "pretrain", *rank_words(words),
     ]  # fmt: skip
     # A restarted worker must not meet the rendezvous store of the round that died.
     environment = {"TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1", "OMP_NUM_THREADS": "1", **os.environ}

@@ -1,0 +1,103 @@
+"""`mim3d pretrain` as a person calls it."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch.distributed as dist
+
+from mim3d.engine.commands.pretrain import main, rank_words
+from mim3d.engine.errors import ConfigError
+from mim3d.engine.process_group import adopt_slurm, process_ranks
+
+sys.path.insert(0, str(Path(__file__).parent))
+from small_run import make_corpus
+
+SMALL = """
+    --vit.crop-size 16 16 16 --vit.width 24 --vit.depth 1 --vit.heads 2 --steps 2 --global-batch 2
+    --method.decoder-width 24 --method.decoder-depth 1 --method.decoder-heads 2 --log.every 1
+""".split()  # noqa: SIM905  read as words of a command
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory):
+    return make_corpus(tmp_path_factory.mktemp("corpus"))
+
+
+def test_a_run_and_its_figures(corpus, tmp_path):
+    words = ["demo-mae", "--data.corpus", str(corpus), "--out", str(tmp_path / "run"), *SMALL]
+    outcome = main(words)
+    assert outcome.exit_code == 0
+    assert outcome.figures["step"] == 2
+    assert not outcome.figures["interrupted"]
+    assert outcome.figures["loss"] > 0
+    assert json.loads((tmp_path / "run" / "config.json").read_text())["vit"]["width"] == 24
+
+
+@pytest.mark.slow
+def test_nproc_starts_ranks(corpus, tmp_path):
+    command = [sys.executable, "-m", "mim3d.engine.cli", "pretrain", "demo-mae", "--nproc", "2"]
+    command += ["--data.corpus", str(corpus), "--out", str(tmp_path / "run"), *SMALL]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=240, check=False)
+    assert done.returncode == 0, done.stderr[-2000:]
+    row = json.loads((tmp_path / "run" / "metrics.jsonl").read_text().splitlines()[-1])
+    assert row["world"] == 2
+
+
+@pytest.mark.parametrize(
+    ("words", "wanted"),
+    [
+        (["demo-mae", "--out", "x", "--data.corpus", "/nowhere.zarr"], "/nowhere.zarr"),
+        (["demo-mae", "--out", "x"], "--data.corpus"),
+        (["no-such", "--out", "x"], "no recipe 'no-such'"),
+        (["demo-mae", "--out", "x", "--vit.patch-size", "5", "8", "8"], "vit.patch_size"),
+    ],
+)
+def test_errors_are_one_line(words, wanted, tmp_path):
+    done = subprocess.run(
+        [sys.executable, "-m", "mim3d.engine.cli", "pretrain", *words],
+        capture_output=True,
+        text=True,
+        check=False,
+        cwd=tmp_path,
+    )
+    assert done.returncode == 2
+    assert wanted in done.stderr
+    assert "Traceback" not in done.stderr
+    assert not (tmp_path / "x").exists()
+
+
+def test_slurms_variables_are_taken(monkeypatch):
+    for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_PORT"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("SLURM_NTASKS", "4")
+    monkeypatch.setenv("SLURM_PROCID", "3")
+    monkeypatch.setenv("SLURM_LOCALID", "1")
+    with pytest.raises(ConfigError, match="export MASTER_ADDR"):
+        adopt_slurm()
+    monkeypatch.setenv("MASTER_ADDR", "node-0")
+    adopt_slurm()
+    taken = {name: os.environ[name] for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_PORT")}
+    for name in taken:
+        monkeypatch.delenv(name)
+    assert taken == {
+        "RANK": "3", "WORLD_SIZE": "4", "LOCAL_RANK": "1", "MASTER_PORT": "29500",
+    }  # fmt: skip
+
+
+def test_a_group_that_exists_is_joined_and_left():
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    try:
+        with process_ranks(30.0) as ranks:
+            assert (ranks.rank, ranks.world) == (0, 1)
+        assert dist.is_initialized()
+    finally:
+        dist.destroy_process_group()
+
+
+def test_the_launchers_words_are_not_the_ranks():
+    words = ["demo-mae", "--nproc", "4", "--out", "x", "--max-restarts=3", "--steps", "5"]
+    assert rank_words(words) == ["demo-mae", "--out", "x", "--steps", "5"]
