@@ -6,9 +6,10 @@ one read per run of neighbouring chunks and one decode per chunk.
 
 import threading
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 import numpy as np
 
@@ -27,6 +28,7 @@ from mim3d.dataio.shard_files import LocalShards
 
 DTYPES = frozenset(["|u1", "|i1", "<u2", "<i2", "<u4", "<i4", "<f2", "<f4", "<f8"])
 NO_FLIP = (False, False, False)
+T = TypeVar("T")
 
 
 class Shards(Protocol):
@@ -114,6 +116,32 @@ class ShardReader:
         for channel in range(array.channels):
             self._read_channel(array, channel, plan, target[channel], affine)
         return out
+
+    def sizes(self, chunks: np.ndarray) -> np.ndarray:
+        """Stored bytes of chunks (numbers in the table); 0 where absent."""
+        return self._nbytes[chunks]
+
+    def read_frames(
+        self, array: StoredArray, chunks: list[int], parse: Callable[[np.ndarray, StoredArray], T]
+    ) -> dict[int, T]:
+        """What `parse` makes of the stored bytes of each chunk (numbers in the table).
+
+        A ValueError of `parse` becomes a ChunkError that names the chunk.
+        """
+        began = time.perf_counter()
+        sizes = [int(self._nbytes[chunk]) for chunk in chunks]
+        offsets = [int(self._offset[chunk]) for chunk in chunks]
+        views = self.shards.read(array.path, array.nbytes, offsets, sizes) if chunks else []
+        parsed: dict[int, T] = {}
+        for chunk, view in zip(chunks, views, strict=True):
+            try:
+                parsed[chunk] = parse(view, array)
+            except ValueError as error:
+                channel, place = divmod(chunk - array.first_chunk, array.chunks_per_channel)
+                raise self._chunk_error(array, channel, place, error) from error
+        self.read_s += time.perf_counter() - began
+        self.bytes_read += sum(sizes)
+        return parsed
 
     def close(self) -> None:
         """Close files and connections."""

@@ -1,0 +1,229 @@
+"""Crops decoded on the device: compressed streams cross the bus once and may stay there.
+
+Host side, on any thread: `fetch` finds the chunks of a batch, reads those not resident, checks
+their crc32c and packs their streams into one buffer. Device side: `assemble` copies that buffer,
+decompresses every stream in one batched call, and writes the crops in one pass.
+"""
+
+import threading
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from mim3d.dataio.blosc_frame import Frame, parse_frame
+from mim3d.dataio.chunk_boxes import Triple
+from mim3d.dataio.chunk_decode import Affine, checked_frame
+from mim3d.dataio.errors import CorpusError
+from mim3d.dataio.inflate import Inflate
+from mim3d.dataio.shard_reader import ShardReader, StoredArray
+from mim3d.kernels.assemble import assemble_crops
+
+ALIGN = 16
+
+
+@dataclass(frozen=True)
+class Request:
+    """One crop: a row of `arrays`, its first voxel, what to do to it, and the value of padding."""
+
+    row: int
+    start: Triple
+    flip: tuple[bool, bool, bool]
+    affine: Affine | None
+    fill: float
+
+
+@dataclass(frozen=True)
+class Packed:
+    """Streams of one chunk within a buffer: (n, 4) int64 offset, nbytes, place in chunk, size."""
+
+    codec: str
+    block_bytes: int
+    streams: np.ndarray
+
+
+@dataclass(frozen=True)
+class Fetched:
+    """What one batch needs: its boxes of chunks, and the compressed bytes not yet resident."""
+
+    requests: list[Request]
+    array: StoredArray
+    chunks: list[int]
+    tables: np.ndarray
+    fresh: dict[int, Packed]
+    buffer: torch.Tensor
+
+
+class DeviceReader:
+    """Reads crops of one size through the device's memory, `budget` bytes of it resident.
+
+    Chunks stay once they are in (an epoch is a scan: dropping for newer ones would never hit).
+    `hits` and `misses` count chunks. `inflate` decodes where the memory is.
+    """
+
+    def __init__(
+        self, reader: ShardReader, device: torch.device, inflate: Inflate, budget: int
+    ) -> None:
+        self.reader, self.device, self.inflate = reader, device, inflate
+        self.hits = self.misses = 0
+        self._arena = torch.empty(max(budget, ALIGN), dtype=torch.uint8, device=device)
+        self._used = 0
+        self._resident: dict[int, Packed] = {}
+        self._lock = threading.Lock()
+
+    @property
+    def resident_bytes(self) -> int:
+        """Bytes of compressed chunks on the device."""
+        return self._used
+
+    def fetch(self, requests: list[Request], size: Triple) -> Fetched:
+        """Read what is not resident; every request must be of one dtype and chunk size."""
+        arrays = [self.reader.array(request.row) for request in requests]
+        first = arrays[0]
+        for array in arrays:
+            if (array.dtype, array.chunk, array.channels) != (
+                first.dtype,
+                first.chunk,
+                first.channels,
+            ):
+                raise CorpusError(
+                    f"{array.path} is {array.dtype} in chunks of {array.chunk}, {first.path} "
+                    f"{first.dtype} in {first.chunk}: cache='device' needs all volumes alike; "
+                    "use cache='host', or convert with one --dtype"
+                )
+        grid = tuple(-(-(s - 1) // c) + 1 for s, c in zip(size, first.chunk, strict=True))
+        tables = np.stack(
+            [chunk_table(a, r.start, grid) for a, r in zip(arrays, requests, strict=True)]
+        )
+        ids = np.unique(tables[tables >= 0])
+        ids = ids[self.reader.sizes(ids) > 0]
+        with self._lock:
+            missing = [int(i) for i in ids if int(i) not in self._resident]
+            self.hits += len(ids) - len(missing)
+            self.misses += len(missing)
+        fresh, buffer = self._pack(missing, arrays)
+        return Fetched(requests, first, ids.tolist(), tables, fresh, buffer)
+
+    def assemble(
+        self, fetched: Fetched, size: Triple, out_dtype: torch.dtype = torch.float32
+    ) -> torch.Tensor:
+        """Crops (b, c, z, y, x) on the device, on its current stream."""
+        array = fetched.array
+        staged = fetched.buffer.to(self.device, non_blocking=True)
+        places = {number: (staged.data_ptr(), packed) for number, packed in fetched.fresh.items()}
+        self._admit(fetched, staged)
+        base = self._arena.data_ptr()
+        for number in fetched.chunks:
+            if number not in places:
+                places[number] = (base, self._resident[number])
+        chunk_bytes = int(np.prod(array.chunk)) * array.dtype.itemsize
+        chunks = torch.empty(
+            (max(len(fetched.chunks), 1), chunk_bytes), dtype=torch.uint8, device=self.device
+        )
+        self._inflate(fetched.chunks, places, chunks)
+        return self._crops(fetched, chunks, size, out_dtype)
+
+    def _inflate(
+        self, numbers: list[int], places: dict[int, tuple[int, Packed]], chunks: torch.Tensor
+    ) -> None:
+        """Decode every stream of the batch into its chunk's row, one call per codec."""
+        jobs: dict[str, list[np.ndarray]] = {}
+        for row, number in enumerate(numbers):
+            base, packed = places[number]
+            target = chunks.data_ptr() + row * chunks.shape[1]
+            jobs.setdefault(packed.codec, []).append(
+                packed.streams + np.array([base, 0, target, 0])
+            )
+        for codec, parts in jobs.items():
+            source, nbytes, target, size = np.concatenate(parts).T
+            self.inflate(codec, source, nbytes, target, size)
+
+    def _crops(
+        self, fetched: Fetched, chunks: torch.Tensor, size: Triple, out_dtype: torch.dtype
+    ) -> torch.Tensor:
+        array, requests, device = fetched.array, fetched.requests, self.device
+        shapes = np.array([self.reader.array(r.row).shape for r in requests])
+        starts = np.array([r.start for r in requests])
+        origin = starts // array.chunk * array.chunk
+        rows = np.full(int(fetched.tables.max(initial=0)) + 2, -1, np.int64)
+        rows[fetched.chunks] = np.arange(len(fetched.chunks))
+        box = np.stack([-origin, shapes - origin], axis=1)
+
+        def put(values: object, dtype: torch.dtype) -> torch.Tensor:
+            return torch.as_tensor(np.asarray(values), dtype=dtype).to(device, non_blocking=True)
+
+        affines = [r.affine for r in requests if r.affine is not None]
+        f32 = torch.float32
+        return assemble_crops(
+            chunks,
+            put(rows[fetched.tables], torch.int64),
+            put(starts - origin, torch.int64),
+            crop_size=size,
+            chunk_size=array.chunk,
+            dtype=getattr(torch, array.dtype.name),
+            box=put(box, torch.int64),
+            pad=put([r.fill for r in requests], f32),
+            clip=put([a[:2] for a in affines], f32) if any(a.clips for a in affines) else None,
+            scale=put([a.scale for a in affines], f32) if affines else None,
+            shift=put([a.shift for a in affines], f32) if affines else None,
+            flip=put([r.flip for r in requests], torch.bool),
+            out_dtype=out_dtype,
+        )
+
+    def _pack(
+        self, numbers: list[int], arrays: list[StoredArray]
+    ) -> tuple[dict[int, Packed], torch.Tensor]:
+        """Read chunks, check them, and lay their streams into one aligned buffer."""
+        frames: dict[int, Frame] = {}
+        for array in {a.row: a for a in arrays}.values():
+            end = array.first_chunk + array.chunks_per_channel * array.channels
+            mine = [n for n in numbers if array.first_chunk <= n < end]
+            frames |= self.reader.read_frames(array, mine, _parse)
+        pieces: list[tuple[int, np.ndarray]] = []
+        packed: dict[int, Packed] = {}
+        at = 0
+        for number, frame in frames.items():
+            table = []
+            for stream in frame.streams:
+                table.append([at, len(stream.data), stream.at, stream.size])
+                pieces.append((at, stream.data))
+                at += -(-len(stream.data) // ALIGN) * ALIGN
+            packed[number] = Packed(frame.codec, frame.block_bytes, np.array(table, np.int64))
+        buffer = torch.empty(max(at, 1), dtype=torch.uint8, pin_memory=self.device.type == "cuda")
+        filled = buffer.numpy()
+        for begin, data in pieces:
+            filled[begin : begin + len(data)] = data
+        return packed, buffer
+
+    def _admit(self, fetched: Fetched, staged: torch.Tensor) -> None:
+        """Keep what came in, as far as the budget goes: all chunks of the buffer or none."""
+        with self._lock:
+            n = len(staged)
+            if not fetched.fresh or self._used + n > len(self._arena):
+                return
+            begin = self._used
+            self._arena[begin : begin + n].copy_(staged)
+            self._used += -(-n // ALIGN) * ALIGN
+            for number, packed in fetched.fresh.items():
+                moved = packed.streams + np.array([begin, 0, 0, 0])
+                self._resident[number] = Packed(packed.codec, packed.block_bytes, moved)
+
+
+def chunk_table(array: StoredArray, start: Triple, grid: tuple[int, ...]) -> np.ndarray:
+    """Numbers in the corpus' table (c, nz, ny, nx) of the chunks from the one `start` lies in.
+
+    -1 beyond the array.
+    """
+    counts = [-(-n // c) for n, c in zip(array.shape, array.chunk, strict=True)]
+    axes = [np.arange(a // c, a // c + g) for a, c, g in zip(start, array.chunk, grid, strict=True)]
+    z, y, x = axes[0][:, None, None], axes[1][:, None], axes[2]
+    inside = (z >= 0) & (z < counts[0]) & (y >= 0) & (y < counts[1]) & (x >= 0) & (x < counts[2])
+    number = (z * counts[1] + y) * counts[2] + x
+    channel = np.arange(array.channels)[:, None, None, None] * array.chunks_per_channel
+    return np.where(inside, array.first_chunk + channel + number, -1)
+
+
+def _parse(stored: np.ndarray, array: StoredArray) -> Frame:
+    """Check a stored chunk and take its frame apart; its bytes are copied out of read buffers."""
+    chunk_bytes = int(np.prod(array.chunk)) * array.dtype.itemsize
+    return parse_frame(checked_frame(stored).copy(), chunk_bytes, array.dtype.itemsize)
