@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from mim3d.dataio.nifti_name import LABEL_WORDS, stem, without_last_word
 
 LABEL_FOLDER = re.compile(r"(labels?|segmentations?|masks?|annotations?)(tr|ts|val)?")
+MOST_IMAGES_OF_A_SUBJECT = 12  # a folder with more is a collection, not one person
 
 
 @dataclass
@@ -24,40 +25,65 @@ class Pairing:
         return owned | set(self.orphans)
 
 
-def pair_labels(names: list[str]) -> Pairing:
-    """Pair NIfTI files with the labels among them.
+@dataclass
+class FolderImages:
+    """The files of one folder that are not called labels, and where their names begin alike."""
 
-    Labels are: `case_seg` beside `case` or `case_t1`; `lesion` beside a subject's images; a file
-    in `labelsTr/` named like one in `imagesTr/`; a file in `segmentations/` below the images'
+    names: list[str] = field(default_factory=list)
+    by_case: dict[str, list[str]] = field(default_factory=lambda: defaultdict(list))
+
+    def add(self, name: str) -> None:
+        """File an image under its stem and every part of it before a `_` or `-`."""
+        self.names.append(name)
+        whole = stem(name)
+        for case in {whole, *(whole[: m.start()] for m in re.finditer("[_-]", whole))}:
+            self.by_case[case].append(name)
+
+
+Folders = dict[str, FolderImages]
+
+
+def pair_labels(names: list[str]) -> Pairing:
+    """Pair NIfTI files with the labels among them, in time linear in their number.
+
+    Labels are: `case_seg` beside `case` or `case_t1`; `lesion` beside a subject's few images; a
+    file in `labelsTr/` named like one in `imagesTr/`; a file in `segmentations/` below the images'
     folder. A label word with nothing beside it is an ordinary image.
     """
-    by_folder: dict[str, list[str]] = defaultdict(list)
+    folders: Folders = defaultdict(FolderImages)
     for name in names:
-        by_folder[posixpath.dirname(name)].append(name)
+        if not label_word(name)[1]:
+            folders[posixpath.dirname(name)].add(name)
     pairing = Pairing()
     for name in names:
         folder = posixpath.dirname(name)
         if LABEL_FOLDER.fullmatch(posixpath.basename(folder).lower()):
-            key, owners = owners_across(name, by_folder)
-            if not owners and has_images(folder, by_folder):
+            key, owners = owners_across(name, folders)
+            if not owners and has_images(folder, folders):
                 pairing.orphans.append(name)
         else:
-            key, owners = owners_beside(name, by_folder[folder])
+            key, owners = owners_beside(name, folders)
         for owner in owners:
             pairing.labels[owner][key] = name
     return pairing
 
 
-def owners_across(name: str, by_folder: dict[str, list[str]]) -> tuple[str, list[str]]:
+def owners_across(name: str, folders: Folders) -> tuple[str, list[str]]:
     """Label's name and owners of a file in a label folder: in the parent, or in the twin."""
     folder = posixpath.dirname(name)
     parent = posixpath.dirname(folder)
-    beside = [n for n in by_folder.get(parent, []) if not label_word(n)[1]]
-    if beside:
-        return stem(name), beside
-    wanted = {stem(name), label_word(name)[0]}
-    twins = [n for twin in twins_of(folder) for n in by_folder.get(twin, [])]
-    return "seg", [n for n in twins if without_channel(stem(n)) in wanted or stem(n) in wanted]
+    if 0 < len(names_in(parent, folders)) <= MOST_IMAGES_OF_A_SUBJECT:
+        return stem(name), names_in(parent, folders)
+    cases = {stem(name), label_word(name)[0]} - {""}
+    found = {
+        image
+        for twin in twins_of(folder)
+        if twin in folders
+        for case in cases
+        for image in folders[twin].by_case.get(case, [])
+        if stem(image) == case or without_channel(stem(image)) == case
+    }
+    return "seg", sorted(found)
 
 
 def twins_of(folder: str) -> list[str]:
@@ -69,21 +95,27 @@ def twins_of(folder: str) -> list[str]:
     return [posixpath.join(parent, word + t) for word in ("images", "image") for t in sorted(tails)]
 
 
-def has_images(folder: str, by_folder: dict[str, list[str]]) -> bool:
+def has_images(folder: str, folders: Folders) -> bool:
     """Whether a label folder stands beside or below images at all."""
-    return any(by_folder.get(f) for f in (posixpath.dirname(folder), *twins_of(folder)))
+    return any(names_in(f, folders) for f in (posixpath.dirname(folder), *twins_of(folder)))
 
 
-def owners_beside(name: str, neighbours: list[str]) -> tuple[str, list[str]]:
+def names_in(folder: str, folders: Folders) -> list[str]:
+    """Images of a folder, none where there is no such folder."""
+    return folders[folder].names if folder in folders else []
+
+
+def owners_beside(name: str, folders: Folders) -> tuple[str, list[str]]:
     """Label's name and owners of a file beside images; no owners where it is an image."""
     base, word = label_word(name)
-    if not word:
+    folder = posixpath.dirname(name)
+    if not word or folder not in folders:
         return "", []
-    others = [n for n in neighbours if n != name and not label_word(n)[1]]
-    if not base:
-        return ("seg" if word in {"label", "mask", "gt"} else word), others
-    starts = (f"{base}_", f"{base}-")
-    return "seg", [n for n in others if stem(n) == base or stem(n).startswith(starts)]
+    if base:
+        return "seg", folders[folder].by_case.get(base, [])
+    few = len(folders[folder].names) <= MOST_IMAGES_OF_A_SUBJECT
+    key = "seg" if word in {"label", "mask", "gt"} else word
+    return key, folders[folder].names if few else []
 
 
 def label_word(name: str) -> tuple[str, str]:

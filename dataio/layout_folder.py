@@ -10,7 +10,7 @@ from collections import Counter
 from collections.abc import Iterable
 
 from mim3d.dataio.discovery import Discovery
-from mim3d.dataio.label_pairing import pair_labels
+from mim3d.dataio.label_pairing import MOST_IMAGES_OF_A_SUBJECT, pair_labels
 from mim3d.dataio.nifti_name import (
     SIDECARS,
     data_of,
@@ -24,7 +24,6 @@ from mim3d.dataio.quarantine import Rejection
 from mim3d.dataio.source import Source
 from mim3d.dataio.tree import Tree
 
-MOST_IMAGES_OF_A_SUBJECT = 12  # a folder with more is a collection, not one person
 PLAIN_FOLDER = re.compile(
     r"(images?(tr|ts)?|nifti|nii|data|raw|anat|ses-\w+|scans?)", re.IGNORECASE
 )
@@ -38,7 +37,7 @@ def find(tree: Tree, names: Iterable[str] | None = None) -> Discovery:
     why = "stands in a label folder, but no image is named like it"
     skipped += [Rejection(tree.path(n), "label-without-image", why) for n in pairing.orphans]
     kept = [n for n in images if n not in pairing.label_files]
-    crowd = Counter(posixpath.dirname(n) for n in kept)
+    crowd = images_below(kept)
     sources = [
         Source(
             id=re.sub("/+", "_", posixpath.join(posixpath.dirname(name), stem(name))),
@@ -85,6 +84,15 @@ def suffix_of(name: str) -> str:
     return posixpath.splitext(name)[1].lower() or "(no suffix)"
 
 
+def images_below(names: list[str]) -> Counter[str]:
+    """Number of images in each folder and in all below it."""
+    crowd: Counter[str] = Counter()
+    for name in names:
+        while name := posixpath.dirname(name):
+            crowd[name] += 1
+    return crowd
+
+
 def subject_from(name: str, crowd: Counter[str]) -> str:
     """Subject of an image: its folder if that holds one person's few images, else by file name."""
     folder = posixpath.dirname(name)
@@ -96,5 +104,4 @@ def subject_from(name: str, crowd: Counter[str]) -> str:
         return in_path
     if not folder:
         return by_name
-    below = sum(n for other, n in crowd.items() if (other + "/").startswith(folder + "/"))
-    return folder if below <= MOST_IMAGES_OF_A_SUBJECT else f"{folder}/{by_name}"
+    return folder if crowd[folder] <= MOST_IMAGES_OF_A_SUBJECT else f"{folder}/{by_name}"

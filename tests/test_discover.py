@@ -9,6 +9,8 @@ import pytest
 from mim3d.dataio.discover import discover
 from mim3d.dataio.discovery import Discovery
 from mim3d.dataio.errors import SourceError
+from mim3d.dataio.label_pairing import pair_labels
+from mim3d.dataio.layout_folder import images_below
 from mim3d.dataio.source import Source
 from mim3d.dataio.tree import glob_pattern
 
@@ -76,6 +78,25 @@ def test_a_folder_of_many_is_a_collection_not_a_subject(tmp_path):
     subjects = {s.id: s.subject for s in discover(str(root)).sources}
     assert subjects["ad_03"] == "ad/03"
     assert subjects["cn_00"] == subjects["cn_01"] == "cn"
+
+
+def test_a_mask_in_a_collection_belongs_to_nobody(tmp_path):
+    root = plant(tmp_path, *(f"c{i:02d}.nii" for i in range(20)), "mask.nii")
+    found = discover(str(root))
+    assert len(found.sources) == 21  # told as an image rather than given to twenty
+    assert not any(s.labels for s in found.sources)
+
+
+def test_pairing_is_linear_in_the_number_of_files():
+    cases = [f"site/c{i:06d}" for i in range(30_000)]
+    names = [f"{c}_{word}.nii.gz" for c in cases for word in ("t1", "seg")]
+    names += [f"labelsTr/{i:06d}.nii" for i in range(30_000)]
+    names += [f"imagesTr/{i:06d}_0000.nii" for i in range(30_000)]
+    pairing = pair_labels(names)
+    assert pairing.labels["site/c000007_t1.nii.gz"] == {"seg": "site/c000007_seg.nii.gz"}
+    assert pairing.labels["imagesTr/000007_0000.nii"] == {"seg": "labelsTr/000007.nii"}
+    assert len(pairing.labels) == 60_000
+    assert images_below(names)["site"] == 60_000
 
 
 def test_a_label_word_alone_is_an_image(tmp_path):
