@@ -113,6 +113,8 @@ class ParallelConfig:
     """Free a block's gathered parameters after its forward pass."""
     min_block_parameters: int = 1_000_000
     """Smaller blocks are gathered with the root: a collective of their own would cost more."""
+    deterministic: bool = False
+    """Deterministic kernels on a GPU, slower: there, bitwise repeats and resumes need it."""
     timeout_s: float = 600.0
     """A rank that waits this long for another ends the run."""
 

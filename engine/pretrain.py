@@ -6,10 +6,12 @@ An `out` that holds checkpoints of the same configuration is gone on with; one t
 finished run is answered from disk.
 """
 
+import os
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
+import torch
 import torch.distributed as dist
 
 from mim3d.dataio.loader import Loader
@@ -32,6 +34,7 @@ def run_pretrain(config: PretrainConfig, out: str | Path) -> PretrainResult:
     if done is not None:
         return done
     with ExitStack() as stack:
+        stack.enter_context(deterministic_kernels(config.parallel.deterministic))
         ranks = stack.enter_context(process_ranks(config.parallel.timeout_s))
         loader = stack.enter_context(open_loader(config, ranks))
         if ranks.first:
@@ -61,6 +64,22 @@ def open_loader(config: PretrainConfig, ranks: Ranks) -> Loader:
         device=ranks.device,
         subjects=data.subjects,
     )
+
+
+@contextmanager
+def deterministic_kernels(wanted: bool) -> Iterator[None]:
+    """Choose deterministic kernels for a while; a CPU's are anyway."""
+    if not wanted:
+        yield
+        return
+    before = torch.are_deterministic_algorithms_enabled()
+    # cuBLAS reads this when its first handle is made.
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    torch.use_deterministic_algorithms(True)
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(before)
 
 
 class Silent:

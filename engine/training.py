@@ -24,7 +24,7 @@ from mim3d.engine.parallel import choose_precision, make_mesh, shard_group, shar
 from mim3d.engine.pictures import draw_reconstruction
 from mim3d.engine.pretext import judge_pretext
 from mim3d.engine.process_group import Ranks
-from mim3d.engine.profiler import ProfileWindow
+from mim3d.engine.profiler import CommunicationProbe, ProfileWindow
 from mim3d.engine.recorder import Recorder
 from mim3d.engine.run_folder import (
     CHECKPOINTS,
@@ -76,6 +76,9 @@ class Training:
         self._resume()
         self.recorder = Recorder(config, out, ranks, self.step)
         self.profiler = ProfileWindow(config.log, out, ranks)
+        # Two profilers cannot run at once: a trace on request goes first.
+        probed = 0 if config.log.profile_step else self.step + 3
+        self.communication = CommunicationProbe(ranks, probed)
 
     def _resume(self) -> None:
         rng = rng_state(self.ranks)
@@ -102,7 +105,7 @@ class Training:
         while self.step < config.steps:
             if watch.agreed():
                 return self._interrupted()
-            with self.profiler.window(self.step):
+            with self.profiler.window(self.step), self.communication.window(self.step):
                 self._one_step()
             if self.step % config.checkpoint.every == 0 and self.step < config.steps:
                 self.save()
@@ -129,7 +132,10 @@ class Training:
     def _log(self, figures: StepFigures, lr: float) -> None:
         read = self.stepper.read(figures, self.recorder.window.steps)
         row: Row = {"step": self.step, "lr": lr, **read, "seconds": self.seconds}
-        self.recorder.write(row, self.stepper.clock.read(), self.loader.metrics())
+        stages = self.stepper.clock.read()
+        if self.communication.seconds is not None:
+            stages["communication"] = self.communication.seconds
+        self.recorder.write(row, stages, self.loader.metrics())
         self.shown.advance(1, f"loss {read['loss']:.4f}")
         if read["bad_in_row"] >= self.config.log.max_bad_steps:
             self.checkpoints.wait()

@@ -46,7 +46,13 @@ def small_config(corpus: Path | str, method: str = "mae", **changes: object) -> 
         schedule=dataclasses.replace(base.schedule, warmup_steps=2),
         checkpoint=dataclasses.replace(base.checkpoint, every=3),
         log=dataclasses.replace(base.log, every=1, tensorboard=False, picture_every=0),
-        parallel=dataclasses.replace(base.parallel, min_block_parameters=100, timeout_s=60.0),
+        parallel=dataclasses.replace(
+            base.parallel,
+            min_block_parameters=100,
+            timeout_s=60.0,
+            precision="fp32",
+            deterministic=True,
+        ),
         global_batch=4,
         steps=8,
     )

@@ -49,8 +49,11 @@ def launch(ranks, corpus, out, fault="", method="mae", replicate=1, accum=1, res
         str(SCRIPT), str(corpus), str(out), fault, method, str(replicate), str(accum),
     ]  # fmt: skip
     environment = {
-        **os.environ, "OMP_NUM_THREADS": "1", "TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1",
-    }  # fmt: skip
+        **os.environ,
+        "OMP_NUM_THREADS": "1",
+        "CUDA_VISIBLE_DEVICES": "",
+        "TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1",
+    }
     return subprocess.run(
         command, env=environment, capture_output=True, text=True, timeout=240, check=False
     )
@@ -85,6 +88,9 @@ def test_ranks_agree_with_one_process(corpus, single, tmp_path, method, ranks, r
     done = launch(ranks, corpus, tmp_path / "run", "", method, replicate, accum)
     assert done.returncode == 0, done.stderr[-2000:]
     assert_same_curve(tmp_path / "run", single(method))
+    rows = read_rows(tmp_path / "run" / "metrics.jsonl")
+    assert "stage_communication_s" not in rows[0]
+    assert rows[-1]["stage_communication_s"] > 0
 
 
 def test_sigterm_on_one_rank_stops_all_at_one_step_and_resume_is_exact(corpus, tmp_path):
@@ -144,7 +150,7 @@ HOOKS = {
 def run_alone(corpus, out, fault=""):
     return subprocess.run(
         [sys.executable, str(SCRIPT), str(corpus), str(out), fault],
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        env={**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""},
         capture_output=True,
         text=True,
         timeout=240,

@@ -4,6 +4,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mim3d.engine.errors import ConfigError
+from mim3d.engine.parallel import set_recompute
 from mim3d.engine.vit import ViT3D, ViTConfig
 from mim3d.kernels.patch_rows import gather_patch_rows
 
@@ -64,18 +65,21 @@ def test_hidden_states_end_where_forward_does():
     torch.testing.assert_close(model.norm(states[-1]), model(volume))
 
 
+def gradients(model, volume):
+    model.zero_grad()
+    model(volume).square().sum().backward()
+    return [p.grad.clone() for p in model.parameters()]
+
+
 def test_recomputation_changes_no_gradient():
     torch.manual_seed(0)
     model = ViT3D(SMALL)
     volume = torch.randn(2, 2, 8, 12, 16)
-    model(volume).square().sum().backward()
-    plain = [p.grad.clone() for p in model.parameters()]
-    model.zero_grad()
+    plain = gradients(model, volume)
     for block in model.blocks:
-        block.recompute = True
-    model(volume).square().sum().backward()
-    for p, before in zip(model.parameters(), plain, strict=True):
-        assert torch.equal(p.grad, before)
+        set_recompute(block)
+    for again, before in zip(gradients(model, volume), plain, strict=True):
+        assert torch.equal(again, before)
 
 
 def test_learned_positions_are_parameters_and_sincos_are_not_stored():
@@ -83,8 +87,7 @@ def test_learned_positions_are_parameters_and_sincos_are_not_stored():
     fixed = ViT3D(ViTConfig((8, 8, 8), (4, 4, 4), width=12, depth=1, heads=2))
     assert "pos_embed" in learned.state_dict()
     assert not [name for name in fixed.state_dict() if "sincos" in name or "pos" in name]
-    learned(torch.randn(1, 1, 8, 8, 8)).sum().backward()
-    assert learned.pos_embed.grad is not None
+    assert len(gradients(learned, torch.randn(1, 1, 8, 8, 8))) == len(list(learned.parameters()))
 
 
 def test_a_volume_of_another_shape_is_refused():
