@@ -21,7 +21,7 @@ from mim3d.engine.classification import read_targets
 from mim3d.engine.compare_config import CompareConfig, plain
 from mim3d.engine.curves import Curve, area_under
 from mim3d.engine.errors import ConfigError, TrainingError
-from mim3d.engine.finetune import RESULT, run_finetune
+from mim3d.engine.finetune import RESULT, claim, run_finetune
 from mim3d.engine.finetune_config import FinetuneConfig
 from mim3d.engine.json_file import read_json, write_json, write_jsonl
 from mim3d.engine.pool import Task, default_workers, run_tasks
@@ -107,12 +107,15 @@ def pretrain_one(config: Any, folder: Path) -> None:
 
 
 def cell_tasks(config: CompareConfig, cells: list[Cell], splits: Splits, out: Path) -> list[Task]:
-    """Cells without a result as tasks."""
-    return [
-        Task(cell.key, run_cell, (finetune_config(config, cell, splits, out), out, cell.key))
-        for cell in cells
-        if not (out / "cells" / cell.key / RESULT).exists()
-    ]
+    """Cells without a result as tasks; ConfigError where a result is of other settings."""
+    tasks = []
+    for cell in cells:
+        wanted, folder = finetune_config(config, cell, splits, out), out / "cells" / cell.key
+        if (folder / RESULT).exists():
+            claim(wanted, folder)
+        else:
+            tasks.append(Task(cell.key, run_cell, (wanted, out, cell.key)))
+    return tasks
 
 
 def run_cell(config: FinetuneConfig, out: Path, key: str) -> None:

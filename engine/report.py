@@ -97,7 +97,7 @@ def facts(study: Study, groups: list[GroupSummary]) -> list[tuple[str, str]]:
     rows = study.scored
     seeds = sorted({row["seed"] for row in rows})
     arms = list(dict.fromkeys(arm for group in groups for arm in study.arms(group.group)))
-    crops = [p["crops"] for p in study.pretraining]
+    crops = [p["crops"] for p in study.pretraining if p["crops"]]
     last = max(row["step"] for row in rows)
     found = [
         ("corpus", study.about.get("corpus", "")),
@@ -183,6 +183,12 @@ def limits(study: Study, groups: list[GroupSummary]) -> list[str]:
     if all(p.get("seed") is None for p in study.pretraining) and study.pretraining:
         found.append(
             "Each arm was pretrained once: seeds vary the fine-tuning, not the pretraining."
+        )
+    unknown = [arm_name(p["arm"]) for p in study.pretraining if not p["crops"]]
+    if unknown:
+        found.append(
+            f"What the pretraining of {', '.join(unknown)} cost and learned is not known: its "
+            "ledgers count fine-tuning alone."
         )
     if not any(arm.arm == SCRATCH for group in groups for arm in group.arms):
         found.append("No scratch arm was run: targets are shares of the first arm's best score.")

@@ -169,12 +169,12 @@ def pretraining_table(study: Study) -> Table | None:
         rows.append(
             (
                 name,
-                f"{p['crops']:,}",
-                f"{p['steps']:,} × {p['batch']}",
+                f"{p['crops']:,}" if p["crops"] else "not known",
+                f"{p['steps']:,} × {p['batch']}" if p["crops"] else "–",
                 number(loss, 3),
                 number(floor, 3),
                 number(None if not loss or not floor else loss / floor, 2),
-                number(p["flops"] / p["crops"] / 1e9, 2),
+                number(p["flops"] / p["crops"] / 1e9 if p["crops"] else None, 2),
                 number(p["flops"] / 1e15, 3),
                 number(p["seconds"], 0),
                 "yes" if p["trained"] else "no",

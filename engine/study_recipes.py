@@ -30,7 +30,7 @@ def demo() -> CompareConfig:
         data=StudyData(split=SplitConfig(validation=0.15, test=0.1)),
         vit=TINY,
         seeds=(0, 1),
-        pretrain=PretrainPlan(mae=SMALL_MAE, simclr=SMALL_SIMCLR),
+        pretrain=PretrainPlan(mae=SMALL_MAE, simclr=SMALL_SIMCLR, batch=8, mae_lr=1e-3),
         finetune=FinetunePlan(steps=120, eval_every=12),
     )
 
