@@ -22,7 +22,7 @@ class Intensity:
     """Statistics of finite real values, `slope * stored + intercept`; p005 is the 0.5th percentile.
 
     Minimum and maximum of a volume are over all its finite voxels; everything else, and all of the
-    foreground, over a fixed lattice of at most 2^18 of them (so over all, in smaller volumes).
+    foreground, over a fixed lattice of at most 2^17 of them (so over all, in smaller volumes).
     """
 
     minimum: float
@@ -35,7 +35,10 @@ class Intensity:
 
 @dataclass(frozen=True)
 class LabelRecord:
-    """One label array of a volume; `classes` maps class to voxel count, background included."""
+    """One label array of a volume; `classes` maps class to voxel count, background included.
+
+    `shard_sha256` is the SHA-256 of the shard's checksums (`shard_writer.shard_digest`).
+    """
 
     name: str
     dtype: str
@@ -56,7 +59,8 @@ class VolumeRecord:
     Foreground is the voxels above `foreground_threshold`, a real value, by `foreground_rule`; its
     box is ((z0, y0, x0), (z1, y1, x1)), end exclusive. `frame` is the time index of a volume split
     from a 4D source of `n_frames`, or -1. `cast_max_error` is the largest change of a real value
-    by a recorded change of dtype from `source_dtype`.
+    by a recorded change of dtype from `source_dtype`. `source_sha256` are of the files as they
+    are; `shard_sha256` is of the shard's checksums (`shard_writer.shard_digest`).
     """
 
     id: str
