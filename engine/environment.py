@@ -87,6 +87,7 @@ def optional_parts() -> list[Optional]:
     """DALI, nvCOMP, kvikio, apex and the rest, each with its remedy when missing."""
     return [
         _dali(),
+        _compiled_loop(),
         _distribution("nvidia-nvcomp-cu13", "GPU decompression", "pip install 'mim3d[gpu]'"),
         _distribution("kvikio-cu13", "reads straight into GPU memory", "pip install 'mim3d[gpu]'"),
         _apex(),
@@ -117,6 +118,7 @@ def as_figures() -> Mapping[str, object]:
         "machine": machine(),
         "torch": torch_build(),
         "devices": devices(),
+        "kernels": kernel_backends(),
         "optional": {part.name: part.detail for part in optional_parts()},
     }
 
@@ -160,6 +162,25 @@ def _dali() -> Optional:
             "nvidia-dali", False, f"{names} share files: pip uninstall both, then install one"
         )
     return Optional("nvidia-dali", True, f"{found[0][0]} {found[0][1]} (the loader's graph)")
+
+
+def _compiled_loop() -> Optional:
+    if find_spec("mim3d.dataio._crops") is not None:
+        return Optional("compiled crop loop", True, "built (lz4 frames to crops in one pass)")
+    return Optional(
+        "compiled crop loop",
+        False,
+        "not built: crops are decoded by numcodecs and numpy, same bits, slower; "
+        "install a C compiler and pip install again",
+    )
+
+
+def kernel_backends() -> dict[str, str]:
+    """Which implementation `backend="auto"` runs for tensors of each device, and why."""
+    from mim3d.kernels.backend import explain
+
+    rows = (line.partition(": ") for line in explain().splitlines())
+    return {device: choice for device, _, choice in rows}
 
 
 def _apex() -> Optional:

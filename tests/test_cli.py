@@ -63,6 +63,7 @@ def test_env_figures_name_versions_and_optional_parts(tmp_path: Path) -> None:
         figures["versions"]["torch"] == figures["torch"]["torch"]
     )
     assert "apex" in figures["optional"]
+    assert figures["kernels"]["cpu"].startswith(("reference", "triton"))
 
 
 @pytest.mark.slow

@@ -28,6 +28,7 @@ def main(words: list[str]) -> Outcome:
         console.print("no CUDA device: everything runs on the CPU, kernels as PyTorch references")
     for device in found:
         console.print(_table(device["device"], device))
+    console.print(_table("kernels", environment.kernel_backends()))
     parts = environment.optional_parts()
     console.print(_table("optional", {part.name: part.detail for part in parts}))
     return Outcome(environment.as_figures())
