@@ -146,12 +146,24 @@ def find_msd(tree: Tree) -> Discovery:
 
 
 def is_nnunet(tree: Tree, name: str) -> bool:
-    """Whether a dataset.json is nnU-Net v2's: it tells channel names or the file ending."""
+    """Whether a dataset.json is nnU-Net's.
+
+    Version 2 tells channel names or the file ending and lists no images; version 1 lists
+    `CASE.nii.gz` where `CASE_0000.nii.gz` stands.
+    """
     try:
         described = layout_nnunet.read_description(tree, name)
     except SourceError:
         return False
-    return bool({"channel_names", "file_ending"} & set(described)) and "training" not in described
+    listed = described.get("training")
+    if not listed:
+        return bool({"channel_names", "file_ending"} & set(described))
+    first = (
+        listed[0].get("image") if isinstance(listed, list) and isinstance(listed[0], dict) else 0
+    )
+    if not isinstance(first, str) or tree.has(first.removeprefix("./")):
+        return False
+    return any(re.match(r"imagesTr/.+_0000\.", n) for n in tree.names)
 
 
 def only_table(tree: Tree) -> str:

@@ -59,7 +59,8 @@ def read(
     path = existing(tree, told, "missing-image", skipped)
     if path is None:
         return None
-    masks = image.get("associated_masks") or {}
+    masks = image.get("associated_masks")
+    masks = masks if isinstance(masks, dict) else {}
     found = {
         str(name): existing(tree, str(mask), "missing-label", skipped)
         for name, mask in sorted(masks.items())

@@ -25,6 +25,9 @@ def find(tree: Tree, file: str = "dataset.json") -> Discovery:
         told = f"says file_ending {ending!r}; mim3d reads {', '.join(SUFFIXES)}"
         raise SourceError("not-nifti", tree.path(file), told)
     names = described.get("channel_names") or described.get("modality") or {}
+    if not isinstance(names, dict | list):
+        told = f"says channel_names {names!r}; they must be an object"
+        raise SourceError("bad-json", tree.path(file), told)
     skipped = list(tree.problems)
     if isinstance(described.get("dataset"), dict):
         sources = listed_cases(tree, described["dataset"], skipped)

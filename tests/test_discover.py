@@ -248,6 +248,15 @@ def test_nnunet_channels(tmp_path):
     assert sorted(codes(found)) == ["bad-name", "missing-channel", "missing-label"]
 
 
+def test_nnunet_version_1_lists_cases_without_channels(tmp_path):
+    root = plant(tmp_path, "imagesTr/a_0000.nii.gz", "imagesTr/a_0001.nii.gz", "labelsTr/a.nii.gz")
+    pairs = [{"image": "./imagesTr/a.nii.gz", "label": "./labelsTr/a.nii.gz"}]
+    content = {"modality": {"0": "T1", "1": "T2"}, "training": pairs}
+    found = discover(str(write_json(root, "dataset.json", content)))
+    assert (found.layout, found.skipped) == ("nnunet", ())
+    assert len(by_id(found)["a"].images) == 2
+
+
 def test_nnunet_listed_cases_and_foreign_endings(tmp_path):
     root = plant(tmp_path, "x/one.nii.gz", "x/seg.nii.gz")
     cases = {"k": {"images": ["x/one.nii.gz"], "label": "x/seg.nii.gz"}, "gone": {"images": ["y"]}}
