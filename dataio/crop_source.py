@@ -4,29 +4,33 @@ import time
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
 from mim3d.dataio.augment import ViewDraws, draw_flips, draw_view
 from mim3d.dataio.crop_job import CropJob
+from mim3d.dataio.crop_request import Request, image_request, label_request
 from mim3d.dataio.errors import ChunkError
 from mim3d.dataio.sampler import Sampler, Samples
 from mim3d.dataio.shard_reader import ShardReader
 
 REPLACEMENTS = 16
+STILL = (False, False, False)
 
 
 @dataclass
 class RawBatch:
-    """Arrays of one batch on the host, and the samples they were read for.
+    """Arrays of one batch, and the samples they were read for.
 
-    `image` (b, c, z, y, x) float32, `label` (b, z, y, x) or None; both belong to a ring and are
-    overwritten when the ring comes round. `error` is what reading raised, if anything.
+    `image` (b, c, z, y, x) float32, `label` (b, z, y, x) or None: numpy on the host, where they
+    belong to a ring and are overwritten when it comes round, or tensors on a device. `error` is
+    what reading raised, if anything.
     """
 
     samples: Samples
-    image: np.ndarray
-    label: np.ndarray | None
+    image: Any
+    label: Any
     views: list[ViewDraws]
     error: Exception | None = None
 
@@ -69,6 +73,8 @@ class CropSource:
                 batch.error = future.exception() or batch.error  # type: ignore[assignment]
             self.wait_s += time.perf_counter() - began
             self.crops += count
+            if batch.error is None:
+                self._finish(batch)
             yield batch
             number += 1
 
@@ -98,56 +104,73 @@ class CropSource:
         image, label = self._ring[number % len(self._ring)]
         kind, seeds = self.job.augmentation, samples.augment_seed
         views = [draw_view(kind, seeds, view, self.job.crop_size) for view in range(self.job.views)]
-        batch = RawBatch(samples, image, label, views)
-        parts = min(self._threads, count)
+        batch = self._new_batch(samples, image, label, views)
+        parts = self._parts(count)
         futures = [
             self._pool.submit(self._fill, batch, range(part, count, parts)) for part in range(parts)
         ]
         self._pending[number] = batch, futures
 
+    def _new_batch(self, *parts: object) -> RawBatch:
+        return RawBatch(*parts)  # type: ignore[arg-type]
+
+    def _parts(self, count: int) -> int:
+        """Into how many tasks a batch is cut."""
+        return min(self._threads, count)
+
     def _fill(self, batch: RawBatch, members: range) -> None:
         flips = draw_flips(self.job.augmentation, batch.samples.augment_seed)
         for i in members:
             try:
-                self._read(batch, i, batch.samples, i, flips[i])
+                self._load(batch, i, self._requests(batch, i, batch.samples, i, flips[i]))
             except ChunkError:
                 if not self.job.replace_errors:
                     raise
                 self._replace(batch, i, flips[i])
 
-    def _replace(self, batch: RawBatch, i: int, flip: np.ndarray) -> None:
-        """Read the sample's deterministic stand-ins until one is sound."""
+    def _finish(self, batch: RawBatch) -> None:
+        """What is left to do on the consumer's thread: nothing on the host."""
+
+    def _replace(self, batch: RawBatch, i: int, flip: np.ndarray) -> tuple[Request, Request | None]:
+        """Load the sample's deterministic stand-ins until one is sound; its requests."""
         for attempt in range(1, REPLACEMENTS + 1):
             other = self.sampler.replacement(int(batch.samples.sample[i]), attempt)
+            requests = self._requests(batch, i, other, 0, flip)
             try:
-                self._read(batch, i, other, 0, flip)
+                self._load(batch, i, requests)
             except ChunkError:
                 if attempt == REPLACEMENTS:
                     raise
                 continue
             batch.samples.volume[i], batch.samples.start[i] = other.volume[0], other.start[0]
             self.replaced += 1
-            return
+            return requests
+        raise AssertionError("unreachable: the last attempt returns or raises")
 
-    def _read(self, batch: RawBatch, i: int, samples: Samples, at: int, flip: np.ndarray) -> None:
-        """Read sample `at` of `samples` into place `i` of the batch."""
+    def _requests(
+        self, batch: RawBatch, i: int, samples: Samples, at: int, flip: np.ndarray
+    ) -> tuple[Request, Request | None]:
+        """Crops of sample `at` of `samples`, augmented as place `i` of the batch."""
         job = self.job
         volume = int(samples.volume[at])
         z, y, x = samples.start[at].tolist()
-        mirrored = (False, False, False) if job.augmentation.per_view else tuple(flip.tolist())
-        gain, bias = 1.0, 0.0
+        mirrored, gain, bias = STILL, 1.0, 0.0
         if not job.augmentation.per_view:
+            mirrored = (bool(flip[0]), bool(flip[1]), bool(flip[2]))
             gain, bias = float(batch.views[0].gain[i]), float(batch.views[0].bias[i])
+        image = image_request(job, volume, (z, y, x), mirrored, gain, bias)
+        if job.label_rows is None:
+            return image, None
+        return image, label_request(job, volume, (z, y, x), mirrored)
+
+    def _load(self, batch: RawBatch, i: int, requests: tuple[Request, Request | None]) -> None:
+        """Read the crops into place `i` of the batch."""
+        image, label = requests
+        size = self.job.crop_size
         self.reader.read_box(
-            int(job.image_rows[volume]),
-            (z, y, x),
-            job.crop_size,
-            batch.image[i],
-            fill=float(job.intensities.fill[volume]),
-            flip=mirrored,
-            affine=job.intensities.affine(volume, gain, bias),
-        )
-        if batch.label is not None and job.label_rows is not None:
-            label = batch.label[i][None]
-            row = int(job.label_rows[volume])
-            self.reader.read_box(row, (z, y, x), job.crop_size, label, flip=mirrored)
+            image.row, image.start, size, batch.image[i],
+            fill=image.fill, flip=image.flip, affine=image.affine,
+        )  # fmt: skip
+        if label is not None and batch.label is not None:
+            target = batch.label[i][None]
+            self.reader.read_box(label.row, label.start, size, target, flip=label.flip)

@@ -8,7 +8,6 @@ import importlib
 from collections.abc import Callable
 from typing import Any
 
-import numpy as np
 import torch
 
 from mim3d.dataio.augment import ViewDraws
@@ -17,7 +16,7 @@ from mim3d.dataio.graph_spec import GraphSpec
 
 RANKS = {"roi_start": 1, "roi_end": 1, "matrix": 2}
 FLAGS = {"resized", "turn_z", "turn_y", "turn_x", "blurred"}
-Feed = Callable[[int], list[np.ndarray]]
+Feed = Callable[[int], list[Any]]
 
 
 class DaliGraph:
@@ -38,7 +37,11 @@ class DaliGraph:
         """
         if self._pipeline is None:
             raise RuntimeError("this loader is closed")
-        return [torch.from_dlpack(out.as_tensor()) for out in self._pipeline.run()]
+        # Bound to torch's stream, outputs need no host sync and are freed in its order.
+        on_gpu = self.spec.device_id is not None
+        stream = torch.cuda.current_stream(self.spec.device_id) if on_gpu else None
+        outputs = self._pipeline.run(stream)
+        return [torch.from_dlpack(out.as_tensor()) for out in outputs]
 
     def close(self) -> None:
         """Stop DALI's threads; tensors handed over stay valid."""
@@ -47,11 +50,12 @@ class DaliGraph:
             pipeline._shutdown()
 
 
-def feed_order(
-    spec: GraphSpec, image: np.ndarray, label: np.ndarray | None, views: list[ViewDraws]
-) -> list[np.ndarray]:
+def feed_order(spec: GraphSpec, image: Any, label: Any, views: list[ViewDraws]) -> list[Any]:
     """Arrays of one iteration in the order in which the graph takes them."""
     arrays = [image] if label is None else [image, label]
+    if not spec.device_input:
+        # DALI would ask CUDA for the stream of a tensor, even of one on the host.
+        arrays = [each.numpy() if isinstance(each, torch.Tensor) else each for each in arrays]
     return arrays + [getattr(view, name) for view in views for name in spec.parameters]
 
 
@@ -73,14 +77,10 @@ def _build(spec: GraphSpec, feed: Feed) -> Any:
         prefetch_queue_depth=2,
     )
     with pipeline:
-        nodes = list(
-            dali.fn.external_source(
-                source=feed, num_outputs=len(inputs["ndim"]), batch=True, **inputs
-            )
-        )
+        nodes = _sources(dali, spec, feed, inputs)
         image = nodes.pop(0)
         label = nodes.pop(0) if spec.label_dtype else None
-        if spec.device_id is not None:
+        if spec.device_id is not None and not spec.device_input:
             image, label = image.gpu(), None if label is None else label.gpu()
         n = len(spec.parameters)
         given = [
@@ -93,6 +93,55 @@ def _build(spec: GraphSpec, feed: Feed) -> Any:
         pipeline.set_outputs(*outputs)
     pipeline.build()
     return pipeline
+
+
+def _sources(dali: Any, spec: GraphSpec, feed: Feed, inputs: dict[str, list[Any]]) -> list[Any]:
+    """Nodes of all inputs; image and label from the device where they are there already."""
+
+    def source(device: str, part: slice, take: Feed) -> list[Any]:
+        described = {name: values[part] for name, values in inputs.items()}
+        n = len(described["ndim"])
+        return list(
+            dali.fn.external_source(
+                source=take, num_outputs=n, batch=True, device=device, **described
+            )
+        )
+
+    if not spec.device_input:
+        return source("cpu", slice(None), feed)
+    n_crops = 2 if spec.label_dtype else 1
+    split = SplitFeed(feed, n_crops)
+    nodes = source("gpu", slice(n_crops), split.crops)
+    if len(inputs["ndim"]) > n_crops:
+        nodes += source("cpu", slice(n_crops, None), split.parameters)
+    else:
+        split.only_crops = True
+    return nodes
+
+
+class SplitFeed:
+    """One feed seen as two: crops on the device and parameters on the host, in either order."""
+
+    def __init__(self, feed: Feed, n_crops: int) -> None:
+        self._feed, self._n = feed, n_crops
+        self._half: dict[int, list[Any]] = {}
+        self.only_crops = False
+
+    def crops(self, iteration: int) -> list[Any]:
+        """Image, and label if any, of an iteration."""
+        return self._take(iteration)[: self._n]
+
+    def parameters(self, iteration: int) -> list[Any]:
+        """Everything else of it."""
+        return self._take(iteration)[self._n :]
+
+    def _take(self, iteration: int) -> list[Any]:
+        if self.only_crops:
+            return self._feed(iteration)
+        known = self._half.pop(iteration, None)
+        if known is None:
+            known = self._half[iteration] = self._feed(iteration)
+        return known
 
 
 def _inputs(spec: GraphSpec) -> dict[str, list[Any]]:

@@ -13,24 +13,14 @@ import torch
 
 from mim3d.dataio.blosc_frame import Frame, parse_frame
 from mim3d.dataio.chunk_boxes import Triple
-from mim3d.dataio.chunk_decode import Affine, checked_frame
+from mim3d.dataio.chunk_decode import checked_frame
+from mim3d.dataio.crop_request import Request
 from mim3d.dataio.errors import CorpusError
 from mim3d.dataio.inflate import Inflate
 from mim3d.dataio.shard_reader import ShardReader, StoredArray
 from mim3d.kernels.assemble import assemble_crops
 
 ALIGN = 16
-
-
-@dataclass(frozen=True)
-class Request:
-    """One crop: a row of `arrays`, its first voxel, what to do to it, and the value of padding."""
-
-    row: int
-    start: Triple
-    flip: tuple[bool, bool, bool]
-    affine: Affine | None
-    fill: float
 
 
 @dataclass(frozen=True)
@@ -75,6 +65,15 @@ class DeviceReader:
     def resident_bytes(self) -> int:
         """Bytes of compressed chunks on the device."""
         return self._used
+
+    def metrics(self) -> dict[str, float]:
+        """Hits and misses in chunks, and resident bytes."""
+        return {
+            "cache_hits": float(self.hits),
+            "cache_misses": float(self.misses),
+            "cache_evicted": 0.0,
+            "cache_bytes": float(self.resident_bytes),
+        }
 
     def fetch(self, requests: list[Request], size: Triple) -> Fetched:
         """Read what is not resident; every request must be of one dtype and chunk size."""

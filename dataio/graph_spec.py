@@ -17,7 +17,8 @@ class GraphSpec:
 
     `device_id` None runs on the CPU. With `augmentation.per_view` the graph flips and changes
     intensities; else that was done while reading and only zoom and rotation are left, applied to
-    image and label alike. `label_dtype` is a numpy name, or None without labels.
+    image and label alike. `label_dtype` is a numpy name, or None without labels. With
+    `device_input` image and label arrive as tensors on the GPU.
     """
 
     batch: int
@@ -28,6 +29,7 @@ class GraphSpec:
     augmentation: Augmentation
     device_id: int | None
     threads: int
+    device_input: bool = False
 
     @property
     def parameters(self) -> tuple[str, ...]:

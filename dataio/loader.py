@@ -13,9 +13,8 @@ from collections.abc import Collection, Iterator
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from types import TracebackType
-from typing import Self
+from typing import Any, Self
 
-import numpy as np
 import torch
 
 from mim3d.dataio.batch import Batch
@@ -23,8 +22,11 @@ from mim3d.dataio.corpus import Corpus
 from mim3d.dataio.crop_job import choose_volumes, crop_job, make_sampler
 from mim3d.dataio.crop_source import CropSource, RawBatch
 from mim3d.dataio.dali_graph import DaliGraph, GraphSpec, feed_order
+from mim3d.dataio.device_reader import DeviceReader
+from mim3d.dataio.device_source import DeviceSource
 from mim3d.dataio.errors import Mim3dError
 from mim3d.dataio.finish import finish
+from mim3d.dataio.inflate import NvcompInflate, inflate_on_host
 from mim3d.dataio.loader_config import LoaderConfig
 from mim3d.dataio.residency import HostCache
 from mim3d.dataio.shard_files import LocalShards
@@ -67,7 +69,7 @@ class Loader:
             shards = HostCache(shards, config.cache_bytes, config.cache_policy)
         self._cache = shards if isinstance(shards, HostCache) else None
         reader = ShardReader(table, self.corpus.root, shards)
-        self._source = CropSource(reader, self.sampler, self._job, config.threads, config.prefetch)
+        self._source = self._make_source(reader)
         self._spec = self._graph_spec()
         self._graph: DaliGraph | None = None
         self._in_flight: deque[RawBatch] = deque()
@@ -130,7 +132,7 @@ class Loader:
             "wait_s": self._source.wait_s,
             "bytes_read": float(reader.bytes_read),
             "replaced": float(self._source.replaced),
-            **({} if self._cache is None else self._cache.metrics()),
+            **self._cache_metrics(),
         }
 
     def close(self) -> None:
@@ -152,9 +154,23 @@ class Loader:
     ) -> None:
         self.close()
 
+    def _cache_metrics(self) -> dict[str, float]:
+        if isinstance(self._source, DeviceSource):
+            return self._source.device_reader.metrics()
+        return {} if self._cache is None else self._cache.metrics()
+
     @property
     def _stride(self) -> int:
         return self.world * self.config.micro_batch
+
+    def _make_source(self, reader: ShardReader) -> CropSource:
+        config = self.config
+        if config.cache != "device":
+            return CropSource(reader, self.sampler, self._job, config.threads, config.prefetch)
+        on_gpu = self.device.type == "cuda"
+        inflate = NvcompInflate(self.device) if on_gpu else inflate_on_host
+        device_reader = DeviceReader(reader, self.device, inflate, config.cache_bytes)
+        return DeviceSource(device_reader, self.sampler, self._job, config.threads, config.prefetch)
 
     def _graph_spec(self) -> GraphSpec:
         config, on_gpu = self.config, self.device.type == "cuda"
@@ -167,6 +183,7 @@ class Loader:
             augmentation=self._job.augmentation,
             device_id=(self.device.index or 0) if on_gpu else None,
             threads=config.threads,
+            device_input=on_gpu and config.cache == "device",
         )
 
     def _start(self) -> DaliGraph:
@@ -175,7 +192,7 @@ class Loader:
         first = self._sample + self.rank * self.config.micro_batch
         batches = self._source.batches(first, self._stride, self.config.micro_batch)
 
-        def feed(_iteration: int) -> list[np.ndarray]:
+        def feed(_iteration: int) -> list[Any]:
             raw = next(batches)
             self._in_flight.append(raw)
             return feed_order(self._spec, raw.image, raw.label, raw.views)

@@ -66,6 +66,8 @@ class LoaderConfig:
         _one_of("cache_policy", self.cache_policy, ("keep", "lru"))
         _one_of("on_error", self.on_error, ("raise", "replace"))
         _one_of("weighting", self.weighting, WEIGHTINGS)
+        if self.cache == "device" and self.cache_policy != "keep":
+            raise Mim3dError("cache_policy='lru' is for cache='host'; on a device chunks are kept")
         parse_mode(self.normalise)
         augmentation(self.augment)
         if not 0 <= self.foreground_fraction <= 1:

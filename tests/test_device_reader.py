@@ -10,7 +10,8 @@ from mim3d.bench.corpora import anatomy_like, corpus_of
 from mim3d.dataio.chunk_decode import Affine
 from mim3d.dataio.conversion import Conversion
 from mim3d.dataio.corpus import Corpus
-from mim3d.dataio.device_reader import DeviceReader, Request
+from mim3d.dataio.crop_request import Request
+from mim3d.dataio.device_reader import DeviceReader
 from mim3d.dataio.errors import ChunkError, CorpusError
 from mim3d.dataio.inflate import NvcompInflate, inflate_on_host
 from mim3d.dataio.shard_reader import ShardReader

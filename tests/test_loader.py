@@ -1,5 +1,6 @@
 """The loader as a whole: exact resume, world sizes, labels, views, failure, shutdown."""
 
+import gc
 import threading
 import time
 from pathlib import Path
@@ -156,6 +157,19 @@ def test_two_views_differ_and_show_the_same_place(root):
     assert not torch.allclose(batch.image, batch.second_view, atol=0.1)
 
 
+@pytest.mark.parametrize("mode", MODES)
+def test_crops_decoded_on_the_device_are_the_same_bits(root, mode):
+    with (
+        Loader(root, config_of(**MODES[mode])) as host,
+        Loader(root, config_of(**MODES[mode], cache="device")) as device,
+    ):
+        for a, b in zip(take(host, 8), take(device, 8), strict=True):
+            assert same(a, b)
+        metrics = device.metrics()
+    assert metrics["cache_hits"] > 0
+    assert metrics["cache_bytes"] > 0
+
+
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
 def test_other_dtypes_are_the_float_crops_rounded(root, dtype):
     with Loader(root, config_of()) as exact, Loader(root, config_of(dtype=dtype)) as rounded:
@@ -229,8 +243,9 @@ def test_a_damaged_chunk_raises_at_its_own_batch(damaged):
         assert loader.state_dict()["sample"] == due
 
 
-def test_damaged_crops_are_replaced_alike_on_any_number_of_ranks_and_counted(damaged):
-    options = {"on_error": "replace", "augment": "mim"}
+@pytest.mark.parametrize("cache", ["none", "host", "device"])
+def test_damaged_crops_are_replaced_alike_on_any_number_of_ranks_and_counted(damaged, cache):
+    options = {"on_error": "replace", "augment": "mim", "cache": cache}
     with Loader(damaged, config_of(**options, micro_batch=5)) as whole:
         batches = take(whole, 4)
         assert whole.metrics()["replaced"] >= 4
@@ -271,6 +286,7 @@ def test_closing_leaves_no_thread_and_no_file(root):
 
     config = config_of(threads=2, views=2, augment="contrastive")
     corpus = Corpus.open(root)
+    gc.collect()  # tables of earlier loaders
     with Loader(corpus, config) as loader:  # torch and DALI start what they keep for ever
         next(loader)
     threads, before = psutil.Process().num_threads(), files()
@@ -283,7 +299,7 @@ def test_closing_leaves_no_thread_and_no_file(root):
     while psutil.Process().num_threads() > threads and time.monotonic() < deadline:
         time.sleep(0.01)
     assert psutil.Process().num_threads() <= threads
-    assert files() == before
+    assert files() <= before
     assert not [t for t in threading.enumerate() if t.name.startswith("mim3d")]
     with pytest.raises(RuntimeError, match="closed"):
         next(loader)
