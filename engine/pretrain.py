@@ -12,13 +12,12 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import torch
-import torch.distributed as dist
 
 from mim3d.dataio.loader import Loader
 from mim3d.dataio.progress import Progress, progress
 from mim3d.engine.config import PretrainConfig, method_name
 from mim3d.engine.errors import ConfigError
-from mim3d.engine.process_group import Ranks, process_ranks
+from mim3d.engine.process_group import Ranks, first_decides, process_ranks
 from mim3d.engine.run_folder import PretrainResult, finished_result, open_run
 from mim3d.engine.stop import stop_on_signal
 from mim3d.engine.training import Training
@@ -37,9 +36,7 @@ def run_pretrain(config: PretrainConfig, out: str | Path) -> PretrainResult:
         stack.enter_context(deterministic_kernels(config.parallel.deterministic))
         ranks = stack.enter_context(process_ranks(config.parallel.timeout_s))
         loader = stack.enter_context(open_loader(config, ranks))
-        if ranks.first:
-            open_run(out, config)
-        dist.barrier(group=ranks.control)
+        first_decides(ranks, lambda: open_run(out, config))
         watch = stack.enter_context(stop_on_signal(ranks))
         shown = stack.enter_context(shown_progress(config, ranks))
         training = Training(config, out, ranks, loader, shown)

@@ -1,7 +1,7 @@
 """Ranks: a process group from torchrun or SLURM, or of one process without either."""
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
@@ -9,6 +9,7 @@ from datetime import timedelta
 import torch
 import torch.distributed as dist
 
+from mim3d.dataio.errors import Mim3dError
 from mim3d.engine.errors import ConfigError
 
 
@@ -55,6 +56,19 @@ def cpu_group(timeout_s: float) -> dist.ProcessGroup:
     group = dist.new_group(backend="gloo", timeout=timedelta(seconds=timeout_s))
     assert isinstance(group, dist.ProcessGroup)
     return group
+
+
+def first_decides(ranks: Ranks, act: Callable[[], None]) -> None:
+    """Let the first rank act; an error that a user can mend is raised on every rank alike."""
+    told: list[Mim3dError | None] = [None]
+    if ranks.first:
+        try:
+            act()
+        except Mim3dError as error:
+            told = [error]
+    dist.broadcast_object_list(told, group=ranks.control, group_src=0)
+    if told[0] is not None:
+        raise told[0]
 
 
 def local_device() -> torch.device:

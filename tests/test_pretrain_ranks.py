@@ -2,7 +2,9 @@
 
 import json
 import os
+import shutil
 import signal
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -121,6 +123,36 @@ def test_a_dead_rank_is_restarted_from_the_last_commit(corpus, single, tmp_path)
     assert done.returncode == 0, done.stderr[-2000:]
     assert "going on from the checkpoint of step 3" in done.stdout
     assert_same_curve(tmp_path / "run", single())
+
+
+def test_slurms_tasks_form_one_run(corpus, single, tmp_path):
+    """Two processes with the variables that srun sets, without torchrun."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    shared = {
+        **os.environ,
+        "OMP_NUM_THREADS": "1",
+        "CUDA_VISIBLE_DEVICES": "",
+        "SLURM_NTASKS": "2",
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(port),
+    }
+    command = [sys.executable, str(SCRIPT), str(corpus), str(tmp_path / "run")]
+    tasks = [
+        subprocess.Popen(command, env={**shared, "SLURM_PROCID": str(i), "SLURM_LOCALID": str(i)})
+        for i in range(2)
+    ]
+    assert [task.wait(240) for task in tasks] == [0, 0]
+    assert_same_curve(tmp_path / "run", single())
+
+
+def test_another_configuration_is_refused_on_every_rank(corpus, single, tmp_path):
+    shutil.copytree(single(), tmp_path / "run")
+    (tmp_path / "run" / "pretext.json").unlink()
+    done = launch(2, corpus, tmp_path / "run", "", "simmim")
+    assert done.returncode != 0
+    assert done.stderr.count("holds a run of another configuration") >= 2
 
 
 def test_a_nan_on_one_rank_updates_no_rank(corpus, tmp_path):
