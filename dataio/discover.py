@@ -181,4 +181,5 @@ def nothing_found(found: Discovery) -> str:
         return "holds no NIfTI files (.nii, .nii.gz, .hdr+.img)"
     first = found.skipped[0]
     more = f" and {len(found.skipped) - 1} more" if len(found.skipped) > 1 else ""
-    return f"holds nothing to convert: {first.path} {first.detail}{more}"
+    told = " ".join(f"{first.path} {first.detail}".split())  # names may hold line ends
+    return f"holds nothing to convert: {told}{more}"

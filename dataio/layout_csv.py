@@ -62,7 +62,8 @@ def read_rows(tree: Tree, file: str) -> tuple[list[Row], dict[str, list[str]]]:
             (n for n in names if re.fullmatch(r"image_\d+", n)), key=lambda n: int(n[6:])
         )
     if not columns["image"]:
-        told = f"has no `image` column; its columns are {', '.join(names) or '(none)'}"
+        found = " ".join(", ".join(names).split()) or "(none)"
+        told = f"has no `image` column; its columns are {found}"
         raise SourceError("no-image-column", tree.path(file), told)
     columns["label"] += [n for n in names if n.startswith("label:")]
     return rows, columns
