@@ -7,22 +7,22 @@ import math
 import re
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, Protocol
 
 import numpy as np
 
-from mim3d.dataio.manifest import VolumeRecord
+from mim3d.dataio.manifest import LabelRecord
 from mim3d.engine.errors import ConfigError
 
 
 @dataclass(frozen=True)
 class SplitConfig:
-    """Shares of the labelled subjects that are held out, and what is kept together."""
+    """How many labelled subjects are held out (shares below 1, or numbers), and how they go."""
 
     validation: float = 0.15
-    """Share of the labelled subjects whose Dice makes the curves."""
+    """Share or number of the labelled subjects whose score makes the curves."""
     test: float = 0.15
-    """Share that is scored once, at the end."""
+    """Share or number that is scored once, at the end."""
     seed: int = 0
     """Order in which subjects are dealt."""
     keep: Literal["subject", "group", "number"] = "subject"
@@ -31,13 +31,33 @@ class SplitConfig:
     """For keep number: consecutive numbers dealt as one block."""
 
     def __post_init__(self) -> None:
-        if min(self.validation, self.test) < 0 or self.validation + self.test >= 1:
+        shares = [held for held in (self.validation, self.test) if held < 1]
+        if min(self.validation, self.test) < 0 or sum(shares) >= 1:
             raise ConfigError(
                 f"split.validation {self.validation} and split.test {self.test} must not be "
-                "negative and must leave subjects to train on (sum below 1)"
+                "negative and, as shares, must leave subjects to train on (sum below 1)"
             )
         if self.block < 2:
             raise ConfigError(f"split.block {self.block} must be at least 2")
+
+
+class Dealt(Protocol):
+    """What dealing needs to know of a volume; `VolumeRecord` has it."""
+
+    @property
+    def subject(self) -> str:
+        """Whom the volume shows."""
+        ...
+
+    @property
+    def group(self) -> str:
+        """Data set, site or pair, empty where unknown."""
+        ...
+
+    @property
+    def labels(self) -> Sequence[LabelRecord]:
+        """Its label arrays."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -59,7 +79,7 @@ class Splits:
 
 
 def make_splits(
-    records: Iterable[VolumeRecord],
+    records: Iterable[Dealt],
     label: str,
     config: SplitConfig,
     targets: Collection[str] | None = None,
@@ -106,13 +126,18 @@ def labelled_subset(train: Sequence[str], labels: float, seed: int) -> tuple[str
     return tuple(sorted(train[int(index)] for index in order[:wanted]))
 
 
+def number_of(amount: float, subjects: int) -> int:
+    """Subjects in a share below 1, rounded up, or in a number."""
+    return math.ceil(amount * subjects) if amount < 1 else round(amount)
+
+
 def trailing_number(subject: str) -> int | None:
     """The last number in a name: 33 of `hippocampus_033`, None where there is none."""
     found = re.findall(r"\d+", subject)
     return int(found[-1]) if found else None
 
 
-def _key(record: VolumeRecord, config: SplitConfig) -> str:
+def _key(record: Dealt, config: SplitConfig) -> str:
     if config.keep == "group":
         return record.group or record.subject
     number = trailing_number(record.subject)
@@ -131,7 +156,7 @@ def _deal(
     names = sorted(groups)
     dealt: dict[str, set[str]] = {"test": set(), "validation": set(), "train": set()}
     wanted = {
-        part: math.ceil(getattr(config, part) * len(labelled)) for part in ("test", "validation")
+        part: number_of(getattr(config, part), len(labelled)) for part in ("test", "validation")
     }
     for index in np.random.default_rng([config.seed, 5]).permutation(len(names)):
         part = next((p for p, goal in wanted.items() if len(dealt[p]) < goal), "train")

@@ -27,11 +27,11 @@ def demo() -> CompareConfig:
     """All parts at work in four minutes on two CPU cores; too small to prove anything."""
     return CompareConfig(
         name="demo",
-        data=StudyData(split=SplitConfig(validation=0.15, test=0.1)),
+        data=StudyData(split=SplitConfig(validation=8, test=8)),
         vit=TINY,
         seeds=(0, 1),
         pretrain=PretrainPlan(mae=SMALL_MAE, simclr=SMALL_SIMCLR, batch=8, mae_lr=1e-3),
-        finetune=FinetunePlan(steps=120, eval_every=12),
+        finetune=FinetunePlan(steps=150, eval_every=15),
     )
 
 
@@ -39,7 +39,7 @@ def hippocampus() -> CompareConfig:
     """Hippocampi of the Medical Segmentation Decathlon: four arms, two decoders, few labels."""
     return CompareConfig(
         name="hippocampus",
-        data=StudyData(split=SplitConfig(validation=0.12, test=0.15, keep="number")),
+        data=StudyData(split=SplitConfig(validation=24, test=40, keep="number")),
         vit=TINY,
         arms=("scratch", "simclr", "mae", "simmim"),
         seeds=(0, 1, 2, 3, 4),

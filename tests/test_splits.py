@@ -1,63 +1,31 @@
 """Splits never leak: checked on the manifest records they are made from."""
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mim3d.dataio.manifest import Intensity, LabelRecord, VolumeRecord
+from mim3d.dataio.manifest import LabelRecord
 from mim3d.engine.errors import ConfigError
 from mim3d.engine.splits import SplitConfig, labelled_subset, make_splits, trailing_number
 
-STATS = Intensity(0.0, 1.0, 0.5, 0.1, 0.0, 1.0)
 LABEL = LabelRecord("seg", "|u1", {0: 10, 1: 5}, "x", "0", "0", 1)
-EYE = tuple(tuple(float(i == j) for j in range(4)) for i in range(4))
-RECORD = VolumeRecord(
-    id="v",
-    sources=("a.nii.gz",),
-    source_sha256=("0",),
-    subject="s",
-    group="",
-    split="",
-    shape=(8, 8, 8),
-    channels=1,
-    dtype="<i2",
-    slope=1.0,
-    intercept=0.0,
-    spacing_mm=(1.0, 1.0, 1.0),
-    affine=EYE,
-    original_orientation="RAS",
-    original_affine=EYE,
-    original_shape=(8, 8, 8),
-    affine_from="sform",
-    obliquity_deg=0.0,
-    intensity=STATS,
-    foreground=STATS,
-    foreground_rule="otsu",
-    foreground_threshold=0.0,
-    foreground_box=((0, 0, 0), (8, 8, 8)),
-    n_nan=0,
-    n_inf=0,
-    source_dtype="<i2",
-    cast_max_error=0.0,
-    labels=(LABEL,),
-    shard_sha256="0",
-    shard_bytes=1,
-    metadata_sha256="0",
-)
 
 
-def cohort(numbers: list[int], unlabelled: tuple[int, ...] = ()) -> list[VolumeRecord]:
-    return [
-        replace(
-            RECORD,
-            id=f"hippocampus_{n:03d}",
-            subject=f"hippocampus_{n:03d}",
-            labels=() if n in unlabelled else (LABEL,),
-        )
-        for n in numbers
-    ]
+@dataclass(frozen=True)
+class Record:
+    """What splits need of a manifest's record."""
+
+    id: str
+    subject: str
+    group: str = ""
+    labels: tuple[LabelRecord, ...] = (LABEL,)
+
+
+def cohort(numbers: list[int], unlabelled: tuple[int, ...] = ()) -> list[Record]:
+    name = "hippocampus_{:03d}".format
+    return [Record(name(n), name(n), labels=() if n in unlabelled else (LABEL,)) for n in numbers]
 
 
 def test_every_subject_is_dealt_once_with_the_shares_asked_for() -> None:
@@ -66,6 +34,11 @@ def test_every_subject_is_dealt_once_with_the_shares_asked_for() -> None:
     assert len({*splits.train, *splits.validation, *splits.test}) == 100
     assert splits.pretrain == splits.train
     assert splits.left_out == ()
+
+
+def test_held_out_subjects_can_be_counted() -> None:
+    splits = make_splits(cohort(list(range(100))), "seg", SplitConfig(8, 0.1))
+    assert (len(splits.train), len(splits.validation), len(splits.test)) == (82, 8, 10)
 
 
 def test_seeds_deal_differently_and_repeatably() -> None:
