@@ -34,7 +34,7 @@ from mim3d.kernels.patch_grid import (
     patch_index,
     patch_view,
     row_width,
-    take_crop,
+    take_patches,
 )
 from mim3d.kernels.patch_moments import normalised_rows
 
@@ -151,9 +151,9 @@ def reference(
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
     """The truth: pick the masked patches, normalise, score, differentiate by hand."""
     dtype = torch.float64 if prediction.dtype == torch.float64 else torch.float32
-    view = patch_view(take_crop(volume, start, flip, crop_size), patch_size)
-    index = patch_index(masked_ids, view.shape[1:4])
-    target = affine_intensity(view[index].flatten(2), scale, shift, dtype)
+    index = patch_index(masked_ids, grid_shape(crop_size, patch_size))
+    patches = take_patches(volume, masked_ids, patch_size, crop_size, start, flip)
+    target = affine_intensity(patches.flatten(2), scale, shift, dtype)
     if normalise:
         target = normalised_rows(target)
     dense = prediction.dim() == 5
@@ -161,8 +161,9 @@ def reference(
     picked = patch_view(prediction, patch_size)[index].flatten(2) if dense else prediction
     term, slope = reference_terms(picked[..., :n_voxels].to(dtype) - target, kind, beta)
     if weight is not None:
-        weight = take_crop(weight.expand(volume.shape), start, flip, crop_size)
-        weights = patch_view(weight, patch_size)[index].flatten(2).to(dtype)
+        weight = weight.expand(volume.shape)
+        weights = take_patches(weight, masked_ids, patch_size, crop_size, start, flip)
+        weights = weights.flatten(2).to(dtype)
         term, slope = term * weights, slope * weights
     loss = term.sum() / denominator
     if not with_gradient:
@@ -170,7 +171,7 @@ def reference(
     slope = (slope * split_denominator(prediction.dtype, denominator)[0]).to(prediction.dtype)
     gradient = torch.zeros_like(prediction)
     if dense:
-        patch_view(gradient, patch_size)[index] = slope.view(view[index].shape)
+        patch_view(gradient, patch_size)[index] = slope.view(patches.shape)
     else:
         gradient[..., :n_voxels] = slope
     return loss, gradient

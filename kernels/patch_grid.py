@@ -4,6 +4,7 @@
     grid_shape(crop_size, patch_size) -> (gz, gy, gx)
     patch_view(crop, patch_size) -> (b, gz, gy, gx, c, pz, py, px), no copy
     take_crop(volume, start, flip, crop_size) -> (b, c, z, y, x)
+    take_patches(volume, ids, ...) -> (b, k, c, pz, py, px)
     check_sampling(...) -> ValueError with both values where an argument does not fit
 
 Patches are numbered in C order over the (z, y, x) grid of the crop; inside a patch the order is
@@ -159,6 +160,39 @@ def patch_index(ids: Tensor, grid: Sequence[int]) -> tuple[Tensor, Tensor, Tenso
     _, gy, gx = grid
     sample = torch.arange(ids.shape[0], device=ids.device)[:, None]
     return sample, ids // (gy * gx), ids // gx % gy, ids % gx
+
+
+def take_patches(
+    volume: Tensor,
+    ids: Tensor,
+    patch_size: Sequence[int],
+    crop_size: Sequence[int],
+    start: Tensor | None,
+    flip: Tensor | None,
+) -> Tensor:
+    """Chosen patches (b, k, c, pz, py, px) of the cut and flipped crop; reads nothing else."""
+    index = patch_index(ids, grid_shape(crop_size, patch_size))
+    if start is None and flip is None:
+        return patch_view(take_crop(volume, None, None, crop_size), patch_size)[index]
+    places, inside = [], []
+    for axis, p in enumerate(patch_size):
+        shape = [1, 1, 1, 1, 1]
+        shape[axis + 2] = p
+        steps = torch.arange(p, device=volume.device).view(shape)
+        place = index[axis + 1][..., None, None, None] * p + steps
+        if flip is not None:
+            mirrored = crop_size[axis] - 1 - place
+            place = torch.where(flip[:, axis].view(-1, 1, 1, 1, 1), mirrored, place)
+        if start is not None:
+            place = place + start[:, axis].view(-1, 1, 1, 1, 1)
+        space = volume.shape[axis + 2]
+        inside.append((place >= 0) & (place < space))
+        places.append(place.clamp(0, space - 1))
+    z, y, x = places
+    sample = index[0][..., None, None, None]
+    picked = volume.permute(0, 2, 3, 4, 1)[sample, z, y, x].permute(0, 1, 5, 2, 3, 4)
+    keep = (inside[0] & inside[1] & inside[2])[:, :, None]
+    return torch.where(keep, picked, picked.new_zeros(()))
 
 
 def affine_intensity(

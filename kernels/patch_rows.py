@@ -23,10 +23,8 @@ from mim3d.kernels.patch_grid import (
     check_sampling,
     check_volume,
     grid_shape,
-    patch_index,
-    patch_view,
     row_width,
-    take_crop,
+    take_patches,
 )
 
 OUT_DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
@@ -106,9 +104,8 @@ def reference(
     flip: Tensor | None, start: Tensor | None,
     patch_size: Sequence[int], crop_size: Sequence[int], dtype: torch.dtype,
 ) -> Tensor:  # fmt: skip
-    """The truth: crop, flip, patch view, pick, intensity, cast, pad."""
-    view = patch_view(take_crop(volume, start, flip, crop_size), patch_size)
-    picked = view[patch_index(patch_ids, view.shape[1:4])].flatten(2)
+    """The truth: take the patches, intensity, cast, pad."""
+    picked = take_patches(volume, patch_ids, patch_size, crop_size, start, flip).flatten(2)
     compute = torch.float64 if torch.float64 in (dtype, volume.dtype) else torch.float32
     rows = affine_intensity(picked, scale, shift, compute).to(dtype)
     width = row_width(volume.shape[1], patch_size)
