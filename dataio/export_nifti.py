@@ -21,6 +21,7 @@ from mim3d.dataio.orientation import Reorientation, reorientation
 from mim3d.dataio.shard_reader import ShardReader
 
 NIFTI1_MAX = 32767
+ALIGNED = 2  # code of a world that is known, but not whose
 Axes = Literal["original", "stored"]
 
 
@@ -71,12 +72,13 @@ def export_volume(
     row = int(table.volumes["image"][volume])
     file = destination / "images" / f"{record.id}{suffix}"
     voxels = turned(read_all(reader, row), change)
-    write_nifti(file, voxels, affine, record.slope, record.intercept)
+    code = record.affine_code or ALIGNED
+    write_nifti(file, voxels, affine, code, (record.slope, record.intercept))
     files = [file]
     for label in record.labels:
         row = table.label_row(volume, label.name)
         file = destination / "labels" / label.name / f"{record.id}{suffix}"
-        write_nifti(file, turned(read_all(reader, row), change), affine, 1.0, 0.0)
+        write_nifti(file, turned(read_all(reader, row), change), affine, code, (1.0, 0.0))
         files.append(file)
     in_source_grid = change is not None or record.original_orientation == "".join(
         nib.orientations.aff2axcodes(np.array(record.affine))
@@ -114,13 +116,13 @@ def turned(voxels: np.ndarray, change: Reorientation | None) -> np.ndarray:
 
 
 def write_nifti(
-    file: Path, voxels: np.ndarray, affine: np.ndarray, slope: float, intercept: float
+    file: Path, voxels: np.ndarray, affine: np.ndarray, code: int, scaling: tuple[float, float]
 ) -> None:
     """Write stored voxels as they are: nibabel's own saving would scale and may change them."""
     if file.exists():
         raise CorpusError(f"{file}: is there already; name an empty folder")
     file.parent.mkdir(parents=True, exist_ok=True)
-    header = header_of(voxels, affine, slope, intercept)
+    header = header_of(voxels, affine, code, scaling)
     partial = file.with_name(f".partial-{file.name}")
     try:
         zipped = {"compresslevel": 1, "mtime": 0} if file.suffix == ".gz" else {}
@@ -135,7 +137,7 @@ def write_nifti(
 
 
 def header_of(
-    voxels: np.ndarray, affine: np.ndarray, slope: float, intercept: float
+    voxels: np.ndarray, affine: np.ndarray, code: int, scaling: tuple[float, float]
 ) -> nib.Nifti1Header:
     """Header of stored voxels: sform exact, qform where a rotation can say it, scaling as it was.
 
@@ -145,13 +147,13 @@ def header_of(
     header = kind()
     header.set_data_shape(voxels.shape)
     header.set_data_dtype(voxels.dtype)
-    header.set_sform(affine, code=2)
+    header.set_sform(affine, code=code)
     try:
-        header.set_qform(affine, code=2, strip_shears=False)
+        header.set_qform(affine, code=code, strip_shears=False)
     except (HeaderDataError, np.linalg.LinAlgError):
         header["pixdim"][1:4] = np.linalg.norm(affine[:3, :3], axis=0)
     header.set_xyzt_units("mm", "sec")
-    header["scl_slope"], header["scl_inter"] = slope, intercept
+    header["scl_slope"], header["scl_inter"] = scaling
     header["vox_offset"] = header.single_vox_offset
     header["magic"] = header.single_magic
     return header

@@ -41,6 +41,7 @@ def assert_same_image(one: str | Path, two: str | Path) -> None:
     np.testing.assert_array_equal(a, b)
     assert (a_slope, a_inter) == (b_slope, b_inter)
     np.testing.assert_array_equal(load(one).affine, load(two).affine)
+    assert int(load(one).header["sform_code"]) in (0, int(load(two).header["sform_code"]))
     np.testing.assert_array_equal(load(one).get_fdata(), load(two).get_fdata())
 
 
