@@ -163,7 +163,7 @@ def _volumes(options: LoaderBench) -> list[np.ndarray]:
 def _readers(
     root: Path, shapes: Sequence[tuple[int, ...]], n_crops: int
 ) -> dict[str, tuple[int, Round]]:
-    """mim3d's bare reader at three snaps, and the loader with its DALI graph."""
+    """mim3d's bare reader at three snaps, and the loader around it."""
     table = Corpus.open(root).table
     reader = ShardReader(table, root)
 
@@ -175,8 +175,9 @@ def _readers(
     }
     contestants["mim3d reader, bf16"] = (16, _round(bare, n_crops, torch.bfloat16))
     for name, changed in (
-        ("mim3d loader (DALI graph)", {}),
+        ("mim3d loader", {}),
         ("mim3d loader, normalised + flips", {"normalise": "zscore", "augment": "mim"}),
+        ("mim3d loader, two views by DALI", {"views": 2, "augment": "contrastive"}),
         ("mim3d loader, cache=host", {"cache": "host"}),
         ("mim3d loader, bf16", {"dtype": "bfloat16"}),
     ):

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from mim3d.dataio.augment import ViewDraws, draw_flips, draw_view
+from mim3d.dataio.buffer_pool import BufferPool
 from mim3d.dataio.crop_job import CropJob
 from mim3d.dataio.crop_request import Request, image_request, label_request
 from mim3d.dataio.errors import ChunkError
@@ -23,9 +24,9 @@ STILL = (False, False, False)
 class RawBatch:
     """Arrays of one batch, and the samples they were read for.
 
-    `image` (b, c, z, y, x) float32, `label` (b, z, y, x) or None: numpy on the host, where they
-    belong to a ring and are overwritten when it comes round, or tensors on a device. `error` is
-    what reading raised, if anything.
+    `image` (b, c, z, y, x) float32, `label` (b, z, y, x) or None: numpy on the host, from a pool
+    that has them back when nobody holds them, or tensors on a device. `error` is what reading
+    raised, if anything.
     """
 
     samples: Samples
@@ -52,16 +53,12 @@ class CropSource:
         self.wait_s = 0.0
         self._threads, self._ahead = threads, ahead
         self._pool = ThreadPoolExecutor(threads, thread_name_prefix="mim3d-read")
-        self._ring: list[tuple[np.ndarray, np.ndarray | None]] = []
+        self._pools: dict[int, tuple[BufferPool, BufferPool | None]] = {}
         self._pending: dict[int, tuple[RawBatch, list[Future[None]]]] = {}
 
     def batches(self, first: int, stride: int, count: int) -> Iterator[RawBatch]:
-        """Yield batches of `count` samples from global index `first`, `stride` apart, for ever.
-
-        A yielded batch is valid until the next is asked for.
-        """
+        """Yield batches of `count` samples from global index `first`, `stride` apart, for ever."""
         self._cancel()
-        self._ring = [self._buffers(count) for _ in range(self._ahead + 1)]
         number = 0
         while True:
             for ahead in range(number, number + self._ahead):
@@ -82,7 +79,6 @@ class CropSource:
         """Stop the threads; waits for crops being read."""
         self._cancel()
         self._pool.shutdown(wait=True, cancel_futures=True)
-        self._ring = []
         self.reader.close()
 
     def _cancel(self) -> None:
@@ -95,13 +91,17 @@ class CropSource:
         self._pending = {}
 
     def _buffers(self, count: int) -> tuple[np.ndarray, np.ndarray | None]:
-        image = np.empty((count, self.job.channels, *self.job.crop_size), np.float32)
-        label = self.job.label_dtype
-        return image, None if label is None else np.empty((count, *self.job.crop_size), label)
+        """Image and label of a new batch, undefined as yet."""
+        if count not in self._pools:
+            size, label = self.job.crop_size, self.job.label_dtype
+            image = BufferPool((count, self.job.channels, *size), "float32")
+            self._pools[count] = image, None if label is None else BufferPool((count, *size), label)
+        images, labels = self._pools[count]
+        return images.take(), None if labels is None else labels.take()
 
     def _submit(self, number: int, first: int, count: int) -> None:
         samples = self.sampler.samples(first, count)
-        image, label = self._ring[number % len(self._ring)]
+        image, label = self._buffers(count)
         kind, seeds = self.job.augmentation, samples.augment_seed
         views = [draw_view(kind, seeds, view, self.job.crop_size) for view in range(self.job.views)]
         batch = self._new_batch(samples, image, label, views)

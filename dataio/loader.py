@@ -24,6 +24,7 @@ from mim3d.dataio.crop_source import CropSource, RawBatch
 from mim3d.dataio.dali_graph import DaliGraph, GraphSpec, feed_order
 from mim3d.dataio.device_reader import DeviceReader
 from mim3d.dataio.device_source import DeviceSource
+from mim3d.dataio.direct_graph import DirectGraph
 from mim3d.dataio.errors import Mim3dError
 from mim3d.dataio.finish import finish
 from mim3d.dataio.inflate import NvcompInflate, inflate_on_host
@@ -71,7 +72,7 @@ class Loader:
         reader = ShardReader(table, self.corpus.root, shards)
         self._source = self._make_source(reader)
         self._spec = self._graph_spec()
-        self._graph: DaliGraph | None = None
+        self._graph: DaliGraph | DirectGraph | None = None
         self._in_flight: deque[RawBatch] = deque()
         self._step = self._sample = 0
         self._augment_s = 0.0
@@ -186,7 +187,7 @@ class Loader:
             device_input=on_gpu and config.cache == "device",
         )
 
-    def _start(self) -> DaliGraph:
+    def _start(self) -> DaliGraph | DirectGraph:
         if self._closed:
             raise RuntimeError("this loader is closed")
         first = self._sample + self.rank * self.config.micro_batch
@@ -197,7 +198,8 @@ class Loader:
             self._in_flight.append(raw)
             return feed_order(self._spec, raw.image, raw.label, raw.views)
 
-        self._graph = DaliGraph(self._spec, feed)
+        direct = self._spec.device_id is None and not self._spec.parameters
+        self._graph = (DirectGraph if direct else DaliGraph)(self._spec, feed)
         return self._graph
 
     def _stop(self) -> None:

@@ -137,6 +137,19 @@ def test_an_epoch_over_all_ranks_visits_every_volume_once(root):
         loader.close()
 
 
+@pytest.mark.parametrize("mode", MODES)
+def test_batches_that_are_kept_stay_what_they_were(root, mode):
+    with Loader(root, config_of(**MODES[mode])) as loader:
+        kept = [next(loader) for _ in range(15)]
+        copies = [batch.image.clone() for batch in kept]
+        take(loader, 10)
+    again = Loader(root, config_of(**MODES[mode]))
+    for batch, copy in zip(kept, copies, strict=True):
+        assert torch.equal(batch.image, copy)
+        assert same(batch, next(again))
+    again.close()
+
+
 def test_labels_belong_to_their_images(root, volumes):
     options = {"label": "seg", "normalise": "none", "foreground_fraction": 1.0, "snap": 1}
     with Loader(root, config_of(**options)) as loader:

@@ -1,0 +1,52 @@
+"""Buffers return when, and only when, nobody holds them."""
+
+import gc
+
+import numpy as np
+import pytest
+import torch
+
+from mim3d.dataio.augment import augmentation
+from mim3d.dataio.buffer_pool import BufferPool
+from mim3d.dataio.direct_graph import DirectGraph
+from mim3d.dataio.graph_spec import GraphSpec
+
+
+def test_a_buffer_is_reused_after_its_last_holder_let_go():
+    pool = BufferPool((4, 8), "float32")
+    first = pool.take()
+    place = first.ctypes.data
+    second = pool.take()
+    assert second.ctypes.data != place
+    del first
+    assert pool.take().ctypes.data == place
+
+
+def test_a_tensor_or_a_slice_of_it_keeps_its_buffer():
+    pool = BufferPool((4, 8), "float32")
+    array = pool.take()
+    array[:] = 7
+    part = torch.from_numpy(array)[1:3, ::2].view(-1)
+    del array
+    gc.collect()
+    for _ in range(3):
+        pool.take()[:] = 0
+    assert (part == 7).all()
+    place = part.untyped_storage().data_ptr()
+    del part
+    seen = [pool.take() for _ in range(3)]
+    assert place in {each.ctypes.data for each in seen}
+
+
+def test_a_graph_with_operators_is_not_direct():
+    kind = augmentation("segmentation")
+    with pytest.raises(ValueError, match="without operators"):
+        DirectGraph(GraphSpec(2, 1, (8, 8, 8), 1, None, kind, None, 1), lambda _i: [])
+
+
+def test_the_direct_graph_copies_nothing():
+    image, label = np.zeros((2, 1, 8, 8, 8), np.float32), np.zeros((2, 8, 8, 8), np.uint8)
+    spec = GraphSpec(2, 1, (8, 8, 8), 1, "uint8", augmentation("mim"), None, 1)
+    got, got_label = DirectGraph(spec, lambda _i: [image, label]).run()
+    image[0, 0, 1, 2, 3] = label[1, 1, 1, 1] = 5
+    assert got[0, 0, 1, 2, 3] == got_label[1, 1, 1, 1] == 5
