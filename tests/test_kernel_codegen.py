@@ -38,7 +38,7 @@ START = torch.zeros(2, 3, dtype=torch.int64)
 
 def loss(
     volume=I16, prediction=BF16, patch=CUBE16, crop=(96, 96, 96), channels=1, kind="l1",
-    normalise=True, dense=False, weight=None, scale=None, flip=None, start=None,
+    normalise=True, dense=False, weight=None, scale=None, flip=None, start=None, gradient=True,
 ) -> list[Launch]:  # fmt: skip
     voxels = torch.zeros(1, dtype=volume).expand(2, channels, *crop).contiguous()
     n = (crop[0] // patch[0]) * (crop[1] // patch[1]) * (crop[2] // patch[2])
@@ -52,7 +52,7 @@ def loss(
     ):
         launch_loss(
             torch.empty(shape, dtype=prediction), voxels, ids, weights, scale, scale, flip, start,
-            patch, crop, kind, 1.0, normalise, 1000.0, True,
+            patch, crop, kind, 1.0, normalise, 1000.0, gradient,
         )  # fmt: skip
     return launches + moments
 
@@ -127,6 +127,7 @@ CONFIGURATIONS: dict[str, tuple[Callable[[], list[Launch]], int, bool]] = {
     "loss bfloat16 volume": (lambda: loss(BF16), 80, True),
     "loss float32": (lambda: loss(F32, F32), 96, True),
     "loss float16 prediction": (lambda: loss(I16, F16), 80, True),
+    "loss without gradient": (lambda: loss(gradient=False), 80, True),
     "loss raw": (lambda: loss(normalise=False), 80, True),
     "loss l2": (lambda: loss(kind="l2"), 80, True),
     "loss smooth l1": (lambda: loss(kind="smooth_l1"), 128, True),
