@@ -35,6 +35,7 @@ class Picture:
 
     title: str
     data: str
+    caption: str = ""
 
 
 @dataclass(frozen=True)
@@ -156,14 +157,20 @@ def reconstructions(study: Study) -> list[Picture]:
             title = " ".join(
                 filter(None, [arm_name(pretraining["arm"]), pretraining.get("variant")])
             )
-            found.append(embedded(study.folder / name, title))
+            caption = "Crops of the pretraining set: input, masked input, reconstruction."
+            if pretraining.get("normalised"):
+                caption += (
+                    " The model predicts patches of zero mean and unit deviation; each is given "
+                    "its true mean and deviation back, as in MAE's own pictures."
+                )
+            found.append(embedded(study.folder / name, title, caption))
     return found
 
 
-def embedded(file: Path, title: str) -> Picture:
+def embedded(file: Path, title: str, caption: str = "") -> Picture:
     """A PNG as a data URI."""
     data = base64.b64encode(file.read_bytes()).decode()
-    return Picture(title, f"data:image/png;base64,{data}")
+    return Picture(title, f"data:image/png;base64,{data}", caption)
 
 
 def limits(study: Study, groups: list[GroupSummary]) -> list[str]:

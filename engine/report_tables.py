@@ -48,12 +48,14 @@ def reaches_table(group: GroupSummary) -> Table:
         "seeds reached it; unreached counts as more than the budget. Final score and HD95 are of "
         "the test subjects where there are any, mean ± standard deviation over seeds."
     )
+    if group.untrained:
+        note += " † did not learn its pretext task, so it is shown but compared with nobody."
     return Table("What each arm needed", header, rows, note)
 
 
 def _arm_row(arm: ArmSummary, group: GroupSummary) -> tuple[str, ...]:
     return (
-        arm_name(arm.arm),
+        arm_name(arm.arm) + (" †" if arm.arm in group.untrained else ""),
         *(median_reach(arm.reaches[target.share]) for target in group.targets),
         spread(arm.area),
         spread(arm.final),
@@ -184,7 +186,7 @@ def pretraining_table(study: Study) -> Table | None:
         "Knowing nothing: each hidden patch's mean for masked methods, ln(2b − 1) for NT-Xent. An "
         "arm has learned where its loss over the last fifth is below 0.95 of that."
     )
-    return Table("Pretraining", header, tuple(rows), note)
+    return Table("What each pretraining saw and learned", header, tuple(rows), note)
 
 
 def throughput_table(study: Study, groups: Sequence[GroupSummary]) -> Table:

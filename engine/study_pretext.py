@@ -45,6 +45,7 @@ def run_row(folder: Path) -> dict[str, Any]:
         "batch": batch,
         "flops": result.get("flops", 0.0),
         "seconds": result.get("seconds", 0.0),
+        "normalised": bool(config["method"].get("normalise_target")),
         "trained": bool(verdict["learned"]),
         "loss": verdict.get("loss"),
         "floor": verdict.get("floor"),

@@ -30,8 +30,10 @@ def demo() -> CompareConfig:
         data=StudyData(split=SplitConfig(validation=8, test=8)),
         vit=TINY,
         seeds=(0, 1),
-        pretrain=PretrainPlan(mae=SMALL_MAE, simclr=SMALL_SIMCLR, batch=8, mae_lr=1e-3),
-        finetune=FinetunePlan(steps=150, eval_every=15),
+        pretrain=PretrainPlan(
+            mae=replace(SMALL_MAE, mask_ratio=0.6), simclr=SMALL_SIMCLR, batch=8, mae_lr=1e-3
+        ),
+        finetune=FinetunePlan(steps=120, eval_every=12, lrs=(2e-3,)),
     )
 
 

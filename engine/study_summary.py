@@ -65,6 +65,7 @@ class GroupSummary:
     targets: tuple[Target, ...]
     arms: tuple[ArmSummary, ...]
     comparisons: tuple[Comparison, ...]
+    untrained: tuple[str, ...]
     curves: Mapping[str, Mapping[int, Curve]] = field(repr=False)
 
     def comparison(self, first: str, second: str) -> Comparison | None:
@@ -90,7 +91,8 @@ def summarise_group(study: Study, group: Group) -> GroupSummary:
     valid = [arm for arm in names if trained(study, group, arm)]
     pairs = [pair for pair in pairs_of(names) if set(pair) <= set(valid)]
     comparisons = tuple(compare(study, group, curves, targets, *pair) for pair in pairs)
-    return GroupSummary(group, reference, targets, arms, comparisons, curves)
+    untrained = tuple(arm for arm in names if arm not in valid)
+    return GroupSummary(group, reference, targets, arms, comparisons, untrained, curves)
 
 
 def make_targets(reference: Mapping[int, Curve], shares: Sequence[float]) -> tuple[Target, ...]:

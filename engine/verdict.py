@@ -47,7 +47,7 @@ def headline(study: Study, groups: Sequence[GroupSummary]) -> Statement:
     over_simclr = [c for c in found if method_of(c.second) == "simclr"]
     candidates = over_simclr or [c for c in found if c.second == SCRATCH]
     if not candidates:
-        return Statement("warning", "No masked arm could be compared with another arm.")
+        return nothing_to_compare(group)
     share = primary_target(group.targets, primary_share(study)).share
     chosen = max(candidates, key=lambda c: c.at[share].ratio or 0.0)
     statement = speed_statement(chosen, share, group.reference)
@@ -56,6 +56,16 @@ def headline(study: Study, groups: Sequence[GroupSummary]) -> Statement:
         extra = f"{arm_name(chosen.first)} is the better of {len(rivals) + 1} masked arms."
         return replace(statement, detail=f"{statement.detail} {extra}".strip())
     return statement
+
+
+def nothing_to_compare(group: GroupSummary) -> Statement:
+    """Why there is no comparison: masked arms that learned nothing, or none at all."""
+    idle = [arm for arm in group.untrained if method_of(arm) in MIM]
+    if idle:
+        names = " and ".join(map(arm_name, idle))
+        text = f"{names} did not learn the pretext task: no speed-up can be measured."
+        return Statement("warning", text)
+    return Statement("warning", "No masked arm could be compared with another arm.")
 
 
 def primary_share(study: Study) -> float:

@@ -180,6 +180,17 @@ def test_an_untrained_simclr_is_reported_not_compared(tmp_path: Path) -> None:
     )
 
 
+def test_an_untrained_masked_arm_is_the_headline(tmp_path: Path) -> None:
+    folder = write_study(tmp_path)
+    entries = read_json(folder / "pretraining.json")
+    write_json(folder / "pretraining.json", [{**p, "trained": p["arm"] != "mae"} for p in entries])
+    study, groups = summary(folder)
+    assert headline(study, groups).text.startswith("MAE did not learn the pretext task")
+    table = reaches_table(groups[0])
+    assert "MAE †" in [row[0] for row in table.rows]
+    assert "† did not learn" in table.note
+
+
 def test_a_target_no_arm_reaches_is_said(tmp_path: Path) -> None:
     folder = write_study(tmp_path, targets=None)
     about = read_json(folder / "study.json")
