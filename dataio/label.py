@@ -14,6 +14,7 @@ from mim3d.dataio.volume import Volume, file_grid, turned_view
 POINTS_PER_CLASS = 64
 POINTS_PER_LABEL = 4096
 MAX_CLASS = 65535
+BLOCK = 1 << 16
 INTEGERS = ("uint8", "int16", "uint16", "int32")
 
 
@@ -51,31 +52,33 @@ def read_label(
     voxels = _placed(
         turned_view(whole, volume.file_grid, conversion.orientation), volume, conversion
     )
-    classes = count_classes(voxels)
-    return Label(name, voxels, classes, class_points(voxels, classes), path, file.sha256)
+    classes, points = classes_and_points(voxels)
+    return Label(name, voxels, classes, points, path, file.sha256)
 
 
 def whole_classes(
     raw: np.ndarray, slope: float, intercept: float, name: str, path: str
 ) -> np.ndarray:
     """The smallest of uint8, int16, uint16, int32 that holds every class exactly."""
-    plain = (slope, intercept) == (1.0, 0.0)
-    if plain and raw.dtype == np.uint8:
+    if (slope, intercept) == (1.0, 0.0) and raw.dtype == np.uint8:
         return raw
-    if raw.dtype.kind == "f" or not plain:
-        real = slope * raw.astype(np.float64) + intercept
-        if not np.isfinite(real).all() or (np.rint(real) != real).any():
-            detail = f"label {name!r} holds fractions or NaN: it is no segmentation"
-            raise SourceError("label-not-integer", path, f"{detail}; threshold or round it")
-        raw = real
-    low, high = float(raw.min()), float(raw.max())
+    ends = [slope * float(end) + intercept for end in (raw.min(), raw.max())]
+    fractions = f"label {name!r} holds fractions or NaN: it is no segmentation"
+    if not np.isfinite(ends).all():
+        raise SourceError("label-not-integer", path, f"{fractions}; threshold or round it")
+    low, high = min(ends), max(ends)
     if high > MAX_CLASS or low < -MAX_CLASS:
         detail = f"label {name!r} has classes {low:g} to {high:g}, beyond {MAX_CLASS}"
         raise SourceError("label-range", path, f"{detail}; renumber them")
-    for kind in INTEGERS:
-        if np.iinfo(kind).min <= low and high <= np.iinfo(kind).max:
-            return raw.astype(kind)
-    raise SourceError("label-range", path, f"label {name!r}: classes {low:g} to {high:g}")
+    kind = next(k for k in INTEGERS if np.iinfo(k).min <= low and high <= np.iinfo(k).max)
+    whole = np.empty(raw.shape, kind)
+    # Slab by slab: float64 of a whole label would be eight times its size.
+    for voxels, out in zip(raw, whole, strict=True):
+        real = slope * voxels.astype(np.float64) + intercept
+        if (np.rint(real) != real).any():
+            raise SourceError("label-not-integer", path, f"{fractions}; threshold or round it")
+        out[...] = real
+    return whole
 
 
 def _placed(voxels: np.ndarray, volume: Volume, conversion: Conversion) -> np.ndarray:
@@ -88,33 +91,68 @@ def _placed(voxels: np.ndarray, volume: Volume, conversion: Conversion) -> np.nd
     return voxels[slices]
 
 
-def count_classes(voxels: np.ndarray) -> dict[int, int]:
-    """Voxels of every class present."""
-    if voxels.dtype == np.uint8:
-        counts = np.bincount(voxels.reshape(-1), minlength=1)
-        return {int(number): int(counts[number]) for number in np.flatnonzero(counts)}
-    numbers, counts = np.unique(voxels, return_counts=True)
-    return dict(zip(numbers.tolist(), counts.tolist(), strict=True))
+@dataclass(frozen=True)
+class BlockCounts:
+    """How often each class occurs in each block of a flat label; `lowest` is the class of bin 0."""
+
+    lowest: int
+    present: tuple[np.ndarray, ...]
+    counts: tuple[np.ndarray, ...]
+
+    @classmethod
+    def of(cls, flat: np.ndarray) -> "BlockCounts":
+        """Count block by block: bincount works on 64-bit copies."""
+        lowest = int(flat.min())
+        present, counts = [], []
+        for start in range(0, flat.size, BLOCK):
+            found = np.bincount(flat[start : start + BLOCK].astype(np.int64) - lowest)
+            present.append(np.flatnonzero(found))
+            counts.append(found[present[-1]])
+        return cls(lowest, tuple(present), tuple(counts))
+
+    def total(self) -> dict[int, int]:
+        """Voxels of every class present, in ascending order."""
+        whole: dict[int, int] = {}
+        for numbers, counts in zip(self.present, self.counts, strict=True):
+            for number, count in zip(numbers.tolist(), counts.tolist(), strict=True):
+                whole[number + self.lowest] = whole.get(number + self.lowest, 0) + count
+        return dict(sorted(whole.items()))
+
+    def before(self, number: int) -> np.ndarray:
+        """Voxels of a class before each block, and in all."""
+        column = number - self.lowest
+        inside = [
+            int(counts[at]) if at < len(numbers) and numbers[at] == column else 0
+            for numbers, counts in zip(self.present, self.counts, strict=True)
+            for at in [int(np.searchsorted(numbers, column))]
+        ]
+        return np.concatenate([[0], np.cumsum(inside)])
 
 
-def class_points(voxels: np.ndarray, classes: dict[int, int]) -> dict[int, np.ndarray]:
-    """Up to 64 voxels of each class above 0, drawn without replacement, the same every time."""
-    present = [number for number in sorted(classes) if number > 0]
-    if not present:
-        return {}
-    each = max(1, min(POINTS_PER_CLASS, POINTS_PER_LABEL // len(present)))
+def classes_and_points(voxels: np.ndarray) -> tuple[dict[int, int], dict[int, np.ndarray]]:
+    """Voxel counts of every class; and up to 64 voxels (n, 3) of each class above 0.
+
+    They are drawn without replacement by a generator seeded with the class: the same every time.
+    """
     flat = np.ascontiguousarray(voxels).reshape(-1)
-    inside = np.flatnonzero(flat > 0)
-    numbers = flat[inside]
-    order = np.argsort(numbers, kind="stable")
-    starts = np.searchsorted(numbers[order], present)
+    blocks = BlockCounts.of(flat)
+    classes = blocks.total()
+    wanted = [number for number in classes if number > 0]
+    each = max(1, min(POINTS_PER_CLASS, POINTS_PER_LABEL // max(len(wanted), 1)))
     points = {}
-    for number, start in zip(present, starts, strict=True):
+    for number in wanted:
+        before = blocks.before(number)
         count = classes[number]
-        drawn = np.random.default_rng(number).choice(count, min(each, count), replace=False)
-        chosen = inside[order[start + np.sort(drawn)]]
-        points[number] = np.stack(np.unravel_index(chosen, voxels.shape), axis=1).astype("<u4")
-    return points
+        draw = np.random.default_rng(number).choice(count, min(each, count), replace=False)
+        at = np.sort(draw)
+        where = np.searchsorted(before, at, side="right") - 1
+        chosen = []
+        for block in np.unique(where):
+            inside = np.flatnonzero(flat[block * BLOCK : (block + 1) * BLOCK] == number)
+            chosen.append(inside[at[where == block] - before[block]] + block * BLOCK)
+        found = np.unravel_index(np.concatenate(chosen), voxels.shape)
+        points[number] = np.stack(found, axis=1).astype("<u4")
+    return classes, points
 
 
 def pack_points(points: dict[int, np.ndarray]) -> dict[str, str]:

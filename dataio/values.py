@@ -103,10 +103,7 @@ def as_dtype(values: Values, conversion: Conversion) -> Values:
     if target in ("native", values.voxels.dtype.name):
         return values
     if target == "float32":
-        exact = values.slope * values.voxels.astype(np.float64) + values.intercept
-        stored = exact.astype(np.float32)
-        error = values.max_error + float(np.abs(exact - stored).max())
-        return replace(values, voxels=stored, slope=1.0, intercept=0.0, max_error=error)
+        return _recast(values, np.dtype(target), 1.0, 0.0)
     info = np.iinfo(target)
     low, high = float(values.voxels.min()), float(values.voxels.max())
     if values.voxels.dtype.kind != "f" and info.min <= low and high <= info.max:
@@ -115,12 +112,32 @@ def as_dtype(values: Values, conversion: Conversion) -> Values:
 
 
 def _quantised(values: Values, dtype: np.dtype, window: tuple[float, float] | None) -> Values:
-    real = values.real()
-    low, high = window or (float(real.min()), float(real.max()))
+    """Spread the window, or minimum to maximum, over all levels of an integer dtype."""
+    ends = [values.slope * float(end) + values.intercept
+            for end in (values.voxels.min(), values.voxels.max())]  # fmt: skip
+    low, high = window or (min(ends), max(ends))
     info = np.iinfo(dtype)
     slope = (high - low) / (int(info.max) - int(info.min)) or 1.0
-    intercept = low - slope * int(info.min)
-    levels = np.rint((real - np.float32(intercept)) / np.float32(slope))
-    stored = np.clip(levels, info.min, info.max).astype(dtype)
-    error = float(np.abs(slope * stored.astype(np.float64) + intercept - real).max())
-    return Values(stored, slope, intercept, values.n_nan, values.n_inf, values.max_error + error)
+    return _recast(values, dtype, slope, low - slope * int(info.min))
+
+
+def _recast(values: Values, dtype: np.dtype, slope: float, intercept: float) -> Values:
+    """The real values at another dtype and scaling, and the largest change this makes.
+
+    Slab by slab, as float64 of a whole int16 volume would be four times its size.
+    """
+    stored = np.empty(values.voxels.shape, dtype)
+    largest = 0.0
+    for voxels, out in zip(values.voxels, stored, strict=True):
+        real = values.slope * voxels.astype(np.float64) + values.intercept
+        levels = (real - intercept) / slope
+        if dtype.kind != "f":
+            info = np.iinfo(dtype)
+            levels = np.clip(np.rint(levels), info.min, info.max)
+        out[...] = levels
+        gap = np.abs(slope * out.astype(np.float64) + intercept - real)
+        largest = max(largest, float(np.nanmax(gap, initial=0.0, where=np.isfinite(gap))))
+    return replace(
+        values, voxels=stored, slope=slope, intercept=intercept,
+        max_error=values.max_error + largest,
+    )  # fmt: skip

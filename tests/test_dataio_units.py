@@ -16,7 +16,7 @@ from mim3d.dataio.corpus import Corpus
 from mim3d.dataio.errors import CorpusError, Mim3dError, SourceError
 from mim3d.dataio.grid import Grid, obliquity_deg
 from mim3d.dataio.intensity import lattice, otsu, prime_from, profiles
-from mim3d.dataio.label import class_points, count_classes, pack_points, unpack_points
+from mim3d.dataio.label import classes_and_points, pack_points, unpack_points
 from mim3d.dataio.manifest import manifest_bytes, parse_record, read_manifest, record_line
 from mim3d.dataio.orientation import reorientation
 from mim3d.dataio.resample import resample_image, resample_label, resampled_grid
@@ -271,14 +271,19 @@ def test_labels_resample_to_labels():
             assert abs((got == number).sum() * volume - true) < share * true
 
 
-def test_label_points_are_drawn_once_and_for_all():
-    voxels = np.random.default_rng(0).integers(0, 4, (20, 21, 22)).astype(np.uint8)
-    classes = count_classes(voxels)
-    points = class_points(voxels, classes)
-    again = class_points(voxels[::-1][::-1], classes)
-    assert set(points) == {1, 2, 3}
+@pytest.mark.parametrize("dtype", ["uint8", "int16", "int32"])
+def test_label_points_are_drawn_once_and_for_all(dtype):
+    rng = np.random.default_rng(0)
+    voxels = rng.choice([0, 1, 2, 3, 200], (50, 51, 52), p=[0.9, 0.05, 0.04, 0.009, 0.001])
+    voxels = voxels.astype(dtype)
+    voxels[-1] = -5 if dtype != "uint8" else 9
+    classes, points = classes_and_points(voxels)
+    again = classes_and_points(voxels[::-1].copy()[::-1])[1]
+    numbers, counts = np.unique(voxels, return_counts=True)
+    assert classes == dict(zip(numbers.tolist(), counts.tolist(), strict=True))
+    assert set(points) == {n for n in numbers.tolist() if n > 0}
     for number, zyx in points.items():
-        assert len(zyx) == 64 and len(np.unique(zyx, axis=0)) == 64
+        assert len(zyx) == min(64, classes[number]) == len(np.unique(zyx, axis=0))
         assert (voxels[tuple(zyx.T)] == number).all()
         assert np.array_equal(zyx, again[number])
     unpacked = unpack_points(pack_points(points))
