@@ -20,7 +20,7 @@ class SplitConfig:
     """How many labelled subjects are held out (shares below 1, or numbers), and how they go."""
 
     validation: float = 0.15
-    """Share or number of the labelled subjects whose score makes the curves."""
+    """Share or number (a quarter at most) of the labelled subjects whose score makes the curves."""
     test: float = 0.15
     """Share or number that is scored once, at the end."""
     seed: int = 0
@@ -127,8 +127,8 @@ def labelled_subset(train: Sequence[str], labels: float, seed: int) -> tuple[str
 
 
 def number_of(amount: float, subjects: int) -> int:
-    """Subjects in a share below 1, rounded up, or in a number."""
-    return math.ceil(amount * subjects) if amount < 1 else round(amount)
+    """Subjects in a share below 1, rounded up, or in a number, which is at most a quarter."""
+    return math.ceil(amount * subjects) if amount < 1 else min(round(amount), subjects // 4)
 
 
 def trailing_number(subject: str) -> int | None:

@@ -39,6 +39,8 @@ def test_every_subject_is_dealt_once_with_the_shares_asked_for() -> None:
 def test_held_out_subjects_can_be_counted() -> None:
     splits = make_splits(cohort(list(range(100))), "seg", SplitConfig(8, 0.1))
     assert (len(splits.train), len(splits.validation), len(splits.test)) == (82, 8, 10)
+    few = make_splits(cohort(list(range(8))), "seg", SplitConfig(8, 8))
+    assert (len(few.train), len(few.validation), len(few.test)) == (4, 2, 2)
 
 
 def test_seeds_deal_differently_and_repeatably() -> None:
