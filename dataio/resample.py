@@ -84,6 +84,9 @@ def _sampled(
     offset: Any = [(factor - 1) / 2 for factor in factors]
     from scipy import ndimage
 
+    if order > 1:
+        voxels = ndimage.spline_filter(voxels, order, output=np.float32, mode="nearest")
     return ndimage.affine_transform(
-        voxels, np.array(factors), offset, output_shape=shape, order=order, mode="nearest"
-    )
+        voxels, np.array(factors), offset, output_shape=shape, order=order, mode="nearest",
+        prefilter=False,
+    )  # fmt: skip

@@ -1,6 +1,7 @@
 """Changes of stored values, each with its largest error known: NaN policy, window, dtype."""
 
 from dataclasses import dataclass, replace
+from math import ceil, floor
 
 import numpy as np
 
@@ -86,11 +87,14 @@ def windowed(values: Values, window: tuple[float, float] | None) -> Values:
     if window is None:
         return values
     low, high = sorted((end - values.intercept) / values.slope for end in window)
-    if values.voxels.dtype.kind != "f":
-        info = np.iinfo(values.voxels.dtype)
-        low, high = max(np.ceil(low), info.min), min(np.floor(high), info.max)
-        low, high = min(low, info.max), max(high, info.min)
-    return replace(values, voxels=np.clip(values.voxels, low, high).astype(values.voxels.dtype))
+    dtype = values.voxels.dtype.newbyteorder("=")
+    if dtype.kind != "f":
+        info = np.iinfo(dtype)
+        low = min(max(ceil(low), info.min), info.max)
+        high = max(min(floor(high), info.max), info.min)
+    # Ends of the voxels' own dtype, or numpy would clip in float64.
+    ends = dtype.type(low), dtype.type(high)
+    return replace(values, voxels=np.clip(values.voxels, *ends).astype(dtype, copy=False))
 
 
 def as_dtype(values: Values, conversion: Conversion) -> Values:
