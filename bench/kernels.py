@@ -11,7 +11,7 @@ import tyro
 
 from mim3d.bench.kernel_cases import OURS, Case, Shape, cases
 from mim3d.bench.roofline import draw_roofline
-from mim3d.bench.timing import copy_bandwidth, time_cold, time_graph
+from mim3d.bench.timing import Function, copy_bandwidth, time_cold, time_graph
 from mim3d.engine.outcome import Outcome
 from mim3d.kernels.backend import decide
 
@@ -98,7 +98,7 @@ def measure(case: Case, device: str, rounds: int, bandwidth: float) -> list[Row]
     cold = {name: time_cold(call, device, rounds) for name, call in case.variants.items()}
     graph: dict[str, float | None] = dict.fromkeys(case.variants)
     if device == "cuda":
-        graph = {name: time_graph(call, rounds) for name, call in case.variants.items()}
+        graph = {name: graph_or_none(name, call, rounds) for name, call in case.variants.items()}
     return [
         Row(
             case.operation, case.shape, name, case.needed_bytes, seconds, graph[name],
@@ -106,6 +106,17 @@ def measure(case: Case, device: str, rounds: int, bandwidth: float) -> list[Row]
         )
         for name, seconds in cold.items()
     ]  # fmt: skip
+
+
+def graph_or_none(name: str, call: Function, rounds: int) -> float | None:
+    """Time inside a CUDA graph; None, and the reason told, where a recipe cannot be captured."""
+    try:
+        return time_graph(call, rounds)
+    except RuntimeError as error:
+        if name == OURS:
+            raise
+        print(f"  {name}: no CUDA graph: {str(error).splitlines()[0]}", flush=True)
+        return None
 
 
 def launch_seconds(device: str, rounds: int) -> float:

@@ -126,12 +126,17 @@ def first_voxels(
 
 
 @jit
-def apply_affine(values, i_sample, p_scale, p_shift):
-    """values * scale + shift of each sample; i_sample broadcasts against values."""
+def apply_affine(values, i_sample, p_scale, p_shift, TILE: tl.constexpr):
+    """values * scale + shift of each row's sample; values [ROWS, BLOCK] if TILE, else [ROWS].
+
+    Factors are loaded once per row: broadcasting the index first would load them per element.
+    """
     if p_scale is not None:
-        values = values * tl.load(p_scale + i_sample)
+        scale = tl.load(p_scale + i_sample)
+        values = values * (scale[:, None] if TILE else scale)
     if p_shift is not None:
-        values = values + tl.load(p_shift + i_sample)
+        shift = tl.load(p_shift + i_sample)
+        values = values + (shift[:, None] if TILE else shift)
     return values
 
 

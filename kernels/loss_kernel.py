@@ -94,13 +94,13 @@ def loss_kernel(
         stride_b, stride_c, stride_z, stride_y, stride_x, gz, gy, gx, sz, sy, sx,
         PZ, PY, PX, ALIGN,
     )  # fmt: skip
-    b_target = apply_affine(b_target, i_sample[:, None], p_scale, p_shift)
+    b_target = apply_affine(b_target, i_sample, p_scale, p_shift, True)
     if NORMALISE == "inline":
         b_first = first_voxels(
             p_volume, i_sample, i_patch, m_scored, p_flip, p_start,
             stride_b, stride_z, stride_y, stride_x, gz, gy, gx, sz, sy, sx, PZ, PY, PX, ALIGN,
         )  # fmt: skip
-        b_first = apply_affine(b_first, i_sample, p_scale, p_shift)[:, None]
+        b_first = apply_affine(b_first, i_sample, p_scale, p_shift, False)[:, None]
         b_target = normalised(b_target, m_voxel, b_first, COUNT, EPS)
     if NORMALISE == "given":
         p_row = p_moments + 3 * i_row.to(tl.int64)

@@ -54,7 +54,7 @@ def moments_kernel(
         p_volume, i_sample, i_patch, m_scored, p_flip, p_start,
         stride_b, stride_z, stride_y, stride_x, gz, gy, gx, sz, sy, sx, PZ, PY, PX, ALIGN,
     )  # fmt: skip
-    b_first = apply_affine(b_first, i_sample, p_scale, p_shift)
+    b_first = apply_affine(b_first, i_sample, p_scale, p_shift, False)
     mean, sums = tl.zeros([1], tl.float32), tl.zeros([1], tl.float32)
     for i_pass in tl.static_range(2):
         sums = tl.zeros([1], tl.float32)
@@ -66,7 +66,7 @@ def moments_kernel(
                 stride_b, stride_c, stride_z, stride_y, stride_x, gz, gy, gx, sz, sy, sx,
                 PZ, PY, PX, ALIGN,
             )  # fmt: skip
-            b_value = apply_affine(b_value, i_sample[:, None], p_scale, p_shift)
+            b_value = apply_affine(b_value, i_sample, p_scale, p_shift, True)
             centred = tl.where(mask, b_value - b_first[:, None] - mean[:, None], 0.0)
             sums += tl.sum(centred * centred if i_pass else centred, axis=1)
         if i_pass == 0:

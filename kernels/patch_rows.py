@@ -51,7 +51,7 @@ def gather_kernel(
         stride_b, stride_c, stride_z, stride_y, stride_x, gz, gy, gx, sz, sy, sx,
         PZ, PY, PX, ALIGN,
     )  # fmt: skip
-    b_value = apply_affine(b_value, i_sample[:, None], p_scale, p_shift)
+    b_value = apply_affine(b_value, i_sample, p_scale, p_shift, True)
     b_value = tl.where(m_voxel, b_value, 0.0)
     o_row = i_row.to(tl.int64)[:, None] * WIDTH + o_element[None, :]
     m_out = m_row[:, None] & (o_element < WIDTH)[None, :]

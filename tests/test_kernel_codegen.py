@@ -217,6 +217,12 @@ def test_intensity_is_never_fused_where_both_paths_must_give_the_same_bits() -> 
         assert "mul" in ptx
 
 
+@pytest.mark.slow
+def test_per_sample_factors_are_loaded_once_per_row() -> None:
+    (launch,) = rows(patch=CUBE8, scale=SCALE)
+    assert compile_launch(launch, 90).accesses("ld")[4] <= 2 * launch.arguments["ROWS"]
+
+
 def test_a_spill_would_be_seen() -> None:
     """The check can fail: 16,384 elements on one warp do not fit its registers."""
     (launch,) = loss(channels=4)
