@@ -15,6 +15,7 @@ from mim3d.dataio.discover import discover
 from mim3d.dataio.phantom import make_cohort
 from mim3d.engine import finetune
 from mim3d.engine.classification import auroc, balanced_accuracy, read_targets, windows
+from mim3d.engine.commands import finetune as command
 from mim3d.engine.downstream import build_segmentation, require_same_shape, step_flops
 from mim3d.engine.encoder_file import save_encoder
 from mim3d.engine.errors import ConfigError
@@ -218,3 +219,18 @@ def test_targets_must_be_a_table_of_two_classes(tmp_path: Path) -> None:
     file.write_text("subject,target\na,1\nb,1\n")
     with pytest.raises(ConfigError, match="two classes"):
         read_targets(file)
+
+
+def test_the_command_runs_a_recipe_and_names_what_is_missing(corpus: Path, tmp_path: Path) -> None:
+    words = ["demo", "--corpus", str(corpus), "--out", str(tmp_path / "run"), "--head", "linear"]
+    words += ["--vit.crop-size", "16", "16", "16", "--vit.width", "12", "--vit.depth", "1"]
+    words += ["--vit.heads", "2", "--steps", "1", "--eval-every", "1", "--batch", "1"]
+    outcome = command.main(words)
+    assert outcome.figures["step"] == 1
+    assert (tmp_path / "run" / "model.pt").exists()
+    with pytest.raises(ConfigError, match="--corpus"):
+        command.main(["demo"])
+    with pytest.raises(ConfigError, match="name a recipe first"):
+        command.main([])
+    with pytest.raises(ConfigError, match="unetr-vit-b-96"):
+        command.main(["unet"])
