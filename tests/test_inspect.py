@@ -1,6 +1,7 @@
 """Inspection: figures that add up, pictures with the right proportions and colours."""
 
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -84,6 +85,17 @@ def test_the_overlay_outlines_classes_and_leaves_the_rest_grey():
     np.testing.assert_allclose(picture[0, 0], 0.5)
     np.testing.assert_allclose(picture[2, 4], to_rgb(LABEL_COLOURS[1]))
     assert 0 < np.abs(picture[4, 4] - 0.5).max() < 0.3
+
+
+def test_a_half_written_corpus_is_shown_as_far_as_it_goes(corpus, tmp_path, capsys):
+    half = shutil.copytree(corpus.root, tmp_path / "half.zarr")
+    (half / "chunks.json").unlink()
+    assert main(["inspect", str(half), "--out", str(tmp_path / "out")]) == 0
+    told = capsys.readouterr().out
+    assert "6 of 6 subjects" in told
+    assert "no montage" in told
+    assert "mim3d convert" in told.replace("\n", " ")
+    assert not (tmp_path / "out" / "montage.png").exists()
 
 
 def test_a_folder_that_is_no_corpus_is_one_line(tmp_path, capsys):

@@ -56,8 +56,10 @@ def main(words: list[str]) -> Outcome:
         console.print(f"quarantined: {rejection.path}: {rejection.detail}", markup=False)
     pictures: list[str] = []
     if args.pictures:
-        pictures = draw(corpus, records, args)
+        pictures, missing = draw(corpus, records, args)
         console.print("drawn: " + ", ".join(pictures), markup=False, soft_wrap=True)
+        if missing:
+            console.print(f"no montage: {missing}", markup=False, soft_wrap=True)
     return Outcome({**asdict(summary), "quarantined": by_code, "pictures": pictures})
 
 
@@ -67,8 +69,8 @@ def rejections(root: Path) -> list[Rejection]:
     return parse_quarantine(file.read_bytes(), str(file)) if file.is_file() else []
 
 
-def draw(corpus: Corpus, records: list[VolumeRecord], args: InspectArgs) -> list[str]:
-    """Write both PNGs; returns their paths."""
+def draw(corpus: Corpus, records: list[VolumeRecord], args: InspectArgs) -> tuple[list[str], str]:
+    """Write the PNGs; returns their paths, and why a half-written corpus has no montage."""
     from mim3d.dataio.histograms import save_histograms
     from mim3d.dataio.montage import save_montage
     from mim3d.dataio.shard_reader import ShardReader
@@ -77,7 +79,11 @@ def draw(corpus: Corpus, records: list[VolumeRecord], args: InspectArgs) -> list
     folder.mkdir(parents=True, exist_ok=True)
     histograms, montage = folder / "histograms.png", folder / "montage.png"
     save_histograms(records, histograms)
-    reader = ShardReader(corpus.table, corpus.root)
-    save_montage(records, corpus.table, reader, montage, n_volumes=args.volumes)
+    try:
+        table = corpus.table
+    except CorpusError as error:
+        return [str(histograms)], str(error)
+    reader = ShardReader(table, corpus.root)
+    save_montage(records, table, reader, montage, n_volumes=args.volumes)
     reader.close()
-    return [str(histograms), str(montage)]
+    return [str(histograms), str(montage)], ""
