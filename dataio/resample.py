@@ -85,7 +85,8 @@ def _sampled(
     from scipy import ndimage
 
     if order > 1:
-        voxels = ndimage.spline_filter(voxels, order, output=np.float32, mode="nearest")
+        single: Any = np.float32
+        voxels = ndimage.spline_filter(voxels, order, output=single, mode="nearest")
     return ndimage.affine_transform(
         voxels, np.array(factors), offset, output_shape=shape, order=order, mode="nearest",
         prefilter=False,
