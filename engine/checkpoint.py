@@ -103,6 +103,11 @@ class Checkpointer:
                 self.note(f"and its remains could not be removed: {error}")
         return saved
 
+    def settle(self) -> None:
+        """Let a save under way end, without telling or asking other ranks."""
+        if self._pending is not None:
+            self._pending.exception()
+
     def finish(self) -> None:
         """Wait for the last save; a CheckpointError on every rank if it failed."""
         saved = self.wait()

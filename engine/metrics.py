@@ -122,7 +122,7 @@ class LoaderDeltas:
             if name.endswith(("seconds", "_s")):
                 stage = name.removesuffix("seconds").removesuffix("_s").strip("_")
                 row[f"stage_{stage}_s"] = grown / max(steps, 1)
-            elif "bytes" in name:
+            elif name.startswith("bytes"):
                 row[f"{name}_gb_per_s"] = grown / max(seconds, 1e-9) / 1e9
             else:
                 row[name] = value

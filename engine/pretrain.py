@@ -43,7 +43,7 @@ def run_pretrain(config: PretrainConfig, out: str | Path) -> PretrainResult:
         try:
             return training.run(watch)
         finally:
-            watch.close()
+            watch.settle()
             training.close()
 
 

@@ -41,11 +41,10 @@ class StopWatch:
         )
         return stop
 
-    def close(self) -> None:
-        """Finish the reduction under way."""
+    def settle(self) -> None:
+        """Wait for the reduction under way; the next `agreed` still reads it."""
         if self._work is not None:
             self._work.wait()
-            self._work = None
 
 
 @contextmanager

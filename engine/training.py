@@ -15,6 +15,7 @@ from mim3d.dataio.progress import Progress
 from mim3d.engine.build import build_method
 from mim3d.engine.checkpoint import Checkpointer
 from mim3d.engine.checkpoint_files import CheckpointFacts
+from mim3d.engine.communication import communication_seconds
 from mim3d.engine.config import PretrainConfig, config_identity, config_sha256, method_name
 from mim3d.engine.encoder_file import save_encoder
 from mim3d.engine.errors import TrainingError
@@ -24,7 +25,7 @@ from mim3d.engine.parallel import choose_precision, make_mesh, shard_group, shar
 from mim3d.engine.pictures import draw_reconstruction
 from mim3d.engine.pretext import judge_pretext
 from mim3d.engine.process_group import Ranks
-from mim3d.engine.profiler import CommunicationProbe, ProfileWindow
+from mim3d.engine.profiler import ProfileWindow
 from mim3d.engine.recorder import Recorder
 from mim3d.engine.run_folder import (
     CHECKPOINTS,
@@ -75,10 +76,7 @@ class Training:
         self.state = run_state(self.module, self.optimiser)
         self._resume()
         self.recorder = Recorder(config, out, ranks, self.step)
-        self.profiler = ProfileWindow(config.log, out, ranks)
-        # Two profilers cannot run at once: a trace on request goes first.
-        probed = 0 if config.log.profile_step else self.step + 3
-        self.communication = CommunicationProbe(ranks, probed)
+        self.communication_s = communication_seconds(self.module, mesh, config.parallel, dtype)
 
     def _resume(self) -> None:
         rng = rng_state(self.ranks)
@@ -102,14 +100,19 @@ class Training:
         config = self.config
         self.began = time.monotonic()
         self.recorder.open_window()
+        profiler = ProfileWindow(config.log, self.out, self.ranks, lambda: self._settle(watch))
         while self.step < config.steps:
             if watch.agreed():
                 return self._interrupted()
-            with self.profiler.window(self.step), self.communication.window(self.step):
+            with profiler.window(self.step):
                 self._one_step()
             if self.step % config.checkpoint.every == 0 and self.step < config.steps:
                 self.save()
         return self._finish()
+
+    def _settle(self, watch: StopWatch) -> None:
+        watch.settle()
+        self.checkpoints.settle()
 
     def _one_step(self) -> None:
         config = self.config
@@ -133,8 +136,8 @@ class Training:
         read = self.stepper.read(figures, self.recorder.window.steps)
         row: Row = {"step": self.step, "lr": lr, **read, "seconds": self.seconds}
         stages = self.stepper.clock.read()
-        if self.communication.seconds is not None:
-            stages["communication"] = self.communication.seconds
+        if self.ranks.world > 1:
+            stages["communication_alone"] = self.communication_s
         self.recorder.write(row, stages, self.loader.metrics())
         self.shown.advance(1, f"loss {read['loss']:.4f}")
         if read["bad_in_row"] >= self.config.log.max_bad_steps:
