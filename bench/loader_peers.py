@@ -1,5 +1,6 @@
 """What a user would read crops with instead: each peer stores the volumes its own way first."""
 
+import importlib
 import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -37,16 +38,15 @@ def blosc2_lz4(folder: Path, volumes: Sequence[np.ndarray]) -> ReadCrop:
 
 
 def _blosc2(folder: Path, volumes: Sequence[np.ndarray], codec: str, level: int) -> ReadCrop:
-    import blosc2
-
-    blosc2.set_nthreads(1)
+    library: Any = importlib.import_module("blosc2")
+    library.set_nthreads(1)
     arrays: list[Any] = []
     for i, voxels in enumerate(volumes):
         file = str(folder / f"{i}.b2nd")
         block, chunk = nnunet_blocks(voxels.shape, (96, 96, 96))
-        cparams = {"codec": getattr(blosc2.Codec, codec), "clevel": level, "nthreads": 1}
-        blosc2.asarray(voxels, urlpath=file, chunks=chunk, blocks=block, cparams=cparams)
-        arrays.append(blosc2.open(urlpath=file, mode="r", dparams={"nthreads": 1}, mmap_mode="r"))
+        cparams = {"codec": getattr(library.Codec, codec), "clevel": level, "nthreads": 1}
+        library.asarray(voxels, urlpath=file, chunks=chunk, blocks=block, cparams=cparams)
+        arrays.append(library.open(urlpath=file, mode="r", dparams={"nthreads": 1}, mmap_mode="r"))
 
     def read(volume: int, start: Triple, out: np.ndarray) -> None:
         out[...] = arrays[volume][_box(start, out.shape)]

@@ -43,12 +43,14 @@ static inline void repeat(uint8_t *to, size_t back, size_t n) {
     static const uint8_t behind[8] = {0, 8, 8, 9, 8, 10, 12, 14};
     uint8_t *stop = to + n;
     const uint8_t *from = to - back;
-    if (back >= 16) {
+    if (back >= 32) {
         do {
-            memcpy(to, from, 16);
-            memcpy(to + 16, from + 16, 16);
+            memcpy(to, from, 32);
             to += 32, from += 32;
-        } while (to < stop && back >= 32);
+        } while (to < stop);
+        return;
+    }
+    if (back >= 16) {
         for (; to < stop; to += 16, from += 16) memcpy(to, from, 16);
         return;
     }
@@ -90,7 +92,10 @@ static int lz4(const uint8_t *in, size_t n, uint8_t *out, size_t size, size_t ne
         } else {
             if (literals == 15 && !longer(&in, end, &literals)) return BAD_LZ4;
             if (literals > (size_t)(end - in) || literals > size - at) return BAD_LZ4;
-            memcpy(out + at, in, literals);
+            if ((size_t)(end - in) >= literals + 32 && at + literals + 64 <= size)
+                for (size_t done = 0; done < literals; done += 32)
+                    memcpy(out + at + done, in + done, 32);
+            else memcpy(out + at, in, literals);
             in += literals;
             at += literals;
             if (in == end) return at == size ? OK : BAD_LZ4;
