@@ -128,16 +128,18 @@ def ledger_table(study: Study, group: GroupSummary) -> Table:
     tasks = study.about.get("settings", {}).get("tasks", 10)
     names = {
         "fine-tuning": "fine-tuning alone",
-        "with pretraining": "with pretraining",
-        "amortised": f"shared by {tasks} tasks",
+        "with pretraining": "with its pretraining",
+        "amortised": f"pretraining shared by {tasks} tasks",
     }
-    header = ("comparison", *(f"{names[led]}, {unit}" for led in LEDGERS for unit in UNITS))
+    header = ("comparison", "what is counted", "steps", "FLOPs", "seconds")
     rows = tuple(
         (
-            f"{arm_name(c.first)} over {arm_name(c.second)}",
-            *(ratio_in_words(c.ledgers[led, unit]) for led in LEDGERS for unit in UNITS),
+            f"{arm_name(c.first)} over {arm_name(c.second)}" if ledger == LEDGERS[0] else "",
+            names[ledger],
+            *(ratio_in_words(c.ledgers[ledger, unit]) for unit in UNITS),
         )
         for c in group.comparisons
+        for ledger in LEDGERS
     )
     note = (
         f"Ratios at {100 * share:g} %. Evaluation and compile time are left out of the seconds, "
