@@ -2,6 +2,7 @@ import hashlib
 import json
 from itertools import product
 from pathlib import Path
+from typing import cast
 
 import nibabel as nib
 import numpy as np
@@ -10,6 +11,7 @@ import tensorstore
 import zarr
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from nibabel.arrayproxy import ArrayProxy
 
 from mim3d.dataio.conversion import Conversion
 from mim3d.dataio.convert import convert
@@ -41,7 +43,17 @@ def random_affine(rng: np.random.Generator) -> np.ndarray:
 
 
 def stored(root: Path, record: VolumeRecord) -> np.ndarray:
-    return np.asarray(zarr.open_group(str(root), mode="r")[f"{record.id}/0"][...])
+    return array(root, f"{record.id}/0")
+
+
+def array(root: Path, path: str) -> np.ndarray:
+    """Voxels of one array, by zarr-python."""
+    return np.asarray(zarr.open_array(str(root / path), mode="r")[...])
+
+
+def load(path: Path | str) -> nib.Nifti1Image:
+    """Image by nibabel."""
+    return cast(nib.Nifti1Image, nib.load(path))
 
 
 def tree_hash(root: Path) -> str:
@@ -91,9 +103,10 @@ def test_voxels_and_places_are_those_of_nibabel(
 
 def assert_agrees(root: Path, record: VolumeRecord, file: Path | str, frame: int = -1) -> None:
     """Voxels, dtype, world corners and orientation against nibabel's canonical image."""
-    loaded = nib.load(file)
+    loaded = load(file)
+    proxy = cast(ArrayProxy, loaded.dataobj)
     turn = nib.io_orientation(loaded.affine)
-    want = nib.apply_orientation(np.asanyarray(loaded.dataobj.get_unscaled()), turn)
+    want = nib.apply_orientation(np.asanyarray(proxy.get_unscaled()), turn)
     real = nib.as_closest_canonical(loaded)
     want = want[..., frame] if frame >= 0 else want.reshape(want.shape[:3])
     got = stored(root, record)
@@ -111,7 +124,7 @@ def assert_agrees(root: Path, record: VolumeRecord, file: Path | str, frame: int
     assert np.allclose(corners @ affine.T, corners @ real.affine.T, atol=1e-6)
     assert record.original_orientation == "".join(nib.aff2axcodes(loaded.affine))
     assert "".join(nib.aff2axcodes(affine)) == "RAS"
-    assert (record.slope, record.intercept) == (loaded.dataobj.slope, loaded.dataobj.inter)
+    assert (record.slope, record.intercept) == (proxy.slope, proxy.inter)
 
 
 @pytest.mark.real
@@ -152,12 +165,11 @@ def test_labels_follow_their_image(tmp_path):
     made = sources(tmp_path, 4)
     convert(made, tmp_path / "c", workers=1)
     corpus = Corpus.open(tmp_path / "c")
-    group = zarr.open_group(str(tmp_path / "c"), mode="r")
     for record in corpus.records:
         (label,) = record.labels
-        canonical = nib.as_closest_canonical(nib.load(label.source))
+        canonical = nib.as_closest_canonical(load(label.source))
         want = np.asarray(canonical.dataobj).transpose(2, 1, 0)
-        assert np.array_equal(group[f"{record.id}/labels/seg/0"][...], want)
+        assert np.array_equal(array(tmp_path / "c", f"{record.id}/labels/seg/0"), want)
         assert label.classes == {k: int((want == k).sum()) for k in np.unique(want)}
     assert {r.subject for r in corpus.records} == {"s0", "s1"}
 
@@ -175,8 +187,8 @@ def test_labels_follow_their_image(tmp_path):
 def test_a_bad_label_quarantines_its_volume_only(tmp_path, change, code):
     good, bad = sources(tmp_path, 2)
     path = Path(bad.labels["seg"])
-    label = nib.load(path)
-    voxels, affine = np.asarray(label.dataobj), label.affine.copy()
+    label = load(path)
+    voxels, affine = np.asarray(label.dataobj), np.array(label.affine)
     if change == "shape":
         voxels = voxels[:-1]
     elif change == "place":
@@ -199,9 +211,8 @@ def test_labels_in_floats_become_whole_numbers(tmp_path):
     image = save(tmp_path / "i.nii.gz", voxels.astype(np.int16))
     label = save(tmp_path / "l.nii.gz", voxels.astype(np.float64))
     convert([Source("a", (image,), {"seg": label})], tmp_path / "c")
-    root = zarr.open_group(str(tmp_path / "c"), mode="r")
-    assert root["a/labels/seg/0"].dtype == np.int16
-    assert np.array_equal(root["a/labels/seg/0"][...], voxels.transpose(2, 1, 0))
+    got = array(tmp_path / "c", "a/labels/seg/0")
+    assert got.dtype == np.int16 and np.array_equal(got, voxels.transpose(2, 1, 0))
 
 
 def test_channels_and_frames(tmp_path):
@@ -286,7 +297,7 @@ def test_options(tmp_path):
         convert([source], tmp_path / name, Conversion(**options))
         (record,) = Corpus.open(tmp_path / name).records
         assert not verify(tmp_path / name).problems
-        label = zarr.open_group(str(tmp_path / name), mode="r")["a/labels/seg/0"][...]
+        label = array(tmp_path / name, "a/labels/seg/0")
         return record, stored(tmp_path / name, record), label
 
     record, got, label = run("crop", foreground=True)
@@ -322,7 +333,7 @@ def test_the_corpus_does_not_depend_on_order_workers_or_reruns(tmp_path):
 def test_a_changed_source_is_converted_again_and_a_lost_one_kept(tmp_path):
     made = sources(tmp_path, 3)
     convert(made, tmp_path / "c", workers=1)
-    changed = nib.load(made[0].images[0])
+    changed = load(made[0].images[0])
     save(Path(made[0].images[0]), np.asarray(changed.dataobj) + np.int16(1), changed.affine)
     Path(made[1].images[0]).unlink()
     report = convert(made, tmp_path / "c", workers=1)
@@ -395,7 +406,7 @@ def test_statistics_against_numpy(tmp_path):
     nib.save(image, tmp_path / "a.nii.gz")
     convert([Source("a", (str(tmp_path / "a.nii.gz"),))], tmp_path / "c")
     (record,) = Corpus.open(tmp_path / "c").records
-    real = np.asarray(nib.load(tmp_path / "a.nii.gz").dataobj)
+    real = np.asarray(load(tmp_path / "a.nii.gz").dataobj)
     whole = record.intensity
     assert (whole.minimum, whole.maximum) == (real.min(), real.max())
     assert np.allclose([whole.mean, whole.std], [real.mean(), real.std()], rtol=1e-9)

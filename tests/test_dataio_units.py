@@ -116,7 +116,8 @@ def test_points_lie_in_their_class(corpus):
     table = corpus.table
     assert len(table.points)
     for row in np.unique(table.points["array"]):
-        voxels = zarr.open_array(str(corpus.root / table.array_path(int(row))), mode="r")[...]
+        stored = zarr.open_array(str(corpus.root / table.array_path(int(row))), mode="r")
+        voxels = np.asarray(stored[...])
         points = table.points[table.points["array"] == row]
         assert set(points["cls"]) == {1, 2}
         assert (voxels[tuple(points["zyx"].T)] == points["cls"]).all()

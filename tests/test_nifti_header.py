@@ -91,7 +91,7 @@ def test_sform_wins_over_qform_and_pixdim_is_last():
     made["qform_code"] = 0
     found = parse_header(made.binaryblock, "a.nii", paired=False)
     assert (found.affine_from, found.affine_code) == ("pixdim", 0)
-    assert np.allclose(found.affine, made.get_best_affine())
+    assert np.allclose(found.affine, np.asarray(made.get_best_affine()))
 
 
 @settings(max_examples=300, deadline=None)
