@@ -88,7 +88,7 @@ def measure(options: LoaderBench, folder: Path) -> dict[str, Rate]:
     for number in range(options.rounds):
         for name, (snap, run) in contestants.items():
             crops = random_crops(shapes, options.crops, snap, number)
-            run(crops[:8])  # a loader's first batches include what it starts
+            run(crops[:8])  # what a loader starts with its first batch is not counted
             rate = _timed(run, crops)
             known = best.get(name, rate)
             best[name] = Rate(
@@ -183,6 +183,10 @@ def _readers(
     ):
         options = {"crop_size": CROP, "micro_batch": 8, "normalise": "none", **changed}
         contestants[name] = (16, _loading(Loader(root, LoaderConfig(**options))))
+    for cache in ("none", "host", "device") if torch.cuda.is_available() else ():
+        config = LoaderConfig(crop_size=CROP, micro_batch=8, augment="mim", cache=cache, threads=4)
+        loader = Loader(root, config, device="cuda")
+        contestants[f"mim3d loader on the GPU, cache={cache}"] = (16, _loading(loader))
     return contestants
 
 
@@ -226,23 +230,26 @@ def _loading(loader: Loader) -> Round:
     def run(crops: Crops) -> None:
         for _ in range(len(crops) // loader.config.micro_batch):
             next(loader)
+        if loader.device.type == "cuda":
+            torch.cuda.synchronize(loader.device)
 
     return run
 
 
-def _settle() -> None:
-    """Wait until this process is idle: loaders read ahead after their round is over."""
+def _settle() -> float:
+    """Wait until this process is idle, for loaders read ahead; the time when that began."""
     idle_s = 0.05
     while True:
-        before = time.process_time()
+        began, before = time.perf_counter(), time.process_time()
         time.sleep(idle_s)
         if time.process_time() - before < 0.02 * idle_s:
-            return
+            return began
 
 
 def _timed(run: Round, crops: Crops) -> Rate:
+    """Time a round until what it reads ahead is read, as it found the same read ahead."""
     _settle()
     wall, cpu = time.perf_counter(), time.process_time()
     run(crops)
-    cpu, wall = time.process_time() - cpu, time.perf_counter() - wall
+    wall, cpu = _settle() - wall, time.process_time() - cpu
     return Rate(len(crops) / cpu, len(crops) / wall)
