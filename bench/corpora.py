@@ -3,8 +3,8 @@
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-import nibabel as nib
 import numpy as np
+from nibabel.nifti1 import Nifti1Image
 
 from mim3d.dataio.conversion import Conversion
 from mim3d.dataio.convert import convert
@@ -58,8 +58,7 @@ def anatomy_like(shape: tuple[int, int, int], seed: int, dtype: str = "int16") -
 
 
 def _save(file: Path, voxels: np.ndarray, slope: float = 1.0, intercept: float = 0.0) -> str:
-    image = nib.nifti1.Nifti1Image(np.ascontiguousarray(voxels.T), np.eye(4))
-    nib.save(image, file)  # pyright: ignore[reportPrivateImportUsage]
+    Nifti1Image(np.ascontiguousarray(voxels.T), np.eye(4)).to_filename(file)
     if (slope, intercept) != (1.0, 0.0):
         _set_scaling(file, slope, intercept)
     return str(file)
