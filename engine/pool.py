@@ -7,6 +7,7 @@ import sys
 import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from dataclasses import dataclass
 from multiprocessing import get_context
@@ -14,6 +15,7 @@ from typing import Any
 
 from mim3d.dataio.errors import Mim3dError
 from mim3d.dataio.progress import progress
+from mim3d.engine.errors import TrainingError
 
 STOP = None
 
@@ -77,6 +79,11 @@ def _run_apart(tasks: Sequence[Task], workers: int, title: str) -> dict[str, str
                 name = futures[future]
                 try:
                     future.result()
+                except BrokenProcessPool as error:
+                    raise TrainingError(
+                        f"a worker process died during {name} or a run beside it, perhaps for want "
+                        "of memory: run the same command again, with --workers 1 if it recurs"
+                    ) from error
                 except (Mim3dError, OSError) as error:
                     failed[name] = str(error)
                     shown.note(f"{name}: {error}")

@@ -1,6 +1,7 @@
 """A whole small study: run, interrupted, gone on with, and drawn again from results alone."""
 
 import json
+import os
 from dataclasses import replace
 from pathlib import Path
 
@@ -153,6 +154,13 @@ def test_tasks_run_to_the_end_and_tell_their_errors(
     assert list(failed) == ["task 3"]
     assert (tmp_path / "4.json").exists()
     assert "task 3" in capfd.readouterr().out
+
+
+@pytest.mark.slow
+def test_a_worker_that_dies_is_told_with_its_remedy() -> None:
+    tasks = [Task("dies", os._exit, (1,)), Task("idle", print, ("idle",))]
+    with pytest.raises(TrainingError, match="--workers 1"):
+        run_tasks(tasks, 2, "dying")
 
 
 def test_lines_of_a_worker_are_handed_on_whole() -> None:
