@@ -27,7 +27,7 @@ def demo() -> CompareConfig:
     """All parts at work in four minutes on two CPU cores; too small to prove anything."""
     return CompareConfig(
         name="demo",
-        data=StudyData(split=SplitConfig(validation=8, test=8)),
+        data=StudyData(split=SplitConfig(validation=6, test=8)),
         vit=TINY,
         seeds=(0, 1),
         pretrain=PretrainPlan(
