@@ -3,8 +3,9 @@
 Four nuclei look alike. The two beside the cistern (a dark, horned landmark) are label 1, the two
 away from it are label 2. A canal of the same brightness runs from end to end; only its part in the
 wide end of the egg-shaped body is label 3. Two unlabelled nodules of the same brightness are
-decoys. Bodies are turned at random, so brightness, shape or place in the picture alone do not name
-a structure: the landmark does. Every rule survives mirroring, so flips stay valid augmentations.
+decoys. Bodies are turned by up to 30 degrees and crops are mirrored in training, so brightness,
+shape or place in the picture alone do not name a structure: the landmark does. Every rule survives
+mirroring, so flips stay valid augmentations.
 """
 
 from dataclasses import dataclass
@@ -53,12 +54,11 @@ def draw_body(rng: np.random.Generator, field_of_view_mm: float) -> Body:
     """Draw a subject that fills most of a cubic field of view."""
     half = 0.5 * field_of_view_mm
     angles = rng.uniform(-0.25, 0.25, 3)  # a little tilt ...
-    angles[2] = rng.uniform(0, 2 * np.pi)  # ... and any turn about the long axis
-    upside_down = np.diag([1.0, -1.0, -1.0]) if rng.random() < 0.5 else np.eye(3)
+    angles[2] = rng.uniform(-0.5, 0.5)  # ... and a larger turn about the long axis
     decoys = rng.uniform(-0.45, 0.45, (2, 3))
     decoys[:, 2] = np.where(rng.random(2) < 0.5, -1, 1) * rng.uniform(0.35, 0.55, 2)
     return Body(
-        rotation=rotation_matrix(angles) @ upside_down,
+        rotation=rotation_matrix(angles),
         semi_axes_mm=half * rng.uniform(0.8, 0.95, 3) * [0.92, 0.92, 0.98],
         offset_mm=half * rng.uniform(-0.05, 0.05, 3),
         jitter=rng.uniform(-0.06, 0.06, (4, 3)),

@@ -24,7 +24,7 @@ SMALL_SIMCLR = SimCLRConfig(projection_hidden=192, projection_width=64)
 
 
 def demo() -> CompareConfig:
-    """All parts at work in four minutes on two CPU cores; too small to prove anything."""
+    """All parts at work in five minutes on two CPU cores; too small to prove anything."""
     return CompareConfig(
         name="demo",
         data=StudyData(split=SplitConfig(validation=6, test=8)),
@@ -33,7 +33,7 @@ def demo() -> CompareConfig:
         pretrain=PretrainPlan(
             mae=replace(SMALL_MAE, mask_ratio=0.6), simclr=SMALL_SIMCLR, batch=8, mae_lr=1e-3
         ),
-        finetune=FinetunePlan(steps=120, eval_every=12, lrs=(2e-3,)),
+        finetune=FinetunePlan(steps=168, eval_every=12, lrs=(2e-3,)),
     )
 
 
