@@ -78,8 +78,8 @@ def prepare_floor(files: Sequence[str], folder: Path) -> Callable[[], Any]:
     from isal import igzip
     from nibabel.nifti1 import load
 
+    from mim3d.dataio.chunk_gather import slab_chunks
     from mim3d.dataio.codec import ChunkCodec, single_threaded
-    from mim3d.dataio.shard_writer import slab_chunks
 
     single_threaded()
     zipped = [Path(f).read_bytes() for f in files]

@@ -76,7 +76,7 @@ def synthetic_record() -> VolumeRecord:
     label = LabelRecord("seg", "uint8", {0: 4_900_000, 1: 8_000, 2: 7_200}, "l", "", "", 90_000)
     identity = tuple(tuple(float(v) for v in row) for row in np.eye(4))
     return VolumeRecord(
-        id="", sources=("s",), source_sha256=("",), subject="", group="", split="", shape=SHAPE,
+        id="", sources=("s",), source_hash=("",), subject="", group="", split="", shape=SHAPE,
         channels=1, dtype="int16", slope=1.0, intercept=0.0, spacing_mm=(1.0, 1.0, 1.0),
         affine=identity, original_orientation="RAS", original_affine=identity,
         original_shape=SHAPE, affine_from="sform", affine_code=1, obliquity_deg=0.0,

@@ -11,8 +11,9 @@ remote_tree; phantom and phantom_body draw a cohort where there is none.
 Reading a source: gzip_stream, nifti_header, nifti_file, grid, orientation, resample, values,
 intensity, label, volume.
 
-Writing a corpus: conversion, codec, ome, shard_writer, manifest, quarantine, root, store, remote,
-volume_ids, volume_writer, job, worker, pool, dask_runner, convert, forecast.
+Writing a corpus: conversion, codec, ome, chunk_gather (and _chunks.c), shard_writer, manifest,
+quarantine, root, store, remote, volume_ids, volume_writer, job, worker, pool, dask_runner, convert,
+forecast.
 
 A corpus: chunk_table, table_writer, corpus, verify, inspection, histograms, montage, export_nifti.
 

@@ -10,7 +10,7 @@ from mim3d.dataio.conversion import Conversion
 from mim3d.dataio.errors import SourceError
 from mim3d.dataio.label import read_label
 from mim3d.dataio.manifest import VolumeRecord
-from mim3d.dataio.nifti_file import source_sha256
+from mim3d.dataio.nifti_file import source_hash
 from mim3d.dataio.quarantine import Rejection
 from mim3d.dataio.source import Source
 from mim3d.dataio.store import StoreError, open_store
@@ -74,13 +74,13 @@ def is_unchanged(job: Job) -> bool:
         return False
     if len(job.known) != first.n_frames or not _is_there(job):
         return False
-    hashes = tuple(source_sha256(path, job.conversion.byte_budget) for path in source.images)
+    hashes = tuple(source_hash(path, job.conversion.byte_budget) for path in source.images)
     labels = {
-        safe_id(name): source_sha256(path, job.conversion.byte_budget)
+        safe_id(name): source_hash(path, job.conversion.byte_budget)
         for name, path in source.labels.items()
     }
     return all(
-        r.source_sha256 == hashes and {a.name: a.source_sha256 for a in r.labels} == labels
+        r.source_hash == hashes and {a.name: a.source_hash for a in r.labels} == labels
         for r in job.known
     )
 

@@ -27,7 +27,7 @@ class Label:
     classes: dict[int, int]
     points: dict[int, np.ndarray]
     source: str
-    sha256: str
+    hash: str
 
 
 def read_label(
@@ -53,7 +53,7 @@ def read_label(
         turned_view(whole, volume.file_grid, conversion.orientation), volume, conversion
     )
     classes, points = classes_and_points(voxels)
-    return Label(name, voxels, classes, points, path, file.sha256)
+    return Label(name, voxels, classes, points, path, file.hash)
 
 
 def whole_classes(

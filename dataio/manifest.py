@@ -44,7 +44,7 @@ class LabelRecord:
     dtype: str
     classes: dict[int, int]
     source: str
-    source_sha256: str
+    source_hash: str
     shard_sha256: str
     shard_bytes: int
 
@@ -59,13 +59,14 @@ class VolumeRecord:
     Foreground is the voxels above `foreground_threshold`, a real value, by `foreground_rule`; its
     box is ((z0, y0, x0), (z1, y1, x1)), end exclusive. `frame` is the time index of a volume split
     from a 4D source of `n_frames`, or -1. `cast_max_error` is the largest change of a real value
-    by a recorded change of dtype from `source_dtype`. `source_sha256` are of the files as they
-    are; `shard_sha256` is of the shard's checksums (`shard_writer.shard_digest`).
+    by a recorded change of dtype from `source_dtype`. `source_hash` are of the files as they are
+    (XXH3, 128 bits, after "xxh3:"); `shard_sha256` is of the shard's checksums
+    (`shard_writer.shard_digest`).
     """
 
     id: str
     sources: tuple[str, ...]
-    source_sha256: tuple[str, ...]
+    source_hash: tuple[str, ...]
     subject: str
     group: str
     split: str
@@ -156,7 +157,7 @@ def parse_record(line: str, where: str = MANIFEST) -> VolumeRecord:
 
 
 def _record(fields: dict[str, Any]) -> VolumeRecord:
-    for name in ("sources", "source_sha256", "shape", "spacing_mm", "original_shape", "warnings"):
+    for name in ("sources", "source_hash", "shape", "spacing_mm", "original_shape", "warnings"):
         fields[name] = tuple(fields[name])
     for name in ("affine", "original_affine", "foreground_box"):
         fields[name] = tuple(map(tuple, fields[name]))

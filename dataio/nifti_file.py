@@ -1,11 +1,11 @@
 """A NIfTI file on disk or in a bucket to verified voxels in memory: nothing is trusted unread."""
 
-import hashlib
 import stat
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import xxhash
 
 from mim3d.dataio.errors import SourceError
 from mim3d.dataio.gzip_stream import MAX_RATIO, inflate, is_gzip, peek
@@ -21,7 +21,7 @@ class NiftiFile:
     path: str
     header: NiftiHeader
     voxels: np.ndarray
-    sha256: str
+    hash: str
     nbytes: int
 
 
@@ -68,18 +68,26 @@ def pair_paths(path: str) -> tuple[str, str] | None:
     return stem + header + zipped, stem + image + zipped
 
 
-def source_sha256(path: str, budget: int) -> str:
-    """Hash of a source's bytes, header file first for a pair, as `read_nifti` records it."""
-    digest = hashlib.sha256()
+def source_hash(path: str, budget: int) -> str:
+    """Hash of a source's bytes, header file first for a pair, as `read_nifti` records it.
+
+    XXH3 tells a changed file, not a forged one; SHA-256 took an eighth of inflating and encoding.
+    """
+    digest = xxhash.xxh3_128()
     for part in pair_paths(path) or (path,):
         digest.update(read_source_bytes(part, budget))
-    return digest.hexdigest()
+    return hash_text(digest)
+
+
+def hash_text(digest: xxhash.xxh3_128) -> str:
+    """A 128-bit hash as the manifest has it, its kind in front."""
+    return f"xxh3:{digest.hexdigest()}"
 
 
 def read_nifti(path: str, budget: int) -> NiftiFile:
     """Read, verify and map one image of at most `budget` bytes of voxels."""
     pair = pair_paths(path)
-    digest = hashlib.sha256()
+    digest = xxhash.xxh3_128()
     total, declared = 0, None
     if pair:
         block = read_source_bytes(pair[0], budget)
@@ -94,7 +102,7 @@ def read_nifti(path: str, budget: int) -> NiftiFile:
     payload = verified_payload(data, header, path, budget)
     voxels = np.frombuffer(payload, header.dtype, header.n_voxels, header.offset)
     shape = (header.n_frames, *header.shape[::-1])
-    return NiftiFile(path, header, voxels.reshape(shape), digest.hexdigest(), total)
+    return NiftiFile(path, header, voxels.reshape(shape), hash_text(digest), total)
 
 
 def inflate_header(block: bytes, path: str) -> NiftiHeader:

@@ -10,7 +10,7 @@ from mim3d.dataio.chunk_table import CHECKED, HEAD, OFFSETS, POINTS
 from mim3d.dataio.codec import ChunkCodec
 from mim3d.dataio.errors import CorpusError, Mim3dError
 from mim3d.dataio.manifest import MANIFEST, VolumeRecord, iter_manifest
-from mim3d.dataio.nifti_file import source_sha256
+from mim3d.dataio.nifti_file import source_hash
 from mim3d.dataio.ome import json_bytes
 from mim3d.dataio.progress import progress
 from mim3d.dataio.quarantine import QUARANTINE, parse_quarantine
@@ -223,13 +223,13 @@ def _extra(store: Store, records: Sequence[VolumeRecord]) -> Iterator[Problem]:
 
 def _sources(records: Sequence[VolumeRecord], budget: int) -> Iterator[Problem]:
     """Source files that are gone or no longer what was converted."""
-    hash_of: Callable[[str], str] = partial(source_sha256, budget=budget)
+    hash_of: Callable[[str], str] = partial(source_hash, budget=budget)
     for record in records:
-        pairs = [*zip(record.sources, record.source_sha256, strict=True)]
-        pairs += [(label.source, label.source_sha256) for label in record.labels]
-        for path, sha256 in pairs:
+        pairs = [*zip(record.sources, record.source_hash, strict=True)]
+        pairs += [(label.source, label.source_hash) for label in record.labels]
+        for path, hash in pairs:
             try:
-                same = hash_of(path) == sha256
+                same = hash_of(path) == hash
             except Mim3dError as error:
                 yield Problem(path, "source-gone", str(error))
                 continue

@@ -90,7 +90,7 @@ def _label_objects(
         label.voxels.dtype.name,
         dict(sorted(label.classes.items())),
         label.source,
-        label.sha256,
+        label.hash,
         shard.sha256,
         shard.nbytes,
     )
@@ -139,7 +139,7 @@ def _record(
     return VolumeRecord(
         id=id,
         sources=source.images,
-        source_sha256=tuple(file.sha256 for file in files),
+        source_hash=tuple(file.hash for file in files),
         subject=source.subject or source.id,
         group=source.group,
         split=source.split,

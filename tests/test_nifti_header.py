@@ -140,7 +140,7 @@ def test_pairs_by_either_name(tmp_path, zipped):
             (tmp_path / (name + zipped)).write_bytes(gzip.compress(content))
     found = [read_nifti(str(tmp_path / (name + zipped)), BUDGET) for name in ("a.hdr", "a.img")]
     assert np.array_equal(found[0].voxels[0].transpose(2, 1, 0), voxels)
-    assert found[0].sha256 == found[1].sha256
+    assert found[0].hash == found[1].hash
 
 
 @pytest.mark.parametrize(

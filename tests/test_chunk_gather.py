@@ -1,0 +1,122 @@
+"""The compiled gathering of chunks against numpy: dtypes, byte orders, shapes, flips, addresses."""
+
+import importlib.util
+import shutil
+import subprocess
+import sysconfig
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from mim3d.dataio import chunk_gather
+from mim3d.dataio.chunk_gather import (
+    compiled_chunks,
+    fits_compiled,
+    gathered_chunks,
+    slab_chunks,
+)
+from mim3d.dataio.codec import ChunkCodec
+from mim3d.dataio.shard_writer import write_shard
+
+SOURCE = Path(chunk_gather.__file__).with_name("_chunks.c")
+
+
+@pytest.fixture(scope="module")
+def loop(tmp_path_factory):
+    """The extension, compiled from its source by this test."""
+    compiler = shutil.which("cc")
+    if compiler is None:
+        pytest.skip("no C compiler to build the extension with")
+    built = tmp_path_factory.mktemp("ext") / f"_chunks{sysconfig.get_config_var('EXT_SUFFIX')}"
+    include = sysconfig.get_paths()["include"]
+    flags = ["-O2", "-Wall", "-Werror", "-ffp-contract=off", "-shared", "-fPIC", f"-I{include}"]
+    subprocess.run([compiler, *flags, str(SOURCE), "-o", str(built)], check=True)
+    spec = importlib.util.spec_from_file_location("_chunks", built)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def by_definition(volume, sides):
+    """Each chunk cut out by itself, zeros beyond the edge."""
+    for z in range(0, volume.shape[0], sides[0]):
+        for y in range(0, volume.shape[1], sides[1]):
+            for x in range(0, volume.shape[2], sides[2]):
+                part = volume[z : z + sides[0], y : y + sides[1], x : x + sides[2]]
+                chunk = np.zeros(sides, volume.dtype.newbyteorder("="))
+                chunk[tuple(map(slice, part.shape))] = part
+                yield chunk
+
+
+def view_of(shape, dtype, flips, permuted, odd, step, seed):
+    """Noise seen through strides: parts of rows and planes, flips, another order, odd addresses."""
+    z, y, x = shape
+    block = (z * step + 1, y * step + 2, x + 3)
+    nbytes = int(np.prod(block)) * np.dtype(dtype).itemsize
+    noise = np.random.default_rng(seed).bytes(nbytes + 8)
+    whole = np.frombuffer(noise, dtype, int(np.prod(block)), odd).reshape(block)
+    part = whole[: z * step : step, 1 : 1 + y * step : step, 2 : 2 + x]
+    part = part[tuple(slice(None, None, -1 if flip else None) for flip in flips)]
+    return part.transpose(permuted)
+
+
+@settings(max_examples=300, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    dtype=st.sampled_from(["u1", "i1", "<i2", ">i2", "<u2", ">i4", "<i4", "<f4", ">f4", ">f8"]),
+    shape=st.tuples(*[st.integers(1, 40)] * 3),
+    sides=st.tuples(*[st.sampled_from([1, 3, 8, 16, 32])] * 3),
+    flips=st.tuples(*[st.booleans()] * 3),
+    permuted=st.sampled_from([(0, 1, 2), (1, 0, 2), (0, 2, 1), (2, 1, 0)]),
+    odd=st.integers(0, 7),
+    step=st.sampled_from([1, 2]),
+    seed=st.integers(0, 10**6),
+)
+def test_both_ways_are_the_definition(loop, dtype, shape, sides, flips, permuted, odd, step, seed):
+    volume = view_of(shape, dtype, flips, permuted, odd, step, seed)
+    native = volume.dtype.newbyteorder("=").name
+    expected = [chunk.tobytes() for chunk in by_definition(volume, sides)]
+    slabs = (volume[z : z + sides[0]] for z in range(0, volume.shape[0], sides[0]))
+    assert [c.tobytes() for slab in slabs for c in slab_chunks(slab, sides, native)] == expected
+    assert [c.tobytes() for c in gathered_chunks(volume, sides, native)] == expected
+    if fits_compiled(volume):
+        found = [c.tobytes() for c in compiled_chunks(loop, volume, sides, native)]
+        assert found == expected
+
+
+def test_rows_along_memory_are_for_the_compiled_loop():
+    volume = np.zeros((4, 5, 6), ">i2")
+    assert fits_compiled(volume)
+    assert fits_compiled(volume[::-1, :, ::-1])
+    assert not fits_compiled(volume.transpose(0, 2, 1))
+    assert not fits_compiled(np.zeros((2, 2, 2), np.complex128))
+
+
+def test_what_does_not_fit_is_refused(loop):
+    volume, chunks = np.zeros((8, 8, 8), "i2"), np.zeros((2, 4, 4, 4), "i2")
+    for words in (
+        (volume, 8, 0, chunks, False),
+        (volume, 0, -1, chunks, False),
+        (volume, 0, 0, chunks[:1], False),
+        (volume, 0, 0, chunks[0], False),
+        (volume[0], 0, 0, chunks, False),
+        (volume[:, :, ::2], 0, 0, chunks[:1], False),
+        (volume.astype("i4"), 0, 0, chunks, False),
+        (volume[:, :, :0], 0, 0, chunks, False),
+    ):
+        with pytest.raises(ValueError, match="do not fit"):
+            loop.gather(*words)
+    with pytest.raises((BufferError, ValueError)):
+        loop.gather(volume, 0, 0, chunks[:, :, :, ::2], False)
+
+
+def test_a_shard_is_the_same_without_the_compiled_loop(monkeypatch):
+    volume = np.random.default_rng(0).integers(-9, 9, (2, 40, 33, 50)).astype(">i2")[..., ::-1]
+    codec = ChunkCodec("lz4", "int16", (1, 32, 32, 32))
+    first = write_shard(volume, codec)
+    monkeypatch.setattr(chunk_gather, "compiled", lambda: None)
+    assert write_shard(volume, codec) == first
