@@ -25,9 +25,11 @@ def test_the_stage_prints_ratios(files, tmp_path, capsys):
     assert figures["jobs"]["mim3d"]["cpu_s"] > 0
     assert figures["jobs"]["mim3d"]["bytes_out"] > 1000
     assert figures["floor_s"]["floor"] <= figures["floor_s"]["isal"] + figures["floor_s"]["encode"]
+    assert figures["start_up_cpu_s"] > 0
     assert figures["chunk_table"]["n"] == 50
     told = capsys.readouterr().out
     assert "script_over_mim3d_cpu" in told
+    assert "are start-up" in told
     assert "chunk table of 50 volumes" in told
 
 
