@@ -6,11 +6,12 @@ import fcntl
 import os
 import re
 import shutil
+import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from io import FileIO
 from pathlib import Path
-from typing import Protocol
+from typing import IO, Protocol
 
 from typing_extensions import Buffer
 
@@ -19,6 +20,7 @@ from mim3d.dataio.errors import CorpusError, Mim3dError
 LOCK = ".lock"
 PARTIAL = ".partial"
 IOV_MAX = 1024  # parts of one writev, on Linux
+DEAD_HOLDER_S = 5.0  # how long a dead holder's lock is waited for
 TEMPORARY = re.compile(r"\..+\.\d+\.partial")
 
 
@@ -187,11 +189,7 @@ class LocalStore:
         except OSError as error:
             raise store_error(file, error) from error
         with held:
-            try:
-                fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError as error:
-                held.seek(0)
-                raise self._busy(held.read().strip() or "another process") from error
+            self._take(held)
             # The last holder may have removed the file between our open and our lock.
             if not file.exists() or not file.samefile(f"/dev/fd/{held.fileno()}"):
                 raise self._busy("another process")
@@ -204,6 +202,23 @@ class LocalStore:
             finally:
                 file.unlink(missing_ok=True)
 
+    def _take(self, held: IO[str]) -> None:
+        """Take the kernel's lock on `.lock`, or raise CorpusError naming who holds it.
+
+        A holder that was killed while it started a worker leaves the lock with the worker until
+        that one's exec closes it: a moment, so it is waited for where the holder is dead.
+        """
+        patience = time.monotonic() + DEAD_HOLDER_S
+        while True:
+            try:
+                return fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError as error:
+                held.seek(0)
+                holder = held.read().strip()
+                if not is_dead(holder) or time.monotonic() > patience:
+                    raise self._busy(holder or "another process") from error
+                time.sleep(0.02)
+
     def _tidy(self) -> None:
         """Remove what a killed writer left under temporary names; only the lock's holder may."""
         for entry in os.scandir(self.root):
@@ -214,6 +229,14 @@ class LocalStore:
         return CorpusError(
             f"{self.root}: {holder} is writing to it; wait, or choose another destination"
         )
+
+
+def is_dead(holder: str) -> bool:
+    """Whether `process PID on NODE` names a process of this machine that is no more."""
+    found = re.fullmatch(r"process (\d+) on (\S+)", holder)
+    if found is None or found[2] != os.uname().nodename:
+        return False
+    return not Path("/proc", found[1]).exists()
 
 
 def store_error(target: Path, error: OSError) -> StoreError:

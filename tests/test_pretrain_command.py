@@ -80,9 +80,8 @@ def test_slurms_variables_are_taken(monkeypatch):
         adopt_slurm()
     monkeypatch.setenv("MASTER_ADDR", "node-0")
     adopt_slurm()
-    taken = {name: os.environ[name] for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_PORT")}
-    for name in taken:
-        monkeypatch.delenv(name)
+    # pop, not monkeypatch.delenv: that would put the values back when the test ends.
+    taken = {n: os.environ.pop(n) for n in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_PORT")}
     assert taken == {
         "RANK": "3", "WORLD_SIZE": "4", "LOCAL_RANK": "1", "MASTER_PORT": "29500",
     }  # fmt: skip
