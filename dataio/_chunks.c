@@ -1,4 +1,4 @@
-/* Chunks out of a volume in one pass over its voxels.
+/* Chunks out of a volume, and its profiles, each in one pass over the voxels.
 
    The volume's rows lie in memory forward or backward, its other axes anyhow, in either byte order
    and at odd addresses. Rows are taken in the order of the memory and written into chunks that
@@ -132,8 +132,77 @@ static PyObject *gather(PyObject *self, PyObject *args) {
     Py_RETURN_NONE;
 }
 
+/* The least voxel, and the largest of every plane across z, y and x. */
+#define PROFILER(type)                                                                           \
+    FAST static void profile_##type(const Py_buffer *voxels, char *const *out) {                 \
+        type *restrict along_z = (type *)out[1], *restrict along_y = (type *)out[2];             \
+        type *restrict along_x = (type *)out[3];                                                 \
+        const char *from = voxels->buf;                                                          \
+        type least = *(const type *)from;                                                        \
+        memcpy(along_x, from, voxels->shape[2] * sizeof(type));                                  \
+        for (Py_ssize_t z = 0; z < voxels->shape[0]; z++) {                                      \
+            for (Py_ssize_t y = 0; y < voxels->shape[1]; y++) {                                  \
+                const type *restrict in =                                                        \
+                    (const type *)(from + z * voxels->strides[0] + y * voxels->strides[1]);      \
+                type most = in[0], low = in[0];                                                  \
+                for (Py_ssize_t x = 0; x < voxels->shape[2]; x++) {                              \
+                    type value = in[x], before = along_x[x];                                     \
+                    along_x[x] = before > value ? before : value;                                \
+                    most = most > value ? most : value;                                          \
+                    low = low < value ? low : value;                                             \
+                }                                                                                \
+                if (z == 0 || most > along_y[y]) along_y[y] = most;                              \
+                if (y == 0 || most > along_z[z]) along_z[z] = most;                              \
+                if (low < least) least = low;                                                    \
+            }                                                                                    \
+        }                                                                                        \
+        *(type *)out[0] = least;                                                                 \
+    }
+
+PROFILER(uint8_t)
+PROFILER(int8_t)
+PROFILER(uint16_t)
+PROFILER(int16_t)
+
+/* profiles(voxels (z, y, x), signed, least (1), largest along z, y, x): integers of 1 or 2 bytes,
+   aligned and native, with contiguous rows */
+static PyObject *profiles(PyObject *self, PyObject *args) {
+    (void)self;
+    PyObject *objects[5];
+    int sign, held = 0, fits = 0;
+    if (!PyArg_ParseTuple(args, "OpOOOO", &objects[0], &sign, &objects[1], &objects[2],
+                          &objects[3], &objects[4]))
+        return NULL;
+    Py_buffer views[5];
+    char *out[4];
+    for (; held < 5; held++)
+        if (PyObject_GetBuffer(objects[held], &views[held],
+                               held ? PyBUF_C_CONTIGUOUS | PyBUF_WRITABLE : PyBUF_STRIDES))
+            goto done;
+    Py_ssize_t size = views[0].itemsize;
+    fits = views[0].ndim == 3 && (size == 1 || size == 2) && views[0].strides[2] == size;
+    for (int i = 0; fits && i < 4; i++) {
+        Py_ssize_t n = i ? views[0].shape[i - 1] : 1;
+        fits = n > 0 && views[i + 1].len == n * size;
+        out[i] = views[i + 1].buf;
+    }
+    if (!fits) {
+        PyErr_SetString(PyExc_ValueError, "voxels and profiles do not fit each other");
+        goto done;
+    }
+    Py_BEGIN_ALLOW_THREADS
+    if (size == 1) (sign ? profile_int8_t : profile_uint8_t)(&views[0], out);
+    else (sign ? profile_int16_t : profile_uint16_t)(&views[0], out);
+    Py_END_ALLOW_THREADS
+done:
+    while (held) PyBuffer_Release(&views[--held]);
+    if (!fits) return NULL;
+    Py_RETURN_NONE;
+}
+
 static PyMethodDef methods[] = {
     {"gather", gather, METH_VARARGS, "Write a row of chunks of a volume, each contiguous."},
+    {"profiles", profiles, METH_VARARGS, "The least voxel, and the largest of every plane."},
     {NULL, NULL, 0, NULL},
 };
 static struct PyModuleDef module = {

@@ -10,6 +10,7 @@ from math import sqrt
 
 import numpy as np
 
+from mim3d.dataio.chunk_gather import compiled
 from mim3d.dataio.manifest import Intensity, Triple
 
 SAMPLE = 1 << 17
@@ -135,12 +136,24 @@ class Profiles:
 
 def profiles(voxels: np.ndarray) -> Profiles:
     """Profiles of a (z, y, x) array; fastest where planes are contiguous, each is read once."""
+    loop = compiled()
+    if loop is not None and fits_profiles(voxels):
+        found = [np.empty(n, voxels.dtype) for n in (1, *voxels.shape)]
+        loop.profiles(voxels, voxels.dtype.kind == "i", *found)
+        return Profiles(float(found[0][0]), float(found[1].max()), (found[1], found[2], found[3]))
     flat = np.array(voxels[0])
     low, first = voxels[0].min(), np.empty(len(voxels), voxels.dtype)
     for z, plane in enumerate(voxels):
         np.maximum(flat, plane, out=flat)
         low, first[z] = min(low, plane.min()), plane.max()
     return Profiles(float(low), float(first.max()), (first, flat.max(axis=1), flat.max(axis=0)))
+
+
+def fits_profiles(voxels: np.ndarray) -> bool:
+    """Whether the compiled loop takes these voxels: small integers in native, contiguous rows."""
+    dtype = voxels.dtype
+    small = dtype.kind in "iu" and dtype.itemsize <= 2 and dtype.isnative
+    return small and voxels.flags.aligned and voxels.strides[2] == dtype.itemsize
 
 
 def statistics(

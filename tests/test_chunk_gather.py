@@ -11,7 +11,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from mim3d.dataio import chunk_gather
+from mim3d.dataio import chunk_gather, intensity
 from mim3d.dataio.chunk_gather import (
     compiled_chunks,
     fits_compiled,
@@ -120,3 +120,42 @@ def test_a_shard_is_the_same_without_the_compiled_loop(monkeypatch):
     first = write_shard(volume, codec)
     monkeypatch.setattr(chunk_gather, "compiled", lambda: None)
     assert write_shard(volume, codec) == first
+
+
+@settings(max_examples=200, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    dtype=st.sampled_from(["u1", "i1", "<u2", "<i2"]),
+    shape=st.tuples(*[st.integers(1, 40)] * 3),
+    flips=st.tuples(st.booleans(), st.booleans(), st.just(False)),
+    step=st.sampled_from([1, 2]),
+    seed=st.integers(0, 10**6),
+)
+def test_profiles_are_the_extremes_of_every_plane(loop, dtype, shape, flips, step, seed):
+    voxels = view_of(shape, dtype, flips, (0, 1, 2), 0, step, seed)
+    assert intensity.fits_profiles(voxels)
+    found = [np.empty(n, dtype) for n in (1, *shape)]
+    loop.profiles(voxels, voxels.dtype.kind == "i", *found)
+    assert found[0][0] == voxels.min()
+    ways = intensity.profiles(voxels)
+    assert (ways.minimum, ways.maximum) == (voxels.min(), voxels.max())
+    for axis, others in enumerate([(1, 2), (0, 2), (0, 1)]):
+        np.testing.assert_array_equal(found[axis + 1], voxels.max(axis=others))
+        np.testing.assert_array_equal(ways.along[axis], voxels.max(axis=others))
+
+
+def test_profiles_of_another_kind_are_refused_or_numpys(loop, monkeypatch):
+    voxels = np.arange(24, dtype="<i2").reshape(2, 3, 4)
+    found = [np.empty(n, "<i2") for n in (1, 2, 3, 4)]
+    with pytest.raises(ValueError, match="do not fit"):
+        loop.profiles(voxels, True, *found[::-1])
+    with pytest.raises(ValueError, match="do not fit"):
+        loop.profiles(voxels.astype("f4"), True, *found)
+    assert not intensity.fits_profiles(voxels.astype(">i2"))
+    assert not intensity.fits_profiles(voxels.astype("f4"))
+    assert not intensity.fits_profiles(voxels[:, :, ::2])
+    first = intensity.profiles(voxels)
+    monkeypatch.setattr(intensity, "compiled", lambda: None)
+    second = intensity.profiles(voxels)
+    assert (first.minimum, first.maximum) == (second.minimum, second.maximum) == (0, 23)
+    for one, other in zip(first.along, second.along, strict=True):
+        np.testing.assert_array_equal(one, other)
