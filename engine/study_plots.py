@@ -159,7 +159,8 @@ def draw_reaches(
             )
     axes.set_yticks(range(len(arms)), [names(arm) for arm in reversed(arms)])
     axes.set_ylim(-0.6, len(arms) - 0.4)
-    axes.set_xlim(left=0)
+    furthest = max(reach.cost for of_seed in reaches.values() for reach in of_seed.values())
+    axes.set_xlim(0, 1.05 * furthest)
 
 
 def draw_ratios(
