@@ -31,6 +31,7 @@ REQUIRED = [
     "tyro",
     "rich",
 ]
+LOOPS = ("_crops", "_chunks")
 DALI = ("nvidia-dali-cuda130", "nvidia-dali-cuda120")
 
 
@@ -87,7 +88,7 @@ def optional_parts() -> list[Optional]:
     """DALI, nvCOMP, kvikio, apex and the rest, each with its remedy when missing."""
     return [
         _dali(),
-        _compiled_loop(),
+        _compiled_loops(),
         _distribution("nvidia-nvcomp-cu13", "GPU decompression", "pip install 'mim3d[gpu]'"),
         _distribution("kvikio-cu13", "reads straight into GPU memory", "pip install 'mim3d[gpu]'"),
         _apex(),
@@ -164,13 +165,15 @@ def _dali() -> Optional:
     return Optional("nvidia-dali", True, f"{found[0][0]} {found[0][1]} (the loader's graph)")
 
 
-def _compiled_loop() -> Optional:
-    if find_spec("mim3d.dataio._crops") is not None:
-        return Optional("compiled crop loop", True, "built (lz4 frames to crops in one pass)")
+def _compiled_loops() -> Optional:
+    """The C loops that install with the package where there is a compiler."""
+    missing = [name for name in LOOPS if find_spec(f"mim3d.dataio.{name}") is None]
+    if not missing:
+        return Optional("compiled loops", True, "built (chunks to crops, volumes to chunks)")
     return Optional(
-        "compiled crop loop",
+        "compiled loops",
         False,
-        "not built: crops are decoded by numcodecs and numpy, same bits, slower; "
+        f"{', '.join(missing)} not built: numcodecs and numpy give the same bits, slower; "
         "install a C compiler and pip install again",
     )
 
