@@ -5,7 +5,12 @@ from pathlib import Path
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
+import hypothesis
 import pytest
+
+# Timings are never asserted: a busy machine must not fail a property.
+hypothesis.settings.register_profile("mim3d", deadline=None)
+hypothesis.settings.load_profile("mim3d")
 
 REAL_DATA = Path(
     os.environ.get("MIM3D_REAL_DATA", Path(__file__).resolve().parents[2] / "shared" / "data")
