@@ -38,9 +38,13 @@ def gathered_chunks(volume: np.ndarray, sides: tuple[int, ...], dtype: str) -> I
 
 
 def fits_compiled(volume: np.ndarray) -> bool:
-    """Whether rows lie in memory forward or backward, as in all but permuted volumes."""
+    """Whether rows lie in memory forward or backward, as in all but permuted volumes.
+
+    A row of one voxel has no stride: numpy hands the loop another than it shows, so it is numpy's.
+    """
     size = volume.dtype.itemsize
-    return size in COMPILED_ITEMSIZES and abs(volume.strides[2]) == size and volume.size > 0
+    rows = volume.size > 0 and volume.shape[2] > 1 and abs(volume.strides[2]) == size
+    return size in COMPILED_ITEMSIZES and rows
 
 
 def compiled_chunks(

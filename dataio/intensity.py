@@ -153,7 +153,8 @@ def fits_profiles(voxels: np.ndarray) -> bool:
     """Whether the compiled loop takes these voxels: small integers in native, contiguous rows."""
     dtype = voxels.dtype
     small = dtype.kind in "iu" and dtype.itemsize <= 2 and dtype.isnative
-    return small and voxels.flags.aligned and voxels.strides[2] == dtype.itemsize
+    rows = voxels.shape[2] > 1 and voxels.strides[2] == dtype.itemsize  # as in chunk_gather
+    return small and voxels.flags.aligned and rows
 
 
 def statistics(
