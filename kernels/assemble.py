@@ -18,7 +18,7 @@ from torch import Tensor
 
 from mim3d.kernels.assemble_kernel import STORED_DTYPES, launch_assemble
 from mim3d.kernels.backend import choose
-from mim3d.kernels.patch_grid import Size, as_size, check_device, take_crop
+from mim3d.kernels.patch_grid import Size, as_size, check_device, check_per_sample, take_crop
 
 BLOCK_BYTES = 65536  # blosc block, within which bytes are shuffled
 
@@ -55,13 +55,13 @@ def assemble_crops(
     crop, chunk = as_size(crop_size, "crop_size"), as_size(chunk_size, "chunk_size")
     _check(chunks, table, start, chunk, dtype, start_unit, block_bytes)
     b = table.shape[0]
-    _check_sample(start, table, "start", (b, 3), torch.int64)
-    _check_sample(box, table, "box", (b, 2, 3), torch.int64)
-    _check_sample(pad, table, "pad", (b,), torch.float32)
-    _check_sample(clip, table, "clip", (b, 2), torch.float32)
-    _check_sample(scale, table, "scale", (b,), torch.float32)
-    _check_sample(shift, table, "shift", (b,), torch.float32)
-    _check_sample(flip, table, "flip", (b, 3), torch.bool)
+    check_per_sample(start, table, "start", (b, 3), torch.int64)
+    check_per_sample(box, table, "box", (b, 2, 3), torch.int64)
+    check_per_sample(pad, table, "pad", (b,), torch.float32)
+    check_per_sample(clip, table, "clip", (b, 2), torch.float32)
+    check_per_sample(scale, table, "scale", (b,), torch.float32)
+    check_per_sample(shift, table, "shift", (b,), torch.float32)
+    check_per_sample(flip, table, "flip", (b, 3), torch.bool)
     if (box is None) != (pad is None):
         raise ValueError("box and pad belong together: give both or neither")
     if not out_dtype.is_floating_point and any(t is not None for t in (clip, scale, shift)):
@@ -98,19 +98,6 @@ def _check(
             f"start_unit is {start_unit} and block_bytes {block_bytes}; both must be positive and "
             f"block_bytes a multiple of {dtype.itemsize}"
         )
-
-
-def _check_sample(
-    tensor: Tensor | None, table: Tensor, name: str, shape: tuple[int, ...], dtype: torch.dtype
-) -> None:
-    if tensor is None:
-        return
-    if tuple(tensor.shape) != shape or tensor.dtype != dtype:
-        raise ValueError(
-            f"{name} has shape {tuple(tensor.shape)} and dtype {tensor.dtype}; "
-            f"{shape} and {dtype} are needed"
-        )
-    check_device(tensor, table, name)
 
 
 def unshuffle(chunks: Tensor, itemsize: int, block_bytes: int) -> Tensor:

@@ -97,10 +97,10 @@ def check_sampling(
     scale, shift: (b,) floating; flip: (b, 3) bool; start: (b, 3) int64, voxels, (z, y, x).
     """
     b = volume.shape[0]
-    _check_per_sample(scale, volume, "scale", (b,), torch.float32)
-    _check_per_sample(shift, volume, "shift", (b,), torch.float32)
-    _check_per_sample(flip, volume, "flip", (b, 3), torch.bool)
-    _check_per_sample(start, volume, "start", (b, 3), torch.int64)
+    check_per_sample(scale, volume, "scale", (b,), torch.float32)
+    check_per_sample(shift, volume, "shift", (b,), torch.float32)
+    check_per_sample(flip, volume, "flip", (b, 3), torch.bool)
+    check_per_sample(start, volume, "start", (b, 3), torch.int64)
     space = as_size(volume.shape[2:], "the volume's space")
     if crop_size is None:
         return space
@@ -110,9 +110,10 @@ def check_sampling(
     return crop
 
 
-def _check_per_sample(
+def check_per_sample(
     tensor: Tensor | None, volume: Tensor, name: str, shape: tuple[int, ...], dtype: torch.dtype
 ) -> None:
+    """ValueError unless an optional tensor has this shape, dtype and the volume's device."""
     if tensor is None:
         return
     if tuple(tensor.shape) != shape or tensor.dtype != dtype:
