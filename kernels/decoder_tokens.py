@@ -25,7 +25,8 @@ from mim3d.kernels.backend import (
 )
 
 TILE = 4096  # elements a forward program handles
-COLUMNS = 256  # features a backward program handles
+COLUMNS = 128  # features a backward program handles
+SAMPLES = 16  # samples it sums at a time, so that many loads are in flight
 
 
 @jit
@@ -62,21 +63,29 @@ def tokens_kernel(
 @jit
 def sums_kernel(
     p_gradient, p_place, p_positions, p_hidden, n_samples, n_patches, n_visible,
-    WIDTH: tl.constexpr, BLOCK: tl.constexpr,
+    STEPS: tl.constexpr, SAMPLES: tl.constexpr, WIDTH: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """Gradient summed over the batch at one patch: all tokens, and masked ones. Grid (n, d)."""
+    """Gradient summed over the batch at one patch: all tokens, and masked ones. Grid (n, d).
+
+    Samples are added in a fixed order, SAMPLES at a time; STEPS is rounded up to a power of two,
+    so a smaller last batch compiles nothing new.
+    """
     i_patch = tl.program_id(0)
     o_feature = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
-    mask = o_feature < WIDTH
+    m_feature = o_feature < WIDTH
     b_all, b_hidden = tl.zeros([BLOCK], tl.float32), tl.zeros([BLOCK], tl.float32)
-    for i_sample in range(0, n_samples):
-        place = tl.load(p_place + i_sample * n_patches + i_patch)
-        row = (i_sample * n_patches).to(tl.int64) + place
-        b_gradient = tl.load(p_gradient + row * WIDTH + o_feature, mask=mask, other=0)
-        b_all += b_gradient.to(tl.float32)
-        b_hidden += tl.where(place >= n_visible, b_gradient.to(tl.float32), 0.0)
-    tl.store(p_positions + i_patch * WIDTH + o_feature, b_all, mask=mask)
-    tl.store(p_hidden + i_patch * WIDTH + o_feature, b_hidden, mask=mask)
+    for i_step in range(STEPS):
+        i_sample = i_step * SAMPLES + tl.arange(0, SAMPLES)
+        m_sample = i_sample < n_samples
+        o_token = i_sample.to(tl.int64) * n_patches
+        place = tl.load(p_place + o_token + i_patch, mask=m_sample, other=0)
+        o_gradient = (o_token + place)[:, None] * WIDTH + o_feature[None, :]
+        mask = m_sample[:, None] & m_feature[None, :]
+        b_gradient = tl.load(p_gradient + o_gradient, mask=mask, other=0).to(tl.float32)
+        b_all += tl.sum(b_gradient, axis=0)
+        b_hidden += tl.sum(tl.where((place >= n_visible)[:, None], b_gradient, 0.0), axis=0)
+    tl.store(p_positions + i_patch * WIDTH + o_feature, b_all, mask=m_feature)
+    tl.store(p_hidden + i_patch * WIDTH + o_feature, b_hidden, mask=m_feature)
 
 
 def decoder_tokens(
@@ -194,7 +203,8 @@ def sum_tokens(
     with on_device(gradient):
         sums_kernel[(n, cdiv(width, COLUMNS))](
             gradient, place, everywhere, hidden, b, n, v,
-            WIDTH=width, BLOCK=COLUMNS, num_warps=2,
+            STEPS=next_power_of_2(cdiv(b, SAMPLES)), SAMPLES=SAMPLES, WIDTH=width, BLOCK=COLUMNS,
+            num_warps=4,
         )  # fmt: skip
     return everywhere, hidden
 

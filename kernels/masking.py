@@ -63,30 +63,35 @@ def patch_key(seed, i_sample, o_patch, gy, gx, UNIT: tl.constexpr, KIND: tl.cons
 
 @jit
 def rank_kernel(
-    p_sample, p_visible, p_hidden, p_masked, seed, n_patches, n_visible, gy, gx, uy, ux,
-    UNIT: tl.constexpr, KIND: tl.constexpr, BLOCK: tl.constexpr, COLUMNS: tl.constexpr,
+    p_sample, p_visible, p_hidden, p_masked, seed, n_visible, gy, gx, uy, ux,
+    PATCHES: tl.constexpr, UNIT: tl.constexpr, KIND: tl.constexpr,
+    BLOCK: tl.constexpr, COLUMNS: tl.constexpr,
 ):  # fmt: skip
-    """Rank of each patch = how many keys are smaller; scatter its id there. Grid (b, n / BLOCK)."""
+    """Rank of each patch = how many keys are smaller; scatter its id there. Grid (b, n / BLOCK).
+
+    The loop's bound is a constant: a run has one patch count, and triton 3.6's interpreter cannot
+    loop to a runtime bound under numpy >= 2.4.
+    """
     i_batch = tl.program_id(0).to(tl.int64)
     i_sample = tl.load(p_sample + i_batch)
     o_patch = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     key = patch_key(seed, i_sample, o_patch, gy, gx, UNIT, KIND, uy, ux)
     rank = tl.zeros([BLOCK], tl.int32)
-    for i_column in range(0, n_patches, COLUMNS):
+    for i_column in range(0, PATCHES, COLUMNS):
         o_other = i_column + tl.arange(0, COLUMNS)
         other = patch_key(seed, i_sample, o_other, gy, gx, UNIT, KIND, uy, ux)
         smaller = other[None, :] < key[:, None]
         tied = (other[None, :] == key[:, None]) & (o_other[None, :] < o_patch[:, None])
-        counts = (smaller | tied) & (o_other[None, :] < n_patches)
+        counts = (smaller | tied) & (o_other[None, :] < PATCHES)
         rank += tl.sum(counts.to(tl.int32), axis=1)
-    m_patch = o_patch < n_patches
-    n_hidden = n_patches - n_visible
+    m_patch = o_patch < PATCHES
+    n_hidden = PATCHES - n_visible
     visible = m_patch & (rank < n_visible)
     hidden = m_patch & (rank >= n_visible)
     ids = o_patch.to(tl.int64)
     tl.store(p_visible + i_batch * n_visible + rank, ids, mask=visible)
     tl.store(p_hidden + i_batch * n_hidden + rank - n_visible, ids, mask=hidden)
-    tl.store(p_masked + i_batch * n_patches + o_patch, rank >= n_visible, mask=m_patch)
+    tl.store(p_masked + i_batch * PATCHES + o_patch, rank >= n_visible, mask=m_patch)
 
 
 @jit
@@ -209,8 +214,8 @@ def launch_masks(
     block, columns = rank_blocks(n)
     with on_device(sample):
         rank_kernel[(b, cdiv(n, block))](
-            sample, visible, hidden, masked, seed, n, n_visible, gy, gx, uy, ux,
-            UNIT=unit, KIND=kind, BLOCK=block, COLUMNS=columns, num_warps=4,
+            sample, visible, hidden, masked, seed, n_visible, gy, gx, uy, ux,
+            PATCHES=n, UNIT=unit, KIND=kind, BLOCK=block, COLUMNS=columns, num_warps=4,
         )  # fmt: skip
     return visible, hidden, masked
 
