@@ -10,7 +10,7 @@ Training: config, recipes, build, process_group, parallel, communication, apex, 
 train_step, training, pretrain, stop, profiler, metrics, recorder, pictures, pretext.
 
 Runs and checkpoints: run_folder, run_state, checkpoint_files, checkpoint_reader, checkpoint,
-encoder_file, export, plan.
+encoder_file, nnunet_form, export, plan.
 
 Fine-tuning: finetune_config, splits, task, dice, unetr, segmentation, classification, downstream,
 finetune.

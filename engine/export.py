@@ -3,6 +3,7 @@
     safetensors        the weights under our names, with a JSON card
     monai-unetr        state dict of monai.networks.nets.UNETR: its `vit.*` tensors
     monai-swinunetr    state dict of monai.networks.nets.SwinUNETR: its `swinViT.*` tensors
+    nnunet             a .pth with nnssl's adaptation plan, see nnunet_form.py
 
 The MONAI forms are safetensors too, to be loaded with `strict=False`: the decoder is not
 pretrained. What stays missing is told in the card, so that a loader can check it by name.
@@ -22,10 +23,11 @@ from torch import Tensor
 from mim3d.engine.checkpoint_files import file_sha256
 from mim3d.engine.encoder_file import card_vit, load_encoder, load_swin, read_card, tuples
 from mim3d.engine.errors import ConfigError
+from mim3d.engine.nnunet_form import write_nnunet
 from mim3d.engine.swin import SwinConfig
 from mim3d.engine.vit import ViT3D, ViTConfig
 
-Format = Literal["safetensors", "monai-unetr", "monai-swinunetr"]
+Format = Literal["safetensors", "monai-unetr", "monai-swinunetr", "nnunet"]
 Axes = Literal["xyz", "zyx"]
 UNETR_PATCH, UNETR_DEPTH = (16, 16, 16), 12
 """MONAI's UNETR has these built in."""
@@ -41,17 +43,26 @@ class Exported:
 
 
 def export_encoder(run: str | Path, form: Format, target: str | Path, axes: Axes) -> Exported:
-    """Write a run's encoder to `target` (.safetensors) with a card beside it.
+    """Write a run's encoder to `target` (.safetensors, for nnunet .pth) with a card beside it.
 
     `axes` is the order in which the other library holds a volume's space: MONAI's loaders give
     x, y, z; ours, SimpleITK's and nnU-Net's z, y, x. For monai-unetr the weights are turned
     accordingly.
     """
     target = Path(target)
-    if target.suffix != ".safetensors":
-        raise ConfigError(f"{target} must end in .safetensors: that is what is written")
-    target.parent.mkdir(parents=True, exist_ok=True)
+    suffix = ".pth" if form == "nnunet" else ".safetensors"
+    if target.suffix != suffix:
+        raise ConfigError(f"{target} must end in {suffix}: that is what {form} is written as")
     source, card = read_card(run)
+    if target.with_suffix("").resolve() == source.with_suffix("").resolve():
+        raise ConfigError(
+            f"{target} or its card would replace {source} or its own: choose another name"
+        )
+    target.parent.mkdir(parents=True, exist_ok=True)
+    if form == "nnunet":
+        described = write_nnunet(run, card, target)
+        count = int(described.pop("tensors"))
+        return finish(target, {**provenance(card), **described, "axes": "zyx"}, count)
     if form == "safetensors":
         shutil.copyfile(source, target)
         return finish(target, {**card, "weights": target.name}, len(load_names(target)))

@@ -12,6 +12,8 @@ DESCRIPTION = """Write a pretrained encoder for other libraries.
 
 safetensors keeps our names; monai-unetr and monai-swinunetr fit MONAI's UNETR and SwinUNETR
 (load with strict=False, or with mim3d.engine.export.load_exported, which checks the names).
+nnunet is a checkpoint with adaptation plan (.pth) for nnUNetv2_preprocess_like_nnssl and
+nnUNetv2_train_pretrained with the trainer of examples/nnunet.
 A JSON card beside the weights tells where they come from and how to build the network.
 """
 
@@ -23,9 +25,9 @@ class ExportArgs:
     run: tyro.conf.Positional[Path]
     """Folder of a finished `mim3d pretrain`, or its encoder.safetensors."""
     format: tyro.conf.Positional[Format]
-    """safetensors, monai-unetr or monai-swinunetr."""
+    """safetensors, monai-unetr, monai-swinunetr or nnunet."""
     target: tyro.conf.Positional[Path]
-    """File to write, ending in .safetensors."""
+    """File to write, ending in .safetensors, for nnunet in .pth."""
     axes: Axes | None = None
     """Order of a volume's axes in the other library; xyz (MONAI's loaders) for monai-unetr."""
 
