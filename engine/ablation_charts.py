@@ -15,7 +15,7 @@ Point = tuple[Mapping[str, Any], Mapping[str, float]]
 
 
 def ablation_charts(study: Study, groups: Sequence[GroupSummary], folder: Path) -> list[Chart]:
-    """One heat map per arm where two settings vary, one chart of curves where one does."""
+    """One heat map per arm that two settings vary, one chart of curves where one is varied."""
     axes_varied = list(study.about.get("ablation_axes", []))
     points = ablation_points(study, groups, axes_varied)
     if len(points) < 2:
@@ -24,11 +24,18 @@ def ablation_charts(study: Study, groups: Sequence[GroupSummary], folder: Path) 
     if len(axes_varied) == 1:
         return [lines_chart(points, axes_varied[0], metric, folder)]
     arms = list(dict.fromkeys(arm for _, scores in points for arm in scores))
+    by_arm = [(arm, varied_of(points, arm)) for arm in arms]
     return [
-        heat_chart(points, axes_varied[0], axes_varied[1], arm, metric, folder)
-        for arm in arms
-        if len({tuple(s.items()) for s, scores in points if arm in scores}) > 1
+        heat_chart(points, varied[0], varied[1], arm, metric, folder)
+        for arm, varied in by_arm
+        if len(varied) == 2
     ]
+
+
+def varied_of(points: Sequence[Point], arm: str) -> list[str]:
+    """The settings that take several values for an arm."""
+    own = [settings for settings, scores in points if arm in scores]
+    return [name for name in own[0] if len({settings[name] for settings in own}) > 1]
 
 
 def ablation_points(

@@ -10,6 +10,7 @@ import time
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib.metadata import version
+from itertools import product
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -229,7 +230,10 @@ def about_study(
         },
         "ablation": config.ablation,
         "ablation_axes": config.ablation_axes,
-        "variants": {variant.name: study_settings(config, variant) for variant in config.variants},
+        "variants": {
+            variant.of(arm).name: study_settings(config, variant.of(arm))
+            for variant, arm in product(config.variants, arm_names(config))
+        },
         "splits": {
             name: getattr(splits, name)
             for name in ("train", "validation", "test", "pretrain", "left_out")
@@ -247,5 +251,6 @@ def study_settings(config: CompareConfig, variant: Any) -> dict[str, Any]:
         "crop": config.vit.crop_size[0],
         "decoder_depth": config.pretrain.mae.decoder_depth,
         "decoder_width": config.pretrain.mae.decoder_width,
+        "temperature": config.pretrain.simclr.temperature,
     }
     return own | variant.settings

@@ -16,6 +16,12 @@ from mim3d.engine.splits import SplitConfig
 from mim3d.engine.vit import ViTConfig
 
 METHODS = ("mae", "simmim", "simclr")
+ARM_SETTINGS = {
+    "mae": {"pretrain_lr", "mask_ratio", "decoder_depth", "decoder_width"},
+    "simmim": {"pretrain_lr", "mask_ratio"},
+    "simclr": {"pretrain_lr", "temperature"},
+}
+"""Settings of a variant that change a method's pretraining, besides crop and patch."""
 Matching = Literal["crops", "flops"]
 
 
@@ -54,6 +60,8 @@ class PretrainPlan:
     weight_decay: float = 0.05
     snap: int = 8
     """Crops start at multiples of so many voxels."""
+    mim_augment: Literal["none", "mim"] = "mim"
+    """Flips and intensities of the masked methods' crops; contrastive views always have theirs."""
     per_seed: bool = False
     """Pretrain anew for every seed, so that seeds vary pretraining too."""
 
@@ -103,6 +111,8 @@ class Variant:
     crop: int | None = None
     decoder_depth: int | None = None
     decoder_width: int | None = None
+    temperature: float | None = None
+    pretrain_lr: float | None = None
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -116,11 +126,8 @@ class Variant:
 
     def of(self, arm: str) -> "Variant":
         """The settings that matter to an arm: scratch has no mask, only MAE has a decoder."""
-        kept = {"crop", "patch"}
-        if arm.startswith(("mae", "simmim")):
-            kept |= {"mask_ratio"}
-        if arm.startswith("mae"):
-            kept |= {"decoder_depth", "decoder_width"}
+        method = arm.split("-", 1)[0]
+        kept = {"crop", "patch"} | ARM_SETTINGS.get(method, set())
         return Variant(**{k: v for k, v in self.settings.items() if k in kept})
 
 
@@ -155,6 +162,8 @@ class CompareConfig:
     ablation_axes: tuple[str, ...] = ()
     """The settings it varies: one gives curves, two a heat map."""
     variants: Annotated[tuple[Variant, ...], tyro.conf.Suppress] = (Variant(),)
+    score_test: bool = True
+    """Score the test subjects; off where settings are searched, so that the test stays unseen."""
     workers: int = 0
     """Cells at a time; 0 takes one per core on a CPU and one on a GPU."""
     device: str = "auto"

@@ -19,6 +19,7 @@ from mim3d.engine.finetune_config import FinetuneConfig, Head
 from mim3d.engine.flops import crop_flops
 from mim3d.engine.mae import MAEConfig
 from mim3d.engine.schedule import ScheduleConfig
+from mim3d.engine.simclr import SimCLRConfig
 from mim3d.engine.simmim import SimMIMConfig
 from mim3d.engine.splits import Splits
 from mim3d.engine.vit import ViTConfig
@@ -142,6 +143,8 @@ def method_config(config: CompareConfig, arm: str, variant: Variant) -> MethodCo
     method: MethodConfig = getattr(config.pretrain, arm.split("-", 1)[0])
     if variant.mask_ratio is not None and isinstance(method, MAEConfig | SimMIMConfig):
         method = replace(method, mask_ratio=variant.mask_ratio)
+    if variant.temperature is not None and isinstance(method, SimCLRConfig):
+        method = replace(method, temperature=variant.temperature)
     if isinstance(method, MAEConfig):
         if variant.decoder_depth is not None:
             method = replace(method, decoder_depth=variant.decoder_depth)
@@ -176,12 +179,14 @@ def pretrain_config(
             corpus=config.data.corpus,
             subjects=splits.pretrain,
             normalise=config.data.normalise,
+            augment="auto" if method == "simclr" else plan.mim_augment,
             snap=plan.snap,
             threads=1,
         ),
         optim=OptimConfig(weight_decay=plan.weight_decay),
         schedule=ScheduleConfig(
-            lr=getattr(plan, f"{method}_lr"), warmup_steps=max(1, min(steps // 10, 1000))
+            lr=pretraining.variant.pretrain_lr or getattr(plan, f"{method}_lr"),
+            warmup_steps=max(1, min(steps // 10, 1000)),
         ),
         checkpoint=CheckpointConfig(every=max(steps // 4, 100), keep=1, keep_best=False),
         log=LogConfig(every=max(steps // LOGGED_ROWS, 1), tensorboard=False),
@@ -219,7 +224,7 @@ def finetune_config(config: CompareConfig, cell: Cell, splits: Splits, out: Path
         labels=cell.labels,
         train=splits.train,
         validation=splits.validation,
-        test=() if cell.tuning else splits.test,
+        test=() if cell.tuning or not config.score_test else splits.test,
         steps=plan.steps,
         batch=plan.batch,
         schedule=ScheduleConfig(lr=cell.lr, kind="constant", warmup_steps=plan.warmup),

@@ -52,11 +52,17 @@ def hippocampus() -> CompareConfig:
             mae=SMALL_MAE,
             simmim=SimMIMConfig(loss="l2", normalise_target=True, mask_ratio=0.6),
             simclr=SMALL_SIMCLR,
-            batch=32,
+            batch=16,
             simclr_batch=64,
+            snap=1,
+            mim_augment="none",
         ),
         finetune=FinetunePlan(
-            steps=400, eval_every=20, lrs=(5e-4, 1e-3, 2e-3), tuning_seeds=(100,)
+            steps=400,
+            eval_every=20,
+            lrs=(1e-3, 2e-3),
+            tuning_seeds=(100,),
+            feature_size=4,
         ),
     )
 
@@ -141,6 +147,28 @@ def ablate_labels() -> CompareConfig:
     return replace(found, arms=arms, labels=(4.0, 8.0, 16.0, 0.25, 0.5, 1.0))
 
 
+def search_pretext() -> CompareConfig:
+    """Settings of every pretext task, four each, chosen by a seed that no study scores.
+
+    Masked arms vary rate and mask ratio, SimCLR rate and temperature. The test subjects are not
+    looked at, and not in any training set either.
+    """
+    own = ((0.6, 0.1), (0.75, 0.5))
+    variants = [
+        Variant(pretrain_lr=lr, mask_ratio=mask_ratio, temperature=temperature)
+        for lr, (mask_ratio, temperature) in product((5e-4, 1.5e-3), own)
+    ]
+    found = ablation("pretext", ("pretrain_lr", "mask_ratio", "temperature"), variants)
+    return replace(
+        found,
+        arms=("simclr", "mae", "simmim"),
+        seeds=(100,),
+        pretrain=replace(found.pretrain, crops=16_000),
+        finetune=replace(found.finetune, steps=200),
+        score_test=False,
+    )
+
+
 STUDIES: dict[str, Callable[[], CompareConfig]] = {
     "demo": demo,
     "hippocampus": hippocampus,
@@ -149,6 +177,7 @@ STUDIES: dict[str, Callable[[], CompareConfig]] = {
     "decoder": ablate_decoder,
     "resolution": ablate_resolution,
     "labels": ablate_labels,
+    "pretext": search_pretext,
 }
 
 
