@@ -4,21 +4,21 @@ Files in reading order.
 
 What everything uses: errors, json_file, outcome, environment.
 
-Models: positions, vit, swin, methods, mae, simmim, simclr, trivial, flops.
+Models: positions, vit, methods, trivial, masked, mae, simmim, swin, simclr, flops.
 
-Training: config, recipes, build, process_group, parallel, communication, apex, optim, schedule,
-train_step, training, pretrain, stop, profiler, metrics, recorder, pictures, pretext.
+Training: config, recipes, build, process_group, one_voice, parallel, communication, apex, optim,
+schedule, train_step, training, pretrain, stop, profiler, metrics, recorder, pictures, pretext.
 
 Runs and checkpoints: run_folder, run_state, checkpoint_files, checkpoint_reader, checkpoint,
 encoder_file, nnunet_form, export, plan.
 
-Fine-tuning: finetune_config, splits, task, dice, unetr, segmentation, classification, downstream,
-finetune.
+Fine-tuning: finetune_config, splits, task, dice, unetr, swin_unetr, segmentation, classification,
+downstream, finetune.
 
 The convergence study: compare_config, study_recipes, study_plan, pool, study_pretext, compare,
 curves, speedup, ledger, study_results, study_summary, verdict.
 
 Its report: study_plots, study_pictures, ablation_charts, report_charts, report_tables, report.
 
-The command line: cli, demo, and the folder commands.
+The command line: cli, launch, demo, and the folder commands.
 """

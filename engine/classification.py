@@ -18,6 +18,7 @@ from mim3d.dataio.volume_access import read_volume
 from mim3d.engine.downstream import build_encoder, seeded
 from mim3d.engine.errors import ConfigError
 from mim3d.engine.finetune_config import FinetuneConfig
+from mim3d.engine.swin import SwinEncoder
 from mim3d.engine.task import Evaluation
 from mim3d.engine.vit import ViT3D
 
@@ -34,7 +35,7 @@ class CaseClass:
 class ClassificationNet(nn.Module):
     """Volume (b, c, z, y, x) to logits (b, k): the mean of the encoder's tokens, one layer."""
 
-    def __init__(self, encoder: ViT3D, classes: int) -> None:
+    def __init__(self, encoder: ViT3D | SwinEncoder, classes: int) -> None:
         super().__init__()
         self.encoder = encoder
         self.decoder = nn.Linear(encoder.config.width, classes)

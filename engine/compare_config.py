@@ -13,6 +13,7 @@ from mim3d.engine.mae import MAEConfig
 from mim3d.engine.simclr import SimCLRConfig
 from mim3d.engine.simmim import SimMIMConfig
 from mim3d.engine.splits import SplitConfig
+from mim3d.engine.swin import SwinConfig
 from mim3d.engine.vit import ViTConfig
 
 METHODS = ("mae", "simmim", "simclr")
@@ -138,6 +139,8 @@ class CompareConfig:
     name: str = "study"
     data: StudyData = field(default_factory=StudyData)
     vit: ViTConfig = field(default_factory=ViTConfig)
+    swin: SwinConfig | None = None
+    """MONAI's Swin in the vit's place, for arms scratch, simclr and simmim; set by a study."""
     arms: tuple[str, ...] = ("scratch", "simclr", "mae")
     """scratch, simclr, mae, simmim, and NAME=PATH for any encoder or finished run."""
     seeds: tuple[int, ...] = (0, 1, 2, 3, 4)
@@ -179,6 +182,14 @@ class CompareConfig:
             raise ConfigError(
                 f"arms {unknown} are none of scratch, {', '.join(METHODS)} or NAME=PATH"
             )
+        if self.swin is not None and ("mae" in self.arms or "linear" in self.heads):
+            raise ConfigError(
+                f"arms {self.arms} and heads {self.heads} hold mae or linear: Swin computes every "
+                "window and has no token per patch, so it takes scratch, simclr, simmim with "
+                "heads unetr, tokens or classify"
+            )
+        if self.swin is not None and "flops" in self.matching:
+            raise ConfigError("matching flops is relative to MAE, which Swin does not take")
         both = set(self.seeds) & set(self.finetune.tuning_seeds)
         if both:
             raise ConfigError(f"seeds {sorted(both)} would tune the rate and be scored: keep apart")

@@ -9,6 +9,7 @@ from mim3d.engine.encoder_file import read_card
 from mim3d.engine.errors import ConfigError
 from mim3d.engine.schedule import ScheduleConfig
 from mim3d.engine.splits import SplitConfig
+from mim3d.engine.swin import SwinConfig
 from mim3d.engine.vit import ViTConfig
 
 Head = Literal["unetr", "tokens", "linear", "classify"]
@@ -30,8 +31,10 @@ class FinetuneConfig:
     """unetr; tokens (no skip from the raw image); linear (one layer per token); or classify."""
     vit: ViTConfig = field(default_factory=ViTConfig)
     """The encoder; a checkpoint must have the same."""
+    swin: SwinConfig | None = None
+    """MONAI's Swin in the vit's place, under SwinUNETR's decoder; vit keeps the crop."""
     feature_size: int = 16
-    """Channels of the decoder at full resolution."""
+    """Channels of the decoder at full resolution; SwinUNETR's are swin.feature_size."""
     freeze: bool = False
     """Train the head only."""
     split: SplitConfig = field(default_factory=SplitConfig)
@@ -83,6 +86,11 @@ class FinetuneConfig:
             raise ConfigError("name both --train and --validation subjects, or neither")
         if not 0.0 <= self.overlap < 1.0:
             raise ConfigError(f"overlap {self.overlap} must be in [0, 1)")
+        if self.swin is not None and self.head == "linear":
+            raise ConfigError(
+                "head linear reads one token per patch, which Swin has not: set head to unetr "
+                "(SwinUNETR) or tokens (SwinUNETR without the skip from the raw image)"
+            )
         if self.head == "classify" and not self.targets:
             raise ConfigError("head classify needs --targets FILE.csv (columns subject,target)")
 
@@ -129,4 +137,14 @@ def tokens_vit_b_96() -> FinetuneConfig:
     return replace(unetr_vit_b_96(), head="tokens")
 
 
-RECIPES = {"demo": demo, "unetr-vit-b-96": unetr_vit_b_96, "tokens-vit-b-96": tokens_vit_b_96}
+def swinunetr_96() -> FinetuneConfig:
+    """SwinUNETR on 96^3 crops, for the encoders of the btcv-swin recipes."""
+    return replace(unetr_vit_b_96(), swin=SwinConfig())
+
+
+RECIPES = {
+    "demo": demo,
+    "unetr-vit-b-96": unetr_vit_b_96,
+    "tokens-vit-b-96": tokens_vit_b_96,
+    "swinunetr-96": swinunetr_96,
+}

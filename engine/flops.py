@@ -104,10 +104,13 @@ def swin_flops(swin: SwinConfig, vit: ViTConfig) -> tuple[float, float]:
     return embed, rest
 
 
-def encoder_flops(vit: ViTConfig) -> CropFlops:
+def encoder_flops(vit: ViTConfig, swin: SwinConfig | None = None) -> CropFlops:
     """FLOPs of the encoder alone over every patch of a crop, as fine-tuning runs it."""
-    embed = linear_flops(vit.n_patches, vit.row_width, vit.width)
-    rest = vit.depth * block_flops(vit.n_patches, vit.width, vit.mlp_ratio)
+    if swin is None:
+        embed = linear_flops(vit.n_patches, vit.row_width, vit.width)
+        rest = vit.depth * block_flops(vit.n_patches, vit.width, vit.mlp_ratio)
+    else:
+        embed, rest = swin_flops(swin, vit)
     return CropFlops(forward=embed + rest, training=2 * embed + 3 * rest)
 
 

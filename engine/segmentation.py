@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from monai.inferers.utils import sliding_window_inference
 from monai.losses.dice import DiceCELoss
-from torch import Tensor
+from torch import Tensor, nn
 
 from mim3d.dataio.batch import Batch
 from mim3d.dataio.corpus import Corpus
@@ -29,7 +29,6 @@ from mim3d.engine.downstream import build_segmentation
 from mim3d.engine.errors import ConfigError
 from mim3d.engine.finetune_config import FinetuneConfig
 from mim3d.engine.task import Evaluation
-from mim3d.engine.unetr import SegmentationNet
 
 WINDOWS_AT_ONCE = 4
 PICTURES = 3
@@ -57,7 +56,7 @@ class SegmentationTask:
         self.classes = n_classes(corpus.records, config.label)
         net = build_segmentation(config, self.classes)
         net = net.to(device).to(memory_format=CHANNELS_LAST)  # pyright: ignore[reportCallIssue]
-        self.net: SegmentationNet = net
+        self.net: nn.Module = net
         self._loss = DiceCELoss(to_onehot_y=True, softmax=True)
         self._cases: dict[tuple[str, ...], list[Case]] = {}
 

@@ -175,6 +175,7 @@ def pretrain_config(
     return PretrainConfig(
         method=method_config(config, pretraining.arm, pretraining.variant),
         vit=encoder_shape(config, pretraining.variant),
+        swin=config.swin,
         data=DataConfig(
             corpus=config.data.corpus,
             subjects=splits.pretrain,
@@ -219,6 +220,7 @@ def finetune_config(config: CompareConfig, cell: Cell, splits: Splits, out: Path
         targets=config.data.targets,
         head=cell.head,
         vit=encoder_shape(config, cell.variant),
+        swin=config.swin,
         feature_size=plan.feature_size,
         freeze=plan.freeze,
         labels=cell.labels,

@@ -17,6 +17,7 @@ from mim3d.engine.mae import MAEConfig
 from mim3d.engine.simclr import SimCLRConfig
 from mim3d.engine.simmim import SimMIMConfig
 from mim3d.engine.splits import SplitConfig
+from mim3d.engine.swin import SwinConfig
 from mim3d.engine.vit import ViTConfig
 
 SMALL_MAE = MAEConfig(decoder_width=64, decoder_depth=2, decoder_heads=4, loss="l2")
@@ -67,6 +68,19 @@ def hippocampus() -> CompareConfig:
     )
 
 
+def swin() -> CompareConfig:
+    """Swin in the ViT's place, under SwinUNETR: scratch, SimCLR and SimMIM on hippocampi."""
+    base = hippocampus()
+    return replace(
+        base,
+        name="swin",
+        vit=replace(TINY, crop_size=(64, 64, 64)),
+        swin=SwinConfig(feature_size=12, depths=(2, 2, 2, 2), heads=(3, 6, 12, 24), window=4),
+        arms=("scratch", "simclr", "simmim"),
+        labels=(1.0,),
+    )
+
+
 def paper() -> CompareConfig:
     """Chen et al. 2023: ViT-B, 96^3, patch 16, mask ratio 0.75, UNETR; for a GPU."""
     return CompareConfig(
@@ -98,6 +112,17 @@ def paper() -> CompareConfig:
             weight_decay=1e-5,
             feature_size=16,
         ),
+    )
+
+
+def paper_swin() -> CompareConfig:
+    """The paper's Swin-B encoder under SwinUNETR, without MAE; for a GPU."""
+    return replace(
+        paper(),
+        name="paper-swin",
+        swin=SwinConfig(),
+        arms=("scratch", "simclr", "simmim"),
+        matching=("crops",),
     )
 
 
@@ -172,7 +197,9 @@ def search_pretext() -> CompareConfig:
 STUDIES: dict[str, Callable[[], CompareConfig]] = {
     "demo": demo,
     "hippocampus": hippocampus,
+    "swin": swin,
     "paper": paper,
+    "paper-swin": paper_swin,
     "mask": ablate_mask,
     "decoder": ablate_decoder,
     "resolution": ablate_resolution,

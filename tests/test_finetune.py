@@ -141,7 +141,7 @@ def test_another_architecture_is_refused_by_name(config: FinetuneConfig, tmp_pat
     folder = save_random_encoder(tmp_path / "enc", replace(VIT, width=24))
     with pytest.raises(ConfigError, match="width 24 instead of 12"):
         build_segmentation(replace(config, init=str(folder)), 3)
-    require_same_shape("x", VIT, VIT)
+    require_same_shape("x", VIT, VIT, "vit")
 
 
 def test_a_folder_of_another_run_is_refused(config: FinetuneConfig, tmp_path: Path) -> None:

@@ -32,6 +32,7 @@ def main(words: list[str]) -> Outcome:
         prog=f"mim3d compare {name or 'RECIPE'}",
         default=CompareArgs(config=study(name)),
         description=description(),
+        config=(tyro.conf.AvoidSubcommands,),
     )
     if args.report:
         from mim3d.engine.report import build_report, figures_of

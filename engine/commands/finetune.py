@@ -34,6 +34,7 @@ def main(words: list[str]) -> Outcome:
         prog=f"mim3d finetune {name}",
         default=FinetuneArgs(config=RECIPES[name]()),
         description=description(),
+        config=(tyro.conf.AvoidSubcommands,),
     )
     if not args.config.corpus:
         raise ConfigError("no corpus: set --corpus to a folder that `mim3d convert` wrote")
