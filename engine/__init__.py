@@ -7,7 +7,8 @@ What everything uses: errors, json_file, outcome, environment.
 Models: positions, vit, methods, trivial, masked, mae, simmim, swin, simclr, flops.
 
 Training: config, recipes, build, process_group, one_voice, parallel, communication, apex, optim,
-schedule, train_step, training, pretrain, stop, profiler, metrics, recorder, pictures, pretext.
+schedule, train_step, held_out, training, pretrain, stop, profiler, metrics, recorder, pictures,
+pretext.
 
 Runs and checkpoints: run_folder, run_state, checkpoint_files, checkpoint_reader, checkpoint,
 encoder_file, nnunet_form, export, plan.

@@ -28,6 +28,12 @@ class DataConfig:
     """Folder of the corpus that `mim3d convert` wrote."""
     subjects: tuple[str, ...] | None = None
     """Train on these subjects only; all where not given."""
+    held_out: float = 0.0
+    """Share of the subjects kept out of training, on which the pretext is scored."""
+    held_out_subjects: tuple[str, ...] = ()
+    """Or these subjects, by name."""
+    held_out_crops: int = 64
+    """Crops of held-out subjects that a score is the mean of, always the same."""
     weighting: Literal["uniform", "voxels", "foreground"] = "uniform"
     """How often a volume is drawn."""
     normalise: str = "zscore"
@@ -46,6 +52,20 @@ class DataConfig:
     """Reading and decoding threads of a rank."""
     prefetch: int = 2
     """Batches made ahead."""
+
+    def __post_init__(self) -> None:
+        """A share below one, told once."""
+        if not 0.0 <= self.held_out < 1.0 or self.held_out_crops < 1:
+            raise ConfigError(
+                f"data.held_out {self.held_out} must lie in [0, 1) and data.held_out_crops "
+                f"{self.held_out_crops} must be at least 1"
+            )
+        both = set(self.subjects or ()) & set(self.held_out_subjects)
+        if both or (self.held_out and self.held_out_subjects):
+            raise ConfigError(
+                f"data.held_out {self.held_out} and data.held_out_subjects exclude one another, "
+                f"and data.subjects: {sorted(both)[:3]} stand in both lists"
+            )
 
     def loader_config(
         self, vit: ViTConfig, method: MethodConfig, micro_batch: int, seed: int
@@ -160,6 +180,8 @@ class LogConfig:
     """Also log to Weights & Biases (pip install wandb)."""
     picture_every: int = 0
     """Steps between reconstruction pictures; 0 draws at the end only."""
+    held_out_every: int = 0
+    """Steps between scores on held-out subjects; 0 scores at the end only."""
     profile_step: int = 0
     """First step of a torch.profiler window; 0 takes no trace."""
     profile_steps: int = 3
@@ -237,8 +259,11 @@ NOT_IDENTITY = ("checkpoint", "log", "parallel")
 def config_identity(config: PretrainConfig) -> dict[str, Any]:
     """What must be equal for a run to be resumed; where the corpus lies does not matter."""
     plain = {key: value for key, value in config_dict(config).items() if key not in NOT_IDENTITY}
-    for key in ("corpus", "cache", "cache_bytes", "threads", "prefetch"):
+    for key in ("corpus", "cache", "cache_bytes", "threads", "prefetch", "held_out_crops"):
         plain["data"].pop(key, None)
+    for key in ("held_out", "held_out_subjects"):
+        if not plain["data"][key]:  # runs from before these existed stay what they were
+            plain["data"].pop(key)
     return plain
 
 

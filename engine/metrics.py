@@ -13,6 +13,8 @@ import torch
 from mim3d.engine.errors import ConfigError
 
 Row = dict[str, Any]
+WANDB_ID = "wandb-id"
+"""File of a run's folder with its id at Weights & Biases."""
 
 
 class StageClock:
@@ -192,7 +194,10 @@ class TensorBoard:
 
 
 class WeightsAndBiases:
-    """Rows to Weights & Biases, which must be installed and logged in."""
+    """Rows to Weights & Biases, which must be installed; a resumed run goes on with its own page.
+
+    WANDB_MODE=offline keeps everything in the run's folder, for machines without a network.
+    """
 
     def __init__(self, run: Path, config: Mapping[str, Any]) -> None:
         try:
@@ -201,11 +206,23 @@ class WeightsAndBiases:
             raise ConfigError(
                 "log.wandb is on but wandb is not installed: pip install wandb, or --log.no-wandb"
             ) from error
-        self._run = wandb.init(dir=str(run), name=run.name, config=dict(config), resume="allow")
+        file = run / WANDB_ID
+        known = file.read_text().strip() if file.exists() else None
+        try:
+            self._run = wandb.init(
+                dir=str(run), name=run.name, config=dict(config), id=known, resume="allow"
+            )
+        except wandb.errors.Error as error:
+            raise ConfigError(
+                f"log.wandb is on but Weights & Biases refuses: {error}. Log in with `wandb "
+                "login`, set WANDB_MODE=offline, or --log.no-wandb"
+            ) from error
+        file.write_text(self._run.id + "\n")
 
     def write(self, row: Row) -> None:
-        """Every value of the row."""
-        self._run.log(row, step=row["step"])
+        """Every value of the row that there is."""
+        known = {name: value for name, value in row.items() if value is not None}
+        self._run.log(known, step=row["step"])
 
     def close(self) -> None:
         """Finish the run."""

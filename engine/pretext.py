@@ -7,6 +7,8 @@ LAST_SHARE = 0.2
 """Rows of the last fifth of a run decide."""
 CLEARLY = 0.95
 """A loss clearly beats another below this share of it."""
+PREFIX = "held_out_"
+"""Begins the names of what was scored on held-out subjects."""
 FLOORS = ("patch_mean", "nearest_patch", "chance")
 
 
@@ -26,6 +28,17 @@ def judge_pretext(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
             verdict[name] = mean_of(last, name)
     gate = verdict.get("patch_mean", verdict.get("chance"))
     verdict["floor"] = gate
+    verdict["loss_over_floor"] = None if not gate else verdict["loss"] / gate
+    verdict["learned"] = bool(gate) and verdict["loss"] < CLEARLY * gate
+    if PREFIX + "loss" in rows[-1]:
+        verdict["held_out"] = judge_held_out(rows[-1])
+    return verdict
+
+
+def judge_held_out(row: dict[str, Any]) -> dict[str, Any]:
+    """The same verdict for subjects that did not train, from one row."""
+    verdict = {name: row[PREFIX + name] for name in ("loss", *FLOORS) if PREFIX + name in row}
+    gate = verdict.get("patch_mean", verdict.get("chance"))
     verdict["loss_over_floor"] = None if not gate else verdict["loss"] / gate
     verdict["learned"] = bool(gate) and verdict["loss"] < CLEARLY * gate
     return verdict

@@ -7,8 +7,8 @@ finished run is answered from disk.
 """
 
 import os
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Collection, Iterator
+from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
 
 import torch
@@ -17,6 +17,8 @@ from mim3d.dataio.loader import Loader
 from mim3d.dataio.progress import Progress, progress
 from mim3d.engine.config import PretrainConfig, method_name
 from mim3d.engine.errors import ConfigError
+from mim3d.engine.held_out import HeldOut, Subjects, choose_subjects
+from mim3d.engine.one_voice import one_voice
 from mim3d.engine.process_group import Ranks, first_decides, process_ranks
 from mim3d.engine.run_folder import PretrainResult, finished_result, open_run
 from mim3d.engine.stop import stop_on_signal
@@ -26,7 +28,8 @@ from mim3d.engine.training import Training
 def run_pretrain(config: PretrainConfig, out: str | Path) -> PretrainResult:
     """Train to `config.steps`, or until a signal; leaves the process group as it was found.
 
-    Raises CorpusError, ConfigError, CheckpointError or TrainingError, each with its remedy.
+    Raises CorpusError, ConfigError, CheckpointError or TrainingError, each with its remedy; of
+    many ranks one does, and the others raise PeerError.
     """
     out = Path(out)
     done = finished_result(out, config)
@@ -35,11 +38,16 @@ def run_pretrain(config: PretrainConfig, out: str | Path) -> PretrainResult:
     with ExitStack() as stack:
         stack.enter_context(deterministic_kernels(config.parallel.deterministic))
         ranks = stack.enter_context(process_ranks(config.parallel.timeout_s))
-        loader = stack.enter_context(open_loader(config, ranks))
+        stack.enter_context(one_voice(ranks))
+        subjects = subjects_of(config)
+        loader = stack.enter_context(open_loader(config, ranks, subjects.train))
+        held_out = None
+        if subjects.held_out:
+            held_out = stack.enter_context(closing(HeldOut(config, ranks, subjects.held_out)))
         first_decides(ranks, lambda: open_run(out, config))
         watch = stack.enter_context(stop_on_signal(ranks))
         shown = stack.enter_context(shown_progress(config, ranks))
-        training = Training(config, out, ranks, loader, shown)
+        training = Training(config, out, ranks, loader, shown, held_out)
         try:
             return training.run(watch)
         finally:
@@ -47,11 +55,18 @@ def run_pretrain(config: PretrainConfig, out: str | Path) -> PretrainResult:
             training.close()
 
 
-def open_loader(config: PretrainConfig, ranks: Ranks) -> Loader:
+def subjects_of(config: PretrainConfig) -> Subjects:
+    """Who trains and who is held out, of a corpus that must be named."""
+    if not config.data.corpus:
+        raise ConfigError("no corpus: set --data.corpus to a folder that `mim3d convert` wrote")
+    return choose_subjects(config.data, config.seed)
+
+
+def open_loader(
+    config: PretrainConfig, ranks: Ranks, subjects: Collection[str] | None = None
+) -> Loader:
     """The rank's loader; made before the run's folder, so a wrong corpus leaves nothing behind."""
     data = config.data
-    if not data.corpus:
-        raise ConfigError("no corpus: set --data.corpus to a folder that `mim3d convert` wrote")
     micro_batch = config.micro_batch(ranks.world)
     return Loader(
         data.corpus,
@@ -59,7 +74,7 @@ def open_loader(config: PretrainConfig, ranks: Ranks) -> Loader:
         rank=ranks.rank,
         world=ranks.world,
         device=ranks.device,
-        subjects=data.subjects,
+        subjects=subjects,
     )
 
 

@@ -52,6 +52,10 @@ class Recorder:
         self.window.steps += 1
         self.window.waited += waited
 
+    def pause(self, seconds: float) -> None:
+        """Leave time that was not spent on steps out of the rates."""
+        self.window.began += seconds
+
     def write(self, row: Row, stages: Mapping[str, float], loader: Mapping[str, Any]) -> None:
         """Complete a row with rates, stages of its step, loader and memory; begin a new window."""
         now = time.perf_counter()

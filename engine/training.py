@@ -19,6 +19,7 @@ from mim3d.engine.communication import communication_seconds
 from mim3d.engine.config import PretrainConfig, config_identity, config_sha256, method_name
 from mim3d.engine.encoder_file import save_encoder
 from mim3d.engine.errors import TrainingError
+from mim3d.engine.held_out import HeldOut
 from mim3d.engine.metrics import Row, read_rows
 from mim3d.engine.optim import ShardedOptimiser
 from mim3d.engine.parallel import choose_precision, make_mesh, shard_group, shard_model
@@ -47,10 +48,16 @@ class Training:
     """One run in progress."""
 
     def __init__(
-        self, config: PretrainConfig, out: Path, ranks: Ranks, loader: Loader, shown: Progress
+        self,
+        config: PretrainConfig,
+        out: Path,
+        ranks: Ranks,
+        loader: Loader,
+        shown: Progress,
+        held_out: HeldOut | None = None,
     ) -> None:
         self.config, self.out, self.ranks = config, out, ranks
-        self.loader, self.shown = loader, shown
+        self.loader, self.shown, self.held_out = loader, shown, held_out
         self.config_hash = config_sha256(config_identity(config))
         self.corpus_hash = corpus_sha256(config.data.corpus)
         self.module = build_method(config).to(ranks.device)
@@ -116,8 +123,8 @@ class Training:
 
     def _one_step(self) -> None:
         config = self.config
-        every = config.log.every
-        due = self.step == 0 or (self.step + 1) % every == 0 or self.step + 1 == config.steps
+        due = self.step == 0 or (self.step + 1) % config.log.every == 0
+        due = due or self.step + 1 == config.steps or self._scores_after(self.step + 1)
         lr = learning_rate(config.schedule, self.step, config.steps)
         figures = self.stepper.step(lr, measure=due)
         self.step += 1
@@ -132,10 +139,28 @@ class Training:
         if config.log.picture_every and self.step % config.log.picture_every == 0:
             self.draw(f"step-{self.step:08d}.png")
 
+    def _scores_after(self, step: int) -> bool:
+        every = self.config.log.held_out_every
+        asked = step == self.config.steps or (every > 0 and step % every == 0)
+        return self.held_out is not None and asked
+
+    def _held_out_figures(self) -> Row:
+        """The pretext's loss on held-out subjects, where this step is one that scores."""
+        if self.held_out is None or not self._scores_after(self.step):
+            return {}
+        began = time.perf_counter()
+        figures = self.held_out.score(self.model)  # pyright: ignore[reportArgumentType]
+        if self.held_out.picture_batch is not None:
+            batch = first_crops(self.held_out.picture_batch)
+            self.draw(f"held-out-{self.step:08d}.png", batch)
+        self.recorder.pause(time.perf_counter() - began)
+        return figures
+
     def _log(self, figures: StepFigures, lr: float) -> None:
         read = self.stepper.read(figures, self.recorder.window.steps)
         row: Row = {"step": self.step, "lr": lr, **read, "seconds": self.seconds}
         stages = self.stepper.clock.read()
+        row |= self._held_out_figures()
         if self.ranks.world > 1:
             stages["communication_alone"] = self.communication_s
         self.recorder.write(row, stages, self.loader.metrics())
@@ -204,15 +229,19 @@ class Training:
         (self.out / RESULT).write_text(json.dumps(figures, indent=2) + "\n")
         return figures
 
-    def draw(self, name: str) -> None:
-        """A picture of the first crops, painted by the present weights; all ranks take part."""
-        if self.picture_batch is None or not hasattr(self.module, "reconstruct"):
+    def draw(self, name: str, batch: Batch | None = None) -> None:
+        """A picture of a batch (the run's first crops), painted by the present weights.
+
+        All ranks take part.
+        """
+        batch = batch or self.picture_batch
+        if batch is None or not hasattr(self.module, "reconstruct"):
             return
-        masked, painted = reconstruction(self.module, self.picture_batch)
+        masked, painted = reconstruction(self.module, batch)
         if self.ranks.first:
             draw_reconstruction(
                 self.out / "pictures" / name,
-                self.picture_batch.image,
+                batch.image,
                 masked,
                 painted,
                 f"{method_name(self.config.method)}, step {self.step}",

@@ -4,6 +4,7 @@ python small_run.py CORPUS OUT [FAULT [METHOD [REPLICATE [ACCUM]]]]
 """
 
 import dataclasses
+import errno
 import os
 import signal
 import sys
@@ -77,6 +78,11 @@ def kill(*_: object) -> None:
     os.kill(os.getpid(), signal.SIGKILL)
 
 
+def full_disk(*_: object) -> None:
+    """What a rank meets that cannot write."""
+    raise OSError(errno.ENOSPC, "No space left on device")
+
+
 def die_after_the_commit(run: training.Training) -> None:
     """Wait for checkpoint 3, which is written in the background, and end this process."""
     while not (run.out / "checkpoints" / "step-00000003").exists():
@@ -112,6 +118,8 @@ def inject(fault: str) -> None:
         )
     elif fault == "nan":
         spoil_gradients({4}, 1)
+    elif fault == "full-disk":
+        before_step(5, 1, full_disk)
     elif fault == "dead":
         before_step(5, 1, die_after_the_commit)
     elif fault.startswith("kill-at-"):

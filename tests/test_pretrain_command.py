@@ -2,15 +2,19 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
+import psutil
 import pytest
 import torch.distributed as dist
 
 from mim3d.engine.commands.pretrain import main, rank_words
 from mim3d.engine.errors import ConfigError
+from mim3d.engine.metrics import read_rows
 from mim3d.engine.process_group import adopt_slurm, process_ranks
 
 sys.path.insert(0, str(Path(__file__).parent))
@@ -45,6 +49,58 @@ def test_nproc_starts_ranks(corpus, tmp_path):
     assert done.returncode == 0, done.stderr[-2000:]
     row = json.loads((tmp_path / "run" / "metrics.jsonl").read_text().splitlines()[-1])
     assert row["world"] == 2
+
+
+def small_ranks(corpus, run, *words):
+    command = [sys.executable, "-m", "mim3d.engine.cli", "pretrain", "demo-mae", "--nproc", "2"]
+    command += ["--data.corpus", str(corpus), "--out", str(run), *SMALL, *words]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+    return subprocess.Popen(
+        command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
+    )
+
+
+@pytest.mark.slow
+def test_an_error_of_one_rank_is_one_line_of_the_whole_run(corpus, tmp_path):
+    """The first rank alone opens Weights & Biases; a module that refuses stands in for it."""
+    (tmp_path / "wandb.py").write_text("raise ImportError('not here')\n")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PYTHONPATH", str(tmp_path))
+        run = small_ranks(corpus, tmp_path / "run", "--log.wandb")
+    told = run.communicate(timeout=240)[1].strip().splitlines()
+    assert run.returncode == 2
+    assert len(told) == 1, told
+    assert "pip install wandb" in told[0]
+
+
+def wait_for_rows(run, file):
+    deadline = time.monotonic() + 200
+    while not (file.exists() and len(read_rows(file)) > 3):
+        assert run.poll() is None, run.communicate()[1][-2000:]
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
+def test_signals_to_launcher_and_rank(corpus, tmp_path, number):
+    """SIGTERM to the launcher saves and exits 0; a killed rank ends the run in one line."""
+    run = small_ranks(corpus, tmp_path / "run", "--steps", "100000", "--checkpoint.every", "50000")
+    wait_for_rows(run, tmp_path / "run" / "metrics.jsonl")
+    if number == signal.SIGTERM:
+        run.send_signal(number)
+    else:
+        psutil.Process(run.pid).children()[0].send_signal(number)
+    told = run.communicate(timeout=100)[1].strip().splitlines()
+    saved = list((tmp_path / "run" / "checkpoints").glob("step-*"))
+    if number == signal.SIGTERM:
+        assert run.returncode == 0, told
+        assert len(saved) == 1
+    else:
+        assert run.returncode == 2
+        assert len(told) == 1, told
+        assert "ended by SIGKILL" in told[0]
+        assert not saved
 
 
 @pytest.mark.parametrize(

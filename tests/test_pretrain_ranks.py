@@ -151,7 +151,18 @@ def test_another_configuration_is_refused_on_every_rank(corpus, single, tmp_path
     (tmp_path / "run" / "pretext.json").unlink()
     done = launch(2, corpus, tmp_path / "run", "", "simmim")
     assert done.returncode != 0
+    assert done.stderr.count("CheckpointError:") == 1
+    assert done.stderr.count("PeerError:") == 1
     assert done.stderr.count("holds a run of another configuration") >= 2
+
+
+def test_an_error_on_one_rank_is_told_by_that_rank_alone(corpus, tmp_path):
+    done = launch(2, corpus, tmp_path / "run", "full-disk")
+    assert done.returncode != 0
+    assert done.stderr.count("OSError: [Errno 28] No space left on device") == 1
+    assert "PeerError: rank 1: [Errno 28] No space left on device" in done.stderr
+    newest = checkpoint_files.committed(tmp_path / "run" / "checkpoints")[0]
+    assert checkpoint_files.verify(newest).step == 3
 
 
 def test_a_nan_on_one_rank_updates_no_rank(corpus, tmp_path):

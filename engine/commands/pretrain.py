@@ -1,8 +1,6 @@
 """`mim3d pretrain RECIPE --data.corpus CORPUS --out RUN`."""
 
 import os
-import subprocess
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,9 +8,10 @@ from typing import Annotated
 
 import tyro
 
-from mim3d.dataio.errors import Mim3dError
 from mim3d.engine.config import PretrainConfig
-from mim3d.engine.outcome import Outcome
+from mim3d.engine.launch import launch_ranks
+from mim3d.engine.one_voice import PeerError
+from mim3d.engine.outcome import EXIT_USER_ERROR, Outcome
 from mim3d.engine.pretrain import run_pretrain
 from mim3d.engine.recipes import RECIPES, recipe
 
@@ -46,8 +45,12 @@ def main(words: list[str]) -> Outcome:
     config = recipe(words[0])
     args = parse(words[0], config, words[1:])
     if args.nproc > 1 and "RANK" not in os.environ:
-        return launch(words, args)
-    result = run_pretrain(args.config, args.out)
+        launch_ranks(["pretrain", *rank_words(words)], args.nproc, args.max_restarts)
+        return Outcome({"run": str(args.out), "nproc": args.nproc})
+    try:
+        result = run_pretrain(args.config, args.out)
+    except PeerError:
+        raise SystemExit(EXIT_USER_ERROR) from None
     figures = {
         "run": str(result.run),
         "step": result.step,
@@ -80,21 +83,3 @@ def rank_words(words: Sequence[str]) -> list[str]:
         elif not word.startswith(tuple(f"{name}=" for name in mine)):
             kept.append(word)
     return kept
-
-
-def launch(words: Sequence[str], args: PretrainArgs) -> Outcome:
-    """Start torchrun with the same words; restarts go on from the last checkpoint."""
-    command = [
-        sys.executable, "-m", "torch.distributed.run", "--standalone",
-        f"--nproc-per-node={args.nproc}", f"--max-restarts={args.max_restarts}",
-        "-m", "mim3d.engine.cli", "pretrain", *rank_words(words),
-    ]  # fmt: skip
-    # A restarted worker must not meet the rendezvous store of the round that died.
-    environment = {"TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1", "OMP_NUM_THREADS": "1", **os.environ}
-    done = subprocess.run(command, env=environment, check=False)
-    if done.returncode:
-        raise Mim3dError(
-            f"{args.nproc} processes ended with code {done.returncode}; their messages stand "
-            f"above. The same command goes on from the last checkpoint in {args.out}"
-        )
-    return Outcome({"run": str(args.out), "nproc": args.nproc})

@@ -1,4 +1,4 @@
-"""nnU-Net (with nnUNetv2_train_pretrained: main after 2.8.1) fine-tuning from an encoder that mim3d pretrained.
+"""nnU-Net fine-tuning (its main branch after 2.8.1) from an encoder that mim3d pretrained.
 
     mim3d export RUN nnunet encoder.pth
     export nnUNet_extTrainer=.../examples/nnunet
