@@ -8,12 +8,12 @@ Finding sources: source, discovery, discover, tree, nifti_name, label_pairing; t
 layout_folder, layout_msd, layout_nnunet, layout_bids, layout_nnssl, layout_csv; msd_download,
 remote_tree; phantom and phantom_body draw a cohort where there is none.
 
-Reading a source: gzip_stream, nifti_header, nifti_file, grid, orientation, resample, values,
-intensity, label, volume.
+Reading a source: scratch, libdeflate, gzip_stream, nifti_header, nifti_file, grid, orientation,
+resample, values, intensity, label, volume.
 
 Writing a corpus: conversion, codec, ome, chunk_gather (and _chunks.c), shard_writer, manifest,
-quarantine, root, store, remote, volume_ids, volume_writer, job, worker, pool, dask_runner, convert,
-forecast.
+quarantine, root, block_file, store, remote, volume_ids, volume_writer, job, worker, pool,
+dask_runner, convert, forecast.
 
 A corpus: chunk_table, table_writer, corpus, verify, inspection, histograms, montage, export_nifti.
 

@@ -51,15 +51,19 @@ class ChunkCodec:
         return int(np.prod(self.chunk_shape)) * self.itemsize
 
     @cached_property
-    def empty(self) -> bytes:
-        """What a chunk of zeros encodes to; such chunks are left out of the shard."""
-        return self.encode(np.zeros(self.chunk_shape, self.dtype))
+    def empty(self) -> tuple[bytes, bytes]:
+        """Frame and checksum of a chunk of zeros; such chunks are left out of the shard."""
+        return self.frame(np.zeros(self.chunk_shape, self.dtype))
 
-    def encode(self, chunk: np.ndarray) -> bytes:
+    def frame(self, chunk: np.ndarray) -> tuple[bytes, bytes]:
         """Frame and checksum of a C-contiguous chunk of `chunk_shape` and `dtype`."""
         level = COMPRESSORS[self.compressor]
         frame = blosc.compress(chunk, self.compressor.encode(), level, blosc.SHUFFLE, BLOCK_BYTES)
-        return frame + struct.pack("<I", google_crc32c.value(frame))
+        return frame, struct.pack("<I", google_crc32c.value(frame))
+
+    def encode(self, chunk: np.ndarray) -> bytes:
+        """Frame and checksum, as they stand in a shard."""
+        return b"".join(self.frame(chunk))
 
     def decode(self, data: bytes, where: str) -> np.ndarray:
         """The chunk; ChunkError naming `where` if a bit of `data` is not what was written."""

@@ -100,13 +100,13 @@ def read_header(path: str, budget: int) -> NiftiHeader:
     pair = pair_paths(path)
     place = pair[0] if pair else path
     data = _first_bytes(place, budget)
-    block = peek(data, HEADER_BYTES, place) if is_gzip(data) else data[:HEADER_BYTES]
+    block = peek(data, HEADER_BYTES, place) if is_gzip(data) else bytes(data[:HEADER_BYTES])
     header = parse_header(block, place, paired=pair is not None)
     check_budget(header, place, budget)
     return header
 
 
-def _first_bytes(path: str, budget: int) -> bytes:
+def _first_bytes(path: str, budget: int) -> bytes | memoryview:
     if is_remote(path):
         return read_source_bytes(path, budget)
     if not Path(path).is_file():
@@ -151,7 +151,7 @@ def converted_sizes(source: Source, conversion: Conversion) -> Iterator[int]:
             for name, path in sorted(source.labels.items())
         ]
         objects, _ = volume_objects("taste", source, files, volume, labels, conversion)
-        yield sum(len(part) for parts in objects.values() for part in parts)
+        yield sum(memoryview(part).nbytes for parts in objects.values() for part in parts)
 
 
 def volume_count(items: Sequence[Expected], conversion: Conversion) -> int:

@@ -1,16 +1,16 @@
 """Inflating untrusted gzip: to end of stream, every CRC and length checked, output bounded.
 
 libdeflate inflates a single member in one call; what it cannot do (several members, a header
-alone, telling what is wrong) isal does in a stream.
+alone, telling what is wrong), and all where it is not there, isal does in a stream.
 """
 
 import struct
 from typing import cast
 
-import deflate
 from isal import isal_zlib
 
 from mim3d.dataio.errors import SourceError
+from mim3d.dataio.libdeflate import inflate_whole
 
 IsalError = cast(type[Exception], isal_zlib.error)  # its stub names no class
 MAGIC = b"\x1f\x8b"
@@ -22,12 +22,12 @@ SLACK = 1 << 20
 STEP = 1 << 20
 
 
-def is_gzip(data: bytes) -> bool:
+def is_gzip(data: bytes | memoryview) -> bool:
     """Whether the bytes begin like a gzip member."""
     return data[:2] == MAGIC
 
 
-def peek(data: bytes, nbytes: int, path: str) -> bytes:
+def peek(data: bytes | memoryview, nbytes: int, path: str) -> bytes:
     """The first bytes inside, unverified: enough to know how much room the whole may take."""
     try:
         return isal_zlib.decompressobj(GZIP_WBITS).decompress(data[: 64 * 1024], nbytes)
@@ -35,7 +35,7 @@ def peek(data: bytes, nbytes: int, path: str) -> bytes:
         raise SourceError("corrupt-gzip", path, f"the gzip stream is damaged: {error}") from error
 
 
-def inflate(data: bytes, expected: int, path: str) -> bytes | bytearray:
+def inflate(data: bytes | memoryview, expected: int, path: str) -> memoryview:
     """All bytes inside, verified by CRC and length; never more than `expected` and a little.
 
     Raises SourceError corrupt-gzip, truncated, trailing-garbage or too-long.
@@ -44,17 +44,13 @@ def inflate(data: bytes, expected: int, path: str) -> bytes | bytearray:
         detail = f"declares {expected} bytes, more than {MAX_RATIO} times its own {len(data)}"
         raise SourceError("implausible-ratio", path, f"{detail}: not an honest file")
     if len(data) > 18 and (struct.unpack("<I", data[-4:])[0] - expected) % 2**32 <= SLACK:
-        try:
-            out = deflate.gzip_decompress(data, expected + min(SLACK, MAX_RATIO * len(data)))
-        except deflate.DeflateError:
-            return inflate_members(data, expected + SLACK, path)
-        # The file's last 8 bytes are this member's trailer only if nothing follows the member.
-        if struct.pack("<II", deflate.crc32(out), len(out) % 2**32) == data[-8:]:
+        out = inflate_whole(memoryview(data), expected + min(SLACK, MAX_RATIO * len(data)))
+        if out is not None:
             return out
-    return inflate_members(data, expected + SLACK, path)
+    return memoryview(inflate_members(data, expected + SLACK, path))
 
 
-def inflate_members(data: bytes, limit: int, path: str) -> bytearray:
+def inflate_members(data: bytes | memoryview, limit: int, path: str) -> bytearray:
     """Inflate one member after the other, as bgzip and `cat` make them; zeros may follow."""
     out = bytearray()
     rest = memoryview(data)

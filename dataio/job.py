@@ -107,7 +107,7 @@ def _convert(job: Job) -> JobResult:
         id = job.id if volume.frame < 0 else f"{job.id}--t{volume.frame:03d}"
         objects, record = volume_objects(id, source, files, volume, labels, conversion)
         store.put_folder(id, objects)
-        records.append(record)
+        records.append(record())
         voxel_bytes += volume.values.voxels.nbytes + sum(label.voxels.nbytes for label in labels)
     bytes_in = sum(file.nbytes for file in files)
     return JobResult(job.id, tuple(records), bytes_in=bytes_in, voxel_bytes=voxel_bytes)

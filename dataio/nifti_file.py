@@ -10,6 +10,7 @@ import xxhash
 from mim3d.dataio.errors import SourceError
 from mim3d.dataio.gzip_stream import MAX_RATIO, inflate, is_gzip, peek
 from mim3d.dataio.nifti_header import HEADER_BYTES, NiftiHeader, parse_header
+from mim3d.dataio.scratch import scratch
 
 PAIRS = {".hdr": ".img", ".img": ".hdr", ".HDR": ".IMG", ".IMG": ".HDR"}
 
@@ -30,16 +31,16 @@ def is_remote(path: str) -> bool:
     return path.startswith(("s3://", "gs://", "http://", "https://"))
 
 
-def read_source_bytes(path: str, budget: int) -> bytes:
+def read_source_bytes(path: str, budget: int) -> memoryview:
     """All bytes of a source, local or remote.
 
-    Raises SourceError missing, unreadable, not-a-file, empty or over-budget; a pipe or a device is
-    never opened.
+    Raises SourceError missing, unreadable, not-a-file, empty, changing or over-budget; a pipe or a
+    device is never opened.
     """
     if is_remote(path):
         from mim3d.dataio.remote import read_remote_bytes
 
-        return read_remote_bytes(path, budget)
+        return memoryview(read_remote_bytes(path, budget))
     try:
         status = Path(path).stat()
         if not stat.S_ISREG(status.st_mode):
@@ -47,7 +48,7 @@ def read_source_bytes(path: str, budget: int) -> bytes:
         if status.st_size > budget:
             detail = f"{status.st_size} bytes, over the budget of {budget} (--byte-budget)"
             raise SourceError("over-budget", path, detail)
-        data = Path(path).read_bytes()
+        data = _read_whole(path, status.st_size)
     except FileNotFoundError as error:
         raise SourceError("missing", path, "no such file") from error
     except OSError as error:
@@ -55,6 +56,18 @@ def read_source_bytes(path: str, budget: int) -> bytes:
     if not data:
         raise SourceError("empty", path, "is empty (0 bytes); download or copy it again")
     return data
+
+
+def _read_whole(path: str, size: int) -> memoryview:
+    """The `size` bytes of a file, fewer where it was cut meanwhile; SourceError where it grew."""
+    data = scratch(size).data
+    done = 0
+    with Path(path).open("rb", buffering=0) as file:
+        while done < size and (got := file.readinto(data[done:])):
+            done += got
+        if done == size and file.read(1):
+            raise SourceError("changing", path, "grows while it is read; let its writer finish")
+    return data[:done]
 
 
 def pair_paths(path: str) -> tuple[str, str] | None:
@@ -90,7 +103,7 @@ def read_nifti(path: str, budget: int) -> NiftiFile:
     digest = xxhash.xxh3_128()
     total, declared = 0, None
     if pair:
-        block = read_source_bytes(pair[0], budget)
+        block = bytes(read_source_bytes(pair[0], budget))
         digest.update(block)
         total += len(block)
         declared = inflate_header(block, pair[0])
@@ -112,7 +125,7 @@ def inflate_header(block: bytes, path: str) -> NiftiHeader:
     return parse_header(block, path, paired=True)
 
 
-def verified_payload(data: bytes, header: NiftiHeader, path: str, budget: int) -> bytes | bytearray:
+def verified_payload(data: memoryview, header: NiftiHeader, path: str, budget: int) -> memoryview:
     """The uncompressed file, checked against what the header declares before it is allocated."""
     check_budget(header, path, budget)
     payload = inflate(data, header.end, path) if is_gzip(data) else data
@@ -129,5 +142,5 @@ def check_budget(header: NiftiHeader, path: str, budget: int) -> None:
         raise SourceError("over-budget", path, f"{detail} (--byte-budget)")
 
 
-def _head(data: bytes, path: str) -> bytes:
-    return peek(data, HEADER_BYTES, path) if is_gzip(data) else data[:HEADER_BYTES]
+def _head(data: memoryview, path: str) -> bytes:
+    return peek(data, HEADER_BYTES, path) if is_gzip(data) else bytes(data[:HEADER_BYTES])

@@ -99,7 +99,7 @@ class RemoteStore:
             raise StoreError(f"{self.url}: {key!r} is not a key inside the corpus")
         return f"{self.prefix}/{key}" if self.prefix else key
 
-    def put_folder(self, folder: str, objects: Mapping[str, Sequence[Buffer]]) -> None:
+    def put_folder(self, folder: str, objects: Mapping[str, Iterable[Buffer]]) -> None:
         """Write all objects of a folder, several at once, then drop what else stood there."""
         base = self.key(folder)
         wanted = {f"{base}/{key}": b"".join(parts) for key, parts in objects.items()}

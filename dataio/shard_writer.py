@@ -3,11 +3,11 @@
 import hashlib
 import struct
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from math import prod
 
 import google_crc32c
 import numpy as np
+from typing_extensions import Buffer
 
 from mim3d.dataio.chunk_gather import gathered_chunks
 from mim3d.dataio.codec import ChunkCodec
@@ -16,31 +16,38 @@ CRC_BYTES = 4
 ABSENT = np.uint64(2**64 - 1)
 
 
-@dataclass(frozen=True)
-class Shard:
-    """An encoded shard as the parts to write one after the other; `sha256` as `shard_digest`."""
+class ShardStream:
+    """A shard in parts, each valid until the next is asked for; encoded as they are asked for.
 
-    parts: tuple[bytes, ...]
-    sha256: str
-    nbytes: int
+    Its voxels are a (c,) z, y, x array of any strides and byte order; chunks of zeros are left out.
+    `sha256` (as `shard_digest`) and `nbytes` are known when all parts were taken, which happens
+    once.
+    """
 
+    def __init__(self, voxels: np.ndarray, codec: ChunkCodec) -> None:
+        self._voxels, self._codec = voxels, codec
+        self.nbytes = 0
+        self.sha256 = ""
 
-def write_shard(voxels: np.ndarray, codec: ChunkCodec) -> Shard:
-    """Encode a (c,) z, y, x array of any strides and byte order; chunks of zeros are left out."""
-    parts: list[bytes] = []
-    entries: list[tuple[int, int]] = []
-    offset = 0
-    for data in encoded_chunks(voxels, codec):
-        if data == codec.empty:
-            entries.append((int(ABSENT), int(ABSENT)))
-            continue
-        entries.append((offset, len(data)))
-        parts.append(data)
-        offset += len(data)
-    index = np.array(entries, "<u8").tobytes()
-    index += struct.pack("<I", google_crc32c.value(index))
-    digest = shard_digest(index, [part[-CRC_BYTES:] for part in parts])
-    return Shard((*parts, index), digest, offset + len(index))
+    def __iter__(self) -> Iterator[Buffer]:
+        entries: list[tuple[int, int]] = []
+        crcs: list[bytes] = []
+        offset = 0
+        for frame, crc in encoded_chunks(self._voxels, self._codec):
+            if (frame, crc) == self._codec.empty:
+                entries.append((int(ABSENT), int(ABSENT)))
+                continue
+            nbytes = len(frame) + CRC_BYTES
+            entries.append((offset, nbytes))
+            crcs.append(crc)
+            offset += nbytes
+            yield frame
+            yield crc
+        index = np.array(entries, "<u8").tobytes()
+        index += struct.pack("<I", google_crc32c.value(index))
+        yield index
+        self.sha256 = shard_digest(index, crcs)
+        self.nbytes = offset + len(index)
 
 
 def shard_digest(index: bytes, crcs: Sequence[bytes]) -> str:
@@ -74,11 +81,11 @@ def checked_digest(data: bytes, n_chunks: int) -> str:
     return shard_digest(index, crcs)
 
 
-def encoded_chunks(voxels: np.ndarray, codec: ChunkCodec) -> Iterator[bytes]:
-    """Every chunk of the array in C order of the grid of chunks, encoded."""
+def encoded_chunks(voxels: np.ndarray, codec: ChunkCodec) -> Iterator[tuple[bytes, bytes]]:
+    """Frame and checksum of every chunk of the array in C order of the grid of chunks."""
     for volume in voxels if voxels.ndim == 4 else voxels[None]:
         for chunk in gathered_chunks(volume, codec.chunk_shape[-3:], codec.dtype):
-            yield codec.encode(chunk)
+            yield codec.frame(chunk)
 
 
 def chunk_index(tail: bytes, n_chunks: int) -> np.ndarray:

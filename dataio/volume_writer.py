@@ -1,10 +1,11 @@
 """One volume and its labels to one folder of the store, and the manifest record that commits it."""
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from typing_extensions import Buffer
 
 from mim3d.dataio import ome
 from mim3d.dataio.codec import ChunkCodec, shard_metadata
@@ -14,11 +15,11 @@ from mim3d.dataio.label import Label, pack_points
 from mim3d.dataio.manifest import LabelRecord, VolumeRecord
 from mim3d.dataio.nifti_file import NiftiFile
 from mim3d.dataio.orientation import axis_codes
-from mim3d.dataio.shard_writer import Shard, write_shard
+from mim3d.dataio.shard_writer import ShardStream
 from mim3d.dataio.source import Source
 from mim3d.dataio.volume import Volume
 
-Objects = dict[str, Sequence[bytes]]
+Objects = dict[str, Iterable[Buffer]]
 
 
 @dataclass(frozen=True)
@@ -53,17 +54,27 @@ def volume_objects(
     volume: Volume,
     labels: Sequence[Label],
     conversion: Conversion,
-) -> tuple[Objects, VolumeRecord]:
-    """The objects of a volume's folder (keys relative to it), and its record."""
+) -> tuple[Objects, Callable[[], VolumeRecord]]:
+    """The objects of a volume's folder (keys relative to it), and what makes its record.
+
+    Shards are encoded while they are written; the record is made when they all were.
+    """
     objects: Objects = {}
     shard = _image_objects(objects, id, volume, conversion)
-    records = tuple(_label_objects(objects, label, volume.grid, conversion) for label in labels)
+    shards = [_label_objects(objects, label, volume.grid, conversion) for label in labels]
     if labels:
         objects["labels/zarr.json"] = (ome.labels_group([label.name for label in labels]),)
-    return objects, _record(id, source, files, volume, records, shard, metadata_sha256(objects))
+
+    def record() -> VolumeRecord:
+        told = tuple(map(_label_record, labels, shards))
+        return _record(id, source, files, volume, told, shard, metadata_sha256(objects))
+
+    return objects, record
 
 
-def _image_objects(objects: Objects, id: str, volume: Volume, conversion: Conversion) -> Shard:
+def _image_objects(
+    objects: Objects, id: str, volume: Volume, conversion: Conversion
+) -> ShardStream:
     values, grid, channels = volume.values, volume.grid, volume.channels
     dtype = values.voxels.dtype.name
     extra = {"slope": values.slope, "intercept": values.intercept, "affine": grid.nested_affine}
@@ -78,13 +89,16 @@ def _image_objects(objects: Objects, id: str, volume: Volume, conversion: Conver
 
 def _label_objects(
     objects: Objects, label: Label, grid: Grid, conversion: Conversion
-) -> LabelRecord:
+) -> ShardStream:
     path = f"labels/{label.name}"
     extra = {"points": pack_points(label.points)}
     objects[f"{path}/zarr.json"] = (
         ome.label_group(label.name, grid, sorted(label.classes), extra),
     )
-    shard = _array_objects(objects, f"{path}/0", label.voxels, conversion)
+    return _array_objects(objects, f"{path}/0", label.voxels, conversion)
+
+
+def _label_record(label: Label, shard: ShardStream) -> LabelRecord:
     return LabelRecord(
         label.name,
         label.voxels.dtype.name,
@@ -98,15 +112,15 @@ def _label_objects(
 
 def _array_objects(
     objects: Objects, path: str, voxels: np.ndarray, conversion: Conversion
-) -> Shard:
+) -> ShardStream:
     """Metadata and shard of one array."""
     sides = (1,) * (voxels.ndim - 3) + (conversion.chunk,) * 3
     codec = ChunkCodec(conversion.codec, voxels.dtype.name, sides)
     names = ("c", "z", "y", "x")[4 - voxels.ndim :]
     document = shard_metadata(voxels.shape, codec, names, {})
-    shard = write_shard(voxels, codec)
+    shard = ShardStream(voxels, codec)
     objects[f"{path}/zarr.json"] = (ome.json_bytes(document),)
-    objects[f"{path}/c" + "/0" * voxels.ndim] = shard.parts
+    objects[f"{path}/c" + "/0" * voxels.ndim] = shard
     return shard
 
 
@@ -115,7 +129,7 @@ def is_shard(key: str) -> bool:
     return key.startswith(("0/c/", "labels/")) and "/0/c/" in f"/{key}"
 
 
-def metadata_sha256(objects: Mapping[str, Sequence[bytes]]) -> str:
+def metadata_sha256(objects: Mapping[str, Iterable[Buffer]]) -> str:
     """Hash of everything in a volume's folder but the shards, names included."""
     digest = hashlib.sha256()
     for key in sorted(key for key in objects if not is_shard(key)):
@@ -131,7 +145,7 @@ def _record(
     files: Sequence[NiftiFile],
     volume: Volume,
     labels: tuple[LabelRecord, ...],
-    shard: Shard,
+    shard: ShardStream,
     metadata: str,
 ) -> VolumeRecord:
     header, values, found = files[0].header, volume.values, volume.statistics

@@ -19,7 +19,7 @@ from mim3d.dataio.chunk_gather import (
     slab_chunks,
 )
 from mim3d.dataio.codec import ChunkCodec
-from mim3d.dataio.shard_writer import write_shard
+from mim3d.dataio.shard_writer import ShardStream
 
 SOURCE = Path(chunk_gather.__file__).with_name("_chunks.c")
 
@@ -117,9 +117,9 @@ def test_what_does_not_fit_is_refused(loop):
 def test_a_shard_is_the_same_without_the_compiled_loop(monkeypatch):
     volume = np.random.default_rng(0).integers(-9, 9, (2, 40, 33, 50)).astype(">i2")[..., ::-1]
     codec = ChunkCodec("lz4", "int16", (1, 32, 32, 32))
-    first = write_shard(volume, codec)
+    first = b"".join(ShardStream(volume, codec))
     monkeypatch.setattr(chunk_gather, "compiled", lambda: None)
-    assert write_shard(volume, codec) == first
+    assert b"".join(ShardStream(volume, codec)) == first
 
 
 @settings(max_examples=200, suppress_health_check=[HealthCheck.function_scoped_fixture])

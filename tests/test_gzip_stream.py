@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from mim3d.dataio import libdeflate
 from mim3d.dataio.errors import SourceError
 from mim3d.dataio.gzip_stream import SLACK, inflate, inflate_members, peek
 
@@ -22,8 +23,47 @@ def code_of(data: bytes, expected: int = len(PAYLOAD)) -> str:
     return caught.value.code
 
 
+@pytest.fixture(params=["libdeflate", "isal"])
+def way(request, monkeypatch) -> str:
+    """With libdeflate, and where it cannot be had."""
+    if request.param == "isal":
+        monkeypatch.setattr(libdeflate, "library", lambda: None)
+    elif libdeflate.library() is None:
+        pytest.skip("the deflate package shows no symbols of libdeflate here")
+    return request.param
+
+
 def test_one_member():
     assert bytes(inflate(ZIPPED, len(PAYLOAD), "x")) == PAYLOAD
+
+
+def test_exactly_one_intact_member():
+    def whole(data: bytes, limit: int) -> bytes | None:
+        found = libdeflate.inflate_whole(memoryview(data), limit)
+        return None if found is None else bytes(found)
+
+    if libdeflate.library() is None:
+        pytest.skip("the deflate package shows no symbols of libdeflate here")
+    assert whole(ZIPPED, len(PAYLOAD)) == whole(ZIPPED, 3 << 20) == PAYLOAD
+    assert whole(ZIPPED, len(PAYLOAD) - 1) is None
+    assert whole(ZIPPED + b"\0", 3 << 20) is None
+    assert whole(ZIPPED + ZIPPED, 3 << 20) is None
+    assert whole(ZIPPED[:-1], 3 << 20) is None
+    for position in range(12, len(ZIPPED), 17):  # the voxels, the CRC and the length
+        damaged = bytearray(ZIPPED)
+        damaged[position] ^= 4
+        assert whole(bytes(damaged), 3 << 20) is None
+
+
+def test_both_ways_give_the_same_and_may_be_written(way):
+    for data in (ZIPPED, gzip.compress(PAYLOAD[:9]) + gzip.compress(PAYLOAD[9:])):
+        found = inflate(data, len(PAYLOAD), "x")
+        assert bytes(found) == PAYLOAD
+        assert not found.readonly
+    half = gzip.compress(PAYLOAD[:50], mtime=0)
+    assert bytes(inflate(half + half, 100, "x")) == PAYLOAD[:50] * 2
+    assert code_of(ZIPPED + b"left over") == "trailing-garbage"
+    assert code_of(ZIPPED[:2000]) in {"truncated", "corrupt-gzip"}
 
 
 @pytest.mark.parametrize("cut", [1, 1000, 4000, 8000])

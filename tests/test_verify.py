@@ -14,7 +14,7 @@ from mim3d.dataio.codec import ChunkCodec
 from mim3d.dataio.convert import convert
 from mim3d.dataio.corpus import Corpus
 from mim3d.dataio.errors import ChunkError, CorpusError
-from mim3d.dataio.shard_writer import write_shard
+from mim3d.dataio.shard_writer import ShardStream
 from mim3d.dataio.source import Source
 from mim3d.dataio.verify import verify
 
@@ -161,7 +161,7 @@ def test_any_view_is_stored_voxel_for_voxel(
     (folder / "zarr.json").write_bytes(json_bytes(shard_metadata(voxels.shape, codec, names, {})))
     place = folder.joinpath("c", *"0" * voxels.ndim)
     place.parent.mkdir(parents=True)
-    place.write_bytes(b"".join(write_shard(voxels, codec).parts))
+    place.write_bytes(b"".join(ShardStream(voxels, codec)))
     spec = {"driver": "zarr3", "kvstore": f"file://{folder}/"}
     got = tensorstore.open(spec).result().read().result()
     assert got.dtype.name == name and np.array_equal(got, voxels)
