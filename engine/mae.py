@@ -5,13 +5,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from mim3d.dataio.batch import Batch
 from mim3d.engine.errors import ConfigError
-from mim3d.engine.methods import LossKind, MaskConfig, StepOutput
+from mim3d.engine.masked import MaskedMethod
+from mim3d.engine.methods import MaskConfig
 from mim3d.engine.positions import sincos_positions
-from mim3d.engine.trivial import paste_patches, trivial_losses
 from mim3d.engine.vit import Block, ViT3D, ViTConfig, initialise_linear
-from mim3d.kernels.masked_loss import masked_voxel_loss
+from mim3d.kernels.decoder_tokens import decoder_tokens
 from mim3d.kernels.masking import PatchMasks
 from mim3d.kernels.patch_rows import gather_patch_rows
 
@@ -26,10 +25,6 @@ class MAEConfig(MaskConfig):
     """Decoder blocks."""
     decoder_heads: int = 16
     """Attention heads of the decoder; must divide decoder_width."""
-    loss: LossKind = "l1"
-    """Distance between predicted and hidden voxels."""
-    normalise_target: bool = True
-    """Subtract each hidden patch's mean and divide by its deviation before comparing."""
 
     def __post_init__(self) -> None:
         """Check the decoder's shape too."""
@@ -41,14 +36,13 @@ class MAEConfig(MaskConfig):
             )
 
 
-class MAE(nn.Module):
+class MAE(MaskedMethod[MAEConfig]):
     """Encoder over visible patches, mask tokens, decoder, linear head over hidden patches."""
 
     decoder_positions: Tensor
 
     def __init__(self, config: MAEConfig, vit: ViTConfig, mask_seed: int = 0) -> None:
-        super().__init__()
-        self.config, self.vit_config, self.mask_seed = config, vit, mask_seed
+        super().__init__(config, vit, mask_seed)
         self.encoder = ViT3D(vit)
         self.decoder_embed = nn.Linear(vit.width, config.decoder_width)
         self.mask_token = nn.Parameter(torch.zeros(config.decoder_width))
@@ -63,30 +57,6 @@ class MAE(nn.Module):
         for part in (self.decoder_embed, self.decoder_blocks, self.head):
             part.apply(initialise_linear)
         nn.init.normal_(self.mask_token, std=0.02)
-
-    def forward(self, batch: Batch, share: float = 1.0, measure: bool = False) -> StepOutput:
-        """Loss over the hidden voxels of `batch.image` (b, c, z, y, x).
-
-        `share` is this micro-batch's part of the global batch. `measure` adds the losses of
-        trivial predictors.
-        """
-        masks = self.config.draw(self.mask_seed, batch, self.vit_config)
-        predicted = self.predict(batch.image, masks)
-        loss = masked_voxel_loss(
-            predicted,
-            batch.image,
-            masks.masked_ids,
-            self.vit_config.patch_size,
-            kind=self.config.loss,
-            normalise_target=self.config.normalise_target,
-            denominator=predicted.numel() / share,
-        )
-        metrics: dict[str, Tensor] = {}
-        if measure:
-            metrics = trivial_losses(
-                batch.image, masks, self.vit_config, self.config.loss, self.config.normalise_target
-            )
-        return StepOutput(loss, metrics)
 
     def predict(self, volume: Tensor, masks: PatchMasks) -> Tensor:
         """Voxels (b, m, c*p) of the hidden patches, in the order of `masked_ids`."""
@@ -104,19 +74,13 @@ class MAE(nn.Module):
         Tokens stay in shuffled order, visible before hidden: attention does not mind, and the
         hidden ones are then the tail that goes through the head.
         """
-        visible = self.decoder_embed(latent)
-        table = self.decoder_positions.to(visible.dtype)
-        hidden = self.mask_token.to(visible.dtype) + table[masks.masked_ids]
-        tokens = torch.cat([visible + table[masks.visible_ids], hidden], dim=1)
+        tokens = decoder_tokens(
+            self.decoder_embed(latent),
+            self.mask_token,
+            self.decoder_positions,
+            masks.visible_ids,
+            masks.masked_ids,
+        )
         for block in self.decoder_blocks:
             tokens = block(tokens)
         return self.head(self.decoder_norm(tokens[:, masks.visible_ids.shape[1] :]))
-
-    @torch.no_grad()
-    def reconstruct(self, batch: Batch) -> tuple[Tensor, Tensor]:
-        """Crops with hidden patches emptied and painted: two (b, c, z, y, x) float32 volumes."""
-        masks = self.config.draw(self.mask_seed, batch, self.vit_config)
-        predicted = self.predict(batch.image, masks).float()
-        return paste_patches(
-            batch.image, predicted, masks, self.vit_config, self.config.normalise_target
-        )

@@ -28,7 +28,7 @@ class StepOutput(NamedTuple):
 
 @dataclass(frozen=True)
 class MaskConfig:
-    """Which patches are hidden from the encoder."""
+    """Which patches are hidden from the encoder, and how the painted ones are scored."""
 
     mask_ratio: float = 0.75
     """Share of patches that are hidden, in (0, 1)."""
@@ -36,6 +36,10 @@ class MaskConfig:
     """Independent patches, cubes of mask_unit patches (SimMIM), or a regular grid."""
     mask_unit: int = 1
     """Edge of a masked cube in patches, for mask_kind block."""
+    loss: LossKind = "l1"
+    """Distance between predicted and hidden voxels."""
+    normalise_target: bool = True
+    """Subtract each hidden patch's mean and divide by its deviation before comparing."""
 
     def __post_init__(self) -> None:
         """Refuse ratios that hide nothing or all."""

@@ -5,13 +5,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from mim3d.dataio.batch import Batch
 from mim3d.engine.errors import ConfigError
-from mim3d.engine.methods import StepOutput
+from mim3d.engine.masked import MaskedMethod
 from mim3d.engine.simmim import SimMIMConfig
-from mim3d.engine.trivial import paste_patches, trivial_losses, voxel_rows
 from mim3d.engine.vit import ViTConfig, initialise_linear
-from mim3d.kernels.masked_loss import masked_voxel_loss
 from mim3d.kernels.masking import PatchMasks
 
 STRIDE = 32
@@ -86,41 +83,18 @@ class SwinEncoder(nn.Module):
         return net.proj_out(tokens, True)
 
 
-class SwinSimMIM(nn.Module):
+class SwinSimMIM(MaskedMethod[SimMIMConfig]):
     """SimMIM on Swin: mask tokens before the first stage, one linear head on the deepest map."""
 
     def __init__(
         self, config: SimMIMConfig, swin: SwinConfig, vit: ViTConfig, mask_seed: int = 0
     ) -> None:
-        super().__init__()
-        self.config, self.vit_config, self.mask_seed = config, vit, mask_seed
+        super().__init__(config, vit, mask_seed)
         self.encoder = SwinEncoder(swin, vit)
         self.mask_token = nn.Parameter(torch.zeros(swin.feature_size))
         self.head = nn.Linear(swin.width, vit.channels * STRIDE**3)
         initialise_linear(self.head)
         nn.init.normal_(self.mask_token, std=0.02)
-
-    def forward(self, batch: Batch, share: float = 1.0, measure: bool = False) -> StepOutput:
-        """Loss over the hidden voxels of `batch.image` (b, c, z, y, x); see `MAE.forward`."""
-        vit = self.vit_config
-        masks = self.config.draw(self.mask_seed, batch, vit)
-        predicted = self.predict(batch.image, masks)
-        count = masks.masked_ids.numel() * vit.channels * vit.patch_voxels
-        loss = masked_voxel_loss(
-            predicted,
-            batch.image,
-            masks.masked_ids,
-            vit.patch_size,
-            kind=self.config.loss,
-            normalise_target=self.config.normalise_target,
-            denominator=count / share,
-        )
-        metrics: dict[str, Tensor] = {}
-        if measure:
-            metrics = trivial_losses(
-                batch.image, masks, vit, self.config.loss, self.config.normalise_target
-            )
-        return StepOutput(loss, metrics)
 
     def predict(self, volume: Tensor, masks: PatchMasks) -> Tensor:
         """Every voxel (b, c, z, y, x), painted from the deepest map."""
@@ -134,12 +108,3 @@ class SwinSimMIM(nn.Module):
         cells = self.head(deepest.permute(0, 2, 3, 4, 1))
         tiles = cells.reshape(b, z, y, x, c, STRIDE, STRIDE, STRIDE)
         return tiles.permute(0, 4, 1, 5, 2, 6, 3, 7).reshape(volume.shape)
-
-    @torch.no_grad()
-    def reconstruct(self, batch: Batch) -> tuple[Tensor, Tensor]:
-        """Crops with hidden patches emptied and painted: two (b, c, z, y, x) float32 volumes."""
-        vit = self.vit_config
-        masks = self.config.draw(self.mask_seed, batch, vit)
-        painted = self.predict(batch.image, masks).float()
-        rows = voxel_rows(painted, masks.masked_ids, vit)
-        return paste_patches(batch.image, rows, masks, vit, self.config.normalise_target)

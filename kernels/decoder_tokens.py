@@ -129,7 +129,10 @@ def _check(
 
 
 class DecoderTokens(torch.autograd.Function):
-    """Outer function; the visible tokens' gradient is a slice, the others are sums."""
+    """Outer function; the visible tokens' gradient is a slice, the mask token's a sum.
+
+    Only a learned table needs the sums of each patch.
+    """
 
     @staticmethod
     def forward(
@@ -153,7 +156,11 @@ class DecoderTokens(torch.autograd.Function):
         visible_ids, masked_ids = ctx.saved_tensors
         visible = gradient[:, : visible_ids.shape[1]] if ctx.needs_input_grad[0] else None
         mask_token, positions = None, None
-        if ctx.needs_input_grad[1] or ctx.needs_input_grad[2]:
+        if ctx.needs_input_grad[1] and not ctx.needs_input_grad[2]:
+            wide = torch.float64 if gradient.dtype == torch.float64 else torch.float32
+            hidden = gradient[:, visible_ids.shape[1] :].sum((0, 1), dtype=wide)
+            mask_token = hidden.to(ctx.dtypes[0])
+        if ctx.needs_input_grad[2]:
             everywhere, hidden = torch.ops.mim3d.decoder_token_sums(
                 gradient.contiguous(), visible_ids, masked_ids, ctx.triton
             )
