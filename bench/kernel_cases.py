@@ -2,10 +2,12 @@
 
 A variant is a closure over tensors on the device; loss variants include the gradient with respect
 to the prediction. `needed_bytes` counts each byte that any implementation must read or write once.
+An `Operation` names its variants beforehand, so that a run can be planned without any memory.
 """
 
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -16,12 +18,17 @@ from mim3d.kernels.assemble import assemble_crops
 from mim3d.kernels.decoder_tokens import decoder_tokens
 from mim3d.kernels.masked_loss import masked_voxel_loss
 from mim3d.kernels.masking import PatchMasks, n_visible, patch_masks
-from mim3d.kernels.patch_grid import Size, grid_shape
+from mim3d.kernels.patch_grid import Size, grid_shape, row_width
 from mim3d.kernels.patch_rows import gather_patch_rows
 
 OURS = "mim3d"
+COMPILED = "compiled "
 MASK_RATIO = 0.75
 SEED = 0
+WIDTH = 768  # features of an embedded token, ViT-B
+DECODER_WIDTH = 512
+
+Variants = dict[str, Callable[[], object]]
 
 
 @dataclass(frozen=True)
@@ -62,24 +69,28 @@ class Shape:
 class Case:
     """One operation on one shape: variants by name, `mim3d` among them."""
 
-    operation: str
-    shape: str
     needed_bytes: int
-    variants: dict[str, Callable[[], object]] = field(default_factory=dict)
+    variants: Variants
 
 
-def cases(shape: Shape, device: str, compiled: bool) -> Iterator[Case]:
-    """Every case of a shape, made one after the other so that memory is freed between them."""
-    yield masks_case(shape, device, compiled)
-    for dtype in (torch.int16, torch.float32):
-        volume = random_volume(shape, dtype, device)
-        masks = masks_of(shape, device)
-        yield rows_case(shape, volume, masks, compiled, augmented=False)
-        yield rows_case(shape, volume, masks, compiled, augmented=True)
-        yield loss_case(shape, volume, masks, compiled)
-        yield dense_loss_case(shape, volume, masks, compiled)
-    yield tokens_case(shape, device, compiled)
-    yield crops_case(shape, device, compiled)
+@dataclass(frozen=True)
+class Operation:
+    """An operation, how to make its tensors, and the variants that will be there.
+
+    `eager` and `compiled` name recipes; `waits` those that wait for the device, which no CUDA
+    graph can capture.
+    """
+
+    name: str
+    build: Callable[[Shape, str], Case]
+    eager: tuple[str, ...]
+    compiled: tuple[str, ...] = ()
+    waits: tuple[str, ...] = ()
+
+    def variants(self, compiled: bool) -> tuple[str, ...]:
+        """Names in the order they are timed: ours, eager, compiled."""
+        behind = tuple(COMPILED + name for name in self.compiled) if compiled else ()
+        return (OURS, *self.eager, *behind)
 
 
 def random_volume(shape: Shape, dtype: torch.dtype, device: str) -> Tensor:
@@ -94,122 +105,172 @@ def masks_of(shape: Shape, device: str) -> PatchMasks:
     return patch_masks(SEED, sample, shape.n_patches, n_visible(shape.n_patches, MASK_RATIO))
 
 
-def compile_all(
-    functions: Mapping[str, Callable[..., Any]], compiled: bool
-) -> dict[str, Callable[..., Any]]:
-    """`torch.compile` variants under "compiled NAME", where asked for."""
-    if not compiled:
-        return {}
-    return {
-        f"compiled {name}": torch.compile(function, fullgraph=True, dynamic=False)
-        for name, function in functions.items()
+def compiled_forms(
+    forms: Mapping[str, Callable[..., Any]], call: Callable[[Callable[..., Any]], Any]
+) -> Variants:
+    """`torch.compile` variants under "compiled NAME"; nothing is compiled before the first call."""
+    made = {
+        name: torch.compile(form, fullgraph=True, dynamic=False) for name, form in forms.items()
     }
+    return {COMPILED + name: partial(call, form) for name, form in made.items()}
 
 
-def masks_case(shape: Shape, device: str, compiled: bool) -> Case:
+def masks_case(shape: Shape, device: str) -> Case:
     """Masks of a batch; the bytes are the ids and flags written."""
     n, keep = shape.n_patches, n_visible(shape.n_patches, MASK_RATIO)
     sample = torch.arange(shape.b, device=device)
-    variants: dict[str, Callable[[], object]] = {
+    given = (shape.b, n, keep, device)
+    variants: Variants = {
         OURS: lambda: patch_masks(SEED, sample, n, keep),
-        "MAE": lambda: recipes.mae_masks(shape.b, n, keep, device),
+        "MAE": lambda: recipes.mae_masks(*given),
+        "MIM-Med3D": lambda: recipes.medmim_masks(*given),
     }
-    for name, function in compile_all({"MAE": recipes.mae_masks}, compiled).items():
-        variants[name] = lambda function=function: function(shape.b, n, keep, device)
-    return Case("masks", shape.name, shape.b * n * 9, variants)
+    variants |= compiled_forms({"MAE": recipes.mae_masks}, lambda form: form(*given))
+    return Case(shape.b * n * 9, variants)
 
 
-def rows_case(
-    shape: Shape, volume: Tensor, masks: PatchMasks, compiled: bool, augmented: bool
-) -> Case:
+def rows_case(shape: Shape, device: str, dtype: torch.dtype, augmented: bool) -> Case:
     """Raw volume -> visible rows in bf16; needed: visible voxels in, rows out."""
-    ids, patch, device = masks.visible_ids, shape.patch_size, volume.device
-    extra: tuple[Tensor, ...] = ()
+    volume, ids = random_volume(shape, dtype, device), masks_of(shape, device).visible_ids
+    given: tuple[Any, ...] = (volume, ids, shape.patch_size, torch.bfloat16)
     options: dict[str, Any] = {}
-    eager: Callable[..., Tensor] = recipes.mae_rows
+    eager: Callable[..., Tensor] = recipes.plain_rows
     clean: Callable[..., Tensor] = recipes.clean_rows
     if augmented:
         scale, shift = torch.rand(shape.b, device=device) + 0.5, torch.rand(shape.b, device=device)
         flip = torch.rand(shape.b, 3, device=device) < 0.5
-        extra, options = (scale, shift, flip), {"scale": scale, "shift": shift, "flip": flip}
-        eager, clean = recipes.mae_rows_augmented, recipes.clean_rows_augmented
-    out = torch.bfloat16
-    variants: dict[str, Callable[[], object]] = {
-        OURS: lambda: gather_patch_rows(volume, ids, patch, out_dtype=out, **options),
-        "MAE": lambda: eager(volume, ids, patch, out, *extra),
-        "clean": lambda: clean(volume, ids, patch, out, *extra),
+        given, options = (
+            (*given, scale, shift, flip),
+            {"scale": scale, "shift": shift, "flip": flip},
+        )
+        eager, clean = recipes.plain_rows_augmented, recipes.clean_rows_augmented
+    variants: Variants = {
+        OURS: lambda: gather_patch_rows(*given[:3], out_dtype=torch.bfloat16, **options),
+        "patchify": lambda: eager(*given),
+        "clean": lambda: clean(*given),
     }
-    for name, function in compile_all({"clean": clean}, compiled).items():
-        variants[name] = lambda function=function: function(volume, ids, patch, out, *extra)
-    needed = ids.numel() * shape.patch**3 * (volume.element_size() + 2)
-    title = f"rows {name_of(volume)}{' flip intensity' if augmented else ''}"
-    return Case(title, shape.name, needed, variants)
+    variants |= compiled_forms({"clean": clean}, lambda form: form(*given))
+    return Case(ids.numel() * shape.patch**3 * (volume.element_size() + 2), variants)
 
 
-def loss_case(shape: Shape, volume: Tensor, masks: PatchMasks, compiled: bool) -> Case:
-    """Normalised L1 and its gradient; needed: masked voxels, predictions, gradients."""
+def embed_case(shape: Shape, device: str) -> Case:
+    """int16 volume -> visible tokens; needed: visible voxels and the weights in, tokens out."""
+    volume, ids = random_volume(shape, torch.int16, device), masks_of(shape, device).visible_ids
+    dtype = torch.bfloat16 if device == "cuda" else torch.float32
+    patch, voxels = shape.patch_size, shape.patch**3
+    weight = (torch.randn(WIDTH, row_width(1, patch), device=device) / shape.crop).to(dtype)
+    bias = torch.randn(WIDTH, device=device).to(dtype)
+    table = torch.randn(shape.n_patches, WIDTH, device=device).to(dtype)
+    given = (volume, ids, patch, weight, bias, table)
+
+    def ours() -> Tensor:
+        rows = gather_patch_rows(volume, ids, patch, out_dtype=dtype)
+        return torch.nn.functional.linear(rows, weight, bias) + table[ids]
+
+    variants: Variants = {
+        OURS: ours,
+        "MAE": lambda: recipes.mae_embed(*given),
+        "MIM-Med3D": lambda: recipes.medmim_embed(*given),
+    }
+    variants |= compiled_forms({"clean": recipes.clean_embed}, lambda form: form(*given))
+    moved = ids.numel() * (voxels * volume.element_size() + WIDTH * dtype.itemsize)
+    return Case(moved + weight.numel() * dtype.itemsize, variants)
+
+
+def loss_case(shape: Shape, device: str, dtype: torch.dtype) -> Case:
+    """Normalised L2 and its gradient; needed: masked voxels, predictions, gradients."""
+    volume, masks = random_volume(shape, dtype, device), masks_of(shape, device)
     ids, patch = masks.masked_ids, shape.patch_size
-    dtype = torch.float32 if volume.dtype == torch.float32 else torch.bfloat16
-    width = shape.patch**3
-    tokens = torch.randn(shape.b, ids.shape[1], width, device=volume.device).to(dtype)
-    every = torch.randn(shape.b, shape.n_patches, width, device=volume.device).to(dtype)
+    tokens = masked_tokens(shape, ids, dtype)
+    every = torch.randn(shape.b, shape.n_patches, shape.patch**3, device=device).to(tokens.dtype)
+
+    def ours(prediction: Tensor) -> Tensor:
+        return masked_voxel_loss(prediction, volume, ids, patch, kind="l2", normalise_target=True)
+
+    def call(form: Callable[..., Tensor]) -> object:
+        return gradient(form, tokens, volume, ids, patch)
+
     mask = masks.masked.float()
-
-    def ours(prediction: Tensor, volume: Tensor, ids: Tensor, patch: Size) -> Tensor:
-        return masked_voxel_loss(prediction, volume, ids, patch, normalise_target=True)
-
-    variants = {
-        OURS: with_gradient(ours, tokens, volume, ids, patch),
-        "MAE": with_gradient(recipes.mae_loss, every, volume, mask, patch),
-        "MIM-Med3D": with_gradient(recipes.medmim_loss, tokens, volume, ids, patch),
+    variants: Variants = {
+        OURS: lambda: gradient(ours, tokens),
+        "MAE": lambda: gradient(recipes.mae_loss, every, volume, mask, patch),
+        "clean": lambda: call(recipes.clean_loss),
     }
-    forms = {"clean": recipes.clean_loss, "MIM-Med3D": recipes.medmim_loss}
-    for name, function in compile_all(forms, compiled).items():
-        variants[name] = with_gradient(function, tokens, volume, ids, patch)
-    needed = tokens.numel() * (volume.element_size() + 2 * tokens.element_size())
-    return Case(f"loss {name_of(volume)}", shape.name, needed, variants)
+    variants |= compiled_forms({"clean": recipes.clean_loss}, call)
+    variants |= compiled_forms(
+        {"MAE": recipes.mae_loss}, lambda form: gradient(form, every, volume, mask, patch)
+    )
+    return Case(loss_bytes(tokens, volume), variants)
 
 
-def dense_loss_case(shape: Shape, volume: Tensor, masks: PatchMasks, compiled: bool) -> Case:
-    """Raw L1 on dense predictions; needed: masked voxels and predictions, the whole gradient."""
+def raw_loss_case(shape: Shape, device: str, dtype: torch.dtype) -> Case:
+    """Raw L1 of masked tokens and its gradient; needed: masked voxels, predictions, gradients."""
+    volume, ids = random_volume(shape, dtype, device), masks_of(shape, device).masked_ids
+    tokens, patch = masked_tokens(shape, ids, dtype), shape.patch_size
+
+    def call(form: Callable[..., Tensor]) -> object:
+        return gradient(form, tokens, volume, ids, patch)
+
+    variants: Variants = {
+        OURS: lambda: call(masked_voxel_loss),
+        "MIM-Med3D": lambda: call(recipes.medmim_loss),
+        "clean": lambda: call(recipes.clean_raw_loss),
+    }
+    forms = {"clean": recipes.clean_raw_loss, "MIM-Med3D": recipes.medmim_loss}
+    return Case(loss_bytes(tokens, volume), variants | compiled_forms(forms, call))
+
+
+def dense_loss_case(shape: Shape, device: str, dtype: torch.dtype) -> Case:
+    """Raw L2 on dense predictions; needed: masked voxels and predictions, the whole gradient."""
+    volume, masks = random_volume(shape, dtype, device), masks_of(shape, device)
     grid, patch = grid_shape(shape.crop_size, shape.patch_size), shape.patch_size
-    dtype = torch.float32 if volume.dtype == torch.float32 else torch.bfloat16
-    prediction = torch.randn(volume.shape, device=volume.device).to(dtype)
-    mask, ids = masks.masked.float(), masks.masked_ids
-    variants = {
-        OURS: with_gradient(masked_voxel_loss, prediction, volume, ids, patch),
-        "nnssl": with_gradient(recipes.nnssl_loss, prediction, volume, mask, grid, patch),
+    wide = torch.float32 if dtype == torch.float32 else torch.bfloat16
+    prediction = torch.randn(volume.shape, device=device).to(wide).requires_grad_()
+    kept, hidden = masks.visible_ids, masks.masked_ids
+
+    def ours(prediction: Tensor) -> Tensor:
+        return masked_voxel_loss(prediction, volume, hidden, patch, kind="l2")
+
+    def call(form: Callable[..., Tensor]) -> object:
+        return gradient(form, prediction, volume, kept, grid, patch)
+
+    variants: Variants = {
+        OURS: lambda: gradient(ours, prediction),
+        "nnssl": lambda: call(recipes.nnssl_loss),
     }
-    for name, function in compile_all({"nnssl": recipes.nnssl_loss}, compiled).items():
-        variants[name] = with_gradient(function, prediction, volume, mask, grid, patch)
-    masked = ids.numel() * shape.patch**3
-    needed = masked * (volume.element_size() + dtype.itemsize) + shape.voxels * dtype.itemsize
-    return Case(f"dense loss {name_of(volume)}", shape.name, needed, variants)
+    variants |= compiled_forms({"nnssl": recipes.nnssl_loss}, call)
+    masked = hidden.numel() * shape.patch**3
+    needed = masked * (volume.element_size() + wide.itemsize) + shape.voxels * wide.itemsize
+    return Case(needed, variants)
 
 
-def tokens_case(shape: Shape, device: str, compiled: bool, width: int = 512) -> Case:
+def tokens_case(shape: Shape, device: str) -> Case:
     """Decoder tokens, forward; needed: visible tokens in, all tokens out."""
     masks = masks_of(shape, device)
     keep = masks.visible_ids.shape[1]
     visible, mask_token, positions = (
         torch.randn(size, device=device).bfloat16()
-        for size in ((shape.b, keep, width), (width,), (shape.n_patches, width))
+        for size in (
+            (shape.b, keep, DECODER_WIDTH),
+            (DECODER_WIDTH,),
+            (shape.n_patches, DECODER_WIDTH),
+        )
     )
     restore = torch.cat([masks.visible_ids, masks.masked_ids], 1).argsort(1)
     given = (visible, mask_token, positions)
     ids = (masks.visible_ids, masks.masked_ids)
-    variants: dict[str, Callable[[], object]] = {
+    variants: Variants = {
         OURS: lambda: decoder_tokens(*given, *ids),
         "MAE": lambda: recipes.mae_tokens(*given, restore),
+        "MIM-Med3D": lambda: recipes.medmim_tokens(*given, *ids),
+        "nnssl": lambda: recipes.nnssl_tokens(*given, masks.visible_ids),
         "clean": lambda: recipes.clean_tokens(*given, *ids),
     }
-    for name, function in compile_all({"clean": recipes.clean_tokens}, compiled).items():
-        variants[name] = lambda function=function: function(*given, *ids)
-    needed = 2 * shape.b * width * (keep + shape.n_patches)
-    return Case("decoder tokens", shape.name, needed, variants)
+    variants |= compiled_forms({"clean": recipes.clean_tokens}, lambda form: form(*given, *ids))
+    return Case(2 * shape.b * DECODER_WIDTH * (keep + shape.n_patches), variants)
 
 
-def crops_case(shape: Shape, device: str, compiled: bool) -> Case:
+def crops_case(shape: Shape, device: str) -> Case:
     """Shuffled int16 chunks of 32^3 -> normalised bf16 crops at starts snapped to 16."""
     per_axis = shape.crop // 32 + 1
     n = shape.b * per_axis**3
@@ -225,21 +286,59 @@ def crops_case(shape: Shape, device: str, compiled: bool) -> Case:
             out_dtype=torch.bfloat16, backend=backend,
         )  # fmt: skip
 
-    variants: dict[str, Callable[[], object]] = {
-        OURS: lambda: crops("auto"),
-        "eager": lambda: crops("reference"),
-    }
-    return Case("assemble int16", shape.name, shape.voxels * 4, variants)
+    variants: Variants = {OURS: lambda: crops("auto"), "eager": lambda: crops("reference")}
+    return Case(shape.voxels * 4, variants)
 
 
-def with_gradient(
-    loss: Callable[..., Tensor], prediction: Tensor, *arguments: object
-) -> Callable[[], object]:
-    """Closure: the loss and its gradient with respect to the prediction."""
+def masked_tokens(shape: Shape, ids: Tensor, volume_dtype: torch.dtype) -> Tensor:
+    """Leaf predictions (b, m, p) of the hidden patches: bf16, or float32 beside float32."""
+    dtype = torch.float32 if volume_dtype == torch.float32 else torch.bfloat16
+    tokens = torch.randn(shape.b, ids.shape[1], shape.patch**3, device=ids.device)
+    return tokens.to(dtype).requires_grad_()
+
+
+def loss_bytes(tokens: Tensor, volume: Tensor) -> int:
+    """Hidden voxels and predictions read once, gradients written once."""
+    return tokens.numel() * (volume.element_size() + 2 * tokens.element_size())
+
+
+def gradient(loss: Callable[..., Tensor], prediction: Tensor, *arguments: object) -> object:
+    """The loss's gradient with respect to the prediction."""
     leaf = prediction.requires_grad_()
-    return lambda: torch.autograd.grad(loss(leaf, *arguments), leaf)
+    return torch.autograd.grad(loss(leaf, *arguments), leaf)
 
 
-def name_of(volume: Tensor) -> str:
-    """Dtype in words."""
-    return str(volume.dtype).removeprefix("torch.")
+def operations() -> list[Operation]:
+    """Every operation, the loss and the gather before what matters less."""
+    rows, loss, raw, dense = rows_case, loss_case, raw_loss_case, dense_loss_case
+    int16, float32 = torch.int16, torch.float32
+    found = []
+    for dtype, name in ((int16, "int16"), (float32, "float32")):
+        found += [
+            Operation(
+                f"loss {name}", partial(loss, dtype=dtype), ("MAE", "clean"), ("clean", "MAE")
+            ),
+            Operation(
+                f"raw loss {name}", partial(raw, dtype=dtype), ("MIM-Med3D", "clean"),
+                ("clean", "MIM-Med3D"),
+            ),
+            Operation(f"dense loss {name}", partial(dense, dtype=dtype), ("nnssl",), ("nnssl",)),
+            Operation(
+                f"rows {name}", partial(rows, dtype=dtype, augmented=False),
+                ("patchify", "clean"), ("clean",),
+            ),
+        ]  # fmt: skip
+    return [
+        *found,
+        Operation(
+            "rows int16 flip intensity", partial(rows, dtype=int16, augmented=True),
+            ("patchify", "clean"), ("clean",),
+        ),
+        Operation("embed int16", embed_case, ("MAE", "MIM-Med3D"), ("clean",)),
+        Operation("masks", masks_case, ("MAE", "MIM-Med3D"), ("MAE",)),
+        Operation(
+            "decoder tokens", tokens_case, ("MAE", "MIM-Med3D", "nnssl", "clean"), ("clean",),
+            waits=("nnssl",),
+        ),
+        Operation("assemble int16", crops_case, ("eager",)),
+    ]  # fmt: skip

@@ -1,47 +1,58 @@
-"""The same operations as others write them, for 3D: eager PyTorch, and clean forms to compile.
+"""The same operations as others compute them, in 3D: eager PyTorch, and clean forms to compile.
 
-    mae_*       facebookresearch/mae models_mae.py with a third axis: patchify everything, then mask
-    medmim_*    MIM-Med3D (after lucidrains' vit-pytorch): patchify, index the masked patches
-    nnssl_*     nnssl: dense prediction, voxel mask by repeat_interleave, mean over the masked
-    clean_*     masked patches only, as few passes as plain PyTorch allows: what to torch.compile
+Each does what the named source does, step by step, so that its launches and passes over memory
+are the source's; none is a copy. Class tokens and autocast are left out: they touch every variant
+alike. All take the raw volume (b, c, z, y, x) and cast it, as those loaders do on the host.
 
-All take the raw volume (b, c, z, y, x) as the loader leaves it and cast it themselves.
+    mae_*       facebookresearch/mae at efb2a806, models_mae.py, with a third axis
+    medmim_*    chenz53/MIM-Med3D at aea62436, code/models/mae.py and
+                code/experiments/ssl/mae_pretrain_main.py
+    nnssl_*     MIC-DKFZ/nnssl at 70448644, src/nnssl/...: BaseEvaMAETrainer.py, mse_loss.py,
+                evaMAE_module.py
+    plain_*     the order of the first two, without their embedding
+    clean_*     only the patches asked for, in as few passes as plain PyTorch allows
 """
 
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 EPSILON = 1e-6
 
 
-def patchify(volume: Tensor, patch: Sequence[int]) -> Tensor:
-    """(b, n, c*p) as MAE does it: reshape, permute, reshape (a copy)."""
+def mae_patchify(volume: Tensor, patch: Sequence[int]) -> Tensor:
+    """(b, n, p*c), channels last inside a patch: `MaskedAutoencoderViT.patchify`, one copy."""
     b, c, z, y, x = volume.shape
     pz, py, px = patch
     tiles = volume.reshape(b, c, z // pz, pz, y // py, py, x // px, px)
-    return tiles.permute(0, 2, 4, 6, 1, 3, 5, 7).reshape(b, -1, c * pz * py * px)
+    tiles = torch.einsum("bcipjqkr->bijkpqrc", tiles)
+    return tiles.reshape(b, -1, c * pz * py * px)
 
 
 def mae_masks(b: int, n: int, keep: int, device: str) -> tuple[Tensor, Tensor, Tensor]:
-    """random_masking: noise, two argsorts, a gather; (ids_keep, mask float, ids_restore)."""
-    noise = torch.rand(b, n, device=device)
-    shuffle = torch.argsort(noise, dim=1)
+    """(kept ids, float mask with 1 = removed, restoring ids): `random_masking`, two argsorts."""
+    shuffle = torch.argsort(torch.rand(b, n, device=device), dim=1)
     restore = torch.argsort(shuffle, dim=1)
-    mask = torch.ones(b, n, device=device)
+    mask = torch.ones([b, n], device=device)
     mask[:, :keep] = 0
-    return shuffle[:, :keep], torch.gather(mask, 1, restore), restore
+    return shuffle[:, :keep], torch.gather(mask, dim=1, index=restore), restore
 
 
-def mae_rows(volume: Tensor, ids: Tensor, patch: Sequence[int], dtype: torch.dtype) -> Tensor:
-    """Visible rows: cast, patchify all, gather the kept ones."""
-    rows = patchify(volume.float(), patch)
-    index = ids.unsqueeze(-1).repeat(1, 1, rows.shape[2])
-    return torch.gather(rows, 1, index).to(dtype)
+def medmim_masks(b: int, n: int, keep: int, device: str) -> tuple[Tensor, Tensor]:
+    """(masked ids, unmasked ids): `MAE.forward`, one argsort."""
+    order = torch.rand(b, n, device=device).argsort(dim=-1)
+    return order[:, : n - keep], order[:, n - keep :]
 
 
-def mae_rows_augmented(
+def plain_rows(volume: Tensor, ids: Tensor, patch: Sequence[int], dtype: torch.dtype) -> Tensor:
+    """Rows of the chosen patches: patchify the whole volume, then index."""
+    batch = torch.arange(len(ids), device=ids.device)[:, None]
+    return mae_patchify(volume.float(), patch)[batch, ids].to(dtype)
+
+
+def plain_rows_augmented(
     volume: Tensor, ids: Tensor, patch: Sequence[int], dtype: torch.dtype,
     scale: Tensor, shift: Tensor, flip: Tensor,
 ) -> Tensor:  # fmt: skip
@@ -50,37 +61,65 @@ def mae_rows_augmented(
     for axis in range(3):
         chosen = flip[:, axis].view(-1, 1, 1, 1, 1)
         volume = torch.where(chosen, volume.flip(axis + 2), volume)
-    return mae_rows(volume, ids, patch, dtype)
+    return plain_rows(volume, ids, patch, dtype)
+
+
+def mae_embed(
+    volume: Tensor, ids: Tensor, patch: Sequence[int], weight: Tensor, bias: Tensor, table: Tensor
+) -> Tensor:
+    """Visible tokens: a convolution embeds every patch, the kept ones are gathered.
+
+    `forward_encoder` and timm's PatchEmbed, then `random_masking`'s gather; nnssl's EvaMAE embeds
+    so too. weight (d, c*p), table (n, d).
+    """
+    kernel = weight.view(len(weight), volume.shape[1], *patch)
+    cells = functional.conv3d(volume.to(weight.dtype), kernel, bias, stride=tuple(patch))
+    tokens = cells.flatten(2).transpose(1, 2) + table
+    return torch.gather(tokens, 1, ids.unsqueeze(-1).repeat(1, 1, tokens.shape[2]))
+
+
+def medmim_embed(
+    volume: Tensor, ids: Tensor, patch: Sequence[int], weight: Tensor, bias: Tensor, table: Tensor
+) -> Tensor:
+    """Visible tokens: patchify and embed every patch, add positions, index: `MAE.forward`."""
+    batch = torch.arange(len(ids), device=ids.device)[:, None]
+    patches = mae_patchify(volume.to(weight.dtype), patch)
+    return (functional.linear(patches, weight, bias) + table)[batch, ids]
 
 
 def mae_loss(prediction: Tensor, volume: Tensor, mask: Tensor, patch: Sequence[int]) -> Tensor:
-    """forward_loss with norm_pix_loss: prediction (b, n, c*p) for all tokens, mask (b, n) float."""
-    target = patchify(volume.float(), patch)
+    """`forward_loss` with norm_pix_loss: squared error of all tokens (b, n, p*c), then the mask."""
+    target = mae_patchify(volume.float(), patch)
     mean = target.mean(dim=-1, keepdim=True)
     var = target.var(dim=-1, keepdim=True)
     target = (target - mean) / (var + EPSILON) ** 0.5
-    loss = (prediction.float() - target).abs().mean(dim=-1)
+    loss = ((prediction - target) ** 2).mean(dim=-1)
     return (loss * mask).sum() / mask.sum()
 
 
 def medmim_loss(prediction: Tensor, volume: Tensor, ids: Tensor, patch: Sequence[int]) -> Tensor:
-    """Masked tokens only: patchify all, index the masked, normalise, F.l1_loss."""
+    """`MAEtrainer.training_step`: L1Loss of masked tokens against indexed raw patches."""
     batch = torch.arange(len(ids), device=ids.device)[:, None]
-    target = patchify(volume.float(), patch)[batch, ids]
-    mean, var = target.mean(dim=-1, keepdim=True), target.var(dim=-1, keepdim=True)
-    target = (target - mean) / (var + EPSILON) ** 0.5
-    return torch.nn.functional.l1_loss(prediction.float(), target)
+    patches = mae_patchify(volume.float(), patch)
+    return functional.l1_loss(prediction.float(), patches[batch, ids])
+
+
+def nnssl_mask(kept: Tensor, grid: Sequence[int], patch: Sequence[int]) -> Tensor:
+    """Float voxels (b, 1, z, y, x), 1 = visible: `BaseEvaMAETrainer.create_mask`."""
+    flat = torch.zeros(len(kept), grid[0] * grid[1] * grid[2], device=kept.device)
+    mask = flat.scatter_(1, kept, 1.0).view(len(kept), *grid)
+    for axis, p in enumerate(patch, start=1):
+        mask = mask.repeat_interleave(p, dim=axis)
+    return mask.unsqueeze(1)
 
 
 def nnssl_loss(
-    prediction: Tensor, volume: Tensor, mask: Tensor, grid: Sequence[int], patch: Sequence[int]
+    prediction: Tensor, volume: Tensor, kept: Tensor, grid: Sequence[int], patch: Sequence[int]
 ) -> Tensor:
-    """Dense prediction (b, c, z, y, x) and a voxel mask, raw targets."""
-    voxels = mask.view(-1, 1, *grid)
-    for axis, p in enumerate(patch):
-        voxels = voxels.repeat_interleave(p, dim=axis + 2)
-    loss = (prediction.float() - volume.float()).abs() * voxels
-    return loss.sum() / voxels.sum()
+    """`MAEMSELoss` on a dense prediction (b, c, z, y, x), with the mask its train_step makes."""
+    mask = nnssl_mask(kept, grid, patch)
+    loss = (prediction - volume.float()) ** 2
+    return torch.sum(loss * (1 - mask)) / torch.sum(1 - mask)
 
 
 def clean_patches(volume: Tensor, ids: Tensor, patch: Sequence[int]) -> Tensor:
@@ -124,21 +163,56 @@ def clean_rows_augmented(
     return (picked * scale.view(-1, 1, 1) + shift.view(-1, 1, 1)).to(dtype)
 
 
+def clean_embed(
+    volume: Tensor, ids: Tensor, patch: Sequence[int], weight: Tensor, bias: Tensor, table: Tensor
+) -> Tensor:
+    """Visible tokens from visible rows only."""
+    rows = clean_rows(volume, ids, patch, weight.dtype)
+    return functional.linear(rows, weight, bias) + table[ids]
+
+
 def clean_loss(prediction: Tensor, volume: Tensor, ids: Tensor, patch: Sequence[int]) -> Tensor:
-    """Masked patches only, normalised, L1."""
+    """Masked patches only, normalised, squared error."""
     target = clean_patches(volume, ids, patch).float()
     mean, var = target.mean(-1, keepdim=True), target.var(-1, keepdim=True)
     target = (target - mean) * torch.rsqrt(var + EPSILON)
-    return (prediction.float() - target).abs().mean()
+    return (prediction.float() - target).square().mean()
+
+
+def clean_raw_loss(prediction: Tensor, volume: Tensor, ids: Tensor, patch: Sequence[int]) -> Tensor:
+    """Masked patches only, raw, absolute error."""
+    return (prediction.float() - clean_patches(volume, ids, patch).float()).abs().mean()
 
 
 def mae_tokens(visible: Tensor, mask_token: Tensor, positions: Tensor, restore: Tensor) -> Tensor:
-    """forward_decoder's start: repeat mask tokens, concatenate, unshuffle, add positions."""
+    """`forward_decoder`'s start: repeated mask tokens behind, unshuffled, positions added."""
     b, v, d = visible.shape
     masks = mask_token.view(1, 1, d).repeat(b, restore.shape[1] - v, 1)
     tokens = torch.cat([visible, masks], dim=1)
-    tokens = torch.gather(tokens, 1, restore.unsqueeze(-1).repeat(1, 1, d))
+    tokens = torch.gather(tokens, dim=1, index=restore.unsqueeze(-1).repeat(1, 1, d))
     return tokens + positions
+
+
+def medmim_tokens(
+    visible: Tensor, mask_token: Tensor, positions: Tensor, visible_ids: Tensor, masked_ids: Tensor
+) -> Tensor:
+    """`MAE.forward`'s decoder input: positions looked up, mask tokens first, order kept."""
+    masks = mask_token.expand(*masked_ids.shape, -1).contiguous()
+    masks = masks + functional.embedding(masked_ids, positions)
+    return torch.cat((masks, visible + functional.embedding(visible_ids, positions)), dim=1)
+
+
+def nnssl_tokens(visible: Tensor, mask_token: Tensor, positions: Tensor, kept: Tensor) -> Tensor:
+    """`EvaMAE.restore_full_sequence`, then Eva's positions; its `torch.where` waits for the GPU."""
+    (b, v, d), n = visible.shape, len(positions)
+    masks = mask_token.view(1, 1, d).repeat(b, n - v, 1)
+    restored = torch.zeros(b, n, d, device=visible.device, dtype=visible.dtype)
+    batch = torch.arange(b, device=visible.device).unsqueeze(-1)
+    seen = torch.zeros(b, n, dtype=torch.bool, device=visible.device)
+    seen[batch, kept] = True
+    restored[batch, kept] = visible
+    restored[torch.where(~seen)] = masks.view(-1, d)
+    return restored + positions
 
 
 def clean_tokens(

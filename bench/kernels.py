@@ -1,6 +1,7 @@
 """`mim3d bench kernels`: each fused operation against eager recipes and torch.compile."""
 
 import platform
+import tempfile
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -9,9 +10,11 @@ from typing import Any, Literal
 import torch
 import tyro
 
-from mim3d.bench.kernel_cases import OURS, Case, Shape, cases
+from mim3d.bench.kernel_cases import OURS, Shape, operations
+from mim3d.bench.kernel_runs import Run, Session
 from mim3d.bench.roofline import draw_roofline
-from mim3d.bench.timing import Function, copy_bandwidth, time_cold, time_graph
+from mim3d.bench.timing import copy_bandwidth, median_cold
+from mim3d.engine.errors import ConfigError
 from mim3d.engine.outcome import Outcome
 from mim3d.kernels.backend import decide
 
@@ -30,8 +33,9 @@ ON_CPU = (
 class KernelsBench:
     """Time masks, patch rows, losses, decoder tokens and crop assembly beside eager recipes.
 
-    Every variant runs in one process on the same data; times are medians with a cold cache and, on
-    a GPU, also inside a CUDA graph. Shares are of the copy bandwidth measured in the same run.
+    pytest-benchmark times every variant in one process on the same data, with CUDA events for its
+    clock; the figures are medians with a cold cache and, on a GPU, also inside a CUDA graph. Shares
+    are of the copy bandwidth measured in the same run. `pytest-benchmark compare` reads the files.
     """
 
     size: Literal["auto", "full", "small", "tiny"] = "auto"
@@ -41,8 +45,16 @@ class KernelsBench:
     """Also time torch.compile of the clean forms and the recipes. Default: on a GPU."""
     rounds: int | None = None
     """Timed calls per variant. Default: 30 on a GPU, 3 on a CPU."""
+    seconds: float = 1e9
+    """Begin no variant after this many seconds; what was left out is counted as lost."""
+    only: str = ""
+    """Only operations whose name contains this, for example "loss"."""
     out: Path | None = None
-    """Folder for kernels.md (the table) and roofline.png."""
+    """Folder for kernels.md (the table), roofline.png and kernels-benchmark.json
+    (pytest-benchmark's format)."""
+    storage: Path | None = None
+    """pytest-benchmark's storage to save this run in; then `pytest-benchmark --storage DIR compare`
+    tells what changed between runs."""
     peers: bool = False
     """Accepted for `mim3d bench all --peers`; the recipes always run."""
 
@@ -72,57 +84,80 @@ def main(words: list[str]) -> Outcome:
     rounds = options.rounds or {"cuda": 30, "cpu": 3}[device]
     if device == "cpu":
         torch.set_num_threads(1)
+    chosen = [operation for operation in operations() if options.only in operation.name]
+    if not chosen:
+        names = ", ".join(operation.name for operation in operations())
+        raise ConfigError(f"--only {options.only!r} names no operation; there are {names}")
     bandwidth = copy_bandwidth(device, rounds)
     launch = launch_seconds(device, rounds)
-    rows: list[Row] = []
-    for shape in SIZES[size]:
-        # At patch 8 the matrix products are everything: not worth the compiler's minutes.
-        for case in cases(shape, device, compiled and shape.patch > 8):
-            rows += measure(case, device, rounds, bandwidth)
-            print(f"  {case.operation}, {case.shape}: done", flush=True)
-    report = "\n".join([*heading(device, bandwidth, launch), "", *table(rows)])
+    session = Session(device, bandwidth, rounds, options.seconds)
+    session.plan(chosen, SIZES[size], compiled)
+    with tempfile.TemporaryDirectory(prefix="mim3d-bench-") as folder:
+        session.run(files_of(options), Path(folder))
+    rows = rows_of(session)
+    report = "\n".join([*heading(device, bandwidth, launch), "", *table(rows), *notes(session)])
     print(report)
     if options.out is not None:
-        options.out.mkdir(parents=True, exist_ok=True)
         (options.out / "kernels.md").write_text(report + "\n")
         title = f"mim3d kernels on {device_name(device)}" + (
             "" if device == "cuda" else ": references only, not the kernels' figures"
         )
         records = [asdict(row) for row in rows]
-        draw_roofline(records, bandwidth, launch, title, options.out / "roofline.png")
-    return Outcome(figures_of(rows, device, bandwidth, launch))
+        if records:
+            draw_roofline(records, bandwidth, launch, title, options.out / "roofline.png")
+    lost = len(session.failed) + len(session.skipped)
+    return Outcome(figures_of(rows, device, bandwidth, launch, session), lost)
 
 
-def measure(case: Case, device: str, rounds: int, bandwidth: float) -> list[Row]:
-    """Time every variant of a case; `ratio` is its time over ours."""
-    cold = {name: time_cold(call, device, rounds) for name, call in case.variants.items()}
-    graph: dict[str, float | None] = dict.fromkeys(case.variants)
-    if device == "cuda":
-        graph = {name: graph_or_none(name, call, rounds) for name, call in case.variants.items()}
-    return [
-        Row(
-            case.operation, case.shape, name, case.needed_bytes, seconds, graph[name],
-            case.needed_bytes / seconds / bandwidth, seconds / cold[OURS],
+def files_of(options: KernelsBench) -> list[str]:
+    """What pytest-benchmark is to write."""
+    words = []
+    if options.out is not None:
+        options.out.mkdir(parents=True, exist_ok=True)
+        words.append(f"--benchmark-json={options.out.resolve() / 'kernels-benchmark.json'}")
+    if options.storage is not None:
+        words += [f"--benchmark-storage={options.storage.resolve()}", "--benchmark-autosave"]
+    return words
+
+
+def rows_of(session: Session) -> list[Row]:
+    """A row per variant that was timed; `ratio` is its time over ours."""
+    cold = {run: s for run, s in session.seconds_of.items() if run.mode == "cold"}
+    graph = {name_of(run): s for run, s in session.seconds_of.items() if run.mode == "graph"}
+    ours = {name_of(run)[:2]: s for run, s in cold.items() if run.variant == OURS}
+    rows = []
+    for run, seconds in cold.items():
+        operation, shape, variant = name_of(run)
+        needed = session.needed_of[operation, shape]
+        share = needed / seconds / session.copy_bytes_per_s
+        ratio = seconds / ours[operation, shape]
+        rows.append(
+            Row(operation, shape, variant, needed, seconds, graph.get(name_of(run)), share, ratio)
         )
-        for name, seconds in cold.items()
-    ]  # fmt: skip
+    order = {(row.operation, row.shape): i for i, row in reversed(list(enumerate(rows)))}
+    return sorted(rows, key=lambda row: order[row.operation, row.shape])
 
 
-def graph_or_none(name: str, call: Function, rounds: int) -> float | None:
-    """Time inside a CUDA graph; None, and the reason told, where a recipe cannot be captured."""
-    try:
-        return time_graph(call, rounds)
-    except RuntimeError as error:
-        if name == OURS:
-            raise
-        print(f"  {name}: no CUDA graph: {str(error).splitlines()[0]}", flush=True)
-        return None
+def name_of(run: Run) -> tuple[str, str, str]:
+    """(operation, shape, variant)."""
+    return run.operation.name, run.shape.name, run.variant
+
+
+def notes(session: Session) -> list[str]:
+    """What is missing from the table, and why."""
+    lines = [f"failed: {name}: {why.splitlines()[0]}" for name, why in session.failed.items()]
+    if session.skipped:
+        lines.append(
+            f"not begun within {session.seconds:.0f} s: {len(session.skipped)} timings, "
+            f"from {session.skipped[0]} on"
+        )
+    return ["", *lines] if lines else []
 
 
 def launch_seconds(device: str, rounds: int) -> float:
     """Time of the smallest operation, the floor under any variant."""
     one = torch.zeros(1, device=device)
-    return time_cold(lambda: one.add_(1), device, rounds)
+    return median_cold(lambda: one.add_(1), device, rounds)
 
 
 def device_name(device: str) -> str:
@@ -158,7 +193,9 @@ def table(rows: Sequence[Row]) -> list[str]:
     return lines
 
 
-def figures_of(rows: Sequence[Row], device: str, bandwidth: float, launch: float) -> dict[str, Any]:
+def figures_of(
+    rows: Sequence[Row], device: str, bandwidth: float, launch: float, session: Session
+) -> dict[str, Any]:
     """Everything for `--json`."""
     return {
         "device": device_name(device),
@@ -168,4 +205,6 @@ def figures_of(rows: Sequence[Row], device: str, bandwidth: float, launch: float
         "copy_bytes_per_s": bandwidth,
         "launch_s": launch,
         "rows": [asdict(row) for row in rows],
+        "failed": session.failed,
+        "not_begun": session.skipped,
     }

@@ -11,7 +11,7 @@ mpl.use("Agg")
 import matplotlib.pyplot as plt
 
 COLOURS = {"mim3d": "#0b6e4f", "compiled": "#c77700", "eager": "#8a8f98"}
-MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*", "<", ">", "h", "p")
+MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*", "<", ">", "h", "p", "d", "8", "H")
 
 
 def draw_roofline(
@@ -35,7 +35,8 @@ def draw_roofline(
     for row in rows:
         axes.scatter(
             row["needed_bytes"], row["needed_bytes"] / row["seconds"] / 1e9, s=46,
-            color=COLOURS[family(row["variant"])], alpha=0.85, lw=0,
+            color=COLOURS[family(row["variant"])], alpha=0.85, edgecolors="white",
+            lw=0.6, zorder=3 + (family(row["variant"]) == "mim3d"),
             marker=MARKERS[operations.index(row["operation"]) % len(MARKERS)],
         )  # fmt: skip
     axes.set(

@@ -9,6 +9,7 @@ STAGES = {
     "convert": "NIfTI -> Zarr against a nibabel + zarr-python script and the unavoidable work",
     "loader": "crops per second against blosc2, tensorstore, MONAI and a memory map",
     "kernels": "fused kernels against eager recipes and torch.compile, with the roofline",
+    "optim": "an optimiser update: ours, torch's AdamW, apex where it is built",
     "step": "the whole training step: crops/s, MFU, data stall, share outside the model",
 }
 
@@ -30,10 +31,12 @@ def main(words: list[str]) -> Outcome:
     if stage != "all" and stage not in STAGES:
         raise ValueError(f"bench {stage!r} is not a stage; one of: {', '.join(STAGES)}, all")
     figures: dict[str, object] = {}
+    lost = 0
     for name in STAGES if stage == "all" else [stage]:
         print(f"== bench {name}: {STAGES[name]}", file=sys.stderr, flush=True)
-        figures[name] = dict(run_stage(name, options).figures)
-    return Outcome(figures)
+        outcome = run_stage(name, options)
+        figures[name], lost = dict(outcome.figures), lost + outcome.lost
+    return Outcome(figures, lost)
 
 
 def run_stage(name: str, options: list[str]) -> Outcome:
