@@ -23,5 +23,5 @@ buffer_pool, shard_reader, normalisation, volume_access.
 Feeding batches: loader_config, sampler, augment, crop_request, crop_job, crop_source, graph_spec,
 dali_ops, dali_graph, direct_graph, finish, batch, loader.
 
-Decoding on the GPU: blosc_frame, inflate, device_reader, device_source.
+Decoding on the GPU: blosc_frame, inflate, stream_table, stage_times, device_reader, device_source.
 """

@@ -1,362 +1,357 @@
-/* Chunks to a crop in one pass: LZ4, unshuffle, cut, clip, scale, shift, flip and cast.
+/* Stored chunks to a crop in one call: read, crc32c, LZ4, unshuffle, cut, normalise, flip, cast.
 
-   blosc frames of lz4 (c-blosc 1 format) are decoded plane by plane; a plane that blosc stored
-   uncompressed is read where it lies. Only the voxels of the crop are unshuffled, straight into
-   their place as float32 or as they are. The GIL is released; every read and write is bounded by
-   the frame's and the crop's sizes, whatever the bytes say. Arithmetic as numpy does it: cast to
-   float32, clip, multiply, add, each rounded on its own (compile with -ffp-contract=off). */
+   A row of chunks along x at a time: its bytes are read and decoded while they are in the cache,
+   and rows of the crop are written from end to end. Planes that blosc stored uncompressed are read
+   where they lie; only the crop's voxels are unshuffled. The GIL is released; every read and write
+   is bounded by the frame's and the crop's sizes, whatever the bytes say. Arithmetic as numpy does
+   it: cast to float32, clip, multiply, add, each rounded on its own (-ffp-contract=off). */
 
 #define PY_SSIZE_T_CLEAN
-#include <Python.h>
-#include <stdint.h>
-#include <string.h>
-
-#if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__)
-#define FAST __attribute__((target_clones("avx2", "default")))
-#else
-#define FAST
+#ifndef _GNU_SOURCE
+#define _GNU_SOURCE
 #endif
+#include <Python.h>
+#include <errno.h>
+#include <fcntl.h>
+#include <sys/uio.h>
+#include <time.h>
+#include <unistd.h>
+#include "_crc32c.h"
+#include "_frame.h"
 
-#define ALWAYS_INLINE inline __attribute__((always_inline))
+enum { OK = 0, NO_MEMORY = 3, BAD_CRC = 5, IO_ERROR = 6, SHORT_FILE = 7 };
+enum { GAP = 4096, MAX_JOINT = 1 << 17, CRC_BYTES = 4 };
 
-enum { SLACK = 64, MAX_TYPESIZE = 4 };
-enum { OK = 0, BAD_FRAME = 1, BAD_LZ4 = 2, NO_MEMORY = 3, OTHER = 4 };
-
-static uint32_t le32(const uint8_t *p) {
-    return p[0] | (uint32_t)p[1] << 8 | (uint32_t)p[2] << 16 | (uint32_t)p[3] << 24;
-}
-
-/* Add the bytes that extend a length of 15; 0 when the input ends within. */
-static int longer(const uint8_t **in, const uint8_t *end, size_t *length) {
-    uint8_t byte;
-    do {
-        if (*in >= end) return 0;
-        byte = *(*in)++;
-        *length += byte;
-    } while (byte == 255);
-    return 1;
-}
-
-/* Write `n` bytes that repeat the `back` bytes before `to`; up to 31 bytes more are touched. */
-static inline void repeat(uint8_t *to, size_t back, size_t n) {
-    /* With back < 8: after 8 bytes, the source is this far behind, a multiple of `back`. */
-    static const uint8_t behind[8] = {0, 8, 8, 9, 8, 10, 12, 14};
-    uint8_t *stop = to + n;
-    const uint8_t *from = to - back;
-    if (back >= 32) {
-        do {
-            memcpy(to, from, 32);
-            to += 32, from += 32;
-        } while (to < stop);
-        return;
-    }
-    if (back >= 16) {
-        for (; to < stop; to += 16, from += 16) memcpy(to, from, 16);
-        return;
-    }
-    if (back == 1) {
-        memset(to, to[-1], n);
-        return;
-    }
-    if (back < 8) {
-        for (int i = 0; i < 8; i++) to[i] = from[i];
-        to += 8;
-        from = to - behind[back];
-    }
-    for (; to < stop; to += 8, from += 8) memcpy(to, from, 8);
-}
-
-/* The first `need` of the `size` bytes of an LZ4 block of n bytes; `out` has SLACK bytes behind
-   `size`. With need == size the block must end exactly there. */
-static int lz4(const uint8_t *in, size_t n, uint8_t *out, size_t size, size_t need) {
-    const uint8_t *end = in + n;
-    size_t at = 0;
-    while (in < end && (at < need || need == size)) {
-        uint8_t token = *in++;
-        size_t literals = token >> 4, match = token & 15;
-        /* Most sequences are short: copy more than needed and branch less. */
-        if (literals < 15 && end - in >= 18 && at + 64 <= size) {
-            memcpy(out + at, in, 16);
-            in += literals;
-            at += literals;
-            size_t back = in[0] | (size_t)in[1] << 8;
-            if (match < 15 && back >= 8 && back <= at) {
-                uint8_t *to = out + at;
-                memcpy(to, to - back, 8);
-                memcpy(to + 8, to + 8 - back, 8);
-                memcpy(to + 16, to + 16 - back, 2);
-                in += 2;
-                at += match + 4;
-                continue;
-            }
-        } else {
-            if (literals == 15 && !longer(&in, end, &literals)) return BAD_LZ4;
-            if (literals > (size_t)(end - in) || literals > size - at) return BAD_LZ4;
-            if ((size_t)(end - in) >= literals + 32 && at + literals + 64 <= size)
-                for (size_t done = 0; done < literals; done += 32)
-                    memcpy(out + at + done, in + done, 32);
-            else memcpy(out + at, in, literals);
-            in += literals;
-            at += literals;
-            if (in == end) return at == size ? OK : BAD_LZ4;
-        }
-        if (end - in < 2) return BAD_LZ4;
-        size_t back = in[0] | (size_t)in[1] << 8;
-        in += 2;
-        if (match == 15 && !longer(&in, end, &match)) return BAD_LZ4;
-        match += 4;
-        if (back == 0 || back > at || match > size - at) return BAD_LZ4;
-        repeat(out + at, back, match);
-        at += match;
-    }
-    return at >= need && need < size ? OK : BAD_LZ4;
-}
+/* The chunks that a box meets along one axis, and the part of the box that lies in the volume. */
+typedef struct {
+    int chunk, start, low, high, first, count;
+} Axis;
 
 typedef struct {
-    int size, kind; /* bytes per voxel; 'u', 'i' or 'f' */
-    int chunk[3];
-    int cast; /* write float32 with clip, scale and shift; else bytes as they are */
-    int clip;
-    float low, high, scale, shift;
-    uint8_t *out;
-    Py_ssize_t stride[3]; /* bytes */
-} Job;
+    Cast cast;
+    Axis axes[3];
+    uint8_t empty[4]; /* a voxel of an absent chunk, as it is written */
+    int fd;           /* -1: chunks are in memory */
+    int asked;        /* whether the kernel was told what will be read */
+    const uint64_t *offsets;
+    const int64_t *sizes; /* stored bytes of each chunk, 0 where absent */
+    const uint8_t **stored;
+    Run *runs;
+    uint8_t *scratch, *buffer; /* to decode into, and behind it to read into */
+    size_t capacity;           /* of both, in bytes */
+    Py_ssize_t failed; /* the chunk that an error is about */
+    long long detail;  /* errno, or where the file ends, or the scratch wanted */
+    long long read_ns;
+} Crop;
 
-/* Rows of n voxels in one block: byte b of voxel i of row r is planes[b][r * pitch + i]. */
-typedef struct {
-    const uint8_t *planes[MAX_TYPESIZE];
-    Py_ssize_t pitch, rows, n;
-    uint8_t *out;
-} Rows;
+static Axis axis_of(int extent, int chunk, int start, int size) {
+    Axis a = {.chunk = chunk, .start = start, .low = start > 0 ? start : 0};
+    a.high = start < extent - size ? start + size : extent;
+    if (a.high <= a.low) return a;
+    a.first = a.low / chunk;
+    a.count = (a.high - 1) / chunk + 1 - a.first;
+    return a;
+}
 
-/* Constant n, stride and clip let the compiler unroll and vectorise what it inlines. */
-#define CASTER(name, load)                                                                       \
-    static ALWAYS_INLINE void name##_rows(const Rows *rows, const Job *job, Py_ssize_t n,        \
-                                          Py_ssize_t stride, int clip) {                         \
-        float low = job->low, high = job->high, scale = job->scale, shift = job->shift;          \
-        for (Py_ssize_t r = 0; r < rows->rows; r++) {                                            \
-            Py_ssize_t at = r * rows->pitch;                                                     \
-            const uint8_t *restrict a = rows->planes[0] + at, *restrict b = rows->planes[1] + at; \
-            const uint8_t *restrict c = rows->planes[2] + at, *restrict d = rows->planes[3] + at; \
-            float *restrict out = (float *)(rows->out + r * job->stride[1]);                     \
-            (void)b, (void)c, (void)d;                                                           \
-            for (Py_ssize_t i = 0; i < n; i++) {                                                 \
-                float v = (float)(load);                                                         \
-                if (clip) v = v < low ? low : v > high ? high : v;                               \
-                v = v * scale;                                                                   \
-                out[i * stride] = v + shift;                                                     \
-            }                                                                                    \
-        }                                                                                        \
-    }                                                                                            \
-    FAST static void name(const Rows *rows, const Job *job) {                                    \
-        Py_ssize_t n = rows->n, stride = job->stride[2] / (Py_ssize_t)sizeof(float);             \
-        if (stride == 1 && n == 32 && !job->clip) name##_rows(rows, job, 32, 1, 0);              \
-        else if (stride == 1 && n == 16 && !job->clip) name##_rows(rows, job, 16, 1, 0);         \
-        else if (stride == 1 && !job->clip) name##_rows(rows, job, n, 1, 0);                     \
-        else if (stride == 1) name##_rows(rows, job, n, 1, 1);                                   \
-        else if (stride == -1 && n == 32) name##_rows(rows, job, 32, -1, job->clip);             \
-        else if (stride == -1) name##_rows(rows, job, n, -1, job->clip);                         \
-        else name##_rows(rows, job, n, stride, job->clip);                                       \
+/* Chunk k of an axis: its first voxel within the box, how many, and where they go. */
+static void span(const Axis *a, int k, int *from, int *n, int *to) {
+    int begin = (a->first + k) * a->chunk;
+    int low = a->low > begin ? a->low : begin;
+    int high = a->high < begin + a->chunk ? a->high : begin + a->chunk;
+    *from = low - begin, *n = high - low, *to = low - a->start;
+}
+
+/* Tell the kernel all that will be read, so that a disk works on it at once. */
+static void ask(Crop *crop) {
+    Py_ssize_t n = (Py_ssize_t)crop->axes[0].count * crop->axes[1].count, nx = crop->axes[2].count;
+    crop->asked = 1;
+#ifdef POSIX_FADV_WILLNEED
+    for (Py_ssize_t row = 0; row < n; row++) {
+        Py_ssize_t a = row * nx, b = a + nx - 1;
+        while (a < b && !crop->sizes[a]) a++;
+        while (b > a && !crop->sizes[b]) b--;
+        if (crop->sizes[a])
+            posix_fadvise(crop->fd, (off_t)crop->offsets[a],
+                          (off_t)(crop->offsets[b] + crop->sizes[b] - crop->offsets[a]),
+                          POSIX_FADV_WILLNEED);
     }
-
-static float as_float(uint32_t bits) {
-    float value;
-    memcpy(&value, &bits, 4);
-    return value;
-}
-CASTER(cast_u1, a[i])
-CASTER(cast_i1, (int8_t)a[i])
-CASTER(cast_u2, (uint16_t)(a[i] | b[i] << 8))
-CASTER(cast_i2, (int16_t)(uint16_t)(a[i] | b[i] << 8))
-CASTER(cast_i4, (int32_t)(a[i] | b[i] << 8 | c[i] << 16 | (uint32_t)d[i] << 24))
-CASTER(cast_f4, as_float(a[i] | b[i] << 8 | c[i] << 16 | (uint32_t)d[i] << 24))
-
-static void copy_rows(const Rows *rows, const Job *job) {
-    for (Py_ssize_t r = 0; r < rows->rows; r++)
-        for (int b = 0; b < job->size; b++) {
-            const uint8_t *plane = rows->planes[b] + r * rows->pitch;
-            uint8_t *out = rows->out + r * job->stride[1] + b;
-            for (Py_ssize_t i = 0; i < rows->n; i++) out[i * job->stride[2]] = plane[i];
-        }
+#endif
 }
 
-static void write_rows(const Rows *rows, const Job *job) {
-    if (!job->cast) copy_rows(rows, job);
-    else if (job->kind == 'f') cast_f4(rows, job);
-    else if (job->size == 4) cast_i4(rows, job);
-    else if (job->size == 2) (job->kind == 'u' ? cast_u2 : cast_i2)(rows, job);
-    else (job->kind == 'u' ? cast_u1 : cast_i1)(rows, job);
-}
-
-/* Voxels [first, first + n) of the chunk lie in this block: write those of the box. */
-static void write_block(const Job *job, const int32_t *box, const uint8_t *const *planes,
-                        Py_ssize_t first, Py_ssize_t n) {
-    Py_ssize_t cy = job->chunk[1], cx = job->chunk[2];
-    for (Py_ssize_t z = box[0]; z < box[0] + box[3]; z++) {
-        for (Py_ssize_t y = box[1]; y < box[1] + box[4];) {
-            Py_ssize_t row = (z * cy + y) * cx + box[2], begin = row, end = row + box[5];
-            if (begin < first) begin = first;
-            if (end > first + n) end = first + n;
-            Rows rows = {.pitch = cx, .rows = 1, .n = end - begin};
-            if (rows.n == box[5]) { /* a whole row: take all whole rows of this plane at once */
-                Py_ssize_t fit = (first + n - end) / cx + 1, left = box[1] + box[4] - y;
-                rows.rows = fit < left ? fit : left;
-            }
-            if (rows.n > 0) {
-                for (int b = 0; b < MAX_TYPESIZE; b++)
-                    rows.planes[b] = planes[b < job->size ? b : 0] + (begin - first);
-                rows.out = job->out + (box[6] + z - box[0]) * job->stride[0] +
-                           (box[7] + y - box[1]) * job->stride[1] +
-                           (box[8] + begin - row) * job->stride[2];
-                write_rows(&rows, job);
-            }
-            y += rows.rows;
-        }
+static int read_range(Crop *crop, uint8_t *to, size_t n, uint64_t offset) {
+#ifdef RWF_NOWAIT
+    if (!crop->asked) {
+        struct iovec part = {to, n};
+        ssize_t got = preadv2(crop->fd, &part, 1, (off_t)offset, RWF_NOWAIT);
+        if (got == (ssize_t)n) return OK;
+        ask(crop);
     }
-}
-
-/* One chunk's frame: blocks outside the box are not decoded. */
-static int chunk(const Job *job, const uint8_t *frame, size_t n, const int32_t *box,
-                 uint8_t *scratch) {
-    size_t voxels = (size_t)job->chunk[0] * job->chunk[1] * job->chunk[2];
-    size_t total = voxels * job->size, size = job->size;
-    if (n < 16 || le32(frame + 4) != total || frame[3] != size) return BAD_FRAME;
-    uint8_t flags = frame[2];
-    size_t block = le32(frame + 8);
-    int shuffled = (flags & 1) && size > 1, stored = flags & 2;
-    if (!stored && (flags >> 5 != 1 || (!shuffled && size > 1 && !(flags & 16)))) return OTHER;
-    if ((flags & 4) || block == 0 || block % size) return BAD_FRAME;
-    size_t first_needed = (size_t)box[0] * job->chunk[1] * job->chunk[2] * size;
-    size_t last_needed = (size_t)(box[0] + box[3]) * job->chunk[1] * job->chunk[2] * size;
-    if (stored ? n < 16 + total : n < 16 + 4 * ((total + block - 1) / block)) return BAD_FRAME;
-    for (size_t begin = 0, i = 0; begin < total; begin += block, i++) {
-        size_t length = total - begin < block ? total - begin : block, count = length / size;
-        if (begin + length <= first_needed || begin >= last_needed) continue;
-        const uint8_t *planes[MAX_TYPESIZE] = {scratch, scratch, scratch, scratch};
-        if (stored || !shuffled) {
-            const uint8_t *plain = frame + 16 + begin;
-            if (!stored) {
-                size_t at = le32(frame + 16 + 4 * i);
-                if (at > n - 4) return BAD_FRAME;
-                size_t bytes = le32(frame + at);
-                if (bytes > n - at - 4) return BAD_FRAME;
-                plain = frame + at + 4;
-                if (bytes != length) {
-                    if (lz4(plain, bytes, scratch, length, length)) return BAD_LZ4;
-                    plain = scratch;
-                }
-            }
-            if (size == 1) planes[0] = plain;
-            else { /* interleaved bytes: part them, as if shuffled */
-                uint8_t *parted = scratch + block + SLACK;
-                for (size_t b = 0; b < size; b++) {
-                    planes[b] = parted + b * count;
-                    for (size_t v = 0; v < count; v++) parted[b * count + v] = plain[v * size + b];
-                }
-            }
-        } else {
-            size_t at = le32(frame + 16 + 4 * i);
-            int split = !(flags & 16) && length == block && block / size >= 128;
-            size_t voxels_needed = (last_needed - begin) / size < count
-                                       ? (last_needed - begin) / size : count;
-            size_t streams = split ? size : 1, part = length / streams;
-            uint8_t *to = scratch;
-            for (size_t s = 0; s < streams; s++) {
-                if (at > n - 4) return BAD_FRAME;
-                size_t bytes = le32(frame + at);
-                if (bytes > n - at - 4) return BAD_FRAME;
-                const uint8_t *data = frame + at + 4;
-                if (bytes != part) {
-                    if (lz4(data, bytes, to, part, split ? voxels_needed : part)) return BAD_LZ4;
-                    data = to;
-                    to += part + SLACK;
-                }
-                if (split) planes[s] = data;
-                else
-                    for (size_t b = 0; b < size; b++) planes[b] = data + b * count;
-                at += 4 + bytes;
-            }
+#endif
+    while (n) {
+        ssize_t got = pread(crop->fd, to, n, (off_t)offset);
+        if (got < 0 && errno == EINTR) continue;
+        if (got <= 0) {
+            crop->detail = got < 0 ? errno : (long long)offset;
+            return got < 0 ? IO_ERROR : SHORT_FILE;
         }
-        write_block(job, box, planes, begin / size, count);
+        to += got, offset += got, n -= got;
     }
     return OK;
 }
 
-static int check_boxes(const Job *job, const int32_t *boxes, Py_ssize_t n, const Py_ssize_t *shape) {
-    for (Py_ssize_t i = 0; i < n; i++, boxes += 9)
-        for (int axis = 0; axis < 3; axis++) {
-            int from = boxes[axis], size = boxes[3 + axis], to = boxes[6 + axis];
-            if (from < 0 || size < 1 || to < 0 || from + size > job->chunk[axis] ||
-                to + size > shape[axis])
-                return 0;
+/* Bytes that reading a row of chunks may take. */
+static size_t row_bytes(const Crop *crop, Py_ssize_t base) {
+    size_t total = 0;
+    for (Py_ssize_t k = 0; k < crop->axes[2].count; k++) total += crop->sizes[base + k] + GAP;
+    return total;
+}
+
+/* Read the row's chunks from the file, neighbours at once; `stored` then points to each. */
+static int read_row(Crop *crop, Py_ssize_t base) {
+    Py_ssize_t nx = crop->axes[2].count;
+    uint8_t *to = crop->buffer;
+    for (Py_ssize_t k = 0; k < nx;) {
+        Py_ssize_t first = k;
+        uint64_t begin = crop->offsets[base + k], end = begin;
+        for (; k < nx; k++) {
+            uint64_t size = crop->sizes[base + k], at = crop->offsets[base + k];
+            if (!size) continue;
+            if (end == begin) begin = end = at;
+            if (at < end || at - end > GAP) break;
+            crop->stored[base + k] = to + (at - begin);
+            end = at + size;
         }
+        int code = end > begin ? read_range(crop, to, end - begin, begin) : OK;
+        if (code) {
+            crop->failed = base + first;
+            return code;
+        }
+        to += end - begin;
+    }
+    return OK;
+}
+
+static void fill_run(const Cast *cast, const Slab *slab, const uint8_t *value) {
+    size_t size = cast->mode == COPY ? (size_t)cast->size : cast->mode == FLOAT32 ? 4 : 2;
+    for (ptrdiff_t z = 0; z < slab->nz; z++)
+        for (ptrdiff_t y = 0; y < slab->ny; y++) {
+            uint8_t *to = slab->out + z * cast->stride[0] + y * cast->stride[1] + slab->runs->to;
+            for (ptrdiff_t i = 0; i < slab->runs->n; i++)
+                memcpy(to + i * cast->stride[2], value, size);
+        }
+}
+
+/* The box's voxels of a chunk of several blocks, block by block. */
+static int write_blocks(const Crop *crop, const Frame *frame, const Slab *slab, Py_ssize_t first) {
+    Py_ssize_t count = frame->block / frame->size, voxels = frame->total / frame->size;
+    Py_ssize_t n = slab->runs->n;
+    Py_ssize_t last = first + (slab->nz - 1) * slab->plane + (slab->ny - 1) * slab->row + n;
+    for (Py_ssize_t i = first / count; i * count < last; i++) {
+        Py_ssize_t begin = i * count, end = begin + count < voxels ? begin + count : voxels;
+        Run run;
+        int code = block_planes(frame, i, last - begin, crop->scratch, run.planes);
+        if (code) return code;
+        const uint8_t *planes[MAX_TYPESIZE];
+        memcpy(planes, run.planes, sizeof planes);
+        for (Py_ssize_t z = 0; z < slab->nz; z++)
+            for (Py_ssize_t y = 0; y < slab->ny; y++) {
+                Py_ssize_t row = first + z * slab->plane + y * slab->row;
+                Py_ssize_t a = row > begin ? row : begin, b = row + n < end ? row + n : end;
+                if (a >= b) continue;
+                for (int k = 0; k < MAX_TYPESIZE; k++)
+                    run.planes[k] = planes[k] + (k < crop->cast.size ? a - begin : 0);
+                run.n = b - a;
+                run.to = slab->runs->to + (a - row) * crop->cast.stride[2];
+                Slab part = {&run, 1, 1, 1, 0, 0,
+                             slab->out + z * crop->cast.stride[0] + y * crop->cast.stride[1]};
+                write_slab(&part, &crop->cast);
+            }
+    }
+    return OK;
+}
+
+/* Check and decode the chunks of a row and write their part of the crop. */
+static int row_of_chunks(Crop *crop, Py_ssize_t base, int z, int y) {
+    const Axis *axes = crop->axes;
+    const Cast *cast = &crop->cast;
+    int from[3], n[3], to[3], code;
+    span(&axes[0], z, &from[0], &n[0], &to[0]);
+    span(&axes[1], y, &from[1], &n[1], &to[1]);
+    Py_ssize_t row = axes[2].chunk, plane = row * axes[1].chunk;
+    size_t total = (size_t)plane * axes[0].chunk * cast->size, step = scratch_bytes(total);
+    Slab slab = {crop->runs, 0, n[0], n[1], plane, row,
+                 cast->out + to[0] * cast->stride[0] + to[1] * cast->stride[1]};
+    for (int x = 0; x < axes[2].count; x++) {
+        const uint8_t *stored = crop->stored[base + x];
+        int64_t nbytes = crop->sizes[base + x];
+        Run run;
+        span(&axes[2], x, &from[2], &n[2], &to[2]);
+        run.n = n[2], run.to = to[2] * cast->stride[2];
+        Slab alone = slab;
+        alone.runs = &run, alone.n_runs = 1;
+        crop->failed = base + x;
+        if (!nbytes) {
+            fill_run(cast, &alone, crop->empty);
+            continue;
+        }
+        if (nbytes < HEADER + CRC_BYTES) return BAD_CRC;
+        nbytes -= CRC_BYTES;
+        if (crc32c(stored, nbytes) != le32(stored + nbytes)) return BAD_CRC;
+        Frame frame;
+        if ((code = open_frame(&frame, stored, nbytes, total, cast->size))) return code;
+        Py_ssize_t first = from[0] * plane + from[1] * row + from[2];
+        if (frame.block < total || total > MAX_JOINT) {
+            if ((code = write_blocks(crop, &frame, &alone, first))) return code;
+            continue;
+        }
+        Py_ssize_t last = first + (n[0] - 1) * plane + (n[1] - 1) * row + n[2];
+        if ((code = block_planes(&frame, 0, last, crop->scratch + x * step, run.planes)))
+            return code;
+        for (int b = 0; b < cast->size; b++) run.planes[b] += first;
+        crop->runs[slab.n_runs++] = run;
+    }
+    if (slab.n_runs) write_slab(&slab, cast);
+    return OK;
+}
+
+static long long now_ns(void) {
+    struct timespec now;
+    clock_gettime(CLOCK_MONOTONIC, &now);
+    return now.tv_sec * 1000000000LL + now.tv_nsec;
+}
+
+/* All of the crop; NO_MEMORY, with the bytes wanted in `detail`, where the scratch is too small. */
+static int all_rows(Crop *crop) {
+    const Axis *axes = crop->axes;
+    Py_ssize_t rows = (Py_ssize_t)axes[0].count * axes[1].count, nx = axes[2].count;
+    size_t total = (size_t)axes[0].chunk * axes[1].chunk * axes[2].chunk * crop->cast.size;
+    size_t decoding = scratch_bytes(total) * (total > MAX_JOINT ? 1 : nx), reading = 0;
+    for (Py_ssize_t row = 0; row < rows && crop->fd >= 0; row++)
+        if (row_bytes(crop, row * nx) > reading) reading = row_bytes(crop, row * nx);
+    if (decoding + reading > crop->capacity) {
+        crop->detail = decoding + reading;
+        return NO_MEMORY;
+    }
+    crop->buffer = crop->scratch + decoding;
+    for (Py_ssize_t row = 0; row < rows; row++) {
+        long long began = now_ns();
+        int code = crop->fd < 0 ? OK : read_row(crop, row * nx);
+        crop->read_ns += now_ns() - began;
+        if (!code) code = row_of_chunks(crop, row * nx, row / axes[1].count, row % axes[1].count);
+        if (code) return code;
+    }
+    crop->failed = rows * nx;
+    return OK;
+}
+
+/* Chunks in memory: the buffers of a list, one per chunk, empty or None where absent. */
+static int hold(PyObject *list, Crop *crop, int64_t *sizes, Py_buffer *views, Py_ssize_t *held) {
+    for (; *held < PyList_GET_SIZE(list); ++*held) {
+        Py_buffer *view = &views[*held];
+        if (PyObject_GetBuffer(PyList_GET_ITEM(list, *held), view, PyBUF_SIMPLE)) return 0;
+        crop->stored[*held] = view->buf;
+        sizes[*held] = view->len;
+    }
+    crop->sizes = sizes;
     return 1;
 }
 
-/* fill_crop(frames, boxes (n, 9) int32, out (z, y, x), chunk, kind, size, affine) -> (i, code) */
-static PyObject *fill_crop(PyObject *self, PyObject *args) {
+static int fits(const Crop *crop, const Py_buffer *out, const int *size) {
+    static const int itemsizes[] = {0, 4, 2};
+    const Cast *cast = &crop->cast;
+    if (cast->mode < COPY || cast->mode > BFLOAT16 || out->ndim != 3) return 0;
+    if (cast->size != 1 && cast->size != 2 && cast->size != 4) return 0;
+    if (out->itemsize != (cast->mode == COPY ? cast->size : itemsizes[cast->mode])) return 0;
+    for (int i = 0; i < 3; i++)
+        if (out->shape[i] != size[i] || size[i] < 1 || crop->axes[i].chunk < 1) return 0;
+    return 1;
+}
+
+/* read_crop(fd or list, offsets, sizes, shape, chunk, start, out, kind, itemsize, mode, affine,
+   empty, scratch) -> (chunk, code, detail, ns of reading); see chunk_decode.py. */
+static PyObject *read_crop(PyObject *self, PyObject *args) {
     (void)self;
-    PyObject *frames, *boxes_object, *out_object, *affine;
-    Job job = {0};
+    PyObject *source, *offsets_object, *sizes_object, *out_object, *affine;
+    int shape[3], chunk[3], start[3], size[3];
     const char *kind;
-    if (!PyArg_ParseTuple(args, "O!OO(iii)siO", &PyList_Type, &frames, &boxes_object, &out_object,
-                          &job.chunk[0], &job.chunk[1], &job.chunk[2], &kind, &job.size, &affine))
+    Crop crop = {.fd = -1, .asked = 0};
+    Cast *cast = &crop.cast;
+    Py_buffer offsets = {0}, sizes = {0}, out = {0}, empty = {0}, scratch = {0}, *views = NULL;
+    if (!PyArg_ParseTuple(args, "OOO(iii)(iii)(iii)OsiiOy*w*", &source, &offsets_object,
+                          &sizes_object, &shape[0], &shape[1], &shape[2], &chunk[0], &chunk[1],
+                          &chunk[2], &start[0], &start[1], &start[2], &out_object, &kind,
+                          &cast->size, &cast->mode, &affine, &empty, &scratch))
         return NULL;
-    job.kind = kind[0];
-    job.cast = affine != Py_None;
-    if (job.cast &&
-        !PyArg_ParseTuple(affine, "pffff", &job.clip, &job.low, &job.high, &job.scale, &job.shift))
-        return NULL;
-    Py_buffer boxes, out, *views = NULL;
-    if (PyObject_GetBuffer(boxes_object, &boxes, PyBUF_C_CONTIGUOUS)) return NULL;
-    if (PyObject_GetBuffer(out_object, &out, PyBUF_STRIDES | PyBUF_WRITABLE)) {
-        PyBuffer_Release(&boxes);
-        return NULL;
-    }
     PyObject *result = NULL;
-    Py_ssize_t n = PyList_GET_SIZE(frames), held = 0, i = 0;
-    uint8_t *scratch = NULL;
-    int code = OK;
-    job.out = out.buf;
-    if (out.ndim != 3 || out.itemsize != (job.cast ? 4 : job.size) || job.size < 1 ||
-        job.size == 3 || job.size > MAX_TYPESIZE || boxes.len != n * 9 * 4 ||
-        !check_boxes(&job, boxes.buf, n, out.shape)) {
-        PyErr_SetString(PyExc_ValueError, "boxes, target and chunks do not fit each other");
+    Py_ssize_t n = 0, held = 0;
+    int64_t *own_sizes = NULL;
+    int listed = PyList_Check(source), code;
+    cast->kind = kind[0];
+    if (!PyArg_ParseTuple(affine, "pffff", &cast->clip, &cast->low, &cast->high, &cast->scale,
+                          &cast->shift) ||
+        PyObject_GetBuffer(out_object, &out, PyBUF_STRIDES | PyBUF_WRITABLE))
+        goto done;
+    for (int i = 0; i < 3 && out.ndim == 3 && chunk[i] > 0; i++) {
+        size[i] = (int)out.shape[i];
+        crop.axes[i] = axis_of(shape[i], chunk[i], start[i], size[i]);
+    }
+    if (!fits(&crop, &out, size) || empty.len < (out.itemsize)) {
+        PyErr_SetString(PyExc_ValueError, "target, dtype and chunks do not fit each other");
         goto done;
     }
-    memcpy(job.stride, out.strides, sizeof job.stride);
-    views = PyMem_Calloc(n ? n : 1, sizeof *views);
-    if (!views) { PyErr_NoMemory(); goto done; }
-    for (; held < n; held++)
-        if (PyObject_GetBuffer(PyList_GET_ITEM(frames, held), &views[held], PyBUF_SIMPLE)) goto done;
-    Py_BEGIN_ALLOW_THREADS
-    size_t total = (size_t)job.chunk[0] * job.chunk[1] * job.chunk[2] * job.size;
-    scratch = PyMem_RawMalloc(2 * total + 8 * SLACK);
-    if (!scratch) code = NO_MEMORY;
-    for (i = 0; !code && i < n; i++) {
-        const uint8_t *frame = views[i].buf;
-        /* A block longer than the chunk would overrun the scratch; blosc never writes one. */
-        if (views[i].len >= 16 && le32(frame + 8) > total) code = BAD_FRAME;
-        else code = chunk(&job, frame, views[i].len, (const int32_t *)boxes.buf + 9 * i, scratch);
-        if (code) break;
+    n = (Py_ssize_t)crop.axes[0].count * crop.axes[1].count * crop.axes[2].count;
+    memcpy(crop.empty, empty.buf, out.itemsize);
+    memcpy(cast->stride, out.strides, sizeof cast->stride);
+    cast->out = out.buf;
+    crop.scratch = scratch.buf, crop.capacity = scratch.len;
+    crop.stored = PyMem_Calloc(n + 1, sizeof *crop.stored);
+    own_sizes = PyMem_Calloc(n + 1, sizeof *own_sizes);
+    views = PyMem_Calloc(n + 1, sizeof *views);
+    crop.runs = PyMem_Calloc(crop.axes[2].count + 1, sizeof(Run));
+    if (!crop.stored || !own_sizes || !views || !crop.runs) { PyErr_NoMemory(); goto done; }
+    if (listed) {
+        if (PyList_GET_SIZE(source) != n) {
+            PyErr_SetString(PyExc_ValueError, "not one buffer for each chunk of the box");
+            goto done;
+        }
+        if (!hold(source, &crop, own_sizes, views, &held)) goto done;
+    } else {
+        crop.fd = PyObject_AsFileDescriptor(source);
+        if (crop.fd < 0 || PyObject_GetBuffer(offsets_object, &offsets, PyBUF_C_CONTIGUOUS) ||
+            PyObject_GetBuffer(sizes_object, &sizes, PyBUF_C_CONTIGUOUS))
+            goto done;
+        if (offsets.len != n * 8 || sizes.len != n * 8) {
+            PyErr_SetString(PyExc_ValueError, "not one offset and size for each chunk of the box");
+            goto done;
+        }
+        crop.offsets = offsets.buf, crop.sizes = sizes.buf;
     }
-    PyMem_RawFree(scratch);
+    Py_BEGIN_ALLOW_THREADS
+    code = n ? all_rows(&crop) : OK;
     Py_END_ALLOW_THREADS
-    if (code == NO_MEMORY) PyErr_NoMemory();
-    else result = Py_BuildValue("ni", i, code);
+    result = Py_BuildValue("niLL", crop.failed, code, crop.detail, crop.read_ns);
 done:
     for (Py_ssize_t v = 0; v < held; v++) PyBuffer_Release(&views[v]);
     PyMem_Free(views);
-    PyBuffer_Release(&out);
-    PyBuffer_Release(&boxes);
+    PyMem_Free(own_sizes);
+    PyMem_Free(crop.stored);
+    PyMem_Free(crop.runs);
+    if (offsets.obj) PyBuffer_Release(&offsets);
+    if (sizes.obj) PyBuffer_Release(&sizes);
+    if (out.obj) PyBuffer_Release(&out);
+    PyBuffer_Release(&empty);
+    PyBuffer_Release(&scratch);
     return result;
 }
 
 static PyMethodDef methods[] = {
-    {"fill_crop", fill_crop, METH_VARARGS, "Decode frames and write their boxes into a crop."},
+    {"read_crop", read_crop, METH_VARARGS, "Read and decode the chunks of a box into a crop."},
     {NULL, NULL, 0, NULL},
 };
 static struct PyModuleDef module = {
     PyModuleDef_HEAD_INIT, .m_name = "_crops", .m_size = -1, .m_methods = methods};
 
-PyMODINIT_FUNC PyInit__crops(void) { return PyModule_Create(&module); }
+PyMODINIT_FUNC PyInit__crops(void) {
+    crc_prepare();
+    return PyModule_Create(&module);
+}

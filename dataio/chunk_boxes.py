@@ -84,3 +84,15 @@ def plan_box(shape: Triple, chunk: Triple, start: Triple, size: Triple) -> BoxPl
         np.array(chunks, np.int64),
         np.array(boxes, np.int32).reshape(-1, 9),
     )
+
+
+def box_chunks(shape: Triple, chunk: Triple, start: Triple, size: Triple) -> np.ndarray:
+    """Chunks that a box meets, as `plan_box` numbers them and in its order; int64."""
+    z, y, x = (
+        np.arange(max(a, 0) // c, -(-min(a + s, n) // c))
+        if min(a + s, n) > max(a, 0)
+        else np.arange(0)
+        for n, c, a, s in zip(shape, chunk, start, size, strict=True)
+    )
+    rows = (z * -(-shape[1] // chunk[1]))[:, None] + y
+    return ((rows * -(-shape[2] // chunk[2]))[:, :, None] + x).reshape(-1)

@@ -1,11 +1,12 @@
 """Stored chunks to voxels: crc32c checked, then blosc decoded and put where they belong.
 
-Two ways with equal results: a small compiled loop (`_crops.c`) that decodes lz4 frames and writes
-only the crop's voxels, normalised, in one pass; and numcodecs with numpy for every other frame,
-and where the extension was not built (`compiled()` tells).
+Two ways with equal results: a small compiled loop (`_crops.c`) that reads, checks and decodes lz4
+frames and writes only the crop's voxels, normalised, in one pass; and numcodecs with numpy for
+every other frame, and where the extension was not built (`compiled()` tells).
 """
 
 import importlib
+import threading
 from functools import lru_cache
 from typing import Any, NamedTuple
 
@@ -18,8 +19,12 @@ from mim3d.dataio.chunk_boxes import Triple
 CRC_BYTES = 4
 BLOSC_HEADER_BYTES = 16
 COMPILED_DTYPES = frozenset(["|u1", "|i1", "<u2", "<i2", "<i4", "<f4"])
-# Codes of fill_crop.
-DONE, UNSUPPORTED = 0, 4
+# With an affine; bfloat16 travels as the bits of uint16.
+CAST_TARGETS = (np.dtype(np.float32), np.dtype(np.uint16))
+COPY, FLOAT32, BFLOAT16 = 0, 1, 2
+# Codes of read_crop.
+DONE, TOO_SMALL, UNSUPPORTED, IO_ERROR, SHORT_FILE = 0, 3, 4, 6, 7
+_local = threading.local()
 
 
 class Affine(NamedTuple):
@@ -84,29 +89,68 @@ def decode_frame(frame: np.ndarray, out: np.ndarray) -> None:
         raise ValueError(f"blosc cannot decode it: {error}") from error
 
 
-def fill_crop(
-    frames: list[np.ndarray],
-    boxes: np.ndarray,
+class Decoded(NamedTuple):
+    """What the compiled loop did: up to which chunk of the box, a code, and what it is about.
+
+    `detail` is an errno, or where a file ended; `read_ns` is the part of the time spent reading.
+    """
+
+    chunk: int
+    code: int
+    detail: int
+    read_ns: int
+
+
+def read_crop(
+    source: int | list[np.ndarray],
+    ranges: tuple[np.ndarray, np.ndarray] | None,
+    grid: tuple[Triple, Triple, Triple],
     target: np.ndarray,
-    chunk: Triple,
     dtype: np.dtype,
     affine: Affine | None,
-) -> tuple[int, bool]:
-    """Write boxes of lz4 frames into `target` (z, y, x) by the compiled loop.
+) -> Decoded:
+    """Fill `target` (z, y, x) with lz4 chunks of `dtype` by the compiled loop, where they meet it.
 
-    Returns how many frames were done, and False where the next one is damaged (else it is of
-    another kind, or all are done). `affine` None copies voxels of equal dtype; else the target
-    is float32.
+    `source` is a descriptor, with `ranges` the offset (uint64) and size (int64, 0 where absent) of
+    each chunk that the box meets, in C order; or their stored bytes, empty where absent. `grid` is
+    the shape of the array, of a chunk, and the first voxel of the box, which may lie outside.
+    `target` is of `dtype`, or float32, or bfloat16 as uint16; `affine` None copies the voxels.
     """
-    numbers = None if affine is None else (affine.clips, *affine)
-    done, code = compiled().fill_crop(
-        frames, boxes, target, chunk, dtype.kind, dtype.itemsize, numbers
-    )
-    return done, code in (DONE, UNSUPPORTED)
+    offsets, sizes = ranges or (None, None)
+    mode = COPY if affine is None else FLOAT32 if target.dtype == np.float32 else BFLOAT16
+    numbers = IDENTITY if affine is None else affine
+    empty = stored_zero(target.dtype, affine)
+    if not hasattr(_local, "scratch"):
+        _local.scratch = bytearray(1 << 18)
+    while True:
+        done = Decoded(
+            *compiled().read_crop(
+                source, offsets, sizes, *grid, target, dtype.kind, dtype.itemsize, mode,
+                (numbers.clips, *numbers), empty, _local.scratch,
+            )
+        )  # fmt: skip
+        if done.code != TOO_SMALL:
+            return done
+        _local.scratch = bytearray(done.detail)
+
+
+def stored_zero(dtype: np.dtype, affine: Affine | None) -> bytes:
+    """A voxel of 0 as it comes out, in `dtype`: what an absent chunk is filled with."""
+    if affine is None:
+        return bytes(dtype.itemsize)
+    value = affine.apply(np.zeros(1, np.float32))
+    return (value if dtype == np.float32 else to_bfloat16(value)).tobytes()
+
+
+def to_bfloat16(values: np.ndarray) -> np.ndarray:
+    """Bits (uint16) of float32 values rounded to bfloat16, to the nearest even, as torch does."""
+    bits = np.ascontiguousarray(values, np.float32).view(np.uint32)
+    rounded = (bits + np.uint32(0x7FFF) + (bits >> np.uint32(16) & np.uint32(1))) >> np.uint32(16)
+    return np.where(np.isnan(values), np.uint32(0x7FC0), rounded).astype(np.uint16)
 
 
 def fits_compiled(dtype: np.dtype, target: np.ndarray, affine: Affine | None) -> bool:
     """Whether the compiled loop is there and writes this dtype into this target."""
     if compiled() is None or dtype.str not in COMPILED_DTYPES:
         return False
-    return target.dtype == (dtype if affine is None else np.float32)
+    return target.dtype == dtype if affine is None else target.dtype in CAST_TARGETS

@@ -3,7 +3,9 @@
 Four tables and two packed lists of strings, each a plain .npy file, and `chunks.json` beside them.
 Rows of `volumes` are in the order of the sorted manifest; `volumes["image"]` is the row in `arrays`
 of the image, `first_label` .. `first_label + n_labels` are those of its labels; chunks of an array
-are rows `first_chunk` .. `first_chunk + n_chunks` in C order of the (c) z y x grid of chunks.
+are entries `first_chunk` .. `first_chunk + n_chunks` in C order of the (c) z y x grid of chunks.
+Chunks of a shard lie one behind the other in that order, so their sizes say where they are: two
+bytes a chunk, four where one has more than 65,535. Tables of format 1 have offset and size.
 """
 
 import json
@@ -16,10 +18,13 @@ import numpy as np
 from mim3d.dataio.errors import CorpusError
 from mim3d.dataio.manifest import MANIFEST
 
-TABLE_FORMAT = 1
+TABLE_FORMAT = 2
+READABLE_FORMATS = (1, 2)
 HEAD = "chunks.json"
 VOLUMES, ARRAYS = "chunks.volumes.npy", "chunks.arrays.npy"
-OFFSETS, POINTS = "chunks.offsets.npy", "chunks.points.npy"
+SIZES, POINTS = "chunks.sizes.npy", "chunks.points.npy"
+OFFSETS = "chunks.offsets.npy"  # format 1
+CHUNKS = {1: OFFSETS, 2: SIZES}
 STRINGS = ("ids", "subjects")
 CHECKED = (
     VOLUMES,
@@ -43,7 +48,7 @@ VOLUME_DTYPE = np.dtype([
     ("foreground_p005", "<f4"), ("foreground_p995", "<f4"),
     ("subject", "<u4"), ("first_label", "<u4"), ("n_labels", "<u2"),
 ])  # fmt: skip
-# nbytes 0: the chunk is absent and holds the fill value 0.
+# Format 1. nbytes 0: the chunk is absent and holds the fill value 0.
 CHUNK_DTYPE = np.dtype([("offset", "<u8"), ("nbytes", "<u4")])
 # Up to 64 voxels of each foreground class of each label array, for foreground oversampling.
 POINT_DTYPE = np.dtype([("array", "<u4"), ("cls", "<u2"), ("zyx", "<u4", 3)])
@@ -74,7 +79,10 @@ class PackedStrings:
 
 @dataclass(frozen=True)
 class ChunkTable:
-    """The opened table; every array is memory-mapped and read-only."""
+    """The opened table; every array is memory-mapped and read-only.
+
+    `chunks` holds the size of each chunk, or in format 1 records of offset and size: see `ranges`.
+    """
 
     root: str
     volumes: np.ndarray
@@ -97,7 +105,7 @@ class ChunkTable:
             if crc_of(root / name) != head["crc32c"][name]:
                 raise CorpusError(f"{root / name}: fails its checksum; delete it, then {REMEDY}")
         volumes, arrays, chunks, points = (
-            _mapped(root / name) for name in (VOLUMES, ARRAYS, OFFSETS, POINTS)
+            _mapped(root / name) for name in (VOLUMES, ARRAYS, CHUNKS[head["format"]], POINTS)
         )
         ids, subjects = (
             PackedStrings(*(_mapped(root / f"chunks.{name}{s}.npy") for s in ("", "_offsets")))
@@ -110,6 +118,24 @@ class ChunkTable:
     def n_volumes(self) -> int:
         """Number of committed volumes."""
         return len(self.volumes)
+
+    def ranges(self, row: int, count: int | None = None) -> tuple[np.ndarray, np.ndarray]:
+        """Offset (uint64) and size (int64, 0 where absent) in the shard of an array's chunks.
+
+        `row` is one of `arrays`; of its chunks the first `count`, or all.
+        """
+        array = self.arrays[row]
+        first, n = int(array["first_chunk"]), int(array["n_chunks"])
+        part = np.asarray(self.chunks)[first : first + (n if count is None else count)]
+        if part.dtype.names:
+            return part["offset"].astype(np.uint64), part["nbytes"].astype(np.int64)
+        sizes = part.astype(np.int64)
+        return (np.cumsum(sizes) - sizes).astype(np.uint64), sizes
+
+    def sizes(self, chunks: np.ndarray) -> np.ndarray:
+        """Stored bytes of chunks, numbers in the whole table; 0 where absent."""
+        kept = np.asarray(self.chunks)[chunks]
+        return (kept["nbytes"] if kept.dtype.names else kept).astype(np.int64)
 
     def volume_id(self, volume: int) -> str:
         """Id of a row of `volumes`."""
@@ -161,8 +187,9 @@ def read_head(root: Path) -> dict:
         intact, head = False, {}
     if not intact:
         raise CorpusError(f"{file}: damaged; delete it, then {REMEDY}")
-    if head["format"] != TABLE_FORMAT:
-        raise CorpusError(f"{file}: format {head['format']}, this version reads {TABLE_FORMAT}")
+    if head["format"] not in READABLE_FORMATS:
+        known = " and ".join(map(str, READABLE_FORMATS))
+        raise CorpusError(f"{file}: format {head['format']}, this version reads {known}")
     size = (root / MANIFEST).stat().st_size if (root / MANIFEST).is_file() else -1
     if size != head["manifest_bytes"]:
         raise CorpusError(

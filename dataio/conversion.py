@@ -21,8 +21,8 @@ class Conversion:
 
     codec: Literal["lz4", "zstd"] = "lz4"
     """lz4 decodes fastest; zstd is smaller, for slow storage."""
-    chunk: int = 32
-    """Side of the cubic inner chunk in voxels."""
+    chunk: int = 16
+    """Side of the cubic inner chunk in voxels; crops that start on its multiples decode no more."""
     orientation: str = "RAS"
     """RAS or any such code, by permutation and flips only; "keep" for as is (also --orient)."""
     spacing_mm: tuple[float, float, float] | None = None
@@ -44,7 +44,7 @@ class Conversion:
         if self.codec not in COMPRESSORS:
             raise Mim3dError(f"codec {self.codec!r}: one of {', '.join(COMPRESSORS)}")
         if not 4 <= self.chunk <= 256:
-            raise Mim3dError(f"chunk {self.chunk}: a side of 4 to 256 voxels, 32 by default")
+            raise Mim3dError(f"chunk {self.chunk}: a side of 4 to 256 voxels, 16 by default")
         check_orientation(self.orientation)
         if self.spacing_mm is not None and not all(0 < mm < 1e4 for mm in self.spacing_mm):
             raise Mim3dError(f"spacing {self.spacing_mm}: three positive numbers of mm, z y x")

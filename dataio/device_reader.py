@@ -18,29 +18,27 @@ from mim3d.dataio.crop_request import Request
 from mim3d.dataio.errors import CorpusError
 from mim3d.dataio.inflate import Inflate
 from mim3d.dataio.shard_reader import ShardReader, StoredArray
+from mim3d.dataio.stage_times import StageTimes
+from mim3d.dataio.stream_table import Streams, StreamTable
 from mim3d.kernels.assemble import assemble_crops
 
 ALIGN = 16
-
-
-@dataclass(frozen=True)
-class Packed:
-    """Streams of one chunk within a buffer: (n, 4) int64 offset, nbytes, place in chunk, size."""
-
-    codec: str
-    block_bytes: int
-    streams: np.ndarray
+STAGES = ("copy", "inflate", "assemble")
 
 
 @dataclass(frozen=True)
 class Fetched:
-    """What one batch needs: its boxes of chunks, and the compressed bytes not yet resident."""
+    """What one batch needs: its boxes of chunks, and the compressed bytes not yet resident.
+
+    `chunks` (n,) are the numbers in the corpus' table of all chunks that are not absent,
+    ascending; `tables` (b, c, z, y, x) the numbers of each crop's; `fresh` lies in `buffer`.
+    """
 
     requests: list[Request]
     array: StoredArray
-    chunks: list[int]
+    chunks: np.ndarray
     tables: np.ndarray
-    fresh: dict[int, Packed]
+    fresh: Streams
     buffer: torch.Tensor
 
 
@@ -56,9 +54,10 @@ class DeviceReader:
     ) -> None:
         self.reader, self.device, self.inflate = reader, device, inflate
         self.hits = self.misses = 0
+        self.times = StageTimes(device)
         self._arena = torch.empty(max(budget, ALIGN), dtype=torch.uint8, device=device)
         self._used = 0
-        self._resident: dict[int, Packed] = {}
+        self._resident = StreamTable(len(reader.table.chunks))
         self._lock = threading.Lock()
 
     @property
@@ -67,8 +66,10 @@ class DeviceReader:
         return self._used
 
     def metrics(self) -> dict[str, float]:
-        """Hits and misses in chunks, and resident bytes."""
+        """Hits and misses in chunks, resident bytes, and seconds on the device by stage."""
+        spent = self.times.totals()
         return {
+            **{f"device_{stage}_s": spent.get(stage, 0.0) for stage in STAGES},
             "cache_hits": float(self.hits),
             "cache_misses": float(self.misses),
             "cache_evicted": 0.0,
@@ -95,47 +96,48 @@ class DeviceReader:
             [chunk_table(a, r.start, grid) for a, r in zip(arrays, requests, strict=True)]
         )
         ids = np.unique(tables[tables >= 0])
-        ids = ids[self.reader.sizes(ids) > 0]
+        ids = ids[self.reader.table.sizes(ids) > 0]
         with self._lock:
-            missing = [int(i) for i in ids if int(i) not in self._resident]
+            missing = ids[~self._resident.has(ids)]
             self.hits += len(ids) - len(missing)
             self.misses += len(missing)
         fresh, buffer = self._pack(missing, arrays)
-        return Fetched(requests, first, ids.tolist(), tables, fresh, buffer)
+        return Fetched(requests, first, ids, tables, fresh, buffer)
 
     def assemble(
         self, fetched: Fetched, size: Triple, out_dtype: torch.dtype = torch.float32
     ) -> torch.Tensor:
         """Crops (b, c, z, y, x) on the device, on its current stream."""
         array = fetched.array
+        self.times.start()
         staged = fetched.buffer.to(self.device, non_blocking=True)
-        places = {number: (staged.data_ptr(), packed) for number, packed in fetched.fresh.items()}
+        with self._lock:
+            kept = np.setdiff1d(fetched.chunks, fetched.fresh.chunks, assume_unique=True)
+            resident = self._resident.find(kept)
         self._admit(fetched, staged)
-        base = self._arena.data_ptr()
-        for number in fetched.chunks:
-            if number not in places:
-                places[number] = (base, self._resident[number])
+        self.times.lap("copy")
         chunk_bytes = int(np.prod(array.chunk)) * array.dtype.itemsize
         chunks = torch.empty(
             (max(len(fetched.chunks), 1), chunk_bytes), dtype=torch.uint8, device=self.device
         )
-        self._inflate(fetched.chunks, places, chunks)
-        return self._crops(fetched, chunks, size, out_dtype)
+        self._inflate(fetched.chunks, (fetched.fresh, staged), chunks)
+        self._inflate(fetched.chunks, (resident, self._arena), chunks)
+        self.times.lap("inflate")
+        crops = self._crops(fetched, chunks, size, out_dtype)
+        self.times.lap("assemble")
+        return crops
 
     def _inflate(
-        self, numbers: list[int], places: dict[int, tuple[int, Packed]], chunks: torch.Tensor
+        self, numbers: np.ndarray, stored: tuple[Streams, torch.Tensor], chunks: torch.Tensor
     ) -> None:
-        """Decode every stream of the batch into its chunk's row, one call per codec."""
-        jobs: dict[str, list[np.ndarray]] = {}
-        for row, number in enumerate(numbers):
-            base, packed = places[number]
-            target = chunks.data_ptr() + row * chunks.shape[1]
-            jobs.setdefault(packed.codec, []).append(
-                packed.streams + np.array([base, 0, target, 0])
-            )
-        for codec, parts in jobs.items():
-            source, nbytes, target, size = np.concatenate(parts).T
-            self.inflate(codec, source, nbytes, target, size)
+        """Decode every stream of a buffer into its chunk's row, in one call."""
+        streams, buffer = stored
+        if not len(streams.rows):
+            return
+        place = np.searchsorted(numbers, streams.chunks)[streams.owners]
+        offset, nbytes, at, size = streams.rows.T
+        target = chunks.data_ptr() + place * chunks.shape[1] + at
+        self.inflate(streams.codec, buffer.data_ptr() + offset, nbytes, target, size)
 
     def _crops(
         self, fetched: Fetched, chunks: torch.Tensor, size: Triple, out_dtype: torch.dtype
@@ -144,8 +146,9 @@ class DeviceReader:
         shapes = np.array([self.reader.array(r.row).shape for r in requests])
         starts = np.array([r.start for r in requests])
         origin = starts // array.chunk * array.chunk
-        rows = np.full(int(fetched.tables.max(initial=0)) + 2, -1, np.int64)
-        rows[fetched.chunks] = np.arange(len(fetched.chunks))
+        rows = np.searchsorted(fetched.chunks, fetched.tables)
+        known = np.append(fetched.chunks, -1)[rows] == fetched.tables
+        rows = np.where(known & (fetched.tables >= 0), rows, -1)
         box = np.stack([-origin, shapes - origin], axis=1)
 
         def put(values: object, dtype: torch.dtype) -> torch.Tensor:
@@ -155,7 +158,7 @@ class DeviceReader:
         f32 = torch.float32
         return assemble_crops(
             chunks,
-            put(rows[fetched.tables], torch.int64),
+            put(rows, torch.int64),
             put(starts - origin, torch.int64),
             crop_size=size,
             chunk_size=array.chunk,
@@ -169,43 +172,40 @@ class DeviceReader:
             out_dtype=out_dtype,
         )
 
-    def _pack(
-        self, numbers: list[int], arrays: list[StoredArray]
-    ) -> tuple[dict[int, Packed], torch.Tensor]:
+    def _pack(self, numbers: np.ndarray, arrays: list[StoredArray]) -> tuple[Streams, torch.Tensor]:
         """Read chunks, check them, and lay their streams into one aligned buffer."""
         frames: dict[int, Frame] = {}
-        for array in {a.row: a for a in arrays}.values():
+        for array in sorted({a.row: a for a in arrays}.values(), key=lambda a: a.first_chunk):
             end = array.first_chunk + array.chunks_per_channel * array.channels
-            mine = [n for n in numbers if array.first_chunk <= n < end]
-            frames |= self.reader.read_frames(array, mine, _parse)
-        pieces: list[tuple[int, np.ndarray]] = []
-        packed: dict[int, Packed] = {}
-        at = 0
-        for number, frame in frames.items():
-            table = []
-            for stream in frame.streams:
-                table.append([at, len(stream.data), stream.at, stream.size])
-                pieces.append((at, stream.data))
-                at += -(-len(stream.data) // ALIGN) * ALIGN
-            packed[number] = Packed(frame.codec, frame.block_bytes, np.array(table, np.int64))
-        buffer = torch.empty(max(at, 1), dtype=torch.uint8, pin_memory=self.device.type == "cuda")
+            mine = numbers[(numbers >= array.first_chunk) & (numbers < end)] - array.first_chunk
+            parsed = self.reader.read_frames(array, mine, _parse)
+            frames |= {array.first_chunk + number: frame for number, frame in parsed.items()}
+        streams = [stream for frame in frames.values() for stream in frame.streams]
+        sizes = np.array([len(stream.data) for stream in streams], np.int64)
+        padded = -(-sizes // ALIGN) * ALIGN
+        offsets = np.cumsum(padded) - padded
+        total = max(int(padded.sum()), 1)
+        buffer = torch.empty(total, dtype=torch.uint8, pin_memory=self.device.type == "cuda")
         filled = buffer.numpy()
-        for begin, data in pieces:
-            filled[begin : begin + len(data)] = data
-        return packed, buffer
+        for begin, stream in zip(offsets.tolist(), streams, strict=True):
+            filled[begin : begin + len(stream.data)] = stream.data
+        places = np.array([(stream.at, stream.size) for stream in streams], np.int64).reshape(-1, 2)
+        rows = np.concatenate([np.stack([offsets, sizes], axis=1), places], axis=1)
+        counts = np.array([len(frame.streams) for frame in frames.values()], np.int64)
+        codec = next((frame.codec for frame in frames.values()), "")
+        return Streams(codec, np.array([*frames], np.int64), counts, rows), buffer
 
     def _admit(self, fetched: Fetched, staged: torch.Tensor) -> None:
         """Keep what came in, as far as the budget goes: all chunks of the buffer or none."""
+        fresh = fetched.fresh
         with self._lock:
             n = len(staged)
-            if not fetched.fresh or self._used + n > len(self._arena):
+            # What another batch brought meanwhile is not kept twice.
+            if self._used + n > len(self._arena) or self._resident.has(fresh.chunks).all():
                 return
-            begin = self._used
-            self._arena[begin : begin + n].copy_(staged)
+            self._arena[self._used : self._used + n].copy_(staged)
+            self._resident.add(fresh, self._used)
             self._used += -(-n // ALIGN) * ALIGN
-            for number, packed in fetched.fresh.items():
-                moved = packed.streams + np.array([begin, 0, 0, 0])
-                self._resident[number] = Packed(packed.codec, packed.block_bytes, moved)
 
 
 def chunk_table(array: StoredArray, start: Triple, grid: tuple[int, ...]) -> np.ndarray:

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from mim3d.dataio.chunk_table import CHECKED, HEAD, OFFSETS, POINTS
+from mim3d.dataio.chunk_table import CHECKED, HEAD, OFFSETS, POINTS, SIZES
 from mim3d.dataio.corpus import Corpus
 from mim3d.dataio.errors import CorpusError
 from mim3d.dataio.manifest import MANIFEST
@@ -15,7 +15,7 @@ from mim3d.dataio.shard_files import coalesce
 
 # A round trip costs more than so many bytes between two ranges.
 GAP_BYTES = 1 << 20
-LOCAL_COPIES = ("zarr.json", MANIFEST, HEAD, *CHECKED, OFFSETS, POINTS)
+LOCAL_COPIES = ("zarr.json", MANIFEST, HEAD, *CHECKED, OFFSETS, SIZES, POINTS)
 
 
 class RemoteShards:
@@ -27,6 +27,9 @@ class RemoteShards:
     def __init__(self, address: str) -> None:
         self.address = address.rstrip("/")
         self._store, self._prefix = locate(self.address)
+
+    def open_file(self, path: str, nbytes: int) -> None:
+        """None: nothing is on a local disk."""
 
     def read(
         self, path: str, nbytes: int, offsets: list[int], sizes: list[int]

@@ -31,6 +31,9 @@ class HostCache:
         self._chunks: OrderedDict[tuple[str, int], np.ndarray] = OrderedDict()
         self._lock = threading.Lock()
 
+    def open_file(self, path: str, nbytes: int) -> None:
+        """None: chunks come from memory."""
+
     def read(
         self, path: str, nbytes: int, offsets: list[int], sizes: list[int]
     ) -> list[np.ndarray]:

@@ -29,7 +29,7 @@ def coalesce(offsets: list[int], sizes: list[int], gap: int) -> list[tuple[int, 
     return runs
 
 
-class _Descriptor:
+class OpenFile:
     """An open file; closes when the last reader lets go, so eviction never races a read."""
 
     def __init__(self, path: Path) -> None:
@@ -42,6 +42,14 @@ class _Descriptor:
             os.close(fd)
 
 
+def cut_short(path: Path, end: int, nbytes: int) -> CorpusError:
+    """What to raise for a file that was cut off while it was open."""
+    return CorpusError(
+        f"{path}: ends at byte {end}, it had {nbytes} when it was opened; run `mim3d verify` on "
+        "the corpus"
+    )
+
+
 class LocalShards:
     """Reads byte ranges of the shards under a corpus' root; safe for many threads.
 
@@ -51,9 +59,23 @@ class LocalShards:
 
     def __init__(self, root: Path) -> None:
         self.root = root
-        self._open: OrderedDict[str, _Descriptor] = OrderedDict()
+        self._open: OrderedDict[str, OpenFile] = OrderedDict()
         self._lock = threading.Lock()
         self._local = threading.local()
+
+    def open_file(self, path: str, nbytes: int) -> OpenFile:
+        """The open file of a shard; fails as `read` does."""
+        with self._lock:
+            file = self._open.get(path)
+            if file is not None:
+                self._open.move_to_end(path)
+                return file
+        file = self._opened(path, nbytes)
+        with self._lock:
+            self._open[path] = file
+            while len(self._open) > OPEN_FILES:
+                self._open.popitem(last=False)
+        return file
 
     def read(
         self, path: str, nbytes: int, offsets: list[int], sizes: list[int]
@@ -63,7 +85,7 @@ class LocalShards:
         `nbytes` is the shard's size as the chunk table has it; another size, or a file that is
         gone or may not be read, raises CorpusError.
         """
-        file = self._descriptor(path, nbytes)
+        file = self.open_file(path, nbytes)
         runs = coalesce(offsets, sizes, GAP_BYTES)
         buffer = self._buffer(sum(run[1] for run in runs))
         window = buffer.data
@@ -82,15 +104,12 @@ class LocalShards:
         with self._lock:
             self._open.clear()
 
-    def _fill(self, file: _Descriptor, path: str, window: memoryview, offset: int) -> None:
+    def _fill(self, file: OpenFile, path: str, window: memoryview, offset: int) -> None:
         done = 0
         while done < len(window):
             got = os.preadv(file.fd, [window[done:]], offset + done)
             if got == 0:
-                raise CorpusError(
-                    f"{self.root / path}: ends at byte {offset + done}, the chunk table goes on to "
-                    f"{offset + len(window)}; run `mim3d verify` on the corpus"
-                )
+                raise cut_short(self.root / path, offset + done, file.nbytes)
             done += got
 
     def _buffer(self, nbytes: int) -> np.ndarray:
@@ -99,22 +118,9 @@ class LocalShards:
             buffer = self._local.buffer = np.empty(max(nbytes, 1 << 20), np.uint8)
         return buffer
 
-    def _descriptor(self, path: str, nbytes: int) -> _Descriptor:
-        with self._lock:
-            file = self._open.get(path)
-            if file is not None:
-                self._open.move_to_end(path)
-                return file
-        file = self._opened(path, nbytes)
-        with self._lock:
-            self._open[path] = file
-            while len(self._open) > OPEN_FILES:
-                self._open.popitem(last=False)
-        return file
-
-    def _opened(self, path: str, nbytes: int) -> _Descriptor:
+    def _opened(self, path: str, nbytes: int) -> OpenFile:
         try:
-            file = _Descriptor(self.root / path)
+            file = OpenFile(self.root / path)
         except FileNotFoundError:
             raise CorpusError(
                 f"{self.root / path}: this shard is in the manifest but not on disk; restore it "

@@ -1,9 +1,11 @@
-"""Boxes of voxels straight from sharded Zarr: chunk table, preadv, checksum, decode into place.
+"""Boxes of voxels straight from sharded Zarr: chunk table, pread, checksum, decode into place.
 
 No zarr-python here: the chunk table already holds every inner chunk's byte range, so a box costs
-one read per run of neighbouring chunks and one decode per chunk.
+one call of the compiled loop, with one read per run of neighbouring chunks. zstd, dtypes it does
+not know, and a package without it go chunk by chunk through numcodecs.
 """
 
+import os
 import threading
 import time
 from collections.abc import Callable
@@ -13,26 +15,38 @@ from typing import Protocol, TypeVar
 
 import numpy as np
 
-from mim3d.dataio.chunk_boxes import BoxPlan, Triple, plan_box
+from mim3d.dataio.chunk_boxes import Triple, box_chunks, plan_box
 from mim3d.dataio.chunk_decode import (
+    CAST_TARGETS,
+    DONE,
     IDENTITY,
+    IO_ERROR,
+    SHORT_FILE,
+    UNSUPPORTED,
     Affine,
+    Decoded,
     checked_frame,
     decode_frame,
-    fill_crop,
     fits_compiled,
+    read_crop,
+    to_bfloat16,
 )
 from mim3d.dataio.chunk_table import ChunkTable
 from mim3d.dataio.errors import ChunkError, CorpusError
-from mim3d.dataio.shard_files import LocalShards
+from mim3d.dataio.shard_files import LocalShards, OpenFile, cut_short
 
 DTYPES = frozenset(["|u1", "|i1", "<u2", "<i2", "<u4", "<i4", "<f2", "<f4", "<f8"])
 NO_FLIP = (False, False, False)
+NOTHING = np.empty(0, np.uint8)
 T = TypeVar("T")
 
 
 class Shards(Protocol):
     """Where compressed bytes come from: local files, an object store, or a cache before either."""
+
+    def open_file(self, path: str, nbytes: int) -> OpenFile | None:
+        """The shard as an open local file; None where it is none, and is to be read by `read`."""
+        ...
 
     def read(
         self, path: str, nbytes: int, offsets: list[int], sizes: list[int]
@@ -71,9 +85,8 @@ class ShardReader:
         self.shards: Shards = LocalShards(Path(root)) if shards is None else shards
         self.read_s = self.decode_s = 0.0
         self.bytes_read = 0
-        self._offset = np.asarray(table.chunks)["offset"]
-        self._nbytes = np.asarray(table.chunks)["nbytes"]
         self._arrays: dict[int, StoredArray] = {}
+        self._by_chunk: set[int] = set()
         self._local = threading.local()
 
     def array(self, row: int) -> StoredArray:
@@ -98,118 +111,166 @@ class ShardReader:
 
         The box may overhang the volume; voxels outside get `fill`. `out` may be of another dtype
         (values are cast as numpy does) and any strides; without it the array's own dtype is
-        used. `flip` mirrors the result along z, y, x; `affine` (float32 `out` only) applies to
-        voxels and `fill` alike. Raises ChunkError for a damaged chunk.
+        used. `flip` mirrors the result along z, y, x; `affine` applies to voxels and `fill` alike,
+        and needs `out` in float32, or in uint16 for bfloat16. Raises ChunkError for a damaged
+        chunk.
         """
         array = self.array(row)
         if out is None:
             out = np.empty((array.channels, *size), array.dtype if affine is None else np.float32)
         elif out.shape != (array.channels, *size):
             raise ValueError(f"out has shape {out.shape}, the box {(array.channels, *size)}")
-        if affine is not None and out.dtype != np.float32:
+        if affine is not None and out.dtype not in CAST_TARGETS:
             raise ValueError(f"out has dtype {out.dtype}; with an affine it must be float32")
         z, y, x = (slice(None, None, -1 if mirrored else 1) for mirrored in flip)
         target = out[:, z, y, x] if any(flip) else out
-        plan = plan_box(array.shape, array.chunk, start, size)
-        if not plan.covers:
-            out[...] = _through(affine, fill)
+        inside = zip(array.shape, start, size, strict=True)
+        if not all(a >= 0 and a + s <= n for n, a, s in inside):
+            out[...] = _through(affine, fill, out.dtype)
+        if affine is None and out.dtype == np.float32 != array.dtype:
+            affine = IDENTITY
         for channel in range(array.channels):
-            self._read_channel(array, channel, plan, target[channel], affine)
+            self._read_channel(array, channel, start, target[channel], affine)
         return out
-
-    def sizes(self, chunks: np.ndarray) -> np.ndarray:
-        """Stored bytes of chunks (numbers in the table); 0 where absent."""
-        return self._nbytes[chunks]
-
-    def read_frames(
-        self, array: StoredArray, chunks: list[int], parse: Callable[[np.ndarray, StoredArray], T]
-    ) -> dict[int, T]:
-        """What `parse` makes of the stored bytes of each chunk (numbers in the table).
-
-        A ValueError of `parse` becomes a ChunkError that names the chunk.
-        """
-        began = time.perf_counter()
-        sizes = [int(self._nbytes[chunk]) for chunk in chunks]
-        offsets = [int(self._offset[chunk]) for chunk in chunks]
-        views = self.shards.read(array.path, array.nbytes, offsets, sizes) if chunks else []
-        parsed: dict[int, T] = {}
-        for chunk, view in zip(chunks, views, strict=True):
-            try:
-                parsed[chunk] = parse(view, array)
-            except ValueError as error:
-                channel, place = divmod(chunk - array.first_chunk, array.chunks_per_channel)
-                raise self._chunk_error(array, channel, place, error) from error
-        self.read_s += time.perf_counter() - began
-        self.bytes_read += sum(sizes)
-        return parsed
 
     def close(self) -> None:
         """Close files and connections."""
         self.shards.close()
 
+    def read_frames(
+        self, array: StoredArray, chunks: np.ndarray, parse: Callable[[np.ndarray, StoredArray], T]
+    ) -> dict[int, T]:
+        """What `parse` makes of the stored bytes of each chunk (number in the array, ascending).
+
+        Absent chunks are left out. A ValueError of `parse` becomes a ChunkError that names the
+        chunk.
+        """
+        began = time.perf_counter()
+        present, views = self._stored(array, chunks)
+        parsed: dict[int, T] = {}
+        for chunk, view in zip(present.tolist(), views, strict=True):
+            try:
+                parsed[chunk] = parse(view, array)
+            except ValueError as error:
+                raise self._chunk_error(array, chunk, error) from error
+        self.read_s += time.perf_counter() - began
+        return parsed
+
+    def _stored(
+        self, array: StoredArray, chunks: np.ndarray
+    ) -> tuple[np.ndarray, list[np.ndarray]]:
+        """Those of `chunks` that are not absent, and their stored bytes."""
+        offsets, sizes = self._ranges(array, chunks)
+        chosen = np.flatnonzero(sizes)
+        sizes = sizes[chosen]
+        views = []
+        if len(chosen):
+            wanted = offsets[chosen].tolist(), sizes.tolist()
+            views = self.shards.read(array.path, array.nbytes, *wanted)
+        self.bytes_read += int(sizes.sum())
+        return chunks[chosen], views
+
+    def _ranges(self, array: StoredArray, chunks: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Offsets and sizes of chunks, ascending numbers in the array."""
+        offsets, sizes = self.table.ranges(array.row, int(chunks[-1]) + 1 if len(chunks) else 0)
+        return offsets[chunks], sizes[chunks]
+
     def _read_channel(
         self,
         array: StoredArray,
         channel: int,
-        plan: BoxPlan,
+        start: Triple,
         target: np.ndarray,
         affine: Affine | None,
     ) -> None:
-        if not plan.chunks:
-            return
         began = time.perf_counter()
-        ids = plan.ids + (array.first_chunk + channel * array.chunks_per_channel)
-        sizes: list[int] = self._nbytes[ids].tolist()
-        offsets: list[int] = self._offset[ids].tolist()
-        stored = [i for i, nbytes in enumerate(sizes) if nbytes]
-        if len(stored) < len(sizes):
-            for i, nbytes in enumerate(sizes):
-                if not nbytes:
-                    target[plan.targets[i]] = _through(affine, 0.0)
-            offsets, sizes = [offsets[i] for i in stored], [sizes[i] for i in stored]
-        views = self.shards.read(array.path, array.nbytes, offsets, sizes) if stored else []
-        read = time.perf_counter()
-        self._decode(array, channel, plan, stored, views, target, affine)
-        self.read_s += read - began
-        self.decode_s += time.perf_counter() - read
-        self.bytes_read += sum(sizes)
+        size = (target.shape[0], target.shape[1], target.shape[2])
+        chunks = box_chunks(array.shape, array.chunk, start, size)
+        chunks += channel * array.chunks_per_channel
+        if not len(chunks):
+            return
+        done = None
+        if array.row not in self._by_chunk and fits_compiled(array.dtype, target, affine):
+            done = self._read_compiled(array, chunks, start, target, affine)
+        if done is None:
+            self._by_chunk.add(array.row)
+            self._read_by_chunk(array, chunks, start, target, affine)
+        read_s = 0.0 if done is None else done.read_ns / 1e9
+        self.read_s += read_s
+        self.decode_s += time.perf_counter() - began - read_s
 
-    def _decode(
+    def _read_compiled(
         self,
         array: StoredArray,
-        channel: int,
-        plan: BoxPlan,
-        members: list[int],
-        views: list[np.ndarray],
+        chunks: np.ndarray,
+        start: Triple,
+        target: np.ndarray,
+        affine: Affine | None,
+    ) -> Decoded | None:
+        """Fill the target by the compiled loop; None where a frame is not of lz4."""
+        began = time.perf_counter()
+        grid = array.shape, array.chunk, start
+        offsets, sizes = self._ranges(array, chunks)
+        file = self.shards.open_file(array.path, array.nbytes)
+        if file is not None:
+            done = read_crop(file.fd, (offsets, sizes), grid, target, array.dtype, affine)
+            self.bytes_read += int(sizes.sum())
+        else:
+            present, views = self._stored(array, chunks)
+            frames = [NOTHING] * len(chunks)
+            for place, view in zip(np.searchsorted(chunks, present).tolist(), views, strict=True):
+                frames[place] = view
+            waited = int((time.perf_counter() - began) * 1e9)
+            done = read_crop(frames, None, grid, target, array.dtype, affine)
+            done = done._replace(read_ns=waited)
+        if done.code == UNSUPPORTED:
+            return None
+        if done.code == IO_ERROR:
+            raise CorpusError(f"{self._file(array)}: cannot be read: {os.strerror(done.detail)}")
+        if done.code == SHORT_FILE:
+            raise cut_short(self._file(array), done.detail, array.nbytes)
+        if done.code != DONE:
+            self._raise_damage(array, chunks[done.chunk : done.chunk + 1])
+        return done
+
+    def _raise_damage(self, array: StoredArray, chunk: np.ndarray) -> None:
+        """Tell what is wrong with a chunk that the compiled loop refused."""
+        _, (stored,) = self._stored(array, chunk)
+        problem = ValueError("its lz4 frame is not valid")
+        try:
+            checked_frame(stored)
+        except ValueError as error:
+            problem = error
+        raise self._chunk_error(array, int(chunk[0]), problem)
+
+    def _read_by_chunk(
+        self,
+        array: StoredArray,
+        chunks: np.ndarray,
+        start: Triple,
         target: np.ndarray,
         affine: Affine | None,
     ) -> None:
-        """Write chunks `members` of the plan, whose stored bytes are `views`, into the target."""
-        frames: list[np.ndarray] = []
-        done = 0
-        try:
-            frames.extend(map(checked_frame, views))
-        except ValueError as error:
-            damaged = plan.chunks[members[len(frames)]]
-            raise self._chunk_error(array, channel, damaged, error) from error
-        if affine is None and target.dtype == np.float32 != array.dtype:
-            affine = IDENTITY
-        try:
-            if fits_compiled(array.dtype, target, affine):
-                boxes = plan.boxes if len(members) == len(plan.chunks) else plan.boxes[members]
-                done, valid = fill_crop(frames, boxes, target, array.chunk, array.dtype, affine)
-                if not valid:
-                    raise ValueError("its lz4 frame is not valid")
-            scratch = self._scratch(array)
-            while done < len(frames):
-                decode_frame(frames[done], scratch)
-                voxels = scratch[plan.sources[members[done]]]
-                if affine is not None:
-                    voxels = affine.apply(voxels.astype(np.float32))
-                target[plan.targets[members[done]]] = voxels
-                done += 1
-        except ValueError as error:
-            raise self._chunk_error(array, channel, plan.chunks[members[done]], error) from error
+        """Fill the target by numcodecs and numpy."""
+        size = (target.shape[0], target.shape[1], target.shape[2])
+        plan = plan_box(array.shape, array.chunk, start, size)
+        present, views = self._stored(array, chunks)
+        stored = dict(zip(present.tolist(), views, strict=True))
+        scratch = self._scratch(array)
+        for number, source, place in zip(chunks.tolist(), plan.sources, plan.targets, strict=True):
+            if number not in stored:
+                target[place] = _through(affine, 0.0, target.dtype)
+                continue
+            try:
+                decode_frame(checked_frame(stored[number]), scratch)
+            except ValueError as error:
+                raise self._chunk_error(array, number, error) from error
+            voxels = scratch[source]
+            if affine is not None:
+                voxels = affine.apply(voxels.astype(np.float32))
+                if target.dtype == np.uint16:
+                    voxels = to_bfloat16(voxels)
+            target[place] = voxels
 
     def _scratch(self, array: StoredArray) -> np.ndarray:
         """One decoded chunk, per thread and per kind of array."""
@@ -220,11 +281,13 @@ class ShardReader:
             scratch = kept[kind] = np.empty(array.chunk, array.dtype)
         return scratch
 
-    def _chunk_error(
-        self, array: StoredArray, channel: int, chunk: int, error: ValueError
-    ) -> ChunkError:
+    def _file(self, array: StoredArray) -> Path:
+        return Path(self.table.root) / array.path
+
+    def _chunk_error(self, array: StoredArray, chunk: int, error: ValueError) -> ChunkError:
+        channel, place = divmod(chunk, array.chunks_per_channel)
         grid = [-(-n // c) for n, c in zip(array.shape, array.chunk, strict=True)]
-        z, y, x = (int(i) for i in np.unravel_index(chunk, grid))
+        z, y, x = (int(i) for i in np.unravel_index(place, grid))
         volume = self.table.volume_id(int(self.table.arrays[array.row]["volume"]))
         return ChunkError(
             f"volume {volume}, shard {array.path}, chunk (c {channel}, z {z}, y {y}, x {x}): "
@@ -232,11 +295,12 @@ class ShardReader:
         )
 
 
-def _through(affine: Affine | None, value: float) -> float:
+def _through(affine: Affine | None, value: float, dtype: np.dtype) -> float | np.generic:
     """One stored value as it comes out."""
     if affine is None:
         return value
-    return float(affine.apply(np.array([value], np.float32))[0])
+    changed = affine.apply(np.array([value], np.float32))
+    return (to_bfloat16(changed) if dtype == np.uint16 else changed)[0]
 
 
 def _stored_array(table: ChunkTable, row: int) -> StoredArray:

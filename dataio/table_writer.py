@@ -15,8 +15,8 @@ from mim3d.dataio.chunk_table import (
     ARRAYS,
     CHECKED,
     CHUNK_DTYPE,
+    CHUNKS,
     HEAD,
-    OFFSETS,
     POINT_DTYPE,
     POINTS,
     TABLE_FORMAT,
@@ -44,13 +44,20 @@ def write_table(store: Store, records: Sequence[VolumeRecord], manifest: bytes, 
 
 
 def table_objects(
-    store: Store, records: Sequence[VolumeRecord], manifest: bytes, chunk: int
+    store: Store,
+    records: Sequence[VolumeRecord],
+    manifest: bytes,
+    chunk: int,
+    format: int = TABLE_FORMAT,
 ) -> dict[str, Sequence[Buffer]]:
-    """The table's files in parts, chunks.json last; `records` sorted by id, as the manifest is."""
-    table = build_table(records, chunk, index_reader(store), point_reader(store))
+    """The table's files in parts, chunks.json last; `records` sorted by id, as the manifest is.
+
+    `format` 1 is how tables were once written, for comparison with one.
+    """
+    table = build_table(records, chunk, index_reader(store), point_reader(store), format)
     objects: dict[str, Sequence[Buffer]] = {n: _npy(array) for n, array in table.items()}
     body = {
-        "format": TABLE_FORMAT,
+        "format": format,
         "label_names": label_names(records),
         "manifest_bytes": len(manifest),
         "manifest_sha256": sha256(manifest).hexdigest(),
@@ -68,7 +75,11 @@ def _crc32c(parts: Sequence[Buffer]) -> str:
 
 
 def build_table(
-    records: Sequence[VolumeRecord], chunk: int, read_index: IndexReader, read_points: PointReader
+    records: Sequence[VolumeRecord],
+    chunk: int,
+    read_index: IndexReader,
+    read_points: PointReader,
+    format: int = TABLE_FORMAT,
 ) -> dict[str, np.ndarray]:
     """All tables by file name; `records` sorted by id."""
     names = label_names(records)
@@ -76,21 +87,40 @@ def build_table(
     volumes = np.zeros(len(records), VOLUME_DTYPE)
     arrays = np.zeros(sum(1 + len(record.labels) for record in records), ARRAY_DTYPE)
     rows = _fill_rows(records, chunk, names, subjects, volumes, arrays)
-    chunks = np.zeros(int(arrays["n_chunks"].sum()), CHUNK_DTYPE)
+    chunks = np.zeros(int(arrays["n_chunks"].sum()), CHUNK_DTYPE if format == 1 else "<u4")
     points: list[np.ndarray] = []
     for row, index, found in _indexes(rows, arrays, read_index, read_points):
         first, count = int(arrays["first_chunk"][row]), int(arrays["n_chunks"][row])
-        chunks["offset"][first : first + count] = index[:, 0]
-        chunks["nbytes"][first : first + count] = index[:, 1]
+        if format == 1:
+            chunks["offset"][first : first + count] = index[:, 0]
+            chunks["nbytes"][first : first + count] = index[:, 1]
+        else:
+            chunks[first : first + count] = _sizes(index, rows[row][0])
         points.extend(_point_rows(row, found))
     return {
         VOLUMES: volumes,
         ARRAYS: arrays,
-        OFFSETS: chunks,
+        CHUNKS[format]: chunks if format == 1 else _narrow(chunks),
         POINTS: np.concatenate(points) if points else np.zeros(0, POINT_DTYPE),
         **_packed("ids", [record.id for record in records]),
         **_packed("subjects", subjects),
     }
+
+
+def _sizes(index: np.ndarray, path: str) -> np.ndarray:
+    """Sizes of a shard's chunks, which must follow each other without a gap."""
+    offsets, sizes = index[:, 0], index[:, 1]
+    expected = np.cumsum(sizes) - sizes
+    if not np.array_equal(offsets[sizes > 0], expected[sizes > 0]):
+        raise CorpusError(
+            f"{path}: its chunks do not follow each other in C order, so another program wrote "
+            "the shard; delete the volume's folder and run `mim3d convert` again"
+        )
+    return sizes
+
+
+def _narrow(sizes: np.ndarray) -> np.ndarray:
+    return sizes.astype("<u2") if sizes.max(initial=0) < 1 << 16 else sizes
 
 
 def label_names(records: Sequence[VolumeRecord]) -> list[str]:

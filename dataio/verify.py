@@ -1,12 +1,21 @@
 """Checking a corpus: every hash, every checksum, the manifest against the store, nothing extra."""
 
+import json
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from mim3d.dataio.chunk_table import CHECKED, HEAD, OFFSETS, POINTS
+from mim3d.dataio.chunk_table import (
+    CHECKED,
+    HEAD,
+    OFFSETS,
+    POINTS,
+    READABLE_FORMATS,
+    SIZES,
+    TABLE_FORMAT,
+)
 from mim3d.dataio.codec import ChunkCodec
 from mim3d.dataio.errors import CorpusError, Mim3dError
 from mim3d.dataio.manifest import MANIFEST, VolumeRecord, iter_manifest
@@ -21,7 +30,9 @@ from mim3d.dataio.table_writer import table_objects
 from mim3d.dataio.volume_writer import StoredArray, is_shard, metadata_sha256, stored_arrays
 
 REPAIR = "delete its volume's folder and run the same convert again"
-ROOT_FILES = frozenset({"zarr.json", MANIFEST, QUARANTINE, HEAD, OFFSETS, POINTS, LOCK, *CHECKED})
+ROOT_FILES = frozenset(
+    {"zarr.json", MANIFEST, QUARANTINE, HEAD, OFFSETS, SIZES, POINTS, LOCK, *CHECKED}
+)
 
 
 @dataclass(frozen=True, order=True)
@@ -199,7 +210,8 @@ def _table(store: Store, records: Sequence[VolumeRecord], chunk: int) -> list[Pr
     """Whether the chunk table is what the manifest and the shards make it."""
     remedy = "delete chunks.json and run the same convert again"
     try:
-        objects = table_objects(store, records, store.get(MANIFEST), chunk)
+        format = _table_format(store)
+        objects = table_objects(store, records, store.get(MANIFEST), chunk, format)
     except (OSError, Mim3dError, ValueError, KeyError) as error:
         return [Problem(HEAD, "not-checked", f"the table cannot be rebuilt to compare: {error}")]
     problems = []
@@ -210,6 +222,15 @@ def _table(store: Store, records: Sequence[VolumeRecord], chunk: int) -> list[Pr
             detail = "is not what the manifest and the shards say"
             problems.append(Problem(name, "bad-table", f"{detail}; {remedy}"))
     return problems
+
+
+def _table_format(store: Store) -> int:
+    """Format of the table that is there, the newest where it does not tell."""
+    try:
+        format = json.loads(store.get(HEAD))["format"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return TABLE_FORMAT
+    return format if format in READABLE_FORMATS else TABLE_FORMAT
 
 
 def _extra(store: Store, records: Sequence[VolumeRecord]) -> Iterator[Problem]:

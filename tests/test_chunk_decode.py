@@ -1,25 +1,31 @@
 """The compiled loop against numcodecs and numpy: every dtype, flips, cuts, and hostile frames."""
 
+import errno
 import importlib.util
+import os
 import shutil
 import subprocess
 import sysconfig
 from pathlib import Path
 
+import google_crc32c
 import numpy as np
 import pytest
+import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from numcodecs import blosc  # pyright: ignore[reportAttributeAccessIssue]
 
 from mim3d.bench.corpora import anatomy_like, corpus_of
 from mim3d.dataio import chunk_decode
-from mim3d.dataio.chunk_decode import Affine, checked_frame, decode_frame
+from mim3d.dataio.chunk_boxes import box_chunks
+from mim3d.dataio.chunk_decode import Affine, checked_frame, decode_frame, to_bfloat16
 from mim3d.dataio.corpus import Corpus
 from mim3d.dataio.shard_reader import ShardReader
 
 SOURCE = Path(chunk_decode.__file__).with_name("_crops.c")
 AFFINE = Affine(-20.0, 60.0, 0.37, 1.5)
+BAD_CRC = 5
 
 
 @pytest.fixture(scope="module")
@@ -58,41 +64,111 @@ def voxels_of(shape, dtype, kind, seed):
     )
 
 
-@settings(max_examples=200, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def stored(voxels, codec=b"lz4", level=5, shuffle=1, block=65536) -> np.ndarray:
+    """A chunk as the converter stores it: frame and crc32c."""
+    frame = blosc.compress(np.ascontiguousarray(voxels), codec, level, shuffle, block)
+    return np.frombuffer(frame + google_crc32c.value(frame).to_bytes(4, "little"), np.uint8)
+
+
+def chunks_of(volume, side, **options) -> list[np.ndarray]:
+    """Chunks of a volume in C order, those of zeros absent, and the last ones filled up with 0."""
+    pads = [(0, -n % side) for n in volume.shape]
+    padded = np.pad(volume, pads)
+    found = []
+    for z, y, x in np.ndindex(*(n // side for n in padded.shape)):
+        part = padded[tuple(slice(i * side, (i + 1) * side) for i in (z, y, x))]
+        found.append(stored(part, **options) if part.any() else np.empty(0, np.uint8))
+    return found
+
+
+def triple(values) -> tuple[int, int, int]:
+    z, y, x = (int(value) for value in values)
+    return z, y, x
+
+
+def expected(volume, start, size, before, affine, dtype):
+    """The box by numpy; voxels outside keep what was there before."""
+    out = before.copy()
+    low = [max(a, 0) for a in start]
+    high = [min(a + s, n) for a, s, n in zip(start, size, volume.shape, strict=True)]
+    if any(a >= b for a, b in zip(low, high, strict=True)):
+        return out
+    part = volume[tuple(slice(a, b) for a, b in zip(low, high, strict=True))]
+    if affine is not None:
+        part = affine.apply(part.astype(np.float32))
+        part = part if dtype == np.float32 else to_bfloat16(part)
+    inner = (slice(a - s, b - s) for a, b, s in zip(low, high, start, strict=True))
+    out[tuple(inner)] = part
+    return out
+
+
+def call(crops, source, shape, side, start, target, dtype, affine, ranges=(None, None)):
+    numbers = chunk_decode.IDENTITY if affine is None else affine
+    mode = 0 if affine is None else 1 if target.dtype == np.float32 else 2
+    empty = chunk_decode.stored_zero(target.dtype, affine)
+    return crops.read_crop(
+        source, *ranges, shape, (side,) * 3, start, target, dtype.kind, dtype.itemsize, mode,
+        (numbers.clips, *numbers), empty, bytearray(1 << 21),
+    )  # fmt: skip
+
+
+@pytest.mark.filterwarnings("ignore:overflow encountered")
+@settings(max_examples=120, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     dtype=st.sampled_from(["u1", "i1", "<u2", "<i2", "<i4", "<f4"]),
     kind=st.sampled_from(["smooth", "runs", "period", "noise"]),
-    shape=st.sampled_from([(32, 32, 32), (16, 16, 16), (7, 9, 11), (40, 33, 17)]),
-    shuffle=st.sampled_from([0, 1]),
-    level=st.sampled_from([0, 1, 5, 9]),
+    side=st.sampled_from([7, 16, 32]),
+    options=st.fixed_dictionaries(
+        {
+            "shuffle": st.sampled_from([0, 1]),
+            "level": st.sampled_from([0, 1, 5, 9]),
+            "block": st.sampled_from([2048, 65536]),
+        }
+    ),
     seed=st.integers(0, 10**6),
+    from_file=st.booleans(),
 )
-def test_the_compiled_loop_equals_numcodecs_and_numpy(
-    crops, dtype, kind, shape, shuffle, level, seed
+def test_the_compiled_loop_equals_numpy(
+    crops, tmp_path_factory, dtype, kind, side, options, seed, from_file
 ):
     rng = np.random.default_rng(seed)
-    voxels = voxels_of(shape, dtype, kind, seed)
-    frame = np.frombuffer(blosc.compress(voxels, b"lz4", level, shuffle, 65536), np.uint8)
-    low = [int(rng.integers(0, n)) for n in shape]
-    size = [int(rng.integers(1, n - a + 1)) for n, a in zip(shape, low, strict=True)]
-    wanted = voxels[tuple(slice(a, a + s) for a, s in zip(low, size, strict=True))]
-    box = np.array([[*low, *size, 1, 2, 3]], np.int32)
-    inner = tuple(slice(1 + i, 1 + i + size[i]) for i in range(3))
+    shape, size = (triple(rng.integers(1, 45, 3)) for _ in range(2))
+    volume = voxels_of(shape, dtype, kind, seed)
+    volume[tuple(slice(0, side) for _ in shape)] *= int(rng.integers(0, 2))
+    start = triple(rng.integers(-9, shape))
+    frames = chunks_of(volume, side, **options)
+    frames = [frames[i] for i in box_chunks(shape, (side, side, side), start, size)]
+    source, ranges, opened = frames, (None, None), -1
+    if from_file:
+        sizes = np.array([len(frame) for frame in frames], np.int64)
+        gaps = rng.integers(0, 2, len(frames)) * rng.integers(0, 9000, len(frames))
+        offsets = (np.cumsum(sizes + gaps) - sizes).astype(np.uint64)
+        file = tmp_path_factory.mktemp("chunks") / "shard"
+        with file.open("wb") as out:
+            for frame, gap in zip(frames, gaps.tolist(), strict=True):
+                out.write(bytes(gap) + frame.tobytes())
+        source = opened = os.open(file, os.O_RDONLY)
+        ranges = offsets, sizes
     steps = tuple(slice(None, None, int(rng.choice([-1, 1]))) for _ in range(3))
-    for affine in (None, AFFINE, Affine(-np.inf, np.inf, 2.0, -1.0)):
-        target = np.full([s + 5 for s in size], 9, dtype if affine is None else np.float32)
-        numbers = None if affine is None else (affine.clips, *affine)
-        done, code = crops.fill_crop(
-            [frame], box, target[steps], shape, voxels.dtype.kind, voxels.dtype.itemsize, numbers
-        )
-        if code == chunk_decode.UNSUPPORTED:
-            assert not shuffle
-            return
-        assert (done, code) == (1, 0)
-        want = wanted if affine is None else affine.apply(wanted.astype(np.float32))
-        np.testing.assert_array_equal(target[steps][inner], want)
-        target[steps][inner] = 9
-        assert (target == 9).all()
+    try:
+        for affine in (None, AFFINE, Affine(-np.inf, np.inf, 2.0, -1.0)):
+            for kind_out in ("<f4", "<u2") if affine else (volume.dtype,):
+                base = np.full([s + 2 for s in size], 9, kind_out)
+                target = base[1:-1, 1:-1, 1:-1][steps]
+                want = expected(volume, start, size, target, affine, target.dtype)
+                done, code, *_ = call(
+                    crops, source, shape, side, start, target, volume.dtype, affine, ranges
+                )
+                if code == chunk_decode.UNSUPPORTED:
+                    assert not options["shuffle"]
+                    return
+                assert (done, code) == (len(frames), 0)
+                np.testing.assert_array_equal(target, want)
+                base[1:-1, 1:-1, 1:-1] = 9
+                assert (base == 9).all()
+    finally:
+        if from_file:
+            os.close(opened)
 
 
 @settings(max_examples=300, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -104,53 +180,102 @@ def test_the_compiled_loop_equals_numcodecs_and_numpy(
 )
 def test_no_frame_writes_outside_its_box_or_stops_the_process(crops, dtype, kind, flips, cut):
     voxels = voxels_of((16, 16, 16), dtype, kind, 3)
-    frame = np.frombuffer(blosc.compress(voxels, b"lz4", 5, 1, 65536), np.uint8).copy()
+    frame = stored(voxels)[:-4].copy()
     for at, value in flips:
         frame[at % len(frame)] ^= value
     frame = frame[: len(frame) - cut % len(frame)] if cut % 3 else frame
-    target = np.full((20, 20, 20), 9, dtype)
-    box = np.array([[2, 3, 4, 12, 11, 10, 1, 2, 3]], np.int32)
-    done, code = crops.fill_crop(
-        [frame], box, target, (16, 16, 16), voxels.dtype.kind, voxels.dtype.itemsize, None
-    )
+    # With a checksum that fits, so that decoding is reached.
+    checksum = google_crc32c.value(frame.tobytes()).to_bytes(4, "little")
+    frame = np.concatenate([frame, np.frombuffer(checksum, np.uint8)])
+    base = np.full((20, 20, 20), 9, dtype)
+    target = base[1:13, 2:13, 3:13]
+    done, code, *_ = call(crops, [frame], (16, 16, 16), 16, (2, 3, 4), target, voxels.dtype, None)
     assert done == (code == 0)
-    target[1:13, 2:13, 3:13] = 9
-    assert (target == 9).all()
+    base[1:13, 2:13, 3:13] = 9
+    assert (base == 9).all()
+
+
+@given(data=st.binary(max_size=5000), start=st.integers(0, 7))
+def test_the_checksum_is_crc32c(data, start):
+    """google_crc32c signs, the loop checks: a chunk passes, and with a bit wrong it fails."""
+    voxels = np.frombuffer((data[start:] + bytes(4096))[:4096], "u1").reshape(16, 16, 16)
+    chunk = stored(voxels, level=0)
+    assert len(chunk) >= 4096
+    target = np.zeros((16, 16, 16), "u1")
+    module = chunk_decode.compiled()
+    if module is None:
+        pytest.skip("the extension is not built")
+    assert call(module, [chunk], (16, 16, 16), 16, (0, 0, 0), target, voxels.dtype, None)[1] == 0
+    spoilt = chunk.copy()
+    spoilt[sum(data) % len(chunk)] ^= 1 << len(data) % 8
+    code = call(module, [spoilt], (16, 16, 16), 16, (0, 0, 0), target, voxels.dtype, None)[1]
+    assert code == BAD_CRC
 
 
 def test_zstd_frames_are_left_to_numcodecs(crops):
     voxels = voxels_of((16, 16, 16), "<i2", "smooth", 0)
-    frame = np.frombuffer(blosc.compress(voxels, b"zstd", 1, 1, 65536), np.uint8)
     target = np.zeros((16, 16, 16), "<i2")
-    box = np.array([[0, 0, 0, 16, 16, 16, 0, 0, 0]], np.int32)
-    answer = crops.fill_crop([frame], box, target, (16, 16, 16), "i", 2, None)
-    assert answer == (0, chunk_decode.UNSUPPORTED)
+    chunk = stored(voxels, b"zstd", 1)
+    answer = call(crops, [chunk], (16, 16, 16), 16, (0, 0, 0), target, voxels.dtype, None)
+    assert answer[:2] == (0, chunk_decode.UNSUPPORTED)
+
+
+def test_a_file_cut_short_a_closed_one_and_a_small_scratch_are_told(crops, tmp_path):
+    voxels = voxels_of((16, 16, 16), "<i2", "smooth", 0)
+    chunk = stored(voxels)
+    file = tmp_path / "shard"
+    file.write_bytes(chunk[:100].tobytes())
+    target = np.zeros((16, 16, 16), "<i2")
+    ranges = np.array([0], np.uint64), np.array([len(chunk)], np.int64)
+    arguments = ((16, 16, 16), 16, (0, 0, 0), target, voxels.dtype, None, ranges)
+    with file.open("rb") as opened:
+        number = opened.fileno()
+        assert call(crops, number, *arguments)[1:3] == (chunk_decode.SHORT_FILE, 100)
+    assert call(crops, number, *arguments)[1:3] == (chunk_decode.IO_ERROR, errno.EBADF)
+    tail = (True, 0.0, 0.0, 1.0, 0.0), bytes(2), bytearray(8)
+    grid = (16, 16, 16), (16, 16, 16), (0, 0, 0)
+    _, code, wanted, _ = crops.read_crop([chunk], None, None, *grid, target, "i", 2, 0, *tail)
+    assert code == chunk_decode.TOO_SMALL
+    assert wanted > 2 * 16**3
 
 
 @pytest.mark.parametrize(
-    "box", [[0, 0, 0, 17, 1, 1, 0, 0, 0], [-1, 0, 0, 1, 1, 1, 0, 0, 0], [0, 0, 0, 9, 9, 9, 9, 0, 0]]
+    ("out", "frames", "message"),
+    [
+        (np.zeros((4, 4), "u1"), 1, "do not fit each other"),
+        (np.zeros((4, 4, 4), "u2"), 1, "do not fit each other"),
+        (np.zeros((4, 4, 4), "u1"), 2, "one buffer for each chunk"),
+    ],
 )
-def test_boxes_that_do_not_fit_are_refused(crops, box):
-    frame = np.frombuffer(blosc.compress(np.zeros((16, 16, 16), "u1"), b"lz4", 5, 1), np.uint8)
-    target = np.zeros((16, 16, 16), "u1")
-    with pytest.raises(ValueError, match="do not fit"):
-        crops.fill_crop([frame], np.array([box], np.int32), target, (16, 16, 16), "u", 1, None)
+def test_what_does_not_fit_is_refused(crops, out, frames, message):
+    chunk = stored(np.ones((16, 16, 16), "u1"))
+    with pytest.raises(ValueError, match=message):
+        call(crops, [chunk] * frames, (16, 16, 16), 16, (0, 0, 0), out, np.dtype("u1"), None)
+
+
+def test_bfloat16_is_what_torch_makes_of_it():
+    values = np.array([0, -0.0, 1.00390625, 1.01171875, 3e38, -1e-40, np.inf, np.nan], np.float32)
+    values = np.concatenate([values, np.random.default_rng(0).normal(0, 9, 999).astype("f4")])
+    want = torch.from_numpy(values).to(torch.bfloat16).view(torch.int16).numpy().view(np.uint16)
+    got = to_bfloat16(values)
+    assert got[7] == 0x7FC0  # a NaN; torch writes this one or another, by its vector width
+    np.testing.assert_array_equal(np.delete(got, 7), np.delete(want, 7))
 
 
 def test_the_reader_gives_the_same_with_and_without_it(crops, tmp_path, monkeypatch):
     voxels = [anatomy_like((50, 60, 70), i, dtype) for i, dtype in enumerate(["int16", "float32"])]
     root = corpus_of(tmp_path / "c.zarr", voxels)
-    reader = ShardReader(Corpus.open(root).table, root)
-    for row in (0, 1):
+    table = Corpus.open(root).table
+    for row, dtype in ((0, "f4"), (1, "f4"), (0, "u2")):
         for flip in ((False, True, False), (True, False, True)):
             got = []
             for module in (None, crops):
                 monkeypatch.setattr(chunk_decode, "compiled", lambda module=module: module)
-                got.append(
-                    reader.read_box(
-                        row, (-4, 9, 21), (48, 48, 48), fill=-3, flip=flip, affine=AFFINE
-                    )
+                out = np.empty((1, 48, 48, 48), dtype)
+                ShardReader(table, root).read_box(
+                    row, (-4, 9, 21), (48, 48, 48), out, fill=-3, flip=flip, affine=AFFINE
                 )
+                got.append(out)
             np.testing.assert_array_equal(*got)
 
 

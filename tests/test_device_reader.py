@@ -95,8 +95,7 @@ def test_a_damaged_chunk_is_named(tmp_path):
     reader = reader_of(tmp_path)
     file = reader.shards.root / reader.array(1).path  # pyright: ignore[reportAttributeAccessIssue]
     data = bytearray(file.read_bytes())
-    first = reader.array(1).first_chunk
-    data[int(reader.table.chunks["offset"][first + 1]) + 30] ^= 4
+    data[int(reader.table.ranges(1)[0][1]) + 30] ^= 4
     file.write_bytes(bytes(data))
     device = DeviceReader(reader, CPU, inflate_on_host, 1 << 20)
     with pytest.raises(ChunkError, match=r"volume v0001.*\(c 0, z 0, y 0, x 1\).*crc32c"):

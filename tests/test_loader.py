@@ -239,9 +239,7 @@ def damaged(tmp_path, volumes) -> Path:
     row = int(table.volumes["image"][2])
     file = root / table.shard_path(row)
     data = bytearray(file.read_bytes())
-    array = table.arrays[row]
-    first = int(array["first_chunk"])
-    for offset in table.chunks["offset"][first : first + int(array["n_chunks"])]:
+    for offset in table.ranges(row)[0]:
         data[int(offset) + 40] ^= 255
     file.write_bytes(bytes(data))
     return root

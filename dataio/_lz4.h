@@ -1,0 +1,93 @@
+/* LZ4 blocks to bytes: bounded by both ends whatever the input says, and may stop early. */
+
+#pragma once
+#include <stdint.h>
+#include <string.h>
+
+enum { SLACK = 64, BAD_LZ4 = 2 };
+
+/* Add the bytes that extend a length of 15; 0 when the input ends within. */
+static int longer(const uint8_t **in, const uint8_t *end, size_t *length) {
+    uint8_t byte;
+    do {
+        if (*in >= end) return 0;
+        byte = *(*in)++;
+        *length += byte;
+    } while (byte == 255);
+    return 1;
+}
+
+/* Write `n` bytes that repeat the `back` bytes before `to`; up to 31 bytes more are touched. */
+static inline void repeat(uint8_t *to, size_t back, size_t n) {
+    /* With back < 8: after 8 bytes, the source is this far behind, a multiple of `back`. */
+    static const uint8_t behind[8] = {0, 8, 8, 9, 8, 10, 12, 14};
+    uint8_t *stop = to + n;
+    const uint8_t *from = to - back;
+    if (back >= 32) {
+        do {
+            memcpy(to, from, 32);
+            to += 32, from += 32;
+        } while (to < stop);
+        return;
+    }
+    if (back >= 16) {
+        for (; to < stop; to += 16, from += 16) memcpy(to, from, 16);
+        return;
+    }
+    if (back == 1) {
+        memset(to, to[-1], n);
+        return;
+    }
+    if (back < 8) {
+        for (int i = 0; i < 8; i++) to[i] = from[i];
+        to += 8;
+        from = to - behind[back];
+    }
+    for (; to < stop; to += 8, from += 8) memcpy(to, from, 8);
+}
+
+/* The first `need` of the `size` bytes of an LZ4 block of n bytes; `out` has SLACK bytes behind
+   `size`. With need == size the block must end exactly there. */
+static int lz4(const uint8_t *in, size_t n, uint8_t *out, size_t size, size_t need) {
+    const uint8_t *end = in + n;
+    size_t at = 0;
+    while (in < end && (at < need || need == size)) {
+        uint8_t token = *in++;
+        size_t literals = token >> 4, match = token & 15;
+        /* Most sequences are short: copy more than needed and branch less. */
+        if (literals < 15 && end - in >= 18 && at + 64 <= size) {
+            memcpy(out + at, in, 16);
+            in += literals;
+            at += literals;
+            size_t back = in[0] | (size_t)in[1] << 8;
+            if (match < 15 && back >= 8 && back <= at) {
+                uint8_t *to = out + at;
+                memcpy(to, to - back, 8);
+                memcpy(to + 8, to + 8 - back, 8);
+                memcpy(to + 16, to + 16 - back, 2);
+                in += 2;
+                at += match + 4;
+                continue;
+            }
+        } else {
+            if (literals == 15 && !longer(&in, end, &literals)) return BAD_LZ4;
+            if (literals > (size_t)(end - in) || literals > size - at) return BAD_LZ4;
+            if ((size_t)(end - in) >= literals + 32 && at + literals + 64 <= size)
+                for (size_t done = 0; done < literals; done += 32)
+                    memcpy(out + at + done, in + done, 32);
+            else memcpy(out + at, in, literals);
+            in += literals;
+            at += literals;
+            if (in == end) return at == size ? 0 : BAD_LZ4;
+        }
+        if (end - in < 2) return BAD_LZ4;
+        size_t back = in[0] | (size_t)in[1] << 8;
+        in += 2;
+        if (match == 15 && !longer(&in, end, &match)) return BAD_LZ4;
+        match += 4;
+        if (back == 0 || back > at || match > size - at) return BAD_LZ4;
+        repeat(out + at, back, match);
+        at += match;
+    }
+    return at >= need && need < size ? 0 : BAD_LZ4;
+}
