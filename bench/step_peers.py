@@ -15,6 +15,12 @@ from mim3d.engine.mae import MAE
 from mim3d.engine.methods import StepOutput
 from mim3d.kernels.masking import n_visible
 
+LOSSES = {
+    "l1": functional.l1_loss,
+    "l2": functional.mse_loss,
+    "smooth_l1": functional.smooth_l1_loss,
+}
+
 
 class EagerMAE(MAE):
     """The same weights and blocks, every other operation as the eager recipe has it."""
@@ -32,9 +38,8 @@ class EagerMAE(MAE):
         mask = torch.ones(b, n, device=volume.device)
         mask[:, :v] = 0
         mask = mask.gather(1, restore)
-        difference = predicted - self.all_targets(volume)
-        kind = self.config.loss
-        per_voxel = difference.abs() if kind == "l1" else difference.square()
+        targets = self.all_targets(volume)
+        per_voxel = LOSSES[self.config.loss](predicted.float(), targets, reduction="none")
         loss = (per_voxel.mean(-1) * mask).sum() / mask.sum() * share
         return StepOutput(loss, {})
 
@@ -64,7 +69,7 @@ class EagerMAE(MAE):
         b, c = volume.shape[:2]
         (gz, gy, gx), (pz, py, px) = self.vit_config.grid, self.vit_config.patch_size
         tiles = volume.reshape(b, c, gz, pz, gy, py, gx, px).permute(0, 2, 4, 6, 1, 3, 5, 7)
-        target = tiles.reshape(b, gz * gy * gx, -1)
+        target = tiles.reshape(b, gz * gy * gx, -1).float()
         if not self.config.normalise_target:
             return target
         mean, var = target.mean(-1, keepdim=True), target.var(-1, keepdim=True)

@@ -11,7 +11,7 @@ from mim3d.engine.vit import ViTConfig
 VIT = ViTConfig((8, 12, 16), (4, 6, 4), channels=2, width=24, depth=1, heads=2)
 
 
-@pytest.mark.parametrize("loss", ["l1", "l2"])
+@pytest.mark.parametrize("loss", ["l1", "l2", "smooth_l1"])
 @pytest.mark.parametrize("normalise", [False, True])
 def test_the_eager_recipe_is_the_same_function(monkeypatch, loss, normalise):
     """Given the same masks, both formulations have the same loss and the same gradients."""
@@ -38,12 +38,27 @@ def test_the_eager_recipe_is_the_same_function(monkeypatch, loss, normalise):
         torch.testing.assert_close(mine.grad, theirs.grad, rtol=1e-4, atol=1e-6)
 
 
+SHORT = ["--steps", "1", "--rounds", "1", "--warmup", "1", "--global-batch", "2"]
+
+
 @pytest.mark.slow
-def test_the_bench_runs_here(capsys):
-    words = ["--peers", "--steps", "1", "--rounds", "1", "--warmup", "1", "--global-batch", "2"]
-    figures = main(words).figures
+def test_the_bench_runs_here(capsys, tmp_path):
+    figures = main([*SHORT, "--peers", "--profile", str(tmp_path)]).figures
     assert {"crops_per_s", "outside_share", "over_eager", "tflops_per_s"} <= figures.keys()
+    assert 0 <= figures["data_stall_share"] <= 1
+    assert figures["fed_by"] == "loader"
     assert "eager recipe" in capsys.readouterr().out
+    profile = (tmp_path / "profile.txt").read_text()
+    assert "== eager recipe, 3 steps" in profile
+    assert "mim3d::masked_voxel_loss" in profile
+
+
+@pytest.mark.parametrize("recipe", ["demo-mae", "demo-simclr"])
+def test_without_a_loader_noise_is_stepped(recipe):
+    figures = main([*SHORT, "--recipe", recipe, "--no-loader"]).figures
+    assert figures["fed_by"] == "memory"
+    assert set(figures["seconds"]) == {"model", "in memory"}
+    assert "data_stall_share" not in figures
 
 
 def test_peers_need_mae():
