@@ -4,7 +4,7 @@ DALI receives them as arguments, so a resumed run, or the same sample on another
 same augmentation. Flips, gain and bias of the crop itself are folded into the reading.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -85,6 +85,8 @@ AUGMENTATIONS = {
         noise_std=0.1,
     ),
 }
+# Without flips: for structures that are told apart by where they lie, left and right among them.
+AUGMENTATIONS["upright"] = replace(AUGMENTATIONS["segmentation"], flip=0.0)
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ What everything uses: errors, json_file, outcome, environment.
 
 Models: positions, vit, methods, trivial, masked, mae, simmim, swin, simclr, flops.
 
-Training: config, recipes, build, process_group, one_voice, parallel, communication, apex, optim,
+Training: config, recipes, build, process_group, one_voice, parallel, communication, apex, lamb, optim,
 schedule, train_step, held_out, training, pretrain, stop, profiler, metrics, recorder, pictures,
 pretext.
 
@@ -19,7 +19,8 @@ downstream, finetune.
 The convergence study: compare_config, study_recipes, study_plan, pool, study_pretext, compare,
 curves, speedup, ledger, study_results, study_summary, verdict.
 
-Its report: study_plots, study_pictures, ablation_charts, report_charts, report_tables, report.
+Its report: study_plots, study_pictures, ablation_charts, report_charts, report_tables,
+report_rates, report.
 
 The command line: cli, launch, demo, and the folder commands.
 """

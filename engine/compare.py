@@ -125,14 +125,15 @@ def run_cell(config: FinetuneConfig, out: Path, key: str) -> None:
         run_finetune(config, out / "cells" / key, shown.advance, keep_model=False)
 
 
-def choose_rates(tuning: list[Cell], out: Path) -> dict[tuple[str, str], float]:
-    """Of each arm and head, the rate with the largest mean area under the curve."""
-    areas: dict[tuple[str, str], dict[float, list[float]]] = {}
+def choose_rates(tuning: list[Cell], out: Path) -> dict[tuple[str, str], tuple[float, float]]:
+    """Of each arm and head, the rates with the largest mean area under the curve."""
+    areas: dict[tuple[str, str], dict[tuple[float, float], list[float]]] = {}
     for cell in tuning:
         file = out / "cells" / cell.key / RESULT
         if file.exists():
             by_rate = areas.setdefault((cell.arm, cell.head), {})
-            by_rate.setdefault(cell.lr, []).append(area_of(read_json(file)["rows"]))
+            rates = cell.lr, cell.encoder_lr_scale
+            by_rate.setdefault(rates, []).append(area_of(read_json(file)["rows"]))
     return {
         key: max(by_rate, key=lambda rate: fmean(by_rate[rate])) for key, by_rate in areas.items()
     }
@@ -187,6 +188,7 @@ def cell_fields(cell: Cell) -> dict[str, Any]:
         "labels": cell.labels,
         "seed": cell.seed,
         "lr": cell.lr,
+        "encoder_lr_scale": cell.encoder_lr_scale,
         "tuning": cell.tuning,
     }
 

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 from dataclasses import dataclass, field
+from itertools import product
 from typing import Annotated, Any, Literal
 
 import tyro
@@ -81,8 +82,10 @@ class FinetunePlan:
     """Steps between evaluations."""
     lrs: tuple[float, ...] = (1e-3,)
     """Learning rates; several are a grid that every arm is tuned on by tuning_seeds."""
+    encoder_lr_scales: tuple[float, ...] = (1.0,)
+    """Rate of the encoder over the head's; several are the grid's second axis, for every arm."""
     tuning_seeds: tuple[int, ...] = ()
-    """Seeds that choose the rate and are not scored."""
+    """Seeds that choose the rates and are not scored."""
     warmup: int = 20
     weight_decay: float = 0.01
     feature_size: int = 8
@@ -93,14 +96,22 @@ class FinetunePlan:
     """Overlap of sliding windows."""
     freeze: bool = False
     """Train the head only."""
+    augment: Literal["none", "segmentation", "upright"] = "segmentation"
+    """Of training crops; upright is segmentation without flips."""
 
     def __post_init__(self) -> None:
-        if not self.lrs:
-            raise ConfigError("finetune.lrs names no learning rate")
-        if len(self.lrs) > 1 and not self.tuning_seeds:
+        if not self.lrs or not self.encoder_lr_scales:
+            raise ConfigError("finetune.lrs or .encoder_lr_scales names no learning rate")
+        if len(self.rates) > 1 and not self.tuning_seeds:
             raise ConfigError(
-                f"finetune.lrs {self.lrs} is a grid: name finetune.tuning_seeds to choose by"
+                f"finetune.lrs {self.lrs} and .encoder_lr_scales {self.encoder_lr_scales} are a "
+                "grid: name finetune.tuning_seeds to choose by"
             )
+
+    @property
+    def rates(self) -> list[tuple[float, float]]:
+        """The grid: every rate with every scale of the encoder's."""
+        return list(product(self.lrs, self.encoder_lr_scales))
 
 
 @dataclass(frozen=True)

@@ -91,11 +91,12 @@ class Session:
         corpus = Corpus.open(config.corpus)
         self.splits = resolve_splits(config, corpus)
         self.task: Task = make_task(config, corpus, self.device)
-        trained = [p for p in self.task.net.parameters() if p.requires_grad]
+        self.trained = [p for p in self.task.net.parameters() if p.requires_grad]
         self.optimiser = torch.optim.AdamW(
-            trained, lr=config.schedule.lr, weight_decay=config.weight_decay
+            parameter_groups(self.task.net, config.encoder_lr_scale),
+            lr=config.schedule.lr,
+            weight_decay=config.weight_decay,
         )
-        self.trained = trained
         self.step_flops = step_flops(config, self.task.net)
         self.loader = Loader(
             corpus, loader_config(config), device=str(self.device), subjects=self.splits.train
@@ -125,7 +126,7 @@ class Session:
         self.task.net.train()
         rate = learning_rate(self.config.schedule, self.step, self.config.steps)
         for group in self.optimiser.param_groups:
-            group["lr"] = rate
+            group["lr"] = rate * group["scale"]
         batch = next(self.loader)
         with autocast(self.device):
             loss = self.task.loss(batch)
@@ -202,6 +203,15 @@ class Session:
         self.loader.load_state_dict(state["loader"])
         self.step, self.seconds = state["step"], state["seconds"]
         self.rows, self.cases = state["rows"], state["cases"]
+
+
+def parameter_groups(net: torch.nn.Module, encoder_lr_scale: float) -> list[dict[str, Any]]:
+    """Trained parameters of the head and of the encoder, with the `scale` of their rate."""
+    encoder = [p for p in net.get_submodule("encoder").parameters() if p.requires_grad]
+    known = set(map(id, encoder))
+    head = [p for p in net.parameters() if p.requires_grad and id(p) not in known]
+    groups = [{"params": head, "scale": 1.0}, {"params": encoder, "scale": encoder_lr_scale}]
+    return [group for group in groups if group["params"]]
 
 
 def make_task(config: FinetuneConfig, corpus: Corpus, device: torch.device) -> Task:

@@ -37,6 +37,8 @@ class FinetuneConfig:
     """Channels of the decoder at full resolution; SwinUNETR's are swin.feature_size."""
     freeze: bool = False
     """Train the head only."""
+    encoder_lr_scale: float = 1.0
+    """The encoder's rate over the head's: below 1 keeps more of what pretraining learned."""
     split: SplitConfig = field(default_factory=SplitConfig)
     """How subjects are dealt, unless named below."""
     labels: float = 1.0
@@ -67,8 +69,8 @@ class FinetuneConfig:
     """Share of training crops centred on a labelled voxel."""
     normalise: str = "zscore"
     """zscore, clip-zscore, percentile, window:LO:HI or none."""
-    augment: Literal["none", "segmentation"] = "segmentation"
-    """Augmentation of training crops."""
+    augment: Literal["none", "segmentation", "upright"] = "segmentation"
+    """Of training crops; upright is segmentation without flips."""
     seed: int = 0
     """Of the head's weights, the scratch encoder's weights, and the order of crops."""
     threads: int = 1
@@ -84,6 +86,11 @@ class FinetuneConfig:
             )
         if bool(self.train) != bool(self.validation):
             raise ConfigError("name both --train and --validation subjects, or neither")
+        if self.encoder_lr_scale <= 0.0:
+            raise ConfigError(
+                f"encoder_lr_scale {self.encoder_lr_scale} must be positive; freeze trains the "
+                "head only"
+            )
         if not 0.0 <= self.overlap < 1.0:
             raise ConfigError(f"overlap {self.overlap} must be in [0, 1)")
         if self.swin is not None and self.head == "linear":

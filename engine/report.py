@@ -10,6 +10,7 @@ from typing import Any
 from mim3d.engine.ablation_charts import ablation_charts
 from mim3d.engine.json_file import write_text
 from mim3d.engine.report_charts import curves_chart, pretext_chart, ratios_chart, reaches_chart
+from mim3d.engine.report_rates import rates_table
 from mim3d.engine.report_tables import (
     Table,
     classes_table,
@@ -78,6 +79,7 @@ def render(study: Study, groups: list[GroupSummary], figures: Path) -> str:
         pretext=chart,
         pretraining=pretraining_table(study),
         reconstructions=reconstructions(study),
+        rates=rates_table(study),
         throughput=throughput_table(study, groups),
         limits=limits(study, groups),
         configuration=json.dumps(study.about.get("config", {}), indent=1),

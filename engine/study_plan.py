@@ -52,13 +52,15 @@ class Cell:
     labels: float
     seed: int
     lr: float
+    encoder_lr_scale: float = 1.0
     tuning: bool = False
 
     @property
     def key(self) -> str:
         """Name of its folder."""
         parts = [self.arm, self.variant.name, self.head, f"labels {self.labels:g}"]
-        parts += [f"seed {self.seed}", f"lr {self.lr:g}", "tuning" if self.tuning else ""]
+        scale = "" if self.encoder_lr_scale == 1.0 else f"encoder {self.encoder_lr_scale:g}"
+        parts += [f"seed {self.seed}", f"lr {self.lr:g}", scale, "tuning" if self.tuning else ""]
         return slug(*parts)
 
 
@@ -101,12 +103,14 @@ def pretrainings(config: CompareConfig) -> list[Pretraining]:
     return list(dict.fromkeys(wanted))
 
 
-def scored_cells(config: CompareConfig, rates: dict[tuple[str, str], float]) -> list[Cell]:
-    """Every scored cell; `rates` has the learning rate of (arm, head)."""
-    arms, default = arm_names(config), config.finetune.lrs[0]
+def scored_cells(
+    config: CompareConfig, rates: dict[tuple[str, str], tuple[float, float]]
+) -> list[Cell]:
+    """Every scored cell; `rates` has the learning rate and encoder's scale of (arm, head)."""
+    arms, default = arm_names(config), config.finetune.rates[0]
     # Seed by seed, so that an interrupted study has whole pairs.
     wanted = (
-        Cell(arm, variant.of(arm), head, labels, seed, rates.get((arm, head), default))
+        Cell(arm, variant.of(arm), head, labels, seed, *rates.get((arm, head), default))
         for seed, head, labels, variant, arm in product(
             config.seeds, config.heads, config.labels, config.variants, arms
         )
@@ -115,15 +119,15 @@ def scored_cells(config: CompareConfig, rates: dict[tuple[str, str], float]) -> 
 
 
 def tuning_cells(config: CompareConfig) -> list[Cell]:
-    """Cells that choose the rate: every arm and head on the same grid, first variant and labels."""
+    """Cells that choose rates: every arm and head on the same grid, first variant and labels."""
     plan = config.finetune
-    if len(plan.lrs) < 2:
+    if len(plan.rates) < 2:
         return []
     labels, variant = config.labels[0], config.variants[0]
     return [
-        Cell(arm, variant.of(arm), head, labels, seed, lr, tuning=True)
-        for head, arm, seed, lr in product(
-            config.heads, arm_names(config), plan.tuning_seeds, plan.lrs
+        Cell(arm, variant.of(arm), head, labels, seed, *rates, tuning=True)
+        for head, arm, seed, rates in product(
+            config.heads, arm_names(config), plan.tuning_seeds, plan.rates
         )
     ]
 
@@ -223,6 +227,7 @@ def finetune_config(config: CompareConfig, cell: Cell, splits: Splits, out: Path
         swin=config.swin,
         feature_size=plan.feature_size,
         freeze=plan.freeze,
+        encoder_lr_scale=cell.encoder_lr_scale,
         labels=cell.labels,
         train=splits.train,
         validation=splits.validation,
@@ -234,6 +239,7 @@ def finetune_config(config: CompareConfig, cell: Cell, splits: Splits, out: Path
         eval_every=plan.eval_every,
         overlap=plan.overlap,
         foreground_fraction=plan.foreground_fraction,
+        augment=plan.augment,
         normalise=config.data.normalise,
         seed=cell.seed,
         device=config.device,

@@ -50,20 +50,24 @@ def hippocampus() -> CompareConfig:
         labels=(1.0, 8.0),
         pretrain=PretrainPlan(
             crops=96_000,
-            mae=SMALL_MAE,
+            mae=replace(SMALL_MAE, mask_ratio=0.6),
             simmim=SimMIMConfig(loss="l2", normalise_target=True, mask_ratio=0.6),
-            simclr=SMALL_SIMCLR,
+            simclr=replace(SMALL_SIMCLR, temperature=0.5),
+            mae_lr=5e-4,
+            simmim_lr=1.5e-3,
+            simclr_lr=5e-4,
             batch=16,
             simclr_batch=64,
             snap=1,
             mim_augment="none",
         ),
         finetune=FinetunePlan(
-            steps=400,
-            eval_every=20,
-            lrs=(1e-3, 2e-3),
+            steps=300,
+            eval_every=15,
+            lrs=(4e-3,),
+            encoder_lr_scales=(0.1, 0.3, 1.0),
             tuning_seeds=(100,),
-            feature_size=4,
+            augment="upright",
         ),
     )
 
@@ -137,7 +141,9 @@ def ablation(name: str, axes: tuple[str, ...], variants: list[Variant]) -> Compa
         heads=("tokens",),
         labels=(1.0,),
         pretrain=replace(base.pretrain, crops=48_000),
-        finetune=replace(base.finetune, steps=300, lrs=(1e-3,), tuning_seeds=()),
+        finetune=replace(
+            base.finetune, steps=300, lrs=(4e-3,), encoder_lr_scales=(0.3,), tuning_seeds=()
+        ),
         ablation=name,
         ablation_axes=axes,
         variants=tuple(variants),
@@ -189,7 +195,7 @@ def search_pretext() -> CompareConfig:
         arms=("simclr", "mae", "simmim"),
         seeds=(100,),
         pretrain=replace(found.pretrain, crops=16_000),
-        finetune=replace(found.finetune, steps=200),
+        finetune=replace(found.finetune, steps=180, lrs=(4e-3,), encoder_lr_scales=(0.3,)),
         score_test=False,
     )
 

@@ -77,6 +77,24 @@ def test_a_run_scores_at_fixed_steps_and_the_test_set_once(
     assert again.rows == result.rows
 
 
+def test_the_encoder_has_a_rate_of_its_own(config: FinetuneConfig) -> None:
+    slow = Session(replace(config, encoder_lr_scale=0.25))
+    try:
+        slow.train_step()
+        head, encoder = slow.optimiser.param_groups
+        assert encoder["lr"] == pytest.approx(0.25 * head["lr"])
+        names = {id(p): name for name, p in slow.task.net.named_parameters()}
+        assert all(names[id(p)].startswith("encoder.") for p in encoder["params"])
+        assert len(head["params"]) + len(encoder["params"]) == len(slow.trained)
+    finally:
+        slow.loader.close()
+    frozen = Session(replace(config, freeze=True))
+    assert len(frozen.optimiser.param_groups) == 1
+    frozen.loader.close()
+    with pytest.raises(ConfigError, match="encoder_lr_scale 0"):
+        replace(config, encoder_lr_scale=0.0)
+
+
 def test_stopped_and_resumed_equals_uninterrupted(
     config: FinetuneConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

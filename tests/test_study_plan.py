@@ -84,11 +84,43 @@ def test_tuning_scores_no_test_subject_and_picks_the_largest_area(tmp_path: Path
         write_json(tmp_path / "cells" / cell.key / "result.json", {"rows": rows})
     rates = choose_rates(cells, tmp_path)
     assert rates == {
-        ("scratch", "unetr"): 1e-4,
-        ("simclr", "unetr"): 1e-4,
-        ("mae", "unetr"): 1e-3,
+        ("scratch", "unetr"): (1e-4, 1.0),
+        ("simclr", "unetr"): (1e-4, 1.0),
+        ("mae", "unetr"): (1e-3, 1.0),
     }
     assert {c.lr for c in scored_cells(config, rates) if c.arm == "mae"} == {1e-3}
+
+
+def test_the_encoders_rate_is_the_grids_second_axis() -> None:
+    plan = FinetunePlan(lrs=(1e-3,), encoder_lr_scales=(0.1, 1.0), tuning_seeds=(100,))
+    config = replace(demo(), finetune=plan)
+    cells = tuning_cells(config)
+    assert len({cell.key for cell in cells}) == len(cells) == 6
+    made = {finetune_config(config, cell, SPLITS, OUT).encoder_lr_scale for cell in cells}
+    assert made == {0.1, 1.0}
+    chosen = scored_cells(config, {("mae", "unetr"): (1e-3, 0.1)})
+    assert {(c.arm, c.encoder_lr_scale) for c in chosen} == {
+        ("scratch", 0.1),
+        ("simclr", 0.1),
+        ("mae", 0.1),
+    }
+    with pytest.raises(ConfigError, match="encoder_lr_scales"):
+        FinetunePlan(encoder_lr_scales=(0.1, 1.0))
+
+
+def test_a_search_of_pretext_settings_leaves_the_test_subjects_alone() -> None:
+    config = study("pretext")
+    made = {p.key: pretrain_config(config, p, SPLITS) for p in pretrainings(config)}
+    assert len(made) == 12
+    by_arm: dict[str, set[tuple[float, float | None]]] = {}
+    for key, run in made.items():
+        own = getattr(run.method, "mask_ratio", None) or getattr(run.method, "temperature", None)
+        arm = key.split("_")[0]
+        by_arm.setdefault(arm, set()).add((run.schedule.lr, own))
+        assert run.data.augment == ("auto" if arm == "simclr" else "none")
+    assert {len(settings) for settings in by_arm.values()} == {4}
+    cells = scored_cells(config, {})
+    assert {finetune_config(config, cell, SPLITS, OUT).test for cell in cells} == {()}
 
 
 def test_variants_touch_only_arms_they_matter_to() -> None:

@@ -14,6 +14,7 @@ from mim3d.engine.errors import ConfigError
 from mim3d.engine.json_file import read_json, read_jsonl, write_json, write_jsonl
 from mim3d.engine.ledger import LEDGERS, UNITS
 from mim3d.engine.report import build_report, figures_of, limits, render
+from mim3d.engine.report_rates import rates_table
 from mim3d.engine.report_tables import median_reach, reaches_table, speedup_table
 from mim3d.engine.study_plots import STAND_IN
 from mim3d.engine.study_results import Group, Study
@@ -276,6 +277,26 @@ def test_tuning_rows_are_not_scored(tmp_path: Path) -> None:
     write_jsonl(folder / "results.jsonl", [*rows, *extra])
     study = Study.load(folder)
     assert 99 not in study.curves(Group("unetr", 1.0, ""), "mae")
+
+
+def test_the_grid_of_rates_is_shown_with_what_it_chose(tmp_path: Path) -> None:
+    folder = write_study(tmp_path)
+    assert rates_table(Study.load(folder)) is None
+    rows = read_jsonl(folder / "results.jsonl")
+    for scale, speed in ((0.1, 2.0), (1.0, 0.5)):
+        for seed in (100, 101):
+            tuned = rows_of("mae", seed, speed)
+            rows += [{**row, "tuning": True, "encoder_lr_scale": scale} for row in tuned]
+    write_jsonl(folder / "results.jsonl", rows)
+    table = rates_table(Study.load(folder))
+    assert table is not None
+    assert table.header == ("arm", "0.0003\nencoder × 0.1", "0.0003\nencoder × 1")
+    ((name, fast, slow),) = table.rows
+    assert name == "MAE, unetr decoder"
+    assert fast.endswith("●")
+    assert float(fast.removesuffix(" ●")) > float(slow)
+    assert "seeds 100, 101" in table.note
+    assert "The same grid of rates" in build_report(folder).read_text()
 
 
 def test_groups_are_kept_apart(tmp_path: Path) -> None:
