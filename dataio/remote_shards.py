@@ -1,6 +1,7 @@
 """A corpus in an object store: its table is fetched once, its chunks by range requests."""
 
 import tempfile
+import time
 from pathlib import Path
 from typing import Any
 
@@ -15,13 +16,20 @@ from mim3d.dataio.shard_files import coalesce
 
 # A round trip costs more than so many bytes between two ranges.
 GAP_BYTES = 1 << 20
+# On top of the client's own retries, which do not cover an answer that breaks off.
+ATTEMPTS, PAUSE_S = 4, 0.2
 LOCAL_COPIES = ("zarr.json", MANIFEST, HEAD, *CHECKED, OFFSETS, SIZES, POINTS)
+
+
+class Unavailable(Exception):
+    """A request failed in a way that may pass."""
 
 
 class RemoteShards:
     """Byte ranges of the shards under an address such as s3://bucket/corpus.zarr.
 
-    The client retries failed requests with growing pauses; what still fails is a CorpusError.
+    The client retries requests that fail with growing pauses, and answers that break off are asked
+    for again; what still fails is a CorpusError.
     """
 
     def __init__(self, address: str) -> None:
@@ -53,9 +61,25 @@ class RemoteShards:
         """Nothing to close: the client is shared."""
 
     def _range(self, path: str, key: str, begin: int, length: int) -> np.ndarray:
+        for attempt in range(1, ATTEMPTS + 1):
+            try:
+                return self._range_once(path, key, begin, length)
+            except Unavailable as error:
+                if attempt == ATTEMPTS:
+                    raise CorpusError(
+                        f"{self.address}/{path}: {error} (after {attempt} attempts)"
+                    ) from error
+            time.sleep(PAUSE_S * 2**attempt)
+        raise AssertionError("unreachable: the last attempt returns or raises")
+
+    def _range_once(self, path: str, key: str, begin: int, length: int) -> np.ndarray:
         # Not obstore.get_ranges: it panics (a BaseException) where an object is too short.
         import obstore
 
+        lasting = (
+            obstore.exceptions.PermissionDeniedError,
+            obstore.exceptions.UnauthenticatedError,
+        )
         try:
             data = obstore.get_range(self._store, key, start=begin, length=length)
         except FileNotFoundError:
@@ -63,8 +87,10 @@ class RemoteShards:
                 f"{self.address}/{path}: this shard is in the manifest but not in the store; "
                 "restore it or run `mim3d convert` again"
             ) from None
-        except (obstore.exceptions.BaseError, OSError) as error:
+        except lasting as error:
             raise CorpusError(f"{self.address}/{path}: {first_line(error)}") from error
+        except (obstore.exceptions.BaseError, OSError) as error:
+            raise Unavailable(first_line(error)) from error
         return np.frombuffer(memoryview(data), np.uint8)
 
 
