@@ -18,7 +18,7 @@ from typing_extensions import Buffer
 
 from mim3d.dataio.scratch import scratch
 
-BLOCK_BYTES = 4 << 20
+BLOCK_BYTES = 2 << 20
 DIRECT = getattr(os, "O_DIRECT", 0)
 
 

@@ -86,7 +86,7 @@ def _placed(voxels: np.ndarray, volume: Volume, conversion: Conversion) -> np.nd
     if conversion.spacing_mm is not None:
         old = volume.oriented_grid
         new = resampled_grid(old, conversion.spacing_mm)
-        voxels = resample_label(np.ascontiguousarray(voxels), old, new)
+        voxels = resample_label(voxels, old, new)
     slices = tuple(slice(a, b) for a, b in zip(*volume.crop, strict=True))
     return voxels[slices]
 

@@ -1,5 +1,10 @@
-"""Changes of stored values, each with its largest error known: NaN policy, window, dtype."""
+"""Changes of stored values, each with its largest error known: NaN policy, window, dtype.
 
+Voxels that may be written are changed in place, so that a volume is held once: what is given to
+these functions is theirs.
+"""
+
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from math import ceil, floor
 
@@ -65,14 +70,17 @@ def _finite(values: Values, policy: str, path: str) -> Values:
     voxels = values.voxels
     if np.isfinite(voxels.min()) and np.isfinite(voxels.max()):
         return values
-    n_nan, n_inf = int(np.isnan(voxels).sum()), int(np.isinf(voxels).sum())
+    n_nan = sum(int(np.isnan(plane).sum()) for plane in planes(voxels))
+    n_inf = sum(int(np.isinf(plane).sum()) for plane in planes(voxels))
     values = replace(values, n_nan=n_nan, n_inf=n_inf)
     if policy == "reject":
         detail = f"{n_nan} NaN and {n_inf} infinite of {voxels.size} voxels"
         raise SourceError("non-finite", path, f"{detail}; --nan-policy zero or keep takes it")
     if policy == "keep":
         return values
-    return replace(values, voxels=np.nan_to_num(voxels, nan=0.0, posinf=0.0, neginf=0.0))
+    copy = not voxels.flags.writeable
+    voxels = np.nan_to_num(voxels, copy=copy, nan=0.0, posinf=0.0, neginf=0.0)
+    return replace(values, voxels=voxels)
 
 
 def finite_only(voxels: np.ndarray) -> np.ndarray:
@@ -94,7 +102,9 @@ def windowed(values: Values, window: tuple[float, float] | None) -> Values:
         high = max(min(floor(high), info.max), info.min)
     # Ends of the voxels' own dtype, or numpy would clip in float64.
     ends = dtype.type(low), dtype.type(high)
-    return replace(values, voxels=np.clip(values.voxels, *ends).astype(dtype, copy=False))
+    voxels = values.voxels
+    out = voxels if voxels.flags.writeable else np.empty_like(voxels)
+    return replace(values, voxels=np.clip(voxels, *ends, out=out))
 
 
 def as_dtype(values: Values, conversion: Conversion) -> Values:
@@ -128,11 +138,11 @@ def _quantised(values: Values, dtype: np.dtype, window: tuple[float, float] | No
 def _recast(values: Values, dtype: np.dtype, slope: float, intercept: float) -> Values:
     """The real values at another dtype and scaling, and the largest change this makes.
 
-    Slab by slab, as float64 of a whole int16 volume would be four times its size.
+    Plane by plane, as float64 of a whole int16 volume would be four times its size.
     """
-    stored = np.empty(values.voxels.shape, dtype)
+    stored = room_for(values.voxels, dtype)
     largest = 0.0
-    for voxels, out in zip(values.voxels, stored, strict=True):
+    for voxels, out in zip(planes(values.voxels), planes(stored), strict=True):
         real = values.slope * voxels.astype(np.float64) + values.intercept
         levels = (real - intercept) / slope
         if dtype.kind != "f":
@@ -145,3 +155,20 @@ def _recast(values: Values, dtype: np.dtype, slope: float, intercept: float) -> 
         values, voxels=stored, slope=slope, intercept=intercept,
         max_error=values.max_error + largest,
     )  # fmt: skip
+
+
+def planes(voxels: np.ndarray) -> Iterator[np.ndarray]:
+    """Views (y, x) of (..., z, y, x) voxels, in C order."""
+    for index in np.ndindex(voxels.shape[:-2]):
+        yield voxels[index]
+
+
+def room_for(voxels: np.ndarray, dtype: np.dtype) -> np.ndarray:
+    """An array of the voxels' shape to write plane by plane, behind where they are read.
+
+    That is the voxels' own memory where it is writable, in one piece and each voxel no larger.
+    """
+    own = voxels.flags.writeable and voxels.flags.c_contiguous
+    if own and dtype.itemsize <= voxels.dtype.itemsize:
+        return np.ndarray(voxels.shape, dtype, voxels.data)
+    return np.empty(voxels.shape, dtype)

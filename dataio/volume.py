@@ -12,7 +12,8 @@ from mim3d.dataio.intensity import Profiles, Statistics, profiles, statistics
 from mim3d.dataio.manifest import Triple
 from mim3d.dataio.nifti_file import NiftiFile, read_nifti
 from mim3d.dataio.orientation import axis_codes, reorientation
-from mim3d.dataio.resample import check_size, resample_image, resampled_grid
+from mim3d.dataio.resample import check_size, resample_channels, resampled_grid
+from mim3d.dataio.scratch import forget
 from mim3d.dataio.source import Source
 from mim3d.dataio.values import Values, as_dtype, as_stored, finite_only, windowed
 
@@ -70,29 +71,41 @@ def file_grid(file: NiftiFile) -> Grid:
 
 
 def volumes(files: list[NiftiFile], conversion: Conversion) -> Iterator[Volume]:
-    """The one volume of the files, or one per time frame."""
+    """The one volume of the files, or one per time frame.
+
+    Takes the voxels out of `files`, whose headers stay: who changes a volume need not hold both.
+    """
+    raw = [file.voxels for file in files]
+    files[:] = [replace(file, voxels=np.empty(0, file.voxels.dtype)) for file in files]
     n_frames = files[0].header.n_frames
     if len(files) > 1:
-        yield _volume(_stacked(files), files[0], -1, conversion)
-    elif n_frames == 1 or conversion.time_axis == "channels":
-        raw = files[0].voxels
-        yield _volume(_scaled(raw[0] if n_frames == 1 else raw, files[0]), files[0], -1, conversion)
+        yield _volume(_stacked(files, raw), files[0], -1, conversion)
+    elif n_frames == 1:
+        yield _volume(_scaled(raw.pop()[0], files[0]), files[0], -1, conversion)
+    elif conversion.time_axis == "channels":
+        yield _volume(_scaled(raw.pop(), files[0]), files[0], -1, conversion)
     else:
         for frame in range(n_frames):
-            yield _volume(_scaled(files[0].voxels[frame], files[0]), files[0], frame, conversion)
+            yield _volume(_scaled(raw[0][frame], files[0]), files[0], frame, conversion)
 
 
 def _scaled(raw: np.ndarray, file: NiftiFile) -> Values:
     return Values(raw, file.header.slope, file.header.intercept)
 
 
-def _stacked(files: list[NiftiFile]) -> Values:
-    """Channels in one array; real float32 values where their dtypes or scalings differ."""
+def _stacked(files: list[NiftiFile], raw: list[np.ndarray]) -> Values:
+    """Channels in one array; real float32 values where their dtypes or scalings differ.
+
+    Empties `raw` channel by channel.
+    """
     kinds = {(f.header.dtype.newbyteorder("="), f.header.slope, f.header.intercept) for f in files}
-    if len(kinds) == 1:
-        return _scaled(np.stack([file.voxels[0] for file in files]), files[0])
-    real = [_scaled(file.voxels[0], file).real() for file in files]
-    return Values(np.stack(real), 1.0, 0.0)
+    same = len(kinds) == 1
+    stacked = np.empty((len(raw), *raw[0].shape[1:]), raw[0].dtype if same else np.float32)
+    for out, file in zip(stacked, files, strict=True):
+        channel = raw.pop(0)[0]
+        for to, plane in zip(out, channel, strict=True):
+            to[...] = plane if same else _scaled(plane, file).real()
+    return _scaled(stacked, files[0]) if same else Values(stacked, 1.0, 0.0)
 
 
 def _volume(values: Values, file: NiftiFile, frame: int, conversion: Conversion) -> Volume:
@@ -105,6 +118,7 @@ def _volume(values: Values, file: NiftiFile, frame: int, conversion: Conversion)
     found, box = measured(values)
     crop = ((0, 0, 0), grid.shape)
     if conversion.foreground and box != crop:
+        forget()
         crop, values, grid = box, replace(values, voxels=_cut(values.voxels, box)), grid.crop(*box)
         found, box = measured(values)
     n_frames = file.header.n_frames if frame >= 0 else 1
@@ -130,20 +144,20 @@ def turned_view(voxels: np.ndarray, grid: Grid, target: str) -> np.ndarray:
         first = turned[0]
         strides = (voxels.strides[0], *first.strides)
         shape = (len(turned), *first.shape)
-        return np.lib.stride_tricks.as_strided(first, shape, strides, writeable=False)
+        return np.lib.stride_tricks.as_strided(first, shape, strides)
     return change.view(voxels.transpose(2, 1, 0)).transpose(2, 1, 0)
 
 
 def _changed(values: Values, grid: Grid, conversion: Conversion, path: str) -> tuple[Values, Grid]:
     """Resample, window and cast, in this order."""
+    forget()
     if conversion.spacing_mm is not None:
         new = resampled_grid(grid, conversion.spacing_mm)
-        channels = values.voxels.shape[0] if values.voxels.ndim == CHANNEL_AXIS else 1
-        check_size(new, channels, conversion.byte_budget, path)
-        real = values.real()
-        stack = real if real.ndim == CHANNEL_AXIS else real[None]
-        done = np.stack([resample_image(channel, grid, new) for channel in stack])
-        done = done if real.ndim == CHANNEL_AXIS else done[0]
+        stack = values.voxels if values.voxels.ndim == CHANNEL_AXIS else values.voxels[None]
+        check_size(new, len(stack), conversion.byte_budget, path)
+        scaling = (values.slope, values.intercept)
+        done = resample_channels(stack, grid, new, *scaling)
+        done = done if values.voxels.ndim == CHANNEL_AXIS else done[0]
         values = replace(values, voxels=done, slope=1.0, intercept=0.0)
         grid = new
     return as_dtype(windowed(values, conversion.window), conversion), grid

@@ -1,0 +1,94 @@
+"""Resampling piece by piece gives what resampling whole volumes gives."""
+
+from typing import Any
+
+import numpy as np
+import pytest
+from scipy import ndimage
+
+from mim3d.dataio import resample
+from mim3d.dataio.grid import Grid
+from mim3d.dataio.resample import resample_channels, resample_image, resample_label, resampled_grid
+
+SINGLE: Any = np.float32
+CASES = [
+    ((40, 44, 48), (2.0, 1.0, 1.7)),
+    ((40, 44, 48), (0.5, 0.8, 0.6)),
+    ((40, 44, 48), (1.0, 1.0, 1.0)),
+    ((33, 20, 21), (4.3, 1.0, 0.9)),
+    ((5, 44, 48), (1.3, 1.3, 1.3)),
+    ((1, 20, 20), (0.5, 2.0, 2.0)),
+    ((2, 20, 20), (0.5, 2.0, 2.0)),
+    ((3, 9, 200), (0.3, 1.1, 5.0)),
+]
+
+
+def whole(voxels: np.ndarray, old: Grid, new: Grid, order: int) -> np.ndarray:
+    """Smoothed and sampled in three dimensions at once."""
+    factors = np.array(new.spacing_mm) / np.array(old.spacing_mm)
+    voxels = voxels.astype(np.float32)
+    sigma = np.maximum(0, (factors - 1) / 2)
+    if sigma.max() > 1e-3:
+        voxels = ndimage.gaussian_filter(voxels, sigma, mode="nearest")
+    if order > 1:
+        voxels = ndimage.spline_filter(voxels, order, output=SINGLE, mode="nearest")
+    offset: Any = (factors - 1) / 2
+    return ndimage.affine_transform(
+        voxels, factors, offset, output_shape=new.shape, order=order, mode="nearest",
+        prefilter=False,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize(("shape", "spacing"), CASES)
+@pytest.mark.parametrize("block", [1 << 18, 700])
+def test_images_equal_those_resampled_whole(shape, spacing, block, monkeypatch):
+    monkeypatch.setattr(resample, "BLOCK_VOXELS", block)
+    voxels = np.random.default_rng(0).integers(-900, 900, shape).astype(">i2")[:, ::-1]
+    old = Grid(shape, np.eye(4))
+    new = resampled_grid(old, spacing)
+    got = resample_image(voxels, old, new, 0.5, -7.0)
+    real = voxels.astype(np.float32) * 0.5 - 7
+    wanted = np.clip(whole(real, old, new, 3), real.min(), real.max())
+    assert got.shape == new.shape
+    assert got.dtype == np.float32
+    np.testing.assert_allclose(got, wanted, rtol=0, atol=1e-6 * 900)
+
+
+@pytest.mark.parametrize(("shape", "spacing"), CASES)
+@pytest.mark.parametrize("slab", [1 << 19, 2000])
+def test_labels_equal_those_resampled_whole(shape, spacing, slab, monkeypatch):
+    monkeypatch.setattr(resample, "SLAB_VOXELS", slab)
+    rng = np.random.default_rng(0)
+    coarse = rng.integers(0, 4, [-(-n // 7) for n in shape])
+    voxels = np.kron(coarse, np.ones((7, 7, 7), int))[tuple(slice(n) for n in shape)]
+    voxels = voxels.astype(np.uint8)[::-1]
+    old = Grid(shape, np.eye(4))
+    new = resampled_grid(old, spacing)
+    shares = np.stack([whole(voxels == number, old, new, 1) for number in range(4)])
+    best, wanted = np.full(new.shape, -1, np.float32), np.zeros(new.shape, np.uint8)
+    for number, share in enumerate(shares):
+        wins = share > best + 1e-6
+        wanted[wins], best[wins] = number, share[wins]
+    np.testing.assert_array_equal(resample_label(voxels, old, new), wanted)
+
+
+def test_many_classes_take_the_nearest():
+    voxels = np.arange(20 * 20 * 20, dtype=np.uint16).reshape(20, 20, 20)
+    old = Grid(voxels.shape, np.eye(4))
+    np.testing.assert_array_equal(resample_label(voxels, old, old), voxels)
+
+
+def test_channels_are_resampled_each_on_its_own():
+    rng = np.random.default_rng(0)
+    stack = rng.normal(0, 50, (3, 12, 14, 16)).astype(np.float32)
+    old = Grid((12, 14, 16), np.eye(4))
+    new = resampled_grid(old, (0.7, 1.4, 1.0))
+    got = resample_channels(stack, old, new, 2.0, 1.0)
+    for channel, wanted in zip(got, stack, strict=True):
+        np.testing.assert_array_equal(channel, resample_image(wanted, old, new, 2.0, 1.0))
+
+
+def test_nothing_but_nan_stays_nan():
+    old = Grid((6, 6, 6), np.eye(4))
+    new = resampled_grid(old, (2.0, 1.0, 1.0))
+    assert np.isnan(resample_image(np.full((6, 6, 6), np.nan, np.float32), old, new)).all()
