@@ -115,6 +115,35 @@ def speedup_table(group: GroupSummary) -> Table:
     return Table("Speed-up", header, tuple(rows), note)
 
 
+def overview_table(study: Study, groups: Sequence[GroupSummary]) -> Table | None:
+    """The primary target's ratio of every comparison in every setting, where there are several."""
+    pairs = list(dict.fromkeys((c.first, c.second) for g in groups for c in g.comparisons))
+    if len(groups) < 2 or not pairs:
+        return None
+    share = primary_target(groups[0].targets, primary_share(study)).share
+    rows = []
+    for group in groups:
+        cells = [group.group.title]
+        for first, second in pairs:
+            comparison = group.comparison(first, second)
+            if comparison is None:
+                cells.append("–")
+                continue
+            found = comparison.at[share]
+            interval = ""
+            if found.low is not None and found.high is not None:
+                interval = f"\n{found.low:.2f} to {found.high:.2f}"
+            cells.append(f"{ratio_in_words(found)}{interval}")
+        rows.append(tuple(cells))
+    header = ("setting", *(f"{arm_name(one)} over\n{arm_name(other)}" for one, other in pairs))
+    note = (
+        f"Steps to {100 * share:g} % of the reference's best score, as ratios, with 95 % bootstrap "
+        "intervals where at least 5 seeds support one. The first setting is the headline's; the "
+        "others were not fixed beforehand and are not corrected for their number."
+    )
+    return Table("Every setting at the primary target", header, tuple(rows), note)
+
+
 def difference(mean: float | None, p_value: float | None) -> str:
     """`+0.012`, with its p value where there is one."""
     if mean is None:

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from statistics import fmean
 
 from mim3d.engine.speedup import CLAIM_PAIRS, MIN_PAIRS, PairedDifference, PairedRatio
 from mim3d.engine.study_results import SCRATCH, Row, Study
@@ -43,6 +44,8 @@ def arm_name(arm: str) -> str:
 def headline(study: Study, groups: Sequence[GroupSummary]) -> Statement:
     """The one sentence: the better masked arm over SimCLR, or over scratch where that fails."""
     group = groups[0]
+    if study.about.get("ablation") and not any(g.comparisons for g in groups):
+        return best_setting(study, groups)
     found = [c for c in group.comparisons if method_of(c.first) in MIM]
     over_simclr = [c for c in found if method_of(c.second) == "simclr"]
     candidates = over_simclr or [c for c in found if c.second == SCRATCH]
@@ -52,10 +55,26 @@ def headline(study: Study, groups: Sequence[GroupSummary]) -> Statement:
     chosen = max(candidates, key=lambda c: c.at[share].ratio or 0.0)
     statement = speed_statement(chosen, share, group.reference)
     rivals = {c.first for c in candidates} - {chosen.first}
+    extra = f"{group.group.title[0].upper()}{group.group.title[1:]}." if len(groups) > 1 else ""
     if rivals:
-        extra = f"{arm_name(chosen.first)} is the better of {len(rivals) + 1} masked arms."
-        return replace(statement, detail=f"{statement.detail} {extra}".strip())
-    return statement
+        extra += f" {arm_name(chosen.first)} is the better of {len(rivals) + 1} masked arms."
+    return replace(statement, detail=f"{statement.detail} {extra}".strip())
+
+
+def best_setting(study: Study, groups: Sequence[GroupSummary]) -> Statement:
+    """Of an ablation without rival arms: each arm's setting with the largest final score."""
+    best: dict[str, tuple[float, str]] = {}
+    for group in groups:
+        for arm in group.arms:
+            score = fmean(arm.final.values()) if arm.final else 0.0
+            best[arm.arm] = max(best.get(arm.arm, (0.0, "")), (score, group.group.variant))
+    metric = study.about.get("metric", "Dice")
+    told = [
+        f"{arm_name(arm)} with {variant.replace('_', ' ') or 'its own settings'} ({score:.3f})"
+        for arm, (score, variant) in best.items()
+    ]
+    text = f"{str(study.about['ablation']).capitalize()} varied: where final {metric} was largest."
+    return Statement("neutral", text, "; ".join(told) + ".")
 
 
 def nothing_to_compare(group: GroupSummary) -> Statement:

@@ -15,7 +15,7 @@ from mim3d.engine.json_file import read_json, read_jsonl, write_json, write_json
 from mim3d.engine.ledger import LEDGERS, UNITS
 from mim3d.engine.report import build_report, figures_of, limits, render
 from mim3d.engine.report_rates import rates_table
-from mim3d.engine.report_tables import median_reach, reaches_table, speedup_table
+from mim3d.engine.report_tables import median_reach, overview_table, reaches_table, speedup_table
 from mim3d.engine.study_plots import STAND_IN
 from mim3d.engine.study_results import Group, Study
 from mim3d.engine.study_summary import pairs_of, summarise
@@ -314,6 +314,13 @@ def test_groups_are_kept_apart(tmp_path: Path) -> None:
     found = groups[1].comparison("mae", "scratch")
     assert found is not None
     assert found.at[0.9].ratio == pytest.approx(3.0, rel=0.1)
+    table = overview_table(Study.load(folder), groups)
+    assert table is not None
+    assert [row[0] for row in table.rows] == [g.group.title for g in groups]
+    over_scratch = table.header.index("MAE over\nscratch")
+    assert table.rows[1][over_scratch].startswith(f"{found.at[0.9].ratio:.2f}×\n")
+    assert table.rows[1][table.header.index("MAE over\nSimCLR")] == "–"
+    assert "Unetr decoder, all labels." in headline(Study.load(folder), groups).detail
 
 
 def test_ablation_of_two_settings_is_a_heat_map(tmp_path: Path) -> None:
@@ -332,6 +339,7 @@ def test_ablation_of_two_settings_is_a_heat_map(tmp_path: Path) -> None:
     page = render(study, groups, tmp_path / "figures")
     assert "MAE: final Dice by mask ratio and patch" in page
     assert (tmp_path / "figures" / "ablation-mae.png").exists()
+    assert "MAE with mask ratio 0.75, patch 8" in page
 
 
 def test_one_seed_and_one_arm_still_make_a_page(tmp_path: Path) -> None:

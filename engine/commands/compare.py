@@ -60,7 +60,8 @@ def split_recipe(words: list[str]) -> tuple[str, list[str]]:
 
 def description() -> str:
     """What `--help` teaches."""
-    lines = "\n".join(f"  {name:12} {(make.__doc__ or '')}" for name, make in STUDIES.items())
+    firsts = {name: (make.__doc__ or "").splitlines()[0] for name, make in STUDIES.items()}
+    lines = "\n".join(f"  {name:12} {first}" for name, first in firsts.items())
     return (
         "Pretrain every arm on the same crops, fine-tune it from the same seeds, and report who "
         "converges faster, by how much, and at what cost.\n\n"
