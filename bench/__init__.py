@@ -2,6 +2,6 @@
 
 Files in reading order: timing; convert, convert_jobs, convert_peers, table_open; loader,
 loader_peers, corpora; kernels, kernel_cases, kernel_recipes, kernel_runs, kernel_timings, roofline;
-optim; step, step_peers, step_profile.
+optim; step, step_peers, step_profile; gpu_summary.
 `gpu.sh` runs the tests and every stage on a machine with a GPU. Dated figures are in `results/`.
 """

@@ -95,9 +95,9 @@ class OptimConfig:
     """The optimiser; the rate's course is in `schedule`."""
 
     impl: Literal["torch", "apex"] = "torch"
-    """torch.optim.AdamW(fused=True), or NVIDIA apex's fused kernels."""
+    """torch.optim.AdamW(fused=True) and LAMB in torch, or NVIDIA apex's fused kernels."""
     kind: Literal["adamw", "lamb"] = "adamw"
-    """lamb needs apex."""
+    """lamb scales each matrix's update to its norm, for very large batches."""
     weight_decay: float = 0.05
     """Decoupled decay of matrices; vectors (norms, biases, tokens) have none."""
     beta1: float = 0.9
@@ -108,11 +108,6 @@ class OptimConfig:
     """Added to the root of the second moment."""
     clip_norm: float = 1.0
     """Largest norm of the global gradient; 0 turns clipping off."""
-
-    def __post_init__(self) -> None:
-        """LAMB exists in apex only."""
-        if self.kind == "lamb" and self.impl != "apex":
-            raise ConfigError("optim.kind lamb is apex's: set --optim.impl apex too")
 
 
 @dataclass(frozen=True)
@@ -133,6 +128,8 @@ class ParallelConfig:
     """Free a block's gathered parameters after its forward pass."""
     min_block_parameters: int = 1_000_000
     """Smaller blocks are gathered with the root: a collective of their own would cost more."""
+    one_rank: Literal["whole", "sharded"] = "whole"
+    """A single rank in fp32: the model as it is, or FSDP all the same, which copies it each step."""
     deterministic: bool = False
     """Deterministic kernels on a GPU, slower: there, bitwise repeats and resumes need it."""
     timeout_s: float = 600.0

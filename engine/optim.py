@@ -1,4 +1,4 @@
-"""AdamW over parameter shards: clipping, loss scaling and skipping bad steps without a host sync.
+"""AdamW or LAMB over parameter shards: clipping, loss scaling, bad steps; without a host sync.
 
 The optimiser sees each rank's local piece of every parameter as a plain tensor. The gradient's
 norm is reduced over the shard group; the clip factor and the loss scale then go to the fused
@@ -18,6 +18,7 @@ from torch.nn.utils import get_total_norm
 from mim3d.engine.apex import load_apex
 from mim3d.engine.config import OptimConfig
 from mim3d.engine.errors import ConfigError
+from mim3d.engine.lamb import ShardedLamb
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
 SCALE_START, SCALE_GROWTH, SCALE_INTERVAL = 2.0**15, 2.0, 1000
@@ -25,7 +26,11 @@ SCALE_START, SCALE_GROWTH, SCALE_INTERVAL = 2.0**15, 2.0, 1000
 
 
 class ShardedOptimiser:
-    """Fused AdamW (torch or apex) or LAMB (apex) on the local shards of FSDP parameters."""
+    """AdamW (torch's or apex's fused) or LAMB (ours or apex's) on a rank's pieces of parameters.
+
+    Pieces are the local shards of FSDP parameters; a parameter that one rank holds whole is its
+    own piece.
+    """
 
     def __init__(
         self,
@@ -36,8 +41,8 @@ class ShardedOptimiser:
         scaled: bool = False,
     ) -> None:
         self.config, self.group, self.scaled = config, group, scaled
-        self.named = {name: as_sharded(p) for name, p in parameters if p.requires_grad}
-        self.local = {name: p.to_local().detach() for name, p in self.named.items()}
+        self.named = {name: p for name, p in parameters if p.requires_grad}
+        self.local = {name: self._piece(p) for name, p in self.named.items()}
         self.device = next(iter(self.local.values())).device
         self.inner = self._make_inner()
         self.steps_done = torch.zeros((), device=self.device)
@@ -52,6 +57,15 @@ class ShardedOptimiser:
         self.bad_total = torch.zeros((), device=self.device)
         self.bad_in_row = torch.zeros((), device=self.device)
 
+    def _piece(self, parameter: nn.Parameter) -> Tensor:
+        if isinstance(parameter, DTensor):
+            return parameter.to_local().detach()
+        if dist.get_world_size(self.group) > 1:
+            raise ConfigError(
+                "over several ranks the optimiser takes parameters that fully_shard has wrapped"
+            )
+        return parameter
+
     def _make_inner(self) -> torch.optim.Optimizer:
         config = self.config
         groups: list[dict[str, Any]] = [
@@ -64,22 +78,28 @@ class ShardedOptimiser:
         groups = [group for group in groups if group["params"]]
         common = {"lr": 0.0, "betas": (config.beta1, config.beta2), "eps": config.eps}
         if config.impl == "torch":
+            if config.kind == "lamb":
+                return ShardedLamb(groups, self.group, **common)
             return torch.optim.AdamW(groups, fused=True, **common)
-        if config.kind == "lamb" and dist.get_world_size(self.group) > 1:
+        if config.kind == "adamw":
+            return load_apex(config.kind)(groups, **common)
+        if dist.get_world_size(self.group) > 1:
             raise ConfigError(
-                "LAMB's trust ratio needs whole parameters, but they are sharded over "
-                f"{dist.get_world_size(self.group)} ranks: set --parallel.replicate to the number "
-                "of ranks, or --optim.kind adamw"
+                "apex's LAMB needs whole parameters for its trust ratio, but they are sharded over "
+                f"{dist.get_world_size(self.group)} ranks: set --optim.impl torch, whose LAMB adds "
+                "the norms up, or --parallel.replicate to the number of ranks"
             )
-        return load_apex(config.kind)(groups, **common)
+        # Gradients are clipped before; apex would clip them again, at 1 unless told otherwise.
+        return load_apex(config.kind)(groups, max_grad_norm=float("inf"), **common)
 
     def step(self, lr: float) -> Tensor:
         """Update from the gradients and drop them; returns their global norm (0-d, on device)."""
         with torch.no_grad():
             for name, parameter in self.named.items():
                 grad = parameter.grad
-                assert isinstance(grad, DTensor), f"{name} has no gradient"
-                self.local[name].grad = grad.to_local()
+                assert grad is not None, f"{name} has no gradient"
+                if isinstance(grad, DTensor):
+                    self.local[name].grad = grad.to_local()
             norm = self.global_norm() / self.loss_scale
             bad = (~norm.isfinite()).float()
             scale = self.loss_scale.clone()
@@ -135,14 +155,7 @@ class ShardedOptimiser:
             for name, parameter in self.named.items():
                 for moment in MOMENTS:
                     piece = self.inner.state[self.local[name]][moment]
-                    state[f"optim.{moment}.{name}"] = DTensor.from_local(
-                        piece,
-                        parameter.device_mesh,
-                        parameter.placements,
-                        run_check=False,
-                        shape=parameter.shape,
-                        stride=parameter.stride(),
-                    )
+                    state[f"optim.{moment}.{name}"] = placed_like(parameter, piece)
         return state
 
     def after_load(self) -> None:
@@ -155,11 +168,18 @@ class ShardedOptimiser:
             state["step"].copy_(self.steps_done)
 
 
-def as_sharded(parameter: nn.Parameter) -> DTensor:
-    """The parameter as FSDP left it."""
+def placed_like(parameter: nn.Parameter, piece: Tensor) -> Tensor:
+    """A local piece as what it is part of: a DTensor where the parameter is one."""
     if not isinstance(parameter, DTensor):
-        raise ConfigError("the optimiser takes parameters of a model that fully_shard has wrapped")
-    return parameter
+        return piece
+    return DTensor.from_local(
+        piece,
+        parameter.device_mesh,
+        parameter.placements,
+        run_check=False,
+        shape=parameter.shape,
+        stride=parameter.stride(),
+    )
 
 
 def decayed(parameter: Tensor) -> bool:

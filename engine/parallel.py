@@ -1,4 +1,8 @@
-"""A model over ranks: recomputation, compilation, then FSDP2; one rank takes the same path."""
+"""A model over ranks: recomputation, compilation, then FSDP2.
+
+One rank takes the same path where FSDP2 has something to do there: weights are cast to a half
+type. Where it would only copy every weight and gradient once a step, the model is left whole.
+"""
 
 from itertools import pairwise
 
@@ -36,17 +40,22 @@ def make_mesh(device: torch.device, world: int, replicate: int) -> DeviceMesh:
 
 def shard_model(
     model: nn.Module, mesh: DeviceMesh, config: ParallelConfig, dtype: torch.dtype
-) -> FSDPModule:
+) -> nn.Module:
     """Shard `model` in place, block by block and then the root; gradients are summed, in fp32.
 
-    Blocks are the entries of the model's innermost ModuleLists.
+    Blocks are the entries of the model's innermost ModuleLists. Returns `model`, an FSDPModule
+    unless it was left whole.
     """
     blocks = transformer_blocks(model)
     for block in blocks:
         if config.recompute:
             set_recompute(block)
         if config.compile:
-            block.compile()
+            # Encoder and decoder blocks share their code but not their token counts: left to
+            # itself, dynamo would compile whichever comes second for any count.
+            block.compile(dynamic=False)
+    if mesh.size() == 1 and dtype == torch.float32 and config.one_rank == "whole":
+        return model
     policy = MixedPrecisionPolicy(param_dtype=dtype, reduce_dtype=torch.float32)
     if dtype == torch.float32:
         policy = MixedPrecisionPolicy()
@@ -58,15 +67,14 @@ def shard_model(
             mp_policy=policy,
             reshard_after_forward=config.reshard_after_forward,
         )
-    root = fully_shard(model, mesh=mesh, mp_policy=policy)
-    assert isinstance(root, FSDPModule)
+    fully_shard(model, mesh=mesh, mp_policy=policy)
     link_prefetch([block for block in own if isinstance(block, FSDPModule)])
     for module in model.modules():
         if isinstance(module, FSDPModule):
             # The loss is divided by the global count already; gloo has no premultiplied sum.
             module.set_gradient_divide_factor(1.0)
             module.set_force_sum_reduction_for_comms(True)
-    return root
+    return model
 
 
 def transformer_blocks(model: nn.Module) -> list[nn.Module]:

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 
 import torch
 import torch.distributed as dist
-from torch import Tensor
+from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule
 
 from mim3d.dataio.batch import Batch
@@ -29,7 +29,7 @@ class Stepper:
 
     def __init__(
         self,
-        model: FSDPModule,
+        model: nn.Module,
         optimiser: ShardedOptimiser,
         batches: Iterator[Batch],
         ranks: Ranks,
@@ -52,7 +52,7 @@ class Stepper:
             waited += time.perf_counter() - began
             self.clock.mark("data")
             last = i_micro == self.grad_accum - 1
-            if self.grad_accum > 1:
+            if self.grad_accum > 1 and isinstance(self.model, FSDPModule):
                 self.model.set_requires_gradient_sync(last)
             metrics = self._micro_step(batch, measure and last)
             self.last_batch = batch
@@ -61,7 +61,7 @@ class Stepper:
         return StepFigures(norm, metrics, waited)
 
     def _micro_step(self, batch: Batch, measure: bool) -> dict[str, Tensor]:
-        loss, metrics = self.model(batch, self.share, measure)  # pyright: ignore[reportCallIssue]
+        loss, metrics = self.model(batch, self.share, measure)
         self.clock.mark("forward")
         self.window_loss += loss.detach()
         (loss * self.optimiser.loss_scale if self.optimiser.scaled else loss).backward()

@@ -149,7 +149,7 @@ class Training:
         if self.held_out is None or not self._scores_after(self.step):
             return {}
         began = time.perf_counter()
-        figures = self.held_out.score(self.model)  # pyright: ignore[reportArgumentType]
+        figures = self.held_out.score(self.model)
         if self.held_out.picture_batch is not None:
             batch = first_crops(self.held_out.picture_batch)
             self.draw(f"held-out-{self.step:08d}.png", batch)

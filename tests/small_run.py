@@ -150,7 +150,9 @@ def main(corpus: str, out: str, fault: str = "", method: str = "mae", *counts: s
     replicate, accum = (int(count) for count in (*counts, "1", "1")[:2])
     config = small_config(corpus, method)
     parallel = dataclasses.replace(config.parallel, replicate=replicate, grad_accum=accum)
-    result = run_pretrain(dataclasses.replace(config, parallel=parallel), out)
+    optim = dataclasses.replace(config.optim, kind="lamb" if fault == "lamb" else "adamw")
+    config = dataclasses.replace(config, parallel=parallel, optim=optim)
+    result = run_pretrain(config, out)
     print(f"rank {os.environ.get('RANK', '0')} step {result.step} {result.interrupted}")
 
 

@@ -4,7 +4,6 @@ import pytest
 import torch
 
 from mim3d.engine.apex import apex_problem, load_apex
-from mim3d.engine.config import OptimConfig
 from mim3d.engine.errors import ConfigError
 
 
@@ -47,8 +46,3 @@ def test_nvidias_without_a_gpu(site, monkeypatch):
     assert "need a CUDA device" in (apex_problem() or "")
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     assert apex_problem() is None
-
-
-def test_lamb_needs_apex():
-    with pytest.raises(ConfigError, match=r"--optim\.impl apex"):
-        OptimConfig(kind="lamb")

@@ -1,5 +1,3 @@
-import copy
-
 import pytest
 import torch
 from torch import nn
@@ -24,16 +22,17 @@ def make_model():
     return nn.Sequential(nn.Linear(6, 8), nn.LayerNorm(8), nn.Linear(8, 4))
 
 
-def sharded(ranks, config, scaled=False):
+def sharded(ranks, config, scaled=False, one_rank="sharded"):
     model = make_model()
     mesh = make_mesh(ranks.device, ranks.world, 1)
-    shard_model(model, mesh, ParallelConfig(), torch.float32)
+    shard_model(model, mesh, ParallelConfig(one_rank=one_rank), torch.float32)
+    assert all(isinstance(p, DTensor) == (one_rank == "sharded") for p in model.parameters())
     optimiser = ShardedOptimiser(model.named_parameters(), config, shard_group(mesh), scaled=scaled)
     return model, optimiser
 
 
 def whole(model):
-    return {name: p.full_tensor().detach().clone() for name, p in model.named_parameters()}
+    return {name: gathered(p).detach().clone() for name, p in model.named_parameters()}
 
 
 def gathered(tensor):
@@ -138,8 +137,78 @@ def test_state_round_trips_through_its_tensors(ranks):
         assert torch.equal(tensor, whole(other)[name])
 
 
-def test_plain_parameters_are_refused(ranks):
-    mesh = make_mesh(ranks.device, 1, 1)
-    model = copy.deepcopy(make_model())
+@pytest.mark.parametrize("kind", ["adamw", "lamb"])
+def test_a_whole_model_learns_what_a_sharded_one_does(ranks, kind):
+    """Bit for bit, and each reads the other's state."""
+    config = OptimConfig(kind=kind, clip_norm=0.5)
+    pairs = [sharded(ranks, config, one_rank=how) for how in ("sharded", "whole")]
+    for i_step in range(6):
+        if i_step == 3:
+            states = [optimiser.state_tensors() for _, optimiser in pairs]
+            assert states[0].keys() == states[1].keys()
+            with torch.no_grad():
+                for name, tensor in states[1].items():
+                    tensor.copy_(gathered(states[0][name]))
+            pairs[1][1].after_load()
+        x = torch.randn(3, 6)
+        norms = []
+        for model, optimiser in pairs:
+            model(x).square().sum().backward()
+            norms.append(optimiser.step(0.01))
+        assert torch.equal(*norms)
+    for name, tensor in whole(pairs[0][0]).items():
+        assert torch.equal(tensor, whole(pairs[1][0])[name])
+
+
+def lamb_by_hand(weight, grad, state, lr, decay):
+    """Algorithm 2 of You et al. 2020 in float64, with bias correction."""
+    state["step"] += 1
+    state["m"] = 0.9 * state["m"] + 0.1 * grad
+    state["v"] = 0.95 * state["v"] + 0.05 * grad**2
+    update = state["m"] / (1 - 0.9 ** state["step"])
+    update = update / ((state["v"] / (1 - 0.95 ** state["step"])).sqrt() + 1e-8) + decay * weight
+    ratio = weight.norm() / update.norm() if decay else 1.0
+    return weight - lr * ratio * update
+
+
+def test_lamb_is_the_papers(ranks):
+    model, optimiser = sharded(ranks, OptimConfig(kind="lamb", weight_decay=0.1, clip_norm=0.0))
+    twin = {name: tensor.double() for name, tensor in whole(model).items()}
+    states = {name: {"step": 0, "m": 0.0, "v": 0.0} for name in twin}
+    for _ in range(4):
+        model(torch.randn(3, 6)).square().sum().backward()
+        grads = {name: gathered(p.grad).double() for name, p in model.named_parameters()}
+        optimiser.step(0.01)
+        for name, grad in grads.items():
+            decay = 0.1 if twin[name].dim() >= 2 else 0.0
+            twin[name] = lamb_by_hand(twin[name], grad, states[name], 0.01, decay)
+    for name, tensor in whole(model).items():
+        torch.testing.assert_close(tensor.double(), twin[name], rtol=2e-6, atol=1e-7)
+
+
+def test_lamb_passes_over_bad_gradients_and_zero_weights(ranks):
+    model, optimiser = sharded(ranks, OptimConfig(kind="lamb"))
+    with torch.no_grad():
+        model[2].weight.zero_()
+    model(torch.randn(3, 6)).square().sum().backward()
+    optimiser.step(0.01)
+    weights = whole(model)
+    # A weight of norm 0 has no ratio: it takes the plain step of Adam, lr times the sign.
+    torch.testing.assert_close(weights["2.weight"].abs(), torch.full((4, 8), 0.01))
+    (model(torch.randn(3, 6)).sum() * float("nan")).backward()
+    optimiser.step(0.01)
+    assert optimiser.bad_total == 1
+    assert optimiser.steps_done == 1
+    for name, tensor in whole(model).items():
+        assert torch.equal(tensor, weights[name])
+    model(torch.randn(3, 6)).sum().backward()
+    optimiser.step(0.01)
+    moved = whole(model)["2.weight"]
+    assert torch.isfinite(moved).all()
+    assert not torch.equal(moved, weights["2.weight"])
+
+
+def test_plain_parameters_over_ranks_are_refused(ranks, monkeypatch):
+    monkeypatch.setattr("torch.distributed.get_world_size", lambda group=None: 2)
     with pytest.raises(ConfigError, match="fully_shard"):
-        ShardedOptimiser(model.named_parameters(), OptimConfig(), shard_group(mesh))
+        ShardedOptimiser(make_model().named_parameters(), OptimConfig(), ranks.control)

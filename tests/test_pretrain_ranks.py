@@ -94,6 +94,14 @@ def test_ranks_agree_with_one_process(corpus, single, tmp_path, method, ranks, r
     assert rows[-1]["stage_communication_alone_s"] > 0
 
 
+def test_lamb_over_ranks_is_lamb(corpus, tmp_path):
+    """Trust ratios of sharded parameters are those of whole ones."""
+    assert launch(1, corpus, tmp_path / "one", "lamb").returncode == 0
+    done = launch(2, corpus, tmp_path / "two", "lamb")
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert_same_curve(tmp_path / "two", tmp_path / "one")
+
+
 def test_sigterm_on_one_rank_stops_all_at_one_step_and_resume_is_exact(corpus, tmp_path):
     done = launch(2, corpus, tmp_path / "broken", "sigterm")
     assert done.returncode == 0, done.stderr[-2000:]

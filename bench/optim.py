@@ -1,0 +1,183 @@
+"""`mim3d bench optim`: one optimiser update over a model's local shards, ours and what is usual."""
+
+import dataclasses
+import statistics
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import tyro
+from torch import Tensor, nn
+
+from mim3d.engine.apex import apex_problem, load_apex
+from mim3d.engine.build import build_method
+from mim3d.engine.config import OptimConfig, PretrainConfig
+from mim3d.engine.optim import ShardedOptimiser, decayed
+from mim3d.engine.outcome import Outcome
+from mim3d.engine.parallel import make_mesh, shard_group, shard_model
+from mim3d.engine.process_group import Ranks, process_ranks
+from mim3d.engine.recipes import recipe
+
+LR = 1e-4
+BYTES_PER_PARAMETER = 28
+"""Read weight, gradient and two moments, write weight and moments: 7 values of 4 bytes."""
+Update = Callable[[], object]
+
+
+@dataclass(frozen=True)
+class OptimBench:
+    """Time optimiser updates in interleaved rounds; the median round of each counts.
+
+    "clipped" contestants also find the gradient's norm and clip by it, as a training step does.
+    """
+
+    recipe: str = ""
+    """Recipe whose parameters are updated; demo-mae on a CPU and mae-vit-l-128 on a GPU."""
+    steps: int = 10
+    """Updates of a round."""
+    rounds: int = 7
+    """Interleaved rounds."""
+    peers: bool = False
+    """Accepted for the sake of `bench all`: the peers are always timed."""
+
+
+def main(words: list[str]) -> Outcome:
+    """Run the bench and print its table."""
+    options = tyro.cli(
+        OptimBench, args=words, prog="mim3d bench optim", description=OptimBench.__doc__
+    )
+    with process_ranks(600.0) as ranks:
+        on_gpu = ranks.device.type == "cuda"
+        config = recipe(options.recipe or ("mae-vit-l-128" if on_gpu else "demo-mae"))
+        contestants, missing = make_contestants(config, ranks)
+        seconds = measure(contestants, options, ranks.device)
+        parameters = sum(p.numel() for p in build_method(config).parameters()) // ranks.world
+    figures: dict[str, Any] = {
+        "device": torch.cuda.get_device_name(ranks.device) if on_gpu else "cpu",
+        "parameters_per_rank": parameters,
+        "clock": "wall" if on_gpu else "cpu",
+        "seconds": seconds,
+        "gb_per_s": {k: BYTES_PER_PARAMETER * parameters / s / 1e9 for k, s in seconds.items()},
+        "not_available": missing,
+    }
+    if ranks.first:
+        print(table(figures))
+    return Outcome(figures)
+
+
+def make_contestants(
+    config: PretrainConfig, ranks: Ranks
+) -> tuple[dict[str, Update], dict[str, str]]:
+    """Updates by name, and why others are not there."""
+    optim = config.optim
+    contestants: dict[str, Update] = {"mim3d, clipped": ours(config, ranks, optim)}
+    for name, how in (("fused", {"fused": True}), ("foreach", {"foreach": True})):
+        contestants[f"torch AdamW {name}"] = plain(config, ranks, optim, how, clip=False)
+        contestants[f"torch AdamW {name}, clipped"] = plain(config, ranks, optim, how, clip=True)
+    missing: dict[str, str] = {}
+    problem = apex_problem()
+    if problem is not None:
+        missing["apex FusedAdam"] = problem
+    else:
+        contestants["apex FusedAdam"] = apex_alone(config, ranks, optim)
+        through = dataclasses.replace(optim, impl="apex")
+        contestants["mim3d through apex, clipped"] = ours(config, ranks, through)
+    return contestants, missing
+
+
+def ours(config: PretrainConfig, ranks: Ranks, optim: OptimConfig) -> Update:
+    """The engine's optimiser over a sharded model, with norm, clipping and the check for NaN."""
+    module = build_method(config).to(ranks.device)
+    mesh = make_mesh(ranks.device, ranks.world, config.parallel.replicate)
+    shard_model(module, mesh, config.parallel, torch.float32)
+    optimiser = ShardedOptimiser(module.named_parameters(), optim, shard_group(mesh))
+    grads = {name: p.detach() * 1e-3 for name, p in module.named_parameters()}
+
+    def update() -> None:
+        for name, parameter in module.named_parameters():
+            parameter.grad = grads[name]
+        optimiser.step(LR)
+
+    return update
+
+
+def plain(
+    config: PretrainConfig, ranks: Ranks, optim: OptimConfig, how: dict[str, Any], *, clip: bool
+) -> Update:
+    """torch's AdamW on plain tensors of the shards' sizes."""
+    groups, tensors = shards_of(config, ranks, optim)
+    common = {"lr": LR, "betas": (optim.beta1, optim.beta2), "eps": optim.eps}
+    inner = torch.optim.AdamW(groups, **common, **how)
+
+    def update() -> None:
+        if clip:
+            nn.utils.clip_grad_norm_(tensors, optim.clip_norm, foreach=True)
+        inner.step()
+
+    return update
+
+
+def apex_alone(config: PretrainConfig, ranks: Ranks, optim: OptimConfig) -> Update:
+    """NVIDIA's FusedAdam on the same tensors."""
+    groups, _ = shards_of(config, ranks, optim)
+    common = {"lr": LR, "betas": (optim.beta1, optim.beta2), "eps": optim.eps}
+    return load_apex("adamw")(groups, **common).step
+
+
+def shards_of(
+    config: PretrainConfig, ranks: Ranks, optim: OptimConfig
+) -> tuple[list[dict[str, Any]], list[Tensor]]:
+    """Parameter groups of plain tensors, a rank's share of each parameter, with gradients."""
+    tensors: list[Tensor] = []
+    groups: list[dict[str, Any]] = [
+        {"params": [], "weight_decay": optim.weight_decay},
+        {"params": [], "weight_decay": 0.0},
+    ]
+    for parameter in build_method(config).parameters():
+        rows = -(-parameter.shape[0] // ranks.world)
+        piece = nn.Parameter(parameter.detach()[:rows].to(ranks.device, copy=True))
+        piece.grad = torch.randn_like(piece) * 1e-3
+        groups[0 if decayed(parameter) else 1]["params"].append(piece)
+        tensors.append(piece)
+    return groups, tensors
+
+
+def measure(
+    contestants: dict[str, Update], options: OptimBench, device: torch.device
+) -> dict[str, float]:
+    """Median seconds of an update by contestant."""
+    rounds: dict[str, list[float]] = {name: [] for name in contestants}
+    for update in contestants.values():
+        timed(update, 3, device)
+    for _ in range(options.rounds):
+        for name, update in contestants.items():
+            rounds[name].append(timed(update, options.steps, device))
+    return {name: statistics.median(values) for name, values in rounds.items()}
+
+
+def timed(update: Update, steps: int, device: torch.device) -> float:
+    """Seconds per update: wall on a GPU, processor time on a CPU, which others may share."""
+    on_gpu = device.type == "cuda"
+    clock = time.perf_counter if on_gpu else time.process_time
+    if on_gpu:
+        torch.cuda.synchronize(device)
+    began = clock()
+    for _ in range(steps):
+        update()
+    if on_gpu:
+        torch.cuda.synchronize(device)
+    return (clock() - began) / steps
+
+
+def table(figures: dict[str, Any]) -> str:
+    """The figures for people."""
+    lines: Iterable[str] = (
+        f"{name:<29} {seconds * 1e3:9.3f} ms  {figures['gb_per_s'][name]:8.1f} GB/s"
+        for name, seconds in figures["seconds"].items()
+    )
+    head = f"{figures['parameters_per_rank'] / 1e6:.2f} M parameters a rank on {figures['device']}"
+    head += f", {figures['clock']} time"
+    rest = [f"{name}: {why}" for name, why in figures["not_available"].items()]
+    return "\n".join([head, *lines, *rest])
