@@ -81,7 +81,8 @@ def heat_chart(
             axes.add_patch(
                 Rectangle(corner, 0.96, 0.96, color=arm_colour(arm, palette), alpha=alpha, lw=0)
             )
-            axes.text(*place, f"{score:.3f}", ha="center", va="center", color=palette["ink"])
+            ink = palette["page" if share > 0.6 else "ink"]
+            axes.text(*place, f"{score:.3f}", ha="center", va="center", color=ink)
         axes.set_xticks(range(len(columns)), [f"{value}" for value in columns])
         axes.set_yticks(range(len(rows)), [f"{value}" for value in rows])
         axes.set_xlim(-0.55, len(columns) - 0.45)
