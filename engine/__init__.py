@@ -10,8 +10,8 @@ Training: config, recipes, build, process_group, one_voice, parallel, communicat
 schedule, train_step, held_out, training, pretrain, stop, profiler, metrics, recorder, pictures,
 pretext.
 
-Runs and checkpoints: run_folder, run_state, checkpoint_files, checkpoint_reader, checkpoint,
-encoder_file, nnunet_form, export, plan.
+Runs and checkpoints: folder_lock, run_folder, run_state, checkpoint_files, checkpoint_reader,
+checkpoint, encoder_file, nnunet_form, export, plan.
 
 Fine-tuning: finetune_config, splits, task, dice, unetr, swin_unetr, segmentation, classification,
 downstream, finetune.

@@ -24,6 +24,7 @@ from mim3d.engine.curves import Curve, area_under
 from mim3d.engine.errors import ConfigError, TrainingError
 from mim3d.engine.finetune import RESULT, claim, run_finetune
 from mim3d.engine.finetune_config import FinetuneConfig
+from mim3d.engine.folder_lock import sole_writer
 from mim3d.engine.json_file import read_json, write_json, write_jsonl
 from mim3d.engine.pool import Task, default_workers, run_tasks
 from mim3d.engine.pretrain import run_pretrain
@@ -54,11 +55,16 @@ class CompareResult:
 
 def run_compare(config: CompareConfig, out: str | Path) -> CompareResult:
     """Run what is missing of the study in `out`, then write results and report."""
-    out, began = Path(out), time.monotonic()
-    corpus = open_corpus(config)
+    out, corpus = Path(out), open_corpus(config)
+    with sole_writer(out):
+        return run_study(config, corpus, out)
+
+
+def run_study(config: CompareConfig, corpus: Corpus, out: Path) -> CompareResult:
+    """The same with the folder's lock held."""
+    began = time.monotonic()
     targets = read_targets(Path(config.data.targets)) if "classify" in config.heads else None
     splits = make_splits(corpus.records, config.data.label, config.data.split, targets)
-    out.mkdir(parents=True, exist_ok=True)
     workers = config.workers or default_workers(config.device)
     tuning = tuning_cells(config)
     # Cells that wait for no pretraining and no tuning fill the cores beside the pretrainings.

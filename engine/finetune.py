@@ -21,6 +21,7 @@ from mim3d.engine.classification import ClassificationTask, read_targets
 from mim3d.engine.downstream import step_flops
 from mim3d.engine.errors import CheckpointError, ConfigError, TrainingError
 from mim3d.engine.finetune_config import FinetuneConfig, identity
+from mim3d.engine.folder_lock import sole_writer
 from mim3d.engine.json_file import read_json, write_json
 from mim3d.engine.schedule import learning_rate
 from mim3d.engine.segmentation import SegmentationTask
@@ -49,10 +50,15 @@ def run_finetune(
     config: FinetuneConfig, out: Path, told: Told | None = None, keep_model: bool = True
 ) -> FinetuneResult:
     """Train, or go on where a run with the same configuration stopped; a finished one is read."""
-    out.mkdir(parents=True, exist_ok=True)
-    claim(config, out)
-    if (out / RESULT).exists():
-        return FinetuneResult(**read_json(out / RESULT))
+    with sole_writer(out):
+        claim(config, out)
+        if not (out / RESULT).exists():
+            train(config, out, told, keep_model)
+    return FinetuneResult(**read_json(out / RESULT))
+
+
+def train(config: FinetuneConfig, out: Path, told: Told | None, keep_model: bool) -> None:
+    """Write the run's result."""
     session = Session(config)
     try:
         session.resume(out / STATE)
@@ -63,7 +69,6 @@ def run_finetune(
         session.loader.close()
     write_json(out / RESULT, asdict(result))
     (out / STATE).unlink(missing_ok=True)
-    return FinetuneResult(**read_json(out / RESULT))
 
 
 def claim(config: FinetuneConfig, out: Path) -> None:

@@ -5,12 +5,13 @@ import os
 import signal
 import sys
 import threading
+import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from dataclasses import dataclass
-from multiprocessing import get_context
+from multiprocessing import get_context, parent_process
 from typing import Any
 
 from mim3d.dataio.errors import Mim3dError
@@ -18,6 +19,8 @@ from mim3d.dataio.progress import progress
 from mim3d.engine.errors import TrainingError
 
 STOP = None
+SAVE_S = 60.0
+"""Seconds that a worker whose parent died has to save a checkpoint."""
 
 
 @dataclass(frozen=True)
@@ -73,7 +76,7 @@ def _run_apart(tasks: Sequence[Task], workers: int, title: str) -> dict[str, str
         teller.start()
         try:
             futures: dict[Future[None], str] = {
-                pool.submit(task.call, *task.arguments): task.name for task in tasks
+                pool.submit(_run_task, task.call, *task.arguments): task.name for task in tasks
             }
             for future in as_completed(futures):
                 name = futures[future]
@@ -109,8 +112,28 @@ def _one_thread_each():  # noqa: ANN202
             os.environ["OMP_NUM_THREADS"] = before
 
 
+def _run_task(call: Callable[..., None], *arguments: Any) -> None:
+    """Run a task, unless the study that asked for it is gone: then nobody waits for more."""
+    parent = parent_process()
+    if parent is not None and not parent.is_alive():
+        os._exit(1)
+    call(*arguments)
+
+
+def _follow_parent() -> None:
+    """Wait for the parent's end; then let this worker save what it has, and end it too."""
+    parent = parent_process()
+    assert parent is not None
+    parent.join()
+    os.kill(os.getpid(), signal.SIGTERM)
+    time.sleep(SAVE_S)
+    os._exit(1)
+
+
 def _begin_worker(lines: Any) -> None:
     import torch
+
+    threading.Thread(target=_follow_parent, daemon=True).start()
 
     torch.set_num_threads(1)
     signal.signal(signal.SIGINT, signal.SIG_DFL)

@@ -17,6 +17,7 @@ from mim3d.dataio.loader import Loader
 from mim3d.dataio.progress import Progress, progress
 from mim3d.engine.config import PretrainConfig, method_name
 from mim3d.engine.errors import ConfigError
+from mim3d.engine.folder_lock import sole_writer
 from mim3d.engine.held_out import HeldOut, Subjects, choose_subjects
 from mim3d.engine.one_voice import one_voice
 from mim3d.engine.process_group import Ranks, first_decides, process_ranks
@@ -44,6 +45,7 @@ def run_pretrain(config: PretrainConfig, out: str | Path) -> PretrainResult:
         held_out = None
         if subjects.held_out:
             held_out = stack.enter_context(closing(HeldOut(config, ranks, subjects.held_out)))
+        first_decides(ranks, lambda: stack.enter_context(sole_writer(out)))
         first_decides(ranks, lambda: open_run(out, config))
         watch = stack.enter_context(stop_on_signal(ranks))
         shown = stack.enter_context(shown_progress(config, ranks))

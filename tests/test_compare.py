@@ -2,6 +2,10 @@
 
 import json
 import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -161,6 +165,58 @@ def test_a_worker_that_dies_is_told_with_its_remedy() -> None:
     tasks = [Task("dies", os._exit, (1,)), Task("idle", print, ("idle",))]
     with pytest.raises(TrainingError, match="--workers 1"):
         run_tasks(tasks, 2, "dying")
+
+
+@pytest.mark.slow
+def test_workers_end_with_a_study_that_was_killed(tmp_path: Path) -> None:
+    script = f"""
+import time
+from pathlib import Path
+from mim3d.engine.pool import Task, run_tasks
+from mim3d.engine.json_file import write_json
+if __name__ == "__main__":
+    tasks = [Task(f"sleep {{n}}", time.sleep, (600 + n,)) for n in range(2)]
+    tasks += [Task("late", write_json, (Path({str(tmp_path)!r}) / "late.json", 1))]
+    run_tasks(tasks, 2, "sleeping")
+"""
+    (tmp_path / "parent.py").write_text(script)
+    parent = subprocess.Popen([sys.executable, str(tmp_path / "parent.py")])
+    workers = wait_for(lambda: children_of(parent.pid, "spawn_main"), 2)
+    parent.kill()
+    parent.wait()
+    deadline = time.monotonic() + 30
+    while any(map(running, workers)) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert not any(map(running, workers))
+    assert not (tmp_path / "late.json").exists()
+
+
+def wait_for(look: Callable[[], list[int]], wanted: int) -> list[int]:
+    deadline = time.monotonic() + 60
+    while len(found := look()) < wanted and time.monotonic() < deadline:
+        time.sleep(0.1)
+    time.sleep(3)  # imports are done, the tasks run
+    assert len(found) == wanted
+    return found
+
+
+def children_of(pid: int, words: str) -> list[int]:
+    found = []
+    for entry in Path("/proc").glob("[0-9]*"):
+        try:
+            parent = int((entry / "stat").read_text().rpartition(")")[2].split()[1])
+            if parent == pid and words in (entry / "cmdline").read_text():
+                found.append(int(entry.name))
+        except (OSError, ValueError):
+            continue
+    return found
+
+
+def running(pid: int) -> bool:
+    try:
+        return "\nState:\tZ" not in Path(f"/proc/{pid}/status").read_text()
+    except OSError:
+        return False
 
 
 def test_lines_of_a_worker_are_handed_on_whole() -> None:
