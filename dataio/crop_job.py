@@ -11,7 +11,7 @@ from mim3d.dataio.chunk_table import ChunkTable
 from mim3d.dataio.errors import CorpusError
 from mim3d.dataio.loader_config import LoaderConfig
 from mim3d.dataio.normalisation import Intensities, intensities
-from mim3d.dataio.sampler import LabelPoints, Sampler, volume_weights
+from mim3d.dataio.sampler import LabelPoints, Nodes, Sampler, volume_weights
 
 
 @dataclass(frozen=True)
@@ -20,7 +20,8 @@ class CropJob:
 
     `image_rows` and `label_rows` map a volume to its arrays in the chunk table (-1: none);
     `intensities` has one entry per volume of the table. With `augmentation.per_view` flips and
-    intensities are left to the graph, for each view has its own.
+    intensities are left to the graph, for each view has its own. `image_dtype` is what crops are
+    read into: float32, or uint16 for the bits of bfloat16.
     """
 
     crop_size: Triple
@@ -32,6 +33,7 @@ class CropJob:
     label_rows: np.ndarray | None
     label_dtype: str | None
     replace_errors: bool
+    image_dtype: str = "float32"
 
 
 def crop_job(table: ChunkTable, config: LoaderConfig, volumes: np.ndarray) -> CropJob:
@@ -58,8 +60,10 @@ def crop_job(table: ChunkTable, config: LoaderConfig, volumes: np.ndarray) -> Cr
     )
 
 
-def make_sampler(table: ChunkTable, config: LoaderConfig, volumes: np.ndarray) -> Sampler:
-    """Build the sampler over `volumes` (table rows)."""
+def make_sampler(
+    table: ChunkTable, config: LoaderConfig, volumes: np.ndarray, world: int = 1
+) -> Sampler:
+    """Build the sampler over `volumes` (table rows) for `world` ranks."""
     rows = np.asarray(table.volumes)[volumes]
     points = None
     if config.foreground_fraction > 0 and config.label is not None:
@@ -73,6 +77,7 @@ def make_sampler(table: ChunkTable, config: LoaderConfig, volumes: np.ndarray) -
         weights=volume_weights(config.weighting, rows),
         foreground_fraction=config.foreground_fraction,
         points=points,
+        nodes=Nodes(config.nodes, world * config.micro_batch, config.node_rotation),
     )
 
 

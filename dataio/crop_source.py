@@ -24,9 +24,9 @@ STILL = (False, False, False)
 class RawBatch:
     """Arrays of one batch, and the samples they were read for.
 
-    `image` (b, c, z, y, x) float32, `label` (b, z, y, x) or None: numpy on the host, from a pool
-    that has them back when nobody holds them, or tensors on a device. `error` is what reading
-    raised, if anything.
+    `image` (b, c, z, y, x) float32, or uint16 for the bits of bfloat16; `label` (b, z, y, x) or
+    None: numpy on the host, from a pool that has them back when nobody holds them, or tensors on a
+    device. `error` is what reading raised, if anything.
     """
 
     samples: Samples
@@ -94,7 +94,7 @@ class CropSource:
         """Image and label of a new batch, undefined as yet."""
         if count not in self._pools:
             size, label = self.job.crop_size, self.job.label_dtype
-            image = BufferPool((count, self.job.channels, *size), "float32")
+            image = BufferPool((count, self.job.channels, *size), self.job.image_dtype)
             self._pools[count] = image, None if label is None else BufferPool((count, *size), label)
         images, labels = self._pools[count]
         return images.take(), None if labels is None else labels.take()

@@ -23,6 +23,8 @@ class DirectGraph:
     def run(self) -> list[torch.Tensor]:
         """Outputs of the next iteration: one image per view, then the label if any."""
         image, *label = (_tensor(each) for each in self._feed(self._iteration))
+        if image.dtype == torch.uint16:
+            image = image.view(torch.bfloat16)
         self._iteration += 1
         return [image] * self.spec.views + label
 

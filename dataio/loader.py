@@ -10,6 +10,7 @@ The loader is infinite: it goes on into the next epoch, shuffled anew.
 import time
 from collections import deque
 from collections.abc import Collection, Iterator
+from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from types import TracebackType
@@ -64,14 +65,16 @@ class Loader:
         self.device = torch.device(device)
         table = self.corpus.table
         volumes = choose_volumes(table, config.label, subjects)
-        self.sampler = make_sampler(table, config, volumes)
+        self.sampler = make_sampler(table, config, volumes, world)
         self._job = crop_job(table, config, volumes)
         if config.cache == "host":
             shards = HostCache(shards, config.cache_bytes, config.cache_policy)
         self._cache = shards if isinstance(shards, HostCache) else None
         reader = ShardReader(table, self.corpus.root, shards)
-        self._source = self._make_source(reader)
         self._spec = self._graph_spec()
+        if self._reads_bfloat16:
+            self._job = replace(self._job, image_dtype="uint16")
+        self._source = self._make_source(reader)
         self._graph: DaliGraph | DirectGraph | None = None
         self._in_flight: deque[RawBatch] = deque()
         self._step = self._sample = 0
@@ -108,12 +111,14 @@ class Loader:
             "step": self._step,
             "seed": self.config.seed,
             "volumes": self.sampler.epoch_samples,
+            "nodes": self.config.nodes,
         }
 
     def load_state_dict(self, state: dict[str, int]) -> None:
         """Go to where `state` was taken, possibly by a loader of another world size."""
         mine = self.state_dict()
-        for name in ("format", "seed", "volumes"):
+        state = {"nodes": 1, **state}  # states saved before there were nodes
+        for name in ("format", "seed", "volumes", "nodes"):
             if state[name] != mine[name]:
                 raise Mim3dError(
                     f"the loader's state has {name}={state[name]}, this loader {mine[name]}: "
@@ -164,6 +169,17 @@ class Loader:
     def _stride(self) -> int:
         return self.world * self.config.micro_batch
 
+    @property
+    def _is_direct(self) -> bool:
+        """Whether nothing is left to do once crops are read."""
+        return self._spec.device_id is None and not self._spec.parameters
+
+    @property
+    def _reads_bfloat16(self) -> bool:
+        """Whether crops can be rounded while they are read: nothing later wants float32."""
+        plain = self.config.cache != "device" and not self._job.augmentation.noise
+        return self.config.dtype == "bfloat16" and self._is_direct and plain
+
     def _make_source(self, reader: ShardReader) -> CropSource:
         config = self.config
         if config.cache != "device":
@@ -198,8 +214,7 @@ class Loader:
             self._in_flight.append(raw)
             return feed_order(self._spec, raw.image, raw.label, raw.views)
 
-        direct = self._spec.device_id is None and not self._spec.parameters
-        self._graph = (DirectGraph if direct else DaliGraph)(self._spec, feed)
+        self._graph = (DirectGraph if self._is_direct else DaliGraph)(self._spec, feed)
         return self._graph
 
     def _stop(self) -> None:

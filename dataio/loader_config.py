@@ -48,14 +48,19 @@ class LoaderConfig:
     cache_policy: str = "keep"
     """keep what came in first (a scan of a corpus too large hits its share), or lru."""
     on_error: str = "raise"
-    """raise, or replace: a crop with a damaged chunk gives way to another, and is counted."""
+    """raise, or replace: a crop with a damaged chunk gives way to another, and is counted. A shard
+    that vanished or may not be read raises always: one rank alone may have lost it."""
+    nodes: int = 1
+    """Give each of so many nodes a split of the volumes, for caches that hold a split."""
+    node_rotation: float = 0.0
+    """Share of each node's split that goes to the next node after every epoch."""
     threads: int = 1
     """Threads that read and decode, and DALI's own."""
     prefetch: int = 2
     """Batches read ahead."""
 
     def __post_init__(self) -> None:
-        for name in ("micro_batch", "snap", "threads", "prefetch", "cache_bytes"):
+        for name in ("micro_batch", "snap", "nodes", "threads", "prefetch", "cache_bytes"):
             if getattr(self, name) < 1:
                 raise Mim3dError(f"{name}={getattr(self, name)} must be at least 1")
         if len(self.crop_size) != 3 or min(self.crop_size) < 1:
@@ -68,6 +73,12 @@ class LoaderConfig:
         _one_of("weighting", self.weighting, WEIGHTINGS)
         if self.cache == "device" and self.cache_policy != "keep":
             raise Mim3dError("cache_policy='lru' is for cache='host'; on a device chunks are kept")
+        if self.nodes > 1 and self.weighting != "uniform":
+            raise Mim3dError(
+                f"nodes={self.nodes} needs weighting='uniform': a split has no weights"
+            )
+        if not 0 <= self.node_rotation <= 1:
+            raise Mim3dError(f"node_rotation={self.node_rotation} must lie in [0, 1]")
         parse_mode(self.normalise)
         augmentation(self.augment)
         if not 0 <= self.foreground_fraction <= 1:

@@ -4,6 +4,10 @@ Sample g of a run is the same crop at any world size; rank r of w takes its slic
 batch. So the loader's whole state is the index of the next sample. Within an epoch (as many
 samples as there are volumes) uniform weighting visits every volume once; other weightings visit
 each volume its expected number of times, rounded down or up (systematic sampling).
+
+With `Nodes` each node of a cluster draws from a split of its own, so that what it keeps in memory
+is what it will be asked for. Batches are still a function of (seed, global index): the number of
+nodes belongs to a run as its seed does, and ranks may change as long as it stays.
 """
 
 from dataclasses import dataclass
@@ -18,7 +22,7 @@ from mim3d.dataio.errors import Mim3dError
 WEIGHTINGS = ("uniform", "voxels", "foreground")
 # Streams of random numbers; epochs take EPOCH + epoch.
 START, FOREGROUND, POINT, AUGMENT, REPLACE, CLASS = 1, 4, 5, 6, 7, 8
-OFFSET, EPOCH = 9, 1 << 32
+OFFSET, SPLITS, EPOCH, NODE_EPOCH = 9, 10, 1 << 32, 1 << 48
 
 
 @dataclass(frozen=True)
@@ -48,13 +52,39 @@ class LabelPoints:
     zyx: np.ndarray
 
 
+@dataclass(frozen=True)
+class Nodes:
+    """How volumes are split between nodes: the k-th share of each global batch is node k's.
+
+    `global_batch` is samples per step, all ranks together. From one epoch to the next a share
+    `rotation` of each split goes to the neighbour, so that 1 / rotation epochs pass it all on.
+    """
+
+    count: int
+    global_batch: int
+    rotation: float = 0.0
+
+    def __post_init__(self) -> None:
+        if self.count < 1 or self.global_batch % self.count:
+            raise Mim3dError(
+                f"nodes={self.count} does not divide the global batch of {self.global_batch}"
+            )
+        if not 0 <= self.rotation <= 1:
+            raise Mim3dError(f"node_rotation={self.rotation} must lie in [0, 1]")
+
+    def of(self, index: np.ndarray) -> np.ndarray:
+        """Node of each global sample index."""
+        return index % self.global_batch // (self.global_batch // self.count)
+
+
 class Sampler:
     """Draws crops of `crop_size` from `volumes` (rows of the table) of `shapes` (n, 3).
 
     `weights` (n,) are relative; None visits all alike. `snap` aligns starts to multiples of so
     many voxels, which saves decoding; the last start is reachable whatever the snap, so no voxel
     is out of reach. A share `foreground_fraction` of crops is centred on one of `points`, as near
-    as the snap and the volume's border allow, each class of a volume as often as any other.
+    as the snap and the volume's border allow, each class of a volume as often as any other. `nodes`
+    gives each node its own volumes; only without weights.
     """
 
     def __init__(
@@ -68,7 +98,10 @@ class Sampler:
         weights: np.ndarray | None = None,
         foreground_fraction: float = 0.0,
         points: LabelPoints | None = None,
+        nodes: Nodes | None = None,
     ) -> None:
+        if nodes is not None and nodes.count > 1 and weights is not None:
+            raise Mim3dError("nodes above 1 need weighting='uniform': a split has no weights")
         if not len(volumes):
             raise Mim3dError("no volume is left to sample from; widen the subjects or the label")
         self.seed, self.snap = seed, snap
@@ -77,6 +110,7 @@ class Sampler:
         self.crop = np.array(crop_size, np.int64)
         self.foreground_fraction = foreground_fraction
         self.points = points
+        self.nodes = nodes if nodes is not None and nodes.count > 1 else None
         self._cumulative = None if weights is None else _cumulative(weights)
         self._epoch = lru_cache(maxsize=2)(self._draw_epoch)
 
@@ -105,12 +139,32 @@ class Sampler:
     def _draw_epoch(self, epoch: int) -> np.ndarray:
         """Entry of `volumes` at each place of an epoch."""
         n = self.epoch_samples
+        if self.nodes is not None:
+            return self._draw_splits(self.nodes, epoch)
         order = permutation(self.seed, EPOCH + epoch, n)
         if self._cumulative is None:
             return order
         offset = uniform(self.seed, OFFSET, np.array([epoch]))
         slots = np.searchsorted(self._cumulative, (np.arange(n) + offset) / n, side="right")
         return np.minimum(slots, n - 1)[order]
+
+    def _draw_splits(self, nodes: Nodes, epoch: int) -> np.ndarray:
+        """The same where each node has its split: sections of one circle of all volumes.
+
+        A section is as long as the node has places in this epoch (epochs need not end with a
+        batch), so every volume is drawn once.
+        """
+        n = self.epoch_samples
+        node = nodes.of(epoch * n + np.arange(n))
+        turned = int(epoch * nodes.rotation * n / nodes.count) % n
+        circle = np.roll(permutation(self.seed, SPLITS, n), -turned)
+        ends = np.cumsum(np.bincount(node, minlength=nodes.count))
+        entry = np.empty(n, np.int64)
+        for k in range(nodes.count):
+            mine = circle[ends[k - 1] if k else 0 : ends[k]]
+            order = permutation(self.seed, NODE_EPOCH + epoch * nodes.count + k, len(mine))
+            entry[node == k] = mine[order]
+        return entry
 
     def _place(self, index: np.ndarray, entry: np.ndarray) -> Samples:
         """Draw each start among the multiples of `snap` that fit, and the last start that fits."""

@@ -1,12 +1,14 @@
 """The sampler as a pure function: epochs, world sizes, resume, weights, foreground, padding."""
 
+import itertools
+
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from mim3d.dataio.errors import Mim3dError
-from mim3d.dataio.sampler import LabelPoints, Sampler, volume_weights
+from mim3d.dataio.sampler import LabelPoints, Nodes, Sampler, volume_weights
 
 CROP = (32, 32, 32)
 
@@ -131,3 +133,53 @@ def test_impossible_samplers_say_why():
         sampler_of(0)
     with pytest.raises(Mim3dError, match="weights"):
         sampler_of(2, weights=np.array([0.0, 0.0])).samples(0, 1)
+
+
+clusters = st.tuples(st.integers(1, 5), st.integers(1, 6), st.integers(0, 4))
+
+
+@given(n=st.integers(1, 60), cluster=clusters, seed=st.integers(0, 2**40))
+def test_with_nodes_every_epoch_visits_every_volume_once(n, cluster, seed):
+    count, share, quarters = cluster
+    nodes = Nodes(count, count * share, quarters / 4)
+    drawn = sampler_of(n, seed=seed, nodes=nodes).samples(0, 4 * n).volume.reshape(4, n)
+    for epoch in drawn:
+        assert sorted(epoch.tolist()) == [3 * i for i in range(n)]
+
+
+@given(cluster=clusters, step=st.integers(0, 200), data=st.data())
+def test_with_nodes_global_batches_do_not_depend_on_the_world_size(cluster, step, data):
+    count, share, quarters = cluster
+    batch = count * share
+    options = {"nodes": Nodes(count, batch, quarters / 4)}
+    whole = sampler_of(37, **options).samples(step * batch, batch)
+    world = data.draw(st.sampled_from([w for w in range(1, batch + 1) if batch % w == 0]))
+    part = batch // world
+    ranks = [sampler_of(37, **options).samples(step * batch + r * part, part) for r in range(world)]
+    joined = np.concatenate([each.volume for each in ranks])
+    np.testing.assert_array_equal(joined, whole.volume)
+    np.testing.assert_array_equal(np.concatenate([each.start for each in ranks]), whole.start)
+
+
+@pytest.mark.parametrize("rotation", [0.0, 0.25, 1.0])
+def test_a_node_keeps_its_split_but_for_what_rotates(rotation):
+    n, nodes = 400, Nodes(4, 16, rotation)
+    sampler = sampler_of(n, nodes=nodes)
+    drawn = sampler.samples(0, 9 * n)
+    for k in range(4):
+        mine = nodes.of(drawn.sample) == k
+        of_epoch = [set(drawn.volume[mine & (drawn.sample // n == e)].tolist()) for e in range(9)]
+        for one, other in itertools.pairwise(of_epoch):
+            assert len(one) == 100
+            assert len(one & other) == round(100 * (1 - rotation))
+        seen = set.union(*of_epoch)
+        assert len(seen) == (100 if rotation == 0 else min(400, 100 + 8 * 100 * rotation))
+
+
+def test_nodes_that_do_not_fit_are_refused():
+    with pytest.raises(Mim3dError, match="nodes=3 does not divide the global batch of 8"):
+        Nodes(3, 8)
+    with pytest.raises(Mim3dError, match=r"node_rotation=1\.5"):
+        Nodes(2, 8, 1.5)
+    with pytest.raises(Mim3dError, match="uniform"):
+        sampler_of(4, nodes=Nodes(2, 4), weights=np.ones(4))
