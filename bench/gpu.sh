@@ -1,28 +1,62 @@
 #!/usr/bin/env bash
 # Fill the results of every GPU stage in under ten minutes on a bare machine with a GPU.
 #
-#   bench/gpu.sh [OUTDIR]              tests marked gpu, then kernels, loader and step benches
-#   bench/gpu.sh --cpu-check [OUTDIR]  the same road at tiny sizes without a GPU (CI, under a minute)
+#   bench/gpu.sh [--stages LIST] [OUTDIR]               on a GPU
+#   bench/gpu.sh --cpu-check [--stages LIST] [OUTDIR]   the same road at tiny sizes, without a GPU
 #
-# Needs python3 >= 3.11 with torch and triton. Nothing is installed: the project is found through
-# links in build/names, and wheels carried in .wheels/SET/piece-* (if any) are unpacked by their own
-# .wheels/base/piece-0/unpack.sh. OUTDIR defaults to $OUT, then to ./gpu-results, and receives at
-# most 8 files: summary.json, log.txt, tests.txt, kernels.json, kernels.md, roofline.png,
-# loader.json, step.json. A stage that fails, is absent or runs out of time does not stop the next;
-# summary.json says what became of each. Exit 1 if any stage failed.
+# Stages, in this order (LIST is some of them, separated by commas; all of them otherwise):
+#   tests     the tests marked gpu
+#   kernels   every kernel against eager recipes, torch.compile and the measured copy bandwidth
+#   loader    crops per second                                     (needs DALI)
+#   step      the training step in memory against its eager formulation, MFU
+#   feed      the same step fed by the real loader, MFU, data stall  (needs DALI)
+#   profile   where the step's time goes; Nsight Compute's view of the loss and the gather
+# Each has a time limit of its own; one that fails, is absent or runs out of time does not stop the
+# next, and what is done so far is in OUTDIR after every stage. Exit 1 if any stage failed.
+#
+# Needs python3 >= 3.11 with torch and triton. Nothing of the project is installed: it is found
+# through links in build/names. Missing packages are taken from .wheels, where they lie as
+#   .wheels/SET/NAME.whl     python3 -m pip download --no-deps --only-binary=:all: \
+#                              --python-version 3.12 --platform manylinux_2_28_x86_64 \
+#                              --platform manylinux2014_x86_64 --platform manylinux_2_24_x86_64 \
+#                              --platform manylinux_2_27_x86_64 -r bench/gpu-wheels/SET.txt \
+#                              -d .wheels/SET
+#   .wheels/SET/piece-K/     cut into pieces with an unpack.sh of their own
+# with SET one of base (needed), gpu (nvCOMP, kvikio) and dali. Where a transfer is limited to
+# 64 MiB, base + gpu and base + dali (its binaries pruned to one chip) fit one each:
+#   1. with base, gpu:   bench/gpu.sh --stages tests,kernels,step
+#   2. with base, dali:  bench/gpu.sh --stages loader,feed,profile
+#
+# OUTDIR defaults to $OUT, then to ./gpu-results, and receives at most 8 files: summary.json,
+# summary.txt (targets beside what was reached), log.txt, figures.json, kernels.md, roofline.png,
+# kernels-benchmark.json (for `pytest-benchmark compare`), profile.txt.
 set -uo pipefail
 cd "$(dirname "$0")/.." || exit 1
 
-check=0
-if [ "${1:-}" = --cpu-check ]; then check=1; shift; fi
-out=${1:-${OUT:-gpu-results}}
+all=tests,kernels,loader,step,feed,profile
+check=0 stages=$all out=${OUT:-gpu-results}
+while [ $# -gt 0 ]; do case $1 in
+  -h | --help) sed -n '2,/^set -uo/{/^set -uo/d;s/^# \{0,1\}//;p}' bench/gpu.sh; exit 0 ;;
+  --cpu-check) check=1; shift ;;
+  --stages) stages=${2:?--stages needs a list: some of $all}; shift 2 ;;
+  -*) echo "gpu.sh: unknown option $1; see --help" >&2; exit 2 ;;
+  *) out=$1; shift ;;
+esac; done
+for one in ${stages//,/ }; do
+  case ",$all," in *",$one,"*) ;; *) echo "gpu.sh: no stage $one; some of $all" >&2; exit 2 ;; esac
+done
 mkdir -p "$out"
 out=$(cd "$out" && pwd)
-python=${PYTHON:-python3}
-budget=$([ $check = 1 ] && echo 120 || echo 560)
+work=$(mktemp -d)
+trap 'rm -rf "$work"' EXIT
+python=${PYTHON:-python3} site=${SITE:-/tmp/site}
+# Without a GPU nothing is lent by the minute, and the machine may be busy: limits are longer.
+budget=580 patience=1
+[ $check = 1 ] && budget=1500 patience=5
 began=$SECONDS
 log=$out/log.txt
 : >"$log"
+say() { echo "$@" | tee -a "$log"; }
 
 mkdir -p build/names/mim3d
 for room in kernels dataio engine bench; do ln -sfn "../../../$room" "build/names/mim3d/$room"; done
@@ -32,38 +66,72 @@ suffix=$("$python" -c 'import sysconfig; print(sysconfig.get_config_var("EXT_SUF
 headers=$("$python" -c 'import sysconfig; print(sysconfig.get_paths()["include"])')
 for loop in _crops _chunks; do
   [ "dataio/$loop$suffix" -nt "dataio/$loop.c" ] || ${CC:-cc} -shared -fPIC -O3 -ffp-contract=off \
-    -I"$headers" "dataio/$loop.c" -o "dataio/$loop$suffix" >>"$log" 2>&1 || echo "$loop: not built" | tee -a "$log"
+    -I"$headers" "dataio/$loop.c" -o "dataio/$loop$suffix" >>"$log" 2>&1 || say "$loop: not built"
 done
-if ls .wheels/*/piece-* >/dev/null 2>&1; then
-  sets=$(cd .wheels && ls -d -- */ | tr -d / | paste -sd, -)
-  sh .wheels/base/piece-0/unpack.sh -n "$sets" .wheels/*/piece-* >>"$log" 2>&1 || echo "wheels: exit $?" | tee -a "$log"
-  paths=/tmp/site:$paths
+if compgen -G '.wheels/*/*.whl' >/dev/null; then
+  timeout 120 "$python" -m pip install -q --no-index --no-deps --no-compile --no-cache-dir --upgrade \
+    --target "$site" .wheels/*/*.whl >>"$log" 2>&1 || say "wheels: pip exit $?"
 fi
-export PYTHONPATH=$paths${PYTHONPATH:+:$PYTHONPATH} PYTHONUNBUFFERED=1 OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}
+if compgen -G '.wheels/*/piece-*' >/dev/null; then
+  sets=$(cd .wheels && ls -d -- */ | tr -d / | paste -sd, -)
+  SITE=$site timeout 120 sh .wheels/base/piece-0/unpack.sh -n "$sets" .wheels/*/piece-* >>"$log" 2>&1 ||
+    say "wheels: unpack.sh exit $?"
+fi
+[ -d "$site" ] && paths=$site:$paths
+export PYTHONPATH=$paths${PYTHONPATH:+:$PYTHONPATH} PYTHONUNBUFFERED=1
+export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}
 # The project's root must stay off sys.path: a plain `kernels` would shadow Hugging Face's.
 export PYTHONSAFEPATH=1
 
-names=() codes=() times=()
+names=() codes=() times=() failed=0
+summarise() { # what is known so far: summary.json by the shell alone, the rest by python
+  failed=0
+  {
+    echo "{"
+    echo "  \"seconds\": $((SECONDS - began)),"
+    echo "  \"cpu_check\": $([ $check = 1 ] && echo true || echo false),"
+    echo "  \"stages\": {"
+    for i in "${!names[@]}"; do
+      case ${codes[$i]} in
+        0) what=ok ;;
+        absent) what=absent ;;
+        3) what="incomplete" failed=1 ;;
+        124 | 125 | 137) what="out of time" failed=1 ;;
+        *) what="failed, exit ${codes[$i]}" failed=1 ;;
+      esac
+      comma=$([ "$i" -lt $((${#names[@]} - 1)) ] && echo , || echo)
+      echo "    \"${names[$i]}\": {\"outcome\": \"$what\", \"seconds\": ${times[$i]}}$comma"
+    done
+    echo "  }"
+    echo "}"
+  } >"$out/summary.json"
+  timeout 20 "$python" bench/gpu_summary.py "$work" "$out" >>"$log" 2>&1 || true
+}
 stage() { # stage NAME LIMIT_S COMMAND...: run with a limit, keep the log, note the outcome
-  local name=$1 limit=$2 left=$((budget - (SECONDS - began))) start=$SECONDS code
+  local name=$1 limit=$(($2 * patience)) left=$((budget - (SECONDS - began))) start=$SECONDS code
   shift 2
   [ "$left" -lt "$limit" ] && limit=$left
-  echo "== $name (at most ${limit} s)" | tee -a "$log"
+  say "== $name (at most ${limit} s)"
   if [ "$limit" -lt 5 ]; then code=125; else
-    timeout --kill-after=10 "$limit" "$@" >"$out/.stage" 2>&1
+    timeout --kill-after=10 "$limit" "$@" >"$work/output" 2>&1
     code=$?
-    cat "$out/.stage" >>"$log"
-    tail -n 12 "$out/.stage"
+    cat "$work/output" >>"$log"
+    tail -n 12 "$work/output"
   fi
   names+=("$name") codes+=("$code") times+=("$((SECONDS - start))")
+  summarise
 }
-absent() { names+=("$1") codes+=(absent) times+=(0); echo "== $1: not there yet" | tee -a "$log"; }
-bench() { # bench STAGE LIMIT_S OPTIONS...
-  local name=$1 limit=$2
-  shift 2
-  if [ -f "bench/$name.py" ]; then
-    stage "$name" "$limit" "$python" -m mim3d.engine.cli bench "$name" --json "$out/$name.json" "$@"
-  else absent "$name"; fi
+absent() { # absent NAME WHY
+  names+=("$1") codes+=(absent) times+=(0)
+  say "== $1: absent: $2"
+  summarise
+}
+wanted() { case ",$stages," in *",$1,"*) return 0 ;; *) return 1 ;; esac; }
+has() { "$python" -c "import importlib.util as u, sys; sys.exit(u.find_spec('$1') is None)" 2>/dev/null; }
+bench() { # bench STAGE BENCH LIMIT_S OPTIONS...
+  local name=$1 what=$2 limit=$3
+  shift 3
+  stage "$name" "$limit" "$python" -m mim3d.engine.cli bench "$what" --json "$work/$name.json" "$@"
 }
 
 "$python" - <<'PY' 2>&1 | tee -a "$log"
@@ -74,39 +142,46 @@ print(f"{gpu}; python {platform.python_version()}, torch {torch.__version__}\n{e
 PY
 
 if [ $check = 1 ]; then
-  stage tests 60 "$python" -m pytest -q -p no:cacheprovider tests/test_kernel_backend.py
-  cp "$out/.stage" "$out/tests.txt"
-  bench kernels 60 --size tiny --rounds 1 --out "$out"
+  test_words=(tests/test_kernel_backend.py)
+  kernel_words=(--size tiny --rounds 1)
+  loader_words=(--volumes 1 --crops 8 --rounds 1)
+  step_words=(--steps 1 --rounds 1 --warmup 1 --global-batch 2)
+  feed_words=("${step_words[@]}")
 else
   # Most of the time goes into compiling kernel variants, on the host: spread it over processes.
-  workers=$("$python" -c 'import xdist; print("-n 6")' 2>/dev/null)
-  # shellcheck disable=SC2086
-  stage tests 150 "$python" -m pytest -q -p no:cacheprovider $workers -m gpu tests
-  cp "$out/.stage" "$out/tests.txt"
-  bench kernels 220 --out "$out"
-  bench loader 90 --volumes 3 --crops 64 --rounds 2
-  bench step 100
+  workers=()
+  has xdist && workers=(-n 6)
+  mapfile -t marked < <(grep -l 'mark\.gpu' tests/test_*.py)
+  test_words=(${workers[@]+"${workers[@]}"} -m gpu "${marked[@]}")
+  kernel_words=(--seconds 150)
+  loader_words=(--volumes 3 --crops 64 --rounds 2)
+  step_words=(--steps 10 --rounds 3)
+  # The corpus stays compressed on the GPU where nvCOMP is there to inflate it.
+  cache=$(has nvidia.libnvcomp && echo device || echo host)
+  feed_words=(--steps 20 --rounds 3 --cache "$cache")
 fi
-rm -f "$out/.stage"
 
-{
-  echo "{"
-  echo "  \"seconds\": $((SECONDS - began)),"
-  echo "  \"cpu_check\": $([ $check = 1 ] && echo true || echo false),"
-  echo "  \"stages\": {"
-  failed=0
-  for i in "${!names[@]}"; do
-    case ${codes[$i]} in
-      0) what=ok ;;
-      absent) what=absent ;;
-      124 | 125 | 137) what="out of time" failed=1 ;;
-      *) what="failed, exit ${codes[$i]}" failed=1 ;;
-    esac
-    comma=$([ "$i" -lt $((${#names[@]} - 1)) ] && echo , || echo)
-    echo "    \"${names[$i]}\": {\"outcome\": \"$what\", \"seconds\": ${times[$i]}}$comma"
-  done
-  echo "  }"
-  echo "}"
-} >"$out/summary.json"
+wanted tests && stage tests 150 "$python" -m pytest -q -p no:cacheprovider "${test_words[@]}"
+wanted kernels && bench kernels kernels 200 --out "$out" "${kernel_words[@]}"
+if wanted loader; then
+  if has nvidia.dali; then bench loader loader 60 "${loader_words[@]}"; else absent loader "no DALI"; fi
+fi
+wanted step && bench step step 110 --no-loader --peers "${step_words[@]}"
+if wanted feed; then
+  if has nvidia.dali; then bench feed step 100 "${feed_words[@]}"; else absent feed "no DALI"; fi
+fi
+if wanted profile; then
+  bench profile step 90 --no-loader --peers --profile "$out" "${step_words[@]}" --rounds 1
+  if [ $check = 0 ] && command -v ncu >/dev/null; then
+    # Clocks are left alone; the counters tell the share of the memory's peak and what limits it.
+    stage ncu 60 bash -c 'ncu --clock-control none --kernel-name "regex:loss_kernel|gather_kernel" \
+      --launch-count 6 --kill yes --section SpeedOfLight --section MemoryWorkloadAnalysis \
+      --section LaunchStats --section Occupancy "$0" -m mim3d.engine.cli bench kernels \
+      --no-compiled --rounds 1 --only int16 >"$1/ncu.txt" 2>&1
+      cat "$1/ncu.txt" >>"$2/profile.txt"; grep -q "Memory Throughput" "$1/ncu.txt"' \
+      "$python" "$work" "$out"
+  fi
+fi
 cat "$out/summary.json"
+[ -f "$out/summary.txt" ] && cat "$out/summary.txt"
 exit "$failed"

@@ -2,13 +2,21 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
 
+from mim3d.bench.gpu_summary import BIG
+
 ROOT = Path(__file__).resolve().parents[1]
+IMAGE = {
+    "torch", "triton", "numpy", "scipy", "matplotlib", "einops", "safetensors", "tensorboard",
+    "psutil", "rich", "jinja2", "xxhash", "typing_extensions",
+}  # fmt: skip
 
 
 def run(folder: Path, *words: str, **environment: str) -> subprocess.CompletedProcess[str]:
@@ -18,29 +26,96 @@ def run(folder: Path, *words: str, **environment: str) -> subprocess.CompletedPr
         capture_output=True,
         text=True,
         check=False,
-        timeout=300,
+        timeout=1600,
     )
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1700)
 def test_the_cpu_road_leaves_tables_pictures_and_a_summary(tmp_path: Path) -> None:
     ran = run(tmp_path, "--cpu-check")
     assert ran.returncode == 0, ran.stdout[-4000:] + ran.stderr[-2000:]
     summary = json.loads((tmp_path / "summary.json").read_text())
     assert summary["cpu_check"] is True
+    assert list(summary["stages"]) == ["tests", "kernels", "loader", "step", "feed", "profile"]
     assert {stage["outcome"] for stage in summary["stages"].values()} == {"ok"}
-    kernels = json.loads((tmp_path / "kernels.json").read_text())["kernels"]
-    assert kernels["kernels_figures"] is False
+    figures = json.loads((tmp_path / "figures.json").read_text())
+    assert figures["kernels"]["kernels_figures"] is False
+    assert figures["step"]["over_eager"] > 0
+    assert figures["feed"]["fed_by"] == "loader"
     assert "NOT the kernels' figures" in (tmp_path / "kernels.md").read_text()
+    assert "MAE step, x eager formulation: not" not in (tmp_path / "summary.txt").read_text()
+    assert "== eager recipe" in (tmp_path / "profile.txt").read_text()
     assert (tmp_path / "roofline.png").read_bytes().startswith(b"\x89PNG")
     assert len(list(tmp_path.iterdir())) <= 8
 
 
+def broken_python(folder: Path) -> str:
+    file = folder / "python"
+    file.write_text("#!/bin/sh\necho no torch here; exit 7\n")
+    file.chmod(0o755)
+    return str(file)
+
+
 def test_a_failing_stage_is_told_and_does_not_stop_the_others(tmp_path: Path) -> None:
-    broken = tmp_path / "python"
-    broken.write_text("#!/bin/sh\necho no torch here; exit 3\n")
-    broken.chmod(0o755)
-    ran = run(tmp_path / "out", "--cpu-check", PYTHON=str(broken))
+    ran = run(tmp_path / "out", "--cpu-check", PYTHON=broken_python(tmp_path))
     assert ran.returncode == 1
     stages = json.loads((tmp_path / "out" / "summary.json").read_text())["stages"]
-    assert [stage["outcome"] for stage in stages.values()] == ["failed, exit 3"] * 2
+    outcomes = {name: stage["outcome"] for name, stage in stages.items()}
+    failed, absent = "failed, exit 7", "absent"
+    assert outcomes == {
+        "tests": failed, "kernels": failed, "loader": absent,
+        "step": failed, "feed": absent, "profile": failed,
+    }  # fmt: skip
+
+
+def test_some_stages_only(tmp_path: Path) -> None:
+    words = ("--cpu-check", "--stages", "step,tests")
+    ran = run(tmp_path / "out", *words, PYTHON=broken_python(tmp_path))
+    assert ran.returncode == 1
+    stages = json.loads((tmp_path / "out" / "summary.json").read_text())["stages"]
+    assert list(stages) == ["tests", "step"]
+    wrong = run(tmp_path / "out", "--stages", "tests,cooking")
+    assert wrong.returncode == 2
+    assert "no stage cooking" in wrong.stderr
+
+
+def test_the_summary_holds_figures_against_targets(tmp_path: Path) -> None:
+    shape = BIG[0]
+    rows = [
+        {"operation": "loss int16", "shape": shape, "variant": name, "seconds": s, "share": 0.9}
+        for name, s in (("mim3d", 1.0), ("MAE", 12.0), ("compiled clean", 1.5), ("compiled MAE", 3))
+    ]
+    kernels = {"kernels_figures": True, "copy_bytes_per_s": 4.3e12, "rows": rows}
+    (tmp_path / "kernels.json").write_text(json.dumps({"kernels": kernels}))
+    (tmp_path / "step.json").write_text(json.dumps({"step": {"over_eager": 1.2}}))
+    out = tmp_path / "out"
+    out.mkdir()
+    stages = {"kernels": {"outcome": "ok", "seconds": 3}}
+    (out / "summary.json").write_text(json.dumps({"stages": stages}))
+    subprocess.run(
+        [sys.executable, "-S", str(ROOT / "bench" / "gpu_summary.py"), str(tmp_path), str(out)],
+        check=True,
+    )
+    text = (out / "summary.txt").read_text()
+    assert f"loss int16 {shape}, x eager MAE: 12 (at least 10: met)" in text
+    assert f"loss int16 {shape}, x best torch.compile: 1.5 (at least 2: MISSED)" in text
+    assert f"loss int16 {shape}, share of copy bandwidth: 0.9 (at least 0.85: met)" in text
+    assert f"loss float32 {shape}, x eager MAE: not measured (at least 10)" in text
+    assert "MAE step, x eager formulation: 1.2 (at least 1.15: met)" in text
+    assert json.loads((out / "figures.json").read_text())["step"]["over_eager"] == 1.2
+
+
+def test_every_dependency_is_in_the_image_or_among_the_wheels() -> None:
+    """A package added to the project must not be missing on a machine without an index."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    lists = (ROOT / "bench" / "gpu-wheels").glob("*.txt")
+    wheels = {
+        line.partition("==")[0]
+        for file in lists
+        for line in file.read_text().splitlines()
+        if not line.startswith("#")
+    }
+    needed = {re.split(r"[><=; ]", line)[0] for line in project["dependencies"]}
+    assert needed <= wheels | IMAGE
+    assert needed - IMAGE

@@ -1,0 +1,104 @@
+"""What bench/gpu.sh has reached so far: figures.json with all figures, summary.txt with targets.
+
+    python bench/gpu_summary.py WORK OUT    WORK holds a STAGE.json of each finished stage
+
+Needs the standard library alone, and says "not measured" rather than nothing.
+"""
+
+import json
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+OURS = "mim3d"
+BIG = ("96^3 B64 p16", "192^3 B8 p16")
+"""Shapes the loss is held to."""
+
+
+def main(work: Path, out: Path) -> None:
+    """Merge the stages' JSON and write the summary beside summary.json."""
+    figures = {}
+    for file in sorted(work.glob("*.json")):
+        figures[file.stem] = next(iter(json.loads(file.read_text()).values()), {})
+    (out / "figures.json").write_text(json.dumps(figures, indent=1) + "\n")
+    stages = json.loads((out / "summary.json").read_text())["stages"]
+    lines = [f"{name}: {stage['outcome']}, {stage['seconds']} s" for name, stage in stages.items()]
+    (out / "summary.txt").write_text("\n".join([*lines, "", *targets(figures)]) + "\n")
+
+
+def targets(figures: Mapping[str, Any]) -> list[str]:
+    """A line for each target: what was asked for, what was reached, met or missed."""
+    kernels = figures.get("kernels", {})
+    lines = []
+    if kernels and not kernels["kernels_figures"]:
+        lines.append("On a CPU the references run: nothing below is a kernel's figure.")
+    for shape in BIG:
+        for kind in ("int16", "float32"):
+            table = variants(kernels, f"loss {kind}", shape)
+            name = f"loss {kind} {shape}"
+            lines += [
+                told(f"{name}, x eager MAE", ratio(table, ["MAE"]), 10),
+                told(f"{name}, x best torch.compile", ratio(table, compiled(table)), 2),
+                told(f"{name}, share of copy bandwidth", share(table), 0.85),
+            ]
+    for shape in BIG:
+        table = variants(kernels, "rows int16", shape)
+        lines += [
+            told(f"gather {shape}, x eager patchify", ratio(table, ["patchify"]), 10),
+            told(f"gather {shape}, x torch.compile", ratio(table, compiled(table)), 1),
+        ]
+    step, feed = figures.get("step", {}), figures.get("feed", {})
+    lines.append(told("MAE step, x eager formulation", step.get("over_eager"), 1.15))
+    for name, stage, key in (
+        ("crops/s in memory", step, "crops_per_s"),
+        ("crops/s with the loader", feed, "crops_per_s"),
+        ("MFU (bf16) in memory", step, "mfu_bf16_in_memory"),
+        ("MFU (bf16) with the loader", feed, "mfu_bf16"),
+        ("rate with the loader over in memory", feed, "loader_over_memory"),
+        ("data-stall share", feed, "data_stall_share"),
+    ):
+        lines.append(told(name, stage.get(key), None))
+    if kernels:
+        lines.append(told("copy bandwidth, GB/s", kernels["copy_bytes_per_s"] / 1e9, None))
+    return lines
+
+
+def variants(kernels: Mapping[str, Any], operation: str, shape: str) -> dict[str, Any]:
+    """Rows of one operation and shape by variant."""
+    return {
+        row["variant"]: row
+        for row in kernels.get("rows", [])
+        if (row["operation"], row["shape"]) == (operation, shape)
+    }
+
+
+def compiled(table: Mapping[str, Any]) -> list[str]:
+    """Variants of torch.compile."""
+    return [name for name in table if name.startswith("compiled ")]
+
+
+def ratio(table: Mapping[str, Any], names: Sequence[str]) -> float | None:
+    """Cold time of the fastest of these over ours; None where either is missing."""
+    theirs = [table[name]["seconds"] for name in names if name in table]
+    if OURS not in table or not theirs:
+        return None
+    return min(theirs) / table[OURS]["seconds"]
+
+
+def share(table: Mapping[str, Any]) -> float | None:
+    """Our share of the copy bandwidth."""
+    return table[OURS]["share"] if OURS in table else None
+
+
+def told(name: str, value: float | None, least: float | None) -> str:
+    """One line."""
+    if value is None:
+        return f"{name}: not measured" + ("" if least is None else f" (at least {least:g})")
+    if least is None:
+        return f"{name}: {value:.4g}"
+    return f"{name}: {value:.4g} (at least {least:g}: {'met' if value >= least else 'MISSED'})"
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]), Path(sys.argv[2]))
