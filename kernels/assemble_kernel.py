@@ -73,13 +73,13 @@ def assemble_kernel(
     ITEM: tl.constexpr, STORED: tl.constexpr, SHUFFLED: tl.constexpr, CHUNK_BYTES: tl.constexpr,
     BLOCK_BYTES: tl.constexpr, SEGMENTS: tl.constexpr, LANES: tl.constexpr,
 ):  # fmt: skip
-    """SEGMENTS runs of LANES voxels of one sample's channel. Grid (b * c, voxels / tile).
+    """SEGMENTS runs of LANES voxels of one sample's channel. Grid (voxels / tile, b * c).
 
     A run never crosses a chunk: LANES divides the crop, the chunk and START_UNIT.
     """
-    i_image = tl.program_id(0).to(tl.int64)
+    i_image = tl.program_id(1).to(tl.int64)
     i_sample = i_image // n_channels
-    i_run = tl.program_id(1) * SEGMENTS + tl.arange(0, SEGMENTS)
+    i_run = tl.program_id(0) * SEGMENTS + tl.arange(0, SEGMENTS)
     runs = cx // LANES
     z, y, x = i_run // (runs * cy), (i_run // runs) % cy, (i_run % runs) * LANES
     m_run = z < cz
@@ -146,7 +146,8 @@ def launch_assemble(
     out = torch.empty(b, c, cz, cy, cx, dtype=out_dtype, device=chunks.device)
     lanes = math.gcd(16, start_unit, cx, chunk_size[2])
     with on_device(chunks):
-        assemble_kernel[(b * c, cdiv(cz * cy * cx, TILE))](
+        # Only a grid's first axis holds more than 65,535 tiles: a crop of 512^3 has 65,536.
+        assemble_kernel[(cdiv(cz * cy * cx, TILE), b * c)](
             chunks, table, start, box, pad, clip, scale, shift,
             None if flip is None else flip.view(torch.uint8), out,
             chunks.stride(0), c, nz, ny, nx, cz, cy, cx,

@@ -199,8 +199,7 @@ def sum_tokens(
     b, n, width = gradient.shape
     v = visible_ids.shape[1]
     order = torch.cat([visible_ids, masked_ids], 1)
-    token = torch.arange(n, device=order.device).expand(b, n)
-    place = torch.empty_like(order).scatter_(1, order, token)  # token of each patch
+    place = order.argsort(1)  # token of each patch; a scatter raises in deterministic mode
     if not triton:
         compute = torch.float64 if gradient.dtype == torch.float64 else torch.float32
         by_patch = gradient.to(compute).gather(1, place[..., None].expand(b, n, width))

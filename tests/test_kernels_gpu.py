@@ -1,5 +1,6 @@
 """On a GPU: real sizes against float64, CUDA graphs, no host syncs, compiled by inductor."""
 
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -13,6 +14,7 @@ from mim3d.kernels.nt_xent import nt_xent
 from mim3d.kernels.patch_rows import gather_patch_rows
 
 pytestmark = pytest.mark.gpu
+DEVICE = "cuda"
 SIZES = {
     "96 p16": (4, 1, (96, 96, 96), (16, 16, 16)),
     "96 p8": (2, 1, (96, 96, 96), (8, 8, 8)),
@@ -28,11 +30,11 @@ DTYPES = (torch.uint8, torch.int16, torch.float16, torch.bfloat16, torch.float32
 
 def batch(b, channels, crop, patch, dtype=torch.int16, seed=0):
     """(volume, masks) on the GPU, mask ratio 0.75."""
-    generator = torch.Generator("cuda").manual_seed(seed)
+    generator = torch.Generator(DEVICE).manual_seed(seed)
     shape = (b, channels, *crop)
-    noise = torch.randn(shape, device="cuda", generator=generator) * 40 + 100
+    noise = torch.randn(shape, device=DEVICE, generator=generator) * 40 + 100
     n = (crop[0] // patch[0]) * (crop[1] // patch[1]) * (crop[2] // patch[2])
-    sample = torch.arange(b, device="cuda")
+    sample = torch.arange(b, device=DEVICE)
     return noise.clamp(0, 255).to(dtype), patch_masks(seed, sample, n, n_visible(n, 0.75))
 
 
@@ -231,6 +233,129 @@ def test_backward_in_place_is_exact_for_a_loss_scale():
         loss = masked_voxel_loss(prediction, volume, masks.masked_ids, (16, 16, 16))
         grads.append(torch.autograd.grad(loss * factor, prediction)[0])
     assert torch.equal(grads[0] * 1024, grads[1])
+
+
+def operations() -> dict[str, Callable[[], tuple[torch.Tensor, ...]]]:
+    """Every operation with its backward, over tensors that are made once."""
+    crop, patch = (96, 96, 96), (16, 16, 16)
+    volume, masks = batch(4, 1, crop, patch)
+    sample = torch.arange(4, device=DEVICE)
+    dense = torch.randn(4, 1, *crop, device=DEVICE).requires_grad_()
+    tokens = torch.randn(4, 162, 4096, device=DEVICE, dtype=torch.bfloat16).requires_grad_()
+    large_volume, large = batch(1, 4, (96, 96, 96), (32, 32, 32))
+    large_tokens = torch.randn(1, 21, 131072, device=DEVICE).requires_grad_()
+    learned = [
+        torch.randn(shape, device=DEVICE).requires_grad_()
+        for shape in ((4, 54, 512), (512,), (216, 512))
+    ]
+    chunks = torch.randint(0, 255, (64, 2 * 32**3), dtype=torch.uint8, device=DEVICE)
+    table = torch.arange(64, device=DEVICE).view(1, 1, 4, 4, 4)
+    start = torch.ones(1, 3, dtype=torch.int64, device=DEVICE)
+    flip = torch.ones(4, 3, dtype=torch.bool, device=DEVICE)
+
+    def with_gradient(prediction, image, ids, size, **options):
+        loss = masked_voxel_loss(prediction, image, ids, size, **options)
+        return (loss, *torch.autograd.grad(loss * 2, prediction))
+
+    def random_masks(n):
+        masks = patch_masks(7, sample, n, n // 4)
+        return masks.visible_ids, masks.masked_ids, masks.masked
+
+    def learned_tokens():
+        tokens = decoder_tokens(*learned, masks.visible_ids, masks.masked_ids)
+        return (tokens, *torch.autograd.grad(tokens.square().sum(), learned))
+
+    ids = masks.masked_ids
+    return {
+        "ranked masks": lambda: random_masks(216),
+        "sorted masks": lambda: random_masks(8000),
+        "rows": lambda: (gather_patch_rows(volume, masks.visible_ids, patch, flip=flip),),
+        "token loss": lambda: with_gradient(tokens, volume, ids, patch, normalise_target=True),
+        "dense loss": lambda: with_gradient(dense, volume, ids, patch, kind="l2", flip=flip),
+        "chunked loss": lambda: with_gradient(
+            large_tokens, large_volume, large.masked_ids, (32, 32, 32), normalise_target=True
+        ),
+        "learned tokens": learned_tokens,
+        "crops": lambda: (
+            assemble_crops(
+                chunks, table, start, crop_size=crop, chunk_size=(32, 32, 32),
+                dtype=torch.int16, start_unit=16,
+            ),
+        ),
+    }  # fmt: skip
+
+
+OPERATIONS = (
+    "ranked masks", "sorted masks", "rows", "token loss", "dense loss", "chunked loss",
+    "learned tokens", "crops",
+)  # fmt: skip
+
+
+def same(left, right):
+    return all(torch.equal(a, b) for a, b in zip(left, right, strict=True))
+
+
+@pytest.mark.parametrize("name", OPERATIONS)
+def test_every_operation_repeats_and_neither_waits_nor_leaves_its_stream(name):
+    """Same bits again in deterministic mode, on a busy side stream, and from a captured graph."""
+    run = operations()[name]
+    first = run()
+    torch.cuda.synchronize()
+    torch.use_deterministic_algorithms(True)
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        again = run()
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+        torch.use_deterministic_algorithms(False)
+    assert same(first, again)
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    delay = torch.empty(2**30, dtype=torch.uint8, device=DEVICE)
+    with torch.cuda.stream(stream):
+        delay.zero_()
+        beside = run()
+        done = torch.cuda.Event()
+        done.record()
+    done.synchronize()
+    assert same(first, beside)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        kept = run()
+    for tensor in kept:
+        tensor.detach().zero_()
+    graph.replay()
+    assert same(first, kept)
+
+
+@pytest.mark.parametrize("offset", [1, 3, 8])
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.int16, torch.float32], ids=str)
+def test_memory_that_begins_anywhere(dtype, offset):
+    """A view whose first voxel is not aligned to 16 bytes is read all the same."""
+    memory = (torch.randn(offset + 2 * 32**3, device=DEVICE) * 40 + 100).clamp(0, 255).to(dtype)
+    volume = memory[offset:].view(2, 1, 32, 32, 32)
+    masks = patch_masks(0, torch.arange(2, device=DEVICE), 8, 3)
+    rows = gather_patch_rows(volume, masks.visible_ids, (16, 16, 16), out_dtype=torch.float32)
+    whole = volume.clone()
+    assert torch.equal(
+        rows, gather_patch_rows(whole, masks.visible_ids, (16, 16, 16), out_dtype=torch.float32)
+    )
+    line = torch.randn(offset + 2 * 5 * 4096, device=DEVICE)
+    prediction = line[offset:].view(2, 5, 4096)
+    compare_loss(prediction, volume, masks.masked_ids, (16, 16, 16), 5e-6, normalise_target=True)
+
+
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two CUDA devices")
+def test_tensors_on_another_device_than_the_current_one():
+    volume, sample, prediction = chain_inputs()
+    rows, loss = chain(volume, sample, prediction)
+    assert torch.cuda.current_device() == 0
+    there = (volume.to("cuda:1"), sample.to("cuda:1"), prediction.detach().to("cuda:1"))
+    other_rows, other_loss = chain(there[0], there[1], there[2])
+    assert other_rows.device.index == 1
+    assert torch.equal(rows.cpu(), other_rows.cpu())
+    assert torch.equal(loss.detach().cpu(), other_loss.cpu())
+    assert torch.cuda.current_device() == 0
 
 
 def test_more_than_2_to_the_31_elements():
