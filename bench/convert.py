@@ -24,6 +24,7 @@ from rich.table import Table
 from mim3d.bench.convert_jobs import Measured
 from mim3d.bench.convert_peers import PEERS
 from mim3d.bench.corpora import anatomy_like
+from mim3d.bench.other_work import OtherWork
 from mim3d.bench.table_open import measure_table
 from mim3d.engine.environment import machine
 from mim3d.engine.outcome import Outcome
@@ -67,8 +68,9 @@ def main(words: list[str]) -> Outcome:
         figures["start_up_cpu_s"] = min(m.cpu_s for m in alone["mim3d"])
         if args.copies:
             many = repeated(files, args.copies, Path(scratch))
-            busy = os.getloadavg()[0] > 0.5 * (os.cpu_count() or 1)
-            figures["scaling"] = scaling(run_rounds(SCALING, many, 1, Path(scratch)), busy)
+            with OtherWork() as other:
+                runs = run_rounds(SCALING, many, 1, Path(scratch))
+            figures["scaling"] = scaling(runs, other)
             one, two = (figures["scaling"][name]["wall_s"] for name in SCALING)
             figures["ratios"]["two_workers_speed"] = one / two
         if args.entries:
@@ -102,10 +104,10 @@ def repeated(files: list[str], copies: int, scratch: Path) -> list[str]:
     return names
 
 
-def scaling(runs: dict[str, list[Measured]], busy: bool) -> dict:
+def scaling(runs: dict[str, list[Measured]], other: OtherWork) -> dict:
     """One worker and two, and how much more CPU time two take for the same files.
 
-    Wall times say nothing where other work kept the CPUs `busy` beforehand; that is recorded.
+    Wall times say nothing where `other` work kept the CPUs busy meanwhile; that is recorded.
     """
     one, two = (runs[name][0] for name in SCALING)
     overhead = two.cpu_s / one.cpu_s - 1
@@ -113,7 +115,8 @@ def scaling(runs: dict[str, list[Measured]], busy: bool) -> dict:
         SCALING[0]: asdict(one),
         SCALING[1]: asdict(two),
         "cpu_overhead": overhead,
-        "busy": busy,
+        "others_cpu_share": other.share,
+        "busy": other.busy,
     }
 
 
@@ -225,15 +228,16 @@ def show(figures: dict) -> None:
         direction, target = TARGETS[name]
         told = "met" if figures["targets_met"][name] else "MISSED"
         if name == "two_workers_speed" and figures["scaling"]["busy"]:
-            told = "not measurable: the CPUs were busy"
+            share = figures["scaling"]["others_cpu_share"]
+            told = f"not measurable: others used {100 * share:.0f} % of the CPUs"
         ratios.add_row(name, f"{value:.2f}", f"{direction} {target}", told)
     console.print(ratios)
     if "scaling" in figures:
         one, two = (figures["scaling"][name] for name in SCALING)
         console.print(
             f"scaling: {one['wall_s']:.1f} s with 1 worker, {two['wall_s']:.1f} s with 2 "
-            f"({100 * figures['scaling']['cpu_overhead']:+.0f} % CPU), load average "
-            f"{os.getloadavg()[0]:.1f} on {os.cpu_count()} CPUs"
+            f"({100 * figures['scaling']['cpu_overhead']:+.0f} % CPU) on {os.cpu_count()} CPUs, "
+            f"of which others used {100 * (figures['scaling']['others_cpu_share'] or 0):.0f} %"
         )
     if "chunk_table" in figures:
         opened = figures["chunk_table"]

@@ -18,7 +18,7 @@ dask_runner, convert, forecast.
 A corpus: chunk_table, table_writer, corpus, verify, inspection, histograms, montage, export_nifti.
 
 Reading crops: chunk_boxes, chunk_decode (and _crops.c), shard_files, remote_shards, residency,
-buffer_pool, shard_reader, normalisation, volume_access.
+buffer_pool, shard_reader, open_corpus, normalisation, volume_access.
 
 Feeding batches: loader_config, sampler, augment, crop_request, crop_job, crop_source, graph_spec,
 dali_ops, dali_graph, direct_graph, finish, batch, loader.

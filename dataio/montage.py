@@ -33,6 +33,7 @@ class Plane:
     image: np.ndarray
     label: np.ndarray
     aspect: float  # height of a voxel over its width, in mm
+    voxel_mm: float  # width of a voxel
     letters: tuple[str, str, str, str]  # direction at the left, right, bottom, top
 
 
@@ -59,7 +60,10 @@ def save_montage(
     for place, index in enumerate(picked):
         planes, classes = read_planes(records[index], table, reader)
         seen |= classes
-        cell = grid[place // n_columns, place % n_columns].subgridspec(1, 3, wspace=0.03)
+        widths = [plane.image.shape[1] * plane.voxel_mm for plane in planes]
+        cell = grid[place // n_columns, place % n_columns].subgridspec(
+            1, 3, wspace=0.03, width_ratios=widths
+        )
         axes = [figure.add_subplot(cell[0, k]) for k in range(3)]
         draw_volume(axes, planes, records[index])
     draw_legend(figure, seen)
@@ -117,27 +121,33 @@ def centre_of(record: VolumeRecord, table: ChunkTable, label_row: int) -> tuple[
     return z, y, x
 
 
-def proportions(record: VolumeRecord, axis: int) -> tuple[float, tuple[str, str, str, str]]:
-    """Aspect and direction letters of the plane across array axis `axis` (z, y, x)."""
+def proportions(record: VolumeRecord, axis: int) -> tuple[float, float, tuple[str, str, str, str]]:
+    """Aspect, voxel width and direction letters of the plane across array axis `axis` (z, y, x)."""
     row_axis, column_axis = [a for a in range(3) if a != axis]
     aspect = record.spacing_mm[row_axis] / record.spacing_mm[column_axis]
     codes = [code or "?" for code in aff2axcodes(np.array(record.affine))][::-1]  # z, y, x
     right, top = codes[column_axis], codes[row_axis]
-    return aspect, (OPPOSITE.get(right, "?"), right, OPPOSITE.get(top, "?"), top)
+    width = record.spacing_mm[column_axis]
+    return aspect, width, (OPPOSITE.get(right, "?"), right, OPPOSITE.get(top, "?"), top)
 
 
 def draw_volume(axes: Sequence[Axes], planes: Sequence[Plane], record: VolumeRecord) -> None:
-    """Three planes side by side with the volume's name above."""
+    """Three planes side by side at one scale, with the volume's name above."""
+    tallest = max(plane.image.shape[0] * plane.aspect * plane.voxel_mm for plane in planes)
     for axis, plane, title in zip(axes, planes, PLANES, strict=True):
         axis.set_facecolor(PAPER)
         axis.imshow(overlay(plane), origin="lower", aspect=plane.aspect, interpolation="nearest")
         axis.axis("off")
+        # Room down to the tallest plane's foot: all three then have as many mm to the inch.
+        edge = plane.image.shape[0] - 0.5
+        axis.set_ylim(edge - tallest / (plane.aspect * plane.voxel_mm), edge)
         axis.set_anchor("N")  # pictures of all heights hang from one line, below the name
         left, right, bottom, top = plane.letters
+        share = plane.image.shape[0] * plane.aspect * plane.voxel_mm / tallest
         for text, x, y in ((left, 0.035, 0.5), (right, 0.965, 0.5), (bottom, 0.5, 0.045),
                            (top, 0.5, 0.945)):  # fmt: skip
-            axis.text(x, y, text, transform=axis.transAxes, color=INK, fontsize=5.5,
-                      ha="center", va="center", path_effects=[HALO])  # fmt: skip
+            axis.text(x, 1 - share * (1 - y), text, transform=axis.transAxes, color=INK,
+                      fontsize=5.5, ha="center", va="center", path_effects=[HALO])  # fmt: skip
         if title == PLANES[0]:
             size = "x".join(map(str, record.shape))
             mm = "x".join(f"{v:.3g}" for v in record.spacing_mm)

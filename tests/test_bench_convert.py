@@ -1,10 +1,17 @@
 """The conversion bench at a tiny size: every job runs and the figures hang together."""
 
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
 import numpy as np
 import pytest
 
 from mim3d.bench.convert import found_files, main, met, run_job
 from mim3d.bench.convert_peers import PEERS
+from mim3d.bench.other_work import OtherWork, busy_seconds, own_seconds
 from mim3d.bench.table_open import measure_table
 from mim3d.dataio.phantom import make_cohort
 
@@ -46,6 +53,33 @@ def test_a_failing_job_and_an_empty_source_are_told(tmp_path):
         run_job("script", [str(tmp_path / "none.nii.gz")], tmp_path)
     with pytest.raises(ValueError, match=r"no \.nii\.gz"):
         found_files(tmp_path)
+
+
+def test_work_of_others_is_told_from_ones_own():
+    burn = [sys.executable, "-c", "import time\nwhile time.process_time() < 0.6: pass"]
+    with OtherWork():
+        before = own_seconds()
+        subprocess.run(burn, check=True)
+        used = own_seconds() - before
+    assert used >= 0.6
+    began = time.monotonic()
+    with OtherWork() as other:
+        stranger = subprocess.Popen(burn)
+        until = time.monotonic() + 60
+        while Path(f"/proc/{stranger.pid}/stat").read_text().split()[2] != "Z":
+            assert time.monotonic() < until
+            time.sleep(0.02)
+    passed = time.monotonic() - began
+    stranger.wait()
+    assert other.share is not None
+    # At least what the stranger used: the kernel counts in hundredths, and others may work too.
+    assert other.share * (os.cpu_count() or 1) * passed > 0.5
+
+
+def test_where_linux_does_not_tell_nothing_is_claimed(tmp_path):
+    assert busy_seconds(tmp_path / "none") is None
+    (tmp_path / "stat").write_text("cpu  100 0 100 5000 7 0 0 100 0 0\ncpu0 1 2 3\n")
+    assert busy_seconds(tmp_path / "stat") == 300 / os.sysconf("SC_CLK_TCK")
 
 
 def test_targets_have_a_direction():

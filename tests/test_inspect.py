@@ -81,7 +81,7 @@ def test_planes_cut_through_the_label_in_true_proportions(corpus):
 def test_the_overlay_outlines_classes_and_leaves_the_rest_grey():
     label = np.zeros((9, 9), int)
     label[2:7, 2:7] = 2
-    picture = overlay(Plane(np.full((9, 9), 0.5), label, 1.0, ("L", "R", "P", "A")))
+    picture = overlay(Plane(np.full((9, 9), 0.5), label, 1.0, 1.0, ("L", "R", "P", "A")))
     np.testing.assert_allclose(picture[0, 0], 0.5)
     np.testing.assert_allclose(picture[2, 4], to_rgb(LABEL_COLOURS[1]))
     assert 0 < np.abs(picture[4, 4] - 0.5).max() < 0.3

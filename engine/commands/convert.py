@@ -24,9 +24,9 @@ ALIASES = {"--spacing": "--spacing-mm", "--orient": "--orientation"}
 class ConvertArgs:
     """Arguments of the command."""
 
-    source: Annotated[str, tyro.conf.Positional]
+    source: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="SRC")]
     """Folder, glob, dataset.json, datalist, CSV or s3://, gs://, http:// address."""
-    destination: Annotated[str, tyro.conf.Positional]
+    destination: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="DST")]
     """Corpus folder or address; one that exists is continued."""
     layout: str = "auto"
     """folder, msd, nnunet, bids, nnssl or csv; auto looks at the files."""

@@ -6,10 +6,10 @@ from typing import Annotated, Literal
 
 import tyro
 
-from mim3d.dataio.corpus import Corpus
 from mim3d.dataio.errors import CorpusError
 from mim3d.dataio.export_nifti import export_corpus
 from mim3d.dataio.manifest import VolumeRecord
+from mim3d.dataio.open_corpus import opened_corpus
 from mim3d.dataio.progress import progress
 from mim3d.dataio.shard_reader import ShardReader
 from mim3d.engine.outcome import Outcome
@@ -19,9 +19,9 @@ from mim3d.engine.outcome import Outcome
 class ExportNiftiArgs:
     """Arguments of the command."""
 
-    corpus: Annotated[Path, tyro.conf.Positional]
-    """A corpus made by `mim3d convert`."""
-    destination: Annotated[Path, tyro.conf.Positional]
+    corpus: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="CORPUS")]
+    """Folder or address of a corpus made by `mim3d convert`."""
+    destination: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="DST")]
     """Folder to write images/ID.nii.gz and labels/NAME/ID.nii.gz into; made if missing."""
     ids: tuple[str, ...] = ()
     """Only these volumes; all by default."""
@@ -40,20 +40,20 @@ def main(words: list[str]) -> Outcome:
         description="Write the volumes and labels of a corpus as NIfTI files: the voxels, affine, "
         "dtype and scaling that were converted, bit for bit.",
     )
-    corpus = Corpus.open(args.corpus)
-    records = chosen(corpus.records, args.ids, args.corpus)
-    reader = ShardReader(corpus.table, corpus.root)
-    with progress("export", len(records), "volumes") as shown:
-        done = export_corpus(
-            records,
-            corpus.table,
-            reader,
-            args.destination,
-            axes=args.axes,
-            compress=args.compress,
-            advance=shown.advance,
-        )
-    reader.close()
+    with opened_corpus(args.corpus) as (corpus, shards):
+        records = chosen(corpus.records, args.ids, args.corpus)
+        reader = ShardReader(corpus.table, corpus.root, shards)
+        with progress("export", len(records), "volumes") as shown:
+            done = export_corpus(
+                records,
+                corpus.table,
+                reader,
+                args.destination,
+                axes=args.axes,
+                compress=args.compress,
+                advance=shown.advance,
+            )
+        reader.close()
     other = [e.id for e in done if not e.in_source_grid]
     print(f"{len(done)} volumes, {sum(len(e.files) for e in done)} files in {args.destination}")
     if other and args.axes == "original":
@@ -61,7 +61,7 @@ def main(words: list[str]) -> Outcome:
     return Outcome({"volumes": len(done), "in_stored_grid": len(other)})
 
 
-def chosen(records: list[VolumeRecord], ids: tuple[str, ...], corpus: Path) -> list[VolumeRecord]:
+def chosen(records: list[VolumeRecord], ids: tuple[str, ...], corpus: str) -> list[VolumeRecord]:
     """Records of the ids asked for, all by default; CorpusError for an unknown id."""
     if not ids:
         return records

@@ -1,5 +1,6 @@
 """`mim3d inspect CORPUS`: what is in a corpus, as tables, histograms and a montage."""
 
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Annotated
@@ -9,9 +10,18 @@ from rich.console import Console
 
 from mim3d.dataio.corpus import Corpus
 from mim3d.dataio.errors import CorpusError
-from mim3d.dataio.inspection import class_table, counted, summarise, summary_table, volume_table
+from mim3d.dataio.inspection import (
+    Summary,
+    class_table,
+    counted,
+    summarise,
+    summary_table,
+    volume_table,
+)
 from mim3d.dataio.manifest import VolumeRecord
-from mim3d.dataio.quarantine import QUARANTINE, Rejection, parse_quarantine
+from mim3d.dataio.open_corpus import is_address, opened_corpus, quarantined
+from mim3d.dataio.quarantine import QUARANTINE, Rejection
+from mim3d.dataio.shard_reader import Shards
 from mim3d.engine.outcome import Outcome
 
 
@@ -19,10 +29,10 @@ from mim3d.engine.outcome import Outcome
 class InspectArgs:
     """Arguments of the command."""
 
-    corpus: Annotated[Path, tyro.conf.Positional]
-    """A corpus made by `mim3d convert`; a half-written one is shown as far as it goes."""
+    corpus: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="CORPUS")]
+    """Folder or address of a corpus; a half-written one is shown as far as it goes."""
     out: Path | None = None
-    """Folder for montage.png and histograms.png; CORPUS-inspect by default."""
+    """Folder for montage.png and histograms.png; CORPUS-inspect by default, beside a local one."""
     pictures: bool = True
     """Draw the two PNGs; --no-pictures prints the tables only."""
     volumes: int = 12
@@ -40,50 +50,68 @@ def main(words: list[str]) -> Outcome:
         description="Show what a corpus holds: tables here, a montage of mid-slices with labels "
         "and histograms as PNGs.",
     )
-    corpus = Corpus.open(args.corpus)
+    with opened_corpus(args.corpus) as (corpus, shards):
+        return show(corpus, shards, args)
+
+
+def show(corpus: Corpus, shards: Shards, args: InspectArgs) -> Outcome:
+    """Tables to the terminal, pictures to files."""
     records = corpus.records
     if not records:
-        raise CorpusError(f"{args.corpus}: holds no volume; see {args.corpus / QUARANTINE}")
-    rejected = rejections(corpus.root)
+        raise CorpusError(f"{args.corpus}: holds no volume; see {args.corpus}/{QUARANTINE}")
+    rejected = quarantined(args.corpus)
     summary = summarise(records)
     console = Console(width=None if Console().is_terminal else 120)
     by_code = counted(r.code for r in rejected)
-    console.print(summary_table(summary, by_code))
-    if summary.classes:
-        console.print(class_table(summary, args.rows))
-    console.print(volume_table(records, args.rows))
-    for rejection in rejected[: args.rows]:
-        console.print(f"quarantined: {rejection.path}: {rejection.detail}", markup=False)
+    print_tables(console, records, summary, rejected, args.rows)
     pictures: list[str] = []
     if args.pictures:
-        pictures, missing = draw(corpus, records, args)
+        pictures, missing = draw(corpus, shards, args)
         console.print("drawn: " + ", ".join(pictures), markup=False, soft_wrap=True)
         if missing:
             console.print(f"no montage: {missing}", markup=False, soft_wrap=True)
     return Outcome({**asdict(summary), "quarantined": by_code, "pictures": pictures})
 
 
-def rejections(root: Path) -> list[Rejection]:
-    """What the conversion left out; none where it did not finish."""
-    file = root / QUARANTINE
-    return parse_quarantine(file.read_bytes(), str(file)) if file.is_file() else []
+def print_tables(
+    console: Console,
+    records: Sequence[VolumeRecord],
+    summary: Summary,
+    rejected: Sequence[Rejection],
+    rows: int,
+) -> None:
+    """The corpus, its classes, its first volumes and what was left out."""
+    console.print(summary_table(summary, counted(r.code for r in rejected)))
+    if summary.classes:
+        console.print(class_table(summary, rows))
+    console.print(volume_table(records, rows))
+    for rejection in rejected[:rows]:
+        console.print(f"quarantined: {rejection.path}: {rejection.detail}", markup=False)
 
 
-def draw(corpus: Corpus, records: list[VolumeRecord], args: InspectArgs) -> tuple[list[str], str]:
+def draw(corpus: Corpus, shards: Shards, args: InspectArgs) -> tuple[list[str], str]:
     """Write the PNGs; returns their paths, and why a half-written corpus has no montage."""
     from mim3d.dataio.histograms import save_histograms
     from mim3d.dataio.montage import save_montage
     from mim3d.dataio.shard_reader import ShardReader
 
-    folder = args.out or corpus.root.with_name(corpus.root.stem + "-inspect")
+    folder = args.out or picture_folder(args.corpus)
     folder.mkdir(parents=True, exist_ok=True)
     histograms, montage = folder / "histograms.png", folder / "montage.png"
-    save_histograms(records, histograms)
+    save_histograms(corpus.records, histograms)
     try:
         table = corpus.table
     except CorpusError as error:
         return [str(histograms)], str(error)
-    reader = ShardReader(table, corpus.root)
-    save_montage(records, table, reader, montage, n_volumes=args.volumes)
+    reader = ShardReader(table, corpus.root, shards)
+    save_montage(corpus.records, table, reader, montage, n_volumes=args.volumes)
     reader.close()
     return [str(histograms), str(montage)], ""
+
+
+def picture_folder(corpus: str) -> Path:
+    """Beside a local corpus; in the current folder for one at an address."""
+    name = Path(corpus.rstrip("/").rsplit("/", 1)[-1]).stem or "corpus"
+    return (
+        Path(f"{name}-inspect") if is_address(corpus) else Path(corpus).with_name(f"{name}-inspect")
+    )

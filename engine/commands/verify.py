@@ -17,7 +17,7 @@ LISTED = 50
 class VerifyArgs:
     """Arguments of the command."""
 
-    corpus: Annotated[str, tyro.conf.Positional]
+    corpus: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="CORPUS")]
     """Corpus folder or address."""
     sources: bool = False
     """Also read the source files and compare them with what was converted."""
