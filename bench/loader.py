@@ -72,18 +72,25 @@ def main(words: list[str]) -> Outcome:
     folder = Path(tempfile.mkdtemp(prefix="mim3d-bench-", dir=options.work))
     try:
         volumes = _volumes(options)
-        rates = measure(options, volumes, folder)
+        rates, stages = measure(options, volumes, folder)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
     print(table(rates))
-    return Outcome(figures_of(rates, volumes))
+    return Outcome(figures_of(rates, volumes) | {"stages": stages})
 
 
-def measure(options: LoaderBench, volumes: list[np.ndarray], folder: Path) -> dict[str, Rate]:
-    """Rates of every contestant, measured in interleaved rounds."""
+def measure(
+    options: LoaderBench, volumes: list[np.ndarray], folder: Path
+) -> tuple[dict[str, Rate], dict[str, dict[str, float]]]:
+    """Rates of every contestant in interleaved rounds, and each loader's seconds by stage.
+
+    Stages are totals over all rounds; those of a device path are by its own clock.
+    """
     root = corpus_of(folder / "corpus.zarr", volumes)
     shapes = [voxels.shape for voxels in volumes]
+    loaders = _loaders(root)
     contestants = _readers(root, shapes, options.crops)
+    contestants |= {name: (16, _loading(loader)) for name, loader in loaders.items()}
     if options.peers:
         contestants |= _peers(folder, root, volumes, options.crops)
     files = [file for file in folder.rglob("*") if file.is_file() and file.suffix != ".nii"]
@@ -101,7 +108,11 @@ def measure(options: LoaderBench, volumes: list[np.ndarray], folder: Path) -> di
         evict(files)
         cold = _timed(run, random_crops(shapes, options.crops, snap, options.rounds))
         best[name] = Rate(best[name].per_cpu_s, best[name].per_wall_s, cold.per_wall_s)
-    return best
+    stages = {}
+    for name, loader in loaders.items():
+        stages[name] = {k: v for k, v in loader.metrics().items() if k.endswith("_s")}
+        loader.close()
+    return best, stages
 
 
 def random_crops(shapes: Sequence[tuple[int, ...]], n: int, snap: int, seed: int) -> Crops:
@@ -178,7 +189,7 @@ def _loaded(file: Path) -> np.ndarray:
 def _readers(
     root: Path, shapes: Sequence[tuple[int, ...]], n_crops: int
 ) -> dict[str, tuple[int, Round]]:
-    """mim3d's bare reader at three snaps, and the loader around it."""
+    """mim3d's bare reader at three snaps, and straight to bfloat16."""
     table = Corpus.open(root).table
     reader = ShardReader(table, root)
 
@@ -196,6 +207,12 @@ def _readers(
         f"mim3d reader, snap {snap}": (snap, _round(bare, n_crops)) for snap in (16, 1, 32)
     }
     contestants["mim3d reader, bf16"] = (16, _round(half, n_crops))
+    return contestants
+
+
+def _loaders(root: Path) -> dict[str, Loader]:
+    """The loader in the ways it is used; on the GPU as well where there is one."""
+    loaders = {}
     for name, changed in (
         ("mim3d loader", {}),
         ("mim3d loader, normalised + flips", {"normalise": "zscore", "augment": "mim"}),
@@ -204,12 +221,11 @@ def _readers(
         ("mim3d loader, bf16", {"dtype": "bfloat16"}),
     ):
         options = {"crop_size": CROP, "micro_batch": 8, "normalise": "none", **changed}
-        contestants[name] = (16, _loading(Loader(root, LoaderConfig(**options))))
+        loaders[name] = Loader(root, LoaderConfig(**options))
     for cache in ("none", "host", "device") if torch.cuda.is_available() else ():
         config = LoaderConfig(crop_size=CROP, micro_batch=8, augment="mim", cache=cache, threads=4)
-        loader = Loader(root, config, device="cuda")
-        contestants[f"mim3d loader on the GPU, cache={cache}"] = (16, _loading(loader))
-    return contestants
+        loaders[f"mim3d loader on the GPU, cache={cache}"] = Loader(root, config, device="cuda")
+    return loaders
 
 
 def _peers(

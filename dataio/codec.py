@@ -1,7 +1,8 @@
 """The chunk codec: bytes, blosc (lz4 or zstd, byte shuffle), crc32c; and its Zarr v3 description.
 
-One blosc frame of 64 KiB blocks per chunk, so that a 32^3 int16 chunk is one block a GPU library
-can decode; without the crc32c most single-bit flips would decode to wrong voxels unnoticed.
+One blosc frame of 64 KiB blocks per chunk, so that a 16^3 chunk of any dtype, and a 32^3 int16
+chunk, is one block a GPU library can decode; without the crc32c most single-bit flips would decode
+to wrong voxels unnoticed.
 """
 
 import struct

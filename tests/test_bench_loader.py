@@ -21,6 +21,7 @@ def test_real_files_are_measured_and_label_maps_left_out(tmp_path, capsys):
     assert rates["mim3d reader, snap 16"]["per_cpu_s"] > 0
     assert rates["mim3d loader, normalised + flips"]["per_cpu_s"] > 0
     assert figures["loader_over_reader"]["mim3d loader"] > 0
+    assert figures["stages"]["mim3d loader"]["decode_s"] > 0
     assert figures["reader_over"]["mim3d reader, snap 16"] == 1
     assert "mim3d loader, bf16" in capsys.readouterr().out
 

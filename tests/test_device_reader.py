@@ -11,7 +11,7 @@ from mim3d.dataio.chunk_decode import Affine
 from mim3d.dataio.conversion import Conversion
 from mim3d.dataio.corpus import Corpus
 from mim3d.dataio.crop_request import Request
-from mim3d.dataio.device_reader import DeviceReader
+from mim3d.dataio.device_reader import STAGES, DeviceReader
 from mim3d.dataio.errors import ChunkError, CorpusError
 from mim3d.dataio.inflate import NvcompInflate, inflate_on_host
 from mim3d.dataio.shard_reader import ShardReader
@@ -76,6 +76,8 @@ def test_crops_equal_the_shard_readers(tmp_path, dtype, codec, channels, chunk, 
         for crop, request in zip(got, requests, strict=True):
             np.testing.assert_array_equal(crop, expected(reader, request, np.float32))
     assert device.resident_bytes <= max(budget, 16)
+    metrics = device.metrics()
+    assert min(metrics[f"device_{stage}_s"] for stage in STAGES) > 0
     if budget == 1 << 26:
         before = device.misses
         device.fetch(requests_of(None, 0), SIZE)

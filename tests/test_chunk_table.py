@@ -1,0 +1,69 @@
+"""The chunk table's two formats: sizes that follow each other, and the older offsets and sizes."""
+
+import numpy as np
+import pytest
+
+from mim3d.bench.corpora import anatomy_like, corpus_of
+from mim3d.dataio.chunk_table import OFFSETS, SIZES, ChunkTable
+from mim3d.dataio.conversion import Conversion
+from mim3d.dataio.errors import CorpusError
+from mim3d.dataio.manifest import MANIFEST, iter_manifest
+from mim3d.dataio.shard_reader import ShardReader
+from mim3d.dataio.store import open_store
+from mim3d.dataio.table_writer import build_table, table_objects
+from mim3d.dataio.verify import verify
+
+
+@pytest.fixture
+def root(tmp_path):
+    volumes = [anatomy_like((40, 50, 70), i) for i in range(2)]
+    volumes[1][:32, :32] = 0
+    labels = [(volume > 500).astype(np.uint8) for volume in volumes]
+    return corpus_of(tmp_path / "c.zarr", volumes, labels, conversion=Conversion(chunk=32))
+
+
+def records_of(root):
+    return list(iter_manifest((root / MANIFEST).read_bytes(), MANIFEST))
+
+
+def test_a_table_of_format_1_reads_alike_and_passes_verify(root):
+    new = ChunkTable.open(root)
+    ranges = [new.ranges(row) for row in range(len(new.arrays))]
+    voxels = ShardReader(new, root).read_box(2, (3, 5, 7), (30, 40, 60))
+    assert any((sizes == 0).any() for _, sizes in ranges)
+    store = open_store(str(root))
+    manifest = (root / MANIFEST).read_bytes()
+    for name, parts in table_objects(store, records_of(root), manifest, 32, format=1).items():
+        (root / name).write_bytes(b"".join(map(bytes, parts)))
+    (root / SIZES).unlink()
+    old = ChunkTable.open(root)
+    for row, (offsets, sizes) in enumerate(ranges):
+        present = sizes > 0
+        np.testing.assert_array_equal(old.ranges(row)[0][present], offsets[present])
+        np.testing.assert_array_equal(old.ranges(row)[1], sizes)
+        first = int(old.arrays["first_chunk"][row])
+        np.testing.assert_array_equal(old.sizes(first + np.arange(len(sizes))), sizes)
+        np.testing.assert_array_equal(old.ranges(row, 2)[1], sizes[:2])
+    np.testing.assert_array_equal(
+        ShardReader(old, root).read_box(2, (3, 5, 7), (30, 40, 60)), voxels
+    )
+    assert (root / OFFSETS).exists()
+    assert verify(str(root)).problems == ()
+
+
+def test_sizes_take_two_bytes_where_they_fit(root):
+    def table(largest: int) -> np.ndarray:
+        sizes = np.full(12, 100)
+        sizes[3] = largest
+        index = np.stack([np.cumsum(sizes) - sizes, sizes], axis=1)
+        return build_table(records_of(root), 32, lambda *_: index, lambda _: {})[SIZES]
+
+    assert table(65535).dtype == np.uint16
+    assert table(65536).dtype == np.uint32
+    assert table(65536).max() == 65536
+
+
+def test_a_shard_with_gaps_is_refused(root):
+    index = np.stack([np.arange(12) * 101, np.full(12, 100)], axis=1)
+    with pytest.raises(CorpusError, match="v0000/0: its chunks do not follow"):
+        build_table(records_of(root), 32, lambda *_: index, lambda _: {})
