@@ -11,6 +11,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from mim3d.kernels import (
     assemble_kernel,
     decoder_tokens,
+    gradient_scale,
     loss_kernel,
     masking,
     patch_moments,
@@ -131,3 +132,22 @@ def test_no_launch_waits_for_the_device():
     counts = [len(launches) for launches in (losses, rows, ranks, keys, crops, tokens, sums)]
     assert counts == [2, 1, 1, 1, 1, 1, 1]
     assert syncs.count == 0
+
+
+@needs_triton
+def test_no_kernel_is_autotuned():
+    """Ranks that tuned for themselves would run different code, and a run would not repeat."""
+    import triton
+
+    modules = (
+        assemble_kernel, decoder_tokens, gradient_scale, loss_kernel, masking, patch_moments,
+        patch_rows,
+    )  # fmt: skip
+    kernels = [
+        value
+        for module in modules
+        for name, value in vars(module).items()
+        if name.endswith("_kernel")
+    ]
+    assert len(kernels) >= 8
+    assert not any(isinstance(kernel, triton.runtime.Autotuner) for kernel in kernels)

@@ -164,7 +164,7 @@ CONFIGURATIONS: dict[str, tuple[Callable[[], list[Launch]], int, bool]] = {
     "crops any start": (lambda: crops(unit=1), 112, False),
     "crops every option": (lambda: crops(**EVERY_OPTION), 168, False),
     "masks random": (masks, 96, False),
-    "masks block": (lambda: masks(kind="block"), 96, False),
+    "masks block": (lambda: masks(kind="block"), 128, False),
     "masks grid": (lambda: masks(1728, "grid", (12, 12, 12)), 96, False),
     "masks 8000 patches": (lambda: masks(8000, grid=(1, 1, 8000)), 96, False),
     "decoder tokens": (tokens, 96, False),
