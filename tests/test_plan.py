@@ -123,10 +123,28 @@ def test_the_command(capsys):
 
 
 @pytest.mark.parametrize(
+    ("gpus", "accum", "batch"), [(1024, 1, 1024), (7, 1, 21), (8, 1, 16), (3, 2, 18)]
+)
+def test_a_batch_too_small_for_the_devices_is_raised_and_told(capsys, gpus, accum, batch):
+    words = ["demo-mae", "--gpus", str(gpus), "--parallel.grad-accum", str(accum)]
+    assert main(words).figures["global_batch"] == batch
+    told = capsys.readouterr().out
+    assert ("the recipe's 16 does not divide" in told) == (batch != 16)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", RECIPES)
+def test_every_recipe_is_planned_for_1024_devices(name):
+    figures = main([name, "--gpus", "1024"]).figures
+    assert figures["global_batch"] % 1024 == 0
+    assert figures["state_gb"] > 0
+
+
+@pytest.mark.parametrize(
     ("words", "wanted"),
     [
         (["demo-mae", "--gpus", "2000"], "between 1 and 1024"),
-        (["demo-mae", "--gpus", "7"], "global_batch 16 must be a multiple"),
+        (["demo-mae", "--gpus", "0"], "between 1 and 1024"),
         (["demo-mae", "--gpus", "1", "--device", "Abacus"], "--peak-tflops"),
         (["demo-mae", "--gpus", "1", "--utilisation", "1.5"], r"must lie in \(0, 1\]"),
         (["btcv-mae", "--gpus", "1", "--memory-gb", "8"], "--parallel.recompute"),

@@ -53,14 +53,32 @@ def main(words: list[str]) -> Outcome:
         description=DESCRIPTION,
         config=(tyro.conf.AvoidSubcommands,),
     )
+    args, raised = with_enough_crops(args)
     plan = planned(args)
     print(table(plan, args.config))
+    if raised:
+        print(raised)
     if args.memory_gb and plan.memory_gb > 0.9 * args.memory_gb:
         raise ConfigError(
             f"a rank needs about {plan.memory_gb:.1f} GB and the device has {args.memory_gb:g}: "
             "raise --gpus or --parallel.grad-accum, or set --parallel.recompute"
         )
-    return Outcome(dataclasses.asdict(plan))
+    return Outcome({**dataclasses.asdict(plan), "global_batch": args.config.global_batch})
+
+
+def with_enough_crops(args: PlanArgs) -> tuple[PlanArgs, str]:
+    """The plan's arguments with a batch that divides over the devices, and a line that says so."""
+    config = args.config
+    parts = args.gpus * config.parallel.grad_accum
+    if args.gpus < 1 or config.global_batch % parts == 0:
+        return args, ""
+    batch = -(-config.global_batch // parts) * parts
+    raised = dataclasses.replace(config, global_batch=batch)
+    return dataclasses.replace(args, config=raised), (
+        f"planned with --global-batch {batch}: the recipe's {config.global_batch} does not divide "
+        f"over {args.gpus} devices x {config.parallel.grad_accum}, and `mim3d pretrain` would "
+        f"refuse it; the learning rate was chosen for {config.global_batch}"
+    )
 
 
 def planned(args: PlanArgs) -> Plan:
