@@ -6,9 +6,9 @@ What everything uses: errors, json_file, outcome, environment.
 
 Models: positions, vit, methods, trivial, masked, mae, simmim, swin, simclr, flops.
 
-Training: config, recipes, build, process_group, one_voice, parallel, communication, apex, lamb, optim,
-schedule, train_step, held_out, training, pretrain, stop, profiler, metrics, recorder, pictures,
-pretext.
+Training: config, recipes, build, process_group, one_voice, parallel, communication, apex, lamb,
+optim, schedule, train_step, held_out, training, pretrain, stop, profiler, metrics, recorder,
+pictures, pretext.
 
 Runs and checkpoints: folder_lock, run_folder, run_state, checkpoint_files, checkpoint_reader,
 checkpoint, encoder_file, nnunet_form, export, plan.

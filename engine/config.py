@@ -129,7 +129,7 @@ class ParallelConfig:
     min_block_parameters: int = 1_000_000
     """Smaller blocks are gathered with the root: a collective of their own would cost more."""
     one_rank: Literal["whole", "sharded"] = "whole"
-    """A single rank in fp32: the model as it is, or FSDP all the same, which copies it each step."""
+    """A single rank in fp32: the model as it is, or FSDP all the same, copying it each step."""
     deterministic: bool = False
     """Deterministic kernels on a GPU, slower: there, bitwise repeats and resumes need it."""
     timeout_s: float = 600.0
