@@ -262,7 +262,8 @@ def operations() -> dict[str, Callable[[], tuple[torch.Tensor, ...]]]:
         return masks.visible_ids, masks.masked_ids, masks.masked
 
     def learned_tokens():
-        tokens = decoder_tokens(*learned, masks.visible_ids, masks.masked_ids)
+        visible, mask_token, positions = learned
+        tokens = decoder_tokens(visible, mask_token, positions, masks.visible_ids, masks.masked_ids)
         return (tokens, *torch.autograd.grad(tokens.square().sum(), learned))
 
     ids = masks.masked_ids
