@@ -51,6 +51,9 @@ def prepare_script(files: Sequence[str], folder: Path) -> Callable[[], Any]:
     import zarr
     from zarr.codecs import BloscCodec, Crc32cCodec
 
+    from mim3d.dataio.conversion import Conversion
+
+    side = Conversion().chunk
     compressor = BloscCodec(cname="lz4", clevel=5, shuffle="shuffle", blocksize=65536)
 
     def run() -> None:
@@ -62,8 +65,8 @@ def prepare_script(files: Sequence[str], folder: Path) -> Callable[[], Any]:
                 Path(file).name,
                 shape=voxels.shape,
                 dtype=voxels.dtype,
-                chunks=(32, 32, 32),
-                shards=tuple(-(-n // 32) * 32 for n in voxels.shape),
+                chunks=(side,) * 3,
+                shards=tuple(-(-n // side) * side for n in voxels.shape),
                 compressors=[compressor, Crc32cCodec()],
             )
             array[...] = voxels
@@ -80,11 +83,13 @@ def prepare_floor(files: Sequence[str], folder: Path) -> Callable[[], Any]:
 
     from mim3d.dataio.chunk_gather import slab_chunks
     from mim3d.dataio.codec import ChunkCodec, single_threaded
+    from mim3d.dataio.conversion import Conversion
 
     single_threaded()
+    side = Conversion().chunk
     zipped = [Path(f).read_bytes() for f in files]
     volumes = [np.asanyarray(load(f).dataobj).T for f in files]
-    codecs = [ChunkCodec("lz4", v.dtype.name, (32, 32, 32)) for v in volumes]
+    codecs = [ChunkCodec("lz4", v.dtype.name, (side,) * 3) for v in volumes]
 
     def timed(work: Callable[[], Any]) -> float:
         began = time.process_time()
@@ -98,8 +103,8 @@ def prepare_floor(files: Sequence[str], folder: Path) -> Callable[[], Any]:
         }
         encode = 0.0
         for codec, volume in zip(codecs, volumes, strict=True):
-            for z in range(0, volume.shape[0], 32):
-                chunks = slab_chunks(volume[z : z + 32], (32, 32, 32), volume.dtype.name)
+            for z in range(0, volume.shape[0], side):
+                chunks = slab_chunks(volume[z : z + side], (side,) * 3, volume.dtype.name)
                 encode += timed(lambda chunks=chunks, codec=codec: list(map(codec.encode, chunks)))
         return {**inflate, "encode": encode, "floor": min(inflate.values()) + encode}
 
