@@ -19,7 +19,13 @@ static int longer(const uint8_t **in, const uint8_t *end, size_t *length) {
 
 /* Write `n` bytes that repeat the `back` bytes before `to`; up to 31 bytes more are touched. */
 static inline void repeat(uint8_t *to, size_t back, size_t n) {
-    /* With back < 8: after 8 bytes, the source is this far behind, a multiple of `back`. */
+    /* With back < 8: the bytes to repeat, how they fill eight, and how far behind the ninth the
+       source then lies, a multiple of `back`. A word in one store beats eight dependent bytes. */
+    static const uint64_t mask[8] = {0, 0xFF, 0xFFFF, 0xFFFFFF, 0xFFFFFFFF, 0xFFFFFFFFFF,
+                                     0xFFFFFFFFFFFF, 0xFFFFFFFFFFFFFF};
+    static const uint64_t times[8] = {0, 0x0101010101010101, 0x0001000100010001,
+                                      0x0001000001000001, 0x0000000100000001, 0x0000010000000001,
+                                      0x0001000000000001, 0x0100000000000001};
     static const uint8_t behind[8] = {0, 8, 8, 9, 8, 10, 12, 14};
     uint8_t *stop = to + n;
     const uint8_t *from = to - back;
@@ -35,11 +41,18 @@ static inline void repeat(uint8_t *to, size_t back, size_t n) {
         return;
     }
     if (back == 1) {
-        memset(to, to[-1], n);
+        uint64_t word = *from * times[1];
+        for (; to < stop; to += 16) {
+            memcpy(to, &word, 8);
+            memcpy(to + 8, &word, 8);
+        }
         return;
     }
     if (back < 8) {
-        for (int i = 0; i < 8; i++) to[i] = from[i];
+        uint64_t word;
+        memcpy(&word, from, 8); /* what lies at `to` and beyond is masked */
+        word = (word & mask[back]) * times[back];
+        memcpy(to, &word, 8);
         to += 8;
         from = to - behind[back];
     }
