@@ -68,7 +68,7 @@ def hippocampus() -> CompareConfig:
         finetune=FinetunePlan(
             steps=240,
             eval_every=20,
-            lrs=(1e-2,),
+            lrs=(4e-3, 1e-2),
             encoder_lr_scales=(0.05, 0.3),
             tuning_seeds=(100,),
             feature_size=4,
@@ -147,7 +147,9 @@ def ablation(name: str, axes: tuple[str, ...], variants: list[Variant]) -> Compa
         heads=("tokens",),
         labels=(1.0,),
         pretrain=replace(base.pretrain, crops=48_000),
-        finetune=replace(base.finetune, steps=300, encoder_lr_scales=(0.1,), tuning_seeds=()),
+        finetune=replace(
+            base.finetune, steps=300, lrs=(1e-2,), encoder_lr_scales=(0.1,), tuning_seeds=()
+        ),
         ablation=name,
         ablation_axes=axes,
         variants=tuple(variants),
