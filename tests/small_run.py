@@ -99,7 +99,7 @@ def spoil_gradients(steps: set[int], rank: int) -> None:
         nonlocal calls
         calls += 1
         if calls in steps and self.ranks.rank == rank:
-            weight = next(iter(self.optimiser.local.values()))
+            weight = next(iter(self.optimiser.local.values())).detach()
             kept = weight.clone()
             weight.fill_(float("nan"))
             figures = plain(self, lr, measure)
