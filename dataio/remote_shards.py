@@ -21,7 +21,7 @@ ATTEMPTS, PAUSE_S = 4, 0.2
 LOCAL_COPIES = ("zarr.json", MANIFEST, HEAD, *CHECKED, OFFSETS, SIZES, POINTS)
 
 
-class Unavailable(Exception):
+class UnavailableError(Exception):
     """A request failed in a way that may pass."""
 
 
@@ -64,7 +64,7 @@ class RemoteShards:
         for attempt in range(1, ATTEMPTS + 1):
             try:
                 return self._range_once(path, key, begin, length)
-            except Unavailable as error:
+            except UnavailableError as error:
                 if attempt == ATTEMPTS:
                     raise CorpusError(
                         f"{self.address}/{path}: {error} (after {attempt} attempts)"
@@ -90,7 +90,7 @@ class RemoteShards:
         except lasting as error:
             raise CorpusError(f"{self.address}/{path}: {first_line(error)}") from error
         except (obstore.exceptions.BaseError, OSError) as error:
-            raise Unavailable(first_line(error)) from error
+            raise UnavailableError(first_line(error)) from error
         return np.frombuffer(memoryview(data), np.uint8)
 
 
