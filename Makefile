@@ -76,7 +76,7 @@ define install
 	touch $@
 endef
 
-$(VENV)/.run: $(VENV)/.torch pyproject.toml dataio/_crops.c dataio/_chunks.c
+$(VENV)/.run: $(VENV)/.torch pyproject.toml $(wildcard dataio/*.c dataio/*.h)
 	$(call install,cuda$(CUDA))
 
 $(VENV)/.test: $(VENV)/.run
