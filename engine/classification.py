@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from mim3d.dataio.batch import Batch
 from mim3d.dataio.corpus import Corpus
-from mim3d.dataio.shard_reader import ShardReader
+from mim3d.dataio.shard_reader import ShardReader, Shards
 from mim3d.dataio.volume_access import read_volume
 from mim3d.engine.downstream import build_encoder, seeded
 from mim3d.engine.errors import ConfigError
@@ -51,8 +51,14 @@ class ClassificationTask:
     name = "classification"
     metric = "balanced accuracy"
 
-    def __init__(self, config: FinetuneConfig, corpus: Corpus, device: torch.device) -> None:
-        self.config, self.corpus, self.device = config, corpus, device
+    def __init__(
+        self,
+        config: FinetuneConfig,
+        corpus: Corpus,
+        device: torch.device,
+        shards: Shards | None = None,
+    ) -> None:
+        self.config, self.corpus, self.device, self.shards = config, corpus, device, shards
         by_subject = read_targets(Path(config.targets))
         self.names = sorted(set(by_subject.values()))
         number = {name: k for k, name in enumerate(self.names)}
@@ -85,7 +91,8 @@ class ClassificationTask:
         """Mean probability over the windows of one volume (row of the chunk table)."""
         self.net.eval()
         table = self.corpus.table
-        whole = read_volume(ShardReader(table, self.corpus.root), row, None, self.config.normalise)
+        reader = ShardReader(table, self.corpus.root, self.shards)
+        whole = read_volume(reader, row, None, self.config.normalise)
         crops = windows(torch.from_numpy(whole.image), self.config.vit.crop_size)
         logits = self.net(crops.to(self.device)).float()
         mean = logits.softmax(-1).mean(0).cpu()

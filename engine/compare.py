@@ -16,6 +16,7 @@ from statistics import fmean
 from typing import Any
 
 from mim3d.dataio.corpus import Corpus
+from mim3d.dataio.open_corpus import opened_corpus
 from mim3d.dataio.progress import progress
 from mim3d.engine import environment
 from mim3d.engine.classification import read_targets
@@ -55,8 +56,8 @@ class CompareResult:
 
 def run_compare(config: CompareConfig, out: str | Path) -> CompareResult:
     """Run what is missing of the study in `out`, then write results and report."""
-    out, corpus = Path(out), open_corpus(config)
-    with sole_writer(out):
+    out, place = Path(out), named_corpus(config)
+    with opened_corpus(place) as (corpus, _), sole_writer(out):
         return run_study(config, corpus, out)
 
 
@@ -81,11 +82,11 @@ def run_study(config: CompareConfig, corpus: Corpus, out: Path) -> CompareResult
     return CompareResult(report, figures, failed)
 
 
-def open_corpus(config: CompareConfig) -> Corpus:
-    """The corpus, or a ConfigError that says which option names it."""
+def named_corpus(config: CompareConfig) -> str:
+    """Where the corpus is, or a ConfigError that says which option names it."""
     if not config.data.corpus:
         raise ConfigError("no corpus: set --data.corpus to a folder that `mim3d convert` wrote")
-    return Corpus.open(config.data.corpus)
+    return config.data.corpus
 
 
 def waits_for_nothing(config: CompareConfig, cell: Cell) -> bool:

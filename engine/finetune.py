@@ -8,7 +8,7 @@ import math
 import os
 import time
 from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,8 @@ import torch
 
 from mim3d.dataio.corpus import Corpus
 from mim3d.dataio.loader import Loader, LoaderConfig
+from mim3d.dataio.open_corpus import opened_corpus
+from mim3d.dataio.shard_reader import Shards
 from mim3d.engine.classification import ClassificationTask, read_targets
 from mim3d.engine.downstream import step_flops
 from mim3d.engine.errors import CheckpointError, ConfigError, TrainingError
@@ -66,7 +68,7 @@ def train(config: FinetuneConfig, out: Path, told: Told | None, keep_model: bool
         if keep_model:
             torch.save(session.task.net.state_dict(), out / MODEL)
     finally:
-        session.loader.close()
+        session.close()
     write_json(out / RESULT, asdict(result))
     (out / STATE).unlink(missing_ok=True)
 
@@ -93,9 +95,10 @@ class Session:
     def __init__(self, config: FinetuneConfig) -> None:
         self.config = config
         self.device = pick_device(config.device)
-        corpus = Corpus.open(config.corpus)
+        self.opened = ExitStack()
+        corpus, shards = self.opened.enter_context(opened_corpus(config.corpus))
         self.splits = resolve_splits(config, corpus)
-        self.task: Task = make_task(config, corpus, self.device)
+        self.task: Task = make_task(config, corpus, shards, self.device)
         self.trained = [p for p in self.task.net.parameters() if p.requires_grad]
         self.optimiser = torch.optim.AdamW(
             parameter_groups(self.task.net, config.encoder_lr_scale),
@@ -104,12 +107,20 @@ class Session:
         )
         self.step_flops = step_flops(config, self.task.net)
         self.loader = Loader(
-            corpus, loader_config(config), device=str(self.device), subjects=self.splits.train
+            config.corpus,
+            loader_config(config),
+            device=str(self.device),
+            subjects=self.splits.train,
         )
         self.step, self.seconds = 0, 0.0
         self.rows: list[dict[str, Any]] = []
         self.cases: list[dict[str, Any]] = []
         self.losses: list[float] = []
+
+    def close(self) -> None:
+        """Stop the loader; a remote corpus's table goes."""
+        self.loader.close()
+        self.opened.close()
 
     def run(self, out: Path, told: Told) -> FinetuneResult:
         """Train to the end; after each evaluation the state is saved."""
@@ -219,11 +230,11 @@ def parameter_groups(net: torch.nn.Module, encoder_lr_scale: float) -> list[dict
     return [group for group in groups if group["params"]]
 
 
-def make_task(config: FinetuneConfig, corpus: Corpus, device: torch.device) -> Task:
+def make_task(config: FinetuneConfig, corpus: Corpus, shards: Shards, device: torch.device) -> Task:
     """Segmentation, or classification for head classify."""
     if config.head == "classify":
-        return ClassificationTask(config, corpus, device)
-    return SegmentationTask(config, corpus, device)
+        return ClassificationTask(config, corpus, device, shards)
+    return SegmentationTask(config, corpus, device, shards)
 
 
 def resolve_splits(config: FinetuneConfig, corpus: Corpus) -> Splits:

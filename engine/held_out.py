@@ -13,8 +13,8 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from mim3d.dataio.batch import Batch
-from mim3d.dataio.corpus import Corpus
 from mim3d.dataio.loader import Loader
+from mim3d.dataio.open_corpus import opened_corpus
 from mim3d.engine.config import DataConfig, PretrainConfig
 from mim3d.engine.errors import ConfigError
 from mim3d.engine.pretext import PREFIX
@@ -37,8 +37,9 @@ def choose_subjects(data: DataConfig, seed: int) -> Subjects:
     """Deal the subjects of the corpus by `data.held_out` or `data.held_out_subjects`."""
     if not data.held_out and not data.held_out_subjects:
         return Subjects(data.subjects, ())
-    table = Corpus.open(data.corpus).table
-    present = {table.subjects[i] for i in range(len(table.subjects))}
+    with opened_corpus(data.corpus) as (corpus, _):
+        subjects = corpus.table.subjects
+        present = {subjects[i] for i in range(len(subjects))}
     if data.held_out_subjects:
         held = set(data.held_out_subjects)
         if held - present:

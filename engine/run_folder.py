@@ -10,6 +10,8 @@ from typing import Any
 
 import torch
 
+from mim3d.dataio.corpus import Corpus
+from mim3d.dataio.manifest import MANIFEST
 from mim3d.engine.config import PretrainConfig, config_dict, config_identity
 from mim3d.engine.errors import CheckpointError, TrainingError
 
@@ -72,10 +74,12 @@ def differences(stored: Any, wanted: Any, name: str = "") -> list[tuple[str, Any
     return [] if stored == wanted else [(name, stored, wanted)]
 
 
-def corpus_sha256(corpus: str) -> str:
-    """Hash of a corpus's manifest, the truth of what is in it."""
-    path = Path(corpus) / "manifest.jsonl"
-    with path.open("rb") as stream:
+def corpus_sha256(corpus: Corpus) -> str:
+    """Hash of an opened corpus's manifest, the truth of what is in it.
+
+    `corpus.root` holds a copy of it where the corpus lies in an object store.
+    """
+    with (corpus.root / MANIFEST).open("rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
 

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from mim3d.dataio.batch import Batch
 from mim3d.dataio.corpus import Corpus
 from mim3d.dataio.manifest import VolumeRecord
-from mim3d.dataio.shard_reader import ShardReader
+from mim3d.dataio.shard_reader import ShardReader, Shards
 from mim3d.dataio.volume_access import read_volume
 from mim3d.engine.dice import (
     CaseScore,
@@ -51,8 +51,14 @@ class SegmentationTask:
     name = "segmentation"
     metric = "Dice"
 
-    def __init__(self, config: FinetuneConfig, corpus: Corpus, device: torch.device) -> None:
-        self.config, self.corpus, self.device = config, corpus, device
+    def __init__(
+        self,
+        config: FinetuneConfig,
+        corpus: Corpus,
+        device: torch.device,
+        shards: Shards | None = None,
+    ) -> None:
+        self.config, self.corpus, self.device, self.shards = config, corpus, device, shards
         self.classes = n_classes(corpus.records, config.label)
         net = build_segmentation(config, self.classes)
         net = net.to(device).to(memory_format=CHANNELS_LAST)  # pyright: ignore[reportCallIssue]
@@ -105,7 +111,7 @@ class SegmentationTask:
         """Labelled volumes of the subjects, read once and kept."""
         key = tuple(subjects)
         if key not in self._cases:
-            self._cases[key] = load_cases(self.corpus, subjects, self.config)
+            self._cases[key] = load_cases(self.corpus, subjects, self.config, self.shards)
         return self._cases[key]
 
     def save_pictures(self, subjects: Sequence[str], file: Path) -> None:
@@ -160,10 +166,15 @@ def records_of(records: Sequence[VolumeRecord], subjects: Sequence[str]) -> list
     return [record for record in records if record.subject in wanted]
 
 
-def load_cases(corpus: Corpus, subjects: Sequence[str], config: FinetuneConfig) -> list[Case]:
-    """Read the labelled volumes of the subjects whole."""
+def load_cases(
+    corpus: Corpus,
+    subjects: Sequence[str],
+    config: FinetuneConfig,
+    shards: Shards | None = None,
+) -> list[Case]:
+    """Read the labelled volumes of the subjects whole; without `shards` from `corpus.root`."""
     table = corpus.table
-    reader = ShardReader(table, corpus.root)
+    reader = ShardReader(table, corpus.root, shards)
     cases = []
     for record in records_of(corpus.records, subjects):
         if any(label.name == config.label for label in record.labels):

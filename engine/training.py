@@ -59,7 +59,7 @@ class Training:
         self.config, self.out, self.ranks = config, out, ranks
         self.loader, self.shown, self.held_out = loader, shown, held_out
         self.config_hash = config_sha256(config_identity(config))
-        self.corpus_hash = corpus_sha256(config.data.corpus)
+        self.corpus_hash = corpus_sha256(loader.corpus)
         self.module = build_method(config).to(ranks.device)
         mesh = make_mesh(ranks.device, ranks.world, config.parallel.replicate)
         dtype = choose_precision(config.parallel.precision, ranks.device)
