@@ -32,7 +32,7 @@ class StudyData:
     """Which volumes, and who is held out."""
 
     corpus: str = ""
-    """Folder of the corpus that `mim3d convert` wrote."""
+    """Folder or address (s3://BUCKET/KEY) of the corpus that `mim3d convert` wrote."""
     label: str = "seg"
     """Label to segment."""
     targets: str = ""

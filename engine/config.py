@@ -25,7 +25,7 @@ class DataConfig:
     """Which crops are drawn, and how they arrive."""
 
     corpus: str = ""
-    """Folder of the corpus that `mim3d convert` wrote."""
+    """Folder or address (s3://BUCKET/KEY) of the corpus that `mim3d convert` wrote."""
     subjects: tuple[str, ...] | None = None
     """Train on these subjects only; all where not given."""
     held_out: float = 0.0

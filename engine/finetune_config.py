@@ -20,7 +20,7 @@ class FinetuneConfig:
     """Supervised training of an encoder with a fresh head, from pretrained weights or scratch."""
 
     corpus: str = ""
-    """Folder of the corpus that `mim3d convert` wrote."""
+    """Folder or address (s3://BUCKET/KEY) of the corpus that `mim3d convert` wrote."""
     init: str = ""
     """Run or encoder.safetensors to start the encoder from; empty starts from scratch."""
     label: str = "seg"

@@ -50,7 +50,8 @@ class ShardedLamb(torch.optim.Optimizer):
         torch._foreach_add_([s["step"] for s in state], healthy)
         # Multiplied by zero a NaN stays one: bad gradients are replaced, then weigh nothing.
         bad, zero = self.found_inf.bool(), torch.zeros_like(self.grad_scale)
-        grads = [torch.where(bad, zero, piece.grad / self.grad_scale) for piece in pieces]
+        given = (piece.grad for piece in pieces if piece.grad is not None)
+        grads = [torch.where(bad, zero, grad / self.grad_scale) for grad in given]
         beta1, beta2 = group["betas"]
         blend(first, grads, (1.0 - beta1) * healthy)
         blend(second, torch._foreach_mul(grads, grads), (1.0 - beta2) * healthy)
