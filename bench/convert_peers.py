@@ -6,7 +6,9 @@ from typing import Any
 
 import numpy as np
 
-CHUNK = (32, 32, 32)
+from mim3d.dataio.conversion import Conversion
+
+CHUNK = (Conversion().chunk,) * 3
 
 
 def load_zyx(file: str) -> np.ndarray:

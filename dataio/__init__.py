@@ -11,8 +11,8 @@ remote_tree; phantom and phantom_body draw a cohort where there is none.
 Reading a source: scratch, libdeflate, gzip_stream, nifti_header, nifti_file, grid, orientation,
 resample, values, intensity, label, volume.
 
-Writing a corpus: conversion, codec, ome, chunk_gather (and _chunks.c), shard_writer, manifest,
-quarantine, root, block_file, store, remote, volume_ids, volume_writer, job, worker, pool,
+Writing a corpus: conversion, codec, ome, chunk_gather (and _chunks.c), chunk_encode, shard_writer,
+manifest, quarantine, root, block_file, store, remote, volume_ids, volume_writer, job, worker, pool,
 dask_runner, convert, forecast.
 
 A corpus: chunk_table, table_writer, corpus, verify, inspection, histograms, montage, export_nifti.

@@ -1,4 +1,4 @@
-/* Chunks out of a volume, and its profiles, each in one pass over the voxels.
+/* Chunks out of a volume, their frames, and the volume's profiles.
 
    The volume's rows lie in memory forward or backward, its other axes anyhow, in either byte order
    and at odd addresses. Rows are taken in the order of the memory and written into chunks that
@@ -8,6 +8,7 @@
 #include <Python.h>
 #include <stdint.h>
 #include <string.h>
+#include "_crc32c.h"
 
 #if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__)
 #define FAST __attribute__((target_clones("avx2", "default")))
@@ -132,6 +133,88 @@ static PyObject *gather(PyObject *self, PyObject *args) {
     Py_RETURN_NONE;
 }
 
+/* c-blosc's blosc_compress_ctx: the caller has its address in the library that readers use. */
+typedef int (*Compress)(int level, int shuffle, size_t itemsize, size_t n, const void *from,
+                        void *to, size_t room, const char *name, size_t block, int threads);
+
+enum { FRAME_OVERHEAD = 16, CRC = 4 }; /* bytes a frame can be longer than its chunk; a checksum */
+
+typedef struct {
+    Compress compress;
+    const char *name;
+    int level;
+    Py_ssize_t block;
+} Codec;
+
+static int all_zero(const char *p, Py_ssize_t n) { return !*p && !memcmp(p, p + 1, n - 1); }
+
+/* Frame and checksum of every chunk one after the other; their lengths and checksums in `marks`.
+   Returns the bytes written, or minus the number of the chunk that failed, from 1. */
+static Py_ssize_t encode_all(const Codec *codec, const Py_buffer *chunks, uint8_t *to,
+                             uint32_t *marks) {
+    Py_ssize_t n = chunks->len / chunks->shape[0], used = 0;
+    for (Py_ssize_t i = 0; i < chunks->shape[0]; i++) {
+        const char *chunk = (const char *)chunks->buf + i * n;
+        marks[2 * i] = marks[2 * i + 1] = 0;
+        if (all_zero(chunk, n)) continue;
+        int got = codec->compress(codec->level, 1, chunks->itemsize, n, chunk, to + used,
+                                  n + FRAME_OVERHEAD, codec->name, codec->block, 1);
+        if (got <= 0 || got > n + FRAME_OVERHEAD) return -1 - i;
+        uint32_t crc = crc32c(to + used, got);
+        used += got;
+        for (int k = 0; k < CRC; k++) to[used++] = (uint8_t)(crc >> 8 * k);
+        marks[2 * i] = (uint32_t)(got + CRC);
+        marks[2 * i + 1] = crc;
+    }
+    return used;
+}
+
+/* encode(compress, name, level, block, chunks (n, ...), out (bytes), marks (n, 2) uint32) -> bytes
+   used of `out`: byte-shuffled frames, each with its crc32c. Chunks of zeros are left out, with
+   both marks 0. RuntimeError where blosc fails. */
+static PyObject *encode(PyObject *self, PyObject *args) {
+    (void)self;
+    PyObject *address, *objects[3];
+    Codec codec;
+    if (!PyArg_ParseTuple(args, "OsinOOO", &address, &codec.name, &codec.level, &codec.block,
+                          &objects[0], &objects[1], &objects[2]))
+        return NULL;
+    void *function = PyLong_AsVoidPtr(address);
+    if (!function && PyErr_Occurred()) return NULL;
+    memcpy(&codec.compress, &function, sizeof function);
+    Py_buffer views[3];
+    PyObject *result = NULL;
+    int held = 0;
+    for (; held < 3; held++)
+        if (PyObject_GetBuffer(objects[held], &views[held],
+                               PyBUF_C_CONTIGUOUS | (held ? PyBUF_WRITABLE : 0)))
+            goto done;
+    const Py_buffer *chunks = &views[0], *out = &views[1], *marks = &views[2];
+    int fits = function && codec.block > 0 && chunks->ndim > 1 && chunks->len > 0 &&
+               chunks->itemsize > 0 && chunks->itemsize < 256;
+    if (fits) {
+        Py_ssize_t count = chunks->shape[0], n = chunks->len / count;
+        fits = n <= INT32_MAX - FRAME_OVERHEAD - CRC && marks->itemsize == sizeof(uint32_t) &&
+               marks->len / (Py_ssize_t)(2 * sizeof(uint32_t)) >= count &&
+               out->len / (n + FRAME_OVERHEAD + CRC) >= count;
+    }
+    if (!fits) {
+        PyErr_SetString(PyExc_ValueError, "chunks, codec and room do not fit each other");
+        goto done;
+    }
+    Py_ssize_t used;
+    Py_BEGIN_ALLOW_THREADS
+    used = encode_all(&codec, chunks, out->buf, marks->buf);
+    Py_END_ALLOW_THREADS
+    if (used < 0)
+        PyErr_Format(PyExc_RuntimeError, "blosc cannot encode chunk %zd of %zd with %s", -1 - used,
+                     chunks->shape[0], codec.name);
+    else result = PyLong_FromSsize_t(used);
+done:
+    while (held) PyBuffer_Release(&views[--held]);
+    return result;
+}
+
 /* The least voxel, and the largest of every plane across z, y and x. */
 #define PROFILER(type)                                                                           \
     FAST static void profile_##type(const Py_buffer *voxels, char *const *out) {                 \
@@ -202,10 +285,14 @@ done:
 
 static PyMethodDef methods[] = {
     {"gather", gather, METH_VARARGS, "Write a row of chunks of a volume, each contiguous."},
+    {"encode", encode, METH_VARARGS, "Frames and checksums of chunks, one after the other."},
     {"profiles", profiles, METH_VARARGS, "The least voxel, and the largest of every plane."},
     {NULL, NULL, 0, NULL},
 };
 static struct PyModuleDef module = {
     PyModuleDef_HEAD_INIT, .m_name = "_chunks", .m_size = -1, .m_methods = methods};
 
-PyMODINIT_FUNC PyInit__chunks(void) { return PyModule_Create(&module); }
+PyMODINIT_FUNC PyInit__chunks(void) {
+    crc_prepare();
+    return PyModule_Create(&module);
+}

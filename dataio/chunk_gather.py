@@ -23,18 +23,19 @@ def compiled() -> Any:
         return None
 
 
-def gathered_chunks(volume: np.ndarray, sides: tuple[int, ...], dtype: str) -> Iterator[np.ndarray]:
+def gathered_rows(volume: np.ndarray, sides: tuple[int, ...], dtype: str) -> Iterator[np.ndarray]:
     """Chunks of a (z, y, x) volume in C order of their grid, zeros beyond the volume's edge.
 
-    `dtype` is the volume's, in native byte order. A chunk is valid until the next one is asked for:
-    the memory is used again.
+    They come as contiguous (n, z, y, x), a row of the grid or more at once. `dtype` is the
+    volume's, in native byte order. A row is valid until the next is asked for: the memory is used
+    again.
     """
     loop = compiled()
     if loop is not None and fits_compiled(volume):
-        yield from compiled_chunks(loop, volume, sides, dtype)
+        yield from compiled_rows(loop, volume, sides, dtype)
         return
     for z in range(0, volume.shape[0], sides[0]):
-        yield from slab_chunks(volume[z : z + sides[0]], sides, dtype)
+        yield slab_chunks(volume[z : z + sides[0]], sides, dtype)
 
 
 def fits_compiled(volume: np.ndarray) -> bool:
@@ -47,7 +48,7 @@ def fits_compiled(volume: np.ndarray) -> bool:
     return size in COMPILED_ITEMSIZES and rows
 
 
-def compiled_chunks(
+def compiled_rows(
     loop: Any, volume: np.ndarray, sides: tuple[int, ...], dtype: str
 ) -> Iterator[np.ndarray]:
     """The same by the compiled loop."""
@@ -56,7 +57,7 @@ def compiled_chunks(
     for z in range(0, volume.shape[0], sides[0]):
         for y in range(0, volume.shape[1], sides[1]):
             loop.gather(volume, z, y, row, swap)
-            yield from row
+            yield row
 
 
 def slab_chunks(slab: np.ndarray, sides: tuple[int, ...], dtype: str) -> np.ndarray:

@@ -102,7 +102,7 @@ class RemoteStore:
     def put_folder(self, folder: str, objects: Mapping[str, Iterable[Buffer]]) -> None:
         """Write all objects of a folder, several at once, then drop what else stood there."""
         base = self.key(folder)
-        wanted = {f"{base}/{key}": b"".join(parts) for key, parts in objects.items()}
+        wanted = {f"{base}/{key}": b"".join(map(bytes, parts)) for key, parts in objects.items()}
         with ThreadPoolExecutor(PARALLEL_PUTS) as pool:
             list(pool.map(self._put, wanted, wanted.values()))
         self._delete(key for key in self._listed(base + "/") if key not in wanted)

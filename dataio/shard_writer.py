@@ -2,14 +2,15 @@
 
 import hashlib
 import struct
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from math import prod
 
 import google_crc32c
 import numpy as np
 from typing_extensions import Buffer
 
-from mim3d.dataio.chunk_gather import gathered_chunks
+from mim3d.dataio.chunk_encode import ChunkEncoder
+from mim3d.dataio.chunk_gather import gathered_rows
 from mim3d.dataio.codec import ChunkCodec
 
 CRC_BYTES = 4
@@ -30,33 +31,29 @@ class ShardStream:
         self.sha256 = ""
 
     def __iter__(self) -> Iterator[Buffer]:
-        entries: list[tuple[int, int]] = []
-        crcs: list[bytes] = []
-        offset = 0
-        for frame, crc in encoded_chunks(self._voxels, self._codec):
-            if (frame, crc) == self._codec.empty:
-                entries.append((int(ABSENT), int(ABSENT)))
-                continue
-            nbytes = len(frame) + CRC_BYTES
-            entries.append((offset, nbytes))
-            crcs.append(crc)
-            offset += nbytes
-            yield frame
-            yield crc
-        index = np.array(entries, "<u8").tobytes()
+        found = [np.empty((0, 2), np.uint32)]
+        for part, marks in encoded_parts(self._voxels, self._codec):
+            found.append(marks)
+            yield part
+        lengths, crcs = np.concatenate(found).astype(np.uint64).T
+        present = lengths > 0
+        ends = lengths.cumsum(dtype=np.uint64)
+        table = np.stack([ends - lengths, lengths], axis=1)
+        table[~present] = ABSENT
+        index = table.astype("<u8").tobytes()
         index += struct.pack("<I", google_crc32c.value(index))
         yield index
-        self.sha256 = shard_digest(index, crcs)
-        self.nbytes = offset + len(index)
+        self.sha256 = shard_digest(index, crcs[present].astype("<u4").tobytes())
+        self.nbytes = int(lengths.sum()) + len(index)
 
 
-def shard_digest(index: bytes, crcs: Sequence[bytes]) -> str:
+def shard_digest(index: bytes, crcs: bytes) -> str:
     """SHA-256 of a shard's checksums: of its index, whole, and of each chunk's crc32c in order.
 
     Between them these cover every bit. A SHA-256 of the whole shard would say little more and take
     a quarter of the time that inflating and encoding take together.
     """
-    return hashlib.sha256(index + b"".join(crcs)).hexdigest()
+    return hashlib.sha256(index + crcs).hexdigest()
 
 
 def checked_digest(data: bytes, n_chunks: int) -> str:
@@ -78,14 +75,18 @@ def checked_digest(data: bytes, n_chunks: int) -> str:
     index = data[end:]
     if len(index) != n_chunks * 16 + CRC_BYTES:
         raise ValueError("the shard's index leaves bytes out")
-    return shard_digest(index, crcs)
+    return shard_digest(index, b"".join(crcs))
 
 
-def encoded_chunks(voxels: np.ndarray, codec: ChunkCodec) -> Iterator[tuple[bytes, bytes]]:
-    """Frame and checksum of every chunk of the array in C order of the grid of chunks."""
+def encoded_parts(voxels: np.ndarray, codec: ChunkCodec) -> Iterator[tuple[Buffer, np.ndarray]]:
+    """Frames with their checksums, many at once, and marks as `ChunkEncoder` gives them.
+
+    Chunks are in C order of their grid; a part is valid until the next is asked for.
+    """
+    encoder = ChunkEncoder(codec)
     for volume in voxels if voxels.ndim == 4 else voxels[None]:
-        for chunk in gathered_chunks(volume, codec.chunk_shape[-3:], codec.dtype):
-            yield codec.frame(chunk)
+        for row in gathered_rows(volume, codec.chunk_shape[-3:], codec.dtype):
+            yield from encoder.parts(row)
 
 
 def chunk_index(tail: bytes, n_chunks: int) -> np.ndarray:

@@ -13,13 +13,11 @@ from hypothesis import strategies as st
 
 from mim3d.dataio import chunk_gather, intensity
 from mim3d.dataio.chunk_gather import (
-    compiled_chunks,
+    compiled_rows,
     fits_compiled,
-    gathered_chunks,
+    gathered_rows,
     slab_chunks,
 )
-from mim3d.dataio.codec import ChunkCodec
-from mim3d.dataio.shard_writer import ShardStream
 
 SOURCE = Path(chunk_gather.__file__).with_name("_chunks.c")
 
@@ -82,9 +80,10 @@ def test_both_ways_are_the_definition(loop, dtype, shape, sides, flips, permuted
     expected = [chunk.tobytes() for chunk in by_definition(volume, sides)]
     slabs = (volume[z : z + sides[0]] for z in range(0, volume.shape[0], sides[0]))
     assert [c.tobytes() for slab in slabs for c in slab_chunks(slab, sides, native)] == expected
-    assert [c.tobytes() for c in gathered_chunks(volume, sides, native)] == expected
+    assert [c.tobytes() for row in gathered_rows(volume, sides, native) for c in row] == expected
     if fits_compiled(volume):
-        found = [c.tobytes() for c in compiled_chunks(loop, volume, sides, native)]
+        rows = compiled_rows(loop, volume, sides, native)
+        found = [c.tobytes() for row in rows for c in row]
         assert found == expected
 
 
@@ -112,14 +111,6 @@ def test_what_does_not_fit_is_refused(loop):
             loop.gather(*words)
     with pytest.raises((BufferError, ValueError)):
         loop.gather(volume, 0, 0, chunks[:, :, :, ::2], False)
-
-
-def test_a_shard_is_the_same_without_the_compiled_loop(monkeypatch):
-    volume = np.random.default_rng(0).integers(-9, 9, (2, 40, 33, 50)).astype(">i2")[..., ::-1]
-    codec = ChunkCodec("lz4", "int16", (1, 32, 32, 32))
-    first = b"".join(ShardStream(volume, codec))
-    monkeypatch.setattr(chunk_gather, "compiled", lambda: None)
-    assert b"".join(ShardStream(volume, codec)) == first
 
 
 @settings(max_examples=200, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -165,7 +156,7 @@ def test_profiles_of_another_kind_are_refused_or_numpys(loop, monkeypatch):
 
 def test_rows_of_one_voxel_have_no_stride_to_go_by() -> None:
     volume = np.array([[[85], [51]], [[63], [26]]], np.uint8).transpose(1, 0, 2)
-    (chunk,) = gathered_chunks(volume, (4, 4, 4), "uint8")
+    ((chunk,),) = gathered_rows(volume, (4, 4, 4), "uint8")
     wanted = np.zeros((4, 4, 4), np.uint8)
     wanted[:2, :2, :1] = volume
     assert (chunk == wanted).all()

@@ -161,7 +161,7 @@ def test_any_view_is_stored_voxel_for_voxel(
     (folder / "zarr.json").write_bytes(json_bytes(shard_metadata(voxels.shape, codec, names, {})))
     place = folder.joinpath("c", *"0" * voxels.ndim)
     place.parent.mkdir(parents=True)
-    place.write_bytes(b"".join(ShardStream(voxels, codec)))
+    place.write_bytes(b"".join(map(bytes, ShardStream(voxels, codec))))
     spec = {"driver": "zarr3", "kvstore": f"file://{folder}/"}
     got = tensorstore.open(spec).result().read().result()
     assert got.dtype.name == name and np.array_equal(got, voxels)
