@@ -1,6 +1,8 @@
 """A pretraining run of seconds, for tests; run as a script it injects a fault in one rank.
 
 python small_run.py CORPUS OUT [FAULT [METHOD [REPLICATE [ACCUM]]]]
+
+A fault that begins with `lamb` trains with LAMB; what follows is the fault, if any.
 """
 
 import dataclasses
@@ -112,7 +114,7 @@ def spoil_gradients(steps: set[int], rank: int) -> None:
 
 def inject(fault: str) -> None:
     """Arrange one fault by name."""
-    if fault == "sigterm":
+    if fault.endswith("sigterm"):
         before_step(
             5, int(os.environ.get("WORLD_SIZE", "1")) - 1, lambda _: signal.raise_signal(15)
         )
@@ -150,7 +152,7 @@ def main(corpus: str, out: str, fault: str = "", method: str = "mae", *counts: s
     replicate, accum = (int(count) for count in (*counts, "1", "1")[:2])
     config = small_config(corpus, method)
     parallel = dataclasses.replace(config.parallel, replicate=replicate, grad_accum=accum)
-    optim = dataclasses.replace(config.optim, kind="lamb" if fault == "lamb" else "adamw")
+    optim = dataclasses.replace(config.optim, kind="lamb" if fault.startswith("lamb") else "adamw")
     config = dataclasses.replace(config, parallel=parallel, optim=optim)
     result = run_pretrain(config, out)
     print(f"rank {os.environ.get('RANK', '0')} step {result.step} {result.interrupted}")
