@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -183,7 +184,7 @@ def _loaded(file: Path) -> np.ndarray:
     if file.suffix == ".npy":
         return np.load(file)
     image = nifti1.load(file)
-    return np.ascontiguousarray(np.asanyarray(image.dataobj.get_unscaled()).T)
+    return np.ascontiguousarray(np.asanyarray(cast(Any, image.dataobj).get_unscaled()).T)
 
 
 def _readers(

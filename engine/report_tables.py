@@ -130,10 +130,9 @@ def overview_table(study: Study, groups: Sequence[GroupSummary]) -> Table | None
                 cells.append("–")
                 continue
             found = comparison.at[share]
-            interval = ""
-            if found.low is not None and found.high is not None:
-                interval = f"\n{found.low:.2f} to {found.high:.2f}"
-            cells.append(f"{ratio_in_words(found)}{interval}")
+            supported = found.low is not None or found.high is not None
+            interval = interval_in_words(found).removeprefix("95 % interval ")
+            cells.append(ratio_in_words(found) + f"\n{interval}" * supported)
         rows.append(tuple(cells))
     header = ("setting", *(f"{arm_name(one)} over\n{arm_name(other)}" for one, other in pairs))
     note = (

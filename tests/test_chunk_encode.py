@@ -1,6 +1,7 @@
 """The compiled encoding of chunks against numcodecs: bits, marks, chunks of zeros, room, errors."""
 
 import ctypes
+import sys
 import threading
 import time
 
@@ -204,6 +205,6 @@ def test_other_threads_run_meanwhile():
 
 
 def test_a_library_without_the_function_is_told(monkeypatch):
-    for file in ("/nowhere/blosc.so", np._core._multiarray_umath.__file__):
+    for file in ("/nowhere/blosc.so", sys.modules["numpy._core._multiarray_umath"].__file__):
         monkeypatch.setattr(chunk_encode.blosc, "__file__", file)
         assert compress_address.__wrapped__() == 0

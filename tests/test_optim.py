@@ -1,3 +1,5 @@
+from typing import Any, Literal
+
 import pytest
 import torch
 from torch import nn
@@ -22,7 +24,12 @@ def make_model():
     return nn.Sequential(nn.Linear(6, 8), nn.LayerNorm(8), nn.Linear(8, 4))
 
 
-def sharded(ranks, config, scaled=False, one_rank="sharded"):
+def sharded(
+    ranks: Any,
+    config: OptimConfig,
+    scaled: bool = False,
+    one_rank: Literal["whole", "sharded"] = "sharded",
+) -> tuple[Any, ShardedOptimiser]:
     model = make_model()
     mesh = make_mesh(ranks.device, ranks.world, 1)
     shard_model(model, mesh, ParallelConfig(one_rank=one_rank), torch.float32)
@@ -35,7 +42,7 @@ def whole(model):
     return {name: gathered(p).detach().clone() for name, p in model.named_parameters()}
 
 
-def gathered(tensor):
+def gathered(tensor: Any) -> torch.Tensor:
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
 

@@ -151,11 +151,13 @@ def test_with_nodes_every_epoch_visits_every_volume_once(n, cluster, seed):
 def test_with_nodes_global_batches_do_not_depend_on_the_world_size(cluster, step, data):
     count, share, quarters = cluster
     batch = count * share
-    options = {"nodes": Nodes(count, batch, quarters / 4)}
-    whole = sampler_of(37, **options).samples(step * batch, batch)
+    nodes = Nodes(count, batch, quarters / 4)
+    whole = sampler_of(37, nodes=nodes).samples(step * batch, batch)
     world = data.draw(st.sampled_from([w for w in range(1, batch + 1) if batch % w == 0]))
     part = batch // world
-    ranks = [sampler_of(37, **options).samples(step * batch + r * part, part) for r in range(world)]
+    ranks = [
+        sampler_of(37, nodes=nodes).samples(step * batch + r * part, part) for r in range(world)
+    ]
     joined = np.concatenate([each.volume for each in ranks])
     np.testing.assert_array_equal(joined, whole.volume)
     np.testing.assert_array_equal(np.concatenate([each.start for each in ranks]), whole.start)
