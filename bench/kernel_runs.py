@@ -203,7 +203,9 @@ class Session:
 @contextmanager
 def only_named_plugins() -> Iterator[None]:
     """Keep a user's pytest settings and installed plugins out of the timings."""
-    kept = {name: os.environ.pop(name, None) for name in ("PYTEST_ADDOPTS", "PYTEST_PLUGINS")}
+    # A worker of pytest-xdist may be the caller: pytest-benchmark would time nothing there.
+    names = ("PYTEST_ADDOPTS", "PYTEST_PLUGINS", "PYTEST_XDIST_WORKER")
+    kept = {name: os.environ.pop(name, None) for name in names}
     kept["PYTEST_DISABLE_PLUGIN_AUTOLOAD"] = os.environ.get("PYTEST_DISABLE_PLUGIN_AUTOLOAD")
     os.environ["PYTEST_DISABLE_PLUGIN_AUTOLOAD"] = "1"
     try:

@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mim3d.dataio.codec import ChunkCodec
+from mim3d.dataio.conversion import Conversion
 from mim3d.dataio.convert import convert
 from mim3d.dataio.corpus import Corpus
 from mim3d.dataio.errors import ChunkError, CorpusError
@@ -32,7 +33,7 @@ def root(tmp_path_factory) -> Path:
         made.append(Source(f"v{i}", (str(folder / f"i{i}.nii.gz"),), label))
     (folder / "bad.nii.gz").write_bytes(b"bad")
     made.append(Source("bad", (str(folder / "bad.nii.gz"),)))
-    convert(made, folder / "c", workers=1)
+    convert(made, folder / "c", Conversion(chunk=32), workers=1)
     return folder / "c"
 
 
