@@ -81,12 +81,14 @@ def convert(
         jobs, duplicates = run.jobs(sources)
         rejections = {Rejection(s.path, s.code, s.detail) for s in skipped} | set(duplicates)
         results: list[JobResult] = []
+        voxel_bytes = 0
         with progress("convert", len(jobs), "volumes") as shown, run.committing():
             for result in runner(jobs, workers or usable_cpus()):
                 run.take(result)
                 rejections.update(result.rejections)
                 results.append(result)
-                shown.advance(1, _rate(results, time.monotonic() - began))
+                voxel_bytes += result.voxel_bytes
+                shown.advance(1, _rate(voxel_bytes, result, time.monotonic() - began))
         run.close(rejections)
     done = [result for result in results if result.records]
     return ConversionReport(
@@ -183,8 +185,8 @@ class Run:
         new = {record.id: record for result in self._pending for record in result.records}
         gone = {id for result in self._pending for id in result.stale} - set(new)
         self.records.update(new)
-        self.records = {id: r for id, r in self.records.items() if id not in gone}
         if gone:
+            self.records = {id: r for id, r in self.records.items() if id not in gone}
             self._rewrite()
         elif new:
             lines = "".join(record_line(record) + "\n" for record in new.values())
@@ -236,10 +238,9 @@ def _stored_bytes(record: VolumeRecord) -> int:
     return record.shard_bytes + sum(label.shard_bytes for label in record.labels)
 
 
-def _rate(results: Sequence[JobResult], seconds: float) -> str:
-    megabytes = sum(result.voxel_bytes for result in results[-1:]) / 1e6
-    total = sum(result.voxel_bytes for result in results) / 1e6
-    return f"{total / max(seconds, 1e-9):.0f} MB/s, last {megabytes:.1f} MB"
+def _rate(voxel_bytes: int, latest: JobResult, seconds: float) -> str:
+    rate = voxel_bytes / 1e6 / max(seconds, 1e-9)
+    return f"{rate:.0f} MB/s, last {latest.voxel_bytes / 1e6:.1f} MB"
 
 
 def usable_cpus() -> int:

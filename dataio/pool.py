@@ -9,6 +9,8 @@ from mim3d.dataio.quarantine import Rejection
 from mim3d.dataio.worker import Worker
 
 TRIES = 2
+AHEAD = 1
+"""Jobs a worker holds beside its own: it need not wait while this process commits."""
 
 
 def run_jobs(jobs: Sequence[Job], workers: int) -> Iterator[JobResult]:
@@ -20,12 +22,11 @@ def run_jobs(jobs: Sequence[Job], workers: int) -> Iterator[JobResult]:
 
 
 class Pool:
-    """A queue of jobs and the workers on it."""
+    """A queue of jobs and the workers on it, each with its next job at hand while it works."""
 
     def __init__(self, jobs: Sequence[Job], workers: int) -> None:
         self._waiting = deque((job, 1) for job in jobs)
         self._n_workers = min(workers, len(jobs))
-        self._tries: dict[int, int] = {}
         self._workers: list[Worker] = []
 
     def results(self) -> Iterator[JobResult]:
@@ -43,38 +44,41 @@ class Pool:
                 worker.end()
 
     def _busy(self) -> list[Worker]:
-        return [worker for worker in self._workers if worker.job is not None]
+        return [worker for worker in self._workers if worker.jobs]
 
     def _hand_out(self) -> None:
-        idle = deque(worker for worker in self._workers if worker.job is None)
-        while self._waiting and (idle or len(self._workers) < self._n_workers):
-            if not idle:
-                idle.append(Worker())
-                self._workers.append(idle[0])
-            worker = idle.popleft()
-            job, tries = self._waiting.popleft()
-            self._tries[id(worker)] = tries
-            try:
-                worker.give(job)
-            except OSError:
-                self._lost(worker)
+        """A job for every idle worker, then one ahead while all will have enough to do."""
+        while self._waiting and len(self._workers) < self._n_workers:
+            worker = Worker()
+            self._workers.append(worker)
+            self._give(worker)
+        for ahead in range(AHEAD + 1):
+            for worker in [w for w in self._workers if len(w.jobs) == ahead]:
+                if len(self._waiting) > ahead * self._n_workers:
+                    self._give(worker)
+
+    def _give(self, worker: Worker) -> None:
+        try:
+            worker.give(*self._waiting.popleft())
+        except OSError:
+            self._lost(worker)
 
     def _collect(self, worker: Worker) -> JobResult | None:
         try:
             answer = worker.take()
         except (EOFError, OSError):
             return self._lost(worker)
-        worker.job = None
+        worker.jobs.popleft()
         if isinstance(answer, Exception):
             raise answer
         return answer
 
     def _lost(self, worker: Worker) -> JobResult | None:
-        """Retry the job of a dead worker once; then its source is at fault."""
-        job, tries = worker.job, self._tries.pop(id(worker))
+        """Retry the job a dead worker was at once; then its source is at fault."""
+        (job, tries), *untouched = worker.jobs
+        self._waiting.extendleft(reversed(untouched))
         self._workers.remove(worker)
         worker.end()
-        assert job is not None
         if tries < TRIES:
             self._waiting.append((job, tries + 1))
             return None

@@ -12,7 +12,9 @@ import subprocess
 import sys
 import threading
 import time
+from collections import deque
 from multiprocessing.connection import Connection
+from queue import SimpleQueue
 from typing import Any
 
 from mim3d.dataio.job import Job, run_job
@@ -33,15 +35,15 @@ class Worker:
                 [sys.executable, "-c", code], pass_fds=[theirs.fileno()], env=environment
             )
         self.connection = Connection(ours.detach())
-        self.job: Job | None = None
+        self.jobs: deque[tuple[Job, int]] = deque()
 
-    def give(self, job: Job) -> None:
-        """Send a job; a worker has one at a time."""
-        self.job = job
+    def give(self, job: Job, tries: int) -> None:
+        """Send a job, to be done after those it has; OSError if the process died."""
+        self.jobs.append((job, tries))
         self.connection.send(job)
 
     def take(self) -> Any:
-        """The result or the exception of the job; EOFError or OSError if the process died."""
+        """The result or the exception of the first job; EOFError or OSError if the process died."""
         return self.connection.recv()
 
     def end(self) -> None:
@@ -56,16 +58,23 @@ def serve(descriptor: int, parent: int) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     threading.Thread(target=_die_with, args=(parent,), daemon=True).start()
     connection = Connection(descriptor)
-    while True:
-        try:
-            job = connection.recv()
-        except (EOFError, OSError):
-            return
+    jobs: SimpleQueue[Job | None] = SimpleQueue()
+    threading.Thread(target=_receive, args=(connection, jobs), daemon=True).start()
+    while (job := jobs.get()) is not None:
         try:
             answer: Any = run_job(job)
         except Exception as error:
             answer = _sendable(error)
         connection.send(answer)
+
+
+def _receive(connection: Connection, jobs: "SimpleQueue[Job | None]") -> None:
+    """Take jobs at once, so that neither side waits to send while the other does."""
+    try:
+        while True:
+            jobs.put(connection.recv())
+    except (EOFError, OSError):
+        jobs.put(None)
 
 
 def _die_with(parent: int) -> None:
