@@ -52,16 +52,19 @@ def prepare_script(files: Sequence[str], folder: Path) -> Callable[[], Any]:
     import zarr
     from zarr.codecs import BloscCodec, Crc32cCodec
 
+    from mim3d.dataio.codec import ChunkCodec
     from mim3d.dataio.conversion import Conversion
 
     side = Conversion().chunk
-    compressor = BloscCodec(cname="lz4", clevel=5, shuffle="shuffle", blocksize=65536)
 
     def run() -> None:
         root = zarr.open_group(folder / "script.zarr", mode="w")
         for file in files:
             image = nib.as_closest_canonical(nib.load(file))
             voxels = np.ascontiguousarray(np.asanyarray(image.dataobj).T)
+            # The settings our corpora have, so that both compress the same chunks alike.
+            settings = ChunkCodec("lz4", voxels.dtype.name, (side,) * 3).metadata[1]
+            compressor = BloscCodec(**settings["configuration"])
             array = root.create_array(
                 Path(file).name,
                 shape=voxels.shape,

@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from mim3d.dataio.codec import INDEX_CODECS, ChunkCodec
 from mim3d.dataio.conversion import Conversion
 
 CHUNK = (Conversion().chunk,) * 3
@@ -40,19 +41,10 @@ def prepare_tensorstore(files: Sequence[str], folder: Path) -> Callable[[], Any]
 
     def spec(file: str, voxels: np.ndarray) -> dict[str, Any]:
         shard = [-(-n // c) * c for n, c in zip(voxels.shape, CHUNK, strict=True)]
-        blosc = {
-            "name": "blosc",
-            "configuration": {
-                "cname": "lz4", "clevel": 5, "shuffle": "shuffle", "blocksize": 65536,
-                "typesize": voxels.dtype.itemsize,
-            },
-        }  # fmt: skip
-        first = {"name": "bytes", "configuration": {"endian": "little"}}
-        inner = [first, blosc, {"name": "crc32c"}]
         sharding = {
             "chunk_shape": list(CHUNK),
-            "codecs": inner,
-            "index_codecs": [first, {"name": "crc32c"}],
+            "codecs": ChunkCodec("lz4", voxels.dtype.name, CHUNK).metadata,
+            "index_codecs": INDEX_CODECS,
         }
         return {
             "driver": "zarr3",

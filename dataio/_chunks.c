@@ -142,7 +142,7 @@ enum { FRAME_OVERHEAD = 16, CRC = 4 }; /* bytes a frame can be longer than its c
 typedef struct {
     Compress compress;
     const char *name;
-    int level;
+    int level, shuffle; /* shuffle: c-blosc's 1 by bytes, 2 by bits */
     Py_ssize_t block;
 } Codec;
 
@@ -157,7 +157,7 @@ static Py_ssize_t encode_all(const Codec *codec, const Py_buffer *chunks, uint8_
         const char *chunk = (const char *)chunks->buf + i * n;
         marks[2 * i] = marks[2 * i + 1] = 0;
         if (all_zero(chunk, n)) continue;
-        int got = codec->compress(codec->level, 1, chunks->itemsize, n, chunk, to + used,
+        int got = codec->compress(codec->level, codec->shuffle, chunks->itemsize, n, chunk, to + used,
                                   n + FRAME_OVERHEAD, codec->name, codec->block, 1);
         if (got <= 0 || got > n + FRAME_OVERHEAD) return -1 - i;
         uint32_t crc = crc32c(to + used, got);
@@ -169,15 +169,15 @@ static Py_ssize_t encode_all(const Codec *codec, const Py_buffer *chunks, uint8_
     return used;
 }
 
-/* encode(compress, name, level, block, chunks (n, ...), out (bytes), marks (n, 2) uint32) -> bytes
-   used of `out`: byte-shuffled frames, each with its crc32c. Chunks of zeros are left out, with
+/* encode(compress, name, level, shuffle, block, chunks (n, ...), out (bytes), marks (n, 2) uint32) -> bytes
+   used of `out`: frames, each with its crc32c. Chunks of zeros are left out, with
    both marks 0. RuntimeError where blosc fails. */
 static PyObject *encode(PyObject *self, PyObject *args) {
     (void)self;
     PyObject *address, *objects[3];
     Codec codec;
-    if (!PyArg_ParseTuple(args, "OsinOOO", &address, &codec.name, &codec.level, &codec.block,
-                          &objects[0], &objects[1], &objects[2]))
+    if (!PyArg_ParseTuple(args, "OsiinOOO", &address, &codec.name, &codec.level, &codec.shuffle,
+                          &codec.block, &objects[0], &objects[1], &objects[2]))
         return NULL;
     void *function = PyLong_AsVoidPtr(address);
     if (!function && PyErr_Occurred()) return NULL;

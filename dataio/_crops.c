@@ -131,14 +131,30 @@ static int read_row(Crop *crop, Py_ssize_t base) {
     return OK;
 }
 
-static void fill_run(const Cast *cast, const Slab *slab, const uint8_t *value) {
-    size_t size = cast->mode == COPY ? (size_t)cast->size : cast->mode == FLOAT32 ? 4 : 2;
-    for (ptrdiff_t z = 0; z < slab->nz; z++)
-        for (ptrdiff_t y = 0; y < slab->ny; y++) {
-            uint8_t *to = slab->out + z * cast->stride[0] + y * cast->stride[1] + slab->runs->to;
-            for (ptrdiff_t i = 0; i < slab->runs->n; i++)
-                memcpy(to + i * cast->stride[2], value, size);
+/* The box's part of an absent chunk: `value` in every voxel. */
+#define FILL(type)                                                                               \
+    for (ptrdiff_t z = 0; z < slab->nz; z++)                                                     \
+        for (ptrdiff_t y = 0; y < slab->ny; y++) {                                               \
+            type filler, *to = (type *)(slab->out + z * cast->stride[0] +                        \
+                                        y * cast->stride[1] + slab->runs->to);                   \
+            memcpy(&filler, value, sizeof filler);                                               \
+            ptrdiff_t n = slab->runs->n, step = cast->stride[2] / (ptrdiff_t)sizeof(type);       \
+            if (step == -1) to -= n - 1, step = 1;                                               \
+            if (step == 1)                                                                       \
+                for (ptrdiff_t i = 0; i < n; i++) to[i] = filler;                                \
+            else                                                                                 \
+                for (ptrdiff_t i = 0; i < n; i++) to[i * step] = filler;                         \
         }
+
+static void fill_run(const Cast *cast, const Slab *slab, const uint8_t *value) {
+    int size = cast->mode == COPY ? cast->size : cast->mode == FLOAT32 ? 4 : 2;
+    if (size == 4) {
+        FILL(uint32_t)
+    } else if (size == 2) {
+        FILL(uint16_t)
+    } else {
+        FILL(uint8_t)
+    }
 }
 
 /* The box's voxels of a chunk of several blocks, block by block. */

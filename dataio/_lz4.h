@@ -4,6 +4,11 @@
 #include <stdint.h>
 #include <string.h>
 
+#if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__) && __GNUC__ >= 11
+#define NEWER __attribute__((target_clones("arch=x86-64-v3", "default")))
+#else
+#define NEWER
+#endif
 enum { SLACK = 64, BAD_LZ4 = 2 };
 
 /* Add the bytes that extend a length of 15; 0 when the input ends within. */
@@ -17,58 +22,56 @@ static int longer(const uint8_t **in, const uint8_t *end, size_t *length) {
     return 1;
 }
 
-/* Write `n` bytes that repeat the `back` bytes before `to`; up to 31 bytes more are touched. */
+/* Write `n` bytes that repeat the `back` bytes before `to`; up to 31 bytes more are touched.
+
+   What overlaps itself is read once: each store begins where the good bytes of the one before end,
+   so that none waits for another. */
 static inline void repeat(uint8_t *to, size_t back, size_t n) {
-    /* With back < 8: the bytes to repeat, how they fill eight, and how far behind the ninth the
-       source then lies, a multiple of `back`. A word in one store beats eight dependent bytes. */
+    /* With back < 8: the bytes to repeat, how they fill eight, and how many periods those are. */
     static const uint64_t mask[8] = {0, 0xFF, 0xFFFF, 0xFFFFFF, 0xFFFFFFFF, 0xFFFFFFFFFF,
                                      0xFFFFFFFFFFFF, 0xFFFFFFFFFFFFFF};
     static const uint64_t times[8] = {0, 0x0101010101010101, 0x0001000100010001,
                                       0x0001000001000001, 0x0000000100000001, 0x0000010000000001,
                                       0x0001000000000001, 0x0100000000000001};
-    static const uint8_t behind[8] = {0, 8, 8, 9, 8, 10, 12, 14};
-    uint8_t *stop = to + n;
+    static const uint8_t whole[8] = {0, 8, 8, 6, 8, 5, 6, 7};
+    uint8_t *stop = to + n, bytes[32];
     const uint8_t *from = to - back;
     if (back >= 32) {
         do {
             memcpy(to, from, 32);
             to += 32, from += 32;
         } while (to < stop);
-        return;
-    }
-    if (back >= 16) {
-        for (; to < stop; to += 16, from += 16) memcpy(to, from, 16);
-        return;
-    }
-    if (back == 1) {
-        uint64_t word = *from * times[1];
-        for (; to < stop; to += 16) {
-            memcpy(to, &word, 8);
-            memcpy(to + 8, &word, 8);
-        }
-        return;
-    }
-    if (back < 8) {
+    } else if (back >= 16) {
+        memcpy(bytes, from, 32); /* of which `back` are good */
+        for (; to < stop; to += back) memcpy(to, bytes, 32);
+    } else if (back >= 8) {
+        memcpy(bytes, from, 16);
+        for (; to < stop; to += back) memcpy(to, bytes, 16);
+    } else {
         uint64_t word;
         memcpy(&word, from, 8); /* what lies at `to` and beyond is masked */
         word = (word & mask[back]) * times[back];
-        memcpy(to, &word, 8);
-        to += 8;
-        from = to - behind[back];
+        size_t step = whole[back];
+        if (step < 8) {
+            for (; to < stop; to += step) memcpy(to, &word, 8);
+        } else {
+            uint64_t four[4] = {word, word, word, word};
+            for (; to < stop; to += 32) memcpy(to, four, 32);
+        }
     }
-    for (; to < stop; to += 8, from += 8) memcpy(to, from, 8);
 }
 
 /* The first `need` of the `size` bytes of an LZ4 block of n bytes; `out` has SLACK bytes behind
    `size`. With need == size the block must end exactly there. */
-static int lz4(const uint8_t *in, size_t n, uint8_t *out, size_t size, size_t need) {
+NEWER static int lz4(const uint8_t *in, size_t n, uint8_t *out, size_t size, size_t need) {
     const uint8_t *end = in + n;
     size_t at = 0;
     while (in < end && (at < need || need == size)) {
         uint8_t token = *in++;
         size_t literals = token >> 4, match = token & 15;
-        /* Most sequences are short: copy more than needed and branch less. */
-        if (literals < 15 && end - in >= 18 && at + 64 <= size) {
+        /* Most sequences are short: copy more than needed and branch less. At most 14 literals
+           and a match of 18; what is touched beyond lies in the slack. */
+        if (literals < 15 && end - in >= 18 && at + 32 <= size) {
             memcpy(out + at, in, 16);
             in += literals;
             at += literals;
@@ -85,7 +88,7 @@ static int lz4(const uint8_t *in, size_t n, uint8_t *out, size_t size, size_t ne
         } else {
             if (literals == 15 && !longer(&in, end, &literals)) return BAD_LZ4;
             if (literals > (size_t)(end - in) || literals > size - at) return BAD_LZ4;
-            if ((size_t)(end - in) >= literals + 32 && at + literals + 64 <= size)
+            if ((size_t)(end - in) >= literals + 32)
                 for (size_t done = 0; done < literals; done += 32)
                     memcpy(out + at + done, in + done, 32);
             else memcpy(out + at, in, literals);

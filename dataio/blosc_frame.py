@@ -6,6 +6,7 @@ is stored uncompressed. Such a stream is wrapped, as an lz4 block of literals on
 of one raw block, so that one batched call decodes every stream. What comes out is still shuffled.
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -27,9 +28,13 @@ class Stream:
 
 @dataclass(frozen=True)
 class Frame:
-    """A chunk's streams; `codec` is "lz4" or "zstd"; `block_bytes` is how far shuffling reaches."""
+    """A chunk's streams; `codec` is "lz4" or "zstd".
+
+    `shuffle` is "byte" or "bit", and `block_bytes` how far shuffling reaches.
+    """
 
     codec: str
+    shuffle: str
     block_bytes: int
     streams: tuple[Stream, ...]
 
@@ -45,13 +50,23 @@ def parse_frame(frame: np.ndarray, chunk_bytes: int, itemsize: int) -> Frame:
             f"frame of {nbytes} bytes, voxels of {typesize}, blocks of {block}: a chunk has "
             f"{chunk_bytes} bytes in voxels of {itemsize}"
         )
-    if flags & BITSHUFFLED or (itemsize > 1 and not flags & (SHUFFLED | STORED)):
-        raise ValueError(f"flags {flags:#x}: only byte-shuffled frames are written here")
+    bits = bool(flags & BITSHUFFLED)
+    if itemsize > 1 and not flags & (SHUFFLED | BITSHUFFLED | STORED):
+        raise ValueError(f"flags {flags:#x}: only shuffled frames are written here")
+    if bits and (nbytes // itemsize % 8 or block // itemsize % 8):
+        raise ValueError(
+            f"{nbytes // itemsize} voxels in blocks of {block // itemsize}: shuffled by bits they "
+            "must be multiples of 8"
+        )
+    shuffle = "bit" if bits else "byte"
     codec = CODECS.get(flags >> 5, "lz4" if flags & STORED else "")
     if not codec:
         raise ValueError(f"flags {flags:#x}: compressor is neither lz4 nor zstd")
     if flags & STORED:
-        return Frame(codec, block, _stored(frame[HEADER_BYTES:], nbytes, block, itemsize, codec))
+        if len(frame) - HEADER_BYTES < nbytes:
+            raise ValueError(f"a stored frame of {nbytes} bytes has {len(frame) - HEADER_BYTES}")
+        plain = frame[HEADER_BYTES : HEADER_BYTES + nbytes].reshape(-1, itemsize)
+        return Frame(codec, shuffle, block, tuple(_stored(plain, block, bits, codec)))
     split = not flags & UNSPLIT
     streams: list[Stream] = []
     for number, begin in enumerate(range(0, nbytes, block)):
@@ -67,7 +82,7 @@ def parse_frame(frame: np.ndarray, chunk_bytes: int, itemsize: int) -> Frame:
             packed = wrap(data, codec) if length == share else data
             streams.append(Stream(packed, begin + part * share, share))
             at += 4 + length
-    return Frame(codec, block, tuple(streams))
+    return Frame(codec, shuffle, block, tuple(streams))
 
 
 def wrap(plain: np.ndarray, codec: str) -> np.ndarray:
@@ -96,18 +111,19 @@ def raw_zstd(plain: np.ndarray) -> np.ndarray:
     return np.frombuffer(b"".join(parts), np.uint8)
 
 
-def _stored(
-    plain: np.ndarray, nbytes: int, block: int, itemsize: int, codec: str
-) -> tuple[Stream, ...]:
-    """Blocks of a frame stored whole, shuffled so that they are like all others."""
-    if len(plain) < nbytes:
-        raise ValueError(f"a stored frame of {nbytes} bytes has only {len(plain)}")
-    streams = []
-    for begin in range(0, nbytes, block):
-        piece = plain[begin : min(begin + block, nbytes)]
-        shuffled = piece.reshape(-1, itemsize).T.reshape(-1)
-        streams.append(Stream(wrap(shuffled, codec), begin, len(piece)))
-    return tuple(streams)
+def _stored(voxels: np.ndarray, block: int, bits: bool, codec: str) -> Iterator[Stream]:
+    """Blocks of a frame stored whole, (voxels, bytes), shuffled so that they are like all others."""
+    itemsize = voxels.shape[1]
+    for begin in range(0, len(voxels), block // itemsize):
+        piece = voxels[begin : begin + block // itemsize]
+        planes = shuffled_bits(piece) if bits else piece.T
+        yield Stream(wrap(planes.reshape(-1), codec), begin * itemsize, piece.size)
+
+
+def shuffled_bits(voxels: np.ndarray) -> np.ndarray:
+    """Bytes of voxels (n, itemsize), n a multiple of 8, as bit planes (8 itemsize, n / 8)."""
+    bits = np.unpackbits(voxels, axis=1, bitorder="little")
+    return np.packbits(bits.T, axis=1, bitorder="little")
 
 
 def _le32(frame: np.ndarray, at: int) -> int:

@@ -15,7 +15,7 @@ from numcodecs import blosc  # pyright: ignore[reportAttributeAccessIssue]
 from typing_extensions import Buffer
 
 from mim3d.dataio.chunk_gather import compiled
-from mim3d.dataio.codec import BLOCK_BYTES, COMPRESSORS, ChunkCodec
+from mim3d.dataio.codec import BLOCK_BYTES, COMPRESSORS, SHUFFLES, ChunkCodec
 
 BATCH_BYTES = 1 << 18
 """Of chunks encoded by one call; what it writes stays in the cache until it is copied on."""
@@ -58,10 +58,11 @@ class ChunkEncoder:
             if self._out.size < room:
                 self._out = np.empty(room, np.uint8)
             marks = np.empty((len(batch), 2), np.uint32)
-            name = self._codec.compressor
+            name, shuffle = self._codec.compressor, SHUFFLES[self._codec.frame_shuffle]
             used = loop.encode(
-                compress_address(), name, COMPRESSORS[name], BLOCK_BYTES, batch, self._out, marks
-            )
+                compress_address(), name, COMPRESSORS[name], shuffle, BLOCK_BYTES,
+                batch, self._out, marks,
+            )  # fmt: skip
             yield self._out.data[:used], marks
 
     def _plain(self, chunk: np.ndarray) -> tuple[Buffer, np.ndarray]:

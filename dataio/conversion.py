@@ -3,7 +3,7 @@
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
-from mim3d.dataio.codec import COMPRESSORS
+from mim3d.dataio.codec import COMPRESSORS, SHUFFLES
 from mim3d.dataio.errors import Mim3dError
 from mim3d.dataio.orientation import check_orientation
 
@@ -21,6 +21,9 @@ class Conversion:
 
     codec: Literal["lz4", "zstd"] = "lz4"
     """lz4 decodes fastest; zstd is smaller, for slow storage."""
+    shuffle: Literal["auto", "byte", "bit"] = "auto"
+    """What is laid side by side before compression: auto takes bits for lz4 and voxels of several
+    bytes (smaller, faster to decode), bytes otherwise; byte is what corpora before it have."""
     chunk: int = 16
     """Side of the cubic inner chunk in voxels; crops that start on its multiples decode no more."""
     orientation: str = "RAS"
@@ -43,6 +46,8 @@ class Conversion:
     def __post_init__(self) -> None:
         if self.codec not in COMPRESSORS:
             raise Mim3dError(f"codec {self.codec!r}: one of {', '.join(COMPRESSORS)}")
+        if self.shuffle not in {"auto", *SHUFFLES}:
+            raise Mim3dError(f"shuffle {self.shuffle!r}: one of auto, {', '.join(SHUFFLES)}")
         if not 4 <= self.chunk <= 256:
             raise Mim3dError(f"chunk {self.chunk}: a side of 4 to 256 voxels, 16 by default")
         check_orientation(self.orientation)

@@ -22,7 +22,8 @@ from mim3d.dataio.stage_times import StageTimes
 from mim3d.dataio.stream_table import Streams, StreamTable
 from mim3d.kernels.assemble import assemble_crops
 
-ALIGN = 16
+ALIGN = 16  # bytes
+RUN = 16  # voxels
 STAGES = ("copy", "inflate", "assemble")
 
 
@@ -123,7 +124,15 @@ class DeviceReader:
         self._inflate(fetched.chunks, (fetched.fresh, staged), chunks)
         self._inflate(fetched.chunks, (resident, self._arena), chunks)
         self.times.lap("inflate")
-        crops = self._crops(fetched, chunks, size, out_dtype)
+        layouts = np.unique(np.concatenate([fetched.fresh.layouts, resident.layouts]), axis=0)
+        if len(layouts) > 1:
+            raise CorpusError(
+                f"{array.path} and others of this batch: chunks are shuffled in different ways "
+                f"(bytes of a block, by bits: {layouts.tolist()}); cache='device' needs all alike: "
+                "use cache='host', or convert anew"
+            )
+        layout = (int(layouts[0, 0]), bool(layouts[0, 1])) if len(layouts) else (chunk_bytes, False)
+        crops = self._crops(fetched, chunks, layout, size, out_dtype)
         self.times.lap("assemble")
         return crops
 
@@ -140,12 +149,19 @@ class DeviceReader:
         self.inflate(streams.codec, buffer.data_ptr() + offset, nbytes, target, size)
 
     def _crops(
-        self, fetched: Fetched, chunks: torch.Tensor, size: Triple, out_dtype: torch.dtype
+        self,
+        fetched: Fetched,
+        chunks: torch.Tensor,
+        layout: tuple[int, bool],
+        size: Triple,
+        out_dtype: torch.dtype,
     ) -> torch.Tensor:
         array, requests, device = fetched.array, fetched.requests, self.device
         shapes = np.array([self.reader.array(r.row).shape for r in requests])
         starts = np.array([r.start for r in requests])
         origin = starts // array.chunk * array.chunk
+        # Snapped starts let the kernel read runs of voxels instead of single ones.
+        unit = RUN if not ((starts - origin) % RUN).any() else 1
         rows = np.searchsorted(fetched.chunks, fetched.tables)
         known = np.append(fetched.chunks, -1)[rows] == fetched.tables
         rows = np.where(known & (fetched.tables >= 0), rows, -1)
@@ -159,10 +175,13 @@ class DeviceReader:
         return assemble_crops(
             chunks,
             put(rows, torch.int64),
-            put(starts - origin, torch.int64),
+            put((starts - origin) // unit, torch.int64),
             crop_size=size,
             chunk_size=array.chunk,
             dtype=getattr(torch, array.dtype.name),
+            shuffle="bit" if layout[1] else "byte",
+            block_bytes=layout[0],
+            start_unit=unit,
             box=put(box, torch.int64),
             pad=put([r.fill for r in requests], f32),
             clip=put([a[:2] for a in affines], f32) if any(a.clips for a in affines) else None,
@@ -192,8 +211,10 @@ class DeviceReader:
         places = np.array([(stream.at, stream.size) for stream in streams], np.int64).reshape(-1, 2)
         rows = np.concatenate([np.stack([offsets, sizes], axis=1), places], axis=1)
         counts = np.array([len(frame.streams) for frame in frames.values()], np.int64)
+        layouts = [(frame.block_bytes, frame.shuffle == "bit") for frame in frames.values()]
+        kinds = np.array(layouts, np.int64).reshape(-1, 2)
         codec = next((frame.codec for frame in frames.values()), "")
-        return Streams(codec, np.array([*frames], np.int64), counts, rows), buffer
+        return Streams(codec, np.array([*frames], np.int64), kinds, counts, rows), buffer
 
     def _admit(self, fetched: Fetched, staged: torch.Tensor) -> None:
         """Keep what came in, as far as the budget goes: all chunks of the buffer or none."""

@@ -10,6 +10,10 @@ from mim3d.dataio.errors import CorpusError
 from mim3d.dataio.store import Store
 
 
+BEFORE = {"shuffle": "byte"}
+"""What corpora were made with whose recipe does not name it."""
+
+
 def root_document(conversion: Conversion, version: str) -> dict[str, Any]:
     """zarr.json of the root group."""
     facts = {"format": FORMAT, "written_by": version, "conversion": conversion.attributes()}
@@ -46,7 +50,7 @@ def read_root(text: bytes, where: str) -> dict[str, Any]:
 
 def check_recipe(store: Store, conversion: Conversion) -> None:
     """CorpusError naming the options that differ from those the corpus was made with."""
-    have = read_root(store.get("zarr.json"), store.url)["conversion"]
+    have = BEFORE | read_root(store.get("zarr.json"), store.url)["conversion"]
     want = json.loads(json.dumps(conversion.attributes()))
     differ = [key for key in want if have.get(key) != want[key]]
     if differ:

@@ -11,12 +11,14 @@ ROWS = 4096
 class Streams:
     """Streams of `chunks` (n,), one chunk's after the other's, `counts` (n,) of each.
 
-    `rows` (sum, 4) int64 are offset in a buffer, compressed bytes, place in the chunk, and bytes
+    `layouts` (n, 2) int64 say how each chunk is shuffled: bytes of a block, and 1 where by bits, 0
+    where by bytes. `rows` (sum, 4) int64 are offset in a buffer, compressed bytes, place in the chunk, and bytes
     when decoded.
     """
 
     codec: str
     chunks: np.ndarray
+    layouts: np.ndarray
     counts: np.ndarray
     rows: np.ndarray
 
@@ -36,6 +38,7 @@ class StreamTable:
         self.codec = ""
         self._first = np.zeros(n_chunks, np.int64)
         self._counts = np.zeros(n_chunks, np.int32)
+        self._layouts = np.zeros((n_chunks, 2), np.int64)
         self._rows = np.empty((ROWS, 4), np.int64)
         self._used = 0
 
@@ -53,6 +56,7 @@ class StreamTable:
         self._first[streams.chunks] = self._used + ends - streams.counts
         self._counts[streams.chunks] = streams.counts
         self._used += n
+        self._layouts[streams.chunks] = streams.layouts
         self.codec = streams.codec
 
     def find(self, chunks: np.ndarray) -> Streams:
@@ -60,4 +64,5 @@ class StreamTable:
         counts = self._counts[chunks].astype(np.int64)
         ends = np.cumsum(counts)
         at = np.repeat(self._first[chunks] - (ends - counts), counts)
-        return Streams(self.codec, chunks, counts, self._rows[at + np.arange(len(at))])
+        rows = self._rows[at + np.arange(len(at))]
+        return Streams(self.codec, chunks, self._layouts[chunks], counts, rows)

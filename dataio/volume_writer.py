@@ -115,7 +115,7 @@ def _array_objects(
 ) -> ShardStream:
     """Metadata and shard of one array."""
     sides = (1,) * (voxels.ndim - 3) + (conversion.chunk,) * 3
-    codec = ChunkCodec(conversion.codec, voxels.dtype.name, sides)
+    codec = ChunkCodec(conversion.codec, voxels.dtype.name, sides, conversion.shuffle)
     names = ("c", "z", "y", "x")[4 - voxels.ndim :]
     document = shard_metadata(voxels.shape, codec, names, {})
     shard = ShardStream(voxels, codec)

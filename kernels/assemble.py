@@ -3,7 +3,8 @@
     assemble_crops(chunks (n, chunk_bytes) uint8, table (b, c, nz, ny, nx), start (b, 3), ...)
         -> (b, c, z, y, x)
 
-`chunks` are blosc-decoded but still byte-shuffled chunks as they leave a batched decompressor.
+`chunks` are decompressed but still shuffled, by bytes or by bits, as blosc's streams are when they
+leave a batched decompressor.
 `table` says which row of `chunks` lies where in each sample's box of chunks, -1 = never stored
 (reads as raw 0). `start` is the crop's first voxel in that box. Each output voxel is written once:
 value -> clip to [clip_lo, clip_hi] -> * scale + shift -> flip -> cast, in float32, each operation
@@ -12,6 +13,7 @@ rounded on its own, so both backends give the same bits.
 
 import math
 from collections.abc import Sequence
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor
@@ -20,7 +22,9 @@ from mim3d.kernels.assemble_kernel import STORED_DTYPES, launch_assemble
 from mim3d.kernels.backend import choose
 from mim3d.kernels.patch_grid import Size, as_size, check_device, check_per_sample, take_crop
 
-BLOCK_BYTES = 65536  # blosc block, within which bytes are shuffled
+BLOCK_BYTES = 65536  # blosc block, within which bytes or bits are shuffled
+Shuffle = Literal["none", "byte", "bit"]
+"""How a chunk's bytes lie: in order; byte k of all voxels of a block together; or bit k."""
 
 
 def assemble_crops(
@@ -31,7 +35,7 @@ def assemble_crops(
     crop_size: Sequence[int],
     chunk_size: Sequence[int],
     dtype: torch.dtype,
-    shuffled: bool = True,
+    shuffle: Shuffle = "byte",
     block_bytes: int = BLOCK_BYTES,
     start_unit: int = 1,
     box: Tensor | None = None,
@@ -49,11 +53,12 @@ def assemble_crops(
     start (b, 3) int64 in units of `start_unit` voxels: 16 for starts snapped to 16 makes aligned
     loads possible. box (b, 2, 3) int64 first and end voxel of the volume in the chunk box; voxels
     outside it take pad (b,) float32, a raw value. clip (b, 2), scale, shift (b,) float32;
-    flip (b, 3) bool. block_bytes is blosc's block length; shuffled=False where bytes are in order.
+    flip (b, 3) bool. block_bytes is blosc's block length, whose voxels must be a multiple of 8 for shuffle "bit".
     Integer outputs (labels) take neither clip nor scale nor shift.
     """
     crop, chunk = as_size(crop_size, "crop_size"), as_size(chunk_size, "chunk_size")
     _check(chunks, table, start, chunk, dtype, start_unit, block_bytes)
+    _check_shuffle(shuffle, chunks, dtype, block_bytes)
     b = table.shape[0]
     check_per_sample(start, table, "start", (b, 3), torch.int64)
     check_per_sample(box, table, "box", (b, 2, 3), torch.int64)
@@ -69,7 +74,7 @@ def assemble_crops(
     triton = choose(chunks, backend) == "triton"
     return torch.ops.mim3d.assemble_crops(
         chunks, table.contiguous(), start, box, pad, clip, scale, shift, flip,
-        crop, chunk, dtype, shuffled, block_bytes, start_unit, out_dtype, triton,
+        crop, chunk, dtype, shuffle, block_bytes, start_unit, out_dtype, triton,
     )  # fmt: skip
 
 
@@ -100,28 +105,52 @@ def _check(
         )
 
 
-def unshuffle(chunks: Tensor, itemsize: int, block_bytes: int) -> Tensor:
-    """Bytes (n, chunk_bytes) back in order: each blosc block is `itemsize` planes of bytes."""
-    if itemsize == 1:
-        return chunks
+def _check_shuffle(shuffle: str, chunks: Tensor, dtype: torch.dtype, block_bytes: int) -> None:
+    if shuffle not in get_args(Shuffle):
+        raise ValueError(f"shuffle is {shuffle!r}; one of {', '.join(get_args(Shuffle))}")
+    eight = 8 * dtype.itemsize
+    if shuffle == "bit" and (chunks.shape[1] % eight or block_bytes % eight):
+        raise ValueError(
+            f"chunks of {chunks.shape[1]} bytes in blocks of {block_bytes} cannot be shuffled by "
+            f"bits: both must be multiples of {eight} for {dtype}"
+        )
+
+
+def unshuffle(chunks: Tensor, itemsize: int, block_bytes: int, bits: bool = False) -> Tensor:
+    """Bytes (n, chunk_bytes) back in order.
+
+    Each blosc block is `itemsize` planes of a byte per voxel or, with `bits`, 8 * itemsize planes
+    of a bit per voxel, the first voxel in the lowest bit.
+    """
     whole = chunks.shape[1] // block_bytes * block_bytes
     parts = []
     for piece, block in ((chunks[:, :whole], block_bytes), (chunks[:, whole:], 0)):
         if piece.shape[1]:
             length = block or piece.shape[1]
             planes = piece.reshape(len(piece), -1, itemsize, length // itemsize)
+            planes = join_bits(planes) if bits else planes
             parts.append(planes.transpose(2, 3).reshape(len(piece), -1))
     return torch.cat(parts, 1)
+
+
+def join_bits(planes: Tensor) -> Tensor:
+    """(..., n) uint8 holding 8 planes of n / 8 bytes, lowest bit of the result first -> (..., n)."""
+    eight = torch.arange(8, dtype=torch.uint8, device=planes.device)
+    rows = planes.unflatten(-1, (8, -1))  # (..., bit, n / 8)
+    bits = (rows[..., None] >> eight & 1).flatten(-2)  # (..., bit, n)
+    return (bits << eight[:, None]).sum(-2, dtype=torch.uint8)
 
 
 def reference(
     chunks: Tensor, table: Tensor, start: Tensor, box: Tensor | None, pad: Tensor | None,
     clip: Tensor | None, scale: Tensor | None, shift: Tensor | None, flip: Tensor | None,
-    crop_size: Sequence[int], chunk_size: Sequence[int], dtype: torch.dtype, shuffled: bool,
+    crop_size: Sequence[int], chunk_size: Sequence[int], dtype: torch.dtype, shuffle: str,
     block_bytes: int, start_unit: int, out_dtype: torch.dtype,
 ) -> Tensor:  # fmt: skip
     """The truth: unshuffle, view as voxels, lay out the chunk box, crop, intensity, flip, cast."""
-    ordered = unshuffle(chunks, dtype.itemsize, block_bytes) if shuffled else chunks
+    ordered = chunks
+    if shuffle != "none":
+        ordered = unshuffle(chunks, dtype.itemsize, block_bytes, bits=shuffle == "bit")
     voxels = ordered.contiguous().view(dtype).view(-1, *chunk_size)
     compute = torch.int64 if _is_integer(dtype) and _is_integer(out_dtype) else torch.float32
     voxels = torch.cat([voxels.to(compute), torch.zeros_like(voxels[:1], dtype=compute)])
@@ -165,7 +194,7 @@ def _inside(box: Tensor, start: Tensor, crop_size: Sequence[int]) -> Tensor:
 def _assemble(
     chunks: Tensor, table: Tensor, start: Tensor, box: Tensor | None, pad: Tensor | None,
     clip: Tensor | None, scale: Tensor | None, shift: Tensor | None, flip: Tensor | None,
-    crop_size: Sequence[int], chunk_size: Sequence[int], dtype: torch.dtype, shuffled: bool,
+    crop_size: Sequence[int], chunk_size: Sequence[int], dtype: torch.dtype, shuffle: str,
     block_bytes: int, start_unit: int, out_dtype: torch.dtype, triton: bool,
 ) -> Tensor:  # fmt: skip
     start = start.contiguous()
@@ -175,14 +204,14 @@ def _assemble(
     run = launch_assemble if triton else reference
     return run(
         chunks, table, start, box, pad, clip, scale, shift, flip,
-        crop_size, chunk_size, dtype, shuffled, block_bytes, start_unit, out_dtype,
+        crop_size, chunk_size, dtype, shuffle, block_bytes, start_unit, out_dtype,
     )  # fmt: skip
 
 
 def _fake(
     chunks: Tensor, table: Tensor, start: Tensor, box: Tensor | None, pad: Tensor | None,
     clip: Tensor | None, scale: Tensor | None, shift: Tensor | None, flip: Tensor | None,
-    crop_size: Sequence[int], chunk_size: Sequence[int], dtype: torch.dtype, shuffled: bool,
+    crop_size: Sequence[int], chunk_size: Sequence[int], dtype: torch.dtype, shuffle: str,
     block_bytes: int, start_unit: int, out_dtype: torch.dtype, triton: bool,
 ) -> Tensor:  # fmt: skip
     return chunks.new_empty(table.shape[0], table.shape[1], *crop_size, dtype=out_dtype)
@@ -192,7 +221,7 @@ torch.library.define(
     "mim3d::assemble_crops",
     "(Tensor chunks, Tensor table, Tensor start, Tensor? box, Tensor? pad, Tensor? clip,"
     " Tensor? scale, Tensor? shift, Tensor? flip, int[] crop_size, int[] chunk_size,"
-    " ScalarType dtype, bool shuffled, int block_bytes, int start_unit, ScalarType out_dtype,"
+    " ScalarType dtype, str shuffle, int block_bytes, int start_unit, ScalarType out_dtype,"
     " bool triton) -> Tensor",
 )
 torch.library.impl("mim3d::assemble_crops", ("cpu", "cuda"), _assemble)

@@ -5,7 +5,8 @@
 
 Programs follow the output: each voxel is looked up (crop -> chunk -> byte planes), so nothing is
 filled beforehand and nothing is written twice. Runs of LANES voxels stay inside one chunk row, and
-where the crop, the chunk and the starts are multiples of 16, every byte plane is read 16 at a time.
+where the crop, the chunk and the starts are multiples of 16, every byte plane is read 16 at a time,
+and every bit plane 16 voxels at a time, as one word of 16 bits.
 """
 
 import math
@@ -26,13 +27,14 @@ STORED_DTYPES = {
     torch.float32: "float32",
 }
 TILE = 2048  # voxels a program writes
+SHUFFLES = {"none": 0, "byte": 1, "bit": 2}
 
 
 @jit
-def stored_word(p_chunk, o_element, mask, ITEM: tl.constexpr, SHUFFLED: tl.constexpr,
-                CHUNK_BYTES: tl.constexpr, BLOCK_BYTES: tl.constexpr):  # fmt: skip
-    """Little-endian bytes of elements as uint32, gathered from their shuffled planes."""
-    if SHUFFLED and ITEM > 1:
+def word_of_bytes(p_chunk, o_element, mask, ITEM: tl.constexpr, SHUFFLE: tl.constexpr,
+                  CHUNK_BYTES: tl.constexpr, BLOCK_BYTES: tl.constexpr):  # fmt: skip
+    """Little-endian bytes of elements as uint32, gathered from their planes of bytes."""
+    if SHUFFLE == 1 and ITEM > 1:
         per_block: tl.constexpr = BLOCK_BYTES // ITEM
         i_block = o_element // per_block
         place = i_block * BLOCK_BYTES + o_element % per_block
@@ -46,6 +48,39 @@ def stored_word(p_chunk, o_element, mask, ITEM: tl.constexpr, SHUFFLED: tl.const
     for i_byte in tl.static_range(1, ITEM):  # pyright: ignore[reportGeneralTypeIssues]
         part = tl.load(p_chunk + place + i_byte * stride, mask=mask, other=0).to(tl.uint32)
         word |= part << (8 * i_byte)
+    return word
+
+
+@jit
+def word_of_bits(p_chunk, o_first, stored, ITEM: tl.constexpr, CHUNK_BYTES: tl.constexpr,
+                 BLOCK_BYTES: tl.constexpr, LANES: tl.constexpr):  # fmt: skip
+    """The same (runs, LANES) from planes of bits, LANES elements from each of `o_first`."""
+    o_lane = tl.arange(0, LANES)
+    per_block: tl.constexpr = BLOCK_BYTES // ITEM
+    i_block = o_first // per_block
+    place, pitch = o_first % per_block, per_block // 8
+    if CHUNK_BYTES % BLOCK_BYTES != 0:
+        last = (CHUNK_BYTES - CHUNK_BYTES % BLOCK_BYTES) // BLOCK_BYTES
+        pitch = tl.where(i_block < last, per_block // 8, CHUNK_BYTES % BLOCK_BYTES // ITEM // 8)
+    word = tl.zeros((o_first.shape[0], LANES), tl.uint32)
+    p_plane = p_chunk + i_block * BLOCK_BYTES
+    if LANES == 16:  # a run is two bytes of each plane
+        p_run = p_plane + place // 8
+        for i_byte in range(ITEM):
+            byte = tl.zeros((o_first.shape[0], LANES), tl.uint32)
+            for i_bit in tl.static_range(8):  # pyright: ignore[reportGeneralTypeIssues]
+                p_word = (p_run + i_bit * pitch).to(tl.pointer_type(tl.uint16))
+                row = tl.load(p_word, mask=stored, other=0).to(tl.uint32)
+                byte |= (row[:, None] >> o_lane[None, :] & 1) << i_bit
+            word |= byte << (8 * i_byte)
+            p_run += 8 * pitch
+    else:
+        o_bit = place[:, None] + o_lane[None, :]
+        p_byte = p_plane[:, None] + o_bit // 8
+        for i_bit in range(8 * ITEM):  # not unrolled: so many loads in flight would spill
+            row = tl.load(p_byte, mask=stored[:, None], other=0).to(tl.uint32)
+            word |= (row >> (o_bit % 8) & 1) << i_bit
+            p_byte += pitch if CHUNK_BYTES % BLOCK_BYTES == 0 else pitch[:, None]
     return word
 
 
@@ -70,7 +105,7 @@ def assemble_kernel(
     p_chunks, p_table, p_start, p_box, p_pad, p_clip, p_scale, p_shift, p_flip, p_out,
     pitch, n_channels, nz, ny, nx, cz, cy, cx,
     KZ: tl.constexpr, KY: tl.constexpr, KX: tl.constexpr, START_UNIT: tl.constexpr,
-    ITEM: tl.constexpr, STORED: tl.constexpr, SHUFFLED: tl.constexpr, CHUNK_BYTES: tl.constexpr,
+    ITEM: tl.constexpr, STORED: tl.constexpr, SHUFFLE: tl.constexpr, CHUNK_BYTES: tl.constexpr,
     BLOCK_BYTES: tl.constexpr, SEGMENTS: tl.constexpr, LANES: tl.constexpr,
 ):  # fmt: skip
     """SEGMENTS runs of LANES voxels of one sample's channel. Grid (voxels / tile, b * c).
@@ -95,10 +130,13 @@ def assemble_kernel(
     o_lane = tl.arange(0, LANES)
     o_first = ((zs % KZ) * KY + ys % KY) * KX + (xs % KX) // LANES * LANES
     p_chunk = p_chunks + tl.where(stored, i_chunk, 0) * pitch
-    word = stored_word(
-        p_chunk[:, None], o_first[:, None] + o_lane[None, :], stored[:, None],
-        ITEM, SHUFFLED, CHUNK_BYTES, BLOCK_BYTES,
-    )  # fmt: skip
+    if SHUFFLE == 2:
+        word = word_of_bits(p_chunk, o_first, stored, ITEM, CHUNK_BYTES, BLOCK_BYTES, LANES)
+    else:
+        word = word_of_bytes(
+            p_chunk[:, None], o_first[:, None] + o_lane[None, :], stored[:, None],
+            ITEM, SHUFFLE, CHUNK_BYTES, BLOCK_BYTES,
+        )  # fmt: skip
     b_value = typed_value(word, STORED)
     if p_out.dtype.element_ty.is_floating():
         b_value = b_value.to(tl.float32)
@@ -138,13 +176,16 @@ def assemble_kernel(
 def launch_assemble(
     chunks: Tensor, table: Tensor, start: Tensor, box: Tensor | None, pad: Tensor | None,
     clip: Tensor | None, scale: Tensor | None, shift: Tensor | None, flip: Tensor | None,
-    crop_size: Sequence[int], chunk_size: Sequence[int], dtype: torch.dtype, shuffled: bool,
+    crop_size: Sequence[int], chunk_size: Sequence[int], dtype: torch.dtype, shuffle: str,
     block_bytes: int, start_unit: int, out_dtype: torch.dtype,
 ) -> Tensor:  # fmt: skip
     """Run the kernel on checked arguments."""
     (b, c, nz, ny, nx), (cz, cy, cx) = table.shape, crop_size
     out = torch.empty(b, c, cz, cy, cx, dtype=out_dtype, device=chunks.device)
     lanes = math.gcd(16, start_unit, cx, chunk_size[2])
+    if shuffle == "bit":  # words of 16 bits lie at even addresses, and in one block
+        lanes = math.gcd(lanes, block_bytes // dtype.itemsize)
+        lanes = min(lanes, 8) if chunks.stride(0) % 2 or chunks.data_ptr() % 2 else lanes
     with on_device(chunks):
         # Only a grid's first axis holds more than 65,535 tiles: a crop of 512^3 has 65,536.
         assemble_kernel[(cdiv(cz * cy * cx, TILE), b * c)](
@@ -152,7 +193,7 @@ def launch_assemble(
             None if flip is None else flip.view(torch.uint8), out,
             chunks.stride(0), c, nz, ny, nx, cz, cy, cx,
             KZ=chunk_size[0], KY=chunk_size[1], KX=chunk_size[2], START_UNIT=start_unit,
-            ITEM=dtype.itemsize, STORED=STORED_DTYPES[dtype], SHUFFLED=shuffled,
+            ITEM=dtype.itemsize, STORED=STORED_DTYPES[dtype], SHUFFLE=SHUFFLES[shuffle],
             CHUNK_BYTES=chunks.shape[1], BLOCK_BYTES=min(block_bytes, chunks.shape[1]),
             SEGMENTS=TILE // lanes, LANES=lanes, num_warps=4, enable_fp_fusion=False,
         )  # fmt: skip

@@ -1,4 +1,4 @@
-"""Crops from byte-shuffled chunks, against numpy slicing of the volume they were cut from."""
+"""Crops from chunks shuffled by bytes or bits, against numpy slicing of the volume they were cut from."""
 
 from typing import Any
 
@@ -26,14 +26,25 @@ def where(request):
     return request.param
 
 
-def shuffled(chunk: np.ndarray, block: int) -> np.ndarray:
-    """Bytes of a chunk as blosc's byte shuffle leaves them, block by block."""
+def shuffled(chunk: np.ndarray, block: int, bits: bool = False) -> np.ndarray:
+    """Bytes of a chunk as blosc's shuffle leaves them, block by block."""
     raw = chunk.tobytes()
     blocks = (np.frombuffer(raw[i : i + block], np.uint8) for i in range(0, len(raw), block))
-    return np.concatenate([b.reshape(-1, chunk.itemsize).T.ravel() for b in blocks])
+    voxels = (b.reshape(-1, chunk.itemsize) for b in blocks)
+    return np.concatenate([(bit_planes(v) if bits else v.T).ravel() for v in voxels])
 
 
-def chunked(volumes: np.ndarray, chunk, block=None):
+def bit_planes(voxels: np.ndarray) -> np.ndarray:
+    """Row k holds bit k of every voxel (n, itemsize), eight to a byte, the first one lowest."""
+    numbers = [int.from_bytes(voxel.tobytes(), "little") for voxel in voxels]
+    rows = np.zeros((8 * voxels.shape[1], len(voxels) // 8), np.uint8)
+    for place, number in enumerate(numbers):
+        for k in range(len(rows)):
+            rows[k, place // 8] |= (number >> k & 1) << place % 8
+    return rows
+
+
+def chunked(volumes: np.ndarray, chunk, block=None, bits=False):
     """(chunks, table) of volumes (b, c, z, y, x) whose sizes are multiples of the chunk."""
     b, c = volumes.shape[:2]
     counts = [s // k for s, k in zip(volumes.shape[2:], chunk, strict=True)]
@@ -43,7 +54,7 @@ def chunked(volumes: np.ndarray, chunk, block=None):
         index = np.unravel_index(place, table.shape)
         cut = tuple(slice(i * k, i * k + k) for i, k in zip(index[2:], chunk, strict=True))
         voxels = np.ascontiguousarray(volumes[index[0], index[1]][cut])
-        rows.append(shuffled(voxels, block) if block else np.frombuffer(voxels, np.uint8))
+        rows.append(shuffled(voxels, block, bits) if block else np.frombuffer(voxels, np.uint8))
         table[index] = row
     return torch.from_numpy(np.stack(rows)), torch.from_numpy(table)
 
@@ -53,27 +64,29 @@ def random_voxels(shape, dtype="int16", seed=0):
     return np.abs(values).astype(dtype) if dtype[0] == "u" else values.astype(dtype)
 
 
+@pytest.mark.parametrize("shuffle", ["byte", "bit"])
 @pytest.mark.parametrize("unit", [1, 16])
 @pytest.mark.parametrize("dtype", STORED)
-def test_crops_are_the_volumes_voxels(where, dtype, unit):
+def test_crops_are_the_volumes_voxels(where, dtype, unit, shuffle):
     backend, device = where
     chunk, crop = (4, 8, 16), (6, 10, 32)
     volumes = random_voxels((2, 1, 12, 16, 64), dtype)
-    chunks, table = chunked(volumes, chunk, 256)
+    chunks, table = chunked(volumes, chunk, 256, shuffle == "bit")
     start = torch.tensor([[5, 6, 9], [0, 2, 16]]) if unit == 1 else torch.tensor([[0, 0, 1]] * 2)
     crops = assemble_crops(
         chunks.to(device), table.to(device), start.to(device), crop_size=crop, chunk_size=chunk,
-        dtype=STORED[dtype], block_bytes=256, start_unit=unit, backend=backend,
+        dtype=STORED[dtype], shuffle=shuffle, block_bytes=256, start_unit=unit, backend=backend,
     )  # fmt: skip
     for i, row in enumerate((start * unit).tolist()):
         cut = tuple(slice(s, s + k) for s, k in zip(row, crop, strict=True))
         assert np.array_equal(crops[i].cpu().numpy(), volumes[i][(slice(None), *cut)].astype("f4"))
 
 
-def test_every_option_at_once_gives_the_references_bits(where):
+@pytest.mark.parametrize(("shuffle", "chunk"), [("byte", (5, 6, 7)), ("bit", (5, 8, 7))])
+def test_every_option_at_once_gives_the_references_bits(where, shuffle, chunk):
     backend, device = where
-    volumes = random_voxels((2, 2, 10, 12, 21))
-    chunks, table = chunked(volumes, (5, 6, 7), 128)
+    volumes = random_voxels((2, 2, 10, 2 * chunk[1], 21))
+    chunks, table = chunked(volumes, chunk, 128, shuffle == "bit")
     table[0, 0, 1, 1, 1] = -1
     pitched = torch.zeros(len(chunks), chunks.shape[1] + 13, dtype=torch.uint8)
     pitched[:, : chunks.shape[1]] = chunks
@@ -88,8 +101,9 @@ def test_every_option_at_once_gives_the_references_bits(where):
     start = torch.tensor([[-2, 1, 1], [3, 0, 15]])
     shape: dict[str, Any] = {
         "crop_size": (9, 10, 11),
-        "chunk_size": (5, 6, 7),
+        "chunk_size": chunk,
         "dtype": torch.int16,
+        "shuffle": shuffle,
     }
     crops = assemble_crops(
         pitched.to(device)[:, : chunks.shape[1]], table.to(device), start.to(device), **shape,
@@ -124,35 +138,35 @@ def test_labels_stay_integers(where, dtype):
     chunks, table = chunked(volumes, (4, 4, 8))
     labels = assemble_crops(
         chunks.to(device), table.to(device), torch.tensor([[1, 2, 3]], device=device),
-        crop_size=(4, 4, 8), chunk_size=(4, 4, 8), dtype=STORED[dtype], shuffled=False,
+        crop_size=(4, 4, 8), chunk_size=(4, 4, 8), dtype=STORED[dtype], shuffle="none",
         out_dtype=STORED[dtype], backend=backend,
     )  # fmt: skip
     assert np.array_equal(labels[0, 0].cpu().numpy(), volumes[0, 0, 1:5, 2:6, 3:11])
 
 
-@given(st.sampled_from([1, 2, 4, 8]), st.integers(1, 9), st.integers(1, 40), st.integers(0, 9))
+@given(st.sampled_from([1, 2, 4, 8]), st.integers(1, 9), st.integers(1, 40), st.booleans())
 @settings(max_examples=40, deadline=None)
-def test_unshuffle_undoes_shuffle(itemsize, per_block, elements, seed):
-    raw = np.random.default_rng(seed).integers(0, 256, elements * itemsize, dtype=np.uint8)
-    planes = shuffled(raw.view(f"V{itemsize}"), per_block * itemsize)
-    back = unshuffle(torch.from_numpy(planes.copy())[None], itemsize, per_block * itemsize)
+def test_unshuffle_undoes_shuffle(itemsize, per_block, elements, bits):
+    eight = 8 if bits else 1
+    per_block, elements = per_block * eight, elements * eight
+    raw = np.random.default_rng(0).integers(0, 256, elements * itemsize, dtype=np.uint8)
+    planes = shuffled(raw.view(f"V{itemsize}"), per_block * itemsize, bits)
+    back = unshuffle(torch.from_numpy(planes.copy())[None], itemsize, per_block * itemsize, bits)
     assert np.array_equal(back[0].numpy(), raw)
 
 
-def test_blosc_itself_lays_planes_so():
-    """Low bytes too random for lz4 are stored as they are, so the frame shows blosc's own order."""
+@pytest.mark.parametrize("bits", [False, True])
+def test_blosc_itself_lays_planes_so(bits):
+    """Noise is stored as it is, so the frame shows blosc's own order."""
     blosc = pytest.importorskip("numcodecs.blosc")
-    voxels = np.random.default_rng(0).integers(0, 256, (32, 32, 64), dtype=np.int16)
-    frame = bytes(blosc.compress(voxels.tobytes(), b"lz4", 5, blosc.SHUFFLE, 65536, 2))
-    ours = shuffled(voxels, 65536).tobytes()
-    for start in (0, 65536):
-        assert ours[start : start + 32768] in frame
-    assert (
-        unshuffle(torch.frombuffer(bytearray(ours), dtype=torch.uint8)[None], 2, 65536)[0]
-        .numpy()
-        .tobytes()
-        == voxels.tobytes()
-    )
+    # The high byte is constant, so the whole is compressed; the low one is not.
+    voxels = np.random.default_rng(0).integers(0, 256, (16, 16, 16), dtype=np.int16)
+    kind = blosc.BITSHUFFLE if bits else blosc.SHUFFLE
+    frame = bytes(blosc.compress(voxels, b"lz4", 5, kind, 65536))
+    ours = shuffled(voxels, 65536, bits)
+    assert ours[:4096].tobytes() in frame
+    back = unshuffle(torch.from_numpy(ours.copy())[None], 2, 65536, bits)
+    assert back[0].numpy().tobytes() == voxels.tobytes()
 
 
 @pytest.mark.parametrize(
@@ -165,6 +179,8 @@ def test_blosc_itself_lays_planes_so():
         ({"pad": torch.zeros(1)}, "box and pad belong together"),
         ({"out_dtype": torch.int16, "scale": torch.ones(1)}, "out_dtype torch.int16 is an integer"),
         ({"block_bytes": 3}, "block_bytes"),
+        ({"shuffle": "bits"}, "shuffle is 'bits'"),
+        ({"shuffle": "bit", "block_bytes": 8}, "chunks of 16 bytes in blocks of 8"),
     ],
 )
 def test_wrong_arguments_are_named(change, message):
@@ -182,7 +198,16 @@ def test_registration_is_sound(where):
     backend, device = where
     chunks, table = chunked(random_voxels((1, 1, 4, 4, 4)), (2, 2, 2), 16)
     optional = (None,) * 7
-    geometry = ((2, 2, 2), (2, 2, 2), torch.int16, True, 16, 1, torch.float32, backend == "triton")
+    geometry = (
+        (2, 2, 2),
+        (2, 2, 2),
+        torch.int16,
+        "byte",
+        16,
+        1,
+        torch.float32,
+        backend == "triton",
+    )
     start = torch.ones(1, 3, dtype=torch.int64, device=device)
     torch.library.opcheck(
         torch.ops.mim3d.assemble_crops.default,

@@ -35,19 +35,25 @@ def decoded(frame, nbytes):
     side=st.sampled_from([3, 8, 16, 32]),
     spread=st.sampled_from([0, 3, 1000, None]),
     level=st.sampled_from([0, 1, 5]),
+    shuffle=st.sampled_from([1, 2]),
     seed=st.integers(0, 1000),
 )
-def test_streams_decode_to_the_shuffled_chunk(codec, dtype, side, spread, level, seed):
+def test_streams_decode_to_the_shuffled_chunk(codec, dtype, side, spread, level, shuffle, seed):
     rng = np.random.default_rng(seed)
     n = side**3
     if spread is None:
         voxels = np.frombuffer(rng.bytes(n * np.dtype(dtype).itemsize), dtype)
     else:
         voxels = rng.normal(0, spread, n).astype(dtype)
-    data = np.frombuffer(blosc.compress(voxels, codec.encode(), level, 1, 65536), np.uint8)
+    data = np.frombuffer(blosc.compress(voxels, codec.encode(), level, shuffle, 65536), np.uint8)
+    if shuffle == 2 and n % 8:
+        with pytest.raises(ValueError, match="multiples of 8"):
+            parse_frame(data, voxels.nbytes, voxels.itemsize)
+        return
     frame = parse_frame(data, voxels.nbytes, voxels.itemsize)
+    assert frame.shuffle == ("bit" if shuffle == 2 else "byte")
     got = decoded(frame, voxels.nbytes)
-    ordered = unshuffle(from_numpy(got)[None], voxels.itemsize, frame.block_bytes)
+    ordered = unshuffle(from_numpy(got)[None], voxels.itemsize, frame.block_bytes, shuffle == 2)
     np.testing.assert_array_equal(ordered[0].numpy(), voxels.view(np.uint8))
 
 

@@ -48,10 +48,11 @@ def content(kind, shape, dtype, seed):
     n=st.integers(1, 9),
     kind=st.sampled_from(["noise", "smooth", "sparse"]),
     batch=st.sampled_from([1, 3, 1 << 10]),
+    shuffle=st.sampled_from(["auto", "byte", "bit"]),
     seed=st.integers(0, 10**6),
 )
-def test_every_bit_is_numcodecs(compressor, dtype, sides, n, kind, batch, seed):
-    codec = ChunkCodec(compressor, np.dtype(dtype).name, sides)
+def test_every_bit_is_numcodecs(compressor, dtype, sides, n, kind, batch, shuffle, seed):
+    codec = ChunkCodec(compressor, np.dtype(dtype).name, sides, shuffle)
     chunks = content(kind, (n, *sides), dtype, seed)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(chunk_encode, "BATCH_BYTES", batch * (codec.nbytes + OVERHEAD))
@@ -134,7 +135,9 @@ def test_nothing_is_written_beyond_the_room_of_noise(compressor, itemsize):
         room = 3 * (n_bytes + OVERHEAD)
         out = np.full(room + GUARD, 0xA5, np.uint8)
         marks = np.full((3 + GUARD, 2), 0xA5A5A5A5, np.uint32)
-        used = LOOP.encode(compress_address(), compressor, 5, 65536, chunks, out[:room], marks[:3])
+        used = LOOP.encode(
+            compress_address(), compressor, 5, 1, 65536, chunks, out[:room], marks[:3]
+        )
         assert used <= room
         assert (out[room:] == 0xA5).all()
         assert (marks[3:] == 0xA5A5A5A5).all()
@@ -146,23 +149,23 @@ def test_what_does_not_fit_is_refused():
     out = np.zeros(2 * (128 + OVERHEAD), "u1")
     address = compress_address()
     for words in (
-        (0, "lz4", 5, 65536, chunks, out, marks),
-        (address, "lz4", 5, 0, chunks, out, marks),
-        (address, "lz4", 5, 65536, chunks, out[:-1], marks),
-        (address, "lz4", 5, 65536, chunks, out, marks[:1]),
-        (address, "lz4", 5, 65536, chunks, out, marks.astype("u8")),
-        (address, "lz4", 5, 65536, chunks[:0], out, marks),
-        (address, "lz4", 5, 65536, chunks[0, 0, 0], out, marks),
-        (address, "lz4", 5, 65536, np.zeros((1, 1), "V256"), out, marks),
+        (0, "lz4", 5, 1, 65536, chunks, out, marks),
+        (address, "lz4", 5, 1, 0, chunks, out, marks),
+        (address, "lz4", 5, 1, 65536, chunks, out[:-1], marks),
+        (address, "lz4", 5, 1, 65536, chunks, out, marks[:1]),
+        (address, "lz4", 5, 1, 65536, chunks, out, marks.astype("u8")),
+        (address, "lz4", 5, 1, 65536, chunks[:0], out, marks),
+        (address, "lz4", 5, 1, 65536, chunks[0, 0, 0], out, marks),
+        (address, "lz4", 5, 1, 65536, np.zeros((1, 1), "V256"), out, marks),
     ):
         with pytest.raises(ValueError, match="do not fit"):
             LOOP.encode(*words)
     with pytest.raises((BufferError, ValueError)):
-        LOOP.encode(address, "lz4", 5, 65536, chunks[:, ::2], out, marks)
+        LOOP.encode(address, "lz4", 5, 1, 65536, chunks[:, ::2], out, marks)
     with pytest.raises(BufferError):
-        LOOP.encode(address, "lz4", 5, 65536, chunks, bytes(out), marks)
+        LOOP.encode(address, "lz4", 5, 1, 65536, chunks, bytes(out), marks)
     with pytest.raises((TypeError, OverflowError)):
-        LOOP.encode("nowhere", "lz4", 5, 65536, chunks, out, marks)
+        LOOP.encode("nowhere", "lz4", 5, 1, 65536, chunks, out, marks)
 
 
 @needs_loop
@@ -171,7 +174,7 @@ def test_a_failure_of_blosc_names_the_chunk():
     chunks[1:] = np.arange(64)
     out = np.zeros(3 * (128 + OVERHEAD), "u1")
     with pytest.raises(RuntimeError, match="chunk 1 of 3 with none-such"):
-        LOOP.encode(compress_address(), "none-such", 5, 65536, chunks, out, marks)
+        LOOP.encode(compress_address(), "none-such", 5, 1, 65536, chunks, out, marks)
 
 
 @needs_loop
@@ -183,7 +186,7 @@ def test_a_library_that_claims_more_than_its_room_is_an_error():
         liar = kind(lambda *_, claimed=claimed: claimed)
         address = ctypes.cast(liar, ctypes.c_void_p).value
         with pytest.raises(RuntimeError, match="chunk 0 of 2"):
-            LOOP.encode(address, "lz4", 5, 65536, chunks, out, marks)
+            LOOP.encode(address, "lz4", 5, 1, 65536, chunks, out, marks)
 
 
 @needs_loop
@@ -194,7 +197,7 @@ def test_other_threads_run_meanwhile():
 
     def encode():
         with pytest.raises(RuntimeError):  # usleep(300_000) makes no frame
-            LOOP.encode(sleep, "lz4", 300_000, 65536, chunks, out, marks)
+            LOOP.encode(sleep, "lz4", 300_000, 1, 65536, chunks, out, marks)
 
     thread = threading.Thread(target=encode)
     thread.start()

@@ -118,7 +118,7 @@ def test_no_launch_waits_for_the_device():
             masking.launch_masks(torch.arange(2), 1, n, 2, "random", (1, 1, n), 1)
         assemble_kernel.launch_assemble(
             chunks, table, start, None, None, None, scale, scale, flip,
-            crop, (4, 4, 4), torch.int16, True, 128, 1, torch.float32,
+            crop, (4, 4, 4), torch.int16, "byte", 128, 1, torch.float32,
         )  # fmt: skip
         decoder_tokens.assemble_tokens(
             torch.ones(2, 2, 16),

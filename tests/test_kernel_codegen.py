@@ -70,8 +70,10 @@ def rows(
     return launches
 
 
-def crops(stored=I16, out=F32, unit=16, size=(96, 96, 96), **options) -> list[Launch]:
-    chunks = torch.empty(8, 32**3 * stored.itemsize, dtype=U8)
+def crops(
+    stored=I16, out=F32, unit=16, size=(96, 96, 96), shuffle="byte", side=32, **options
+) -> list[Launch]:
+    chunks = torch.empty(8, side**3 * stored.itemsize, dtype=U8)
     table = torch.zeros(2, 1, 4, 4, 4, dtype=torch.int64)
     box, pad, clip, scale, shift, flip = (
         options.get(name) for name in ("box", "pad", "clip", "scale", "shift", "flip")
@@ -79,7 +81,7 @@ def crops(stored=I16, out=F32, unit=16, size=(96, 96, 96), **options) -> list[La
     with recorded(assemble_kernel, "assemble_kernel") as launches:
         assemble_kernel.launch_assemble(
             chunks, table, START, box, pad, clip, scale, shift, flip,
-            size, (32, 32, 32), stored, True, 65536, unit, out,
+            size, (side,) * 3, stored, shuffle, 65536, unit, out,
         )  # fmt: skip
     return launches
 
@@ -119,6 +121,7 @@ EVERY_OPTION: dict[str, Any] = {
     "box": torch.zeros(2, 2, 3, dtype=torch.int64), "pad": SCALE, "clip": torch.ones(2, 2),
     "scale": SCALE, "shift": SCALE, "flip": FLIP,
 }  # fmt: skip
+BITS = {"shuffle": "bit", "side": 16}
 # name: (launches, register ceiling, whether all voxels move in 16-byte accesses)
 CONFIGURATIONS: dict[str, tuple[Callable[[], list[Launch]], int, bool]] = {
     "loss int16": (loss, 80, True),
@@ -161,6 +164,13 @@ CONFIGURATIONS: dict[str, tuple[Callable[[], list[Launch]], int, bool]] = {
     "crops int16 to bfloat16": (lambda: crops(out=BF16, scale=SCALE, shift=SCALE), 64, False),
     "crops uint8 labels": (lambda: crops(U8, U8), 64, False),
     "crops float32": (lambda: crops(F32, scale=SCALE), 64, False),
+    "crops by bits": (lambda: crops(out=BF16, scale=SCALE, **BITS), 96, False),
+    "crops by bits, chunks of two blocks": (
+        lambda: crops(F32, shuffle="bit", scale=SCALE),
+        128,
+        False,
+    ),
+    "crops by bits, any start": (lambda: crops(unit=1, **BITS), 144, False),
     "crops any start": (lambda: crops(unit=1), 112, False),
     "crops every option": (lambda: crops(**EVERY_OPTION), 168, False),
     "masks random": (masks, 96, False),
@@ -206,6 +216,17 @@ def test_snapped_starts_read_byte_planes_16_at_a_time() -> None:
     code = compile_launch(launch, 90)
     voxels = launch.arguments["SEGMENTS"] * launch.arguments["LANES"]
     assert code.accesses("ld")[16] * 16 * 32 * code.warps == 2 * voxels
+    assert code.accesses("st")[16] * 16 * 32 * code.warps == 2 * voxels
+
+
+@pytest.mark.slow
+def test_snapped_starts_read_bit_planes_16_voxels_at_a_time() -> None:
+    (launch,) = crops(out=BF16, scale=SCALE, **BITS)
+    code = compile_launch(launch, 90)
+    runs_per_thread = launch.arguments["SEGMENTS"] // (32 * code.warps)
+    assert code.accesses("ld")[2] == 8 * runs_per_thread  # in a loop over the voxel's bytes
+    assert not code.accesses("ld")[1]
+    voxels = launch.arguments["SEGMENTS"] * launch.arguments["LANES"]
     assert code.accesses("st")[16] * 16 * 32 * code.warps == 2 * voxels
 
 

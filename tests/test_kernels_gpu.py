@@ -124,9 +124,10 @@ def test_masks_have_the_references_bits(kind, grid):
     assert torch.equal(masks.masked.cpu(), truth.masked)
 
 
+@pytest.mark.parametrize("shuffle", ["byte", "bit"])
 @pytest.mark.parametrize("unit", [1, 16])
 @pytest.mark.parametrize("dtype", [torch.uint8, torch.int16, torch.float32], ids=str)
-def test_crops_have_the_references_bits(dtype, unit):
+def test_crops_have_the_references_bits(dtype, unit, shuffle):
     generator = torch.Generator().manual_seed(0)
     voxels = (torch.randn(2 * 64, 32**3, generator=generator) * 40 + 100).clamp(0, 255).to(dtype)
     chunks, table = voxels.view(torch.uint8), torch.randperm(128).view(2, 1, 4, 4, 4)
@@ -138,7 +139,7 @@ def test_crops_have_the_references_bits(dtype, unit):
     for out in (torch.float32, torch.bfloat16):
         options: dict[str, Any] = {
             "crop_size": (96, 96, 96), "chunk_size": (32, 32, 32), "dtype": dtype,
-            "start_unit": unit, "out_dtype": out,
+            "start_unit": unit, "out_dtype": out, "shuffle": shuffle,
         }  # fmt: skip
         moved = {key: value.cuda() for key, value in per_sample.items()}
         crops = assemble_crops(chunks.cuda(), table.cuda(), start.cuda(), **options, **moved)
