@@ -2,6 +2,7 @@
 
 import base64
 from dataclasses import dataclass
+from math import prod
 
 import numpy as np
 
@@ -9,6 +10,8 @@ from mim3d.dataio.conversion import Conversion
 from mim3d.dataio.errors import SourceError
 from mim3d.dataio.nifti_file import read_nifti
 from mim3d.dataio.resample import resample_label, resampled_grid
+from mim3d.dataio.scratch import forget
+from mim3d.dataio.values import room_for
 from mim3d.dataio.volume import Volume, file_grid, turned_view
 
 POINTS_PER_CLASS = 64
@@ -37,6 +40,7 @@ def read_label(
 
     Raises SourceError other-grid, label-frames, label-not-integer or label-range.
     """
+    forget()  # what the image was read from would stay beside the label
     file = read_nifti(path, conversion.byte_budget)
     grid = file_grid(file)
     difference = volume.file_grid.difference(grid)
@@ -47,19 +51,23 @@ def read_label(
     if n_frames not in (1, volume.n_frames):
         detail = f"label {name!r} has {n_frames} frames, the image {volume.n_frames}"
         raise SourceError("label-frames", path, detail)
-    raw = file.voxels[volume.frame if n_frames > 1 else 0]
-    whole = whole_classes(raw, file.header.slope, file.header.intercept, name, path)
-    voxels = _placed(
-        turned_view(whole, volume.file_grid, conversion.orientation), volume, conversion
-    )
+    header, hash = file.header, file.hash
+    given = [file.voxels[volume.frame if n_frames > 1 else 0]]
+    del file
+    given.append(whole_classes(given.pop(), header.slope, header.intercept, name, path))
+    given.append(turned_view(given.pop(), volume.file_grid, conversion.orientation))
+    voxels = _placed(given, volume, conversion)
     classes, points = classes_and_points(voxels)
-    return Label(name, voxels, classes, points, path, file.hash)
+    return Label(name, voxels, classes, points, path, hash)
 
 
 def whole_classes(
     raw: np.ndarray, slope: float, intercept: float, name: str, path: str
 ) -> np.ndarray:
-    """The smallest of uint8, int16, uint16, int32 that holds every class exactly."""
+    """The smallest of uint8, int16, uint16, int32 that holds every class exactly.
+
+    In the memory of `raw` where it may be written, which then holds nothing else.
+    """
     if (slope, intercept) == (1.0, 0.0) and raw.dtype == np.uint8:
         return raw
     ends = [slope * float(end) + intercept for end in (raw.min(), raw.max())]
@@ -71,7 +79,7 @@ def whole_classes(
         detail = f"label {name!r} has classes {low:g} to {high:g}, beyond {MAX_CLASS}"
         raise SourceError("label-range", path, f"{detail}; renumber them")
     kind = next(k for k in INTEGERS if np.iinfo(k).min <= low and high <= np.iinfo(k).max)
-    whole = np.empty(raw.shape, kind)
+    whole = room_for(raw, np.dtype(kind))
     # Slab by slab: float64 of a whole label would be eight times its size.
     for voxels, out in zip(raw, whole, strict=True):
         real = slope * voxels.astype(np.float64) + intercept
@@ -81,9 +89,12 @@ def whole_classes(
     return whole
 
 
-def _placed(voxels: np.ndarray, volume: Volume, conversion: Conversion) -> np.ndarray:
-    """Resampled and cropped as the image was."""
+def _placed(given: list[np.ndarray], volume: Volume, conversion: Conversion) -> np.ndarray:
+    """The label in `given`, which is emptied, resampled and cropped as the image was."""
+    voxels = given.pop()
     if conversion.spacing_mm is not None:
+        voxels = np.array(voxels, order="C")  # out of what may be larger memory, which then goes
+        forget()
         old = volume.oriented_grid
         new = resampled_grid(old, conversion.spacing_mm)
         voxels = resample_label(voxels, old, new)
@@ -93,19 +104,19 @@ def _placed(voxels: np.ndarray, volume: Volume, conversion: Conversion) -> np.nd
 
 @dataclass(frozen=True)
 class BlockCounts:
-    """How often each class occurs in each block of a flat label; `lowest` is the class of bin 0."""
+    """How often each class occurs in each block of a label; `lowest` is the class of bin 0."""
 
     lowest: int
     present: tuple[np.ndarray, ...]
     counts: tuple[np.ndarray, ...]
 
     @classmethod
-    def of(cls, flat: np.ndarray) -> "BlockCounts":
-        """Count block by block: bincount works on 64-bit copies."""
-        lowest = int(flat.min())
+    def of(cls, blocks: list[np.ndarray]) -> "BlockCounts":
+        """Count block by block: bincount works on flat 64-bit copies."""
+        lowest = int(min(block.min() for block in blocks))
         present, counts = [], []
-        for start in range(0, flat.size, BLOCK):
-            found = np.bincount(flat[start : start + BLOCK].astype(np.int64) - lowest)
+        for block in blocks:
+            found = np.bincount(block.reshape(-1).astype(np.int64) - lowest)
             present.append(np.flatnonzero(found))
             counts.append(found[present[-1]])
         return cls(lowest, tuple(present), tuple(counts))
@@ -134,22 +145,23 @@ def classes_and_points(voxels: np.ndarray) -> tuple[dict[int, int], dict[int, np
 
     They are drawn without replacement by a generator seeded with the class: the same every time.
     """
-    flat = np.ascontiguousarray(voxels).reshape(-1)
-    blocks = BlockCounts.of(flat)
-    classes = blocks.total()
+    n_planes = max(1, BLOCK // prod(voxels.shape[1:]))
+    blocks = [voxels[z : z + n_planes] for z in range(0, len(voxels), n_planes)]
+    size, table = blocks[0].size, BlockCounts.of(blocks)
+    classes = table.total()
     wanted = [number for number in classes if number > 0]
     each = max(1, min(POINTS_PER_CLASS, POINTS_PER_LABEL // max(len(wanted), 1)))
     points = {}
     for number in wanted:
-        before = blocks.before(number)
+        before = table.before(number)
         count = classes[number]
         draw = np.random.default_rng(number).choice(count, min(each, count), replace=False)
         at = np.sort(draw)
         where = np.searchsorted(before, at, side="right") - 1
         chosen = []
         for block in np.unique(where):
-            inside = np.flatnonzero(flat[block * BLOCK : (block + 1) * BLOCK] == number)
-            chosen.append(inside[at[where == block] - before[block]] + block * BLOCK)
+            inside = np.flatnonzero(blocks[block] == number)
+            chosen.append(inside[at[where == block] - before[block]] + block * size)
         found = np.unravel_index(np.concatenate(chosen), voxels.shape)
         points[number] = np.stack(found, axis=1).astype("<u4")
     return classes, points

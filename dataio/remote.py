@@ -1,7 +1,8 @@
 """Object stores through obstore: sources by address, and a corpus written to a bucket.
 
 Credentials and endpoints come from the environment as every S3 or Google tool takes them
-(AWS_ACCESS_KEY_ID, AWS_ENDPOINT_URL, AWS_ALLOW_HTTP, GOOGLE_APPLICATION_CREDENTIALS, ...).
+(AWS_ACCESS_KEY_ID, AWS_ENDPOINT_URL, AWS_ALLOW_HTTP, GOOGLE_APPLICATION_CREDENTIALS,
+GOOGLE_SERVICE_ACCOUNT_KEY, GOOGLE_ALLOW_HTTP, ...).
 """
 
 import os
@@ -10,7 +11,7 @@ import threading
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime, timedelta
 from functools import lru_cache
 from typing import Any
@@ -41,8 +42,9 @@ def bucket(origin: str, environment: tuple[str, ...]) -> Any:
 
 
 def client_options(origin: str) -> Any:
-    """Timeouts; plain http only where the address itself or AWS_ALLOW_HTTP says so."""
-    plain = origin.startswith("http://") or os.environ.get("AWS_ALLOW_HTTP", "").lower() == "true"
+    """Timeouts; plain http only where the address itself, AWS_ or GOOGLE_ALLOW_HTTP says so."""
+    named = "GOOGLE_ALLOW_HTTP" if origin.startswith("gs://") else "AWS_ALLOW_HTTP"
+    plain = origin.startswith("http://") or os.environ.get(named, "").lower() == "true"
     return {**TIMEOUTS, "allow_http": True} if plain else dict(TIMEOUTS)
 
 
@@ -189,7 +191,10 @@ class RemoteStore:
         import obstore
 
         with self._told(key):
-            obstore.put(self.store, key, data)
+            try:
+                obstore.put(self.store, key, data)
+            except FileNotFoundError as error:
+                raise no_bucket(self.url) from error
 
     def _get(self, key: str) -> bytes:
         import obstore
@@ -201,9 +206,15 @@ class RemoteStore:
         import obstore
 
         doomed = list(keys)
-        if doomed:
-            with self._told(doomed[0]):
+        if not doomed:
+            return
+        with self._told(doomed[0]):
+            try:
                 obstore.delete(self.store, doomed)
+            except FileNotFoundError:  # gs:// minds what is gone already, s3:// does not
+                for key in doomed:
+                    with suppress(FileNotFoundError):
+                        obstore.delete(self.store, key)
 
     def _listed(self, prefix: str) -> Iterator[str]:
         """Keys that begin with a prefix; object stores list whole path parts only."""
@@ -244,6 +255,8 @@ class Lease:
             self._write("create")
         except obstore.exceptions.AlreadyExistsError:
             self._take_over()
+        except FileNotFoundError as error:
+            raise no_bucket(self.url) from error
         except obstore.exceptions.BaseError as error:
             raise StoreError(f"{self.url}: cannot be written ({first_line(error)})") from error
         threading.Thread(target=self._renew, daemon=True).start()
@@ -292,6 +305,11 @@ class Lease:
                 obstore.delete(self.store, self.key)
         except (obstore.exceptions.BaseError, OSError):
             return  # it frees itself when its lease ends
+
+
+def no_bucket(url: str) -> StoreError:
+    """What it means where a put is answered with "not found"."""
+    return StoreError(f"{url}: there is no such bucket; create it, or choose another destination")
 
 
 def version_of(answer: Any) -> dict[str, str]:

@@ -2,7 +2,7 @@
 
 scipy's filters and splines, but never of a whole volume at once: an image is resampled plane by
 plane and then along z, which for separable filters is the same, and a label slab by slab. So one
-float32 volume is held where a dozen would be.
+float32 volume is held where a dozen would be, and the image it is made of goes as it comes.
 """
 
 from math import ceil, prod
@@ -12,6 +12,8 @@ import numpy as np
 
 from mim3d.dataio.errors import SourceError
 from mim3d.dataio.grid import Grid
+from mim3d.dataio.scratch import forget
+from mim3d.dataio.values import room, trim
 
 CUBIC = 3
 # Beyond this many classes a smoothed indicator per class costs too much; nearest is used.
@@ -49,31 +51,88 @@ def resample_image(
     Real values are slope * voxel + intercept. The Gaussian's sigma is (factor - 1) / 2 old voxels,
     as in scikit-image's anti-aliasing; overshoot of the cubic is clipped to the source's range.
     """
-    return resample_channels(voxels[None], old, new, slope, intercept)[0]
+    return resample_channels([voxels[None]], old, new, slope, intercept)[0]
 
 
 def resample_channels(
-    stack: np.ndarray, old: Grid, new: Grid, slope: float, intercept: float
+    given: list[np.ndarray], old: Grid, new: Grid, slope: float, intercept: float
 ) -> np.ndarray:
-    """The same of (c, z, y, x), each channel on its own."""
-    depth = max(old.shape[0], new.shape[0])
-    # Planes of either depth: they are replaced in place along z.
-    room = np.empty((len(stack), depth, *new.shape[1:]), np.float32)
+    """The same of the one (c, z, y, x) in `given`, each channel on its own.
+
+    Empties `given`: where nobody else holds that array, it and the result are never held at once.
+    """
+    stack, out = _moved(given, new)
     factors = _factors(old, new)
-    for channel, out in zip(stack, room, strict=True):
-        low, high = np.inf, -np.inf
-        for plane, to in zip(channel, out, strict=False):
-            real = plane.astype(np.float32) * np.float32(slope) + np.float32(intercept)
-            low = min(low, np.fmin.reduce(real, axis=None))
-            high = max(high, np.fmax.reduce(real, axis=None))
-            to[...] = _sampled(_smoothed(real, factors[1:]), factors[1:], new.shape[1:], CUBIC)
-        rows = max(1, BLOCK_VOXELS // (depth * new.shape[2]))
-        for y in range(0, new.shape[1], rows):
-            block = out[: old.shape[0], y : y + rows]
-            out[: new.shape[0], y : y + rows] = _along_z(block, factors[0], new.shape[0])
+    # A channel takes planes of either depth, as they are replaced in place along z.
+    plane, depth = prod(new.shape[1:]), max(old.shape[0], new.shape[0])
+    for number, channel in enumerate(stack):
+        start = number * new.shape[0] * plane
+        work = out[start : start + depth * plane].reshape(depth, *new.shape[1:])
+        low, high = _fill_planes(work, channel, slope, intercept, factors)
+        _replace_along_z(work, old.shape[0], new.shape[0], factors[0])
         if low <= high:  # else there is nothing but NaN
-            np.clip(out[: new.shape[0]], low, high, out=out[: new.shape[0]])
-    return room[:, : new.shape[0]]
+            np.clip(work[: new.shape[0]], low, high, out=work[: new.shape[0]])
+    done = out[: len(stack) * prod(new.shape)].reshape(len(stack), *new.shape)
+    trim(done)
+    return done
+
+
+def _moved(given: list[np.ndarray], new: Grid) -> tuple[np.ndarray, np.ndarray]:
+    """The array in `given`, and float32 for what it becomes, in one memory about as large as the
+    larger of them.
+
+    The array lies at its end, so far behind that filling it from the front, channel by channel and
+    plane by plane, overwrites no plane before it was read. Until it is moved it is held twice.
+    """
+    old = given.pop()
+    n_channels, depth, size = len(old), old.shape[1], old.dtype.itemsize
+    plane, written = prod(old.shape[2:]), prod(new.shape[1:])
+    # Bytes written less bytes read, after the first plane of a channel and after all it takes:
+    # linear in between, so that the largest of the ends is the largest of all.
+    ahead = [
+        4 * written * (new.shape[0] * number + n_written) - size * plane * (depth * number + n_read)
+        for number in (0, n_channels - 1)
+        for n_written, n_read in ((1, 1), (depth, depth), (max(depth, new.shape[0]), depth))
+    ]
+    start = -(-max(0, *ahead) // 8) * 8
+    memory = room(start + old.nbytes)
+    moved = memory[start:].view(old.dtype.newbyteorder("=")).reshape(old.shape)
+    moved[...] = old
+    del old
+    forget()  # where it lay
+    return moved, memory[: len(memory) // 4 * 4].view(np.float32)
+
+
+def _fill_planes(
+    out: np.ndarray,
+    channel: np.ndarray,
+    slope: float,
+    intercept: float,
+    factors: tuple[float, float, float],
+) -> tuple[float, float]:
+    """Every plane of a channel at the new size, and the range of the real values before."""
+    from scipy import ndimage
+
+    low, high = np.inf, -np.inf
+    for plane, to in zip(channel, out, strict=False):
+        real = plane.astype(np.float32)
+        np.multiply(real, np.float32(slope), out=real)
+        np.add(real, np.float32(intercept), out=real)
+        low = min(low, np.fmin.reduce(real, axis=None))
+        high = max(high, np.fmax.reduce(real, axis=None))
+        bent = ndimage.spline_filter(
+            _smoothed(real, factors[1:]), CUBIC, output=real, mode="nearest"
+        )
+        _sampled(bent, factors[1:], CUBIC, to)
+    return low, high
+
+
+def _replace_along_z(work: np.ndarray, before: int, after: int, factor: float) -> None:
+    """The first `before` planes by the `after` planes they become along z, block by block."""
+    rows = max(1, BLOCK_VOXELS // (len(work) * work.shape[2]))
+    for y in range(0, work.shape[1], rows):
+        block = work[:before, y : y + rows]
+        work[:after, y : y + rows] = _along_z(block, factor, after)
 
 
 def _along_z(block: np.ndarray, factor: float, depth: int) -> np.ndarray:
@@ -88,9 +147,12 @@ def _along_z(block: np.ndarray, factor: float, depth: int) -> np.ndarray:
     place = (np.arange(depth) + 0.5) * factor - 0.5
     first = np.floor(place).astype(int)
     out = np.zeros((depth, *block.shape[1:]), np.float32)
+    part = np.empty_like(out)
     for step, weight in zip(range(-1, 3), _cubic_weights(place - first), strict=True):
-        near = np.clip(first + step, 0, len(block) - 1)  # as scipy's mode "nearest" has it
-        out += weight.astype(np.float32)[:, None, None] * bent[near]
+        # Beyond the ends their planes, as scipy's mode "nearest" has it.
+        bent.take(first + step, axis=0, out=part, mode="clip")
+        part *= weight.astype(np.float32)[:, None, None]
+        out += part
     return out
 
 
@@ -105,7 +167,7 @@ def resample_label(voxels: np.ndarray, old: Grid, new: Grid) -> np.ndarray:
     factors = _factors(old, new)
     classes = np.unique(np.concatenate([np.unique(plane) for plane in voxels]))
     if len(classes) > MAX_INDICATORS:
-        return _sampled(voxels, factors, new.shape, 0)
+        return _sampled(voxels, factors, 0, np.empty(new.shape, voxels.dtype))
     out = np.empty(new.shape, voxels.dtype)
     planes = max(1, SLAB_VOXELS // prod(voxels.shape[1:]))
     for z in range(0, new.shape[0], planes):
@@ -133,11 +195,20 @@ def _fill_label(
 ) -> None:
     """Classes of the new planes from `z` on, from the old planes from `first` on."""
     best = np.full(out.shape, -1.0, np.float32)
+    shift = z * factors[0] - first
     for number in classes:
-        indicator = _smoothed((voxels == number).astype(np.float32), factors)
-        share = _sampled(indicator, factors, out.shape, 1, z * factors[0] - first)
+        share = _share(voxels == number, factors, out.shape, shift)
         wins = share > best + 1e-6
         out[wins], best[wins] = number, share[wins]
+        del share, wins  # before the next is made
+
+
+def _share(
+    inside: np.ndarray, factors: tuple[float, ...], shape: tuple[int, ...], shift: float
+) -> np.ndarray:
+    """How much of each new voxel is inside."""
+    smooth = _smoothed(inside.astype(np.float32), factors)
+    return _sampled(smooth, factors, 1, np.empty(shape, np.float32), shift)
 
 
 def _factors(old: Grid, new: Grid) -> tuple[float, float, float]:
@@ -146,33 +217,28 @@ def _factors(old: Grid, new: Grid) -> tuple[float, float, float]:
 
 
 def _smoothed(voxels: np.ndarray, factors: tuple[float, ...]) -> np.ndarray:
+    """float32 voxels after a Gaussian where they grow, in their own memory."""
     sigma = [max(0.0, (factor - 1) / 2) for factor in factors]
     if not any(s > 1e-3 for s in sigma):
         return voxels
     from scipy import ndimage  # half of a worker's start-up, and only resampling needs it
 
-    return ndimage.gaussian_filter(voxels, sigma, mode="nearest", truncate=TRUNCATE)
+    return ndimage.gaussian_filter(voxels, sigma, output=voxels, mode="nearest", truncate=TRUNCATE)
 
 
 def _sampled(
-    voxels: np.ndarray,
-    factors: tuple[float, ...],
-    shape: tuple[int, ...],
-    order: int,
-    shift: float = 0.0,
+    voxels: np.ndarray, factors: tuple[float, ...], order: int, out: np.ndarray, shift: float = 0.0
 ) -> np.ndarray:
-    """Values at the new voxels' centres: index i is old coordinate (i + 1/2) * factor - 1/2.
+    """Fill `out` with values at its voxels' centres, and return it.
 
-    `shift` is added to the first coordinate.
+    Index i is old coordinate (i + 1/2) * factor - 1/2; `shift` is added to the first coordinate.
+    For order 3 `voxels` are coefficients of the spline.
     """
-    offset: Any = [(factor - 1) / 2 for factor in factors]
-    offset[0] += shift
     from scipy import ndimage
 
-    if order > 1:
-        single: Any = np.float32
-        voxels = ndimage.spline_filter(voxels, order, output=single, mode="nearest")
-    return ndimage.affine_transform(
-        voxels, np.array(factors), offset, output_shape=shape, order=order, mode="nearest",
-        prefilter=False,
-    )  # fmt: skip
+    offset: Any = [(factor - 1) / 2 for factor in factors]
+    offset[0] += shift
+    ndimage.affine_transform(
+        voxels, np.array(factors), offset, output=out, order=order, mode="nearest", prefilter=False
+    )
+    return out

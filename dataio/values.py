@@ -1,17 +1,21 @@
 """Changes of stored values, each with its largest error known: NaN policy, window, dtype.
 
 Voxels that may be written are changed in place, so that a volume is held once: what is given to
-these functions is theirs.
+these functions is theirs. What it no longer takes is given back to the system.
 """
 
+import mmap
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from math import ceil, floor
+from typing import Any
 
 import numpy as np
 
 from mim3d.dataio.conversion import Conversion
 from mim3d.dataio.errors import SourceError
+from mim3d.dataio.manifest import Triple
 
 
 @dataclass(frozen=True)
@@ -151,6 +155,7 @@ def _recast(values: Values, dtype: np.dtype, slope: float, intercept: float) -> 
         out[...] = levels
         gap = np.abs(slope * out.astype(np.float64) + intercept - real)
         largest = max(largest, float(np.nanmax(gap, initial=0.0, where=np.isfinite(gap))))
+    trim(stored)
     return replace(
         values, voxels=stored, slope=slope, intercept=intercept,
         max_error=values.max_error + largest,
@@ -168,7 +173,61 @@ def room_for(voxels: np.ndarray, dtype: np.dtype) -> np.ndarray:
 
     That is the voxels' own memory where it is writable, in one piece and each voxel no larger.
     """
-    own = voxels.flags.writeable and voxels.flags.c_contiguous
-    if own and dtype.itemsize <= voxels.dtype.itemsize:
+    if in_one_piece(voxels) and dtype.itemsize <= voxels.dtype.itemsize:
         return np.ndarray(voxels.shape, dtype, voxels.data)
     return np.empty(voxels.shape, dtype)
+
+
+def in_one_piece(voxels: np.ndarray) -> bool:
+    """Whether voxels may be written and follow each other without gaps, in their own order."""
+    return voxels.flags.writeable and voxels.flags.c_contiguous
+
+
+def cut(voxels: np.ndarray, box: tuple[Triple, Triple]) -> np.ndarray:
+    """The voxels of a box in (..., z, y, x), moved to the front of their own memory if it may be.
+
+    A voxel moves towards the front or stays, so planes in C order overwrite none that comes later.
+    """
+    part = voxels[(..., *(slice(a, b) for a, b in zip(*box, strict=True)))]
+    if not in_one_piece(voxels):
+        return np.ascontiguousarray(part)
+    out = np.ndarray(part.shape, voxels.dtype, voxels.data)
+    for plane, to in zip(planes(part), planes(out), strict=True):
+        to[...] = plane
+    trim(out)
+    return out
+
+
+class Room(mmap.mmap):
+    """Memory a volume is made in; a type of its own, so that `trim` can tell it."""
+
+
+def room(nbytes: int) -> np.ndarray:
+    """`nbytes` of fresh uint8 that `trim` can shorten; MemoryError where there is no room."""
+    try:
+        memory = Room(-1, max(nbytes, 1), flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    except (OSError, OverflowError) as error:
+        raise MemoryError(f"no room for {nbytes} bytes") from error
+    _advise(memory, "MADV_HUGEPAGE")
+    return np.frombuffer(memory, np.uint8, nbytes)
+
+
+def trim(voxels: np.ndarray) -> None:
+    """Give back what lies behind voxels at the front of a `room`; of other memory nothing.
+
+    What is given back reads as zeros; nobody may count on it any more.
+    """
+    owner: Any = voxels
+    while isinstance(owner, np.ndarray | memoryview):
+        owner = owner.base if isinstance(owner, np.ndarray) else owner.obj
+    if isinstance(owner, Room) and voxels.flags.c_contiguous:
+        front = voxels.ctypes.data - np.frombuffer(owner, np.uint8).ctypes.data
+        end = -(-(front + voxels.nbytes) // mmap.PAGESIZE) * mmap.PAGESIZE
+        if end < len(owner):
+            _advise(owner, "MADV_DONTNEED", end, len(owner) - end)
+
+
+def _advise(memory: mmap.mmap, advice: str, *span: int) -> None:
+    """Tell the kernel about memory; where it does not take advice, that is only held longer."""
+    with suppress(OSError, AttributeError):
+        memory.madvise(getattr(mmap, advice), *span)

@@ -15,7 +15,7 @@ from mim3d.dataio.orientation import axis_codes, reorientation
 from mim3d.dataio.resample import check_size, resample_channels, resampled_grid
 from mim3d.dataio.scratch import forget
 from mim3d.dataio.source import Source
-from mim3d.dataio.values import Values, as_dtype, as_stored, finite_only, windowed
+from mim3d.dataio.values import Values, as_dtype, as_stored, cut, finite_only, windowed
 
 CHANNEL_AXIS = 4
 OBLIQUE_DEG = 1.0
@@ -79,14 +79,14 @@ def volumes(files: list[NiftiFile], conversion: Conversion) -> Iterator[Volume]:
     files[:] = [replace(file, voxels=np.empty(0, file.voxels.dtype)) for file in files]
     n_frames = files[0].header.n_frames
     if len(files) > 1:
-        yield _volume(_stacked(files, raw), files[0], -1, conversion)
+        yield _volume([_stacked(files, raw)], files[0], -1, conversion)
     elif n_frames == 1:
-        yield _volume(_scaled(raw.pop()[0], files[0]), files[0], -1, conversion)
+        yield _volume([_scaled(raw.pop()[0], files[0])], files[0], -1, conversion)
     elif conversion.time_axis == "channels":
-        yield _volume(_scaled(raw.pop(), files[0]), files[0], -1, conversion)
+        yield _volume([_scaled(raw.pop(), files[0])], files[0], -1, conversion)
     else:
         for frame in range(n_frames):
-            yield _volume(_scaled(raw[0][frame], files[0]), files[0], frame, conversion)
+            yield _volume([_scaled(raw[0][frame], files[0])], files[0], frame, conversion)
 
 
 def _scaled(raw: np.ndarray, file: NiftiFile) -> Values:
@@ -108,18 +108,22 @@ def _stacked(files: list[NiftiFile], raw: list[np.ndarray]) -> Values:
     return _scaled(stacked, files[0]) if same else Values(stacked, 1.0, 0.0)
 
 
-def _volume(values: Values, file: NiftiFile, frame: int, conversion: Conversion) -> Volume:
-    values = as_stored(values, conversion.nan_policy, file.path)
+def _volume(given: list[Values], file: NiftiFile, frame: int, conversion: Conversion) -> Volume:
+    """The volume of the one in `given`, which is emptied: nobody holds what is replaced."""
     before = file_grid(file)
-    values, oriented = _oriented(values, before, conversion.orientation)
+    stored = as_stored(given.pop(), conversion.nan_policy, file.path)
+    values, oriented = _oriented(stored, before, conversion.orientation)
+    del stored
     grid = oriented
     if not conversion.lossless:
-        values, grid = _changed(values, oriented, conversion, file.path)
+        given.append(values)
+        del values
+        values, grid = _changed(given, oriented, conversion, file.path)
     found, box = measured(values)
     crop = ((0, 0, 0), grid.shape)
     if conversion.foreground and box != crop:
         forget()
-        crop, values, grid = box, replace(values, voxels=_cut(values.voxels, box)), grid.crop(*box)
+        crop, values, grid = box, replace(values, voxels=cut(values.voxels, box)), grid.crop(*box)
         found, box = measured(values)
     n_frames = file.header.n_frames if frame >= 0 else 1
     told = _warnings(file, values)
@@ -148,19 +152,28 @@ def turned_view(voxels: np.ndarray, grid: Grid, target: str) -> np.ndarray:
     return change.view(voxels.transpose(2, 1, 0)).transpose(2, 1, 0)
 
 
-def _changed(values: Values, grid: Grid, conversion: Conversion, path: str) -> tuple[Values, Grid]:
-    """Resample, window and cast, in this order."""
+def _changed(
+    given: list[Values], grid: Grid, conversion: Conversion, path: str
+) -> tuple[Values, Grid]:
+    """Resample, window and cast, in this order, the one in `given`, which is emptied."""
     forget()
     if conversion.spacing_mm is not None:
         new = resampled_grid(grid, conversion.spacing_mm)
-        stack = values.voxels if values.voxels.ndim == CHANNEL_AXIS else values.voxels[None]
-        check_size(new, len(stack), conversion.byte_budget, path)
-        scaling = (values.slope, values.intercept)
-        done = resample_channels(stack, grid, new, *scaling)
-        done = done if values.voxels.ndim == CHANNEL_AXIS else done[0]
-        values = replace(values, voxels=done, slope=1.0, intercept=0.0)
+        check_size(new, len(_channels(given[0].voxels)), conversion.byte_budget, path)
+        _resample(given, grid, new)
         grid = new
-    return as_dtype(windowed(values, conversion.window), conversion), grid
+    return as_dtype(windowed(given.pop(), conversion.window), conversion), grid
+
+
+def _resample(given: list[Values], old: Grid, new: Grid) -> None:
+    """Put the resampled voxels into the place of those in `given`."""
+    values = given.pop()
+    stack, one = [_channels(values.voxels)], values.voxels.ndim < CHANNEL_AXIS
+    bare = replace(values, voxels=np.empty(0), slope=1.0, intercept=0.0)
+    scaling = (values.slope, values.intercept)
+    del values
+    done = resample_channels(stack, old, new, *scaling)
+    given.append(replace(bare, voxels=done[0] if one else done))
 
 
 def measured(values: Values) -> tuple[Statistics, tuple[Triple, Triple]]:
@@ -204,11 +217,6 @@ def memory_order(voxels: np.ndarray) -> tuple[np.ndarray, list[int], list[bool]]
     unflipped = voxels[tuple(slice(None, None, -1 if flip else None) for flip in flipped)]
     order = sorted(range(voxels.ndim), key=lambda axis: -unflipped.strides[axis])
     return unflipped.transpose(order), order, flipped
-
-
-def _cut(voxels: np.ndarray, box: tuple[Triple, Triple]) -> np.ndarray:
-    slices = tuple(slice(a, b) for a, b in zip(*box, strict=True))
-    return np.ascontiguousarray(voxels[(..., *slices)])
 
 
 def _warnings(file: NiftiFile, values: Values) -> tuple[str, ...]:

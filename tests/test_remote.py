@@ -1,9 +1,11 @@
-"""Object stores: moto's S3 server and a plain HTTP server on loopback, both started here."""
+"""Object stores: S3, GCS (both by moto's server) and a plain HTTP server on loopback."""
 
 import functools
 import http.server
+import sys
 import threading
 import time
+import urllib.request
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -22,6 +24,9 @@ from mim3d.dataio.remote import RemoteStore, read_remote_bytes
 from mim3d.dataio.shard_reader import ShardReader
 from mim3d.dataio.store import LocalStore, Store, StoreError
 from mim3d.engine.cli import main
+
+sys.path.insert(0, str(Path(__file__).parent))
+from gcs_server import gcs_environment, gcs_server
 
 pytest.importorskip("obstore")
 moto_server = pytest.importorskip("moto.server")
@@ -55,6 +60,30 @@ def s3(s3_port, monkeypatch, request) -> str:
     return f"s3://{bucket}"
 
 
+@pytest.fixture(scope="module")
+def gcs_address() -> Iterator[str]:
+    """A server that speaks Google Cloud Storage's XML interface."""
+    with gcs_server() as (address, _):
+        yield address
+
+
+@pytest.fixture
+def gs(gcs_address, monkeypatch, request) -> str:
+    """Address of a fresh bucket there."""
+    for name, value in gcs_environment(gcs_address).items():
+        monkeypatch.setenv(name, value)
+    bucket = f"google-{abs(hash(request.node.nodeid)) % 10**9}"
+    put = urllib.request.Request(f"{gcs_address}/{bucket}", method="PUT")
+    urllib.request.urlopen(put).close()
+    return f"gs://{bucket}"
+
+
+@pytest.fixture(params=["s3", "gs"])
+def bucket(request) -> str:
+    """Address of a fresh bucket of either kind."""
+    return request.getfixturevalue(request.param)
+
+
 @pytest.fixture
 def upload(s3):
     """Copy a local folder to the bucket and return its address."""
@@ -83,13 +112,13 @@ def http_root(tmp_path) -> Iterator[str]:
     server.server_close()
 
 
-@pytest.fixture(params=["local", "s3"])
+@pytest.fixture(params=["local", "s3", "gs"])
 def store(request, tmp_path) -> Store:
-    """Both kinds of store: they must keep the same promises."""
+    """All kinds of store: they must keep the same promises."""
     if request.param == "local":
         (tmp_path / "corpus").mkdir()
         return LocalStore(tmp_path / "corpus")
-    return RemoteStore(request.getfixturevalue("s3") + "/some/corpus")
+    return RemoteStore(request.getfixturevalue(request.param) + "/some/corpus")
 
 
 def test_the_verbs_of_a_store(store):
@@ -136,6 +165,21 @@ def test_appending_survives_and_a_put_replaces_it(store):
     assert "manifest.jsonl" not in store.folders()
     store.delete("manifest.jsonl")
     assert not store.exists("manifest.jsonl")
+    store.append("manifest.jsonl", b"anew\n")
+    store.delete("manifest.jsonl")
+    assert not store.exists("manifest.jsonl")
+    assert list(store.walk()) == []
+
+
+def test_a_bucket_that_is_not_there_is_one_line(bucket, tmp_path, capsys):
+    nowhere = f"{bucket}-else/corpus"
+    with pytest.raises(StoreError, match="no such bucket"):
+        RemoteStore(nowhere).replace("a", [b""])
+    cohort = make_cohort(tmp_path / "cohort", 1)
+    assert main(["convert", str(cohort), nowhere]) == 2
+    told = capsys.readouterr().err.strip()
+    assert told.startswith(f"mim3d convert: {nowhere}: there is no such bucket")
+    assert "\n" not in told
 
 
 def test_two_writers_the_second_refuses(store):
@@ -146,8 +190,8 @@ def test_two_writers_the_second_refuses(store):
     assert sorted(store.walk()) == []
 
 
-def test_a_dead_writers_lock_is_taken_after_its_lease(s3, monkeypatch):
-    store = RemoteStore(f"{s3}/corpus")
+def test_a_dead_writers_lock_is_taken_after_its_lease(bucket, monkeypatch):
+    store = RemoteStore(f"{bucket}/corpus")
     store.replace(".lock", [b"process 1 on elsewhere, seen 0\n"])
     with pytest.raises(CorpusError, match="process 1 on elsewhere"), store.lock():
         pass
@@ -163,9 +207,9 @@ def test_a_dead_writers_lock_is_taken_after_its_lease(s3, monkeypatch):
     assert not store.exists(".lock")
 
 
-def test_a_held_lock_is_renewed_and_a_lost_one_left_alone(s3, monkeypatch):
+def test_a_held_lock_is_renewed_and_a_lost_one_left_alone(bucket, monkeypatch):
     monkeypatch.setattr(remote, "LEASE_S", 0.4)
-    store = RemoteStore(f"{s3}/corpus")
+    store = RemoteStore(f"{bucket}/corpus")
     with store.lock():
         first = store.get(".lock")
         deadline = time.monotonic() + 20

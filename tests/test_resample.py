@@ -1,9 +1,13 @@
 """Resampling piece by piece gives what resampling whole volumes gives."""
 
+import weakref
+from math import prod
 from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from scipy import ndimage
 
 from mim3d.dataio import resample
@@ -83,7 +87,7 @@ def test_channels_are_resampled_each_on_its_own():
     stack = rng.normal(0, 50, (3, 12, 14, 16)).astype(np.float32)
     old = Grid((12, 14, 16), np.eye(4))
     new = resampled_grid(old, (0.7, 1.4, 1.0))
-    got = resample_channels(stack, old, new, 2.0, 1.0)
+    got = resample_channels([stack], old, new, 2.0, 1.0)
     for channel, wanted in zip(got, stack, strict=True):
         np.testing.assert_array_equal(channel, resample_image(wanted, old, new, 2.0, 1.0))
 
@@ -92,3 +96,54 @@ def test_nothing_but_nan_stays_nan():
     old = Grid((6, 6, 6), np.eye(4))
     new = resampled_grid(old, (2.0, 1.0, 1.0))
     assert np.isnan(resample_image(np.full((6, 6, 6), np.nan, np.float32), old, new)).all()
+
+
+SIZES = st.tuples(*[st.integers(1, 9)] * 3)
+
+
+@settings(max_examples=60)
+@given(
+    n_channels=st.integers(1, 3),
+    shape=SIZES,
+    spacing=st.tuples(*[st.sampled_from([0.3, 0.7, 1.0, 1.1, 2.5])] * 3),
+    dtype=st.sampled_from(["u1", ">i2", "<f4", "i4", ">f8"]),
+    flip=st.booleans(),
+)
+def test_the_result_overwrites_no_voxel_before_it_was_read(n_channels, shape, spacing, dtype, flip):
+    rng = np.random.default_rng(0)
+    stack = rng.integers(0, 200, (n_channels, *shape)).astype(dtype)
+    stack = stack[..., ::-1] if flip else stack
+    old = Grid(shape, np.eye(4))
+    new = resampled_grid(old, spacing)
+
+    def apart(given: list[np.ndarray], new: Grid) -> tuple[np.ndarray, np.ndarray]:
+        size = (n_channels + 1) * max(old.shape[0], new.shape[0]) * prod(new.shape[1:])
+        return given.pop().copy(), np.empty(size, np.float32)
+
+    kept = stack.copy()
+    got = resample_channels([stack], old, new, 0.5, -3.0)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(resample, "_moved", apart)
+        wanted = resample_channels([stack], old, new, 0.5, -3.0)
+    np.testing.assert_array_equal(got, wanted)
+    np.testing.assert_array_equal(stack, kept)
+    assert got.shape == (n_channels, *new.shape)
+    assert got.flags.c_contiguous
+    assert got.flags.writeable
+
+
+def test_what_is_resampled_is_let_go():
+    given = [np.zeros((1, 6, 7, 8), np.int16)]
+    gone = weakref.ref(given[0])
+    old = Grid((6, 7, 8), np.eye(4))
+    inside: list[bool] = []
+
+    def look(*args: Any, **words: Any) -> np.ndarray:
+        inside.append(gone() is None)
+        return args[3]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(resample, "_sampled", look)
+        resample_channels(given, old, old, 1.0, 0.0)
+    assert given == []
+    assert inside == [True] * 6
