@@ -23,5 +23,6 @@ buffer_pool, shard_reader, open_corpus, normalisation, volume_access.
 Feeding batches: loader_config, sampler, augment, crop_request, crop_job, crop_source, graph_spec,
 dali_ops, dali_graph, direct_graph, finish, batch, loader.
 
-Decoding on the GPU: blosc_frame, inflate, stream_table, stage_times, device_reader, device_source.
+Decoding on the GPU: blosc_frame, inflate, stream_table, stream_pack (and _pack.h), stage_times,
+device_reader, device_source.
 """

@@ -18,6 +18,7 @@
 #include <unistd.h>
 #include "_crc32c.h"
 #include "_frame.h"
+#include "_pack.h"
 
 enum { OK = 0, NO_MEMORY = 3, BAD_CRC = 5, IO_ERROR = 6, SHORT_FILE = 7 };
 enum { GAP = 4096, MAX_JOINT = 1 << 17, CRC_BYTES = 4 };
@@ -360,8 +361,64 @@ done:
     return result;
 }
 
+/* pack(list of stored chunks, chunk bytes, voxel bytes, out (bytes), used, rows (m, 4) int64, number
+   of rows, counts (n) int64, layouts (n, 3) int64) -> (code, chunks done, used, rows); see
+   stream_pack.py. */
+static PyObject *pack_chunks(PyObject *self, PyObject *args) {
+    (void)self;
+    PyObject *list, *objects[4], *result = NULL;
+    Py_ssize_t total, size, used, n_rows, done = 0;
+    if (!PyArg_ParseTuple(args, "O!nnOnOnOO", &PyList_Type, &list, &total, &size, &objects[0], &used,
+                          &objects[1], &n_rows, &objects[2], &objects[3]))
+        return NULL;
+    Py_buffer outs[4], *views = NULL;
+    Py_ssize_t n = PyList_GET_SIZE(list), held = 0;
+    int opened = 0, code = 0;
+    uint8_t *shuffled = NULL;
+    for (; opened < 4; opened++)
+        if (PyObject_GetBuffer(objects[opened], &outs[opened],
+                               PyBUF_C_CONTIGUOUS | PyBUF_WRITABLE))
+            goto release;
+    if (total < 1 || size < 1 || size > 255 || total % size || used < 0 || used > outs[0].len ||
+        n_rows < 0 || n_rows > outs[1].len / 32 || outs[2].len < 8 * n || outs[3].len < 24 * n) {
+        PyErr_SetString(PyExc_ValueError, "chunks, rows and room do not fit each other");
+        goto release;
+    }
+    views = PyMem_Calloc(n + 1, sizeof *views);
+    shuffled = PyMem_Malloc(total);
+    if (!views || !shuffled) {
+        PyErr_NoMemory();
+        goto release;
+    }
+    for (; held < n; held++)
+        if (PyObject_GetBuffer(PyList_GET_ITEM(list, held), &views[held], PyBUF_SIMPLE))
+            goto release;
+    Pack pack = {outs[0].buf, used, outs[0].len, outs[1].buf, n_rows, outs[1].len / 32,
+                 total, size, shuffled};
+    int64_t *counts = outs[2].buf, *layouts = outs[3].buf;
+    Py_BEGIN_ALLOW_THREADS
+    for (; done < n; done++) {
+        size_t before = pack.n_rows, began = pack.used;
+        code = pack_chunk(&pack, views[done].buf, views[done].len, layouts + 3 * done);
+        if (code) { /* nothing of it stays */
+            pack.n_rows = before, pack.used = began;
+            break;
+        }
+        counts[done] = pack.n_rows - before;
+    }
+    Py_END_ALLOW_THREADS
+    result = Py_BuildValue("innn", code, done, (Py_ssize_t)pack.used, (Py_ssize_t)pack.n_rows);
+release:
+    for (Py_ssize_t v = 0; v < held; v++) PyBuffer_Release(&views[v]);
+    while (opened) PyBuffer_Release(&outs[--opened]);
+    PyMem_Free(views);
+    PyMem_Free(shuffled);
+    return result;
+}
+
 static PyMethodDef methods[] = {
     {"read_crop", read_crop, METH_VARARGS, "Read and decode the chunks of a box into a crop."},
+    {"pack", pack_chunks, METH_VARARGS, "Lay the streams of chunks side by side."},
     {NULL, NULL, 0, NULL},
 };
 static struct PyModuleDef module = {

@@ -11,18 +11,16 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from mim3d.dataio.blosc_frame import Frame, parse_frame
 from mim3d.dataio.chunk_boxes import Triple
-from mim3d.dataio.chunk_decode import checked_frame
 from mim3d.dataio.crop_request import Request
 from mim3d.dataio.errors import CorpusError
 from mim3d.dataio.inflate import Inflate
 from mim3d.dataio.shard_reader import ShardReader, StoredArray
 from mim3d.dataio.stage_times import StageTimes
+from mim3d.dataio.stream_pack import ALIGN, StreamPacker
 from mim3d.dataio.stream_table import Streams, StreamTable
 from mim3d.kernels.assemble import assemble_crops
 
-ALIGN = 16  # bytes
 RUN = 16  # voxels
 STAGES = ("copy", "inflate", "assemble")
 
@@ -193,28 +191,18 @@ class DeviceReader:
 
     def _pack(self, numbers: np.ndarray, arrays: list[StoredArray]) -> tuple[Streams, torch.Tensor]:
         """Read chunks, check them, and lay their streams into one aligned buffer."""
-        frames: dict[int, Frame] = {}
+        first = arrays[0]
+        chunk_bytes = int(np.prod(first.chunk)) * first.dtype.itemsize
+        stored_bytes = int(self.reader.table.sizes(numbers).sum())
+        packer = StreamPacker(len(numbers), stored_bytes, chunk_bytes, first.dtype.itemsize)
+        pinned = self.device.type == "cuda"
+        buffer = torch.empty(packer.room, dtype=torch.uint8, pin_memory=pinned)
+        packer.buffer = buffer.numpy()
         for array in sorted({a.row: a for a in arrays}.values(), key=lambda a: a.first_chunk):
             end = array.first_chunk + array.chunks_per_channel * array.channels
             mine = numbers[(numbers >= array.first_chunk) & (numbers < end)] - array.first_chunk
-            parsed = self.reader.read_frames(array, mine, _parse)
-            frames |= {array.first_chunk + number: frame for number, frame in parsed.items()}
-        streams = [stream for frame in frames.values() for stream in frame.streams]
-        sizes = np.array([len(stream.data) for stream in streams], np.int64)
-        padded = -(-sizes // ALIGN) * ALIGN
-        offsets = np.cumsum(padded) - padded
-        total = max(int(padded.sum()), 1)
-        buffer = torch.empty(total, dtype=torch.uint8, pin_memory=self.device.type == "cuda")
-        filled = buffer.numpy()
-        for begin, stream in zip(offsets.tolist(), streams, strict=True):
-            filled[begin : begin + len(stream.data)] = stream.data
-        places = np.array([(stream.at, stream.size) for stream in streams], np.int64).reshape(-1, 2)
-        rows = np.concatenate([np.stack([offsets, sizes], axis=1), places], axis=1)
-        counts = np.array([len(frame.streams) for frame in frames.values()], np.int64)
-        layouts = [(frame.block_bytes, frame.shuffle == "bit") for frame in frames.values()]
-        kinds = np.array(layouts, np.int64).reshape(-1, 2)
-        codec = next((frame.codec for frame in frames.values()), "")
-        return Streams(codec, np.array([*frames], np.int64), kinds, counts, rows), buffer
+            self.reader.pack_chunks(array, mine, packer)
+        return packer.streams(numbers), buffer[: max(packer.used, 1)]
 
     def _admit(self, fetched: Fetched, staged: torch.Tensor) -> None:
         """Keep what came in, as far as the budget goes: all chunks of the buffer or none."""
@@ -241,9 +229,3 @@ def chunk_table(array: StoredArray, start: Triple, grid: tuple[int, ...]) -> np.
     number = (z * counts[1] + y) * counts[2] + x
     channel = np.arange(array.channels)[:, None, None, None] * array.chunks_per_channel
     return np.where(inside, array.first_chunk + channel + number, -1)
-
-
-def _parse(stored: np.ndarray, array: StoredArray) -> Frame:
-    """Check a stored chunk and take its frame apart; its bytes are copied out of read buffers."""
-    chunk_bytes = int(np.prod(array.chunk)) * array.dtype.itemsize
-    return parse_frame(checked_frame(stored).copy(), chunk_bytes, array.dtype.itemsize)

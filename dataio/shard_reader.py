@@ -8,10 +8,9 @@ not know, and a package without it go chunk by chunk through numcodecs.
 import os
 import threading
 import time
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol, TypeVar
+from typing import Protocol
 
 import numpy as np
 
@@ -34,11 +33,11 @@ from mim3d.dataio.chunk_decode import (
 from mim3d.dataio.chunk_table import ChunkTable
 from mim3d.dataio.errors import ChunkError, CorpusError
 from mim3d.dataio.shard_files import LocalShards, OpenFile, cut_short
+from mim3d.dataio.stream_pack import FrameError, StreamPacker
 
 DTYPES = frozenset(["|u1", "|i1", "<u2", "<i2", "<u4", "<i4", "<f2", "<f4", "<f8"])
 NO_FLIP = (False, False, False)
 NOTHING = np.empty(0, np.uint8)
-T = TypeVar("T")
 
 
 class Shards(Protocol):
@@ -137,24 +136,18 @@ class ShardReader:
         """Close files and connections."""
         self.shards.close()
 
-    def read_frames(
-        self, array: StoredArray, chunks: np.ndarray, parse: Callable[[np.ndarray, StoredArray], T]
-    ) -> dict[int, T]:
-        """What `parse` makes of the stored bytes of each chunk (number in the array, ascending).
+    def pack_chunks(self, array: StoredArray, chunks: np.ndarray, packer: StreamPacker) -> None:
+        """Give the stored bytes of chunks (numbers in the array, ascending) to the packer.
 
-        Absent chunks are left out. A ValueError of `parse` becomes a ChunkError that names the
-        chunk.
+        Absent chunks are left out. A damaged one is a ChunkError that names it.
         """
         began = time.perf_counter()
         present, views = self._stored(array, chunks)
-        parsed: dict[int, T] = {}
-        for chunk, view in zip(present.tolist(), views, strict=True):
-            try:
-                parsed[chunk] = parse(view, array)
-            except ValueError as error:
-                raise self._chunk_error(array, chunk, error) from error
+        try:
+            packer.add(views)
+        except FrameError as error:
+            raise self._chunk_error(array, int(present[error.index]), error) from error
         self.read_s += time.perf_counter() - began
-        return parsed
 
     def _stored(
         self, array: StoredArray, chunks: np.ndarray
