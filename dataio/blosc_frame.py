@@ -112,7 +112,7 @@ def raw_zstd(plain: np.ndarray) -> np.ndarray:
 
 
 def _stored(voxels: np.ndarray, block: int, bits: bool, codec: str) -> Iterator[Stream]:
-    """Blocks of a frame stored whole, (voxels, bytes), shuffled so that they are like all others."""
+    """Blocks of a frame stored whole, (voxels, bytes), shuffled to be like all others."""
     itemsize = voxels.shape[1]
     for begin in range(0, len(voxels), block // itemsize):
         piece = voxels[begin : begin + block // itemsize]

@@ -4,9 +4,9 @@ One blosc frame of 64 KiB blocks per chunk, so that a 16^3 chunk of any dtype, a
 chunk, is one block a GPU library can decode; without the crc32c most single-bit flips would decode
 to wrong voxels unnoticed.
 
-Shuffling lays bytes or bits of equal weight side by side before lz4 or zstd. By bits, lz4 finds long
-matches in the high bits and one run of literals in the low ones, where noise in bytes gives it
-many short matches: a third to an eighth of the sequences, so fewer bytes and faster decoding.
+Shuffling lays bytes or bits of equal weight side by side before lz4 or zstd. By bits, lz4 finds
+long matches in the high bits and one run of literals in the low ones, where noise in bytes gives
+it many short matches: half to an eighth of the sequences, so fewer bytes and faster decoding.
 """
 
 import struct

@@ -9,7 +9,6 @@ from mim3d.dataio.conversion import FORMAT, Conversion
 from mim3d.dataio.errors import CorpusError
 from mim3d.dataio.store import Store
 
-
 BEFORE = {"shuffle": "byte"}
 """What corpora were made with whose recipe does not name it."""
 

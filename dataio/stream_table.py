@@ -12,8 +12,8 @@ class Streams:
     """Streams of `chunks` (n,), one chunk's after the other's, `counts` (n,) of each.
 
     `layouts` (n, 2) int64 say how each chunk is shuffled: bytes of a block, and 1 where by bits, 0
-    where by bytes. `rows` (sum, 4) int64 are offset in a buffer, compressed bytes, place in the chunk, and bytes
-    when decoded.
+    where by bytes. `rows` (sum, 4) int64 are offset in a buffer, compressed bytes, place in the
+    chunk, and bytes when decoded.
     """
 
     codec: str

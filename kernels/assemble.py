@@ -53,7 +53,8 @@ def assemble_crops(
     start (b, 3) int64 in units of `start_unit` voxels: 16 for starts snapped to 16 makes aligned
     loads possible. box (b, 2, 3) int64 first and end voxel of the volume in the chunk box; voxels
     outside it take pad (b,) float32, a raw value. clip (b, 2), scale, shift (b,) float32;
-    flip (b, 3) bool. block_bytes is blosc's block length, whose voxels must be a multiple of 8 for shuffle "bit".
+    flip (b, 3) bool. block_bytes is blosc's block length; by bits it must hold a multiple of 8
+    voxels.
     Integer outputs (labels) take neither clip nor scale nor shift.
     """
     crop, chunk = as_size(crop_size, "crop_size"), as_size(chunk_size, "chunk_size")
@@ -134,7 +135,7 @@ def unshuffle(chunks: Tensor, itemsize: int, block_bytes: int, bits: bool = Fals
 
 
 def join_bits(planes: Tensor) -> Tensor:
-    """(..., n) uint8 holding 8 planes of n / 8 bytes, lowest bit of the result first -> (..., n)."""
+    """(..., n) uint8 that hold 8 planes of n / 8 bytes, the lowest bit's first -> (..., n)."""
     eight = torch.arange(8, dtype=torch.uint8, device=planes.device)
     rows = planes.unflatten(-1, (8, -1))  # (..., bit, n / 8)
     bits = (rows[..., None] >> eight & 1).flatten(-2)  # (..., bit, n)

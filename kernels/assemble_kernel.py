@@ -85,6 +85,22 @@ def word_of_bits(p_chunk, o_first, stored, ITEM: tl.constexpr, CHUNK_BYTES: tl.c
 
 
 @jit
+def stored_word(
+    p_chunk, o_first, stored, ITEM: tl.constexpr, SHUFFLE: tl.constexpr,
+    CHUNK_BYTES: tl.constexpr, BLOCK_BYTES: tl.constexpr, LANES: tl.constexpr,
+):  # fmt: skip
+    """Elements (runs, LANES) as uint32, however they were shuffled."""
+    if SHUFFLE == 2:
+        word = word_of_bits(p_chunk, o_first, stored, ITEM, CHUNK_BYTES, BLOCK_BYTES, LANES)
+    else:
+        word = word_of_bytes(
+            p_chunk[:, None], o_first[:, None] + tl.arange(0, LANES)[None, :], stored[:, None],
+            ITEM, SHUFFLE, CHUNK_BYTES, BLOCK_BYTES,
+        )  # fmt: skip
+    return word
+
+
+@jit
 def typed_value(word, STORED: tl.constexpr):
     """The stored number: float32 for floats, int32 for integers."""
     if STORED == "float32":
@@ -130,13 +146,7 @@ def assemble_kernel(
     o_lane = tl.arange(0, LANES)
     o_first = ((zs % KZ) * KY + ys % KY) * KX + (xs % KX) // LANES * LANES
     p_chunk = p_chunks + tl.where(stored, i_chunk, 0) * pitch
-    if SHUFFLE == 2:
-        word = word_of_bits(p_chunk, o_first, stored, ITEM, CHUNK_BYTES, BLOCK_BYTES, LANES)
-    else:
-        word = word_of_bytes(
-            p_chunk[:, None], o_first[:, None] + o_lane[None, :], stored[:, None],
-            ITEM, SHUFFLE, CHUNK_BYTES, BLOCK_BYTES,
-        )  # fmt: skip
+    word = stored_word(p_chunk, o_first, stored, ITEM, SHUFFLE, CHUNK_BYTES, BLOCK_BYTES, LANES)
     b_value = typed_value(word, STORED)
     if p_out.dtype.element_ty.is_floating():
         b_value = b_value.to(tl.float32)
