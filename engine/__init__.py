@@ -16,11 +16,11 @@ checkpoint, encoder_file, nnunet_form, export, plan.
 Fine-tuning: finetune_config, splits, task, dice, unetr, swin_unetr, segmentation, classification,
 downstream, finetune.
 
-The convergence study: compare_config, study_recipes, study_plan, pool, study_pretext, compare,
-curves, speedup, ledger, study_results, study_summary, verdict.
+The convergence study: compare_config, study_recipes, study_plan, pool, study_pretext, gather,
+compare, curves, speedup, ledger, study_results, study_summary, verdict.
 
-Its report: study_plots, study_pictures, ablation_charts, report_charts, report_tables,
-report_rates, report.
+Its report: study_plots, study_pictures, report_charts, report_tables, report_scores, report_rates,
+ablation, ablation_charts, ablation_curves, report_pictures, report_run, report_figures, report.
 
-The command line: cli, launch, demo, and the folder commands.
+The command line: cli, arguments, launch, demo, and the folder commands.
 """

@@ -1,119 +1,314 @@
-"""Charts of ablations: a heat map of two varied settings, a curve of one."""
+"""Charts of ablations: heat maps of two varied settings, lines of one.
 
-from collections.abc import Mapping, Sequence
+All heat maps of a report share one colour scale, which is never narrower than the seeds' noise
+allows; a setting that did not learn its pretext task is left uncoloured, in a dashed frame.
+"""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
-from statistics import fmean
-from typing import Any
+from statistics import median, stdev
+from typing import TYPE_CHECKING, Any
 
+from mim3d.engine.ablation import DAGGER, Ablation, Setting, words
+from mim3d.engine.report_tables import median_reach
 from mim3d.engine.study_plots import Chart, Palette, arm_colour, house, make_chart
 from mim3d.engine.study_results import Study
-from mim3d.engine.study_summary import GroupSummary
 from mim3d.engine.verdict import arm_name
 
-Point = tuple[Mapping[str, Any], Mapping[str, float]]
-"""Settings of a variant, and by arm the mean final score."""
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+NARROWEST = 0.1
+"""Least width of the colour scale, in score."""
+NOISES = 6.0
+"""Standard deviations over seeds that the colour scale spans at least."""
+HALF = (5.2, 3.1)
 
 
-def ablation_charts(study: Study, groups: Sequence[GroupSummary], folder: Path) -> list[Chart]:
-    """One heat map per arm that two settings vary, one chart of curves where one is varied."""
-    axes_varied = list(study.about.get("ablation_axes", []))
-    points = ablation_points(study, groups, axes_varied)
-    if len(points) < 2:
-        return []
+@dataclass(frozen=True)
+class Scale:
+    """Scores at the ends of the colour scale, and the seeds' standard deviation where known."""
+
+    low: float
+    high: float
+    noise: float | None
+
+    def share(self, score: float) -> float:
+        """Where a score stands, 0 to 1."""
+        return min(max((score - self.low) / (self.high - self.low), 0.0), 1.0)
+
+
+def scale_of(ablation: Ablation) -> Scale:
+    """One scale for every arm: from the lowest to the highest score, widened where that is little.
+
+    A scale stretched over differences within the seeds' noise would make them look decisive.
+    """
+    scores = [s.score for s in ablation.settings if s.score is not None] or [0.0]
+    low, high, noise = min(scores), max(scores), ablation.noise
+    wanted = max(high - low, NARROWEST, NOISES * (noise or 0.0))
+    low = max(0.0, min((low + high - wanted) / 2, 1.0 - wanted))
+    return Scale(low, low + wanted, noise)
+
+
+def scale_in_words(ablation: Ablation, metric: str) -> str:
+    """How to read the charts of an ablation."""
+    told = []
+    if any(len(ablation.varied_of(arm)) == 2 for arm in ablation.arms):
+        scale = scale_of(ablation)
+        told.append(
+            f"All maps of final {metric} share one colour scale, {scale.low:.3f} to "
+            f"{scale.high:.3f}, at least {NARROWEST:g} and {NOISES:g} standard deviations over "
+            "seeds wide, so that noise does not look like a difference; ± is the deviation over "
+            "seeds. Outlined: the highest of those that learned, whatever its lead. Steps are "
+            "coloured from the whole budget (pale) to none."
+        )
+    if any(len(ablation.varied_of(arm)) == 1 for arm in ablation.arms):
+        told.append(
+            "Lines: mean over seeds with bars of one standard deviation, median of the steps; "
+            "small dots are seeds, open triangles seeds that did not reach the target."
+        )
+    if any(not setting.learned for setting in ablation.settings):
+        told.append(
+            f"{DAGGER} (dashed or hollow): the pretext task was not learned, so the setting is "
+            "shown but not ranked."
+        )
+    return f"{' '.join(told)} Target of the steps: {ablation.target}."
+
+
+def ablation_charts(study: Study, ablation: Ablation, folder: Path) -> list[Chart]:
+    """Final score and steps: a heat map for each arm that two settings vary, lines of one."""
     metric = str(study.about.get("metric", "Dice"))
-    if len(axes_varied) == 1:
-        return [lines_chart(points, axes_varied[0], metric, folder)]
-    arms = list(dict.fromkeys(arm for _, scores in points for arm in scores))
-    by_arm = [(arm, varied_of(points, arm)) for arm in arms]
-    return [
-        heat_chart(points, varied[0], varied[1], arm, metric, folder)
-        for arm, varied in by_arm
-        if len(varied) == 2
-    ]
+    charts = []
+    crossed = [arm for arm in ablation.arms if len(ablation.varied_of(arm)) == 2]
+    for arm in crossed:
+        charts.append(score_map(ablation, arm, metric, folder))
+        charts += [steps_map(ablation, arm, folder)] * any(s.reaches for s in ablation.of(arm))
+    names = {tuple(v) for arm in ablation.arms if len(v := ablation.varied_of(arm)) == 1}
+    for (name,) in sorted(names):
+        charts.append(score_lines(ablation, name, metric, folder))
+        charts += [steps_lines(ablation, name, folder)] * any(s.reaches for s in ablation.settings)
+    return charts
 
 
-def varied_of(points: Sequence[Point], arm: str) -> list[str]:
-    """The settings that take several values for an arm."""
-    own = [settings for settings, scores in points if arm in scores]
-    return [name for name in own[0] if len({settings[name] for settings in own}) > 1]
+def score_map(ablation: Ablation, arm: str, metric: str, folder: Path) -> Chart:
+    """Final score of an arm over its two settings; the highest that learned is outlined."""
+    scale = scale_of(ablation)
+    learned = [s for s in ablation.of(arm) if s.learned and s.score is not None]
+    highest = max(learned, key=lambda s: s.score or 0.0) if len(learned) > 1 else None
+
+    def cell(setting: Setting) -> tuple[str, float | None]:
+        if setting.score is None:
+            return "–", None
+        spread = f"\n± {stdev(setting.final.values()):.3f}" if len(setting.final) > 1 else ""
+        return f"{setting.score:.3f}{spread}", scale.share(setting.score)
+
+    def below(axes: "Axes", palette: Palette) -> None:
+        draw_scale(axes, palette, arm, scale, metric)
+
+    across, down = ablation.varied_of(arm)
+    alt = f"{arm_name(arm)}: final {metric} by {words(across)} and {words(down)}"
+    return heat_map(ablation, arm, f"ablation-{arm}", alt, cell, folder, below, highest)
 
 
-def ablation_points(
-    study: Study, groups: Sequence[GroupSummary], varied: Sequence[str]
-) -> list[Point]:
-    """Settings and mean final scores of each group, labels counted as a setting."""
-    variants = study.about.get("variants", {})
-    points = []
-    for group in groups:
-        settings = dict(variants.get(group.group.variant, {}))
-        settings["labels"] = group.group.labels
-        settings["head"] = group.group.head
-        if all(name in settings for name in varied):
-            scores = {arm.arm: fmean(arm.final.values()) for arm in group.arms if arm.final}
-            points.append(({name: settings[name] for name in varied}, scores))
-    return points if varied else []
+def steps_map(ablation: Ablation, arm: str, folder: Path) -> Chart:
+    """Steps to the target of an arm over its two settings, coloured from 0 to the budget."""
+
+    def cell(setting: Setting) -> tuple[str, float | None]:
+        runs = list(setting.reaches.values())
+        if not runs or not any(run.reached for run in runs):
+            return median_reach(setting.reaches).replace(" (", "\n("), None
+        cost, budget = median(run.cost for run in runs), setting.budget
+        return median_reach(setting.reaches).replace(" (", "\n("), 1.0 - min(cost / budget, 1.0)
+
+    across, down = ablation.varied_of(arm)
+    alt = f"{arm_name(arm)}: steps to the target by {words(across)} and {words(down)}"
+    return heat_map(ablation, arm, f"ablation-steps-{arm}", alt, cell, folder)
 
 
-def heat_chart(
-    points: Sequence[Point], across: str, down: str, arm: str, metric: str, folder: Path
+def heat_map(
+    ablation: Ablation,
+    arm: str,
+    name: str,
+    alt: str,
+    cell: Callable[[Setting], tuple[str, float | None]],
+    folder: Path,
+    below: "Callable[[Axes, Palette], None] | None" = None,
+    highest: Setting | None = None,
 ) -> Chart:
-    """Final score of one arm over two settings, each cell with its number."""
-    columns = sorted({settings[across] for settings, scores in points if arm in scores})
-    rows = sorted({settings[down] for settings, scores in points if arm in scores})
-    table = {
-        (settings[across], settings[down]): scores[arm]
-        for settings, scores in points
-        if arm in scores
-    }
-    low, high = min(table.values()), max(table.values())
+    """A cell for each setting, and beside them arms that the settings do not vary.
+
+    `cell` gives a setting's text and how strongly it is coloured (0 to 1, None not at all).
+    """
+    across, down = ablation.varied_of(arm)
+    columns = sorted({s.values[across] for s in ablation.of(arm)})
+    rows = sorted({s.values[down] for s in ablation.of(arm)})
+    beside = [s for s in ablation.settings if not ablation.varied_of(s.arm)]
+    placed = [
+        (columns.index(s.values[across]), rows.index(s.values[down]), s) for s in ablation.of(arm)
+    ]
+    placed += [(len(columns) + 0.45, index, s) for index, s in enumerate(beside)]
+    width = len(columns) + 1.45 * bool(beside)
+    size = (1.1 + 0.86 * width, 1.15 + 0.56 * len(rows) + 0.62 * (below is not None))
 
     def draw(figure: Any, palette: Palette) -> None:
-        axes = figure.subplots()
+        ratios = [len(rows), 0.3] if below else [1]
+        parts = figure.subplots(len(ratios), 1, height_ratios=ratios, squeeze=False)[:, 0]
+        axes = parts[0]
         house(axes, palette, words(across), words(down))
         axes.grid(visible=False)
-        for (x, y), score in table.items():
-            share = (score - low) / (high - low) if high > low else 0.5
-            place = columns.index(x), rows.index(y)
-            corner = place[0] - 0.48, place[1] - 0.48
-            from matplotlib.patches import Rectangle
-
-            alpha = 0.10 + 0.75 * share
-            axes.add_patch(
-                Rectangle(corner, 0.96, 0.96, color=arm_colour(arm, palette), alpha=alpha, lw=0)
-            )
-            ink = palette["page" if share > 0.6 else "ink"]
-            axes.text(*place, f"{score:.3f}", ha="center", va="center", color=ink)
-        axes.set_xticks(range(len(columns)), [f"{value}" for value in columns])
-        axes.set_yticks(range(len(rows)), [f"{value}" for value in rows])
-        axes.set_xlim(-0.55, len(columns) - 0.45)
+        for x, y, setting in placed:
+            text, share = cell(setting)
+            colour = arm_colour(setting.arm, palette)
+            draw_cell(axes, palette, (x, y), text, share, colour, setting, setting is highest)
+        ticks: dict[float, str] = {i: f"{value:g}" for i, value in enumerate(columns)}
+        if beside:
+            ticks[len(columns) + 0.45] = f"{arm_name(beside[0].arm)},\n{beside[0].name}"
+        axes.set_xticks(list(ticks), list(ticks.values()))
+        axes.set_yticks(range(len(rows)), [f"{value:g}" for value in rows])
+        axes.set_xlim(-0.55, width - 0.45)
         axes.set_ylim(-0.55, len(rows) - 0.45)
+        if below:
+            below(parts[1], palette)
 
-    alt = f"{arm_name(arm)}: final {metric} by {words(across)} and {words(down)}"
-    size = (1.6 + 0.85 * len(columns), 1.2 + 0.62 * len(rows))
-    return make_chart(f"ablation-{arm}", alt, size, draw, folder)
+    return make_chart(name, alt, size, draw, folder)
 
 
-def lines_chart(points: Sequence[Point], varied: str, metric: str, folder: Path) -> Chart:
-    """Final score of every arm over one setting."""
-    arms = list(dict.fromkeys(arm for _, scores in points for arm in scores))
+def draw_cell(
+    axes: "Axes",
+    palette: Palette,
+    place: tuple[float, float],
+    text: str,
+    share: float | None,
+    colour: str,
+    setting: Setting,
+    outlined: bool,
+) -> None:
+    """One setting: coloured where it learned, in a dashed frame with a dagger where not."""
+    from matplotlib.patches import Rectangle
+
+    corner = place[0] - 0.47, place[1] - 0.46
+    ink = palette["ink"]
+    if not setting.learned:
+        frame = {"fill": False, "ec": palette["muted"], "lw": 0.9, "ls": (0, (3, 2))}
+        text, ink = f"{text} {DAGGER}" if "\n" not in text else daggered(text), palette["muted"]
+    else:
+        strength = 0.06 if share is None else 0.10 + 0.75 * share
+        frame = {"color": colour, "alpha": strength, "lw": 0}
+        ink = palette["page" if share is not None and share > 0.7 else "ink"]
+    axes.add_patch(Rectangle(corner, 0.94, 0.92, **frame))
+    if outlined:
+        axes.add_patch(Rectangle(corner, 0.94, 0.92, fill=False, ec=palette["ink"], lw=1.6))
+    axes.text(*place, text, ha="center", va="center", color=ink, fontsize=8, linespacing=1.15)
+
+
+def daggered(text: str) -> str:
+    """The dagger behind the first of two lines."""
+    first, rest = text.split("\n", 1)
+    return f"{first} {DAGGER}\n{rest}"
+
+
+def draw_scale(axes: "Axes", palette: Palette, arm: str, scale: Scale, metric: str) -> None:
+    """The colour scale with its ends, and how far seeds of one setting stand apart on it."""
+    from matplotlib.patches import Rectangle
+
+    steps, colour = 40, arm_colour(arm, palette)
+    for k in range(steps):
+        alpha = 0.10 + 0.75 * (k + 0.5) / steps
+        axes.add_patch(Rectangle((k / steps, 0.0), 1 / steps, 1.0, color=colour, alpha=alpha, lw=0))
+    axes.set_xlim(0, 1)
+    axes.set_ylim(-1.5, 1.1)
+    axes.set_axis_off()
+    small = {"fontsize": 7.5, "color": palette["muted"], "va": "top"}
+    axes.text(0.0, -0.25, f"{metric} {scale.low:.3f}", ha="left", **small)
+    axes.text(1.0, -0.25, f"{scale.high:.3f}", ha="right", **small)
+    told = "one seed: noise not known"
+    if scale.noise is not None:
+        half = min(scale.noise / (scale.high - scale.low), 0.5)
+        axes.plot([0.5 - half, 0.5 + half], [0.5, 0.5], "|-", color=palette["ink"], lw=1.2, ms=7)
+        told = f"|–| seeds, ± {scale.noise:.3f}"
+    axes.text(0.5, -0.25, told, ha="center", **small)
+
+
+def score_lines(ablation: Ablation, name: str, metric: str, folder: Path) -> Chart:
+    """Final score of every arm over one setting, a dot per seed and bars of one deviation."""
 
     def draw(figure: Any, palette: Palette) -> None:
         axes = figure.subplots()
-        house(axes, palette, words(varied), f"final {metric}")
-        ordered = sorted(points, key=lambda point: point[0][varied])
-        values = [settings[varied] for settings, _ in ordered]
-        for arm in arms:
-            known = [(i, s[arm]) for i, (_, s) in enumerate(ordered) if arm in s]
-            colour = arm_colour(arm, palette)
-            axes.plot(*zip(*known, strict=True), "o-", color=colour, label=arm_name(arm))
-        axes.set_xticks(range(len(values)), [f"{value:g}" for value in values])
-        axes.legend(frameon=False, fontsize=8.5, labelcolor=palette["ink"])
+        house(axes, palette, words(name), f"final {metric}")
 
-    return make_chart(
-        f"ablation-{varied}", f"Final {metric} by {words(varied)}", (5.2, 3.1), draw, folder
+        def point(x: float, setting: Setting, colour: str) -> float | None:
+            if setting.score is None:
+                return None
+            numbers = list(setting.final.values())
+            if len(numbers) > 1:
+                axes.errorbar(x, setting.score, stdev(numbers), color=colour, lw=1.1, capsize=2)
+            axes.plot([x] * len(numbers), numbers, ".", color=colour, alpha=0.45, ms=4)
+            return setting.score
+
+        draw_lines(figure, axes, palette, ablation, name, point)
+        axes.set_ylim(bottom=0)
+
+    alt = f"Final {metric} by {words(name)}"
+    return make_chart(f"ablation-{name}", alt, HALF, draw, folder)
+
+
+def steps_lines(ablation: Ablation, name: str, folder: Path) -> Chart:
+    """Median steps to the target over one setting; open triangles are seeds that missed it."""
+
+    def draw(figure: Any, palette: Palette) -> None:
+        axes = figure.subplots()
+        house(axes, palette, words(name), "steps to the target")
+
+        def point(x: float, setting: Setting, colour: str) -> float | None:
+            for run in setting.reaches.values():
+                mark = "." if run.reached else "^"
+                face = colour if run.reached else "none"
+                axes.plot(x, run.cost, mark, mec=colour, mfc=face, alpha=0.6, ms=5)
+            runs = setting.reaches.values()
+            middle = median(run.cost if run.reached else math.inf for run in runs) if runs else 0.0
+            return middle if 0 < middle < math.inf else None
+
+        draw_lines(figure, axes, palette, ablation, name, point)
+        axes.set_ylim(bottom=0)
+
+    alt = f"Steps to the target by {words(name)}"
+    return make_chart(f"ablation-steps-{name}", alt, HALF, draw, folder)
+
+
+def draw_lines(
+    figure: Any,
+    axes: "Axes",
+    palette: Palette,
+    ablation: Ablation,
+    name: str,
+    point: Callable[[float, Setting, str], float | None],
+) -> None:
+    """A line per arm over the values in order; hollow where the pretext task was not learned.
+
+    `point` draws a setting's seeds at x and gives its height, None where it has none.
+    """
+    touched = [s for s in ablation.settings if name in s.values]
+    values = sorted({s.values[name] for s in touched})
+    arms = [arm for arm in ablation.arms if any(s.arm == arm for s in touched)]
+    for turn, arm in enumerate(arms):
+        colour = arm_colour(arm, palette)
+        aside = 0.09 * (turn - (len(arms) - 1) / 2)
+        found = [(s, values.index(s.values[name]) + aside) for s in ablation.of(arm)]
+        known = [(x, y, s) for s, x in found if (y := point(x, s, colour)) is not None]
+        label = arm_name(arm) + f" {DAGGER}" * (not all(s.learned for s, _ in found))
+        axes.plot([x for x, *_ in known], [y for _, y, _ in known], color=colour, lw=1.5)
+        for x, y, s in known:
+            face = colour if s.learned else palette["page"]
+            axes.plot(x, y, "o", mec=colour, mfc=face, ms=5.5, mew=1.3)
+        axes.plot([], [], "o-", color=colour, label=label)
+    axes.set_xticks(range(len(values)), [f"{value:g}" for value in values])
+    axes.set_xlim(-0.35, len(values) - 0.65)
+    figure.legend(
+        loc="outside upper center",
+        ncol=len(arms),
+        frameon=False,
+        fontsize=8,
+        labelcolor=palette["ink"],
     )
-
-
-def words(setting: str) -> str:
-    """`mask ratio` of `mask_ratio`."""
-    return setting.replace("_", " ")

@@ -2,7 +2,7 @@
 
 import csv
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
@@ -59,10 +59,10 @@ class ClassificationTask:
         shards: Shards | None = None,
     ) -> None:
         self.config, self.corpus, self.device, self.shards = config, corpus, device, shards
-        by_subject = read_targets(Path(config.targets))
-        self.names = sorted(set(by_subject.values()))
+        self.by_subject = read_targets(Path(config.targets))
+        self.names = sorted(set(self.by_subject.values()))
         number = {name: k for k, name in enumerate(self.names)}
-        self.targets = {subject: number[name] for subject, name in by_subject.items()}
+        self.targets = {subject: number[name] for subject, name in self.by_subject.items()}
         table = corpus.table
         rows = (self.targets.get(table.subject(i), -1) for i in range(table.n_volumes))
         self.by_row = torch.tensor(list(rows))
@@ -110,14 +110,19 @@ class ClassificationTask:
     def save_pictures(self, subjects: Sequence[str], file: Path) -> None:
         """A class has no picture."""
 
-    def notes(self, subjects: Sequence[str]) -> list[str]:
-        """Classes that the training subjects lack."""
-        present = {self.targets[subject] for subject in subjects if subject in self.targets}
-        return [
-            f"class {name!r} does not occur in the {len(subjects)} training subjects"
-            for k, name in enumerate(self.names)
-            if k not in present
-        ]
+    def notes(self, subjects: Sequence[str], split: str = "training") -> list[str]:
+        """Classes that the subjects of a split lack."""
+        return absent_targets(self.by_subject, subjects, split)
+
+
+def absent_targets(by_subject: Mapping[str, str], subjects: Sequence[str], split: str) -> list[str]:
+    """A remark for each class that none of a split's subjects has."""
+    present = {by_subject[subject] for subject in subjects if subject in by_subject}
+    what = {"training": "it cannot be learned"}.get(split, "scores are means over the others")
+    return [
+        f"class {name!r} does not occur in the {len(subjects)} {split} subjects: {what}"
+        for name in sorted(set(by_subject.values()) - present)
+    ]
 
 
 def read_targets(file: Path) -> dict[str, str]:

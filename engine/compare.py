@@ -3,14 +3,12 @@
     run_compare(config, out) -> CompareResult
 
 A finished pretraining or cell is never repeated: each is a folder with a result written at once.
+Results are gathered after every phase, and by `--report` at any time.
 """
 
 import shutil
 import time
 from dataclasses import dataclass
-from datetime import UTC, datetime
-from importlib.metadata import version
-from itertools import product
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -18,22 +16,21 @@ from typing import Any
 from mim3d.dataio.corpus import Corpus
 from mim3d.dataio.open_corpus import opened_corpus
 from mim3d.dataio.progress import progress
-from mim3d.engine import environment
 from mim3d.engine.classification import read_targets
-from mim3d.engine.compare_config import CompareConfig, plain
+from mim3d.engine.compare_config import CompareConfig
 from mim3d.engine.curves import Curve, area_under
 from mim3d.engine.errors import ConfigError, TrainingError
 from mim3d.engine.finetune import RESULT, claim, run_finetune
 from mim3d.engine.finetune_config import FinetuneConfig
 from mim3d.engine.folder_lock import sole_writer
-from mim3d.engine.json_file import read_json, write_json, write_jsonl
+from mim3d.engine.gather import gather, write_plan
+from mim3d.engine.json_file import read_json
 from mim3d.engine.pool import Task, default_workers, run_tasks
 from mim3d.engine.pretrain import run_pretrain
 from mim3d.engine.report import build_report, figures_of
 from mim3d.engine.splits import Splits, make_splits
 from mim3d.engine.study_plan import (
     Cell,
-    arm_names,
     finetune_config,
     given_path,
     pretrain_config,
@@ -41,8 +38,7 @@ from mim3d.engine.study_plan import (
     scored_cells,
     tuning_cells,
 )
-from mim3d.engine.study_pretext import external_row, pretraining_row
-from mim3d.engine.study_results import CASES, PRETRAINING, RESULTS, SCRATCH, STUDY
+from mim3d.engine.study_results import SCRATCH
 
 
 @dataclass(frozen=True)
@@ -71,15 +67,31 @@ def run_study(config: CompareConfig, corpus: Corpus, out: Path) -> CompareResult
     # Cells that wait for no pretraining and no tuning fill the cores beside the pretrainings.
     free = [] if tuning else [c for c in scored_cells(config, {}) if waits_for_nothing(config, c)]
     first = [*pretrain_tasks(config, splits, out), *cell_tasks(config, free, splits, out)]
-    failed = run_tasks(first, workers, "pretraining")
+    failed: dict[str, str] = {}
+    keep_results(config, corpus, splits, failed, out)
+    failed |= run_tasks(first, workers, "pretraining")
+    keep_results(config, corpus, splits, failed, out)
     failed |= run_tasks(cell_tasks(config, tuning, splits, out), workers, "tuning")
-    cells = scored_cells(config, choose_rates(tuning, out))
+    keep_results(config, corpus, splits, failed, out)
+    cells = [c for c in scored_cells(config, choose_rates(tuning, out)) if c.key not in failed]
     failed |= run_tasks(cell_tasks(config, cells, splits, out), workers, "fine-tuning")
-    gather(config, corpus, splits, [*tuning, *cells], failed, out)
+    if not keep_results(config, corpus, splits, failed, out):
+        first_failure = next(iter(failed.items()), ("", "no cell was run"))
+        raise TrainingError(f"nothing to report: {first_failure[0]}: {first_failure[1]}")
     report = build_report(out)
     figures = figures_of(report)
     figures |= {"seconds": time.monotonic() - began, "failed": failed}
     return CompareResult(report, figures, failed)
+
+
+def keep_results(
+    config: CompareConfig, corpus: Corpus, splits: Splits, failed: dict[str, str], out: Path
+) -> bool:
+    """Name all parts of the study and gather those that are done; whether there are any."""
+    tuning = tuning_cells(config)
+    cells = [*tuning, *scored_cells(config, choose_rates(tuning, out))]
+    write_plan(config, corpus, splits, cells, failed, out)
+    return gather(out)
 
 
 def named_corpus(config: CompareConfig) -> str:
@@ -149,117 +161,8 @@ def choose_rates(tuning: list[Cell], out: Path) -> dict[tuple[str, str], tuple[f
 def area_of(rows: list[dict[str, Any]]) -> float:
     """Area under the validation curve of one cell."""
     curve = [row for row in rows if row["split"] == "validation" and row["score"] is not None]
+    if not curve:
+        return 0.0  # no validation subject has a class to score
     return area_under(
         Curve(tuple(row["step"] for row in curve), tuple(row["score"] for row in curve))
     )
-
-
-def gather(
-    config: CompareConfig,
-    corpus: Corpus,
-    splits: Splits,
-    cells: list[Cell],
-    failed: dict[str, str],
-    out: Path,
-) -> None:
-    """Write study.json, pretraining.json, results.jsonl and cases.jsonl from the finished parts."""
-    rows: list[dict[str, Any]] = []
-    cases: list[dict[str, Any]] = []
-    notes = list(splits.notes)
-    for cell in cells:
-        folder = Path("cells") / cell.key
-        if not (out / folder / RESULT).exists():
-            continue
-        result = read_json(out / folder / RESULT)
-        about = cell_fields(cell) | {"n_labelled": len(result["subjects"]["train"])}
-        pictures = str(folder / "pictures.npz")
-        rows += [{**about, **row, "pictures": pictures} for row in result["rows"]]
-        cases += [{**about, **case} for case in result["cases"]]
-        notes += result["notes"]
-    if not rows:
-        first = next(iter(failed.items()), ("", "no cell was run"))
-        raise TrainingError(f"nothing to report: {first[0]}: {first[1]}")
-    notes += [f"{name} was not run: {error}" for name, error in failed.items()]
-    write_jsonl(out / RESULTS, rows)
-    write_jsonl(out / CASES, cases)
-    write_json(out / PRETRAINING, pretraining_rows(config, out))
-    write_json(out / STUDY, about_study(config, corpus, splits, list(dict.fromkeys(notes))))
-
-
-def cell_fields(cell: Cell) -> dict[str, Any]:
-    """A cell's settings as columns of its rows."""
-    return {
-        "arm": cell.arm,
-        "variant": cell.variant.name,
-        "head": cell.head,
-        "labels": cell.labels,
-        "seed": cell.seed,
-        "lr": cell.lr,
-        "encoder_lr_scale": cell.encoder_lr_scale,
-        "tuning": cell.tuning,
-    }
-
-
-def pretraining_rows(config: CompareConfig, out: Path) -> list[dict[str, Any]]:
-    """One entry per finished pretraining, and per arm given by path."""
-    rows = [
-        pretraining_row(wanted, out)
-        for wanted in pretrainings(config)
-        if (out / "pretrain" / wanted.key / "pretext.json").exists()
-    ]
-    given = {arm: given_path(config, arm) for arm in arm_names(config)}
-    return rows + [external_row(arm, Path(path)) for arm, path in given.items() if path]
-
-
-def about_study(
-    config: CompareConfig, corpus: Corpus, splits: Splits, notes: list[str]
-) -> dict[str, Any]:
-    """study.json: what was asked for, on what data, on which machine."""
-    machine = environment.machine()
-    devices = [row["name"] for row in environment.devices()]
-    line = ", ".join(devices) or f"{machine['processor']}, {machine['cores']} cores"
-    subjects = {record.subject for record in corpus.records}
-    return {
-        "name": config.name,
-        "version": version("mim3d"),
-        "date": datetime.now(UTC).strftime("%Y-%m-%d"),
-        "synthetic": config.synthetic,
-        "metric": "balanced accuracy" if config.heads == ("classify",) else "Dice",
-        "arms": arm_names(config),
-        "batch": config.finetune.batch,
-        "crop_size": config.vit.crop_size,
-        "corpus": f"{len(corpus.records)} volumes of {len(subjects)} subjects",
-        "machine": {**machine, **environment.torch_build(), **environment.versions()},
-        "machine_line": line,
-        "settings": {
-            "smoothing": config.smoothing,
-            "targets": config.targets,
-            "primary": config.primary,
-            "tasks": config.tasks,
-        },
-        "ablation": config.ablation,
-        "ablation_axes": config.ablation_axes,
-        "variants": {
-            variant.of(arm).name: study_settings(config, variant.of(arm))
-            for variant, arm in product(config.variants, arm_names(config))
-        },
-        "splits": {
-            name: getattr(splits, name)
-            for name in ("train", "validation", "test", "pretrain", "left_out")
-        },
-        "config": plain(config),
-        "notes": notes,
-    }
-
-
-def study_settings(config: CompareConfig, variant: Any) -> dict[str, Any]:
-    """A variant's settings with the study's own where it leaves them."""
-    own = {
-        "mask_ratio": config.pretrain.mae.mask_ratio,
-        "patch": config.vit.patch_size[0],
-        "crop": config.vit.crop_size[0],
-        "decoder_depth": config.pretrain.mae.decoder_depth,
-        "decoder_width": config.pretrain.mae.decoder_width,
-        "temperature": config.pretrain.simclr.temperature,
-    }
-    return own | variant.settings

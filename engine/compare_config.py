@@ -2,6 +2,8 @@
 
 import dataclasses
 import json
+import re
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import product
 from typing import Annotated, Any, Literal
@@ -156,7 +158,7 @@ class CompareConfig:
     """scratch, simclr, mae, simmim, and NAME=PATH for any encoder or finished run."""
     seeds: tuple[int, ...] = (0, 1, 2, 3, 4)
     heads: tuple[Head, ...] = ("unetr",)
-    """Decoders: unetr, tokens (no skip from the raw image), linear; or classify."""
+    """Decoders: unetr, tokens (no skip from the raw image), linear; or classify alone."""
     labels: tuple[float, ...] = (1.0,)
     """Labelled subjects to train on: shares up to 1, or numbers."""
     matching: tuple[Matching, ...] = ("crops",)
@@ -188,10 +190,13 @@ class CompareConfig:
         for what, values in (("arms", self.arms), ("seeds", self.seeds), ("heads", self.heads)):
             if not values or len(set(values)) < len(values):
                 raise ConfigError(f"{what} {values} must name at least one, each once")
-        unknown = [a for a in self.arms if a not in {"scratch", *METHODS} and "=" not in a]
-        if unknown:
+        check_arms(self.arms)
+        segmenting = [head for head in self.heads if head != "classify"]
+        if segmenting and len(segmenting) < len(self.heads):
             raise ConfigError(
-                f"arms {unknown} are none of scratch, {', '.join(METHODS)} or NAME=PATH"
+                f"heads {self.heads} mix classify with {', '.join(segmenting)}: the classes of "
+                "data.targets and the label volumes deal different subjects and give different "
+                "scores, so make two studies, each with an --out of its own"
             )
         if self.swin is not None and ("mae" in self.arms or "linear" in self.heads):
             raise ConfigError(
@@ -208,6 +213,30 @@ class CompareConfig:
             raise ConfigError(f"primary {self.primary} must be one of targets {self.targets}")
         if self.smoothing < 1 or self.smoothing % 2 == 0:
             raise ConfigError(f"smoothing {self.smoothing} must be odd")
+
+
+def check_arms(arms: Sequence[str]) -> None:
+    """ConfigError where a name is unknown, empty, taken twice, or kept for the study's own arms."""
+    unknown = [arm for arm in arms if arm not in {"scratch", *METHODS} and "=" not in arm]
+    if unknown:
+        raise ConfigError(f"arms {unknown} are none of scratch, {', '.join(METHODS)} or NAME=PATH")
+    taken: dict[str, str] = {}
+    for arm in arms:
+        name, given, path = arm.partition("=")
+        if given and (not re.search(r"\w", name) or not path):
+            raise ConfigError(f"arms: {arm!r} must be NAME=PATH, with both a name and a path")
+        if given and (name == "scratch" or name.endswith("-flops")):
+            raise ConfigError(
+                f"arms: {arm!r} takes a name that is kept (scratch has no pretraining, NAME-flops "
+                "is of matching flops): give the encoder another name"
+            )
+        folder = re.sub(r"[^A-Za-z0-9.]+", "-", name)
+        if folder in taken:
+            raise ConfigError(
+                f"arms: {taken[folder]!r} and {arm!r} are both called {folder}: give the encoder "
+                f"another name, such as given-{folder}={path or 'PATH'}"
+            )
+        taken[folder] = arm
 
 
 def plain(config: CompareConfig) -> dict[str, Any]:

@@ -37,10 +37,15 @@ class Curve:
 
 @dataclass(frozen=True)
 class Reach:
-    """What one run spent to a target, or, where `reached` is False, at least spent without it."""
+    """What one run spent to a target.
+
+    `reached` False: it spent at least `cost` without reaching it (right-censored). `early` True:
+    it was there by the first evaluation after step 0 and spent at most `cost` (left-censored).
+    """
 
     cost: float
     reached: bool
+    early: bool = False
 
 
 def smooth(curve: Curve, window: int = 3) -> Curve:
@@ -58,24 +63,31 @@ def smooth(curve: Curve, window: int = 3) -> Curve:
 def steps_to(curve: Curve, target: float) -> Reach:
     """First step at which the curve is at `target`, linear between evaluations.
 
-    No crossing counts before the first evaluation after step 0: the grid tells nothing finer,
-    and a cost near 0 would make any ratio.
+    A crossing before the first evaluation after step 0 is `early`: the grid tells nothing finer,
+    so its cost is that evaluation's step, an upper bound.
     """
     finest = next((step for step in curve.steps if step > 0), curve.steps[0])
     for index, (step, value) in enumerate(zip(curve.steps, curve.values, strict=True)):
         if value < target:
             continue
         if index == 0:
-            return Reach(finest, reached=True)
+            return Reach(finest, reached=True, early=True)
         before_step, before = curve.steps[index - 1], curve.values[index - 1]
         share = (target - before) / (value - before)
-        return Reach(max(before_step + share * (step - before_step), finest), reached=True)
+        crossing = before_step + share * (step - before_step)
+        return Reach(max(crossing, finest), reached=True, early=crossing < finest)
     return Reach(curve.budget, reached=False)
 
 
 def best(curve: Curve) -> float:
     """Highest value of the curve."""
     return max(curve.values)
+
+
+def best_trained(curve: Curve) -> float:
+    """Highest value after step 0, where training has changed something; the value if one only."""
+    trained = [v for step, v in zip(curve.steps, curve.values, strict=True) if step > 0]
+    return max(trained or curve.values)
 
 
 def area_under(curve: Curve) -> float:

@@ -32,6 +32,8 @@ from mim3d.engine.task import Task
 
 CONFIG, STATE, RESULT, PICTURES = "config.json", "state.pt", "result.json", "pictures.npz"
 MODEL, SPLITS = "model.pt", ("train", "validation", "test")
+DIVERGED = "the loss is"
+"""How the error of a run begins whose loss ceased to be finite."""
 Told = Callable[[int, str], None]
 """Called with steps just done and a status line."""
 
@@ -153,7 +155,7 @@ class Session:
         self.optimiser.step()
         value = loss.item()
         if not math.isfinite(value):
-            raise TrainingError(f"the loss is {value} at step {self.step}: lower schedule.lr")
+            raise TrainingError(f"{DIVERGED} {value} at step {self.step}: lower schedule.lr")
         self.losses.append(value)
         self.step += 1
         self.seconds += time.perf_counter() - began
@@ -187,9 +189,17 @@ class Session:
             self.cases,
             self.step_flops,
             self.seconds,
-            notes=[*self.splits.notes, *self.task.notes(self.splits.train)],
+            notes=self.notes(),
             subjects={name: list(getattr(self.splits, name)) for name in SPLITS},
         )
+
+    def notes(self) -> list[str]:
+        """What a reader must know of the subjects: who is left out, which classes a split lacks."""
+        found = [*self.splits.notes, *self.task.notes(self.splits.train, "training")]
+        for split in ("validation", "test"):
+            if subjects := getattr(self.splits, split):
+                found += self.task.notes(subjects, split)
+        return found
 
     def save(self, file: Path) -> None:
         """Write everything a resumed run needs, whole or not at all."""

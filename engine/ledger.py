@@ -3,11 +3,10 @@
 Each is kept in optimiser steps, FLOPs and seconds. Evaluation and compile time are left out.
 """
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 
 from mim3d.engine.curves import Reach
-from mim3d.engine.speedup import PairedRatio, paired_ratio
 
 UNITS = ("steps", "flops", "seconds")
 LEDGERS = ("fine-tuning", "with pretraining", "amortised")
@@ -40,9 +39,12 @@ class Cost:
 
 @dataclass(frozen=True)
 class Spending:
-    """One arm: its pretraining (zero for scratch), and by seed the cost of a fine-tuning step."""
+    """One arm by seed: its pretraining and the cost of a fine-tuning step.
 
-    pretraining: Cost
+    `pretraining` has a zero cost for scratch, and no entry where what it cost is not known.
+    """
+
+    pretraining: Mapping[int, Cost]
     step: Mapping[int, Cost]
 
 
@@ -51,21 +53,17 @@ def totals(
 ) -> dict[int, Reach]:
     """By seed, what reaching the target cost in `unit` by the rules of `ledger`.
 
-    Formula: pretraining * share + step * steps, with share 0, 1 or 1 / tasks.
+    Formula: pretraining * share + step * steps, with share 0, 1 or 1 / tasks. Seeds whose cost is
+    not known are left out.
     """
     if ledger not in LEDGERS:
         raise ValueError(f"ledger must be one of {LEDGERS}, got {ledger!r}")
     share = {"fine-tuning": 0.0, "with pretraining": 1.0, "amortised": 1.0 / tasks}[ledger]
-    fixed = share * spending.pretraining.of(unit)
+    fixed = {seed: share * spending.pretraining[seed].of(unit) for seed in spending.pretraining}
+    if share == 0.0:
+        fixed = dict.fromkeys(reaches, 0.0)
     return {
-        seed: Reach(fixed + reach.cost * spending.step[seed].of(unit), reach.reached)
+        seed: replace(reach, cost=fixed[seed] + reach.cost * spending.step[seed].of(unit))
         for seed, reach in reaches.items()
+        if seed in fixed and seed in spending.step
     }
-
-
-def ledger_ratio(
-    first: Mapping[int, Reach], second: Mapping[int, Reach], seeds: Sequence[int] | None = None
-) -> PairedRatio:
-    """Paired ratio of two arms' totals over the seeds both have."""
-    shared = sorted(first.keys() & second.keys()) if seeds is None else list(seeds)
-    return paired_ratio([first[seed] for seed in shared], [second[seed] for seed in shared])

@@ -1,19 +1,28 @@
 """The study's report: one HTML file that needs nothing else, built from results alone."""
 
-import base64
-import json
 from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-from mim3d.engine.ablation_charts import ablation_charts
+from mim3d.engine.ablation import Ablation, ablation_statement, ablation_table, read_ablation
+from mim3d.engine.ablation_charts import ablation_charts, scale_in_words
+from mim3d.engine.ablation_curves import curves_charts, pretext_charts
+from mim3d.engine.errors import ConfigError
 from mim3d.engine.json_file import write_text
 from mim3d.engine.report_charts import curves_chart, pretext_chart, ratios_chart, reaches_chart
+from mim3d.engine.report_figures import ablation_figures, group_figures, pretraining_figures
+from mim3d.engine.report_pictures import (
+    Picture,
+    ablation_segmentations,
+    reconstructions,
+    segmentations,
+)
 from mim3d.engine.report_rates import rates_table
+from mim3d.engine.report_run import facts, flat, gates, leak_limits, leaks, subjects_in_words
+from mim3d.engine.report_scores import final_table
 from mim3d.engine.report_tables import (
     Table,
-    classes_table,
     ledger_table,
     overview_table,
     pretraining_table,
@@ -22,22 +31,20 @@ from mim3d.engine.report_tables import (
     throughput_table,
 )
 from mim3d.engine.speedup import CLAIM_PAIRS, MIN_PAIRS
-from mim3d.engine.study_pictures import draw_segmentations, load_slices
-from mim3d.engine.study_plots import Chart
+from mim3d.engine.study_plots import Chart, deal_colours
 from mim3d.engine.study_results import SCRATCH, Study
 from mim3d.engine.study_summary import GroupSummary, summarise
-from mim3d.engine.verdict import arm_name, gate_statements, headline, secondary_statements
+from mim3d.engine.verdict import (
+    Statement,
+    arm_name,
+    fixed_beforehand,
+    headline,
+    lost_statement,
+    primary_share,
+    secondary_statements,
+)
 
 REPORT, FIGURES = "report.html", "figures"
-
-
-@dataclass(frozen=True)
-class Picture:
-    """A PNG inside the page."""
-
-    title: str
-    data: str
-    caption: str = ""
 
 
 @dataclass(frozen=True)
@@ -50,9 +57,26 @@ class Section:
     pictures: tuple[Picture, ...]
 
 
+@dataclass(frozen=True)
+class AblationSection:
+    """Charts, small multiples, table and pictures of an ablation, and how to read the colours."""
+
+    title: str
+    charts: tuple[Chart, ...]
+    curves: tuple[Chart, ...]
+    table: Table
+    pictures: tuple[Picture, ...]
+    note: str
+
+
 def build_report(folder: Path) -> Path:
     """Write report.html and its PNGs from the results in `folder`."""
     study = Study.load(folder)
+    if not study.scored:
+        raise ConfigError(
+            f"{folder} holds no scored run yet, only {len(study.rows)} evaluations of runs that "
+            "tune the learning rate: let the same command go on without --report"
+        )
     groups = summarise(study)
     page = render(study, groups, folder / FIGURES)
     report = folder / REPORT
@@ -67,114 +91,99 @@ def render(study: Study, groups: list[GroupSummary], figures: Path) -> str:
     templates = files("mim3d.engine") / "templates"
     environment = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
     template = environment.from_string((templates / "report.html.j2").read_text("utf-8"))
-    chart = pretext_chart(study.pretraining, figures)
+    deal_colours(study.about.get("arms", []))
+    ablation = read_ablation(study, groups)
+    shown = shown_groups(groups, ablation)
     return template.render(
         css=(templates / "report.css").read_text("utf-8"),
         about=study.about,
-        headline=headline(study, groups),
-        gates=gate_statements(study),
-        findings=secondary_statements(study, groups),
+        leaks=leaks(study),
+        headline=first_statement(study, groups, ablation),
+        gates=gates(study),
+        findings=further_statements(study, groups, ablation),
         facts=facts(study, groups),
-        sections=[section(study, g, i, figures) for i, g in enumerate(shown_groups(groups))],
-        ablations=ablation_charts(study, groups, figures),
-        pretext=chart,
+        sections=[section(study, g, i, figures) for i, g in enumerate(shown)],
+        ablation=ablation_section(study, ablation, figures, bool(shown)) if ablation else None,
+        pretext=pretext_figures(study, ablation, figures),
         pretraining=pretraining_table(study),
-        reconstructions=reconstructions(study),
+        reconstructions=reconstructions(study, figures),
         overview=overview_table(study, groups),
         rates=rates_table(study),
         throughput=throughput_table(study, groups),
         limits=limits(study, groups),
-        configuration=json.dumps(study.about.get("config", {}), indent=1),
+        configuration=flat(study.about.get("config", {})),
         machine=study.about.get("machine", {}),
-        splits=study.about.get("splits", {}),
+        splits={
+            name: (len(names), subjects_in_words(names))
+            for name, names in study.about.get("splits", {}).items()
+        },
         notes=study.about.get("notes", []),
     )
 
 
-def shown_groups(groups: list[GroupSummary]) -> list[GroupSummary]:
-    """Groups with a section of their own: variants of an ablation share its charts instead."""
-    whole = [group for group in groups if not group.group.variant]
-    return whole or groups[:1]
+def first_statement(
+    study: Study, groups: list[GroupSummary], ablation: Ablation | None
+) -> Statement:
+    """The headline: of an ablation what its settings gave, else who converged faster."""
+    return ablation_statement(study, ablation) if ablation else headline(study, groups)
 
 
-def facts(study: Study, groups: list[GroupSummary]) -> list[tuple[str, str]]:
-    """The strip below the headline: what was run, in numbers."""
-    rows = study.scored
-    seeds = sorted({row["seed"] for row in rows})
-    arms = list(dict.fromkeys(arm for group in groups for arm in study.arms(group.group)))
-    crops = [p["crops"] for p in study.pretraining if p["crops"]]
-    last = max(row["step"] for row in rows)
-    found = [
-        ("corpus", study.about.get("corpus", "")),
-        ("arms", ", ".join(map(arm_name, arms))),
-        ("seeds", ", ".join(map(str, seeds))),
-        (
-            "fine-tuning",
-            f"{last:,} steps × {study.about['batch']} crops",
-        ),
-    ]
-    if crops:
-        shown = f"{min(crops):,}" if min(crops) == max(crops) else f"{min(crops):,}–{max(crops):,}"
-        found.append(("pretraining", f"{shown} crops per arm"))
-    found.append(("machine", str(study.about.get("machine_line", ""))))
-    return found
+def further_statements(
+    study: Study, groups: list[GroupSummary], ablation: Ablation | None
+) -> list[Statement]:
+    """What else was found; of an ablation only what is missing, for its settings have a table."""
+    if ablation is None:
+        return secondary_statements(study, groups)
+    lost = (lost_statement(group, arm) for group in groups for arm in group.arms)
+    return [statement for statement in lost if statement is not None]
+
+
+def shown_groups(groups: list[GroupSummary], ablation: Ablation | None) -> list[GroupSummary]:
+    """Groups with a section of their own: of an ablation those in which arms are compared."""
+    if ablation is None:
+        return groups
+    return [group for group in groups if group.comparisons]
+
+
+def ablation_section(
+    study: Study, ablation: Ablation, figures: Path, others: bool
+) -> AblationSection:
+    """Everything about an ablation; pictures only where no group's section has them (`others`)."""
+    metric = str(study.about.get("metric", "Dice"))
+    return AblationSection(
+        f"Ablation: {study.about.get('ablation', '')}",
+        tuple(ablation_charts(study, ablation, figures)),
+        tuple(curves_charts(study, ablation, figures)),
+        ablation_table(ablation, metric),
+        () if others else tuple(ablation_segmentations(study, ablation, figures)),
+        scale_in_words(ablation, metric),
+    )
+
+
+def pretext_figures(study: Study, ablation: Ablation | None, figures: Path) -> list[Chart]:
+    """Curves of the pretext losses: small multiples where settings have their own."""
+    multiples = pretext_charts(study, ablation, figures) if ablation else []
+    shared = pretext_chart(study.pretraining, figures) if not multiples else None
+    return multiples or ([shared] if shared else [])
 
 
 def section(study: Study, group: GroupSummary, index: int, figures: Path) -> Section:
     """Everything about one group."""
-    charts = [curves_chart(study, group, index, figures)]
-    charts.append(reaches_chart(study, group, index, figures))
-    ratios = ratios_chart(study, group, index, figures)
+    drawn = (
+        curves_chart(study, group, index, figures),
+        reaches_chart(study, group, index, figures),
+        ratios_chart(study, group, index, figures),
+    )
     tables = [reaches_table(group)]
     if group.comparisons:
         tables += [speedup_table(group), ledger_table(study, group)]
-    by_class = classes_table(study, group)
+    scores = final_table(study, group)
     return Section(
         group.group.title,
-        tuple(charts) + ((ratios,) if ratios else ()),
-        (*tables, by_class) if by_class else tuple(tables),
+        tuple(chart for chart in drawn if chart is not None),
+        (*tables, scores) if scores else tuple(tables),
         tuple(segmentations(study, group, index, figures)),
     )
-
-
-def segmentations(study: Study, group: GroupSummary, index: int, figures: Path) -> list[Picture]:
-    """The first seed's predictions of every arm beside the truth."""
-    arms = {}
-    for arm in group.arms:
-        rows = study.select(group.group, arm.arm, "validation")
-        paths = [study.folder / row["pictures"] for row in rows if row.get("pictures")]
-        if paths and paths[0].exists():
-            arms[arm.arm] = load_slices(paths[0])
-    if not arms:
-        return []
-    file = figures / f"segmentations-{index}.png"
-    draw_segmentations(file, arms, {arm: arm_name(arm) for arm in arms})
-    return [embedded(file, "Validation cases, first seed, last step")]
-
-
-def reconstructions(study: Study) -> list[Picture]:
-    """What each masked model painted, one picture per arm."""
-    found = []
-    for pretraining in study.pretraining:
-        name = pretraining.get("picture")
-        if name and (study.folder / name).exists() and pretraining.get("seed") in (None, 0):
-            title = " ".join(
-                filter(None, [arm_name(pretraining["arm"]), pretraining.get("variant")])
-            )
-            caption = "Crops of the pretraining set: input, masked input, reconstruction."
-            if pretraining.get("normalised"):
-                caption += (
-                    " The model predicts patches of zero mean and unit deviation; each is given "
-                    "its true mean and deviation back, as in MAE's own pictures."
-                )
-            found.append(embedded(study.folder / name, title, caption))
-    return found
-
-
-def embedded(file: Path, title: str, caption: str = "") -> Picture:
-    """A PNG as a data URI."""
-    data = base64.b64encode(file.read_bytes()).decode()
-    return Picture(title, f"data:image/png;base64,{data}", caption)
 
 
 def limits(study: Study, groups: list[GroupSummary]) -> list[str]:
@@ -189,7 +198,8 @@ def limits(study: Study, groups: list[GroupSummary]) -> list[str]:
         )
     elif seeds < CLAIM_PAIRS:
         found.append(
-            f"{seeds} seeds: bootstrap intervals of fewer than {CLAIM_PAIRS} pairs are too narrow."
+            f"{seeds} seeds: a claim would want {CLAIM_PAIRS}. Of so few pairs t intervals lean on "
+            "logarithms of ratios being about normal, and bootstrap intervals are too narrow."
         )
     if all(p.get("seed") is None for p in study.pretraining) and study.pretraining:
         found.append(
@@ -198,51 +208,39 @@ def limits(study: Study, groups: list[GroupSummary]) -> list[str]:
     unknown = [arm_name(p["arm"]) for p in study.pretraining if not p["crops"]]
     if unknown:
         found.append(
-            f"What the pretraining of {', '.join(unknown)} cost and learned is not known: its "
-            "ledgers count fine-tuning alone."
+            f"What the pretraining of {', '.join(unknown)} cost and learned is not known: "
+            "ledgers with pretraining are a dash."
         )
-    if not any(arm.arm == SCRATCH for group in groups for arm in group.arms):
+    scratch = any(arm.arm == SCRATCH for group in groups for arm in group.arms)
+    if not scratch and not study.about.get("ablation"):
         found.append("No scratch arm was run: targets are shares of the first arm's best score.")
-    found.append(
-        "Only the headline comparison at the primary target was fixed beforehand; all other "
-        "ratios and p values are exploratory and not corrected for their number."
-    )
+    found.append(fixed_beforehand(study))
+    found.append(validation_limit(study))
+    found += leak_limits(study)
     found.append("One corpus, one encoder size: other data and models may answer otherwise.")
     return found
+
+
+def validation_limit(study: Study) -> str:
+    """What the validation subjects were used for, besides being scored."""
+    tuned = any(row.get("tuning") for row in study.rows)
+    chose = "chose the learning rates and also " if tuned else ""
+    told = f"The validation subjects {chose}make the curves that speed-ups are read off"
+    if any(row["split"] == "test" for row in study.scored):
+        return f"{told}; final scores are of test subjects, which nothing was chosen by."
+    return f"{told}, and the final scores too: no test subjects were scored."
 
 
 def figures_of(report: Path) -> dict[str, Any]:
     """The report's main numbers, for --json."""
     study = Study.load(report.parent)
     groups = summarise(study)
-    return {
+    ablation = read_ablation(study, groups)
+    found = {
         "report": str(report),
-        "headline": headline(study, groups).whole,
+        "headline": first_statement(study, groups, ablation).whole,
+        "primary": primary_share(study),
         "groups": {g.group.title: group_figures(g) for g in groups},
-        "pretraining": [
-            {key: p.get(key) for key in ("arm", "variant", "loss", "floor", "trained", "crops")}
-            for p in study.pretraining
-        ],
+        "pretraining": pretraining_figures(study),
     }
-
-
-def group_figures(group: GroupSummary) -> dict[str, Any]:
-    """Ratios and final scores of one group."""
-    return {
-        "targets": {str(target.share): target.score for target in group.targets},
-        "final": {arm.arm: dict(arm.final) for arm in group.arms},
-        "speedup": {
-            f"{c.first}/{c.second}": {
-                str(share): {
-                    "ratio": found.ratio,
-                    "bound": found.bound,
-                    "low": found.low,
-                    "high": found.high,
-                    "pairs": found.pairs,
-                    "complete": found.complete,
-                }
-                for share, found in c.at.items()
-            }
-            for c in group.comparisons
-        },
-    }
+    return found | ({"ablation": ablation_figures(ablation)} if ablation else {})

@@ -5,7 +5,7 @@ from typing import Any
 
 from mim3d.engine.curves import Curve, area_under
 from mim3d.engine.report_tables import Table
-from mim3d.engine.study_results import Study
+from mim3d.engine.study_results import Study, labels_in_words
 from mim3d.engine.verdict import arm_name
 
 Rates = tuple[float, float]
@@ -18,11 +18,15 @@ def rates_table(study: Study) -> Table | None:
     if not areas:
         return None
     grid = sorted({rates for by_rates in areas.values() for rates in by_rates})
+    chosen = {
+        key: max(by_rates, key=lambda rates: by_rates[rates]) for key, by_rates in areas.items()
+    }
     rows = []
     for (head, arm), by_rates in areas.items():
-        best = max(by_rates, key=lambda rates: by_rates[rates])
         cells = [
-            "–" if rates not in by_rates else f"{by_rates[rates]:.3f}" + " ●" * (rates == best)
+            "–"
+            if rates not in by_rates
+            else f"{by_rates[rates]:.3f}" + " ●" * (rates == chosen[head, arm])
             for rates in grid
         ]
         rows.append((f"{arm_name(arm)}, {head} decoder", *cells))
@@ -32,7 +36,47 @@ def rates_table(study: Study) -> Table | None:
         "Area under the validation curve by learning rate and the encoder's share of it, mean of "
         f"tuning seeds {', '.join(map(str, seeds))}, which are not scored; ● was taken."
     )
-    return Table("The same grid of rates for every arm", header, tuple(rows), note)
+    doubts = [*edge_notes(grid, list(chosen.values())), *tuning_notes(study, seeds)]
+    return Table(
+        "The same grid of rates for every arm", header, tuple(rows), " ".join([note, *doubts])
+    )
+
+
+def edge_notes(grid: Sequence[Rates], chosen: Sequence[Rates]) -> list[str]:
+    """Where the choice lies at an end of the grid, beyond which a better rate may lie."""
+    found = []
+    for axis, what in enumerate(("learning rate", "share of the encoder")):
+        values = [rates[axis] for rates in grid]
+        if min(values) == max(values):
+            continue
+        for end, word in ((max(values), "largest"), (min(values), "smallest")):
+            hits = sum(rates[axis] == end for rates in chosen)
+            if hits:
+                found.append(f"the {word} {what} ({end:g}) in {hits} of {len(chosen)} rows")
+    if not found:
+        return []
+    return [f"Taken at the edge of the grid: {'; '.join(found)}. Rates beyond it might do better."]
+
+
+def tuning_notes(study: Study, seeds: Sequence[int]) -> list[str]:
+    """What one tuning seed, and rates tuned with one number of labels, cannot show."""
+    found = []
+    if len(seeds) == 1:
+        found.append("One tuning seed: a choice between close rates is one of chance.")
+    tuned = {row["labels"] for row in study.rows if row.get("tuning")}
+    scored = dict.fromkeys(row["labels"] for row in study.scored)
+    reused = [in_words(labels) for labels in scored if labels not in tuned]
+    if reused:
+        found.append(
+            f"Tuned with {', '.join(map(in_words, sorted(tuned)))}; the same rates serve "
+            f"{', '.join(reused)}, which may want others."
+        )
+    return found
+
+
+def in_words(labels: float) -> str:
+    """`all labels`, `8 labelled subjects`."""
+    return "all labels" if labels == 1 else labels_in_words(labels)
 
 
 def tuned_areas(study: Study) -> dict[tuple[str, str], dict[Rates, float]]:

@@ -126,19 +126,27 @@ class SegmentationTask:
         with file.open("wb") as stream:
             np.savez_compressed(stream, allow_pickle=False, **slices)
 
-    def notes(self, subjects: Sequence[str]) -> list[str]:
-        """What a reader must know of these training subjects: classes they lack."""
-        present: set[int] = set()
-        for record in records_of(self.corpus.records, subjects):
-            for label in record.labels:
-                if label.name == self.config.label:
-                    present |= {k for k, voxels in label.classes.items() if voxels}
-        absent = sorted(set(range(1, self.classes)) - present)
-        return [
-            f"class {k} does not occur in the {len(subjects)} training subjects: its Dice says "
-            "nothing about the encoder"
-            for k in absent
-        ]
+    def notes(self, subjects: Sequence[str], split: str = "training") -> list[str]:
+        """What a reader must know of the subjects of a split: classes they lack."""
+        return absent_classes(self.corpus.records, self.config.label, subjects, split)
+
+
+def absent_classes(
+    records: Sequence[VolumeRecord], label: str, subjects: Sequence[str], split: str
+) -> list[str]:
+    """A remark for each class of a label that no labelled voxel of a split's subjects has."""
+    present: set[int] = set()
+    for record in records_of(records, subjects):
+        for found in record.labels:
+            if found.name == label:
+                present |= {k for k, voxels in found.classes.items() if voxels}
+    what = {"training": "its Dice says nothing about the encoder"}.get(
+        split, "it has no score there but 0 where it is predicted"
+    )
+    return [
+        f"class {k} does not occur in the {len(subjects)} {split} subjects: {what}"
+        for k in sorted(set(range(1, n_classes(records, label))) - present)
+    ]
 
 
 def n_classes(records: Sequence[VolumeRecord], label: str) -> int:

@@ -106,12 +106,16 @@ def make_splits(
     validation = tuple(sorted(dealt["validation"] - left_out))
     test = tuple(sorted(dealt["test"] - left_out))
     if not train or not validation:
+        what, more = f"label {label!r}", "convert more labelled volumes"
+        if targets is not None:
+            what, more = "a target", f"name more of the corpus's {len(kept_together)} in targets"
         raise ConfigError(
-            f"{len(labelled)} subjects with label {label!r} give {len(train)} to train and "
-            f"{len(validation)} to validate: convert more labelled volumes or change --split"
+            f"{len(labelled)} subjects with {what} give {len(train)} to train and "
+            f"{len(validation)} to validate: {more} or change --split"
         )
     pretrain = tuple(sorted(set(train) | (unlabelled - left_out)))
-    notes = _notes(labelled, unlabelled, left_out, label)
+    what = f"label {label!r}" if targets is None else "target"
+    notes = _notes(labelled, unlabelled, left_out, what) + _foreign_note(targets, kept_together)
     return Splits(train, validation, test, pretrain, tuple(sorted(left_out)), notes)
 
 
@@ -182,13 +186,13 @@ def _adjacent(dealt: dict[str, set[str]], unlabelled: Iterable[str]) -> set[str]
 
 
 def _notes(
-    labelled: set[str], unlabelled: Iterable[str], left_out: set[str], label: str
+    labelled: set[str], unlabelled: Iterable[str], left_out: set[str], what: str
 ) -> tuple[str, ...]:
     notes = []
     n_unlabelled = len(set(unlabelled))
     if n_unlabelled:
         notes.append(
-            f"{n_unlabelled} of {n_unlabelled + len(labelled)} subjects have no label {label!r}: "
+            f"{n_unlabelled} of {n_unlabelled + len(labelled)} subjects have no {what}: "
             "they can pretrain but are not fine-tuned on or scored"
         )
     if left_out:
@@ -196,3 +200,13 @@ def _notes(
             f"{len(left_out)} subjects are left out because they stand next to a held-out one"
         )
     return tuple(notes)
+
+
+def _foreign_note(targets: Collection[str] | None, known: Collection[str]) -> tuple[str, ...]:
+    foreign = sorted(set(targets or ()) - set(known))
+    if not foreign:
+        return ()
+    return (
+        f"{len(foreign)} of {len(targets or ())} subjects with a target are not in the corpus: "
+        f"{', '.join(foreign[:3])}{' and so on' if len(foreign) > 3 else ''}",
+    )

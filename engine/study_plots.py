@@ -5,6 +5,7 @@ the page from light to dark.
 """
 
 import io
+import math
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -25,9 +26,18 @@ ARMS = {
     "simmim": "#1b8a5a",
     "other1": "#8a4bbf",
     "other2": "#b03a6f",
+    "other3": "#0f7f8c",
+    "other4": "#8a6d00",
+    "other5": "#5a54d6",
+    "other6": "#6b4a2f",
 }
+N_OTHERS = sum(name.startswith("other") for name in ARMS)
 LIGHT = {**INKS, **ARMS}
 STAND_IN = {name: f"#0a0b{index + 16:02x}" for index, name in enumerate(LIGHT)}
+
+BOUND_MARKS = {"at least": "^", "at most": "v"}
+SEED_SPREAD = 0.25
+"""Height that the seeds of one arm are spread over: marks at the same step stay apart."""
 
 Palette = Mapping[str, str]
 Draw = Callable[["Figure", Palette], None]
@@ -79,12 +89,26 @@ def inline_svg(text: str, alt: str, name: str) -> str:
     return text.replace("<svg", f'<svg role="img" aria-label="{alt}"', 1)
 
 
-def arm_colour(arm: str, palette: Palette) -> str:
-    """Colour of an arm by its method; others take turns by name."""
+DEALT: dict[str, str] = {}
+"""Colour names of arms given by path, as `deal_colours` dealt them last."""
+
+
+def deal_colours(arms: Sequence[str]) -> None:
+    """Give arms of no known method a colour each, in their order: called when a report begins."""
+    others = [arm for arm in arms if method_colour(arm) is None]
+    DEALT.clear()
+    DEALT.update({arm: f"other{1 + turn % N_OTHERS}" for turn, arm in enumerate(others)})
+
+
+def method_colour(arm: str) -> str | None:
+    """Colour name of an arm's method, None where its name tells none."""
     method = arm.split("-", 1)[0]
-    if method in palette:
-        return palette[method]
-    return palette[f"other{1 + sum(map(ord, arm)) % 2}"]
+    return method if method in ARMS and not method.startswith("other") else None
+
+
+def arm_colour(arm: str, palette: Palette) -> str:
+    """Colour of an arm by its method; others take those that `deal_colours` gave them."""
+    return palette[method_colour(arm) or DEALT.get(arm, "other1")]
 
 
 def arm_dash(arm: str) -> str:
@@ -111,14 +135,8 @@ def legend(axes: "Axes", palette: Palette) -> None:
     axes.legend(loc="lower right", frameon=False, fontsize=8.5, labelcolor=palette["ink"])
 
 
-def draw_curves(
-    axes: "Axes",
-    palette: Palette,
-    curves: Mapping[str, Mapping[int, Curve]],
-    names: Callable[[str], str],
-    targets: Sequence[tuple[str, float]],
-) -> None:
-    """Score against steps: each arm's mean, its range over seeds, each seed as a thin line."""
+def draw_targets(axes: "Axes", palette: Palette, targets: Sequence[tuple[str, float]]) -> None:
+    """A dotted line at each target score, with its name."""
     for label, score in targets:
         axes.axhline(score, color=palette["muted"], linewidth=0.8, linestyle=(0, (1, 3)))
         axes.annotate(
@@ -130,6 +148,23 @@ def draw_curves(
             fontsize=7.5,
             color=palette["muted"],
         )
+
+
+def draw_means(axes: "Axes", palette: Palette, curves: Mapping[str, Mapping[int, Curve]]) -> None:
+    """Each arm's mean over seeds alone, to compare another with."""
+    for arm, by_seed in curves.items():
+        found: Band = band(list(by_seed.values()))
+        colour = arm_colour(arm, palette)
+        axes.plot(found.steps, found.mean, arm_dash(arm), color=colour, linewidth=1.0)
+
+
+def draw_curves(
+    axes: "Axes",
+    palette: Palette,
+    curves: Mapping[str, Mapping[int, Curve]],
+    names: Callable[[str], str],
+) -> None:
+    """Score against steps: each arm's mean, its range over seeds, each seed as a thin line."""
     for arm, by_seed in curves.items():
         colour = arm_colour(arm, palette)
         found: Band = band(list(by_seed.values()))
@@ -148,28 +183,59 @@ def draw_reaches(
     reaches: Mapping[str, Mapping[int, Reach]],
     names: Callable[[str], str],
 ) -> None:
-    """Steps to one target, a dot per seed; an open arrow stands where it was not reached."""
+    """Steps to one target, a dot per seed; open arrows stand where a cost is only a bound."""
     arms = list(reaches)
+    told: dict[str, str] = {}
     for row, arm in enumerate(reversed(arms)):
-        colour = arm_colour(arm, palette)
-        for reach in reaches[arm].values():
-            marker, fill = ("o", colour) if reach.reached else (">", "none")
-            axes.plot(
-                reach.cost, row, marker, markersize=6.5, alpha=0.85, mfc=fill, mec=colour, mew=1.2
-            )
+        colour, seeds = arm_colour(arm, palette), len(reaches[arm])
+        for place, reach in enumerate(reaches[arm].values()):
+            marker, words = reach_mark(reach)
+            told[marker] = words
+            height = row + SEED_SPREAD * (2 * place - seeds + 1) / max(seeds, 2)
+            fill = colour if marker == "o" else "none"
+            axes.plot(reach.cost, height, marker, markersize=5.5, alpha=0.85, mfc=fill, mec=colour)
+    if set(told) - {"o"}:
+        for marker, words in sorted(told.items()):
+            fill = palette["muted"] if marker == "o" else "none"
+            axes.plot([], [], marker, markersize=5.5, mfc=fill, mec=palette["muted"], label=words)
+        axes.figure.legend(
+            loc="outside lower center",
+            ncol=len(told),
+            frameon=False,
+            fontsize=8,
+            labelcolor=palette["ink"],
+        )
     axes.set_yticks(range(len(arms)), [names(arm) for arm in reversed(arms)])
     axes.set_ylim(-0.6, len(arms) - 0.4)
     furthest = max(reach.cost for of_seed in reaches.values() for reach in of_seed.values())
     axes.set_xlim(0, 1.05 * furthest)
 
 
+def reach_mark(reach: Reach) -> tuple[str, str]:
+    """Marker of a run and what it means."""
+    if not reach.reached:
+        return ">", "not reached by then"
+    return ("<", "there by the first evaluation") if reach.early else ("o", "reached")
+
+
+@dataclass(frozen=True)
+class RatioPoint:
+    """A ratio at one target score, with the interval and the kind of bound of `PairedRatio`."""
+
+    score: float
+    ratio: float
+    low: float | None
+    high: float | None
+    bound: str
+
+
 def draw_ratios(
     axes: "Axes",
     palette: Palette,
-    lines: Mapping[str, tuple[str, Sequence[tuple[float, float, float | None, float | None]]]],
+    lines: Mapping[str, tuple[str, Sequence[RatioPoint]]],
     targets: Sequence[tuple[str, float]],
 ) -> None:
-    """Ratio against target score: lines of (score, ratio, low, high), 1 marked."""
+    """Ratio against target score, 1 marked: exact ones as a line, bounds as triangles."""
     from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
     axes.axhline(1.0, color=palette["ink"], linewidth=0.9)
@@ -184,15 +250,22 @@ def draw_ratios(
             fontsize=7.5,
             color=palette["muted"],
         )
+    with_bands = [name for name in lines if "scratch" not in name] or list(lines)
     for name, (arm, points) in lines.items():
         colour = arm_colour(arm, palette)
-        scores, ratios = [p[0] for p in points], [p[1] for p in points]
-        banded = [(s, low, high) for s, _, low, high in points if low and high]
-        if banded:
+        banded = [(p.score, p.low, p.high) for p in points if p.low and p.high]
+        if banded and name in with_bands:
             at, lows, highs = zip(*banded, strict=True)
             axes.fill_between(at, lows, highs, color=colour, alpha=0.12, lw=0)
         dash = "--" if "scratch" in name else "-"
-        axes.plot(scores, ratios, dash, color=colour, linewidth=1.8, label=name)
+        exact = [(p.score, p.ratio if p.bound == "exact" else math.nan) for p in points]
+        axes.plot(*zip(*exact, strict=True), dash, color=colour, linewidth=1.8, label=name)
+        for bound, marker in BOUND_MARKS.items():
+            marked = [(p.score, p.ratio) for p in points if p.bound == bound]
+            if marked:
+                fill = "none" if "scratch" in name else colour
+                at, ratios = zip(*marked, strict=True)
+                axes.plot(at, ratios, marker, markersize=4, mfc=fill, mec=colour, mew=0.9)
     axes.set_yscale("log", base=2)
     ticks = [0.125, 0.25, 0.5, 0.67, 0.8, 1.0, 1.25, 1.5, 2.0, 3.0, 4.0, 8.0]
     low, high = axes.get_ylim()

@@ -1,11 +1,13 @@
 """What a study keeps of each pretraining: cost, loss curve, verdict, picture."""
 
 import shutil
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
+from mim3d.engine.encoder_file import CARD, WEIGHTS
 from mim3d.engine.json_file import read_json, read_jsonl
-from mim3d.engine.study_plan import Pretraining
+from mim3d.engine.study_plan import Pretraining, slug
 
 CURVE_POINTS = 80
 
@@ -23,10 +25,51 @@ def pretraining_row(wanted: Pretraining, out: Path) -> dict[str, Any]:
     }
 
 
-def external_row(arm: str, given: Path) -> dict[str, Any]:
-    """The entry of an arm given by path: its own verdict where it is a run, else none is known."""
-    row = run_row(given) if (given / "pretext.json").exists() else unknown_run()
-    return {"arm": arm, "variant": "", "seed": None, **row, "picture": ""}
+def external_row(
+    arm: str, given: Path, held_out: Collection[str], corpus_hash: str, out: Path
+) -> dict[str, Any]:
+    """The entry of an arm given by path: its own verdict where it is a run, else none is known.
+
+    `leaked` names the held-out subjects that its pretraining saw; None where that is not known.
+    """
+    folder = run_of(given)
+    row, picture = unknown_run(), ""
+    if folder is not None:
+        row = run_row(folder)
+        picture = keep_picture(folder, out / "pictures" / f"{slug(arm)}.png", out)
+    leaked = None if folder is None else leaked_subjects(folder, held_out, corpus_hash)
+    return {
+        "arm": arm,
+        "variant": "",
+        "seed": None,
+        **row,
+        "picture": picture,
+        "given": str(given),
+        "leaked": leaked,
+    }
+
+
+def run_of(given: Path) -> Path | None:
+    """The finished run that an encoder given by path belongs to, None where it is a lone file."""
+    folder = given if given.is_dir() else given.parent
+    if given.is_file() and given.name != WEIGHTS:
+        return None
+    needed = ("config.json", "pretext.json", "metrics.jsonl")
+    return folder if all((folder / name).is_file() for name in needed) else None
+
+
+def leaked_subjects(folder: Path, held_out: Collection[str], corpus_hash: str) -> list[str] | None:
+    """Held-out subjects among those a run was pretrained on, by name; None where it cannot be told.
+
+    A run that names no subjects saw its whole corpus, which is told by its hash.
+    """
+    data = read_json(folder / "config.json").get("data", {})
+    spared = set(data.get("held_out_subjects") or ())
+    if data.get("subjects") is not None:
+        return sorted(set(data["subjects"]) & set(held_out) - spared)
+    card = folder / CARD
+    same = card.is_file() and read_json(card).get("corpus_sha256") == corpus_hash
+    return sorted(set(held_out) - spared) if same else None
 
 
 def run_row(folder: Path) -> dict[str, Any]:
@@ -57,7 +100,10 @@ def run_row(folder: Path) -> dict[str, Any]:
 
 
 def unknown_run() -> dict[str, Any]:
-    """Figures of an encoder file without its run: nothing is known of its cost or verdict."""
+    """Figures of an encoder file without its run: nothing is known of its cost or verdict.
+
+    `trained` None says so; results of earlier versions have True beside method `given`.
+    """
     return {
         "method": "given",
         "crops": 0,
@@ -65,7 +111,7 @@ def unknown_run() -> dict[str, Any]:
         "batch": 0,
         "flops": 0.0,
         "seconds": 0.0,
-        "trained": True,
+        "trained": None,
         "loss": None,
         "floor": None,
         "curve": [],

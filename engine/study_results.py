@@ -1,18 +1,20 @@
 """What a study left behind, read back: everything the report is built from.
 
 `results.jsonl` has one row per evaluation: arm, variant, head, labels, seed, lr, tuning, split,
-step, score, dice_by_class, flops, seconds. `pretraining.json` has one entry per pretraining.
+step, score, dice_by_class, flops, seconds. `pretraining.json` has one entry per pretraining,
+`study.json` what was asked for, which of it failed, and what was asked for first.
 """
 
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 from mim3d.engine.curves import Curve, smooth
 from mim3d.engine.errors import ConfigError
 from mim3d.engine.json_file import read_json, read_jsonl
-from mim3d.engine.ledger import Cost, Spending
+from mim3d.engine.ledger import UNITS, Cost, Spending
 
 STUDY, RESULTS, CASES, PRETRAINING = (
     "study.json",
@@ -20,7 +22,7 @@ STUDY, RESULTS, CASES, PRETRAINING = (
     "cases.jsonl",
     "pretraining.json",
 )
-SCRATCH = "scratch"
+SCRATCH, CLASSIFY = "scratch", "classify"
 
 Row = dict[str, Any]
 
@@ -37,7 +39,9 @@ class Group:
     def title(self) -> str:
         """Words for headings."""
         labels = "all labels" if self.labels == 1 else labels_in_words(self.labels)
-        return ", ".join(part for part in (f"{self.head} decoder", labels, self.variant) if part)
+        variant = self.variant.replace("_", " ")
+        head = "classification" if self.head == CLASSIFY else f"{self.head} decoder"
+        return ", ".join(part for part in (head, labels, variant) if part)
 
 
 @dataclass(frozen=True)
@@ -77,11 +81,41 @@ class Study:
         return list(found)
 
     def arms(self, group: Group) -> list[str]:
-        """Arms of a group, in the order run."""
-        rows = (row for row in self.scored if group_of(row) == group)
-        found = dict.fromkeys(row["arm"] for row in rows)
+        """Arms of a group, in the order run; also one whose runs all diverged."""
+        rows = [*self.scored, *(row for row in self.failed if row["diverged"])]
+        found = dict.fromkeys(row["arm"] for row in rows if group_of(row) == group)
         order = [*self.about.get("arms", []), *found]
         return [arm for arm in dict.fromkeys(order) if arm in found]
+
+    @property
+    def failed(self) -> list[Row]:
+        """Scored cells that ended in an error, each with `error` and `diverged`."""
+        return [row for row in self.about.get("failed", []) if not row.get("tuning")]
+
+    def diverged(self, group: Group, arm: str) -> list[int]:
+        """Seeds of an arm whose loss ceased to be finite: they never reach a target."""
+        return sorted(
+            row["seed"]
+            for row in self.failed
+            if row["diverged"] and row["arm"] == arm and group_of(row) == group
+        )
+
+    def planned(self, group: Group) -> list[int]:
+        """Seeds that every arm of a group was to have, by the configuration and by any arm."""
+        asked = self.about.get("config", {}).get("seeds", ())
+        rows = (row for row in [*self.scored, *self.failed] if group_of(row) == group)
+        return sorted({*(asked if isinstance(asked, list) else ()), *seeds_of(rows)})
+
+    def chance(self, group: Group) -> float:
+        """Score of a model that knows nothing: 1 / classes for balanced accuracy, else 0.
+
+        One half, two classes, where the cases that name the classes were not kept.
+        """
+        if group.head != CLASSIFY:
+            return 0.0
+        cases = (case for case in self.cases if group_of(case) == group)
+        known = next((case["probabilities"] for case in cases if case.get("probabilities")), ())
+        return 1 / max(len(known), 2)
 
     def curves(self, group: Group, arm: str, window: int = 1) -> dict[int, Curve]:
         """Validation curves by seed, smoothed over `window` evaluations."""
@@ -115,15 +149,20 @@ class Study:
     def pretraining_of(self, arm: str, variant: str = "", seed: int | None = None) -> Row | None:
         """The pretraining an arm starts from: that of the seed where there is one per seed."""
         found = [p for p in self.pretraining if p["arm"] == arm and p.get("variant", "") == variant]
-        exact = [p for p in found if p.get("seed") == seed]
-        return (exact or found or [None])[0]
+        shared = (p for p in found if p.get("seed") is None)
+        return next((p for p in found if p.get("seed") == seed), next(shared, None))
+
+    def untrained(self, group: Group, arm: str) -> list[int]:
+        """Seeds of an arm whose pretraining did not learn its task."""
+        seeds = seeds_of(self.select(group, arm, "validation"))
+        found = {seed: self.pretraining_of(arm, group.variant, seed) for seed in seeds}
+        return [seed for seed, row in found.items() if row is not None and row["trained"] is False]
 
     def spending(self, group: Group, arm: str) -> Spending:
-        """Cost of the arm's pretraining and, by seed, of one fine-tuning step."""
-        pretraining = self.pretraining_of(arm, group.variant)
-        fixed = Cost()
-        if pretraining is not None:
-            fixed = Cost(pretraining["steps"], pretraining["flops"], pretraining["seconds"])
+        """Cost of the arm's pretraining and of one fine-tuning step, by seed.
+
+        A diverged run's step counts as the mean of the arm's others.
+        """
         last: dict[int, Row] = {}
         for row in self.select(group, arm, "validation"):
             if row["step"] >= last.get(row["seed"], row)["step"]:
@@ -133,7 +172,18 @@ class Study:
             for seed, row in last.items()
             if row["step"] > 0
         }
-        return Spending(fixed, steps)
+        if steps:
+            mean = Cost(1.0, *(fmean(c.of(unit) for c in steps.values()) for unit in UNITS[1:]))
+            steps = dict.fromkeys(self.diverged(group, arm), mean) | steps
+        fixed = {seed: self.pretraining_cost(arm, group.variant, seed) for seed in steps}
+        return Spending({seed: cost for seed, cost in fixed.items() if cost is not None}, steps)
+
+    def pretraining_cost(self, arm: str, variant: str, seed: int) -> Cost | None:
+        """What the pretraining of a seed cost: nothing for scratch, None where it is not known."""
+        row = self.pretraining_of(arm, variant, seed)
+        if row is None:
+            return Cost()
+        return Cost(row["steps"], row["flops"], row["seconds"]) if row["crops"] else None
 
 
 def group_of(row: Row) -> Group:

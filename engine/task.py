@@ -42,6 +42,6 @@ class Task(Protocol):
         """Slices of a few cases, for tasks that have any."""
         ...
 
-    def notes(self, subjects: Sequence[str]) -> list[str]:
-        """What a reader must know of these training subjects."""
+    def notes(self, subjects: Sequence[str], split: str = "training") -> list[str]:
+        """What a reader must know of the subjects of a split (training, validation or test)."""
         ...

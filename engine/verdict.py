@@ -2,18 +2,27 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from statistics import fmean
 
-from mim3d.engine.speedup import CLAIM_PAIRS, MIN_PAIRS, PairedDifference, PairedRatio
+from mim3d.engine.speedup import (
+    CLAIM_PAIRS,
+    LEVEL,
+    MIN_PAIRS,
+    PairedDifference,
+    PairedRatio,
+    holm,
+)
 from mim3d.engine.study_results import SCRATCH, Row, Study
 from mim3d.engine.study_summary import (
     MIM,
     PRIMARY,
+    ArmSummary,
     Comparison,
     GroupSummary,
     method_of,
     primary_target,
 )
+
+ALPHA = 1 - LEVEL
 
 NAMES = {"scratch": "scratch", "mae": "MAE", "simmim": "SimMIM", "simclr": "SimCLR"}
 
@@ -42,39 +51,57 @@ def arm_name(arm: str) -> str:
 
 
 def headline(study: Study, groups: Sequence[GroupSummary]) -> Statement:
-    """The one sentence: the better masked arm over SimCLR, or over scratch where that fails."""
+    """The one sentence: the better masked arm over SimCLR, or over scratch where that fails.
+
+    Its p value is corrected (Holm) for the masked arms that it was chosen from.
+    """
     group = groups[0]
-    if study.about.get("ablation") and not any(g.comparisons for g in groups):
-        return best_setting(study, groups)
-    found = [c for c in group.comparisons if method_of(c.first) in MIM]
-    over_simclr = [c for c in found if method_of(c.second) == "simclr"]
-    candidates = over_simclr or [c for c in found if c.second == SCRATCH]
-    if not candidates:
+    family = headline_family(group)
+    if not family:
         return nothing_to_compare(group)
     share = primary_target(group.targets, primary_share(study)).share
-    chosen = max(candidates, key=lambda c: c.at[share].ratio or 0.0)
-    statement = speed_statement(chosen, share, group.reference)
-    rivals = {c.first for c in candidates} - {chosen.first}
-    extra = f"{group.group.title[0].upper()}{group.group.title[1:]}." if len(groups) > 1 else ""
-    if rivals:
-        extra += f" {arm_name(chosen.first)} is the better of {len(rivals) + 1} masked arms."
-    return replace(statement, detail=f"{statement.detail} {extra}".strip())
+    chosen, choice = better_arm(family, share)
+    statement = speed_statement(chosen, share, group.reference, choice)
+    extra = [f"{group.group.title[0].upper()}{group.group.title[1:]}."] if len(groups) > 1 else []
+    extra += [rival_in_words(c, share) for c in family if c is not chosen]
+    return replace(statement, detail=" ".join(filter(None, [statement.detail, *extra])))
 
 
-def best_setting(study: Study, groups: Sequence[GroupSummary]) -> Statement:
-    """Of an ablation without rival arms: each arm's setting with the largest final score."""
-    best: dict[str, tuple[float, str]] = {}
-    for group in groups:
-        for arm in group.arms:
-            score = fmean(arm.final.values()) if arm.final else 0.0
-            best[arm.arm] = max(best.get(arm.arm, (0.0, "")), (score, group.group.variant))
-    metric = study.about.get("metric", "Dice")
-    told = [
-        f"{arm_name(arm)} with {variant.replace('_', ' ') or 'its own settings'} ({score:.3f})"
-        for arm, (score, variant) in best.items()
-    ]
-    text = f"{str(study.about['ablation']).capitalize()} varied: where final {metric} was largest."
-    return Statement("neutral", text, "; ".join(told) + ".")
+def headline_family(group: GroupSummary) -> list[Comparison]:
+    """Each masked arm over one rival: SimCLR at equal crops, else at equal FLOPs, else scratch."""
+    masked = [c for c in group.comparisons if method_of(c.first) in MIM]
+    found = masked or [c for c in group.comparisons if method_of(c.first) != "simclr"]
+    seconds = [c.second for c in found]
+    contrastive = [arm for arm in seconds if method_of(arm) == "simclr"]
+    order = ["simclr", "simclr-flops", *contrastive, SCRATCH]
+    rival = next((arm for arm in order if arm in seconds), None)
+    return [c for c in found if c.second == rival]
+
+
+@dataclass(frozen=True)
+class Choice:
+    """That a comparison was chosen from several: how many, and its p value corrected for that."""
+
+    arms: int
+    p_value: float | None
+
+
+def better_arm(family: Sequence[Comparison], share: float) -> tuple[Comparison, Choice]:
+    """The comparison with the largest ratio, of those significant among them if any is."""
+    corrected = holm([c.at[share].p_value for c in family])
+    pairs = list(zip(family, corrected, strict=True))
+    certain = [(c, p) for c, p in pairs if c.at[share].above_one and p is not None and p < ALPHA]
+    chosen, p_value = max(certain or pairs, key=lambda pair: pair[0].at[share].ratio or 0.0)
+    return chosen, Choice(len(family), p_value)
+
+
+def rival_in_words(comparison: Comparison, share: float) -> str:
+    """Another masked arm at the same target, so that the choice can be judged."""
+    found, name = comparison.at[share], arm_name(comparison.first)
+    if found.ratio is None:
+        return f"{name}: no ratio ({found.why})."
+    test = "" if found.p_value is None else f", {p_of_ratio(found)}"
+    return f"{name}: {ratio_in_words(found)}{test}."
 
 
 def nothing_to_compare(group: GroupSummary) -> Statement:
@@ -87,33 +114,101 @@ def nothing_to_compare(group: GroupSummary) -> Statement:
     return Statement("warning", "No masked arm could be compared with another arm.")
 
 
+def p_of_ratio(found: PairedRatio) -> str:
+    """The p of a ratio's t test on logarithms; of a bound it is itself an upper bound."""
+    words = p_in_words(found.p_value or 0.0)
+    return words if found.bound == "exact" else words.replace("p =", "p ≤")
+
+
 def primary_share(study: Study) -> float:
     """The target share fixed before the study ran."""
     return float(study.about.get("settings", {}).get("primary", PRIMARY))
 
 
-def speed_statement(comparison: Comparison, share: float, reference: str) -> Statement:
+def fixed_beforehand(study: Study) -> str:
+    """What was fixed before any run was seen, as far as the study's own files show it."""
+    rest = "All other ratios and p values are exploratory and not corrected for their number."
+    first = study.about.get("asked_first")
+    if first is None:
+        return (
+            "Nothing in these results shows when the headline's target, smoothing and setting were "
+            f"chosen. {rest}"
+        )
+    now = headline_settings(study.about["settings"], study.about.get("config", {}))
+    changed = [
+        f"{name} from {first[name]} to {now[name]}"
+        for name in now
+        if name in first and first[name] != now[name]
+    ]
+    if changed:
+        return (
+            f"Changed after the study had begun: {', '.join(changed)}. So the headline is "
+            "exploratory, as all other ratios and p values are; nothing corrects for that."
+        )
+    return (
+        "The headline's setting, target and smoothing were on file before the first run, and its p "
+        f"is corrected for the masked arms it was chosen from. {rest}"
+    )
+
+
+def headline_settings(settings: Row, config: Row) -> Row:
+    """What the headline hangs on: target, smoothing, seeds, and the first decoder and labels.
+
+    JSON values. Seeds added once results were seen are a choice too.
+    """
+    found = {name: settings.get(name) for name in ("targets", "primary", "smoothing")}
+    found |= {name: config[name][0] for name in ("heads", "labels") if config.get(name)}
+    return found | ({"seeds": config["seeds"]} if "seeds" in config else {})
+
+
+def speed_statement(
+    comparison: Comparison, share: float, reference: str, choice: Choice | None = None
+) -> Statement:
     """Whether one arm was faster than another at a target, as far as the pairs carry."""
     found = comparison.at[share]
     first, second = arm_name(comparison.first), arm_name(comparison.second)
     goal = f"{100 * share:g} % of {arm_name(reference)}'s best score"
-    seeds = f"{found.pairs} seed{'s' if found.pairs != 1 else ''}"
-    ratio, interval = ratio_in_words(found), interval_in_words(found)
     if found.ratio is None:
         text = f"No speed-up of {first} over {second} can be stated."
         return Statement("warning", text, f"To {goal}: {found.why}.")
-    test = "" if found.p_value is None else f", {p_in_words(found.p_value)}"
-    measured = f"{ratio} to {goal}: {interval}{test}; {seeds}."
-    if found.above_one:
+    ratio, measured = ratio_in_words(found), measured_in_words(comparison, share, goal, choice)
+    corrected = found.p_value if choice is None else choice.p_value
+    certain = corrected is not None and corrected < ALPHA
+    if found.above_one and certain:
         if found.pairs < CLAIM_PAIRS:
             measured += f" A claim would want {CLAIM_PAIRS} seeds."
-        text = f"{first} converged {ratio} as fast as {second}."
-        return Statement("finding", text, measured)
-    if found.below_one:
+        return Statement("finding", f"{first} converged {ratio} as fast as {second}.", measured)
+    if found.below_one and certain:
         return Statement("warning", f"{first} converged more slowly than {second}.", measured)
-    if found.pairs < MIN_PAIRS:
-        measured = f"Measured {ratio} to {goal}; {interval}."
-    return Statement("neutral", f"No significant speed-up of {first} over {second}.", measured)
+    if (found.above_one or found.below_one) and choice:
+        measured += f" That is too little for the better of {choice.arms} masked arms."
+    text = f"No significant speed-up of {first} over {second}."
+    if found.p_value is None and found.pairs >= MIN_PAIRS:
+        text = f"A speed-up of {first} over {second} cannot be tested."
+    return Statement("neutral", text, measured)
+
+
+def measured_in_words(
+    comparison: Comparison, share: float, goal: str, choice: Choice | None
+) -> str:
+    """The ratio, its interval and test, and how many seeds it rests on."""
+    found = comparison.at[share]
+    ratio, interval = ratio_in_words(found), interval_in_words(found)
+    if found.p_value is None:
+        return f"Measured {ratio} to {goal}; {interval}."
+    test = p_of_ratio(found)
+    if choice and choice.arms > 1 and choice.p_value is not None:
+        test += f" ({p_in_words(choice.p_value)} by Holm as one of {choice.arms} masked arms)"
+    why = "" if found.bound == "exact" else f" {found.why[0].upper()}{found.why[1:]}"
+    return f"{ratio} to {goal}: {interval}, {test}; {seeds_in_words(comparison, share)}.{why}"
+
+
+def seeds_in_words(comparison: Comparison, share: float) -> str:
+    """`5 seeds`, or `4 of 5 seeds` where some were not run or failed."""
+    pairs, planned = comparison.at[share].pairs, comparison.planned
+    if pairs < planned:
+        return f"{pairs} of {planned} seeds"
+    return f"{pairs} seed{'s' if pairs != 1 else ''}"
 
 
 def ratio_in_words(found: PairedRatio) -> str:
@@ -151,9 +246,14 @@ def gate_statement(pretraining: Row) -> Statement:
         figures = "Its loss against a trivial predictor is not known."
     else:
         figures = f"Loss {loss:.3f} against {floor:.3f} for {what}."
+    who = "it"
+    if pretraining.get("seed") is not None:
+        name, who = f"{name}, seed {pretraining['seed']},", arm_name(pretraining["arm"])
+    if pretraining["trained"] is None or (pretraining["method"] == "given" and loss is None):
+        return Statement("neutral", f"{name} is compared as it was given.", figures)
     if pretraining["trained"]:
         return Statement("finding", f"{name} learned its pretext task.", figures)
-    text = f"{name} did not learn its pretext task, so it is not compared."
+    text = f"{name} did not learn its pretext task, so {who} is not compared."
     return Statement("warning", text, figures)
 
 
@@ -161,13 +261,36 @@ def secondary_statements(study: Study, groups: Sequence[GroupSummary]) -> list[S
     """Speed over scratch, final scores of masked arms, and pretraining cost, first group."""
     group = groups[0]
     share = primary_target(group.targets, primary_share(study)).share
+    told = headline_family(group)
     found = [
         speed_statement(comparison, share, group.reference)
         for comparison in group.comparisons
-        if comparison.second == SCRATCH
+        if comparison not in told
     ]
     masked = [c for c in group.comparisons if method_of(c.first) in MIM]
-    return [*found, *map(final_statement, masked), *cost_statements(group)]
+    lost = [s for g in groups for arm in g.arms if (s := lost_statement(g, arm)) is not None]
+    return [*lost, *found, *map(final_statement, masked), *cost_statements(group)]
+
+
+def lost_statement(group: GroupSummary, arm: ArmSummary) -> Statement | None:
+    """Which runs of an arm are not there, and what that does to its figures."""
+    parts = []
+    if arm.diverged:
+        parts.append(
+            f"{seed_list(arm.diverged)} diverged, which counts as never reaching a target and is "
+            "left out of scores and areas"
+        )
+    if arm.missing:
+        parts.append(f"{seed_list(arm.missing)} not run or failed, which no figure counts")
+    if not parts:
+        return None
+    text = f"Not all runs of {arm_name(arm.arm)} are there ({group.group.title})."
+    return Statement("warning", text, f"{'; '.join(parts).capitalize()}.")
+
+
+def seed_list(seeds: Sequence[int]) -> str:
+    """`seed 3`, `seeds 0, 2`."""
+    return f"seed{'s' if len(seeds) > 1 else ''} {', '.join(map(str, seeds))}"
 
 
 def final_statement(comparison: Comparison) -> Statement:
@@ -177,10 +300,12 @@ def final_statement(comparison: Comparison) -> Statement:
     if found.mean is None:
         return Statement("neutral", f"Final score of {first} and {second}: {found.why}.")
     gap = f"{first} ended {found.mean:+.3f} against {second}"
+    if found.pairs < comparison.planned:
+        gap += f" over {found.pairs} of {comparison.planned} seeds"
     if found.p_value is None or found.low is None or found.high is None:
         return Statement("neutral", f"{gap}.", f"{found.why[0].upper()}{found.why[1:]}.")
     figures = f"95 % interval {found.low:+.3f} to {found.high:+.3f}, {p_in_words(found.p_value)}."
-    if found.p_value < 0.05:
+    if found.p_value < ALPHA:
         return Statement("finding", f"{gap}, a significant difference.", figures)
     return Statement("neutral", f"{gap}, not significant.", figures)
 

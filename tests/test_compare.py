@@ -129,6 +129,27 @@ def test_changed_settings_do_not_mix_with_old_cells(config: CompareConfig, tmp_p
         run_compare(changed, tmp_path)
 
 
+def test_a_cell_that_failed_is_not_run_twice_and_results_come_with_every_phase(
+    config: CompareConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    odd = other_encoder(tmp_path / "odd")
+    config = replace(config, arms=("scratch", f"odd={odd}"))
+    out, asked, there = tmp_path / "study", [], []
+
+    def run(tasks: list[Task], workers: int, title: str) -> dict[str, str]:
+        asked.extend(task.name for task in tasks)
+        there.append((out / "results.jsonl").exists())
+        return run_tasks(tasks, workers, title)
+
+    monkeypatch.setattr(compare, "run_tasks", run)
+    result = run_compare(config, out)
+    assert len(asked) == len(set(asked)) == 2
+    assert len(result.failed) == 1
+    assert there == [False, True, True]
+    (failed,) = read_json(out / "study.json")["failed"]
+    assert (failed["arm"], failed["diverged"]) == ("odd", False)
+
+
 def test_a_study_without_a_corpus_names_the_option(config: CompareConfig, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"--data\.corpus"):
         run_compare(replace(config, data=StudyData()), tmp_path)

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mim3d.engine.curves import Curve, Reach, area_under, band, best, smooth, steps_to
+from mim3d.engine.curves import Curve, Reach, area_under, band, best, best_trained, smooth, steps_to
 
 LINE = Curve((0.0, 10.0, 20.0, 30.0), (0.0, 0.2, 0.4, 0.6))
 
@@ -21,8 +21,18 @@ def test_unreached_is_censored_at_the_budget() -> None:
 
 
 def test_reached_from_the_start_counts_at_the_first_evaluation_after_it() -> None:
-    assert steps_to(LINE, 0.0) == Reach(10.0, reached=True)
-    assert steps_to(Curve((0.0,), (1.0,)), 0.5) == Reach(0.0, reached=True)
+    assert steps_to(LINE, 0.0) == Reach(10.0, reached=True, early=True)
+    assert steps_to(Curve((0.0,), (1.0,)), 0.5) == Reach(0.0, reached=True, early=True)
+
+
+def test_a_crossing_within_the_first_interval_is_only_an_upper_bound() -> None:
+    assert steps_to(LINE, 0.1) == Reach(10.0, reached=True, early=True)
+    assert steps_to(LINE, 0.2) == Reach(10.0, reached=True)
+
+
+def test_the_best_of_training_leaves_the_untrained_score_out() -> None:
+    assert best_trained(Curve((0.0, 10.0, 20.0), (0.05, 0.0, 0.02))) == 0.02
+    assert best_trained(Curve((0.0,), (0.05,))) == 0.05
 
 
 def test_first_crossing_wins_over_later_ones() -> None:

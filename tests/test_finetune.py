@@ -185,7 +185,8 @@ def test_labels_that_are_not_there(config: FinetuneConfig, corpus: Path) -> None
     task = SegmentationTask(config, Corpus.open(corpus), torch.device("cpu"))
     notes = task.notes([])
     assert len(notes) == 3
-    assert "class 1 does not occur" in notes[0]
+    assert "class 1 does not occur in the 0 training subjects" in notes[0]
+    assert "no score there" in task.notes([], "validation")[0]
 
 
 def test_middle_slice() -> None:
@@ -210,7 +211,7 @@ def test_classification_runs_on_targets_of_a_table(
     result = run_finetune(wanted, tmp_path / "run")
     last = result.rows[-1]
     assert {"accuracy", "auroc"} <= last.keys()
-    assert "1 of 8 subjects have no label" in result.notes[0]
+    assert "1 of 8 subjects have no target: they can pretrain" in result.notes[0]
     assert sum(result.cases[0]["probabilities"]) == pytest.approx(1.0)
 
 

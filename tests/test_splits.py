@@ -86,6 +86,16 @@ def test_unlabelled_subjects_pretrain_only_and_are_told() -> None:
     assert "3 of 40 subjects have no label 'seg'" in splits.notes[0]
 
 
+def test_subjects_without_a_target_are_told_as_such() -> None:
+    named = [f"hippocampus_{n:03d}" for n in range(36)]
+    splits = make_splits(cohort(list(range(40))), "seg", SplitConfig(), [*named, "stranger"])
+    assert "4 of 40 subjects have no target" in splits.notes[0]
+    assert "1 of 37 subjects with a target are not in the corpus: stranger" in splits.notes[1]
+    assert not {"hippocampus_036"} & {*splits.train, *splits.validation, *splits.test}
+    with pytest.raises(ConfigError, match="0 subjects with a target"):
+        make_splits(cohort(list(range(40))), "seg", SplitConfig(), ["stranger"])
+
+
 def test_volumes_of_one_subject_go_together() -> None:
     records = cohort(list(range(30)))
     twice = records + [replace(record, id=record.id + "_t2") for record in records]

@@ -20,7 +20,7 @@ class CompareArgs:
     out: Path = Path("study")
     """Folder of the study; the same command goes on with what is missing."""
     report: bool = False
-    """Only draw the report again, from the results in --out."""
+    """Only draw the report, from what is in --out: also of a study that was stopped half-way."""
 
 
 def main(words: list[str]) -> Outcome:
@@ -35,8 +35,10 @@ def main(words: list[str]) -> Outcome:
         config=(tyro.conf.AvoidSubcommands,),
     )
     if args.report:
+        from mim3d.engine.gather import gather
         from mim3d.engine.report import build_report, figures_of
 
+        gather(args.out)
         report = build_report(args.out)
         figures, failed = figures_of(report), {}
     else:
