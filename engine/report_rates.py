@@ -5,7 +5,7 @@ from typing import Any
 
 from mim3d.engine.curves import Curve, area_under
 from mim3d.engine.report_tables import Table
-from mim3d.engine.study_results import Study, labels_in_words
+from mim3d.engine.study_results import Study, decoder_name, labels_in_words
 from mim3d.engine.verdict import arm_name
 
 Rates = tuple[float, float]
@@ -29,7 +29,7 @@ def rates_table(study: Study) -> Table | None:
             else f"{by_rates[rates]:.3f}" + " ●" * (rates == chosen[head, arm])
             for rates in grid
         ]
-        rows.append((f"{arm_name(arm)}, {head} decoder", *cells))
+        rows.append((f"{arm_name(arm)}, {decoder_name(head)}", *cells))
     header = ("arm", *(f"{lr:g}\nencoder × {scale:g}" for lr, scale in grid))
     seeds = sorted({row["seed"] for row in study.rows if row.get("tuning")})
     note = (

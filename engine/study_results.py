@@ -27,6 +27,11 @@ SCRATCH, CLASSIFY = "scratch", "classify"
 Row = dict[str, Any]
 
 
+def decoder_name(head: str) -> str:
+    """`UNETR decoder`, `tokens decoder`."""
+    return f"{'UNETR' if head == 'unetr' else head} decoder"
+
+
 @dataclass(frozen=True, order=True)
 class Group:
     """Cells that are compared with each other: same head, labels and variant."""
@@ -40,7 +45,7 @@ class Group:
         """Words for headings."""
         labels = "all labels" if self.labels == 1 else labels_in_words(self.labels)
         variant = self.variant.replace("_", " ")
-        head = "classification" if self.head == CLASSIFY else f"{self.head} decoder"
+        head = "classification" if self.head == CLASSIFY else decoder_name(self.head)
         return ", ".join(part for part in (head, labels, variant) if part)
 
 

@@ -158,7 +158,7 @@ def test_the_report_is_rebuilt_from_results_alone(tmp_path: Path) -> None:
     first = build_report(folder).read_text()
     assert build_report(folder).read_text() == first
     figures = figures_of(folder / "report.html")
-    ratio = figures["groups"]["unetr decoder, all labels"]["speedup"]["mae/simclr"]["0.9"]["ratio"]
+    ratio = figures["groups"]["UNETR decoder, all labels"]["speedup"]["mae/simclr"]["0.9"]["ratio"]
     assert 1.3 < ratio < 1.7
     with pytest.raises(ConfigError, match="no results of a study"):
         build_report(tmp_path / "nothing")
@@ -186,7 +186,7 @@ def test_the_grid_of_rates_is_shown_with_what_it_chose(tmp_path: Path) -> None:
     assert table is not None
     assert table.header == ("arm", "0.0003\nencoder × 0.1", "0.0003\nencoder × 1")
     ((name, fast, slow),) = table.rows
-    assert name == "MAE, unetr decoder"
+    assert name == "MAE, UNETR decoder"
     assert fast.endswith("●")
     assert float(fast.removesuffix(" ●")) > float(slow)
     assert "seeds 100, 101" in table.note
@@ -202,7 +202,7 @@ def test_groups_are_kept_apart(tmp_path: Path) -> None:
     write_jsonl(folder / "results.jsonl", rows)
     _, groups = summary(folder)
     assert [g.group.title for g in groups] == [
-        "unetr decoder, all labels",
+        "UNETR decoder, all labels",
         "tokens decoder, 8 labelled subjects",
     ]
     found = groups[1].comparison("mae", "scratch")
@@ -214,7 +214,7 @@ def test_groups_are_kept_apart(tmp_path: Path) -> None:
     over_scratch = table.header.index("MAE over\nscratch")
     assert table.rows[1][over_scratch].startswith(f"{found.at[0.9].ratio:.2f}×\n")
     assert table.rows[1][table.header.index("MAE over\nSimCLR")] == "–"
-    assert "Unetr decoder, all labels." in headline(Study.load(folder), groups).detail
+    assert "UNETR decoder, all labels." in headline(Study.load(folder), groups).detail
 
 
 def test_ablation_of_two_settings_is_a_heat_map(tmp_path: Path) -> None:
