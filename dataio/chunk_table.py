@@ -6,10 +6,17 @@ of the image, `first_label` .. `first_label + n_labels` are those of its labels;
 are entries `first_chunk` .. `first_chunk + n_chunks` in C order of the (c) z y x grid of chunks.
 Chunks of a shard lie one behind the other in that order, so their sizes say where they are: two
 bytes a chunk, four where one has more than 65,535. Tables of format 1 have offset and size.
+
+Opening checks what is small; what grows with chunks and points is checked where it is first used:
+an array's sizes, which must add up to its shard, and the points, by their checksum in chunks.json
+(which tables before format 3 lack).
 """
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
+from hashlib import sha256
 from pathlib import Path
 
 import google_crc32c
@@ -18,13 +25,13 @@ import numpy as np
 from mim3d.dataio.errors import CorpusError
 from mim3d.dataio.manifest import MANIFEST
 
-TABLE_FORMAT = 2
-READABLE_FORMATS = (1, 2)
+TABLE_FORMAT = 3
+READABLE_FORMATS = (1, 2, 3)
 HEAD = "chunks.json"
 VOLUMES, ARRAYS = "chunks.volumes.npy", "chunks.arrays.npy"
 SIZES, POINTS = "chunks.sizes.npy", "chunks.points.npy"
 OFFSETS = "chunks.offsets.npy"  # format 1
-CHUNKS = {1: OFFSETS, 2: SIZES}
+CHUNKS = {1: OFFSETS, 2: SIZES, 3: SIZES}
 STRINGS = ("ids", "subjects")
 CHECKED = (
     VOLUMES,
@@ -32,6 +39,8 @@ CHECKED = (
     *(f"chunks.{name}{part}.npy" for name in STRINGS for part in ("", "_offsets")),
 )
 REMEDY = "run the same `mim3d convert` again to complete it"
+READ_BYTES = 1 << 22
+INDEX_ENTRY, INDEX_CRC = 16, 4  # bytes of a shard's index: an entry per chunk, its checksum
 
 # label -1 is the image, else an index into label_names; shape and chunk are z, y, x.
 ARRAY_DTYPE = np.dtype([
@@ -82,16 +91,18 @@ class ChunkTable:
     """The opened table; every array is memory-mapped and read-only.
 
     `chunks` holds the size of each chunk, or in format 1 records of offset and size: see `ranges`.
+    `unchecked_points` are what `points` gives once they pass `points_crc` (None: not known).
     """
 
     root: str
     volumes: np.ndarray
     arrays: np.ndarray
     chunks: np.ndarray
-    points: np.ndarray
+    unchecked_points: np.ndarray
     ids: PackedStrings
     subjects: PackedStrings
     label_names: tuple[str, ...]
+    points_crc: str | None = None
 
     @classmethod
     def open(cls, corpus_root: str | Path) -> "ChunkTable":
@@ -103,27 +114,61 @@ class ChunkTable:
         head = read_head(root)
         for name in CHECKED:
             if crc_of(root / name) != head["crc32c"][name]:
-                raise CorpusError(f"{root / name}: fails its checksum; delete it, then {REMEDY}")
-        volumes, arrays, chunks, points = (
-            _mapped(root / name) for name in (VOLUMES, ARRAYS, CHUNKS[head["format"]], POINTS)
-        )
+                raise _damaged(root / name, "fails its checksum")
+        volumes, arrays = _mapped(root / VOLUMES), _mapped(root / ARRAYS)
+        n_chunks = int(arrays["first_chunk"][-1] + arrays["n_chunks"][-1]) if len(arrays) else 0
+        kinds = [CHUNK_DTYPE] if head["format"] == 1 else [np.dtype("<u2"), np.dtype("<u4")]
+        chunks = _mapped(root / CHUNKS[head["format"]], kinds, n_chunks)
+        points = _mapped(root / POINTS, [POINT_DTYPE])
         ids, subjects = (
             PackedStrings(*(_mapped(root / f"chunks.{name}{s}.npy") for s in ("", "_offsets")))
             for name in STRINGS
         )
         names = tuple(head["label_names"])
-        return cls(str(root), volumes, arrays, chunks, points, ids, subjects, names)
+        crc = head["crc32c"].get(POINTS)
+        return cls(str(root), volumes, arrays, chunks, points, ids, subjects, names, crc)
 
     @property
     def n_volumes(self) -> int:
         """Number of committed volumes."""
         return len(self.volumes)
 
+    @cached_property
+    def points(self) -> np.ndarray:
+        """Sample points of all label arrays, in their order; CorpusError if they are damaged."""
+        file = Path(self.root) / POINTS
+        if self.points_crc is not None and crc_of(file) != self.points_crc:
+            raise _damaged(file, "the sample points fail their checksum")
+        return self.unchecked_points
+
+    @cached_property
+    def _summed(self) -> bytearray:
+        """1 for each array whose sizes were checked."""
+        return bytearray(len(self.arrays))
+
+    def check_sizes(self, row: int) -> None:
+        """Compare the sizes of an array's chunks with its shard, once.
+
+        CorpusError where they do not add up to it: a chunk taken for absent would read as zeros.
+        """
+        if self._summed[row]:
+            return
+        array = self.arrays[row]
+        n, first = int(array["n_chunks"]), int(array["first_chunk"])
+        expected = int(array["shard_bytes"]) - INDEX_ENTRY * n - INDEX_CRC
+        found = int(self.sizes(slice(first, first + n)).sum())
+        if found != expected:
+            told = f"sizes of {self.shard_path(row)} add up to {found} bytes, not to {expected}"
+            raise _damaged(Path(self.root) / HEAD, f"the chunk {told}: the table is damaged")
+        self._summed[row] = 1
+
     def ranges(self, row: int, count: int | None = None) -> tuple[np.ndarray, np.ndarray]:
         """Offset (uint64) and size (int64, 0 where absent) in the shard of an array's chunks.
 
-        `row` is one of `arrays`; of its chunks the first `count`, or all.
+        `row` is one of `arrays`; of its chunks the first `count`, or all. CorpusError where the
+        table is damaged there.
         """
+        self.check_sizes(row)
         array = self.arrays[row]
         first, n = int(array["first_chunk"]), int(array["n_chunks"])
         part = np.asarray(self.chunks)[first : first + (n if count is None else count)]
@@ -132,7 +177,7 @@ class ChunkTable:
         sizes = part.astype(np.int64)
         return (np.cumsum(sizes) - sizes).astype(np.uint64), sizes
 
-    def sizes(self, chunks: np.ndarray) -> np.ndarray:
+    def sizes(self, chunks: np.ndarray | slice) -> np.ndarray:
         """Stored bytes of chunks, numbers in the whole table; 0 where absent."""
         kept = np.asarray(self.chunks)[chunks]
         return (kept["nbytes"] if kept.dtype.names else kept).astype(np.int64)
@@ -183,12 +228,12 @@ def read_head(root: Path) -> dict:
         head = json.loads(file.read_bytes())
         body = {key: value for key, value in head.items() if key != "self_crc32c"}
         intact = head["self_crc32c"] == head_crc(body)
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         intact, head = False, {}
     if not intact:
-        raise CorpusError(f"{file}: damaged; delete it, then {REMEDY}")
+        raise _damaged(file, "damaged")
     if head["format"] not in READABLE_FORMATS:
-        known = " and ".join(map(str, READABLE_FORMATS))
+        known = ", ".join(map(str, READABLE_FORMATS))
         raise CorpusError(f"{file}: format {head['format']}, this version reads {known}")
     size = (root / MANIFEST).stat().st_size if (root / MANIFEST).is_file() else -1
     if size != head["manifest_bytes"]:
@@ -199,6 +244,20 @@ def read_head(root: Path) -> dict:
     return head
 
 
+def check_manifest(root: Path, text: bytes) -> None:
+    """CorpusError unless these bytes are the manifest that the table was made of."""
+    if sha256(text).hexdigest() != read_head(root)["manifest_sha256"]:
+        raise CorpusError(
+            f"{root / MANIFEST}: damaged: not the manifest that {HEAD} was made for; restore it, "
+            "or run the same `mim3d convert` again"
+        )
+
+
+def checked_later(format: int) -> tuple[str, ...]:
+    """Files with a checksum in chunks.json that opening does not look at."""
+    return (POINTS,) if format >= 3 else ()
+
+
 def head_crc(body: dict) -> str:
     """Checksum of chunks.json's own fields."""
     return f"{google_crc32c.value(json.dumps(body, sort_keys=True).encode()):08x}"
@@ -206,14 +265,31 @@ def head_crc(body: dict) -> str:
 
 def crc_of(file: Path) -> str:
     """crc32c of a file; an unreadable one is a CorpusError with the remedy."""
+    crc = 0
     try:
-        return f"{google_crc32c.value(file.read_bytes()):08x}"
+        with file.open("rb", buffering=0) as opened:
+            while block := opened.read(READ_BYTES):
+                crc = google_crc32c.extend(crc, block)
     except OSError as error:
         raise CorpusError(f"{file}: cannot be read ({error.strerror}); {REMEDY}") from error
+    return f"{crc:08x}"
 
 
-def _mapped(file: Path) -> np.ndarray:
+def _damaged(file: Path, what: str) -> CorpusError:
+    return CorpusError(f"{file}: {what}; delete {HEAD}, then {REMEDY}")
+
+
+def _mapped(file: Path, dtypes: Sequence[np.dtype] = (), length: int | None = None) -> np.ndarray:
+    """A .npy file as memory map, of one of `dtypes` and of `length` where these are told."""
     try:
-        return np.load(file, mmap_mode="r", allow_pickle=False)
-    except (OSError, ValueError) as error:
-        raise CorpusError(f"{file}: cannot be mapped ({error}); {REMEDY}") from error
+        mapped = np.load(file, mmap_mode="r", allow_pickle=False)
+    except Exception as error:  # numpy's parser of headers raises whatever Python's own does
+        raise _damaged(file, f"cannot be mapped ({error})") from error
+    end = getattr(mapped, "offset", 0) + mapped.nbytes
+    if mapped.ndim != 1 or end != file.stat().st_size:
+        raise _damaged(file, f"its header speaks of {mapped.shape} entries, {end} bytes in all")
+    if dtypes and mapped.dtype not in dtypes:
+        raise _damaged(file, f"holds {mapped.dtype}, not {dtypes[0]}")
+    if length is not None and mapped.shape != (length,):
+        raise _damaged(file, f"has {mapped.shape} entries, the arrays {length}")
+    return mapped

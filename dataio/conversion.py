@@ -1,6 +1,7 @@
 """The recipe of a conversion: every choice that decides what a corpus holds."""
 
 from dataclasses import asdict, dataclass
+from math import isfinite
 from typing import Any, Literal
 
 from mim3d.dataio.codec import COMPRESSORS, SHUFFLES
@@ -33,11 +34,12 @@ class Conversion:
     dtype: Literal["native", "uint8", "int16", "float32"] = "native"
     """Stored dtype; int16 and uint8 quantise with a recorded slope, intercept and error."""
     window: tuple[float, float] | None = None
-    """Clip real intensities to low..high."""
+    """Clip real intensities to low..high; integers to the last ones inside."""
     foreground: bool = False
     """Crop to the box of the foreground."""
     nan_policy: Literal["reject", "zero", "keep"] = "reject"
-    """NaN and infinities: quarantine the volume, write 0, or keep them."""
+    """NaN and infinities: quarantine the volume, write a real value of 0, or keep them (in floats,
+    not resampled)."""
     time_axis: Literal["split", "channels"] = "split"
     """A fourth dimension: one volume per frame, or one channel per frame."""
     byte_budget: int = 8 * GIB
@@ -53,10 +55,24 @@ class Conversion:
         check_orientation(self.orientation)
         if self.spacing_mm is not None and not all(0 < mm < 1e4 for mm in self.spacing_mm):
             raise Mim3dError(f"spacing {self.spacing_mm}: three positive numbers of mm, z y x")
+        if self.window is not None and not all(map(isfinite, self.window)):
+            raise Mim3dError(f"window {self.window}: two finite numbers, low and high")
         if self.window is not None and not self.window[0] < self.window[1]:
             raise Mim3dError(f"window {self.window}: low must be below high")
+        self._check_nan_policy()
         if self.byte_budget < 1:
             raise Mim3dError(f"byte budget {self.byte_budget}: must be positive")
+
+    def _check_nan_policy(self) -> None:
+        """NaN can be kept only where there is something to hold it."""
+        if self.nan_policy != "keep":
+            return
+        remedy = "use --nan-policy zero or reject"
+        if self.dtype in ("uint8", "int16"):
+            raise Mim3dError(f"nan_policy 'keep' with dtype {self.dtype!r}: no NaN fits; {remedy}")
+        if self.spacing_mm is not None:
+            detail = f"spacing {self.spacing_mm}: resampling spreads every NaN over whole planes"
+            raise Mim3dError(f"nan_policy 'keep' with {detail}; {remedy}")
 
     @property
     def lossless(self) -> bool:

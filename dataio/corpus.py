@@ -4,9 +4,9 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from mim3d.dataio.chunk_table import ChunkTable
+from mim3d.dataio.chunk_table import HEAD, ChunkTable, check_manifest
 from mim3d.dataio.errors import CorpusError
-from mim3d.dataio.manifest import MANIFEST, VolumeRecord, read_manifest
+from mim3d.dataio.manifest import MANIFEST, VolumeRecord, iter_manifest, latest
 from mim3d.dataio.root import read_root
 
 
@@ -32,10 +32,19 @@ class Corpus:
 
     @cached_property
     def records(self) -> list[VolumeRecord]:
-        """Every committed volume, sorted by id once the conversion is complete."""
-        if not (self.root / MANIFEST).is_file():
+        """Every committed volume, sorted by id once the conversion is complete.
+
+        CorpusError where a line is damaged, or the manifest is not the one the chunk table knows.
+        """
+        file = self.root / MANIFEST
+        if not file.is_file():
             raise CorpusError(f"{self.root}: nothing is committed yet; run mim3d convert again")
-        return read_manifest(self.root)
+        complete = (self.root / HEAD).is_file()
+        text = file.read_bytes()
+        records = latest(iter_manifest(text, str(file)))
+        if complete and (self.root / HEAD).is_file():  # else a conversion goes on
+            check_manifest(self.root, text)
+        return records
 
     @cached_property
     def table(self) -> ChunkTable:

@@ -2,8 +2,14 @@
 
 Volumes go back to the axes of their source by the inverse permutation and flips; where the
 conversion resampled or cropped them, they are written in the stored grid, and that is told.
+
+Channels go back as they came: those of one file along its fourth axis, those of several files to
+one each, ID_0000, ID_0001, ... as nnU-Net has them. A MONAI datalist, dataset.json, says what
+belongs together, with subject, group and split, so `mim3d convert` of the folder gives the same
+volumes (with --time-axis channels where there is a fourth axis).
 """
 
+import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +28,8 @@ from mim3d.dataio.shard_reader import ShardReader
 
 NIFTI1_MAX = 32767
 ALIGNED = 2  # code of a world that is known, but not whose
+DATALIST = "dataset.json"
+SECTIONS = {"val": "validation", "test": "test"}  # of a datalist; all else is `training`
 Axes = Literal["original", "stored"]
 
 
@@ -30,8 +38,14 @@ class Exported:
     """One written volume: its files, and whether it lies in its source's own grid."""
 
     id: str
-    files: tuple[Path, ...]
+    images: tuple[Path, ...]
+    labels: dict[str, Path]
     in_source_grid: bool
+
+    @property
+    def files(self) -> tuple[Path, ...]:
+        """Every file written."""
+        return (*self.images, *self.labels.values())
 
 
 def export_corpus(
@@ -44,18 +58,39 @@ def export_corpus(
     compress: bool = True,
     advance: Callable[[], None] | None = None,
 ) -> list[Exported]:
-    """Write `images/ID.nii.gz` and `labels/NAME/ID.nii.gz` for every record.
+    """Write `images/ID.nii.gz` and `labels/NAME/ID.nii.gz` for every record, and dataset.json.
 
     Every chunk is checked on the way (ChunkError). Raises CorpusError rather than write over a
     file that is there already.
     """
     suffix = ".nii.gz" if compress else ".nii"
+    if (destination / DATALIST).exists():
+        raise CorpusError(f"{destination / DATALIST}: is there already; name an empty folder")
     done = []
     for record in records:
         done.append(export_volume(record, table, reader, destination, axes, suffix))
         if advance is not None:
             advance()
+    (destination / DATALIST).write_text(datalist(records, done, destination))
     return done
+
+
+def datalist(records: Sequence[VolumeRecord], done: Sequence[Exported], folder: Path) -> str:
+    """What was written as a MONAI datalist, paths relative to the folder.
+
+    A label is a path, or an object of paths by name where it is not one alone called `seg`.
+    """
+    sections: dict[str, list[dict[str, object]]] = {"training": []}
+    for record, exported in zip(records, done, strict=True):
+        images = [file.relative_to(folder).as_posix() for file in exported.images]
+        labels = {n: file.relative_to(folder).as_posix() for n, file in exported.labels.items()}
+        entry: dict[str, object] = {"image": images if len(images) > 1 else images[0]}
+        if labels:
+            entry["label"] = labels["seg"] if [*labels] == ["seg"] else labels
+        entry |= {"id": record.id, "subject": record.subject}
+        entry |= {"group": record.group} if record.group else {}
+        sections.setdefault(SECTIONS.get(record.split, "training"), []).append(entry)
+    return json.dumps(sections, indent=1)
 
 
 def export_volume(
@@ -70,20 +105,21 @@ def export_volume(
     volume = table.index(record.id)
     change, affine = way_back(record) if axes == "original" else (None, np.array(record.affine))
     row = int(table.volumes["image"][volume])
-    file = destination / "images" / f"{record.id}{suffix}"
-    voxels = turned(read_all(reader, row), change)
     code = record.affine_code or ALIGNED
-    write_nifti(file, voxels, affine, code, (record.slope, record.intercept))
-    files = [file]
+    images = []
+    for name, voxels in image_files(record, turned(read_all(reader, row), change)):
+        images.append(destination / "images" / f"{name}{suffix}")
+        write_nifti(images[-1], voxels, affine, code, (record.slope, record.intercept))
+    labels = {}
     for label in record.labels:
         row = table.label_row(volume, label.name)
-        file = destination / "labels" / label.name / f"{record.id}{suffix}"
-        write_nifti(file, turned(read_all(reader, row), change), affine, code, (1.0, 0.0))
-        files.append(file)
+        labels[label.name] = destination / "labels" / label.name / f"{record.id}{suffix}"
+        (voxels,) = turned(read_all(reader, row), change)
+        write_nifti(labels[label.name], voxels, affine, code, (1.0, 0.0))
     in_source_grid = change is not None or record.original_orientation == "".join(
         nib.orientations.aff2axcodes(np.array(record.affine))
     )
-    return Exported(record.id, tuple(files), in_source_grid)
+    return Exported(record.id, tuple(images), labels, in_source_grid)
 
 
 def way_back(record: VolumeRecord) -> tuple[Reorientation | None, np.ndarray]:
@@ -105,14 +141,19 @@ def read_all(reader: ShardReader, row: int) -> np.ndarray:
     return reader.read_box(row, (0, 0, 0), reader.array(row).shape)
 
 
-def turned(voxels: np.ndarray, change: Reorientation | None) -> np.ndarray:
-    """(c, z, y, x) to NIfTI's (x, y, z) or (x, y, z, 1, c), in the axes wanted."""
+def turned(voxels: np.ndarray, change: Reorientation | None) -> list[np.ndarray]:
+    """Channels (x, y, z) of (c, z, y, x) voxels, in the axes wanted."""
     channels = [channel.transpose(2, 1, 0) for channel in voxels]
-    if change is not None:
-        channels = [change.view(channel) for channel in channels]
+    return channels if change is None else [change.view(channel) for channel in channels]
+
+
+def image_files(record: VolumeRecord, channels: list[np.ndarray]) -> list[tuple[str, np.ndarray]]:
+    """Name without suffix and voxels of each image file: (x, y, z), or (x, y, z, c) in one."""
     if len(channels) == 1:
-        return channels[0]
-    return np.stack(channels, axis=-1)[:, :, :, None, :]
+        return [(record.id, channels[0])]
+    if len(record.sources) == len(channels):
+        return [(f"{record.id}_{i:04d}", channel) for i, channel in enumerate(channels)]
+    return [(record.id, np.stack(channels, axis=-1))]
 
 
 def write_nifti(

@@ -44,9 +44,18 @@ def plain(axis: Axes, title: str, xlabel: str, ylabel: str) -> None:
     axis.spines[["top", "right"]].set_visible(False)
 
 
+def words_only(axis: Axes, told: str) -> None:
+    """A panel that has nothing to draw says so, without axes."""
+    axis.text(0.5, 0.5, told, ha="center", va="center", transform=axis.transAxes)
+    axis.set_axis_off()
+
+
 def readable_log(axis: XAxis | YAxis) -> None:
-    """Ticks like 0.2, 0.5, 1, 2: powers of ten alone leave short axes without a number."""
-    axis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+    """Ticks like 0.2, 0.5, 1, 2 of what is drawn: powers of ten alone leave short axes without a
+    number, and long ones have no room for more."""
+    low, high = axis.get_view_interval()
+    long = high > 300 * max(low, 1e-30)
+    axis.set_major_locator(LogLocator(subs=(1.0,) if long else (1.0, 2.0, 5.0)))
     axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
     axis.set_minor_formatter(NullFormatter())
 
@@ -57,12 +66,10 @@ def draw_spread(axis: Axes, values: np.ndarray, title: str, unit: str) -> None:
     low, high = float(values.min()), float(values.max())
     if high - low < 1e-4 * abs(high):
         told = f"all volumes, all axes:\n{high:.4g} {unit}"
-        axis.text(0.5, 0.5, told, ha="center", va="center", transform=axis.transAxes)
-        axis.set_xticks([])
-        axis.set_yticks([])
+        words_only(axis, told)
         return
     pad = 0.02 * (high - low)
-    bins = np.linspace(low - pad, high + pad, 31)
+    bins = np.linspace(max(low - pad, 0.0), high + pad, 31)  # none of these is negative
     for column, (name, colour, style) in enumerate(AXIS_STYLE):
         axis.hist(
             values[:, column],
@@ -87,10 +94,14 @@ def draw_intensities(axis: Axes, records: Sequence[VolumeRecord]) -> None:
     axis.vlines(place, low, high, color=COLOURS[4], linewidth=max(0.4, min(6, 220 / len(ordered))))
     axis.plot(place, mean, ".", color="black", markersize=3, label="foreground mean")
     span = max(float(np.abs([low, high]).max()), 1e-9)
-    if span > 50 * max(float(np.median(np.abs(mean))), 1e-9):
-        axis.set_yscale("symlog", linthresh=max(float(np.median(np.abs(mean))), 1e-6))
+    usual = max(float(np.median(np.abs(mean))), 1e-9)
+    if span > 50 * usual:
+        # A power of ten, or matplotlib would put ticks of lower powers upon each other around 0.
+        axis.set_yscale("symlog", linthresh=10.0 ** np.ceil(np.log10(usual)), linscale=1.5)
+    axis.xaxis.set_major_locator(MaxNLocator(integer=True))
     axis.legend(fontsize=8, frameon=False, loc="upper left")
-    plain(axis, "intensity, 0.5 to 99.5 %", "volumes, sorted by foreground mean", "real value")
+    title = "intensity range of each volume, 0.5 to 99.5 %"
+    plain(axis, title, "volumes, sorted by foreground mean", "real value")
 
 
 def draw_classes(axis: Axes, records: Sequence[VolumeRecord]) -> None:
@@ -98,9 +109,7 @@ def draw_classes(axis: Axes, records: Sequence[VolumeRecord]) -> None:
     shares = class_shares(records)
     plain(axis, "labelled classes", "", "millilitres")
     if not shares:
-        axis.text(0.5, 0.5, "no labels", ha="center", va="center", transform=axis.transAxes)
-        axis.set_xticks([])
-        axis.set_yticks([])
+        words_only(axis, "no labels")
         return
     shown = shares[:MOST_CLASSES]
     rng = np.random.default_rng(0)

@@ -21,7 +21,8 @@ BINS = 1024
 class Statistics:
     """Real-value statistics of a volume and of its foreground, voxels above `threshold`.
 
-    `stored_threshold` is the same in stored values; `rule` is "otsu", or "all" for a constant.
+    `stored_threshold` is the same in stored values, of which foreground lies above it or, where
+    the slope is negative, below; `rule` is "otsu", or "all" for a constant.
     """
 
     whole: Intensity
@@ -64,6 +65,10 @@ class Distribution:
         mean = float((self.values * self.counts).sum()) / self.size
         spread = self.values - mean
         return mean, sqrt(float((spread * spread * self.counts).sum()) / self.size)
+
+    def mirrored(self) -> "Distribution":
+        """Of the values' negatives."""
+        return self.of(-self.values[::-1], self.counts[::-1])
 
     def above(self, threshold: float) -> "Distribution":
         """The part above a value; the whole where that would be nothing."""
@@ -118,35 +123,42 @@ def otsu(found: Distribution) -> float:
 
 @dataclass(frozen=True)
 class Profiles:
-    """Extremes of a (z, y, x) array, and its maxima along each axis's planes."""
+    """Extremes of a (z, y, x) array, and along each axis its planes' maxima, or if `falling`
+    their minima."""
 
     minimum: float
     maximum: float
     along: tuple[np.ndarray, np.ndarray, np.ndarray]
+    falling: bool = False
 
-    def box_above(self, threshold: float) -> tuple[Triple, Triple]:
-        """Bounding box of voxels above a value, end exclusive; all, where none is."""
+    def box_beyond(self, threshold: float) -> tuple[Triple, Triple]:
+        """Bounding box of voxels above a value (below it, if `falling`), end exclusive; all, where
+        there is none."""
         ends = []
         for profile in self.along:
-            hit = np.flatnonzero(profile > threshold)
+            beyond = profile < threshold if self.falling else profile > threshold
+            hit = np.flatnonzero(beyond)
             ends.append((int(hit[0]), int(hit[-1]) + 1) if hit.size else (0, len(profile)))
         (z0, z1), (y0, y1), (x0, x1) = ends
         return (z0, y0, x0), (z1, y1, x1)
 
 
-def profiles(voxels: np.ndarray) -> Profiles:
+def profiles(voxels: np.ndarray, *, falling: bool = False) -> Profiles:
     """Profiles of a (z, y, x) array; fastest where planes are contiguous, each is read once."""
     loop = compiled()
-    if loop is not None and fits_profiles(voxels):
+    if loop is not None and not falling and fits_profiles(voxels):
         found = [np.empty(n, voxels.dtype) for n in (1, *voxels.shape)]
         loop.profiles(voxels, voxels.dtype.kind == "i", *found)
         return Profiles(float(found[0][0]), float(found[1].max()), (found[1], found[2], found[3]))
-    flat = np.array(voxels[0])
-    low, first = voxels[0].min(), np.empty(len(voxels), voxels.dtype)
+    furthest = np.minimum if falling else np.maximum
+    flat, first = np.array(voxels[0]), np.empty(len(voxels), voxels.dtype)
+    low, high = voxels[0].min(), voxels[0].max()
     for z, plane in enumerate(voxels):
-        np.maximum(flat, plane, out=flat)
-        low, first[z] = min(low, plane.min()), plane.max()
-    return Profiles(float(low), float(first.max()), (first, flat.max(axis=1), flat.max(axis=0)))
+        furthest(flat, plane, out=flat)
+        least, most = plane.min(), plane.max()
+        low, high, first[z] = min(low, least), max(high, most), least if falling else most
+    y, x = furthest.reduce(flat, axis=1), furthest.reduce(flat, axis=0)
+    return Profiles(float(low), float(high), (first, y, x), falling)
 
 
 def fits_profiles(voxels: np.ndarray) -> bool:
@@ -161,28 +173,28 @@ def statistics(
     voxels: np.ndarray, extremes: tuple[float, float], slope: float, intercept: float
 ) -> Statistics:
     """Statistics of finite stored voxels with known extremes, scaled to real values."""
-    found = lattice(voxels)
+    found, sign = lattice(voxels), 1
+    if slope < 0:  # what is brighter is stored as less: its negatives are what rises
+        found, sign, extremes = found.mirrored(), -1, (-extremes[1], -extremes[0])
     if extremes[0] == extremes[1]:
         stored, rule = extremes[0], "all"
     else:
         stored, rule = otsu(found), "otsu"
     inside = found if rule == "all" else found.above(stored)
     return Statistics(
-        _real(found, extremes, slope, intercept),
-        _real(inside, (float(inside.values[0]), float(inside.values[-1])), slope, intercept),
+        _real(found, extremes, abs(slope), intercept),
+        _real(inside, (float(inside.values[0]), float(inside.values[-1])), abs(slope), intercept),
         rule,
-        slope * stored + intercept,
-        stored,
+        abs(slope) * stored + intercept,
+        sign * stored,
     )
 
 
 def _real(
     found: Distribution, extremes: tuple[float, float], slope: float, intercept: float
 ) -> Intensity:
-    """Scale stored statistics; a negative slope swaps the ends."""
+    """Scale the statistics of values that rise with the real ones."""
     values = (*extremes, found.percentile(0.5), found.percentile(99.5))
     low, high, p005, p995 = (slope * value + intercept for value in values)
-    if slope < 0:
-        low, high, p005, p995 = high, low, p995, p005
     mean, std = found.moments()
-    return Intensity(low, high, slope * mean + intercept, abs(slope) * std, p005, p995)
+    return Intensity(low, high, slope * mean + intercept, slope * std, p005, p995)

@@ -124,7 +124,8 @@ def open_line(line: str, where: str) -> dict[str, Any]:
     )
     if not intact:
         raise CorpusError(
-            f"{where}: this line fails its checksum; restore the file or convert again"
+            f"{where}: this line fails its checksum; restore the file, or run the same "
+            "`mim3d convert` again, which makes anew what the line told of"
         )
     return json.loads(body)
 
@@ -175,8 +176,26 @@ def _label(fields: dict[str, Any]) -> LabelRecord:
 def iter_manifest(text: bytes, where: str = MANIFEST) -> Iterator[VolumeRecord]:
     """Records of a manifest's bytes; a last line without newline was never committed."""
     end = text.rfind(b"\n") + 1
-    for number, line in enumerate(text[:end].splitlines(), start=1):
+    for number, line in enumerate(text[:end].split(b"\n")[:-1], start=1):
         yield parse_record(line.decode("utf-8", "replace"), f"{where}, line {number}")
+
+
+def intact_records(
+    text: bytes, where: str = MANIFEST
+) -> tuple[list[VolumeRecord], list[CorpusError]]:
+    """Records of the lines that pass their checksums, and what is wrong with each other line.
+
+    A last line without newline was never committed and is neither.
+    """
+    records, damaged = [], []
+    end = text.rfind(b"\n") + 1
+    for number, line in enumerate(text[:end].split(b"\n")[:-1], start=1):
+        try:
+            told = f"{where}, line {number}"
+            records.append(parse_record(line.decode("utf-8", "replace"), told))
+        except CorpusError as error:
+            damaged.append(error)
+    return records, damaged
 
 
 def read_manifest(path: Path) -> list[VolumeRecord]:

@@ -12,6 +12,7 @@ from mim3d.dataio.gzip_stream import MAX_RATIO, inflate, is_gzip, peek
 from mim3d.dataio.nifti_header import HEADER_BYTES, NiftiHeader, parse_header
 from mim3d.dataio.scratch import scratch
 
+MOST_TAIL = 1024  # bytes of padding after the voxels that are believed
 PAIRS = {".hdr": ".img", ".img": ".hdr", ".HDR": ".IMG", ".IMG": ".HDR"}
 
 
@@ -132,7 +133,20 @@ def verified_payload(data: memoryview, header: NiftiHeader, path: str, budget: i
     if len(payload) < header.end:
         detail = f"holds {len(payload)} bytes, but its header declares {header.end}"
         raise SourceError("truncated", path, f"{detail}; download or copy it again")
+    check_tail(len(payload) - header.end, header, path)
     return payload
+
+
+def check_tail(nbytes: int, header: NiftiHeader, path: str) -> None:
+    """SourceError too-long where more follows the voxels than a little padding.
+
+    A header damaged in its dimensions leaves at least a plane of voxels over.
+    """
+    most = min(MOST_TAIL, header.plane_bytes - 1)
+    if nbytes > most:
+        detail = f"{nbytes} bytes follow the {header.end} its header declares; at most {most} may"
+        remedy = "its dimensions may be damaged: compare it with the original, or cut them off"
+        raise SourceError("too-long", path, f"{detail} ({remedy})")
 
 
 def check_budget(header: NiftiHeader, path: str, budget: int) -> None:

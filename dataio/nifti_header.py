@@ -55,6 +55,11 @@ class NiftiHeader:
         return prod(self.shape) * self.n_frames
 
     @property
+    def plane_bytes(self) -> int:
+        """Bytes of the smallest plane: the least that a change of one dimension adds or takes."""
+        return self.n_voxels // max(*self.shape, self.n_frames) * self.dtype.itemsize
+
+    @property
     def end(self) -> int:
         """Bytes from the start of the file to the end of the voxels."""
         return self.offset + self.n_voxels * self.dtype.itemsize

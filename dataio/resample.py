@@ -1,11 +1,13 @@
 """Resampling to a voxel size: images anti-aliased, labels by the class that fills a voxel most.
 
 scipy's filters and splines, but never of a whole volume at once: an image is resampled plane by
-plane and then along z, which for separable filters is the same, and a label slab by slab. So one
+plane and then along z, which for separable filters is the same, and a label slab by slab, each
+class within its bounding box. So one
 float32 volume is held where a dozen would be, and the image it is made of goes as it comes.
 """
 
-from math import ceil, prod
+from collections.abc import Sequence
+from math import ceil, floor, prod
 from typing import Any
 
 import numpy as np
@@ -20,6 +22,9 @@ CUBIC = 3
 MAX_INDICATORS = 64
 BLOCK_VOXELS, SLAB_VOXELS = 1 << 18, 1 << 19  # held several times over, in float32
 TRUNCATE = 4.0  # a Gaussian's radius in sigmas, scipy's default
+# Copies of the outermost voxels around an image, as scipy has them: a cubic spline's coefficients
+# at the very edge would be wrong, and 12 voxels further in nothing is left of that.
+EDGE = 12
 
 
 def resampled_grid(grid: Grid, spacing_mm: tuple[float, float, float]) -> Grid:
@@ -120,16 +125,15 @@ def _fill_planes(
         np.add(real, np.float32(intercept), out=real)
         low = min(low, np.fmin.reduce(real, axis=None))
         high = max(high, np.fmax.reduce(real, axis=None))
-        bent = ndimage.spline_filter(
-            _smoothed(real, factors[1:]), CUBIC, output=real, mode="nearest"
-        )
-        _sampled(bent, factors[1:], CUBIC, to)
+        wide: Any = np.pad(_smoothed(real, factors[1:]), EDGE, mode="edge")
+        bent = ndimage.spline_filter(wide, CUBIC, output=wide, mode="nearest")
+        _sampled(bent, factors[1:], CUBIC, to, (EDGE, EDGE))
     return low, high
 
 
 def _replace_along_z(work: np.ndarray, before: int, after: int, factor: float) -> None:
     """The first `before` planes by the `after` planes they become along z, block by block."""
-    rows = max(1, BLOCK_VOXELS // (len(work) * work.shape[2]))
+    rows = max(1, BLOCK_VOXELS // ((len(work) + 2 * EDGE) * work.shape[2]))
     for y in range(0, work.shape[1], rows):
         block = work[:before, y : y + rows]
         work[:after, y : y + rows] = _along_z(block, factor, after)
@@ -141,10 +145,12 @@ def _along_z(block: np.ndarray, factor: float, depth: int) -> np.ndarray:
         return block
     from scipy import ndimage
 
-    smooth = _smoothed(block, (factor, 1.0, 1.0))
+    smooth = np.pad(
+        _smoothed(block, (factor, 1.0, 1.0)), ((EDGE, EDGE), (0, 0), (0, 0)), mode="edge"
+    )
     single: Any = np.float32
     bent = ndimage.spline_filter1d(smooth, CUBIC, axis=0, output=single, mode="nearest")
-    place = (np.arange(depth) + 0.5) * factor - 0.5
+    place = (np.arange(depth) + 0.5) * factor - 0.5 + EDGE
     first = np.floor(place).astype(int)
     out = np.zeros((depth, *block.shape[1:]), np.float32)
     part = np.empty_like(out)
@@ -194,17 +200,46 @@ def _fill_label(
     first: int,
 ) -> None:
     """Classes of the new planes from `z` on, from the old planes from `first` on."""
+    from scipy import ndimage
+
     best = np.full(out.shape, -1.0, np.float32)
-    shift = z * factors[0] - first
-    for number in classes:
-        share = _share(voxels == number, factors, out.shape, shift)
-        wins = share > best + 1e-6
-        out[wins], best[wins] = number, share[wins]
+    shift = (z * factors[0] - first, 0.0, 0.0)
+    boxes = ndimage.find_objects(np.searchsorted(classes, voxels) + 1)
+    for number, box in zip(classes.tolist(), boxes, strict=False):
+        if box is None:
+            continue
+        axes = zip(box, factors, shift, voxels.shape, out.shape, strict=True)
+        spans = [_touched((part.start, part.stop), f, s, a, b) for part, f, s, a, b in axes]
+        if any(start >= stop for _, (start, stop) in spans):
+            continue
+        source = tuple(slice(*old) for old, _ in spans)
+        target = tuple(slice(*new) for _, new in spans)
+        moved = [
+            new[0] * factor - old[0] + by
+            for (old, new), factor, by in zip(spans, factors, shift, strict=True)
+        ]
+        here, so_far = out[target], best[target]
+        share = _share(voxels[source] == number, factors, here.shape, moved)
+        wins = share > so_far + 1e-6
+        here[wins], so_far[wins] = number, share[wins]
         del share, wins  # before the next is made
 
 
+def _touched(
+    found: tuple[int, int], factor: float, shift: float, before: int, after: int
+) -> tuple[tuple[int, int], tuple[int, int]]:
+    """Of one axis, of `before` old and `after` new voxels: old ones that tell the share of a class
+    found in a span, with zeros around it, and new ones that have any of it."""
+    reach = int(TRUNCATE * max(0.0, (factor - 1) / 2) + 0.5) + 2
+    low, high = found[0] - reach, found[1] + reach
+    offset = (factor - 1) / 2 + shift
+    first = 0 if low <= 0 else max(0, floor((low - offset) / factor))
+    last = after if high >= before else min(after, ceil((high - offset) / factor) + 1)
+    return (max(low, 0), min(high, before)), (first, last)
+
+
 def _share(
-    inside: np.ndarray, factors: tuple[float, ...], shape: tuple[int, ...], shift: float
+    inside: np.ndarray, factors: tuple[float, ...], shape: tuple[int, ...], shift: Sequence[float]
 ) -> np.ndarray:
     """How much of each new voxel is inside."""
     smooth = _smoothed(inside.astype(np.float32), factors)
@@ -227,17 +262,21 @@ def _smoothed(voxels: np.ndarray, factors: tuple[float, ...]) -> np.ndarray:
 
 
 def _sampled(
-    voxels: np.ndarray, factors: tuple[float, ...], order: int, out: np.ndarray, shift: float = 0.0
+    voxels: np.ndarray,
+    factors: tuple[float, ...],
+    order: int,
+    out: np.ndarray,
+    shift: Sequence[float] = (),
 ) -> np.ndarray:
     """Fill `out` with values at its voxels' centres, and return it.
 
-    Index i is old coordinate (i + 1/2) * factor - 1/2; `shift` is added to the first coordinate.
+    Index i is old coordinate (i + 1/2) * factor - 1/2, to which `shift` is added.
     For order 3 `voxels` are coefficients of the spline.
     """
     from scipy import ndimage
 
-    offset: Any = [(factor - 1) / 2 for factor in factors]
-    offset[0] += shift
+    centre = [(factor - 1) / 2 for factor in factors]
+    offset: Any = [a + b for a, b in zip(centre, shift or [0.0] * len(centre), strict=True)]
     ndimage.affine_transform(
         voxels, np.array(factors), offset, output=out, order=order, mode="nearest", prefilter=False
     )

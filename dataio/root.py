@@ -1,14 +1,18 @@
 """The corpus's root zarr.json: format version and recipe, sealed by a checksum."""
 
 import json
+import re
+from importlib.metadata import version
 from typing import Any
 
 import google_crc32c
 
 from mim3d.dataio.conversion import FORMAT, Conversion
 from mim3d.dataio.errors import CorpusError
+from mim3d.dataio.ome import json_bytes
 from mim3d.dataio.store import Store
 
+FEW_BYTES = 2
 BEFORE = {"shuffle": "byte"}
 """What corpora were made with whose recipe does not name it."""
 
@@ -41,15 +45,29 @@ def read_root(text: bytes, where: str) -> dict[str, Any]:
     except (ValueError, KeyError, TypeError) as error:
         raise CorpusError(f"{where}: not a corpus of mim3d (its zarr.json says so)") from error
     if seal != _seal(facts):
-        raise CorpusError(f"{where}/zarr.json: fails its checksum; restore it or convert again")
+        raise CorpusError(
+            f"{where}/zarr.json: fails its checksum; run the same `mim3d convert` again, which "
+            "mends it"
+        )
     if format != FORMAT:
         raise CorpusError(f"{where}: corpus format {format}, this version reads {FORMAT}")
     return facts
 
 
 def check_recipe(store: Store, conversion: Conversion) -> None:
-    """CorpusError naming the options that differ from those the corpus was made with."""
-    have = BEFORE | read_root(store.get("zarr.json"), store.url)["conversion"]
+    """CorpusError naming the options that differ from those the corpus was made with.
+
+    A damaged zarr.json that was of these options is written anew.
+    """
+    text = store.get("zarr.json")
+    try:
+        facts = read_root(text, store.url)
+    except CorpusError:
+        whole = undamaged_root(text, conversion)
+        if whole is None:
+            raise
+        facts = read_root(whole, store.url)
+    have = BEFORE | facts["conversion"]
     want = json.loads(json.dumps(conversion.attributes()))
     differ = [key for key in want if have.get(key) != want[key]]
     if differ:
@@ -58,3 +76,18 @@ def check_recipe(store: Store, conversion: Conversion) -> None:
             f"{store.url}: was made with other options ({told}); "
             "use the same ones or another destination"
         )
+    if text != (whole := json_bytes(sealed_document(facts))):
+        store.replace("zarr.json", [whole])
+
+
+def undamaged_root(text: bytes, conversion: Conversion) -> bytes | None:
+    """What a damaged zarr.json was, if it was of this recipe: its checksum is still in it, or all
+    but a few bytes are the same. None where neither tells."""
+    told = re.findall(rb'"written_by": *"([^"]{1,40})"', text)
+    for name in (version("mim3d"), *(word.decode("utf-8", "replace") for word in told)):
+        document = root_document(conversion, name)
+        whole = json_bytes(document)
+        gaps = sum(a != b for a, b in zip(whole, text, strict=False)) + abs(len(whole) - len(text))
+        if document["attributes"]["crc32c"].encode() in text or gaps <= FEW_BYTES:
+            return whole
+    return None

@@ -35,7 +35,8 @@ from mim3d.dataio.errors import ChunkError, CorpusError
 from mim3d.dataio.shard_files import LocalShards, OpenFile, cut_short
 from mim3d.dataio.stream_pack import FrameError, StreamPacker
 
-DTYPES = frozenset(["|u1", "|i1", "<u2", "<i2", "<u4", "<i4", "<f2", "<f4", "<f8"])
+# 64-bit integers are narrowed by now; corpora made before hold some.
+DTYPES = frozenset(["|u1", "|i1", "<u2", "<i2", "<u4", "<i4", "<u8", "<i8", "<f2", "<f4", "<f8"])
 NO_FLIP = (False, False, False)
 NOTHING = np.empty(0, np.uint8)
 
@@ -89,9 +90,11 @@ class ShardReader:
         self._local = threading.local()
 
     def array(self, row: int) -> StoredArray:
-        """Describe array `row`; CorpusError where its dtype is none this reader knows."""
+        """Describe array `row`; CorpusError where its dtype is none this reader knows, or the
+        sizes of its chunks in the table are damaged."""
         known = self._arrays.get(row)
         if known is None:
+            self.table.check_sizes(row)
             known = self._arrays[row] = _stored_array(self.table, row)
         return known
 

@@ -22,16 +22,18 @@ from mim3d.dataio.chunk_table import (
     TABLE_FORMAT,
     VOLUME_DTYPE,
     VOLUMES,
+    checked_later,
     head_crc,
 )
 from mim3d.dataio.errors import CorpusError
 from mim3d.dataio.label import unpack_points
-from mim3d.dataio.manifest import Intensity, LabelRecord, VolumeRecord
+from mim3d.dataio.manifest import LabelRecord, VolumeRecord
 from mim3d.dataio.shard_writer import chunk_index, n_chunks
 from mim3d.dataio.store import Store
 
 READERS = 8
 BATCH = 1024
+LARGEST = float(np.finfo(np.float32).max)
 # (array path, axes, chunks) -> (n, 2) offsets and lengths; label path -> class -> (n, 3) points.
 IndexReader = Callable[[str, int, int], np.ndarray]
 PointReader = Callable[[str], dict[int, np.ndarray]]
@@ -52,7 +54,7 @@ def table_objects(
 ) -> dict[str, Sequence[Buffer]]:
     """The table's files in parts, chunks.json last; `records` sorted by id, as the manifest is.
 
-    `format` 1 is how tables were once written, for comparison with one.
+    Formats 1 and 2 are how tables were once written, for comparison with one.
     """
     table = build_table(records, chunk, index_reader(store), point_reader(store), format)
     objects: dict[str, Sequence[Buffer]] = {n: _npy(array) for n, array in table.items()}
@@ -61,7 +63,7 @@ def table_objects(
         "label_names": label_names(records),
         "manifest_bytes": len(manifest),
         "manifest_sha256": sha256(manifest).hexdigest(),
-        "crc32c": {name: _crc32c(objects[name]) for name in CHECKED},
+        "crc32c": {n: _crc32c(objects[n]) for n in (*CHECKED, *checked_later(format))},
     }
     head = json.dumps(body | {"self_crc32c": head_crc(body)}, indent=1).encode()
     return objects | {HEAD: [head]}
@@ -158,15 +160,16 @@ def _fill_rows(
 
 def _volume_row(record: VolumeRecord, image: int, subject: int) -> tuple:
     whole, inside = record.intensity, record.foreground
+    figures = (
+        whole.minimum, whole.maximum, whole.mean, whole.std, whole.p005, whole.p995,
+        inside.mean, inside.std, inside.p005, inside.p995,
+    )  # fmt: skip
+    # A scl_slope near float32's end takes real values beyond it.
+    held = np.clip(figures, -LARGEST, LARGEST).tolist()
     return (
         image, record.shape, record.spacing_mm, record.foreground_box,
-        whole.minimum, whole.maximum, whole.mean, whole.std, whole.p005, whole.p995,
-        *_inside(inside), subject, image + 1, len(record.labels),
+        *held, subject, image + 1, len(record.labels),
     )  # fmt: skip
-
-
-def _inside(inside: Intensity) -> tuple[float, float, float, float]:
-    return inside.mean, inside.std, inside.p005, inside.p995
 
 
 def _array_row(

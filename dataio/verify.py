@@ -17,8 +17,9 @@ from mim3d.dataio.chunk_table import (
     TABLE_FORMAT,
 )
 from mim3d.dataio.codec import ChunkCodec
+from mim3d.dataio.conversion import Conversion
 from mim3d.dataio.errors import CorpusError, Mim3dError
-from mim3d.dataio.manifest import MANIFEST, VolumeRecord, iter_manifest
+from mim3d.dataio.manifest import MANIFEST, VolumeRecord, intact_records, latest
 from mim3d.dataio.nifti_file import source_hash
 from mim3d.dataio.ome import json_bytes
 from mim3d.dataio.progress import progress
@@ -65,8 +66,8 @@ def verify(
     if not store.exists("zarr.json"):
         raise CorpusError(f"{corpus}: not a corpus: it has no zarr.json")
     problems: list[Problem] = []
-    chunk = _root(store, problems)
     records = _manifest(store, problems)
+    chunk = _root(store, records, problems)
     problems += _quarantine(store)
     checked = partial(_volume, store, chunk)
     counts = [0, 0]
@@ -83,18 +84,28 @@ def verify(
     return Verification(len(records), counts[0], counts[1], tuple(sorted(set(problems))))
 
 
-def _root(store: Store, problems: list[Problem]) -> int:
-    """Side of the inner chunk, 32 where the root cannot tell."""
+def _root(store: Store, records: Sequence[VolumeRecord], problems: list[Problem]) -> int:
+    """Side of the inner chunk, by the root, or where it cannot tell by a volume's own metadata."""
     try:
         text = store.get("zarr.json")
         facts = read_root(text, store.url)
         if text != json_bytes(sealed_document(facts)):
-            detail = "not the document that was written, though its recipe is intact"
+            detail = "not the document that was written; run the same convert again to mend it"
             problems.append(Problem("zarr.json", "bad-root", detail))
         return int(facts["conversion"]["chunk"])
     except CorpusError as error:
         problems.append(Problem("zarr.json", "bad-root", str(error)))
-        return 32
+        told = (_chunk_side(store, f"{record.id}/0/zarr.json") for record in records)
+        return next(filter(None, told), Conversion().chunk)
+
+
+def _chunk_side(store: Store, key: str) -> int:
+    """Side of an array's inner chunk as its zarr.json says; 0 where it does not."""
+    try:
+        (sharding,) = json.loads(store.get(key))["codecs"]
+        return int(sharding["configuration"]["chunk_shape"][-1])
+    except (OSError, ValueError, KeyError, TypeError, IndexError):
+        return 0
 
 
 def _manifest(store: Store, problems: list[Problem]) -> list[VolumeRecord]:
@@ -103,17 +114,12 @@ def _manifest(store: Store, problems: list[Problem]) -> list[VolumeRecord]:
         problems.append(Problem(MANIFEST, "missing", "no manifest: nothing is committed"))
         return []
     text = store.get(MANIFEST)
-    records: dict[str, VolumeRecord] = {}
     if text and not text.endswith(b"\n"):
         detail = "ends within a line: a conversion was interrupted; run it again"
         problems.append(Problem(MANIFEST, "torn-line", detail))
-    for number, line in enumerate(text.splitlines(keepends=True), start=1):
-        try:
-            for record in iter_manifest(line, f"{MANIFEST}, line {number}"):
-                records[record.id] = record
-        except CorpusError as error:
-            problems.append(Problem(MANIFEST, "bad-line", str(error)))
-    return [records[id] for id in sorted(records)]
+    records, damaged = intact_records(text)
+    problems += [Problem(MANIFEST, "bad-line", str(error)) for error in damaged]
+    return sorted(latest(records), key=lambda record: record.id)
 
 
 def _quarantine(store: Store) -> list[Problem]:

@@ -15,7 +15,7 @@ from mim3d.dataio.orientation import axis_codes, reorientation
 from mim3d.dataio.resample import check_size, resample_channels, resampled_grid
 from mim3d.dataio.scratch import forget
 from mim3d.dataio.source import Source
-from mim3d.dataio.values import Values, as_dtype, as_stored, cut, finite_only, windowed
+from mim3d.dataio.values import Values, as_asked, as_stored, cut, finite_only
 
 CHANNEL_AXIS = 4
 OBLIQUE_DEG = 1.0
@@ -94,18 +94,39 @@ def _scaled(raw: np.ndarray, file: NiftiFile) -> Values:
 
 
 def _stacked(files: list[NiftiFile], raw: list[np.ndarray]) -> Values:
-    """Channels in one array; real float32 values where their dtypes or scalings differ.
+    """Channels in one array, of a dtype that holds all of them where integers or float32 do.
 
-    Empties `raw` channel by channel.
+    Else, and where scalings differ, real float32 values with their largest change. Empties `raw`
+    channel by channel.
     """
-    kinds = {(f.header.dtype.newbyteorder("="), f.header.slope, f.header.intercept) for f in files}
-    same = len(kinds) == 1
-    stacked = np.empty((len(raw), *raw[0].shape[1:]), raw[0].dtype if same else np.float32)
+    kind = np.result_type(*(voxels.dtype.newbyteorder("=") for voxels in raw))
+    scalings = {(file.header.slope, file.header.intercept) for file in files}
+    exact = len(scalings) == 1 and (kind.kind in "iu" or kind == np.float32)
+    if len({file.header.dtype for file in files}) == 1 and len(scalings) == 1:
+        kind, exact = raw[0].dtype, True
+    stacked = np.empty((len(raw), *raw[0].shape[1:]), kind if exact else np.float32)
+    error = 0.0
     for out, file in zip(stacked, files, strict=True):
         channel = raw.pop(0)[0]
         for to, plane in zip(out, channel, strict=True):
-            to[...] = plane if same else _scaled(plane, file).real()
-    return _scaled(stacked, files[0]) if same else Values(stacked, 1.0, 0.0)
+            if exact:
+                to[...] = plane
+            else:
+                error = max(error, _put_real(to, plane, file))
+    return _scaled(stacked, files[0]) if exact else Values(stacked, 1.0, 0.0, max_error=error)
+
+
+def _put_real(to: np.ndarray, plane: np.ndarray, file: NiftiFile) -> float:
+    """Write the real values of a plane in float32; the largest change this makes."""
+    real = file.header.slope * plane.astype(np.float64) + file.header.intercept
+    with np.errstate(over="ignore", invalid="ignore"):
+        to[...] = real
+        gap = np.abs(to - real)
+    finite = np.isfinite(real)
+    if not np.isfinite(to[finite]).all():
+        detail = "values beyond float32's range of 3.4e38"
+        raise SourceError("overflow", file.path, f"{detail}; rescale the file")
+    return float(gap.max(initial=0.0, where=finite))
 
 
 def _volume(given: list[Values], file: NiftiFile, frame: int, conversion: Conversion) -> Volume:
@@ -162,7 +183,7 @@ def _changed(
         check_size(new, len(_channels(given[0].voxels)), conversion.byte_budget, path)
         _resample(given, grid, new)
         grid = new
-    return as_dtype(windowed(given.pop(), conversion.window), conversion), grid
+    return as_asked(given.pop(), conversion, path), grid
 
 
 def _resample(given: list[Values], old: Grid, new: Grid) -> None:
@@ -177,36 +198,39 @@ def _resample(given: list[Values], old: Grid, new: Grid) -> None:
 
 
 def measured(values: Values) -> tuple[Statistics, tuple[Triple, Triple]]:
-    """Statistics, and the box of the voxels above the threshold in any channel."""
-    voxels = finite_only(values.voxels)
+    """Statistics, and the box of the voxels whose real value is above the threshold in any
+    channel."""
+    voxels, falling = finite_only(values.voxels), values.slope < 0
     if voxels.ndim == 1:
         extremes = (float(voxels.min()), float(voxels.max()))
         found = statistics(voxels, extremes, values.slope, values.intercept)
+        blank = extremes[falling]
         with np.errstate(invalid="ignore"):
-            shown = [profiles(np.nan_to_num(c, nan=extremes[0])) for c in _channels(values.voxels)]
+            filled = (np.nan_to_num(c, nan=blank) for c in _channels(values.voxels))
+            shown = [profiles(channel, falling=falling) for channel in filled]
     else:
-        shown = [_profiles_in_memory_order(channel) for channel in _channels(voxels)]
+        shown = [_profiles_in_memory_order(c, falling) for c in _channels(voxels)]
         extremes = (min(p.minimum for p in shown), max(p.maximum for p in shown))
         found = statistics(memory_order(voxels)[0], extremes, values.slope, values.intercept)
     if found.rule == "all":
         z, y, x = values.voxels.shape[-3:]
         return found, ((0, 0, 0), (z, y, x))
-    along = (np.max([p.along[axis] for p in shown], axis=0) for axis in range(3))
-    z, y, x = along
-    return found, Profiles(*extremes, (z, y, x)).box_above(found.stored_threshold)
+    furthest = np.min if falling else np.max
+    z, y, x = (furthest([p.along[axis] for p in shown], axis=0) for axis in range(3))
+    return found, Profiles(*extremes, (z, y, x), falling).box_beyond(found.stored_threshold)
 
 
 def _channels(voxels: np.ndarray) -> np.ndarray:
     return voxels if voxels.ndim == CHANNEL_AXIS else voxels[None]
 
 
-def _profiles_in_memory_order(voxels: np.ndarray) -> Profiles:
+def _profiles_in_memory_order(voxels: np.ndarray, falling: bool) -> Profiles:
     """Profiles of a view, worked out along its memory and turned back: many times as fast."""
     block, order, flipped = memory_order(voxels)
-    found = profiles(block)
+    found = profiles(block, falling=falling)
     along = [found.along[order.index(axis)] for axis in range(3)]
     z, y, x = (p[::-1] if flip else p for p, flip in zip(along, flipped, strict=True))
-    return Profiles(found.minimum, found.maximum, (z, y, x))
+    return Profiles(found.minimum, found.maximum, (z, y, x), falling)
 
 
 def memory_order(voxels: np.ndarray) -> tuple[np.ndarray, list[int], list[bool]]:
@@ -230,6 +254,11 @@ def _warnings(file: NiftiFile, values: Values) -> tuple[str, ...]:
         )
     if header.dtype.itemsize == 8 and header.dtype.kind == "f":
         told.append(f"float64 stored as float32, largest change {values.max_error:.3g}")
+    elif header.dtype.itemsize == 8:
+        stored = values.voxels.dtype.name
+        told.append(
+            f"{header.dtype.name} stored as {stored}, largest change {values.max_error:.3g}"
+        )
     if values.n_nan or values.n_inf:
         told.append(f"{values.n_nan} NaN and {values.n_inf} infinite voxels")
     return tuple(told)

@@ -76,19 +76,55 @@ def test_the_zoo_comes_back(tmp_path, real_data):
             assert_same_image(record.sources[0], exported)
 
 
-def test_channels_come_back_on_the_vector_axis(tmp_path):
+def assert_same_corpus(one: Corpus, two: Corpus) -> None:
+    """The same volumes: voxels, labels, places, subjects and splits."""
+    assert [r.id for r in one.records] == [r.id for r in two.records]
+    for a, b in zip(one.records, two.records, strict=True):
+        assert (a.subject, a.group, a.split) == (b.subject, b.group, b.split)
+        assert (a.channels, a.dtype, a.shape, a.affine) == (b.channels, b.dtype, b.shape, b.affine)
+        assert a.shard_sha256 == b.shard_sha256
+        assert [(x.name, x.shard_sha256) for x in a.labels] == [
+            (x.name, x.shard_sha256) for x in b.labels
+        ]
+
+
+def test_channels_of_several_files_come_back_as_files(tmp_path):
     rng = np.random.default_rng(0)
     affine = np.diag([-1.0, 2.0, 3.0, 1.0])
-    volumes = [rng.integers(0, 99, (9, 8, 7)).astype(np.int16) for _ in range(2)]
+    volumes = [rng.integers(0, 99, (9, 8, 7)).astype(np.int16) for _ in range(3)]
     for i, voxels in enumerate(volumes):
         nib.save(nib.Nifti1Image(voxels, affine), tmp_path / f"{i}.nii")
-    source = Source("two", tuple(str(tmp_path / f"{i}.nii") for i in range(2)))
-    make_corpus([source], tmp_path / "c.zarr")
+    labels = {n: str(tmp_path / f"{i}.nii") for i, n in enumerate(("organ", "lesion"))}
+    two, one = (str(tmp_path / "0.nii"), str(tmp_path / "1.nii")), (str(tmp_path / "2.nii"),)
+    sources = [
+        Source("two", two, labels, subject="p1", group="g", split="train"),
+        Source("one", one, {"seg": one[0]}, subject="p2", split="val"),
+        Source("last", one[:1] + two[:1], {}, subject="p3", split="test"),
+    ]
+    corpus = make_corpus(sources, tmp_path / "c.zarr")
+    out = tmp_path / "out"
+    assert main(["export-nifti", str(tmp_path / "c.zarr"), str(out)]) == 0
+    assert_same_image(tmp_path / "0.nii", out / "images" / "two_0000.nii.gz")
+    assert_same_image(tmp_path / "1.nii", out / "images" / "two_0001.nii.gz")
+    assert_same_image(tmp_path / "2.nii", out / "images" / "one.nii.gz")
+    assert_same_corpus(corpus, make_corpus(str(out), tmp_path / "again.zarr"))
+    assert main(["export-nifti", str(tmp_path / "c.zarr"), str(out), "--ids", "none"]) == 2
+
+
+def test_channels_of_one_file_come_back_on_its_fourth_axis(tmp_path):
+    affine = np.array([[0, 2.0, 0, 5], [-1, 0, 0, 1], [0, 0, 3, 2], [0, 0, 0, 1]])
+    voxels = np.random.default_rng(0).integers(0, 99, (9, 8, 7, 3)).astype(np.int16)
+    (tmp_path / "in").mkdir()
+    nib.save(nib.Nifti1Image(voxels, affine), tmp_path / "in" / "four.nii.gz")
+    corpus = make_corpus(str(tmp_path / "in"), tmp_path / "c.zarr", time_axis="channels")
     assert main(["export-nifti", str(tmp_path / "c.zarr"), str(tmp_path / "out")]) == 0
-    back = np.asarray(load(tmp_path / "out/images/two.nii.gz").dataobj)
-    assert back.shape == (9, 8, 7, 1, 2)
-    for i, voxels in enumerate(volumes):
-        np.testing.assert_array_equal(back[..., 0, i], voxels)
+    exported = tmp_path / "out" / "images" / "four.nii.gz"
+    assert load(exported).shape == (9, 8, 7, 3)
+    assert_same_image(tmp_path / "in" / "four.nii.gz", exported)
+    again = make_corpus(str(tmp_path / "out"), tmp_path / "again.zarr", time_axis="channels")
+    assert again.records[0].shard_sha256 == corpus.records[0].shard_sha256
+    split = make_corpus(str(tmp_path / "out"), tmp_path / "split.zarr")
+    assert [r.id for r in split.records] == [f"four--t00{i}" for i in range(3)]
 
 
 def test_stored_axes_and_resampled_volumes(tmp_path, capsys):

@@ -12,7 +12,14 @@ from mim3d.dataio.convert import convert
 from mim3d.dataio.corpus import Corpus
 from mim3d.dataio.discover import discover
 from mim3d.dataio.inspection import span, summarise
-from mim3d.dataio.montage import LABEL_COLOURS, Plane, overlay, read_planes
+from mim3d.dataio.montage import (
+    LABEL_COLOURS,
+    Plane,
+    class_colours,
+    fullest_slices,
+    overlay,
+    read_planes,
+)
 from mim3d.dataio.phantom import make_cohort
 from mim3d.dataio.shard_reader import ShardReader
 from mim3d.engine.cli import main
@@ -63,9 +70,10 @@ def test_the_command_prints_tables_and_draws(corpus, tmp_path, capsys):
 def test_planes_cut_through_the_label_in_true_proportions(corpus):
     reader = ShardReader(corpus.table, corpus.root)
     for record in corpus.records:
-        planes, classes = read_planes(record, corpus.table, reader)
-        assert classes <= {("seg", 1), ("seg", 2), ("seg", 3)}
-        assert classes
+        planes = read_planes(record, corpus.table, reader)
+        assert all(plane.classes for plane in planes)
+        seen = set.union(*(plane.classes for plane in planes))
+        assert seen == {("seg", 1), ("seg", 2), ("seg", 3)}
         z, y, x = record.shape
         assert [p.image.shape for p in planes] == [(y, x), (z, x), (z, y)]
         mm = record.spacing_mm
@@ -81,10 +89,34 @@ def test_planes_cut_through_the_label_in_true_proportions(corpus):
 def test_the_overlay_outlines_classes_and_leaves_the_rest_grey():
     label = np.zeros((9, 9), int)
     label[2:7, 2:7] = 2
-    picture = overlay(Plane(np.full((9, 9), 0.5), label, 1.0, 1.0, ("L", "R", "P", "A")))
+    plane = Plane(np.full((9, 9), 0.5), label, 1.0, 1.0, ("L", "R", "P", "A"))
+    picture = overlay(plane, {("seg", 2): LABEL_COLOURS[1]})
     np.testing.assert_allclose(picture[0, 0], 0.5)
     np.testing.assert_allclose(picture[2, 4], to_rgb(LABEL_COLOURS[1]))
     assert 0 < np.abs(picture[4, 4] - 0.5).max() < 0.3
+
+
+def test_slices_show_most_classes_and_small_ones_count():
+    label = np.zeros((30, 20, 20), np.int16)
+    label[2:20, 2:18, 2:18] = 7  # a large organ, everywhere
+    label[15:18, 4:6, 9:12] = -3  # a small one
+    label[27, 19, 19] = 400
+    assert fullest_slices(label) == (16, 5, 10)
+    assert fullest_slices(label[..., :1] * 0 + 1) == (15, 10, 0)
+
+
+def test_every_class_of_every_label_has_its_own_colour():
+    classes = {(name, cls) for name in ("lesion", "seg") for cls in range(1, 40)}
+    colours = class_colours(classes)
+    assert set(colours) == classes
+    assert len(set(colours.values())) == len(classes)
+    assert [*class_colours({("seg", 1), ("seg", 2)}).values()] == [*LABEL_COLOURS[:2]]
+
+
+@pytest.mark.parametrize("number", ["0", "-2"])
+def test_a_montage_of_no_volume_is_one_line(corpus, tmp_path, capsys, number):
+    assert main(["inspect", str(corpus.root), "--out", str(tmp_path), "--volumes", number]) == 2
+    assert "at least 1" in capsys.readouterr().err
 
 
 def test_a_half_written_corpus_is_shown_as_far_as_it_goes(corpus, tmp_path, capsys):

@@ -172,6 +172,52 @@ def test_places_that_are_not_files(tmp_path):
         assert caught.value.code == code
 
 
+@pytest.mark.parametrize("zipped", ["", ".gz"])
+@pytest.mark.parametrize(
+    ("tail", "taken"), [(0, True), (39, True), (40, False), (500_000, False), (5_000_000, False)]
+)
+def test_little_may_follow_the_voxels(tmp_path, zipped, tail, taken):
+    """Less than the smallest plane, 4 x 5 voxels, and in larger files at most 1 KiB."""
+    file = tmp_path / f"a.nii{zipped}"
+    save(tmp_path / "a.nii", np.ones((4, 5, 6), np.int16))
+    content = (tmp_path / "a.nii").read_bytes() + os.urandom(tail)
+    file.write_bytes(gzip.compress(content) if zipped else content)
+    if taken:
+        assert read_nifti(str(file), BUDGET).header.shape == (4, 5, 6)
+        return
+    with pytest.raises(SourceError, match="declares") as caught:
+        read_nifti(str(file), BUDGET)
+    assert caught.value.code == "too-long"
+
+
+def test_the_tail_of_a_large_file_is_no_plane(tmp_path):
+    save(tmp_path / "a.nii", np.ones((40, 50, 60), np.int16))
+    content = (tmp_path / "a.nii").read_bytes()
+    for tail, taken in ((1024, True), (1025, False)):
+        (tmp_path / "a.nii").write_bytes(content + bytes(tail))
+        if taken:
+            read_nifti(str(tmp_path / "a.nii"), BUDGET)
+        else:
+            with pytest.raises(SourceError, match="1025 bytes follow"):
+                read_nifti(str(tmp_path / "a.nii"), BUDGET)
+
+
+def test_a_flipped_bit_of_the_dimensions_is_found_in_a_bare_file(tmp_path):
+    """Nothing but the file's size tells: bit 0 of dim[0] makes 2 of 3 dimensions."""
+    file = save(tmp_path / "a.nii", np.arange(7 * 6 * 5, dtype=np.int16).reshape(7, 6, 5))
+    content = file.read_bytes()
+    unused = set(range(8 * 48, 8 * 56))  # dim[4] and on, beyond the three that count
+    for bit in set(range(8 * 40, 8 * 56)) - unused:
+        damaged = bytearray(content)
+        damaged[bit // 8] ^= 1 << bit % 8
+        file.write_bytes(damaged)
+        try:
+            found = read_nifti(str(file), BUDGET)
+        except SourceError:
+            continue
+        assert (found.header.shape, found.header.n_frames) == ((7, 6, 5), 1), bit
+
+
 def test_budget(tmp_path):
     file = str(save(tmp_path / "a.nii.gz", np.zeros((40, 40, 40), np.float32)))
     with pytest.raises(SourceError, match="byte-budget"):

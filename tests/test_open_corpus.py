@@ -64,9 +64,10 @@ def test_export_from_a_bucket_is_export_from_disk(bucket, local, tmp_path):
     assert main(["export-nifti", bucket, str(tmp_path / "there")]) == 0
     assert main(["export-nifti", str(local), str(tmp_path / "here")]) == 0
     assert hashes(tmp_path / "there") == hashes(tmp_path / "here")
-    assert len(hashes(tmp_path / "there")) == 6
+    assert len(hashes(tmp_path / "there")) == 7
     assert main(["export-nifti", bucket, str(tmp_path / "one"), "--ids", "v0001"]) == 0
-    assert set(hashes(tmp_path / "one")) == {"images/v0001.nii.gz", "labels/seg/v0001.nii.gz"}
+    written = {"dataset.json", "images/v0001.nii.gz", "labels/seg/v0001.nii.gz"}
+    assert set(hashes(tmp_path / "one")) == written
 
 
 def test_inspect_of_a_bucket_is_inspect_of_the_disk(bucket, local, tmp_path, capsys):

@@ -14,7 +14,6 @@ from mim3d.dataio import resample
 from mim3d.dataio.grid import Grid
 from mim3d.dataio.resample import resample_channels, resample_image, resample_label, resampled_grid
 
-SINGLE: Any = np.float32
 CASES = [
     ((40, 44, 48), (2.0, 1.0, 1.7)),
     ((40, 44, 48), (0.5, 0.8, 0.6)),
@@ -28,19 +27,16 @@ CASES = [
 
 
 def whole(voxels: np.ndarray, old: Grid, new: Grid, order: int) -> np.ndarray:
-    """Smoothed and sampled in three dimensions at once."""
+    """Smoothed and sampled in three dimensions at once, as scipy does it from end to end."""
     factors = np.array(new.spacing_mm) / np.array(old.spacing_mm)
     voxels = voxels.astype(np.float32)
     sigma = np.maximum(0, (factors - 1) / 2)
     if sigma.max() > 1e-3:
         voxels = ndimage.gaussian_filter(voxels, sigma, mode="nearest")
-    if order > 1:
-        voxels = ndimage.spline_filter(voxels, order, output=SINGLE, mode="nearest")
     offset: Any = (factors - 1) / 2
     return ndimage.affine_transform(
-        voxels, factors, offset, output_shape=new.shape, order=order, mode="nearest",
-        prefilter=False,
-    )  # fmt: skip
+        voxels, factors, offset, output_shape=new.shape, order=order, mode="nearest"
+    )
 
 
 @pytest.mark.parametrize(("shape", "spacing"), CASES)
@@ -58,6 +54,16 @@ def test_images_equal_those_resampled_whole(shape, spacing, block, monkeypatch):
     np.testing.assert_allclose(got, wanted, rtol=0, atol=1e-6 * 900)
 
 
+def label_whole(voxels: np.ndarray, old: Grid, new: Grid) -> np.ndarray:
+    """For each class a share of the whole volume, and the largest wins."""
+    best, wanted = np.full(new.shape, -1, np.float32), np.zeros(new.shape, voxels.dtype)
+    for number in np.unique(voxels):
+        share = whole(voxels == number, old, new, 1)
+        wins = share > best + 1e-6
+        wanted[wins], best[wins] = number, share[wins]
+    return wanted
+
+
 @pytest.mark.parametrize(("shape", "spacing"), CASES)
 @pytest.mark.parametrize("slab", [1 << 19, 2000])
 def test_labels_equal_those_resampled_whole(shape, spacing, slab, monkeypatch):
@@ -68,12 +74,37 @@ def test_labels_equal_those_resampled_whole(shape, spacing, slab, monkeypatch):
     voxels = voxels.astype(np.uint8)[::-1]
     old = Grid(shape, np.eye(4))
     new = resampled_grid(old, spacing)
-    shares = np.stack([whole(voxels == number, old, new, 1) for number in range(4)])
-    best, wanted = np.full(new.shape, -1, np.float32), np.zeros(new.shape, np.uint8)
-    for number, share in enumerate(shares):
-        wins = share > best + 1e-6
-        wanted[wins], best[wins] = number, share[wins]
-    np.testing.assert_array_equal(resample_label(voxels, old, new), wanted)
+    np.testing.assert_array_equal(resample_label(voxels, old, new), label_whole(voxels, old, new))
+
+
+@pytest.mark.parametrize(("shape", "spacing"), CASES)
+@pytest.mark.parametrize("slab", [1 << 19, 3000])
+def test_small_classes_equal_those_resampled_whole(shape, spacing, slab, monkeypatch):
+    """Boxes of 1 to 5 voxels anywhere, at the faces too, over each other and of any number."""
+    monkeypatch.setattr(resample, "SLAB_VOXELS", slab)
+    rng = np.random.default_rng(1)
+    voxels = np.zeros(shape, np.int16)
+    for number in rng.choice(np.arange(-5, 900), 40, replace=False):
+        start = [int(rng.integers(0, n)) for n in shape]
+        voxels[tuple(slice(a, a + int(rng.integers(1, 6))) for a in start)] = number
+    old = Grid(shape, np.eye(4))
+    new = resampled_grid(old, spacing)
+    np.testing.assert_array_equal(resample_label(voxels, old, new), label_whole(voxels, old, new))
+
+
+def test_each_class_is_worked_out_where_it_is(monkeypatch):
+    voxels = np.zeros((60, 60, 60), np.uint8)
+    for number in range(1, 61):
+        z, y, x = np.unravel_index(number, (4, 4, 4))
+        voxels[15 * z : 15 * z + 5, 15 * y : 15 * y + 5, 15 * x : 15 * x + 5] = number
+    sizes, share = [], resample._share
+    monkeypatch.setattr(
+        resample, "_share", lambda inside, *rest: sizes.append(inside.size) or share(inside, *rest)
+    )
+    old = Grid(voxels.shape, np.eye(4))
+    resample_label(voxels, old, resampled_grid(old, (2.0, 2.0, 2.0)))
+    assert len(sizes) == 61
+    assert sum(sizes) < 3 * voxels.size  # 61 without boxes
 
 
 def test_many_classes_take_the_nearest():

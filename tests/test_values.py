@@ -8,7 +8,7 @@ import pytest
 
 from mim3d.dataio import values as values_module
 from mim3d.dataio.conversion import Conversion
-from mim3d.dataio.values import Values, as_dtype, cut, room, trim
+from mim3d.dataio.values import Values, as_asked, cut, room, trim
 
 BOX = ((1, 2, 0), (5, 6, 7))
 
@@ -60,8 +60,8 @@ def test_quantised_in_place_equals_quantised_apart(target, window):
     conversion = Conversion(dtype=target, window=window)
     frozen = voxels.copy()
     frozen.flags.writeable = False
-    apart = as_dtype(Values(frozen, 0.5, 3.0), conversion)
-    within = as_dtype(Values(in_room(voxels), 0.5, 3.0), conversion)
+    apart = as_asked(Values(frozen, 0.5, 3.0), conversion, "f")
+    within = as_asked(Values(in_room(voxels), 0.5, 3.0), conversion, "f")
     np.testing.assert_array_equal(within.voxels, apart.voxels)
     assert within.voxels.dtype == target
     assert (within.slope, within.intercept) == (apart.slope, apart.intercept)
@@ -74,7 +74,7 @@ def test_what_a_smaller_volume_leaves_is_given_back():
     voxels = in_room(np.full((8, 512, 512), 1.5, np.float32))
     voxels[0] = 7
     assert resident(voxels) >= voxels.nbytes
-    stored = as_dtype(Values(voxels, 1.0, 0.0), Conversion(dtype="uint8")).voxels
+    stored = as_asked(Values(voxels, 1.0, 0.0), Conversion(dtype="uint8"), "f").voxels
     assert stored.nbytes <= resident(stored) < stored.nbytes + (64 << 10)
     assert stored[0].min() == 255
     assert stored[1:].max() == 0
