@@ -7,6 +7,7 @@ Start-up counts in them; told apart as well, as it is fixed and a corpus has tho
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -94,14 +95,15 @@ def run_rounds(
 
 
 def repeated(files: list[str], copies: int, scratch: Path) -> list[str]:
-    """The same files under many names."""
+    """Copies of the files under many names; links would be recognised as the same files."""
+    folder = scratch / "many"
+    folder.mkdir()
     names = []
     for number in range(copies):
         for file in files:
-            link = scratch / "many" / f"{number}-{len(names)}-{Path(file).name}"
-            link.parent.mkdir(exist_ok=True)
-            link.symlink_to(Path(file).absolute())
-            names.append(str(link))
+            names.append(str(folder / f"{number}-{len(names)}-{Path(file).name}"))
+            shutil.copyfile(file, names[-1])
+    os.sync()  # or writing them would go on beside the first job
     return names
 
 
