@@ -4,16 +4,17 @@ Files in reading order.
 
 What everything uses: errors, progress, counter_random.
 
-Finding sources: source, discovery, discover, tree, nifti_name, label_pairing; the layouts
-layout_folder, layout_msd, layout_nnunet, layout_bids, layout_nnssl, layout_csv; msd_download,
-remote_tree; phantom and phantom_body draw a cohort where there is none.
+Finding sources: source, discovery, discover, tree, nifti_name, label_name, folder_images,
+label_pairing, subjects; the layouts layout_folder, layout_msd, layout_nnunet, layout_bids,
+layout_nnssl, layout_csv; msd_download, remote_tree; phantom and phantom_body draw a cohort where
+there is none.
 
-Reading a source: scratch, libdeflate, gzip_stream, nifti_header, nifti_file, grid, orientation,
-resample, values, intensity, label, volume.
+Reading a source: scratch, libdeflate, gzip_stream, nifti_header, nifti_file, header_peek, grid,
+orientation, resample, values, intensity, label, volume.
 
 Writing a corpus: conversion, codec, ome, chunk_gather (and _chunks.c), chunk_encode, shard_writer,
-manifest, quarantine, root, block_file, store, remote, volume_ids, volume_writer, job, worker, pool,
-dask_runner, convert, forecast.
+manifest, quarantine, root, block_file, store, remote, volume_ids, known_sources,
+volume_writer, job, worker, pool, dask_runner, convert, forecast.
 
 A corpus: chunk_table, table_writer, corpus, verify, inspection, histograms, montage, export_nifti.
 

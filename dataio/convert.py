@@ -11,7 +11,7 @@ import os
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -21,10 +21,11 @@ from mim3d.dataio.chunk_table import HEAD
 from mim3d.dataio.conversion import Conversion
 from mim3d.dataio.errors import CorpusError
 from mim3d.dataio.job import Job, JobResult
+from mim3d.dataio.known_sources import HashesOf, base_id, recognise, record_paths
 from mim3d.dataio.manifest import (
     MANIFEST,
     VolumeRecord,
-    iter_manifest,
+    intact_records,
     latest,
     manifest_bytes,
     record_line,
@@ -74,23 +75,26 @@ def convert(
     """
     began = time.monotonic()
     conversion = conversion or Conversion()
+    check_destination(str(destination))
     store = open_store(destination)
     with store.lock():
         run = Run(store, conversion)
         run.open()
-        jobs, duplicates = run.jobs(sources)
+        n_workers = workers or usable_cpus()
+        jobs, duplicates = run.jobs(sources, hashes_by(runner, n_workers, store, conversion))
         rejections = {Rejection(s.path, s.code, s.detail) for s in skipped} | set(duplicates)
         results: list[JobResult] = []
         voxel_bytes = 0
         with progress("convert", len(jobs), "volumes") as shown, run.committing():
-            for result in runner(jobs, workers or usable_cpus()):
+            for result in runner(jobs, n_workers):
                 run.take(result)
                 rejections.update(result.rejections)
                 results.append(result)
                 voxel_bytes += result.voxel_bytes
                 shown.advance(1, _rate(voxel_bytes, result, time.monotonic() - began))
+        rejections.update(run.lost())
         run.close(rejections)
-    done = [result for result in results if result.records]
+    done = [result for result in results if result.records and not result.unchanged]
     return ConversionReport(
         n_converted=sum(len(result.records) for result in done),
         n_unchanged=sum(result.unchanged for result in results),
@@ -110,6 +114,7 @@ class Run:
     def __init__(self, store: Store, conversion: Conversion) -> None:
         self.store, self.conversion = store, conversion
         self.records: dict[str, VolumeRecord] = {}
+        self._unlisted: list[str] = []
         self._pending: list[JobResult] = []
         self._committed = time.monotonic()
 
@@ -126,11 +131,19 @@ class Run:
         for name in orphans(self.store, self.records):
             self.store.delete(name)
 
+    def lost(self) -> list[Rejection]:
+        """Volumes whose manifest line was damaged and whose source was not among the jobs."""
+        detail = "its manifest line was damaged and its source not among those given: convert it"
+        return [Rejection(id, "lost", detail) for id in self._unlisted if id not in self.records]
+
     def _recover(self) -> None:
         text = self.store.get(MANIFEST) if self.store.exists(MANIFEST) else b""
-        records = latest(iter_manifest(text, f"{self.store.url}/{MANIFEST}"))
-        self.records = {record.id: record for record in records}
-        if not text.endswith(b"\n") and text:
+        records, damaged = intact_records(text, f"{self.store.url}/{MANIFEST}")
+        self.records = {record.id: record for record in latest(records)}
+        whole = text.endswith(b"\n")
+        if damaged or (not whole and self.store.exists(HEAD)):  # of a corpus that was complete
+            self._unlisted = orphans(self.store, self.records)
+        if damaged or (text and not whole):
             # A torn last line would swallow the next one appended.
             self._rewrite()
 
@@ -139,26 +152,25 @@ class Run:
         self.store.replace(MANIFEST, [text])
         return text
 
-    def jobs(self, sources: Sequence[Source]) -> tuple[list[Job], list[Rejection]]:
+    def jobs(
+        self, sources: Sequence[Source], hashes_of: HashesOf
+    ) -> tuple[list[Job], list[Rejection]]:
         """A job per source with its id and what is known of it; repeated sources are rejected."""
-        known: dict[tuple[str, ...], list[VolumeRecord]] = {}
-        for record in self.records.values():
-            known.setdefault(record_paths(record), []).append(record)
-        owners = [(r.id.split("--t")[0], paths) for paths, rs in known.items() for r in rs]
-        unique: dict[tuple[str, ...], Source] = {}
-        duplicates = []
-        for source in sources:
-            if source.paths in unique:
-                detail = f"listed twice, as {unique[source.paths].id!r} and {source.id!r}"
-                duplicates.append(Rejection(source.images[0], "duplicate-source", detail))
-            else:
-                unique[source.paths] = source
-        ids = unique_ids(list(unique.values()), owners)
+        found = recognise(sources, self.records.values(), hashes_of)
+        taken = [(base_id(r), record_paths(r)) for r in self.records.values()]
+        new = [source for source, group in found.sources if not group]
+        ids = iter(unique_ids(new, taken))
         jobs = [
-            Job(source, id, tuple(known.get(paths, ())), self.store.url, self.conversion)
-            for id, (paths, source) in zip(ids, unique.items(), strict=True)
+            Job(
+                source,
+                base_id(group[0]) if group else next(ids),
+                group,
+                self.store.url,
+                self.conversion,
+            )
+            for source, group in found.sources
         ]
-        return jobs, duplicates
+        return jobs, found.duplicates
 
     @contextmanager
     def committing(self) -> Iterator[None]:
@@ -204,9 +216,22 @@ class Run:
         write_table(self.store, ordered, text, self.conversion.chunk)
 
 
-def record_paths(record: VolumeRecord) -> tuple[str, ...]:
-    """Paths of a record's source, as `Source.paths` gives them."""
-    return (*record.sources, *(label.source for label in record.labels))
+def hashes_by(runner: Runner, workers: int, store: Store, conversion: Conversion) -> HashesOf:
+    """What reads sources for their hashes alone, by the processes that convert."""
+
+    def hashes_of(sources: Sequence[Source]) -> dict[tuple[str, ...], tuple[str, ...]]:
+        jobs = [
+            Job(replace(source, labels={}), str(i), (), store.url, conversion, only_hash=True)
+            for i, source in enumerate(sources)
+        ]
+        found = {}
+        with progress("look for moved files", len(jobs), "sources") as shown:
+            for result in runner(jobs, workers):
+                found[jobs[int(result.id)].source.images] = result.hashes
+                shown.advance()
+        return found
+
+    return hashes_of
 
 
 def orphans(store: Store, records: Mapping[str, Any]) -> list[str]:
@@ -222,6 +247,17 @@ def _is_volume(store: Store, name: str) -> bool:
         return "mim3d" in json.loads(store.get(f"{name}/zarr.json"))["attributes"]
     except (ValueError, KeyError, TypeError):
         return False
+
+
+def check_destination(destination: str) -> None:
+    """CorpusError where a destination can be no folder."""
+    if not destination.strip():
+        raise CorpusError("the destination's name is empty; name a folder for the corpus")
+    if "://" not in destination and Path(destination).is_file():
+        raise CorpusError(
+            f"{destination}: is a file, and a corpus is a folder; name a new one (and quote a glob "
+            "of sources: '*.nii.gz')"
+        )
 
 
 def _refuse_foreign(store: Store) -> None:

@@ -16,7 +16,7 @@ from mim3d.dataio import (
 from mim3d.dataio.discovery import Discovery
 from mim3d.dataio.errors import SourceError
 from mim3d.dataio.nifti_name import header_of, is_data_of_pair, is_image
-from mim3d.dataio.tree import ADDRESS, LocalTree, Tree, glob_pattern
+from mim3d.dataio.tree import ADDRESS, LocalTree, Tree, glob_pattern, is_corpus
 
 LAYOUTS = ("auto", "folder", "msd", "nnunet", "bids", "nnssl", "csv")
 TABLES = (".csv", ".tsv")
@@ -47,7 +47,7 @@ def discover(source: str, layout: str = "auto") -> Discovery:
     else:
         found = find_in_folder(tree, layout)
     if not found.sources:
-        raise SourceError("no-images", source, nothing_found(found))
+        raise SourceError("no-images", source, nothing_found(tree, found))
     return found
 
 
@@ -175,8 +175,10 @@ def only_table(tree: Tree) -> str:
     return tables[0]
 
 
-def nothing_found(found: Discovery) -> str:
+def nothing_found(tree: Tree, found: Discovery) -> str:
     """Why no source was found, in one line."""
+    if isinstance(tree, LocalTree) and is_corpus(tree.root):
+        return "is a corpus already; `mim3d export-nifti` makes NIfTI files of it"
     if not found.skipped:
         return "holds no NIfTI files (.nii, .nii.gz, .hdr+.img)"
     first = found.skipped[0]

@@ -10,9 +10,10 @@ import re
 
 from mim3d.dataio.discovery import Discovery
 from mim3d.dataio.errors import SourceError
-from mim3d.dataio.nifti_name import stem, subject_of
+from mim3d.dataio.nifti_name import stem
 from mim3d.dataio.quarantine import Rejection
 from mim3d.dataio.source import Source
+from mim3d.dataio.subjects import named_by_path
 from mim3d.dataio.tree import Tree
 
 ALIASES = {
@@ -30,12 +31,14 @@ def find(tree: Tree, file: str) -> Discovery:
     """Sources of the table `file`; a row that names no readable image is skipped by number."""
     rows, columns = read_rows(tree, file)
     sources: list[Source] = []
+    names: list[str] = []
     skipped: list[Rejection] = []
     for number, row in enumerate(rows, 2):  # line 1 is the header
         source = read_row(tree, row, columns, f"{tree.path(file)} line {number}", skipped)
         if source is not None:
             sources.append(source)
-    return Discovery(tuple(sources), tuple(skipped), "csv")
+            names.append(row[columns["image"][0]])
+    return Discovery(tuple(named_by_path(names, sources)), tuple(skipped), "csv")
 
 
 def read_rows(tree: Tree, file: str) -> tuple[list[Row], dict[str, list[str]]]:
@@ -85,9 +88,12 @@ def read_row(
         return None
     labels = {}
     for column in columns["label"]:
-        label = row.get(column, "")
-        if label and tree.has(label):
-            labels[column.partition(":")[2] or "seg"] = tree.path(label)
+        label, name = row.get(column, ""), column.partition(":")[2] or "seg"
+        if label and name in labels:
+            why = f"is a second label {name!r} ({where}); name its column `label:OTHER`"
+            skipped.append(Rejection(tree.path(label), "ambiguous-label", why))
+        elif label and tree.has(label):
+            labels[name] = tree.path(label)
         elif label:
             skipped.append(Rejection(tree.path(label), "missing-label", f"is not there ({where})"))
     told = {role: row.get(names[0], "") if names else "" for role, names in columns.items()}
@@ -95,7 +101,7 @@ def read_row(
         id=told["id"] or stem(images[0]),
         images=tuple(tree.path(i) for i in images),
         labels=labels,
-        subject=told["subject"] or subject_of(stem(images[0])),
+        subject=told["subject"],
         group=told["group"],
         split=told["split"],
     )

@@ -1,7 +1,6 @@
 """Layout `folder`: every NIfTI file below a folder, or those a glob names.
 
-What labels are is in `label_pairing`. The subject is the folder that holds a subject's few
-images, else what the file name tells.
+What labels are is in `label_pairing`, whose the images are in `subjects`.
 """
 
 import posixpath
@@ -10,7 +9,8 @@ from collections import Counter
 from collections.abc import Iterable
 
 from mim3d.dataio.discovery import Discovery
-from mim3d.dataio.label_pairing import MOST_IMAGES_OF_A_SUBJECT, pair_labels
+from mim3d.dataio.label_name import is_label_folder
+from mim3d.dataio.label_pairing import Pairing, pair_labels
 from mim3d.dataio.nifti_name import (
     SIDECARS,
     data_of,
@@ -18,15 +18,11 @@ from mim3d.dataio.nifti_name import (
     is_data_of_pair,
     is_image,
     stem,
-    subject_of,
 )
 from mim3d.dataio.quarantine import Rejection
 from mim3d.dataio.source import Source
+from mim3d.dataio.subjects import images_below, subject_from
 from mim3d.dataio.tree import Tree
-
-PLAIN_FOLDER = re.compile(
-    r"(images?(tr|ts)?|nifti|nii|data|raw|anat|ses-\w+|scans?)", re.IGNORECASE
-)
 
 
 def find(tree: Tree, names: Iterable[str] | None = None) -> Discovery:
@@ -34,9 +30,9 @@ def find(tree: Tree, names: Iterable[str] | None = None) -> Discovery:
     wanted = [n for n in (tree.names if names is None else names) if not hidden(n)]
     images, skipped = images_among(tree, wanted)
     pairing = pair_labels(images)
-    why = "stands in a label folder, but no image is named like it"
-    skipped += [Rejection(tree.path(n), "label-without-image", why) for n in pairing.orphans]
-    kept = [n for n in images if n not in pairing.label_files]
+    skipped += [Rejection(tree.path(n), *told) for n, told in sorted(pairing.skipped.items())]
+    labels = pairing.label_files
+    kept = [n for n in images if n not in labels]
     crowd = images_below(kept)
     sources = [
         Source(
@@ -47,7 +43,21 @@ def find(tree: Tree, names: Iterable[str] | None = None) -> Discovery:
         )
         for name in kept
     ]
-    return Discovery(tuple(sources), (*tree.problems, *skipped), "folder")
+    problems = (*tree.problems, *skipped)
+    return Discovery(tuple(sources), problems, "folder", doubts(tree, pairing, kept))
+
+
+def doubts(tree: Tree, pairing: Pairing, kept: list[str]) -> tuple[str, ...]:
+    """A warning where what is called a label is taken for an image."""
+    only_labels = is_label_folder(tree.root) and not pairing.labels
+    called = kept if only_labels else sorted(pairing.doubtful)
+    if not called:
+        return ()
+    more = f" and {len(called) - 1} more" if len(called) > 1 else ""
+    return (
+        f"{tree.path(called[0])}{more}: called like a label, but taken for an image, as no image "
+        "goes with it by name; leave it out, rename it, or list images and labels in a CSV",
+    )
 
 
 def hidden(name: str) -> bool:
@@ -82,26 +92,3 @@ def images_among(tree: Tree, names: list[str]) -> tuple[list[str], list[Rejectio
 def suffix_of(name: str) -> str:
     """Suffix of a file's name, or `(no suffix)`."""
     return posixpath.splitext(name)[1].lower() or "(no suffix)"
-
-
-def images_below(names: list[str]) -> Counter[str]:
-    """Number of images in each folder and in all below it."""
-    crowd: Counter[str] = Counter()
-    for name in names:
-        while name := posixpath.dirname(name):
-            crowd[name] += 1
-    return crowd
-
-
-def subject_from(name: str, crowd: Counter[str]) -> str:
-    """Subject of an image: its folder if that holds one person's few images, else by file name."""
-    folder = posixpath.dirname(name)
-    while folder and PLAIN_FOLDER.fullmatch(posixpath.basename(folder)):
-        folder = posixpath.dirname(folder)
-    by_name = subject_of(stem(name))
-    in_path = subject_of(name)
-    if in_path.startswith("sub-"):
-        return in_path
-    if not folder:
-        return by_name
-    return folder if crowd[folder] <= MOST_IMAGES_OF_A_SUBJECT else f"{folder}/{by_name}"

@@ -1,8 +1,9 @@
 """Layout `msd`: a Medical Segmentation Decathlon dataset.json, or any MONAI datalist.
 
 Both are a JSON object of lists named `training`, `validation`, `test` (or `testing`); an entry is
-a path or an object with `image` (one path or one per channel) and `label`. A bare list is read as
-`training`. Without a dataset.json, files of imagesTr and labelsTr are paired by name.
+a path or an object with `image` (one path or one per channel) and `label` (also paths by name). A
+bare list is read as `training`. Without a dataset.json, files of imagesTr and labelsTr are paired
+by name.
 """
 
 import json
@@ -15,6 +16,7 @@ from mim3d.dataio.errors import SourceError
 from mim3d.dataio.nifti_name import is_image, stem, subject_of
 from mim3d.dataio.quarantine import Rejection
 from mim3d.dataio.source import Source
+from mim3d.dataio.subjects import named_by_path
 from mim3d.dataio.tree import Tree
 
 SPLITS = {"training": "train", "validation": "val", "test": "test", "testing": "test"}
@@ -25,16 +27,23 @@ def find(tree: Tree, file: str = "dataset.json") -> Discovery:
     """Sources of the datalist `file`, whose paths are relative to the tree."""
     sections = read_sections(tree, file)
     sources: list[Source] = []
+    names: list[str] = []
     skipped: list[Rejection] = []
     for section, entries in sections.items():
         for number, entry in enumerate(entries, 1):
             found = read_entry(tree, entry, section, skipped)
             if found is not None:
                 sources.append(found)
+                names.append(first_image(entry))
             elif not isinstance(entry, str | dict):
                 why = f"entry {number} of `{section}` is {entry!r}, not a path or an object"
                 skipped.append(Rejection(tree.path(file), "bad-entry", why))
-    return Discovery(tuple(sources), tuple(skipped), "msd")
+    return Discovery(tuple(named_by_path(names, sources)), tuple(skipped), "msd")
+
+
+def first_image(entry: object) -> str:
+    """The first image that an entry names."""
+    return as_paths(entry.get("image") if isinstance(entry, dict) else entry)[0]
 
 
 def read_sections(tree: Tree, file: str) -> dict[str, list[Any]]:
@@ -74,9 +83,13 @@ def read_entry(tree: Tree, entry: object, section: str, skipped: list[Rejection]
         skipped.append(Rejection(tree.path(absent[0]), "missing-image", why))
         return None
     labels = {}
-    for label in as_paths(fields.get("label")):
-        if tree.has(label):
-            labels["seg" if not labels else stem(label)] = tree.path(label)
+    for given, label in labels_of(fields.get("label")):
+        name = given or ("seg" if not labels else stem(label))
+        if name in labels:
+            why = f"is a second label {name!r} of {images[0]}; rename it"
+            skipped.append(Rejection(tree.path(label), "ambiguous-label", why))
+        elif tree.has(label):
+            labels[name] = tree.path(label)
         else:
             why = f"is the label of {images[0]} but is not there"
             skipped.append(Rejection(tree.path(label), "missing-label", why))
@@ -85,10 +98,17 @@ def read_entry(tree: Tree, entry: object, section: str, skipped: list[Rejection]
         id=str(fields.get("id") or stem(images[0])),
         images=tuple(tree.path(i) for i in images),
         labels=labels,
-        subject=told or subject_of(stem(images[0])),
+        subject=told,
         group=str(fields.get("group") or ""),
         split=SPLITS[section],
     )
+
+
+def labels_of(value: object) -> list[tuple[str, str]]:
+    """(name, path) of every label: of an object of paths by name, else of paths without names."""
+    if isinstance(value, dict):
+        return [(str(name), path) for name, one in value.items() for path in as_paths(one)]
+    return [("", path) for path in as_paths(value)]
 
 
 def as_paths(value: object) -> list[str]:

@@ -8,15 +8,16 @@ DATA_SUFFIXES = {".img": ".hdr", ".img.gz": ".hdr.gz"}
 SIDECARS = (
     *(".json", ".jsonl", ".csv", ".tsv", ".txt", ".md", ".rst", ".pdf", ".html", ".xml"),
     *(".yaml", ".yml", ".bval", ".bvec", ".png", ".jpg", ".jpeg", ".py", ".sh", ".log", ".sha256"),
+    *(".doc", ".docx", ".xls", ".xlsx", ".ppt", ".pptx", ".odt", ".ods"),
 )
 MODALITIES = frozenset(
     {"t1", "t1w", "t1c", "t1ce", "t1n", "t1gd", "t2", "t2w", "t2f", "t2star", "flair", "dwi", "adc"}
     | {"pd", "pdw", "swi", "ct", "cta", "mr", "mra", "pet", "suvr", "bold", "asl"}
 )
-LABEL_WORDS = frozenset(
-    {"seg", "segmentation", "label", "labels", "mask", "dseg", "lesion", "lesions", "roi", "gt"}
-    | {"annotation", "aseg"}
+IMAGE_WORDS = frozenset(
+    {"image", "images", "imaging", "img", "volume", "vol", "scan", "case", "data", "orig", "raw"}
 )
+PLAIN_WORDS = MODALITIES | IMAGE_WORDS
 
 
 def is_image(name: str) -> bool:
@@ -70,3 +71,23 @@ def subject_of(name: str) -> str:
         name = rest
         rest, word = without_last_word(name)
     return name
+
+
+def cases_of(name: str) -> list[str]:
+    """A stem and what is left of it word by word, while its last word tells the kind of image.
+
+    `p1_t1` -> `p1_t1`, `p1`; `p1_0000` (an nnU-Net channel) -> `p1_0000`, `p1`; `t1` -> `t1`, ``.
+    """
+    found = [name]
+    while name:
+        rest, word = without_last_word(name)
+        if word not in PLAIN_WORDS and not (rest and re.fullmatch(r"00\d\d", word)):
+            break
+        found.append(rest)
+        name = rest
+    return found
+
+
+def tells_no_case(name: str) -> bool:
+    """Whether a stem is of modality words alone (`t1`, `imaging`): its folder names the case."""
+    return cases_of(name)[-1] == ""

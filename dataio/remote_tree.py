@@ -3,7 +3,7 @@
 from mim3d.dataio.errors import SourceError
 from mim3d.dataio.quarantine import Rejection
 from mim3d.dataio.remote import first_line, locate, read_remote_bytes
-from mim3d.dataio.tree import ADDRESS
+from mim3d.dataio.tree import ADDRESS, outside_corpora
 
 TEXT_BUDGET = 1 << 28
 
@@ -40,10 +40,11 @@ class RemoteTree:
         skip = len(prefix) + 1 if prefix else 0
         try:
             batches = obstore.list(store, prefix or None)
-            return sorted(o["path"][skip:] for batch in batches for o in batch)
+            names = sorted(o["path"][skip:] for batch in batches for o in batch)
         except (obstore.exceptions.BaseError, OSError) as error:
             told = f"cannot be listed: {first_line(error)}"
             raise SourceError("unreadable", self.root, told) from error
+        return outside_corpora(names)
 
     def path(self, name: str) -> str:
         """Address of an entry."""

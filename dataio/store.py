@@ -8,7 +8,7 @@ import re
 import shutil
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, suppress
 from pathlib import Path
 from typing import IO, Protocol
 
@@ -20,6 +20,10 @@ from mim3d.dataio.errors import CorpusError, Mim3dError
 LOCK = ".lock"
 PARTIAL = ".partial"
 DEAD_HOLDER_S = 5.0  # how long a dead holder's lock is waited for
+UNWRITABLE = {
+    *(errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM),
+    *(errno.ENOTDIR, errno.EEXIST),
+}
 TEMPORARY = re.compile(r"\..+\.\d+\.partial")
 
 
@@ -199,6 +203,8 @@ class LocalStore:
             try:
                 yield
             finally:
+                with suppress(OSError):  # a lost worker's half-written folder is nobody's
+                    self._tidy()
                 file.unlink(missing_ok=True)
 
     def _take(self, held: IO[str]) -> None:
@@ -245,6 +251,19 @@ def store_error(target: Path, error: OSError) -> StoreError:
     else:
         remedy = "mend it and run the same command again; what is done is kept"
     return StoreError(f"{target}: cannot be written ({error.strerror}); {remedy}")
+
+
+@contextmanager
+def writing(folder: Path) -> Iterator[None]:
+    """Turn the system's errors of writing below a folder into a StoreError that names it."""
+    try:
+        yield
+    except OSError as error:
+        elsewhere = error.filename and not Path(str(error.filename)).is_relative_to(folder)
+        if error.errno not in UNWRITABLE or (elsewhere and error.errno != errno.ENOTDIR):
+            raise
+        told = f"{error.filename or folder}: cannot be written ({error.strerror})"
+        raise StoreError(f"{told}; make room there, or name another folder") from error
 
 
 def sync_file_system(folder: Path) -> None:

@@ -1,9 +1,10 @@
 """A folder of source files, local or remote, as one list of relative names."""
 
+import json
 import os
 import posixpath
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Protocol
 
@@ -11,6 +12,7 @@ from mim3d.dataio.errors import SourceError
 from mim3d.dataio.quarantine import Rejection
 
 ADDRESS = re.compile(r"^(s3|gs|az|https?|memory)://")
+CORPUS_FILES = ("manifest.jsonl", "zarr.json")
 
 
 class Tree(Protocol):
@@ -46,7 +48,7 @@ class LocalTree:
 
     def __init__(self, root: str | Path) -> None:
         # Absolute: manifests name sources by path, and a rerun may start elsewhere.
-        self.root = str(Path(root).absolute())
+        self.root = plain_path(str(root))
         self.problems: list[Rejection] = []
         self._names: list[str] | None = None
 
@@ -62,6 +64,9 @@ class LocalTree:
         for folder, subfolders, files in os.walk(
             self.root, followlinks=True, onerror=self._cannot_list
         ):
+            if "zarr.json" in files and is_corpus(folder):
+                subfolders.clear()
+                continue
             subfolders[:] = sorted(s for s in subfolders if self._is_new(folder, s, seen))
             for file in sorted(files):
                 path = os.path.join(folder, file)  # noqa: PTH118 - a corpus has millions of these
@@ -103,7 +108,8 @@ class LocalTree:
         """Path of an entry; absolute paths and addresses stay as they are."""
         if ADDRESS.match(name) or posixpath.isabs(name):
             return name
-        return str(Path(self.root, name))
+        path = str(Path(self.root, name))
+        return plain_path(path) if ".." in name else path
 
     def has(self, name: str) -> bool:
         """Whether the entry is a readable file; addresses are taken at their word."""
@@ -119,6 +125,39 @@ class LocalTree:
             raise SourceError("unreadable", path, f"cannot be read ({error.strerror})") from error
         except UnicodeDecodeError as error:
             raise SourceError("not-text", path, "is not UTF-8 text") from error
+
+
+def plain_path(path: str) -> str:
+    """Absolute path; one that goes through `..` is followed to where it leads, links and all."""
+    return os.path.realpath(path) if ".." in Path(path).parts else str(Path(path).absolute())
+
+
+def is_corpus(folder: str) -> bool:
+    """Whether a folder is a corpus of ours: what a conversion wrote is no source of another."""
+    if Path(folder, CORPUS_FILES[0]).is_file():
+        return True
+    try:
+        document = json.loads(Path(folder, "zarr.json").read_bytes())
+        return "mim3d" in document["attributes"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return False
+
+
+def outside_corpora(names: Sequence[str]) -> list[str]:
+    """Names of an object store without those inside a corpus, told by the files every one has."""
+    known = set(names)
+    roots = {n[: -len(CORPUS_FILES[0])] for n in names if n.endswith(CORPUS_FILES[0])}
+    corpora = {r for r in roots if all(r + file in known for file in CORPUS_FILES)}
+    if not corpora:
+        return list(names)
+    return [n for n in names if not any(above in corpora for above in _folders_above(n))]
+
+
+def _folders_above(name: str) -> Iterator[str]:
+    """Prefixes of a name that end in `/`, and the empty one."""
+    yield ""
+    for found in re.finditer("/", name):
+        yield name[: found.end()]
 
 
 def glob_pattern(pattern: str) -> re.Pattern[str]:

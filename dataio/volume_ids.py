@@ -49,8 +49,9 @@ def unique_ids(
     ids = []
     for source in sources:
         id, paths = safe_id(source.id), source.paths
-        if owners.get(id.casefold(), paths) != paths:
-            id = f"{id}--{short_hash('|'.join(paths))}"
+        wanted = (id, f"{id}--{short_hash('|'.join(source.images))}")
+        free = (name for name in wanted if owners.get(name.casefold(), paths) == paths)
+        id = next(free, f"{id}--{short_hash('|'.join(paths))}")
         owners[id.casefold()] = paths
         ids.append(id)
     return ids

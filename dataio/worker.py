@@ -13,6 +13,8 @@ import sys
 import threading
 import time
 from collections import deque
+from collections.abc import Iterator
+from contextlib import contextmanager
 from multiprocessing.connection import Connection
 from queue import SimpleQueue
 from typing import Any
@@ -30,7 +32,9 @@ class Worker:
         ours, theirs = socket.socketpair()
         code = f"from mim3d.dataio.worker import serve; serve({theirs.fileno()}, {os.getpid()})"
         environment = os.environ | dict.fromkeys(SINGLE_THREAD, "1")
-        with theirs:
+        # Blocked, not ignored: a Ctrl-C meanwhile still reaches this process, and the worker's
+        # Python, which inherits it, is out of its reach from its first instruction on.
+        with theirs, blocked(signal.SIGINT):
             self.process = subprocess.Popen(
                 [sys.executable, "-c", code], pass_fds=[theirs.fileno()], env=environment
             )
@@ -51,6 +55,16 @@ class Worker:
         self.connection.close()
         self.process.kill()
         self.process.wait()
+
+
+@contextmanager
+def blocked(number: signal.Signals) -> Iterator[None]:
+    """Hold a signal back from this thread, and for good from processes started here."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {number})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def serve(descriptor: int, parent: int) -> None:

@@ -7,6 +7,7 @@ import os
 import sys
 import traceback
 from collections.abc import Sequence
+from contextlib import redirect_stdout
 from importlib.metadata import version
 from pathlib import Path
 
@@ -49,7 +50,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (ValueError, OSError) as error:
         if os.environ.get("MIM3D_TRACEBACK"):
             traceback.print_exc()
-        print(f"mim3d {name}: {error}", file=sys.stderr)
+        print(f"mim3d {name}: {told(error)}", file=sys.stderr)
         return EXIT_USER_ERROR
     except KeyboardInterrupt:
         print(f"mim3d {name}: interrupted; run the same command again to go on", file=sys.stderr)
@@ -91,7 +92,24 @@ def split_json_flag(words: Sequence[str]) -> tuple[Path | None, list[str]]:
 def run_command(name: str, words: Sequence[str]) -> Outcome:
     """Import the command's module (lazily: `env` must not wait for torch) and call its `main`."""
     module = importlib.import_module(f"mim3d.engine.commands.{name.replace('-', '_')}")
-    return module.main(list(words))
+    if not {"-h", "--help"}.intersection(words):
+        return module.main(list(words))
+    from mim3d.engine.arguments import captured, readable_help, text_of
+
+    shown = captured(sys.stdout.encoding or "utf-8")
+    try:
+        with redirect_stdout(shown):
+            return module.main(list(words))
+    finally:
+        print(readable_help(text_of(shown)), end="")
+
+
+def told(error: Exception) -> str:
+    """An error in one line; the system's own ones with their file first, as ours have it."""
+    if isinstance(error, OSError) and error.strerror:
+        where = f"{error.filename}: " if error.filename else ""
+        return f"{where}{error.strerror}"
+    return str(error)
 
 
 def write_figures(file: Path, outcome: Outcome) -> None:

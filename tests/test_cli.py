@@ -66,6 +66,23 @@ def test_env_figures_name_versions_and_optional_parts(tmp_path: Path) -> None:
     assert figures["kernels"]["cpu"].startswith(("reference", "triton"))
 
 
+def test_system_errors_name_their_file_first() -> None:
+    assert cli.told(OSError(28, "No space left on device", "x.png")) == (
+        "x.png: No space left on device"
+    )
+    assert cli.told(ValueError("as it is")) == "as it is"
+
+
+def test_help_is_plain_and_tells_of_json_and_globs(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        cli.main(["convert", "--help"])
+    shown = capsys.readouterr().out
+    assert "{None}" not in shown and "--json FILE" in shown
+    assert "in quotes" in shown and "msd:Task04_Hippocampus" in shown
+    framed = [line for line in shown.splitlines() if line.startswith(("│", "|"))]
+    assert len({len(line) for line in framed}) <= 1
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("name", list(cli.COMMANDS))
 def test_every_command_has_help(name: str) -> None:

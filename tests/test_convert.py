@@ -112,6 +112,9 @@ def assert_agrees(root: Path, record: VolumeRecord, file: Path | str, frame: int
     got = stored(root, record)
     assert record.source_dtype == want.dtype.name
     want = want.astype(np.float32) if want.dtype == np.float64 else want
+    if want.dtype.kind in "iu" and want.dtype.itemsize == 8:  # none of them needs 64 bits
+        assert any(record.source_dtype in warning for warning in record.warnings)
+        want = want.astype(record.dtype)
     assert got.dtype == want.dtype.newbyteorder("=") and got.dtype.name == record.dtype
     assert np.array_equal(got, want.transpose(2, 1, 0), equal_nan=want.dtype.kind == "f")
     scaled = real.get_fdata()
@@ -184,9 +187,11 @@ def test_labels_follow_their_image(tmp_path):
         ("damaged", "truncated"),
     ],
 )
-def test_a_bad_label_quarantines_its_volume_only(tmp_path, change, code):
+def test_a_bad_label_is_told_with_its_image_and_does_not_cost_it(tmp_path, change, code):
     good, bad = sources(tmp_path, 2)
     path = Path(bad.labels["seg"])
+    convert([good, bad], tmp_path / "kept", workers=1)
+    whole = tree_hash(tmp_path / "kept")
     label = load(path)
     voxels, affine = np.asarray(label.dataobj), np.array(label.affine)
     if change == "shape":
@@ -201,9 +206,50 @@ def test_a_bad_label_quarantines_its_volume_only(tmp_path, change, code):
     if change == "damaged":
         path.write_bytes(path.read_bytes()[:-10])
     report = convert([good, bad], tmp_path / "c", workers=1)
-    assert (report.n_converted, report.n_quarantined) == (1, 1)
+    assert (report.n_converted, report.n_quarantined) == (2, 1)
     (rejection,) = report.rejections
     assert (rejection.code, rejection.path) == (code, str(path))
+    assert f"{bad.images[0]} was converted without it" in rejection.detail
+    labels = {r.id: len(r.labels) for r in Corpus.open(tmp_path / "c").records}
+    assert labels == {"case_0": 1, "case_1": 0}
+    # A volume that was whole keeps what it has.
+    report = convert([good, bad], tmp_path / "kept", workers=1)
+    assert report.rejections[0].code == code and "keeps the volume it has" in (
+        report.rejections[0].detail
+    )
+    (tmp_path / "kept" / "quarantine.jsonl").write_bytes(b"")
+    assert tree_hash(tmp_path / "kept") == whole
+    assert not verify(tmp_path / "kept").problems
+
+
+def test_a_label_mended_or_lost(tmp_path):
+    (source,) = sources(tmp_path, 1)
+    path = Path(source.labels["seg"])
+    good = path.read_bytes()
+    path.write_bytes(good[:-9])
+    assert convert([source], tmp_path / "c", workers=1).n_quarantined == 1
+    path.write_bytes(good)
+    report = convert([source], tmp_path / "c", workers=1)
+    assert (report.n_converted, report.n_volumes, report.n_quarantined) == (1, 1, 0)
+    convert([source], tmp_path / "fresh", workers=1)
+    assert tree_hash(tmp_path / "c") == tree_hash(tmp_path / "fresh")
+    path.unlink()
+    report = convert([Source(source.id, source.images, subject="s0")], tmp_path / "c", workers=1)
+    assert [r.code for r in report.rejections] == ["missing"]
+    assert Corpus.open(tmp_path / "c").records[0].labels
+
+
+def test_a_label_bad_in_one_frame_leaves_all_frames_whole(tmp_path):
+    four = np.random.default_rng(1).integers(0, 9, (8, 9, 10, 3)).astype(np.int16)
+    label = (four > 4).astype(np.float32)
+    label[0, 0, 0, 2] = 0.5
+    source = Source(
+        "a", (save(tmp_path / "a.nii", four),), {"seg": save(tmp_path / "l.nii", label)}
+    )
+    report = convert([source], tmp_path / "c", workers=1)
+    assert (report.n_volumes, report.n_quarantined) == (3, 1)
+    assert not any(r.labels for r in Corpus.open(tmp_path / "c").records)
+    assert not verify(tmp_path / "c").problems
 
 
 def test_labels_in_floats_become_whole_numbers(tmp_path):

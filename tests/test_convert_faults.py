@@ -227,7 +227,7 @@ def test_a_worker_that_dies_costs_a_retry_and_then_its_source(made, tmp_path, mo
     def hand_out(self):
         original(self)
         for worker in self._busy():
-            if worker.job is not None and worker.job.id == "v1":
+            if worker.jobs and worker.jobs[0][0].id == "v1":
                 worker.process.kill()
 
     monkeypatch.setattr(Pool, "_hand_out", hand_out)
@@ -244,13 +244,23 @@ def test_a_worker_that_dies_once_loses_nothing(made, whole, tmp_path, monkeypatc
     def hand_out(self):
         original(self)
         for worker in self._busy():
-            if not killed and worker.job is not None and worker.job.id == "v2":
+            if not killed and worker.jobs and worker.jobs[0][0].id == "v2":
                 killed.append(worker.process.pid)
                 worker.process.kill()
 
     monkeypatch.setattr(Pool, "_hand_out", hand_out)
     convert(made, tmp_path / "c", workers=2)
     assert killed and tree_hash(tmp_path / "c") == whole
+
+
+def test_what_a_lost_worker_was_writing_is_gone_when_the_run_ends(made, whole, tmp_path):
+    def runner(jobs, workers):
+        (tmp_path / "c" / ".v2.77.partial").mkdir()
+        (tmp_path / "c" / ".v2.77.partial" / "zarr.json").write_text("half")
+        yield from map(run_job, jobs)
+
+    convert(made, tmp_path / "c", runner=runner)
+    assert tree_hash(tmp_path / "c") == whole
 
 
 def test_a_failing_store_ends_the_run_from_a_worker_too(made, tmp_path):

@@ -10,8 +10,8 @@ from mim3d.dataio.discover import discover
 from mim3d.dataio.discovery import Discovery
 from mim3d.dataio.errors import SourceError
 from mim3d.dataio.label_pairing import pair_labels
-from mim3d.dataio.layout_folder import images_below
 from mim3d.dataio.source import Source
+from mim3d.dataio.subjects import images_below
 from mim3d.dataio.tree import glob_pattern
 
 
@@ -83,8 +83,9 @@ def test_a_folder_of_many_is_a_collection_not_a_subject(tmp_path):
 def test_a_mask_in_a_collection_belongs_to_nobody(tmp_path):
     root = plant(tmp_path, *(f"c{i:02d}.nii" for i in range(20)), "mask.nii")
     found = discover(str(root))
-    assert len(found.sources) == 21  # told as an image rather than given to twenty
+    assert len(found.sources) == 20
     assert not any(s.labels for s in found.sources)
+    assert codes(found) == ["ambiguous-label"]
 
 
 def test_pairing_is_linear_in_the_number_of_files():
@@ -102,6 +103,22 @@ def test_pairing_is_linear_in_the_number_of_files():
 def test_a_label_word_alone_is_an_image(tmp_path):
     found = discover(str(plant(tmp_path, "brain_mask.nii.gz")))
     assert [s.id for s in found.sources] == ["brain_mask"]
+    assert "brain_mask.nii.gz: called like a label" in found.warnings[0]
+
+
+def test_a_folder_of_labels_alone_is_doubtful(tmp_path):
+    found = discover(str(plant(tmp_path / "labelsTr", "a.nii", "b.nii")))
+    assert "labelsTr/a.nii and 1 more" in found.warnings[0]
+
+
+def test_two_labels_of_one_name_in_tables(tmp_path):
+    root = plant(tmp_path, "a.nii", "m.nii", "n.nii", "x/m.nii")
+    (root / "t.csv").write_text("image,label,label:seg\na.nii,m.nii,n.nii\n")
+    labels = ["n.nii", "m.nii", "x/m.nii"]
+    write_json(root, "list.json", {"training": [{"image": "a.nii", "label": labels}]})
+    for file, kept in (("t.csv", 1), ("list.json", 2)):
+        found = discover(str(root / file))
+        assert len(found.sources[0].labels) == kept and codes(found) == ["ambiguous-label"]
 
 
 def test_folder_tells_what_is_not_nifti(tmp_path):

@@ -7,17 +7,23 @@ from typing import Annotated
 
 import tyro
 from rich.console import Console
-from rich.table import Table
 
 from mim3d.dataio.conversion import Conversion
 from mim3d.dataio.convert import ConversionReport, convert, usable_cpus
-from mim3d.dataio.discover import discover
-from mim3d.dataio.forecast import Forecast, forecast, megavoxels, volume_count
+from mim3d.dataio.discover import LAYOUTS, discover
+from mim3d.dataio.discovery import Discovery
+from mim3d.dataio.errors import Mim3dError
+from mim3d.dataio.forecast import Expected, Forecast, forecast, megavoxels, volume_count
+from mim3d.dataio.nifti_name import is_image
 from mim3d.dataio.quarantine import Rejection
+from mim3d.dataio.source import Source
+from mim3d.dataio.volume_ids import unique_ids
+from mim3d.engine.arguments import UsageError, parse
 from mim3d.engine.outcome import Outcome
 
 LISTED = 20
 ALIASES = {"--spacing": "--spacing-mm", "--orient": "--orientation"}
+OF_SEVERAL = ("--spacing-mm", "--window")
 
 
 @dataclass(frozen=True)
@@ -25,7 +31,8 @@ class ConvertArgs:
     """Arguments of the command."""
 
     source: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="SRC")]
-    """Folder, glob, dataset.json, datalist, CSV or s3://, gs://, http:// address."""
+    """Folder, glob (in quotes: 'data/**/*.nii.gz'), dataset.json, datalist, CSV, an s3://, gs:// or
+    http:// address, or msd:Task04_Hippocampus (a task of the Medical Segmentation Decathlon)."""
     destination: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="DST")]
     """Corpus folder or address; one that exists is continued."""
     layout: str = "auto"
@@ -38,22 +45,22 @@ class ConvertArgs:
     """List what would be converted and skipped, with size and time; write nothing."""
     options: Annotated[Conversion, tyro.conf.arg(name="")] = field(default_factory=Conversion)
 
+    def __post_init__(self) -> None:
+        if self.workers is not None and self.workers < 1:
+            raise Mim3dError(f"workers {self.workers}: at least 1")
+        if self.layout not in LAYOUTS:
+            raise Mim3dError(f"layout {self.layout!r}: one of {', '.join(LAYOUTS)}")
+
 
 def main(words: list[str]) -> Outcome:
     """Find the sources, convert them (or tell what would happen), report what was lost."""
-    args = tyro.cli(
-        ConvertArgs,
-        args=[ALIASES.get(word, word) for word in words],
-        prog="mim3d convert",
-        description="Convert NIfTI files into a verified, sharded Zarr corpus. Run it again to go "
-        "on after an interruption or to add files; unchanged sources are skipped. The defaults "
-        "change no voxel. Exit code 3 tells that sources were quarantined (quarantine.jsonl).",
-    )
+    args = arguments(words)
+    if not args.destination.strip():
+        raise Mim3dError("DST is empty; name a folder for the corpus")
     found = discover(args.source, args.layout)
     skipped = tuple(Rejection(s.path, s.code, s.detail) for s in found.skipped)
     if args.dry_run:
-        expected = forecast(found.sources, args.options)
-        return show_forecast(expected, skipped, args, found.layout)
+        return show_forecast(forecast(found.sources, args.options), skipped, args, found)
     runner = {}
     if args.dask is not None:
         from mim3d.dataio.dask_runner import dask_runner
@@ -67,10 +74,43 @@ def main(words: list[str]) -> Outcome:
         skipped=skipped,
         **runner,
     )
-    return show_report(report, args.destination, found.layout)
+    return show_report(report, args.destination, found)
 
 
-def show_report(report: ConversionReport, destination: str, layout: str) -> Outcome:
+def arguments(words: list[str]) -> ConvertArgs:
+    """The arguments in the words; where a shell has opened a glob, the error says how to keep it
+    from that."""
+    try:
+        return parse(
+            ConvertArgs,
+            plain_words(words),
+            "mim3d convert",
+            "Convert NIfTI files into a verified, sharded Zarr corpus. Run it again to go on after "
+            "an interruption or to add files; unchanged sources are skipped. The defaults change "
+            "no voxel. Exit code 3 tells that sources were quarantined (quarantine.jsonl).",
+        )
+    except UsageError as error:
+        files = [word for word in words if is_image(word)]
+        if len(files) > 1:
+            hint = f"{len(files)} files are named; put a glob in quotes, as in 'data/*.nii.gz'"
+            raise UsageError(f"{hint} ({error})") from error
+        raise
+
+
+def plain_words(words: list[str]) -> list[str]:
+    """The words with `--spacing` and `--orient` by their full names, `--window=LOW,HIGH` apart."""
+    plain: list[str] = []
+    for word in words:
+        name, equals, value = word.partition("=")
+        full = ALIASES.get(name, name)
+        if equals and full in OF_SEVERAL:
+            plain += [full, *value.replace(",", " ").split()]
+        else:
+            plain.append(f"{full}={value}" if equals else full)
+    return plain
+
+
+def show_report(report: ConversionReport, destination: str, found: Discovery) -> Outcome:
     """Summary of a finished run."""
     console = Console(soft_wrap=True, highlight=False)
     rate = report.voxel_bytes / max(report.seconds, 1e-9) / 1e6
@@ -80,52 +120,92 @@ def show_report(report: ConversionReport, destination: str, layout: str) -> Outc
         f"{report.bytes_in / 1e6:.1f} MB of files, {report.voxel_bytes / 1e6:.1f} MB of voxels, "
         f"{report.bytes_out / 1e6:.1f} MB stored, {rate:.0f} MB/s"
     )
+    show_warnings(console, found.warnings)
     show_rejections(console, report.rejections, f"{destination}/quarantine.jsonl")
     figures = {
         name: getattr(report, name) for name in report.__dataclass_fields__ if name != "rejections"
     }
-    figures |= {"layout": layout, "quarantine": counted(report.rejections)}
+    figures |= {"layout": found.layout, "quarantine": counted(report.rejections)}
+    figures["warnings"] = list(found.warnings)
     return Outcome(figures, lost=report.n_quarantined)
 
 
 def show_forecast(
-    expected: Forecast, skipped: Sequence[Rejection], args: ConvertArgs, layout: str
+    expected: Forecast, skipped: Sequence[Rejection], args: ConvertArgs, found: Discovery
 ) -> Outcome:
-    """Table of a dry run."""
+    """What a dry run found: the first sources as lines, all of them in the figures."""
     console = Console(soft_wrap=True, highlight=False)
     workers = args.workers or usable_cpus()
-    table = Table(title=f"{layout}: what would be converted", title_justify="left")
-    for name in ("id", "x y z", "frames", "dtype", "axes", "Mvoxels", "labels", "subject"):
-        table.add_column(name)
-    for item in expected.expected[:LISTED]:
-        source = item.source
-        table.add_row(
-            source.id, " ".join(map(str, item.shape)), str(item.n_frames), item.dtype,
-            item.orientation, f"{megavoxels(item):.1f}", " ".join(source.labels), source.subject,
-        )  # fmt: skip
-    console.print(table)
-    if len(expected.expected) > LISTED:
-        console.print(f"... and {len(expected.expected) - LISTED} more")
+    ids = unique_ids([item.source for item in expected.expected], [])
+    console.print(f"{found.layout}: what would be converted", markup=False)
+    rows = [row_of(id, item) for id, item in zip(ids, expected.expected, strict=True)]
+    for line in aligned([HEADINGS, *rows[:LISTED]]):
+        console.print(line, markup=False)
+    if len(rows) > LISTED:
+        console.print(f"... and {len(rows) - LISTED} more (--json FILE lists all)")
     n_volumes = volume_count(expected.expected, args.options)
     seconds = expected.seconds(workers)
+    how = "measured on a few of them" if expected.is_measured else "typical: only headers were read"
     console.print(
-        f"{len(expected.expected)} sources, {n_volumes} volumes, "
+        f"{len(rows)} sources, {n_volumes} volumes, "
         f"{expected.voxel_bytes / 1e6:.1f} MB of voxels -> about "
         f"{expected.stored_bytes / 1e6:.1f} MB, about {seconds:.1f} s with {workers} workers "
-        "(measured on a few of them); nothing was written"
+        f"({how}); nothing was written"
     )
+    show_warnings(console, found.warnings)
     rejections = (*skipped, *expected.rejections)
     show_rejections(console, rejections, "")
     figures = {
-        "layout": layout,
-        "sources": len(expected.expected),
+        "layout": found.layout,
+        "sources": len(rows),
         "volumes": n_volumes,
         "voxel_bytes": expected.voxel_bytes,
         "estimated_bytes": expected.stored_bytes,
         "estimated_seconds": seconds,
+        "found": [facts_of(id, i) for id, i in zip(ids, expected.expected, strict=True)],
         "skipped": [vars(rejection) for rejection in rejections],
+        "warnings": list(found.warnings),
     }
     return Outcome(figures, lost=0)
+
+
+HEADINGS = ("id", "x y z", "frames", "dtype", "axes", "Mvoxels", "labels", "subject")
+
+
+def row_of(id: str, item: Expected) -> tuple[str, ...]:
+    """One source's cells, as HEADINGS has them."""
+    source: Source = item.source
+    return (
+        *(id, " ".join(map(str, item.shape)), str(item.n_frames), item.dtype, item.orientation),
+        *(f"{megavoxels(item):.1f}", " ".join(source.labels) or "-", source.subject),
+    )
+
+
+def facts_of(id: str, item: Expected) -> dict[str, object]:
+    """One source as the figures have it."""
+    source = item.source
+    return {
+        **{"id": id, "images": source.images, "labels": dict(source.labels)},
+        **{"subject": source.subject, "group": source.group, "split": source.split},
+        **{"shape": item.shape, "frames": item.n_frames, "dtype": item.dtype},
+        **{"axes": item.orientation, "voxel_bytes": item.voxel_bytes},
+    }
+
+
+def aligned(rows: Sequence[Sequence[str]]) -> list[str]:
+    """Rows as lines with their columns below each other, whole whatever the terminal's width."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return [
+        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
+        for row in rows
+    ]
+
+
+def show_warnings(console: Console, warnings: Sequence[str]) -> None:
+    """What was taken for something that it may not be."""
+    for warning in warnings:
+        console.print("[bold yellow]warning[/bold yellow]:", end=" ")
+        console.print(warning, markup=False)
 
 
 def show_rejections(console: Console, rejections: Sequence[Rejection], file: str) -> None:

@@ -12,6 +12,8 @@ from mim3d.dataio.manifest import VolumeRecord
 from mim3d.dataio.open_corpus import opened_corpus
 from mim3d.dataio.progress import progress
 from mim3d.dataio.shard_reader import ShardReader
+from mim3d.dataio.store import writing
+from mim3d.engine.arguments import parse
 from mim3d.engine.outcome import Outcome
 
 
@@ -33,17 +35,17 @@ class ExportNiftiArgs:
 
 def main(words: list[str]) -> Outcome:
     """Export, and count the volumes that could not go back to their source's grid."""
-    args = tyro.cli(
+    args = parse(
         ExportNiftiArgs,
-        args=words,
-        prog="mim3d export-nifti",
-        description="Write the volumes and labels of a corpus as NIfTI files: the voxels, affine, "
+        words,
+        "mim3d export-nifti",
+        "Write the volumes and labels of a corpus as NIfTI files: the voxels, affine, "
         "dtype and scaling that were converted, bit for bit.",
     )
     with opened_corpus(args.corpus) as (corpus, shards):
         records = chosen(corpus.records, args.ids, args.corpus)
         reader = ShardReader(corpus.table, corpus.root, shards)
-        with progress("export", len(records), "volumes") as shown:
+        with writing(args.destination), progress("export", len(records), "volumes") as shown:
             done = export_corpus(
                 records,
                 corpus.table,

@@ -9,7 +9,7 @@ import tyro
 from rich.console import Console
 
 from mim3d.dataio.corpus import Corpus
-from mim3d.dataio.errors import CorpusError
+from mim3d.dataio.errors import CorpusError, Mim3dError
 from mim3d.dataio.inspection import (
     Summary,
     class_table,
@@ -22,6 +22,8 @@ from mim3d.dataio.manifest import VolumeRecord
 from mim3d.dataio.open_corpus import is_address, opened_corpus, quarantined
 from mim3d.dataio.quarantine import QUARANTINE, Rejection
 from mim3d.dataio.shard_reader import Shards
+from mim3d.dataio.store import writing
+from mim3d.engine.arguments import parse
 from mim3d.engine.outcome import Outcome
 
 
@@ -40,14 +42,20 @@ class InspectArgs:
     rows: int = 20
     """Volumes and classes listed in the tables."""
 
+    def __post_init__(self) -> None:
+        if self.volumes < 1:
+            raise Mim3dError(f"volumes {self.volumes}: at least 1 (--no-pictures draws nothing)")
+        if self.rows < 0:
+            raise Mim3dError(f"rows {self.rows}: 0 or more")
+
 
 def main(words: list[str]) -> Outcome:
     """Print the tables and draw the pictures."""
-    args = tyro.cli(
+    args = parse(
         InspectArgs,
-        args=words,
-        prog="mim3d inspect",
-        description="Show what a corpus holds: tables here, a montage of mid-slices with labels "
+        words,
+        "mim3d inspect",
+        "Show what a corpus holds: tables here, a montage of mid-slices with labels "
         "and histograms as PNGs.",
     )
     with opened_corpus(args.corpus) as (corpus, shards):
@@ -96,15 +104,17 @@ def draw(corpus: Corpus, shards: Shards, args: InspectArgs) -> tuple[list[str], 
     from mim3d.dataio.shard_reader import ShardReader
 
     folder = args.out or picture_folder(args.corpus)
-    folder.mkdir(parents=True, exist_ok=True)
     histograms, montage = folder / "histograms.png", folder / "montage.png"
-    save_histograms(corpus.records, histograms)
+    with writing(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        save_histograms(corpus.records, histograms)
     try:
         table = corpus.table
     except CorpusError as error:
         return [str(histograms)], str(error)
     reader = ShardReader(table, corpus.root, shards)
-    save_montage(corpus.records, table, reader, montage, n_volumes=args.volumes)
+    with writing(folder):
+        save_montage(corpus.records, table, reader, montage, n_volumes=args.volumes)
     reader.close()
     return [str(histograms), str(montage)], ""
 

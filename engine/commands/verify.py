@@ -7,7 +7,9 @@ import tyro
 from rich.console import Console
 
 from mim3d.dataio.convert import usable_cpus
+from mim3d.dataio.errors import Mim3dError
 from mim3d.dataio.verify import verify
+from mim3d.engine.arguments import parse
 from mim3d.engine.outcome import Outcome
 
 LISTED = 50
@@ -24,14 +26,18 @@ class VerifyArgs:
     workers: int | None = None
     """Threads; all usable CPUs by default."""
 
+    def __post_init__(self) -> None:
+        if self.workers is not None and self.workers < 1:
+            raise Mim3dError(f"workers {self.workers}: at least 1")
+
 
 def main(words: list[str]) -> Outcome:
     """Check everything; exit 3 if anything is not what was written."""
-    args = tyro.cli(
+    args = parse(
         VerifyArgs,
-        args=words,
-        prog="mim3d verify",
-        description="Read a whole corpus and compare it with its manifest: hashes of shards and "
+        words,
+        "mim3d verify",
+        "Read a whole corpus and compare it with its manifest: hashes of shards and "
         "metadata, checksums of chunks and tables, files that belong to nothing. Changes nothing.",
     )
     found = verify(args.corpus, workers=args.workers or usable_cpus(), sources=args.sources)
