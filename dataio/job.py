@@ -185,6 +185,7 @@ def _converted(job: Job, source: Source) -> JobResult:
         store.put_folder(id, objects)
         records.append(record())
         voxel_bytes += volume.values.voxels.nbytes + sum(label.voxels.nbytes for label in labels)
+        del volume, labels, objects, record  # or the next frame would be made beside this one
     bytes_in = sum(file.nbytes for file in files)
     return JobResult(job.id, tuple(records), bytes_in=bytes_in, voxel_bytes=voxel_bytes)
 

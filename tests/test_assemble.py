@@ -1,4 +1,4 @@
-"""Crops from chunks shuffled by bytes or bits, against numpy slicing of the volume they were cut from."""
+"""Crops from chunks shuffled by bytes or bits, against slices of the volume they were cut from."""
 
 from typing import Any
 
