@@ -16,7 +16,6 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
-import tyro
 from nibabel.nifti1 import Nifti1Image
 from nibabel.openers import Opener
 from rich.console import Console
@@ -27,6 +26,7 @@ from mim3d.bench.convert_peers import PEERS
 from mim3d.bench.corpora import anatomy_like
 from mim3d.bench.other_work import OtherWork
 from mim3d.bench.table_open import measure_table
+from mim3d.engine.arguments import parse
 from mim3d.engine.environment import machine
 from mim3d.engine.outcome import Outcome
 
@@ -61,7 +61,7 @@ class ConvertBench:
 
 def main(words: list[str]) -> Outcome:
     """Measure, print the table, return the figures."""
-    args = tyro.cli(ConvertBench, args=words, prog="mim3d bench convert", description=__doc__)
+    args = parse(ConvertBench, words, "mim3d bench convert", __doc__)
     with tempfile.TemporaryDirectory(prefix="mim3d-bench-") as scratch:
         files = found_files(args.source) if args.source else make_files(Path(scratch), args.volumes)
         runs = run_rounds([*OWN, *(PEERS if args.peers else ())], files, args.rounds, Path(scratch))

@@ -8,12 +8,12 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-import tyro
 
 from mim3d.bench.kernel_cases import OURS, Shape, operations
 from mim3d.bench.kernel_runs import Run, Session
 from mim3d.bench.roofline import draw_roofline
 from mim3d.bench.timing import copy_bandwidth, median_cold
+from mim3d.engine.arguments import parse
 from mim3d.engine.errors import ConfigError
 from mim3d.engine.outcome import Outcome
 from mim3d.kernels.backend import decide
@@ -75,9 +75,7 @@ class Row:
 
 def main(words: list[str]) -> Outcome:
     """Run the bench, print its table, draw its roofline."""
-    options = tyro.cli(
-        KernelsBench, args=words, prog="mim3d bench kernels", description=KernelsBench.__doc__
-    )
+    options = parse(KernelsBench, words, "mim3d bench kernels", KernelsBench.__doc__)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     size = options.size if options.size != "auto" else {"cuda": "full", "cpu": "small"}[device]
     compiled = device == "cuda" if options.compiled is None else options.compiled

@@ -11,7 +11,6 @@ from typing import Any, cast
 
 import numpy as np
 import torch
-import tyro
 from nibabel import nifti1
 
 from mim3d.bench import loader_peers as peers
@@ -22,6 +21,7 @@ from mim3d.dataio.corpus import Corpus
 from mim3d.dataio.counter_random import uniform
 from mim3d.dataio.loader import Loader, LoaderConfig
 from mim3d.dataio.shard_reader import ShardReader
+from mim3d.engine.arguments import parse
 from mim3d.engine.outcome import Outcome
 
 CROP: Triple = (96, 96, 96)
@@ -66,9 +66,7 @@ Round = Callable[[Crops], None]
 
 def main(words: list[str]) -> Outcome:
     """Run the bench and print its table."""
-    options = tyro.cli(
-        LoaderBench, args=words, prog="mim3d bench loader", description=LoaderBench.__doc__
-    )
+    options = parse(LoaderBench, words, "mim3d bench loader", LoaderBench.__doc__)
     torch.set_num_threads(1)
     folder = Path(tempfile.mkdtemp(prefix="mim3d-bench-", dir=options.work))
     try:

@@ -8,10 +8,10 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-import tyro
 from torch import Tensor, nn
 
 from mim3d.engine.apex import apex_problem, load_apex
+from mim3d.engine.arguments import parse
 from mim3d.engine.build import build_method
 from mim3d.engine.config import OptimConfig, PretrainConfig
 from mim3d.engine.optim import ShardedOptimiser, decayed
@@ -45,9 +45,7 @@ class OptimBench:
 
 def main(words: list[str]) -> Outcome:
     """Run the bench and print its table."""
-    options = tyro.cli(
-        OptimBench, args=words, prog="mim3d bench optim", description=OptimBench.__doc__
-    )
+    options = parse(OptimBench, words, "mim3d bench optim", OptimBench.__doc__)
     with process_ranks(600.0) as ranks:
         on_gpu = ranks.device.type == "cuda"
         config = recipe(options.recipe or ("mae-vit-l-128" if on_gpu else "demo-mae"))

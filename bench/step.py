@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Literal
 
 import torch
-import tyro
 from torch import nn
 
 from mim3d.bench.corpora import anatomy_like, corpus_of
@@ -19,6 +18,7 @@ from mim3d.bench.step_peers import EagerMAE
 from mim3d.bench.step_profile import write_profile
 from mim3d.dataio.batch import Batch
 from mim3d.dataio.loader import Loader
+from mim3d.engine.arguments import parse
 from mim3d.engine.build import build_method
 from mim3d.engine.config import PretrainConfig, method_name
 from mim3d.engine.errors import ConfigError
@@ -93,9 +93,7 @@ class Contestant:
 
 def main(words: list[str]) -> Outcome:
     """Run the bench and print its table."""
-    options = tyro.cli(
-        StepBench, args=words, prog="mim3d bench step", description=StepBench.__doc__
-    )
+    options = parse(StepBench, words, "mim3d bench step", StepBench.__doc__)
     with ExitStack() as stack:
         ranks = stack.enter_context(process_ranks(600.0))
         config = chosen_config(options, ranks)

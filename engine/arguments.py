@@ -5,7 +5,7 @@ import re
 import sys
 from collections.abc import Sequence
 from contextlib import redirect_stderr
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import tyro
 
@@ -22,15 +22,23 @@ class UsageError(Mim3dError):
     """Words that are no arguments of the command."""
 
 
-def parse(kind: type[Arguments], words: Sequence[str], prog: str, description: str) -> Arguments:
+def parse(
+    kind: type[Arguments],
+    words: Sequence[str],
+    prog: str,
+    description: str | None = None,
+    **options: Any,
+) -> Arguments:
     """The arguments in the words; UsageError in one line where they are none.
 
-    `--help` prints and exits as it always did.
+    `options` are tyro.cli's own. `--help` prints and exits as it always did.
     """
     told = captured("utf-8")
     try:
         with redirect_stderr(told):
-            arguments = tyro.cli(kind, args=list(words), prog=prog, description=description)
+            arguments = tyro.cli(
+                kind, args=list(words), prog=prog, description=description, **options
+            )
     except SystemExit as ended:
         if not ended.code:
             raise

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from mim3d.engine.build import build_method
-from mim3d.engine.commands.pretrain import parse
+from mim3d.engine.commands.pretrain import arguments as parse
 from mim3d.engine.config import (
     CheckpointConfig,
     PretrainConfig,

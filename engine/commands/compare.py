@@ -6,6 +6,7 @@ from typing import Annotated
 
 import tyro
 
+from mim3d.engine.arguments import parse
 from mim3d.engine.compare_config import CompareConfig
 from mim3d.engine.errors import ConfigError
 from mim3d.engine.outcome import Outcome
@@ -26,9 +27,9 @@ class CompareArgs:
 def main(words: list[str]) -> Outcome:
     """Run the study named by the first word, or draw its report again."""
     name, rest = split_recipe(words)
-    args = tyro.cli(
+    args = parse(
         CompareArgs,
-        args=rest,
+        rest,
         prog=f"mim3d compare {name or 'RECIPE'}",
         default=CompareArgs(config=study(name)),
         description=description(),

@@ -2,8 +2,7 @@
 
 from dataclasses import asdict
 
-import tyro
-
+from mim3d.engine.arguments import parse
 from mim3d.engine.demo import DemoConfig, run_demo
 from mim3d.engine.outcome import Outcome
 
@@ -16,7 +15,7 @@ goes on where it stopped. At this size the honest answer is often "no significan
 
 def main(words: list[str]) -> Outcome:
     """Run the demo; exit code 3 where files were left out."""
-    config = tyro.cli(DemoConfig, args=words, prog="mim3d demo", description=DESCRIPTION)
+    config = parse(DemoConfig, words, "mim3d demo", DESCRIPTION)
     result = run_demo(config)
     conversion = asdict(result.conversion)
     return Outcome(

@@ -2,12 +2,12 @@
 
 from dataclasses import dataclass
 
-import tyro
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
 from mim3d.engine import environment
+from mim3d.engine.arguments import parse
 from mim3d.engine.outcome import Outcome
 
 
@@ -18,7 +18,7 @@ class EnvArgs:
 
 def main(words: list[str]) -> Outcome:
     """Print the tables and return the same figures."""
-    tyro.cli(EnvArgs, args=words, prog="mim3d env")
+    parse(EnvArgs, words, "mim3d env")
     console = Console()
     console.print(_table("machine", environment.machine()))
     console.print(_table("packages", environment.versions()))

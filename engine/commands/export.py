@@ -5,6 +5,7 @@ from pathlib import Path
 
 import tyro
 
+from mim3d.engine.arguments import parse
 from mim3d.engine.export import Axes, Format, export_encoder
 from mim3d.engine.outcome import Outcome
 
@@ -34,7 +35,7 @@ class ExportArgs:
 
 def main(words: list[str]) -> Outcome:
     """Run the command."""
-    args = tyro.cli(ExportArgs, args=words, prog="mim3d export", description=DESCRIPTION)
+    args = parse(ExportArgs, words, "mim3d export", DESCRIPTION)
     axes: Axes = args.axes or ("xyz" if args.format == "monai-unetr" else "zyx")
     done = export_encoder(args.run, args.format, args.target, axes)
     print(f"{done.tensors} tensors in {done.weights}, card {done.card}")

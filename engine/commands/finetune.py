@@ -7,6 +7,7 @@ from typing import Annotated
 import tyro
 
 from mim3d.dataio.progress import progress
+from mim3d.engine.arguments import parse
 from mim3d.engine.errors import ConfigError
 from mim3d.engine.finetune_config import RECIPES, FinetuneConfig
 from mim3d.engine.outcome import Outcome
@@ -28,9 +29,9 @@ def main(words: list[str]) -> Outcome:
     name, rest = split_recipe(words)
     if name not in RECIPES:
         raise ConfigError(f"no recipe {name!r}; one of: {', '.join(RECIPES)}")
-    args = tyro.cli(
+    args = parse(
         FinetuneArgs,
-        args=rest,
+        rest,
         prog=f"mim3d finetune {name}",
         default=FinetuneArgs(config=RECIPES[name]()),
         description=description(),

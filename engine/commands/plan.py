@@ -7,6 +7,7 @@ from typing import Annotated
 
 import tyro
 
+from mim3d.engine.arguments import parse
 from mim3d.engine.config import PretrainConfig
 from mim3d.engine.errors import ConfigError
 from mim3d.engine.flops import peak_bf16
@@ -45,9 +46,9 @@ def main(words: list[str]) -> Outcome:
     """Run the command."""
     if not words or words[0] in {"-h", "--help"}:
         words = ["demo-mae", "--help"]
-    args = tyro.cli(
+    args = parse(
         PlanArgs,
-        args=words[1:],
+        words[1:],
         default=PlanArgs(recipe(words[0])),
         prog=f"mim3d plan {words[0]}",
         description=DESCRIPTION,

@@ -8,6 +8,7 @@ from typing import Annotated
 
 import tyro
 
+from mim3d.engine.arguments import parse
 from mim3d.engine.config import PretrainConfig
 from mim3d.engine.launch import launch_ranks
 from mim3d.engine.one_voice import PeerError
@@ -43,7 +44,7 @@ def main(words: list[str]) -> Outcome:
     if not words or words[0] in {"-h", "--help"}:
         words = ["demo-mae", "--help"]
     config = recipe(words[0])
-    args = parse(words[0], config, words[1:])
+    args = arguments(words[0], config, words[1:])
     if args.nproc > 1 and "RANK" not in os.environ:
         launch_ranks(["pretrain", *rank_words(words)], args.nproc, args.max_restarts)
         return Outcome({"run": str(args.out), "nproc": args.nproc})
@@ -60,11 +61,11 @@ def main(words: list[str]) -> Outcome:
     return Outcome(figures)
 
 
-def parse(name: str, config: PretrainConfig, words: Sequence[str]) -> PretrainArgs:
+def arguments(name: str, config: PretrainConfig, words: Sequence[str]) -> PretrainArgs:
     """The arguments, each field of the recipe overridable."""
-    return tyro.cli(
+    return parse(
         PretrainArgs,
-        args=list(words),
+        words,
         default=PretrainArgs(config, tyro.MISSING),
         prog=f"mim3d pretrain {name}",
         description=DESCRIPTION.format(recipes=", ".join(RECIPES)),
