@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from mim3d.engine.ablation import DAGGER, Ablation, Setting, words
 from mim3d.engine.report_tables import median_reach
-from mim3d.engine.study_plots import Chart, Palette, arm_colour, house, make_chart
+from mim3d.engine.study_plots import Chart, Palette, arm_colour, arms_legend, house, make_chart
 from mim3d.engine.study_results import Study
 from mim3d.engine.verdict import arm_name
 
@@ -305,10 +305,4 @@ def draw_lines(
         axes.plot([], [], "o-", color=colour, label=label)
     axes.set_xticks(range(len(values)), [f"{value:g}" for value in values])
     axes.set_xlim(-0.35, len(values) - 0.65)
-    figure.legend(
-        loc="outside upper center",
-        ncol=len(arms),
-        frameon=False,
-        fontsize=8,
-        labelcolor=palette["ink"],
-    )
+    arms_legend(figure, len(arms), palette)

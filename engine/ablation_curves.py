@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from mim3d.engine.ablation import DAGGER, Ablation, Setting
 from mim3d.engine.curves import Curve, band
-from mim3d.engine.study_plots import Chart, Palette, arm_colour, house, make_chart
+from mim3d.engine.study_plots import Chart, Palette, arm_colour, arms_legend, house, make_chart
 from mim3d.engine.study_results import Row, Study
 from mim3d.engine.verdict import arm_name
 
@@ -163,13 +163,7 @@ def label_figure(
         return
     for arm in arms:
         first.plot([], [], color=arm_colour(arm, palette), lw=1.8, label=arm_name(arm))
-    figure.legend(
-        loc="outside upper center",
-        ncol=len(arms),
-        frameon=False,
-        fontsize=8,
-        labelcolor=palette["ink"],
-    )
+    arms_legend(figure, len(arms), palette)
 
 
 def draw_runs(axes: "Axes", curves: Sequence[Curve], colour: str) -> None:

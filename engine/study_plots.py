@@ -10,7 +10,7 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from mim3d.engine.curves import Band, Curve, Reach, band
 
@@ -104,6 +104,17 @@ def method_colour(arm: str) -> str | None:
     """Colour name of an arm's method, None where its name tells none."""
     method = arm.split("-", 1)[0]
     return method if method in ARMS and not method.startswith("other") else None
+
+
+def arms_legend(figure: Any, n_arms: int, palette: Palette) -> None:
+    """One row above the panels that share it."""
+    figure.legend(
+        loc="outside upper center",
+        ncol=n_arms,
+        frameon=False,
+        fontsize=8,
+        labelcolor=palette["ink"],
+    )
 
 
 def arm_colour(arm: str, palette: Palette) -> str:

@@ -54,6 +54,11 @@ print("peak", measure(run, Path(folder)).peak_bytes)
 """
 
 
+needs_proc = pytest.mark.skipif(
+    not Path("/proc/self/clear_refs").exists(), reason="needs Linux's /proc"
+)
+
+
 @pytest.fixture(scope="module")
 def sources(tmp_path_factory) -> Path:
     """Two images and a label in two dtypes."""
@@ -68,19 +73,36 @@ def sources(tmp_path_factory) -> Path:
     return folder
 
 
+def peak_of(images: list[str], labels: dict[str, str], folder: Path, options: dict) -> int:
+    """Bytes that a conversion in a process of its own takes above what its imports took."""
+    told = [json.dumps(word) for word in (images, labels, str(folder), options)]
+    done = subprocess.run(
+        [sys.executable, "-c", CHILD, *told], check=False, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    return int(done.stdout.split("peak ")[-1])
+
+
 @pytest.mark.slow
-@pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="needs Linux's /proc")
+@needs_proc
+@pytest.mark.parametrize("options", [{}, NEAR], ids=["as it is", "near"])
+def test_frames_of_one_file_are_held_one_at_a_time(options, tmp_path):
+    frames = np.stack([anatomy_like(SHAPE, seed) for seed in range(2)])
+    nifti = Nifti1Image(np.ascontiguousarray(frames.T), np.diag([-1, 1, 1, 1]))
+    nifti.to_filename(tmp_path / "frames.nii.gz")
+    peak = peak_of([str(tmp_path / "frames.nii.gz")], {}, tmp_path / "c", options)
+    assert len((tmp_path / "c" / "manifest.jsonl").read_text().splitlines()) == 2
+    assert 0 < peak < 2.7 * frames.nbytes  # a resampled frame is as large as the file
+
+
+@pytest.mark.slow
+@needs_proc
 @pytest.mark.parametrize("name", list(CASES))
 def test_the_peak_is_a_small_multiple_of_the_largest_volume(name, sources, tmp_path):
     options, label, n_channels, bound = CASES[name]
     images = [str(sources / f"image-{channel}.nii.gz") for channel in range(n_channels)]
     labels = {"seg": str(sources / f"{label}.nii.gz")} if label else {}
-    told = [json.dumps(word) for word in (images, labels, str(tmp_path / "c"), options)]
-    done = subprocess.run(
-        [sys.executable, "-c", CHILD, *told], check=False, capture_output=True, text=True
-    )
-    assert done.returncode == 0, done.stderr
-    peak = int(done.stdout.split("peak ")[-1])
+    peak = peak_of(images, labels, tmp_path / "c", options)
     line = json.loads((tmp_path / "c" / "manifest.jsonl").read_text())
     record = line.get("record", line)
     stored = n_channels * np.prod(record["shape"]) * np.dtype(record["dtype"]).itemsize
