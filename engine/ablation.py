@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 from statistics import fmean, median, variance
 from typing import Any
 
-from mim3d.engine.compare_config import ARM_SETTINGS
+from mim3d.engine.compare_config import ARM_SETTINGS, ENCODER_SETTINGS
 from mim3d.engine.curves import Curve, Reach, best_trained
 from mim3d.engine.report_tables import Table, difference, median_reach, spread
 from mim3d.engine.speedup import paired_difference
@@ -24,7 +24,7 @@ from mim3d.engine.study_summary import (
 )
 from mim3d.engine.verdict import Statement, arm_name, primary_share
 
-ALWAYS = {"crop", "patch", "labels", "head"}
+ALWAYS = ENCODER_SETTINGS | {"labels", "head"}
 """Settings that matter to every arm."""
 DAGGER = "†"
 

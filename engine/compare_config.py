@@ -21,12 +21,15 @@ from mim3d.engine.vit import ViTConfig
 
 METHODS = ("mae", "simmim", "simclr")
 ARM_SETTINGS = {
-    "mae": {"pretrain_lr", "mask_ratio", "decoder_depth", "decoder_width"},
-    "simmim": {"pretrain_lr", "mask_ratio"},
-    "simclr": {"pretrain_lr", "temperature"},
+    "mae": {"pretrain_lr", "crops", "mask_ratio", "decoder_depth", "decoder_width"},
+    "simmim": {"pretrain_lr", "crops", "mask_ratio"},
+    "simclr": {"pretrain_lr", "crops", "temperature", "simclr_batch"},
 }
-"""Settings of a variant that change a method's pretraining, besides crop and patch."""
+"""Settings of a variant that change a method's pretraining, besides the encoder's."""
+ENCODER_SETTINGS = {"crop", "patch", "width", "depth"}
+"""Settings of a variant that change every arm."""
 Matching = Literal["crops", "flops"]
+MethodName = Literal["mae", "simmim", "simclr"]
 
 
 @dataclass(frozen=True)
@@ -127,6 +130,13 @@ class Variant:
     decoder_width: int | None = None
     temperature: float | None = None
     pretrain_lr: float | None = None
+    width: int | None = None
+    """Of the encoder; its heads keep their width."""
+    depth: int | None = None
+    """Of the encoder."""
+    crops: int | None = None
+    """Of pretraining."""
+    simclr_batch: int | None = None
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -141,7 +151,7 @@ class Variant:
     def of(self, arm: str) -> "Variant":
         """The settings that matter to an arm: scratch has no mask, only MAE has a decoder."""
         method = arm.split("-", 1)[0]
-        kept = {"crop", "patch"} | ARM_SETTINGS.get(method, set())
+        kept = ENCODER_SETTINGS | ARM_SETTINGS.get(method, set())
         return Variant(**{k: v for k, v in self.settings.items() if k in kept})
 
 
@@ -162,7 +172,9 @@ class CompareConfig:
     labels: tuple[float, ...] = (1.0,)
     """Labelled subjects to train on: shares up to 1, or numbers."""
     matching: tuple[Matching, ...] = ("crops",)
-    """crops gives every arm as many; flops adds arms with MAE's FLOPs."""
+    """crops gives every arm as many; flops adds arms with the FLOPs of `flops_of`."""
+    flops_of: MethodName = "mae"
+    """Method whose pretraining FLOPs, at `pretrain.crops`, arms of matching flops spend."""
     pretrain: PretrainPlan = field(default_factory=PretrainPlan)
     finetune: FinetunePlan = field(default_factory=FinetunePlan)
     targets: tuple[float, ...] = (0.8, 0.9, 0.95)
@@ -205,7 +217,7 @@ class CompareConfig:
                 "heads unetr, tokens or classify"
             )
         if self.swin is not None and "flops" in self.matching:
-            raise ConfigError("matching flops is relative to MAE, which Swin does not take")
+            raise ConfigError("matching flops counts the FLOPs of a ViT, not of Swin: take crops")
         both = set(self.seeds) & set(self.finetune.tuning_seeds)
         if both:
             raise ConfigError(f"seeds {sorted(both)} would tune the rate and be scored: keep apart")

@@ -73,7 +73,7 @@ def arm_names(config: CompareConfig) -> list[str]:
     """Names of the arms, those of equal FLOPs included."""
     names = [arm.split("=", 1)[0] for arm in config.arms]
     if "flops" in config.matching:
-        names += [f"{arm}-flops" for arm in names if arm in {"simclr", "simmim"}]
+        names += [f"{arm}-flops" for arm in names if arm in METHODS and arm != config.flops_of]
     if "crops" not in config.matching:
         names = [name for name in names if f"{name}-flops" not in names]
     return names
@@ -139,6 +139,13 @@ def encoder_shape(config: CompareConfig, variant: Variant) -> ViTConfig:
         vit = replace(vit, patch_size=(variant.patch,) * 3)
     if variant.crop is not None:
         vit = replace(vit, crop_size=(variant.crop,) * 3)
+    if variant.width is not None:
+        own = vit.width // vit.heads
+        if variant.width % own:
+            raise ConfigError(f"width {variant.width} must be a multiple of a head's width, {own}")
+        vit = replace(vit, width=variant.width, heads=variant.width // own)
+    if variant.depth is not None:
+        vit = replace(vit, depth=variant.depth)
     return vit
 
 
@@ -159,14 +166,14 @@ def method_config(config: CompareConfig, arm: str, variant: Variant) -> MethodCo
 
 
 def crops_seen(config: CompareConfig, pretraining: Pretraining) -> int:
-    """Crops of a pretraining: the study's number, or what MAE's FLOPs pay for."""
-    crops = config.pretrain.crops
+    """Crops of a pretraining: the study's number, or what the FLOPs of `flops_of` pay for."""
+    crops = pretraining.variant.crops or config.pretrain.crops
     if not pretraining.arm.endswith("-flops"):
         return crops
     vit = encoder_shape(config, pretraining.variant)
     own = crop_flops(method_config(config, pretraining.arm, pretraining.variant), vit).training
-    mae = crop_flops(method_config(config, "mae", pretraining.variant), vit).training
-    return round(crops * mae / own)
+    paid = crop_flops(method_config(config, config.flops_of, pretraining.variant), vit).training
+    return round(crops * paid / own)
 
 
 def pretrain_config(
@@ -174,7 +181,9 @@ def pretrain_config(
 ) -> PretrainConfig:
     """The whole configuration of a pretraining; validation and test subjects are not in it."""
     plan, method = config.pretrain, pretraining.arm.split("-", 1)[0]
-    batch = plan.simclr_batch if method == "simclr" else plan.batch
+    batch = plan.batch
+    if method == "simclr":
+        batch = pretraining.variant.simclr_batch or plan.simclr_batch
     steps = max(crops_seen(config, pretraining) // batch, 1)
     return PretrainConfig(
         method=method_config(config, pretraining.arm, pretraining.variant),

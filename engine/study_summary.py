@@ -7,6 +7,7 @@ from itertools import product
 from statistics import fmean, stdev
 from typing import Any
 
+from mim3d.engine.compare_config import METHODS
 from mim3d.engine.curves import Curve, Reach, area_under, best, best_trained, steps_to
 from mim3d.engine.ledger import LEDGERS, UNITS, Spending, totals
 from mim3d.engine.speedup import (
@@ -108,7 +109,8 @@ def summarise_group(study: Study, group: Group) -> GroupSummary:
     targets = make_targets(curves[reference], settings.get("targets", TARGETS), base)
     arms = tuple(summarise_arm(study, group, arm, curves, targets) for arm in names)
     untrained = tuple(arm for arm in names if study.untrained(group, arm))
-    pairs = [pair for pair in pairs_of(names) if not set(pair) & set(untrained)]
+    flops_of = study.about.get("config", {}).get("flops_of", "mae")
+    pairs = [pair for pair in pairs_of(names, flops_of) if not set(pair) & set(untrained)]
     sides = {arm: side(study, group, arm, curves) for arm in names}
     planned = len(study.planned(group))
     comparisons = tuple(
@@ -145,15 +147,31 @@ def make_targets(
     )
 
 
-def pairs_of(arms: Sequence[str]) -> list[tuple[str, str]]:
-    """Comparisons of interest: all others over contrastive arms first, then each over scratch."""
+def pairs_of(arms: Sequence[str], flops_of: str = "mae") -> list[tuple[str, str]]:
+    """Comparisons of interest: all others over contrastive arms first, then each over scratch.
+
+    An arm is compared with the contrastive arm of the same budget, crops or FLOPs, alone.
+    """
     others = [arm for arm in arms if arm != SCRATCH]
     contrastive = [arm for arm in others if method_of(arm) == "simclr"]
     rivals = [arm for arm in others if arm not in contrastive]
-    pairs = [(arm, c) for c, arm in product(contrastive, rivals)]
+    pairs = [
+        (arm, c)
+        for c, arm in product(contrastive, rivals)
+        if budgets(arm, flops_of) & budgets(c, flops_of)
+    ]
     if SCRATCH in arms:
         pairs += [(arm, SCRATCH) for arm in others]
     return pairs
+
+
+def budgets(arm: str, flops_of: str) -> frozenset[str]:
+    """By which rules an arm's pretraining was sized; an arm by path was sized by nobody here."""
+    if arm.endswith("-flops"):
+        return frozenset({"flops"})
+    if arm in METHODS and arm != flops_of:
+        return frozenset({"crops"})
+    return frozenset({"crops", "flops"})
 
 
 def method_of(arm: str) -> str:

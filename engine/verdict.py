@@ -68,14 +68,26 @@ def headline(study: Study, groups: Sequence[GroupSummary]) -> Statement:
 
 
 def headline_family(group: GroupSummary) -> list[Comparison]:
-    """Each masked arm over one rival: SimCLR at equal crops, else at equal FLOPs, else scratch."""
+    """Each masked arm over one rival: SimCLR at equal crops, else at equal FLOPs, else scratch.
+
+    An arm of equal FLOPs joins only where its twin of equal crops is not of the study, or where
+    the rival is such an arm too: it answers another question.
+    """
     masked = [c for c in group.comparisons if method_of(c.first) in MIM]
     found = masked or [c for c in group.comparisons if method_of(c.first) != "simclr"]
     seconds = [c.second for c in found]
     contrastive = [arm for arm in seconds if method_of(arm) == "simclr"]
     order = ["simclr", "simclr-flops", *contrastive, SCRATCH]
     rival = next((arm for arm in order if arm in seconds), None)
-    return [c for c in found if c.second == rival]
+    family = [c for c in found if c.second == rival]
+    if rival is None or rival.endswith("-flops"):
+        return family
+    return [c for c in family if twin_of(c.first) not in {arm.arm for arm in group.arms}]
+
+
+def twin_of(arm: str) -> str:
+    """`mae` of `mae-flops`; empty for others."""
+    return arm.removesuffix("-flops") if arm.endswith("-flops") else ""
 
 
 @dataclass(frozen=True)

@@ -62,6 +62,21 @@ def test_equal_flops_buys_the_dearer_arm_fewer_crops() -> None:
     assert arm_names(replace(config, matching=("flops",))) == ["scratch", "mae", "simclr-flops"]
 
 
+def test_equal_flops_can_be_those_of_another_method() -> None:
+    """As many FLOPs as SimCLR spends buy the masked arms more crops."""
+    arms = ("scratch", "simclr", "mae", "simmim")
+    config = replace(demo(), arms=arms, matching=("flops",), flops_of="simclr")
+    assert arm_names(config) == ["scratch", "simclr", "mae-flops", "simmim-flops"]
+    spent = {
+        p.arm: crops_seen(config, p)
+        * crop_flops(method_config(config, p.arm, p.variant), config.vit).training
+        for p in pretrainings(config)
+    }
+    assert spent["mae-flops"] == pytest.approx(spent["simclr"], rel=0.01)
+    assert spent["simmim-flops"] == pytest.approx(spent["simclr"], rel=0.01)
+    assert {p.arm: crops_seen(config, p) for p in pretrainings(config)}["mae-flops"] > 9600
+
+
 def test_cells_of_a_seed_differ_in_their_start_alone() -> None:
     config = replace(demo(), arms=("scratch", "mae", "mine=/some/run"))
     cells = [c for c in scored_cells(config, {}) if c.seed == 1]

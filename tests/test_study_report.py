@@ -17,7 +17,13 @@ from mim3d.engine.report_tables import median_reach, overview_table, reaches_tab
 from mim3d.engine.study_plots import STAND_IN
 from mim3d.engine.study_results import Group, Study
 from mim3d.engine.study_summary import pairs_of, summarise
-from mim3d.engine.verdict import arm_name, gate_statements, headline
+from mim3d.engine.verdict import (
+    arm_name,
+    gate_statements,
+    headline,
+    headline_family,
+    secondary_statements,
+)
 
 sys.path.insert(0, str(Path(__file__).parent))
 from synthetic_study import rows_of, write_study
@@ -252,3 +258,34 @@ def test_words() -> None:
         ("mae", "simclr"),
         ("simmim", "simclr"),
     ]
+
+
+def over_contrastive(arms: list[str], flops_of: str) -> list[tuple[str, str]]:
+    return [pair for pair in pairs_of(arms, flops_of) if pair[1].startswith("simclr")]
+
+
+def test_arms_meet_only_at_equal_crops_or_equal_flops() -> None:
+    arms = ["scratch", "simclr", "mae", "simmim", "mine", "simclr-flops", "simmim-flops"]
+    assert over_contrastive(arms, "mae") == [
+        ("mae", "simclr"),
+        ("simmim", "simclr"),
+        ("mine", "simclr"),
+        ("mae", "simclr-flops"),
+        ("mine", "simclr-flops"),
+        ("simmim-flops", "simclr-flops"),
+    ]
+    arms = ["scratch", "simclr", "mae", "simmim", "mae-flops", "simmim-flops"]
+    assert over_contrastive(arms, "simclr") == [(arm, "simclr") for arm in arms[2:]]
+
+
+def test_the_headline_leaves_twins_of_equal_flops_out(tmp_path: Path) -> None:
+    """SimCLR's own FLOPs are the measure here, so it is the rival at both budgets."""
+    speeds = {"scratch": 1.0, "simclr": 1.0, "mae": 1.1, "mae-flops": 1.3}
+    config = {"seeds": 5, "flops_of": "simclr"}
+    study, groups = summary(write_study(tmp_path, speeds=speeds, config=config))
+    assert [c.first for c in headline_family(groups[0])] == ["mae"]
+    told = [s.text for s in secondary_statements(study, groups)]
+    assert any(text.startswith("MAE (equal FLOPs) converged 1.") for text in told)
+    alone = {arm: speed for arm, speed in speeds.items() if arm != "mae"}
+    _, groups = summary(write_study(tmp_path, speeds=alone, config=config))
+    assert [c.first for c in headline_family(groups[0])] == ["mae-flops"]

@@ -108,7 +108,7 @@ def test_what_swin_cannot_do_is_refused_by_name() -> None:
         SwinDecoder(SWIN, replace(VIT, crop_size=(32, 32, 32)), 2)
     with pytest.raises(ConfigError, match="hold mae or linear"):
         CompareConfig(swin=SWIN)
-    with pytest.raises(ConfigError, match="relative to MAE"):
+    with pytest.raises(ConfigError, match="FLOPs of a ViT"):
         replace(study("swin"), matching=("crops", "flops"))
 
 

@@ -11,6 +11,7 @@ from mim3d.engine.compare_config import CompareConfig
 from mim3d.engine.errors import ConfigError
 from mim3d.engine.outcome import Outcome
 from mim3d.engine.study_recipes import STUDIES, study
+from mim3d.engine.variation import NAMES, varied
 
 
 @dataclass(frozen=True)
@@ -20,6 +21,8 @@ class CompareArgs:
     config: Annotated[CompareConfig, tyro.conf.arg(name="")] = field(default_factory=CompareConfig)
     out: Path = Path("study")
     """Folder of the study; the same command goes on with what is missing."""
+    vary: tuple[str, ...] = ()
+    """NAME=VALUE,VALUE of one or two settings: every combination instead of the study's own."""
     report: bool = False
     """Only draw the report, from what is in --out: also of a study that was stopped half-way."""
 
@@ -45,7 +48,7 @@ def main(words: list[str]) -> Outcome:
     else:
         from mim3d.engine.compare import run_compare
 
-        result = run_compare(args.config, args.out)
+        result = run_compare(varied(args.config, args.vary), args.out)
         report, figures, failed = result.report, result.figures, result.failed
     print(figures["headline"])
     print(f"report: {report}")
@@ -69,6 +72,8 @@ def description() -> str:
         "Pretrain every arm on the same crops, fine-tune it from the same seeds, and report who "
         "converges faster, by how much, and at what cost.\n\n"
         f"mim3d compare RECIPE --data.corpus CORPUS --out DIR, where RECIPE is one of:\n{lines}\n\n"
+        "Make an ablation of your own from any of them: --arms mae --vary crops=6000,24000,96000 "
+        f"mask_ratio=0.3,0.6 (settings: {', '.join(NAMES)}). "
         "Any encoder joins as a further arm: --arms scratch mae mine=/path/to/run. Interrupted, "
         "the same command goes on; --report draws the report again from the results alone."
     )
