@@ -157,9 +157,19 @@ class Layout:
         return self.b, self.c, self.z, self.y, self.x
 
 
+def walked_strides(tensor: Tensor) -> list[int]:
+    """Strides, 0 along axes of length 1, where they say nothing.
+
+    One channel stored last, as DALI hands volumes over, has a channel stride of 1: taken at its
+    word it would defeat every wide load.
+    """
+    return [0 if n == 1 else s for n, s in zip(tensor.shape, tensor.stride(), strict=True)]
+
+
 def layout_of(tensor: Tensor, patch_size: Sequence[int]) -> Layout:
     """Layout with the largest power of two up to 16 that divides outer strides and patch width."""
-    b, c, z, y, x = tensor.stride()
+    b, c, z, y, x = walked_strides(tensor)
+    x = 1 if tensor.shape[4] == 1 else x
     align = 16
     if x != 1 or tensor.data_ptr() % 16:
         align = 1

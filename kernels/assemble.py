@@ -20,9 +20,17 @@ from torch import Tensor
 
 from mim3d.kernels.assemble_kernel import STORED_DTYPES, launch_assemble
 from mim3d.kernels.backend import choose
-from mim3d.kernels.patch_grid import Size, as_size, check_device, check_per_sample, take_crop
+from mim3d.kernels.patch_grid import (
+    Size,
+    as_size,
+    check_device,
+    check_per_sample,
+    check_range,
+    take_crop,
+)
 
 BLOCK_BYTES = 65536  # blosc block, within which bytes or bits are shuffled
+OUT_DTYPES = (*STORED_DTYPES, torch.bfloat16, torch.int64, torch.float64)
 Shuffle = Literal["none", "byte", "bit"]
 """How a chunk's bytes lie: in order; byte k of all voxels of a block together; or bit k."""
 
@@ -55,7 +63,8 @@ def assemble_crops(
     outside it take pad (b,) float32, a raw value. clip (b, 2), scale, shift (b,) float32;
     flip (b, 3) bool. block_bytes is blosc's block length; by bits it must hold a multiple of 8
     voxels.
-    Integer outputs (labels) take neither clip nor scale nor shift.
+    Integer outputs (labels) take neither clip nor scale nor shift. Rows that `table` names but
+    `chunks` has not are refused on a CPU; on a GPU nothing looks, for that would wait for it.
     """
     crop, chunk = as_size(crop_size, "crop_size"), as_size(chunk_size, "chunk_size")
     _check(chunks, table, start, chunk, dtype, start_unit, block_bytes)
@@ -70,6 +79,8 @@ def assemble_crops(
     check_per_sample(flip, table, "flip", (b, 3), torch.bool)
     if (box is None) != (pad is None):
         raise ValueError("box and pad belong together: give both or neither")
+    if out_dtype not in OUT_DTYPES:
+        raise ValueError(f"out_dtype is {out_dtype}; one of {', '.join(map(str, OUT_DTYPES))}")
     if not out_dtype.is_floating_point and any(t is not None for t in (clip, scale, shift)):
         raise ValueError(f"out_dtype {out_dtype} is an integer: clip, scale and shift must be None")
     triton = choose(chunks, backend) == "triton"
@@ -93,10 +104,10 @@ def _check(
         )
     if chunks.stride(1) != 1:
         raise ValueError(f"chunks has strides {chunks.stride()}; each row must be contiguous")
-    if table.dim() != 5 or table.dtype != torch.int64:
+    if table.dim() != 5 or table.dtype != torch.int64 or 0 in table.shape[2:]:
         raise ValueError(
             f"table has shape {tuple(table.shape)} and dtype {table.dtype}; "
-            "(b, c, nz, ny, nx) int64 is needed"
+            "(b, c, nz, ny, nx) int64 is needed, at least one chunk along each axis"
         )
     check_device(table, chunks, "table")
     if start_unit < 1 or block_bytes < 1 or block_bytes % dtype.itemsize:
@@ -128,9 +139,10 @@ def unshuffle(chunks: Tensor, itemsize: int, block_bytes: int, bits: bool = Fals
     for piece, block in ((chunks[:, :whole], block_bytes), (chunks[:, whole:], 0)):
         if piece.shape[1]:
             length = block or piece.shape[1]
-            planes = piece.reshape(len(piece), -1, itemsize, length // itemsize)
+            blocks = piece.shape[1] // length
+            planes = piece.reshape(len(piece), blocks, itemsize, length // itemsize)
             planes = join_bits(planes) if bits else planes
-            parts.append(planes.transpose(2, 3).reshape(len(piece), -1))
+            parts.append(planes.transpose(2, 3).reshape(piece.shape))
     return torch.cat(parts, 1)
 
 
@@ -152,9 +164,9 @@ def reference(
     ordered = chunks
     if shuffle != "none":
         ordered = unshuffle(chunks, dtype.itemsize, block_bytes, bits=shuffle == "bit")
-    voxels = ordered.contiguous().view(dtype).view(-1, *chunk_size)
+    voxels = ordered.contiguous().view(dtype).view(len(chunks), *chunk_size)
     compute = torch.int64 if _is_integer(dtype) and _is_integer(out_dtype) else torch.float32
-    voxels = torch.cat([voxels.to(compute), torch.zeros_like(voxels[:1], dtype=compute)])
+    voxels = torch.cat([voxels.to(compute), voxels.new_zeros(1, *chunk_size, dtype=compute)])
     b, c, nz, ny, nx = table.shape
     laid = voxels[table]  # row -1 is the zeros
     laid = laid.permute(0, 1, 2, 5, 3, 6, 4, 7).reshape(
@@ -198,6 +210,7 @@ def _assemble(
     crop_size: Sequence[int], chunk_size: Sequence[int], dtype: torch.dtype, shuffle: str,
     block_bytes: int, start_unit: int, out_dtype: torch.dtype, triton: bool,
 ) -> Tensor:  # fmt: skip
+    check_range(table, -1, len(chunks), "table's rows")
     start = start.contiguous()
     box, pad, clip, scale, shift, flip = (
         t if t is None else t.contiguous() for t in (box, pad, clip, scale, shift, flip)

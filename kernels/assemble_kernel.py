@@ -117,6 +117,12 @@ def typed_value(word, STORED: tl.constexpr):
 
 
 @jit
+def as_int32(bound):
+    """A bound (int64) held within int32, so that one meant as none stays one."""
+    return tl.minimum(tl.maximum(bound, -2147483648), 2147483647).to(tl.int32)
+
+
+@jit
 def assemble_kernel(
     p_chunks, p_table, p_start, p_box, p_pad, p_clip, p_scale, p_shift, p_flip, p_out,
     pitch, n_channels, nz, ny, nx, cz, cy, cx,
@@ -152,13 +158,13 @@ def assemble_kernel(
         b_value = b_value.to(tl.float32)
     if p_box is not None:
         p_low, p_high = p_box + i_sample * 6, p_box + i_sample * 6 + 3
-        within = (zs >= tl.load(p_low).to(tl.int32)) & (zs < tl.load(p_high).to(tl.int32))
-        within &= (ys >= tl.load(p_low + 1).to(tl.int32)) & (ys < tl.load(p_high + 1).to(tl.int32))
+        within = (zs >= as_int32(tl.load(p_low))) & (zs < as_int32(tl.load(p_high)))
+        within &= (ys >= as_int32(tl.load(p_low + 1))) & (ys < as_int32(tl.load(p_high + 1)))
         b_x = xs[:, None] + o_lane[None, :]
         m_box = (
             within[:, None]
-            & (b_x >= tl.load(p_low + 2).to(tl.int32))
-            & (b_x < tl.load(p_high + 2).to(tl.int32))
+            & (b_x >= as_int32(tl.load(p_low + 2)))
+            & (b_x < as_int32(tl.load(p_high + 2)))
         )
         b_pad = tl.load(p_pad + i_sample).to(b_value.dtype)
         b_value = tl.where(m_box, b_value, b_pad)

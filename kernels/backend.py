@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import Tensor
+from torch.autograd.forward_ad import unpack_dual
 
 HAS_TRITON = importlib.util.find_spec("triton") is not None
 # Triton reads the variable when a kernel is decorated, so its value at import is what counts.
@@ -32,7 +33,7 @@ if HAS_TRITON or TYPE_CHECKING:
 
     def jit(function: Callable[..., Any]) -> Any:
         """`triton.jit`, with the seeds and counts that change per call left unspecialised."""
-        unspecialised: list[int | str] = ["seed", "n_rows"]
+        unspecialised: list[int | str] = ["seed", "n_rows", "n_samples"]
         return triton.jit(do_not_specialize=unspecialised)(function)
 
 else:
@@ -80,9 +81,9 @@ def _obstacle(device: str, float64: bool) -> str:
     return "" if device == "cuda" else f"tensor on {device} and TRITON_INTERPRET is not 1"
 
 
-def choose(tensor: Tensor, backend: str = "auto") -> Implementation:
-    """Implementation for this tensor's device and dtype."""
-    float64 = tensor.dtype == torch.float64
+def choose(tensor: Tensor, backend: str = "auto", *others: torch.dtype) -> Implementation:
+    """Implementation for this tensor's device and dtype, and other dtypes that take part."""
+    float64 = torch.float64 in (tensor.dtype, *others)
     return decide(tensor.device.type, float64=float64, backend=backend).implementation
 
 
@@ -106,6 +107,12 @@ def refuse_double_backward(name: str) -> None:
     """RuntimeError under create_graph: a gradient kept from the forward pass would be constant."""
     if torch.is_grad_enabled() and not torch.compiler.is_compiling():
         raise RuntimeError(f"{name} is differentiable once: do not use create_graph=True")
+
+
+def refuse_forward_mode(name: str, tensor: Tensor) -> None:
+    """RuntimeError for a dual number: a kernel would drop its tangent without a word."""
+    if not torch.compiler.is_compiling() and unpack_dual(tensor).tangent is not None:
+        raise RuntimeError(f"{name} has no forward-mode derivative: use a backward pass")
 
 
 def next_power_of_2(n: int) -> int:

@@ -103,7 +103,7 @@ def specialise(launch: Launch) -> tuple[dict[str, str], dict[Any, Any], dict[Any
             continue
         aligned = True
         if isinstance(value, torch.Tensor):
-            signature[name] = TYPES[value.dtype]
+            signature[name], aligned = TYPES[value.dtype], value.data_ptr() % 16 == 0
         elif isinstance(value, float):
             signature[name], aligned = "fp32", False
         else:

@@ -23,6 +23,7 @@ from mim3d.kernels.backend import (
     refuse_double_backward,
     tl,
 )
+from mim3d.kernels.patch_grid import check_range
 
 TILE = 4096  # elements a forward program handles
 COLUMNS = 128  # features a backward program handles
@@ -68,7 +69,7 @@ def sums_kernel(
     """Gradient summed over the batch at one patch: all tokens, and masked ones. Grid (n, d).
 
     Samples are added in a fixed order, SAMPLES at a time; STEPS is rounded up to a power of two,
-    so a smaller last batch compiles nothing new.
+    so that few sizes of a batch compile anything new.
     """
     i_patch = tl.program_id(0)
     o_feature = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
@@ -100,7 +101,8 @@ def decoder_tokens(
     """Tokens (b, v + m, d) in the dtype of `visible`, added in float32.
 
     visible (b, v, d) in the order of visible_ids (b, v); mask_token (d,); positions (n, d) with
-    n = v + m, for visible_ids and masked_ids (b, m) int64 together name every patch once.
+    n = v + m, for visible_ids and masked_ids (b, m) int64 together name every patch once. Ids
+    outside [0, n) are refused on a CPU; on a GPU nothing looks, for that would wait for it.
     """
     _check(visible, mask_token, positions, visible_ids, masked_ids)
     triton = choose(visible, backend) == "triton"
@@ -110,8 +112,11 @@ def decoder_tokens(
 def _check(
     visible: Tensor, mask_token: Tensor, positions: Tensor, visible_ids: Tensor, masked_ids: Tensor
 ) -> None:
-    if visible.dim() != 3:
-        raise ValueError(f"visible has shape {tuple(visible.shape)}; (b, v, d) is needed")
+    if visible.dim() != 3 or positions.dim() != 2:
+        raise ValueError(
+            f"visible has shape {tuple(visible.shape)} and positions {tuple(positions.shape)}; "
+            "(b, v, d) and (n, d) are needed"
+        )
     b, v, d = visible.shape
     n = positions.shape[0]
     wanted = {
@@ -126,6 +131,14 @@ def _check(
                 f"{name} has shape {tuple(tensor.shape)} on {tensor.device}; {shape} on "
                 f"{visible.device} is needed for visible {tuple(visible.shape)} and {n} positions"
             )
+    for name, ids in (("visible_ids", visible_ids), ("masked_ids", masked_ids)):
+        if ids.dtype != torch.int64:
+            raise ValueError(f"{name} has dtype {ids.dtype}; torch.int64 is needed")
+    for name, values in (
+        ("visible", visible), ("mask_token", mask_token), ("positions", positions),
+    ):  # fmt: skip
+        if not values.is_floating_point():
+            raise ValueError(f"{name} has dtype {values.dtype}; a floating dtype is needed")
 
 
 class DecoderTokens(torch.autograd.Function):
@@ -215,6 +228,15 @@ def sum_tokens(
     return everywhere, hidden
 
 
+def _decoder_tokens(
+    visible: Tensor, mask_token: Tensor, positions: Tensor,
+    visible_ids: Tensor, masked_ids: Tensor, triton: bool,
+) -> Tensor:  # fmt: skip
+    for name, ids in (("visible_ids", visible_ids), ("masked_ids", masked_ids)):
+        check_range(ids, 0, len(positions), name)
+    return assemble_tokens(visible, mask_token, positions, visible_ids, masked_ids, triton)
+
+
 def _fake_tokens(
     visible: Tensor, mask_token: Tensor, positions: Tensor,
     visible_ids: Tensor, masked_ids: Tensor, triton: bool,
@@ -236,7 +258,7 @@ torch.library.define(
     "(Tensor visible, Tensor mask_token, Tensor positions, Tensor visible_ids, Tensor masked_ids,"
     " bool triton) -> Tensor",
 )
-torch.library.impl("mim3d::decoder_tokens", ("cpu", "cuda"), assemble_tokens)
+torch.library.impl("mim3d::decoder_tokens", ("cpu", "cuda"), _decoder_tokens)
 torch.library.register_fake("mim3d::decoder_tokens", _fake_tokens)
 torch.library.define(
     "mim3d::decoder_token_sums",

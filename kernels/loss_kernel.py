@@ -22,6 +22,7 @@ from mim3d.kernels.addressing import (
     layout_of,
     load_voxels,
     plain_offsets,
+    walked_strides,
 )
 from mim3d.kernels.backend import cdiv, jit, next_power_of_2, on_device, tl
 from mim3d.kernels.patch_grid import grid_shape
@@ -170,7 +171,7 @@ def launch_loss(
         loss_kernel[(cdiv(n_rows, rows), chunks)](
             prediction, volume, ids, weight, *sampling, moments, partial, gradient,
             n_rows, ids.shape[1], 1.0 / denominator,
-            split_denominator(prediction.dtype, denominator)[0], beta,
+            split_denominator(prediction.dtype, kind, denominator)[0], beta,
             *layout.strides, *weights.strides, *predicted.strides, *written.strides, *place,
             **shape, WEIGHT_ALIGN=weights.align, PREDICTION_ALIGN=predicted.align,
             GRADIENT_ALIGN=written.align, WIDTH=width, DENSE=dense, KIND=kind, NORMALISE=mode,
@@ -181,7 +182,8 @@ def launch_loss(
 
 def token_layout(prediction: Tensor) -> Layout:
     """Strides (b, m, k) of token predictions in a kernel's (b, c, ., ., x) places."""
-    b, m, k = prediction.stride()
+    b, m, k = walked_strides(prediction)
+    k = 1 if prediction.shape[2] == 1 else k
     align = 16
     if k != 1:
         align = 1
@@ -204,9 +206,14 @@ def empty_gradient(prediction: Tensor) -> Tensor:
     return torch.empty_like(prediction, memory_format=torch.contiguous_format)
 
 
-def split_denominator(dtype: torch.dtype, denominator: float) -> tuple[float, float]:
+def split_denominator(dtype: torch.dtype, kind: str, denominator: float) -> tuple[float, float]:
     """Factors (applied in the kernel, left to the backward) whose product is 1 / denominator.
 
-    float16 would underflow at 1 / denominator, so it is applied together with the loss scale.
+    float16 would underflow at 1 / denominator, so it is applied together with the loss scale; until
+    then l2's slope of twice the difference, up to 2^18 where an int16 volume is scored raw, is
+    kept below float16's end at 2^16.
     """
-    return (1.0, 1.0 / denominator) if dtype == torch.float16 else (1.0 / denominator, 1.0)
+    if dtype != torch.float16:
+        return 1.0 / denominator, 1.0
+    held = 0.0625 if kind == "l2" else 1.0
+    return held, 1.0 / denominator / held

@@ -14,13 +14,14 @@ The loss is sum(weight * term) / denominator; the denominator is a host number, 
 for the GPU. Partial sums are added in a fixed order: results repeat bit for bit.
 """
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from mim3d.kernels.backend import choose, refuse_double_backward
+from mim3d.kernels.backend import choose, refuse_double_backward, refuse_forward_mode
 from mim3d.kernels.gradient_scale import scale_gradient
 from mim3d.kernels.loss_kernel import empty_gradient, launch_loss, split_denominator
 from mim3d.kernels.patch_grid import (
@@ -28,6 +29,7 @@ from mim3d.kernels.patch_grid import (
     as_size,
     check_device,
     check_ids,
+    check_range,
     check_sampling,
     check_volume,
     grid_shape,
@@ -64,9 +66,10 @@ def masked_voxel_loss(
     prediction: (b, m, k) for the masked tokens in the order of masked_ids, k = c * p or the padded
     row_width, or dense (b, c, z, y, x) over the crop, of which only masked patches count (their
     ids must not repeat). volume (b, c, z, y, x), masked_ids (b, m) int64; weight per voxel
-    (b, 1 or c, z, y, x), cut and flipped with the volume. denominator defaults to b * m * c * p,
-    weighted or not; under data parallelism pass the global count and sum gradients over ranks.
-    scale, shift, flip, start, crop_size as for gather_patch_rows. float64 predictions give float64.
+    (b, 1 or c, z, y, x), bool or of a volume's dtype, cut and flipped with the volume. denominator
+    defaults to b * m * c * p, weighted or not; under data parallelism pass the global count and sum
+    gradients over ranks. scale, shift, flip, start, crop_size as for gather_patch_rows. float64
+    predictions give float64.
     """
     check_volume(volume)
     check_ids(masked_ids, volume, "masked_ids")
@@ -74,22 +77,33 @@ def masked_voxel_loss(
     patch = as_size(patch_size, "patch_size")
     _check_prediction(prediction, volume, masked_ids, patch, crop)
     if weight is not None:
-        _check_weight(weight, volume)
+        weight = _checked_weight(weight, volume)
     n_voxels = volume.shape[1] * patch[0] * patch[1] * patch[2]
-    if kind not in KINDS or beta <= 0:
-        raise ValueError(f"kind is {kind!r} and beta {beta}; one of {', '.join(KINDS)}, beta > 0")
+    if kind not in KINDS or not 0 < beta < math.inf:
+        raise ValueError(
+            f"kind is {kind!r} and beta {beta}; one of {', '.join(KINDS)}, finite beta > 0"
+        )
     if normalise_target and n_voxels < 2:
         raise ValueError("normalise_target needs patches of at least 2 voxels")
-    count = float(masked_ids.numel() * n_voxels if denominator is None else denominator)
-    if not count > 0:
-        raise ValueError(f"denominator is {count}; it must be positive")
-    triton = choose(prediction, backend) == "triton"
+    if denominator is None and not masked_ids.shape[0]:
+        raise ValueError("the batch is empty: give a denominator, or there is nothing to divide by")
+    # Left open where it may be, so that a compiled graph serves batches of any size.
+    count = None if denominator is None else float(denominator)
+    if count is None and prediction.dtype == torch.float16:
+        count = float(masked_ids.numel() * n_voxels)
+    if count is not None and not 0 < count < math.inf:
+        raise ValueError(f"denominator is {count}; it must be positive and finite")
+    triton = choose(prediction, backend, volume.dtype) == "triton"
     arguments = (
         volume, masked_ids, weight, scale, shift, flip, start,
         patch, crop, kind, float(beta), normalise_target, count,
     )  # fmt: skip
+    refuse_forward_mode("masked_voxel_loss", prediction)
     if prediction.requires_grad and torch.is_grad_enabled():
-        return MaskedVoxelLoss.apply(prediction, arguments, triton)
+        left_to_apply = (
+            1.0 if count is None else split_denominator(prediction.dtype, kind, count)[1]
+        )
+        return MaskedVoxelLoss.apply(prediction, arguments, left_to_apply, triton)
     return torch.ops.mim3d.masked_voxel_loss(prediction, *arguments, False, triton)[0]
 
 
@@ -110,7 +124,9 @@ def _check_prediction(
     grid_shape(crop, patch)
 
 
-def _check_weight(weight: Tensor, volume: Tensor) -> None:
+def _checked_weight(weight: Tensor, volume: Tensor) -> Tensor:
+    if weight.dtype == torch.bool:
+        weight = weight.view(torch.uint8)
     check_volume(weight, "weight")
     wanted = tuple(volume.shape)
     if tuple(weight.shape) not in {wanted, (wanted[0], 1, *wanted[2:])}:
@@ -118,29 +134,31 @@ def _check_weight(weight: Tensor, volume: Tensor) -> None:
             f"weight has shape {tuple(weight.shape)}; {wanted} or one channel is needed"
         )
     check_device(weight, volume, "weight")
+    return weight
 
 
 class MaskedVoxelLoss(torch.autograd.Function):
     """Outer function: keeps the gradient of the forward pass and scales it by what arrives."""
 
     @staticmethod
-    def forward(ctx: Any, prediction: Tensor, arguments: tuple[Any, ...], triton: bool) -> Tensor:
+    def forward(
+        ctx: Any, prediction: Tensor, arguments: tuple[Any, ...], left_to_apply: float, triton: bool
+    ) -> Tensor:
         """Loss; the gradient is computed beside it and saved."""
         loss, gradient = torch.ops.mim3d.masked_voxel_loss(prediction, *arguments, True, triton)
         ctx.save_for_backward(gradient)
-        ctx.left_to_apply = split_denominator(prediction.dtype, arguments[-1])[1]
-        ctx.triton = triton
+        ctx.left_to_apply, ctx.triton = left_to_apply, triton
         return loss
 
     @staticmethod
-    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor, None, None]:
+    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor, None, None, None]:
         """The saved gradient times the incoming scalar."""
         refuse_double_backward("masked_voxel_loss")
         (gradient,) = ctx.saved_tensors
         factor = grad_outputs[0]
         if ctx.left_to_apply != 1.0:
             factor = factor * ctx.left_to_apply
-        return scale_gradient(gradient, factor, ctx.triton), None, None
+        return scale_gradient(gradient, factor, ctx.triton), None, None, None
 
 
 def reference(
@@ -168,8 +186,8 @@ def reference(
     loss = term.sum() / denominator
     if not with_gradient:
         return loss, prediction.new_empty(0)
-    slope = (slope * split_denominator(prediction.dtype, denominator)[0]).to(prediction.dtype)
-    gradient = torch.zeros_like(prediction)
+    slope = (slope * split_denominator(prediction.dtype, kind, denominator)[0]).to(prediction.dtype)
+    gradient = empty_gradient(prediction).zero_()
     if dense:
         patch_view(gradient, patch_size)[index] = slope.view(patches.shape)
     else:
@@ -193,8 +211,11 @@ def _masked_voxel_loss(
     prediction: Tensor, volume: Tensor, masked_ids: Tensor, weight: Tensor | None,
     scale: Tensor | None, shift: Tensor | None, flip: Tensor | None, start: Tensor | None,
     patch_size: Sequence[int], crop_size: Sequence[int], kind: str, beta: float,
-    normalise: bool, denominator: float, with_gradient: bool, triton: bool,
+    normalise: bool, denominator: float | None, with_gradient: bool, triton: bool,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
+    if denominator is None:
+        denominator = float(masked_ids.numel() * volume.shape[1] * math.prod(patch_size))
+    check_range(masked_ids, 0, math.prod(grid_shape(crop_size, patch_size)), "masked_ids")
     run = launch_loss if triton else reference
     scale, shift, start = (t if t is None else t.contiguous() for t in (scale, shift, start))
     return run(
@@ -207,7 +228,7 @@ def _fake(
     prediction: Tensor, volume: Tensor, masked_ids: Tensor, weight: Tensor | None,
     scale: Tensor | None, shift: Tensor | None, flip: Tensor | None, start: Tensor | None,
     patch_size: Sequence[int], crop_size: Sequence[int], kind: str, beta: float,
-    normalise: bool, denominator: float, with_gradient: bool, triton: bool,
+    normalise: bool, denominator: float | None, with_gradient: bool, triton: bool,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
     dtype = torch.float64 if prediction.dtype == torch.float64 else torch.float32
     loss = prediction.new_empty((), dtype=dtype)
@@ -218,7 +239,7 @@ torch.library.define(
     "mim3d::masked_voxel_loss",
     "(Tensor prediction, Tensor volume, Tensor masked_ids, Tensor? weight, Tensor? scale,"
     " Tensor? shift, Tensor? flip, Tensor? start, int[] patch_size, int[] crop_size, str kind,"
-    " float beta, bool normalise, float denominator, bool with_gradient, bool triton)"
+    " float beta, bool normalise, float? denominator, bool with_gradient, bool triton)"
     " -> (Tensor, Tensor)",
 )
 torch.library.impl("mim3d::masked_voxel_loss", ("cpu", "cuda"), _masked_voxel_loss)

@@ -131,7 +131,7 @@ def patch_masks(
     """Masks that depend on (seed, sample) alone, whatever the batch, rank or device.
 
     seed in [0, 2^63); sample (b,) int64 global sample numbers; grid (gz, gy, gx) patches per axis
-    and unit (patches per unit edge) are for kinds "block" and "grid".
+    and unit (patches per unit edge, at least 2 for "grid") are for kinds "block" and "grid".
     """
     shape = _check(seed, sample, n_patches, n_visible, kind, grid, unit)
     triton = choose(sample, backend) == "triton"
@@ -160,10 +160,16 @@ def _check(
         raise ValueError(f"n_visible is {n_visible}; it must lie in [1, n_patches = {n_patches})")
     if kind not in KINDS:
         raise ValueError(f"kind is {kind!r}; one of {', '.join(KINDS)}")
+    # A unit of one patch has one place, which all patches share: the draw would be random's.
+    least = 2 if kind == "grid" else 1
+    if unit < least:
+        raise ValueError(
+            f"unit is {unit}; kind={kind!r} needs at least {least} patches a unit edge"
+        )
     if kind == "random":
         return 1, 1, n_patches
-    if grid is None or unit < 1:
-        raise ValueError(f"kind={kind!r} needs grid=(z, y, x) and unit >= 1; got {grid}, {unit}")
+    if grid is None:
+        raise ValueError(f"kind={kind!r} needs grid=(z, y, x), patches per axis; got {grid}")
     shape = as_size(grid, "grid")
     if math.prod(shape) != n_patches:
         raise ValueError(

@@ -50,7 +50,9 @@ class NTXent(torch.autograd.Function):
         others, logits, log_sum, log_sums, positive = ctx.saved_tensors
         weights = (logits - log_sum[:, None]).exp() + (logits - log_sums[None]).exp()
         weights.scatter_add_(1, positive[:, None], weights.new_full((len(positive), 1), -2.0))
-        gradient = weights @ others * (grad_outputs[0] / (len(others) * ctx.temperature))
+        # A backward called inside autocast would multiply in half precision.
+        with torch.autocast(others.device.type, enabled=False):
+            gradient = weights @ others * (grad_outputs[0] / (len(others) * ctx.temperature))
         return gradient.view(ctx.shape), None, None
 
 
@@ -65,10 +67,18 @@ def nt_xent(first: Tensor, second: Tensor, temperature: float, group: Any = None
             f"first has shape {tuple(first.shape)} and second {tuple(second.shape)}; "
             "both must be the same (b, d)"
         )
+    if (first.dtype, first.device) != (
+        second.dtype,
+        second.device,
+    ) or not first.is_floating_point():
+        raise ValueError(
+            f"first is {first.dtype} on {first.device} and second {second.dtype} on "
+            f"{second.device}; both must be the same floating dtype on one device"
+        )
     if first.shape[0] * n_ranks(group) < 2:
         raise ValueError("nt_xent needs at least 2 samples over all ranks, or it has no negatives")
-    if not temperature > 0:
-        raise ValueError(f"temperature is {temperature}; it must be positive")
+    if not 0 < temperature < math.inf:
+        raise ValueError(f"temperature is {temperature}; it must be positive and finite")
     with torch.autocast(first.device.type, enabled=False):
         dtype = torch.float64 if first.dtype == torch.float64 else torch.float32
         z = torch.nn.functional.normalize(torch.stack([first, second]).to(dtype), dim=-1)
@@ -93,7 +103,9 @@ def gather_ranks(tensor: Tensor, group: Any) -> tuple[Tensor, int]:
     if ranks == 1:
         return tensor[None], 0
     gathered = tensor.new_empty(ranks * tensor.shape[0], *tensor.shape[1:])
-    dist.all_gather_into_tensor(gathered, tensor.contiguous(), group=group)
+    # torch 2.11 lacks the first name, 2.13 warns of the second.
+    gather = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor
+    gather(gathered, tensor.contiguous(), group=group)
     return gathered.view(ranks, *tensor.shape), dist.get_rank(group)
 
 

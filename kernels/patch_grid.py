@@ -6,6 +6,7 @@
     take_crop(volume, start, flip, crop_size) -> (b, c, z, y, x)
     take_patches(volume, ids, ...) -> (b, k, c, pz, py, px)
     check_sampling(...) -> ValueError with both values where an argument does not fit
+    check_range(ids, ...) -> the same for values, where looking does not wait for a GPU
 
 Patches are numbered in C order over the (z, y, x) grid of the crop; inside a patch the order is
 c, pz, py, px. A crop is cut first and flipped second, so patch ids always mean places in the crop.
@@ -33,8 +34,12 @@ Size = tuple[int, int, int]
 
 def as_size(values: Sequence[int] | torch.Size, name: str) -> Size:
     """Three positive ints in (z, y, x) order; ValueError otherwise."""
-    if len(values) != 3 or any(int(value) < 1 for value in values):
-        raise ValueError(f"{name} is {tuple(values)}; three positive sizes (z, y, x) are needed")
+    if isinstance(values, int | float):
+        raise ValueError(f"{name} is {values}; three sizes are needed: ({values},) * 3 for a cube")
+    if len(values) != 3 or any(value < 1 or int(value) != value for value in values):
+        raise ValueError(
+            f"{name} is {tuple(values)}; three positive whole sizes (z, y, x) are needed"
+        )
     return int(values[0]), int(values[1]), int(values[2])
 
 
@@ -78,10 +83,19 @@ def check_ids(ids: Tensor, volume: Tensor, name: str) -> None:
     check_device(ids, volume, name)
 
 
+def check_range(ids: Tensor, low: int, high: int, name: str) -> None:
+    """ValueError where ids on a CPU leave [low, high); on a GPU to look would be to wait for it."""
+    if ids.device.type != "cpu" or ids.numel() == 0:
+        return
+    least, most = (int(value) for value in ids.aminmax())
+    if least < low or most >= high:
+        raise ValueError(f"{name} reach from {least} to {most}; they must lie in [{low}, {high})")
+
+
 def check_device(tensor: Tensor, volume: Tensor, name: str) -> None:
     """ValueError unless both are on one device."""
     if tensor.device != volume.device:
-        raise ValueError(f"{name} is on {tensor.device} but the volume is on {volume.device}")
+        raise ValueError(f"{name} is on {tensor.device} but what it goes with on {volume.device}")
 
 
 def check_sampling(
@@ -94,7 +108,7 @@ def check_sampling(
 ) -> Size:
     """Check the per-sample arguments against the volume and return the crop size (cz, cy, cx).
 
-    scale, shift: (b,) floating; flip: (b, 3) bool; start: (b, 3) int64, voxels, (z, y, x).
+    scale, shift: (b,) float32; flip: (b, 3) bool; start: (b, 3) int64, voxels, (z, y, x).
     """
     b = volume.shape[0]
     check_per_sample(scale, volume, "scale", (b,), torch.float32)
@@ -113,7 +127,10 @@ def check_sampling(
 def check_per_sample(
     tensor: Tensor | None, volume: Tensor, name: str, shape: tuple[int, ...], dtype: torch.dtype
 ) -> None:
-    """ValueError unless an optional tensor has this shape, dtype and the volume's device."""
+    """ValueError unless an optional tensor has this shape, dtype and the volume's device.
+
+    Nor may it require a gradient: none would arrive, and nothing would say so.
+    """
     if tensor is None:
         return
     if tuple(tensor.shape) != shape or tensor.dtype != dtype:
@@ -122,6 +139,8 @@ def check_per_sample(
             f"{shape} and {dtype} are needed"
         )
     check_device(tensor, volume, name)
+    if tensor.requires_grad:
+        raise ValueError(f"{name} requires a gradient, but it is data here: detach it")
 
 
 def take_crop(

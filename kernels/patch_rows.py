@@ -9,6 +9,7 @@ Element order c, pz, py, px; ids count patches in C order over the crop's (z, y,
 There is no backward: volumes are data.
 """
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -20,6 +21,7 @@ from mim3d.kernels.patch_grid import (
     affine_intensity,
     as_size,
     check_ids,
+    check_range,
     check_sampling,
     check_volume,
     grid_shape,
@@ -75,8 +77,10 @@ def gather_patch_rows(
 
     scale, shift (b,) float32: value * scale + shift, computed in float32; flip (b, 3) bool over
     (z, y, x) of the crop; start (b, 3) int64, the crop's first voxel; crop_size defaults to the
-    whole volume. out_dtype defaults to the volume's if floating, else bfloat16 on a GPU and
-    float32 on a CPU. Both backends give the same bits.
+    whole volume. Voxels where the crop overhangs the volume read as raw 0. out_dtype defaults to
+    the volume's if floating, else bfloat16 on a GPU and float32 on a CPU. Both backends give the
+    same bits. Ids outside the grid are refused on a CPU; on a GPU nothing looks, for that would
+    wait for it.
     """
     check_volume(volume)
     check_ids(patch_ids, volume, "patch_ids")
@@ -86,7 +90,7 @@ def gather_patch_rows(
     dtype = default_dtype(volume) if out_dtype is None else out_dtype
     if dtype not in OUT_DTYPES:
         raise ValueError(f"out_dtype is {dtype}; one of {', '.join(map(str, OUT_DTYPES))}")
-    triton = choose(volume, backend) == "triton" and dtype != torch.float64
+    triton = choose(volume, backend, dtype) == "triton"
     return torch.ops.mim3d.gather_patch_rows(
         volume, patch_ids, scale, shift, flip, start, patch, crop, dtype, triton
     )
@@ -144,6 +148,7 @@ def _gather(
     flip: Tensor | None, start: Tensor | None,
     patch_size: Sequence[int], crop_size: Sequence[int], dtype: torch.dtype, triton: bool,
 ) -> Tensor:  # fmt: skip
+    check_range(patch_ids, 0, math.prod(grid_shape(crop_size, patch_size)), "patch_ids")
     run = launch_gather if triton else reference
     scale, shift, start = (t if t is None else t.contiguous() for t in (scale, shift, start))
     return run(volume, patch_ids, scale, shift, flip, start, patch_size, crop_size, dtype)

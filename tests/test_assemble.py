@@ -131,6 +131,36 @@ def test_intensity_is_clip_then_scale_then_shift_inside_the_box():
     assert np.allclose(crops[0, 0].numpy(), wanted)
 
 
+@pytest.mark.parametrize("shuffle", ["none", "byte", "bit"])
+def test_a_batch_of_which_nothing_was_stored_reads_as_zeros(where, shuffle):
+    backend, device = where
+    crops = assemble_crops(
+        torch.zeros(0, 16, dtype=torch.uint8, device=device),
+        torch.full((1, 1, 1, 1, 1), -1, device=device),
+        torch.zeros(1, 3, dtype=torch.int64, device=device), crop_size=(2, 2, 2),
+        chunk_size=(2, 2, 2), dtype=torch.int16, shuffle=shuffle, block_bytes=16,
+        shift=torch.tensor([3.0], device=device), backend=backend,
+    )  # fmt: skip
+    assert torch.equal(crops.cpu(), torch.full((1, 1, 2, 2, 2), 3.0))
+
+
+def test_a_box_may_be_open(where):
+    """Bounds beyond 32 bits are bounds all the same."""
+    backend, device = where
+    volumes = random_voxels((1, 1, 4, 4, 4))
+    chunks, table = chunked(volumes, (2, 2, 2), 16)
+    end = torch.iinfo(torch.int64).max
+    crops = assemble_crops(
+        chunks.to(device), table.to(device), torch.zeros(1, 3, dtype=torch.int64, device=device),
+        crop_size=(4, 4, 4), chunk_size=(2, 2, 2), dtype=torch.int16, block_bytes=16,
+        box=torch.tensor([[[-(2**40), 0, 1], [end, 2**32, end]]], device=device),
+        pad=torch.tensor([7.0], device=device), backend=backend,
+    )  # fmt: skip
+    wanted = volumes[0, 0].astype("f4")
+    wanted[..., 0] = 7
+    assert np.array_equal(crops[0, 0].cpu().numpy(), wanted)
+
+
 @pytest.mark.parametrize("dtype", ["uint8", "int16"])
 def test_labels_stay_integers(where, dtype):
     backend, device = where
@@ -179,6 +209,12 @@ def test_blosc_itself_lays_planes_so(bits):
         ({"pad": torch.zeros(1)}, "box and pad belong together"),
         ({"out_dtype": torch.int16, "scale": torch.ones(1)}, "out_dtype torch.int16 is an integer"),
         ({"block_bytes": 3}, "block_bytes"),
+        ({"table": torch.zeros(1, 1, 1, 1, 1, device="meta").long()}, "table is on meta"),
+        ({"out_dtype": torch.complex64}, "out_dtype is torch.complex64"),
+        ({"table": torch.ones(1, 1, 1, 1, 1).long()}, r"table's rows reach from 1 to 1; .*\[-1, 1"),
+        ({"table": torch.full((1, 1, 1, 1, 1), -2)}, "table's rows reach from -2 to -2"),
+        ({"table": torch.zeros(1, 1, 0, 1, 1).long()}, r"table has shape \(1, 1, 0, 1, 1\)"),
+        ({"scale": torch.ones(1, requires_grad=True)}, "scale requires a gradient"),
         ({"shuffle": "bits"}, "shuffle is 'bits'"),
         ({"shuffle": "bit", "block_bytes": 8}, "chunks of 16 bytes in blocks of 8"),
     ],

@@ -99,3 +99,13 @@ def test_wrong_arguments_are_named():
         decoder_tokens(given[0], given[1], given[2], given[3], given[4][:, :3])
     with pytest.raises(ValueError, match=r"visible has shape \(2, 16\)"):
         decoder_tokens(given[0][0], given[1], given[2], given[3], given[4])
+    with pytest.raises(ValueError, match=r"positions \(1, 6, 16\); .* are needed"):
+        decoder_tokens(given[0], given[1], given[2][None], given[3], given[4])
+    with pytest.raises(ValueError, match=r"masked_ids has shape \(2, 4\) on meta; .* on cpu is"):
+        decoder_tokens(given[0], given[1], given[2], given[3], given[4].to("meta"))
+    with pytest.raises(ValueError, match=r"visible_ids has dtype torch.int32"):
+        decoder_tokens(given[0], given[1], given[2], given[3].int(), given[4])
+    with pytest.raises(ValueError, match=r"visible has dtype torch.int32; a floating dtype"):
+        decoder_tokens(given[0].int(), given[1], given[2], given[3], given[4])
+    with pytest.raises(ValueError, match=r"masked_ids reach from .* they must lie in \[0, 6\)"):
+        decoder_tokens(given[0], given[1], given[2], given[3], given[4] - 6)

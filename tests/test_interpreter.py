@@ -12,7 +12,10 @@ from pathlib import Path
 import pytest
 
 HERE = Path(__file__).parent
-MODULES = ("masking", "patch_rows", "masked_loss", "decoder_tokens", "assemble", "kernel_chain")
+MODULES = (
+    "masking", "patch_rows", "masked_loss", "gradient_scale", "decoder_tokens", "assemble",
+    "kernel_chain",
+)  # fmt: skip
 
 
 @pytest.mark.slow

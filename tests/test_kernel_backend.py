@@ -18,7 +18,11 @@ from mim3d.kernels import (
     patch_rows,
 )
 from mim3d.kernels.backend import HAS_TRITON, choose, decide, explain
-from mim3d.kernels.codegen import recorded
+from mim3d.kernels.codegen import recorded, specialise
+from mim3d.kernels.masked_loss import masked_voxel_loss
+from mim3d.kernels.masking import patch_masks
+from mim3d.kernels.nt_xent import nt_xent
+from mim3d.kernels.patch_rows import gather_patch_rows
 
 needs_triton = pytest.mark.skipif(not HAS_TRITON, reason="triton is not installed")
 SYNCS = ("_local_scalar_dense", "nonzero", "is_nonzero", "equal", "masked_select", "_to_copy.cpu")
@@ -132,6 +136,53 @@ def test_no_launch_waits_for_the_device():
     counts = [len(launches) for launches in (losses, rows, ranks, keys, crops, tokens, sums)]
     assert counts == [2, 1, 1, 1, 1, 1, 1]
     assert syncs.count == 0
+
+
+def test_no_public_function_and_no_backward_waits_for_the_device():
+    """The part around the operations: checks, NT-Xent, and the gradients."""
+    volume, patch = torch.randn(2, 1, 8, 8, 8), (4, 4, 4)
+    with Syncs() as syncs:
+        masks = patch_masks(3, torch.arange(2), 8, 2)
+        rows = gather_patch_rows(volume, masks.visible_ids, patch, scale=torch.ones(2))
+        weight, table = torch.randn(16, 64, requires_grad=True), torch.randn(8, 16)
+        tokens = decoder_tokens.decoder_tokens(
+            torch.nn.functional.linear(rows, weight), weight[:, 0], table.requires_grad_(),
+            masks.visible_ids, masks.masked_ids,
+        )  # fmt: skip
+        loss = masked_voxel_loss(
+            tokens[:, 2:] @ weight, volume, masks.masked_ids, patch, kind="l2", weight=volume > 0
+        )
+        first, second = tokens.mean(1), tokens.amax(1)
+        (loss + nt_xent(first, second, 0.1)).backward()
+    assert weight.grad is not None and table.grad is not None
+    assert syncs.count == 0
+
+
+@needs_triton
+def test_batches_of_other_sizes_share_the_code_of_the_sums():
+    def code(b: int) -> object:
+        ids = torch.arange(8).expand(b, 8)
+        with recorded(decoder_tokens, "sums_kernel") as launches:
+            decoder_tokens.sum_tokens(torch.ones(b, 8, 16), ids[:, :2], ids[:, 2:], True)
+        return specialise(launches[0])
+
+    assert code(64) == code(37)
+
+
+@needs_triton
+def test_memory_that_is_not_aligned_is_compiled_as_such():
+    """Code that trusted a pointer which begins anywhere would fault on a GPU."""
+    line, ids = torch.zeros(2 * 512 + 8, dtype=torch.int16), torch.zeros(2, 1, dtype=torch.int64)
+    aligned = []
+    for begin in (0, 1, 8):
+        volume = line[begin : begin + 1024].view(2, 1, 8, 8, 8)
+        with recorded(patch_rows, "gather_kernel") as launches:
+            patch_rows.launch_gather(
+                volume, ids, None, None, None, None, (4, 4, 8), (8, 8, 8), torch.float32
+            )
+        aligned.append((0,) in specialise(launches[0])[2])
+    assert line.data_ptr() % 16 == 0
+    assert aligned == [True, False, True]
 
 
 @needs_triton

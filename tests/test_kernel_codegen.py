@@ -36,11 +36,21 @@ SCALE, FLIP = torch.ones(2), torch.zeros(2, 3, dtype=torch.bool)
 START = torch.zeros(2, 3, dtype=torch.int64)
 
 
+def voxels_of(dtype, channels, crop, layout="first") -> torch.Tensor:
+    """A volume (2, c, z, y, x) whose channels come first or last, or that begins at one voxel."""
+    if layout == "last":
+        return torch.zeros(2, *crop, channels, dtype=dtype).permute(0, 4, 1, 2, 3)
+    begin = 1 if layout == "begun at one" else 0
+    line = torch.zeros(begin + 2 * channels * crop[0] * crop[1] * crop[2], dtype=dtype)
+    return line[begin:].view(2, channels, *crop)
+
+
 def loss(
     volume=I16, prediction=BF16, patch=CUBE16, crop=(96, 96, 96), channels=1, kind="l1",
     normalise=True, dense=False, weight=None, scale=None, flip=None, start=None, gradient=True,
+    layout="first",
 ) -> list[Launch]:  # fmt: skip
-    voxels = torch.zeros(1, dtype=volume).expand(2, channels, *crop).contiguous()
+    voxels = voxels_of(volume, channels, crop, layout)
     n = (crop[0] // patch[0]) * (crop[1] // patch[1]) * (crop[2] // patch[2])
     ids = torch.arange(n // 2).expand(2, n // 2).contiguous()
     width = channels * patch[0] * patch[1] * patch[2]
@@ -59,12 +69,10 @@ def loss(
 
 def rows(
     volume=I16, out=BF16, patch=CUBE16, crop=(96, 96, 96), channels=1, scale=None, flip=None,
-    start=None,
+    start=None, layout="first",
 ) -> list[Launch]:  # fmt: skip
-    voxels, ids = (
-        torch.empty(2, channels, *crop, dtype=volume),
-        torch.zeros(2, 4, dtype=torch.int64),
-    )
+    voxels = voxels_of(volume, channels, crop, layout)
+    ids = torch.zeros(2, 4, dtype=torch.int64)
     with recorded(patch_rows, "gather_kernel") as launches:
         patch_rows.launch_gather(voxels, ids, scale, scale, flip, start, patch, crop, out)
     return launches
@@ -110,9 +118,9 @@ def tokens(width=512, dtype=BF16) -> list[Launch]:
     return forward + backward
 
 
-def scaling(dtype=BF16) -> list[Launch]:
+def scaling(dtype=BF16, b=2) -> list[Launch]:
     with recorded(gradient_scale, "scale_kernel") as launches:
-        gradient_scale.launch_scale(torch.empty(2, 54, 4096, dtype=dtype), torch.ones(()))
+        gradient_scale.launch_scale(torch.empty(b, 162, 4096, dtype=dtype), torch.ones(()))
     return launches
 
 
@@ -146,6 +154,9 @@ CONFIGURATIONS: dict[str, tuple[Callable[[], list[Launch]], int, bool]] = {
     "loss patch 32": (lambda: loss(patch=CUBE32), 96, True),
     "loss 2 channels": (lambda: loss(channels=2), 80, True),
     "loss 4 channels": (lambda: loss(channels=4), 112, True),
+    "loss one channel last": (lambda: loss(layout="last"), 80, True),
+    "loss 4 channels last": (lambda: loss(channels=4, layout="last"), 112, False),
+    "loss begun at one voxel": (lambda: loss(layout="begun at one"), 80, False),
     "loss dense": (lambda: loss(dense=True), 96, True),
     "loss dense float32": (lambda: loss(F32, F32, dense=True), 112, True),
     "rows int16": (rows, 64, True),
@@ -160,6 +171,8 @@ CONFIGURATIONS: dict[str, tuple[Callable[[], list[Launch]], int, bool]] = {
     "rows patch 8": (lambda: rows(patch=CUBE8, scale=SCALE), 96, True),
     "rows patch 12": (lambda: rows(patch=(12, 12, 12)), 80, False),
     "rows 4 channels": (lambda: rows(channels=4), 64, True),
+    "rows one channel last": (lambda: rows(layout="last"), 64, True),
+    "rows begun at one voxel": (lambda: rows(layout="begun at one"), 64, False),
     "crops int16": (crops, 64, False),
     "crops int16 to bfloat16": (lambda: crops(out=BF16, scale=SCALE, shift=SCALE), 64, False),
     "crops uint8 labels": (lambda: crops(U8, U8), 64, False),
@@ -181,6 +194,7 @@ CONFIGURATIONS: dict[str, tuple[Callable[[], list[Launch]], int, bool]] = {
     "decoder tokens 768": (lambda: tokens(768), 96, False),
     "gradient scale": (scaling, 64, False),
     "gradient scale float32": (lambda: scaling(F32), 64, False),
+    "gradient scale, 64 crops": (lambda: scaling(b=64), 64, False),
 }
 
 

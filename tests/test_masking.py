@@ -117,7 +117,10 @@ def test_visible_count_survives_binary_fractions():
         ({"n_visible": 8}, "n_visible is 8"),
         ({"kind": "stripes"}, "kind is 'stripes'"),
         ({"kind": "block"}, r"kind='block' needs grid"),
-        ({"kind": "grid", "grid": (2, 2, 3)}, "has 12 patches but n_patches is 8"),
+        ({"kind": "grid", "grid": (2, 2, 3), "unit": 2}, "has 12 patches but n_patches is 8"),
+        ({"kind": "block", "grid": (2, 2, 2), "unit": 0}, "unit is 0"),
+        ({"unit": 0}, "unit is 0; kind='random' needs at least 1"),
+        ({"kind": "grid", "grid": (2, 2, 2)}, "unit is 1; kind='grid' needs at least 2"),
     ],
 )
 def test_wrong_arguments_are_named(change, message):

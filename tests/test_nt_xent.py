@@ -47,6 +47,14 @@ def test_bfloat16_embeddings_are_scored_in_float32():
     torch.testing.assert_close(loss.double(), truth, rtol=1e-5, atol=0)
 
 
+def test_a_backward_inside_autocast_is_computed_in_float32_too():
+    first, second = views(16, 64, torch.float32)
+    truth = torch.autograd.grad(nt_xent(first, second, 0.1), (first, second))
+    with torch.autocast("cpu", torch.bfloat16):
+        gradients = torch.autograd.grad(nt_xent(first, second, 0.1), (first, second))
+    assert all(torch.equal(a, b) for a, b in zip(gradients, truth, strict=True))
+
+
 def test_uninformative_embeddings_are_at_chance():
     same = torch.ones(8, 4)
     assert nt_xent(same, same, 0.2).item() == pytest.approx(chance_level(8), rel=1e-6)
@@ -68,6 +76,10 @@ def test_compiles_as_one_graph():
         ((torch.zeros(2, 3), torch.zeros(3, 3), 0.1), r"first has shape \(2, 3\)"),
         ((torch.zeros(1, 3), torch.zeros(1, 3), 0.1), "at least 2 samples"),
         ((torch.zeros(2, 3), torch.zeros(2, 3), 0.0), "temperature is 0.0"),
+        ((torch.zeros(2, 3), torch.zeros(2, 3), math.inf), "temperature is inf"),
+        ((torch.zeros(2, 3), torch.zeros(2, 3).double(), 0.1), "second torch.float64 on cpu"),
+        ((torch.zeros(2, 3).int(), torch.zeros(2, 3).int(), 0.1), "first is torch.int32"),
+        ((torch.zeros(2, 3), torch.zeros(2, 3, device="meta"), 0.1), "on meta; both must be"),
     ],
 )
 def test_wrong_arguments_are_named(arguments, message):

@@ -5,6 +5,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from mim3d.kernels.addressing import layout_of
 from mim3d.kernels.backend import INTERPRETED
 from mim3d.kernels.patch_grid import grid_shape, row_width
 from mim3d.kernels.patch_rows import gather_patch_rows
@@ -136,6 +137,16 @@ def test_strides_do_not_matter(where, layout):
     assert torch.equal(rows, truth)
 
 
+@pytest.mark.parametrize("channels", [1, 2])
+def test_one_channel_stored_last_is_read_as_wide_as_one_stored_first(channels):
+    """DALI's volumes are (b, z, y, x, c): with one channel only the strides look different."""
+    last = torch.zeros(2, 32, 32, 32, channels, dtype=torch.int16).permute(0, 4, 1, 2, 3)
+    assert layout_of(last, (16, 16, 16)).align == (16 if channels == 1 else 1)
+    first = last.clone(memory_format=torch.contiguous_format)
+    assert layout_of(first, (16, 16, 16)).align == 16
+    assert layout_of(first[:1, :, :, :, :16], (16, 16, 16)).align == 16
+
+
 @given(
     st.tuples(*[st.integers(1, 4)] * 3), st.tuples(*[st.integers(1, 3)] * 3), st.integers(1, 3),
     st.integers(0, 99),
@@ -168,12 +179,27 @@ VOLUME, IDS = torch.zeros(2, 1, 8, 8, 8), torch.zeros(2, 3, dtype=torch.int64)
         ({"flip": torch.zeros(2, 3)}, "flip has shape .* and dtype torch.float32"),
         ({"crop_size": (16, 8, 8)}, r"crop_size \(16, 8, 8\) is larger than the volume"),
         ({"out_dtype": torch.int16}, "out_dtype is torch.int16"),
+        ({"patch_ids": IDS.to("meta")}, "patch_ids is on meta but what it goes with on cpu"),
+        ({"flip": torch.zeros(2, 3, dtype=torch.bool, device="meta")}, "flip is on meta"),
+        ({"patch_ids": IDS + 8}, r"patch_ids reach from 8 to 8; they must lie in \[0, 8\)"),
+        ({"patch_ids": IDS - 1}, "patch_ids reach from -1 to -1"),
+        ({"patch_size": 4}, "patch_size is 4; three sizes are needed"),
+        ({"patch_size": (4.5, 4, 4)}, r"patch_size is \(4.5, 4, 4\)"),
+        ({"shift": torch.ones(2, requires_grad=True)}, "shift requires a gradient"),
     ],
 )
 def test_wrong_arguments_are_named(change, message):
     arguments = {"volume": VOLUME, "patch_ids": IDS, "patch_size": (4, 4, 4)} | change
     with pytest.raises(ValueError, match=message):
         gather_patch_rows(**arguments)
+
+
+def test_float64_rows_are_never_made_silently_by_the_other_backend(where):
+    _, device = where
+    arguments, wide = (VOLUME.to(device), IDS.to(device), (4, 4, 4)), torch.float64
+    assert gather_patch_rows(*arguments, out_dtype=wide).dtype == wide
+    with pytest.raises(ValueError, match="backend='triton' cannot run"):
+        gather_patch_rows(*arguments, out_dtype=wide, backend="triton")
 
 
 def test_registration_is_sound(where):
