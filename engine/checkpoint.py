@@ -77,7 +77,7 @@ class Checkpointer:
             return Saved(facts.step)
         try:
             files.commit(self.root, facts)
-            files.prune(self.root, self.config.keep, self.config.keep_best)
+            files.prune(self.root, self.config.keep, self.config.keep_best, facts.step)
         except (OSError, CheckpointError) as error:
             return Saved(facts.step, told(error))
         return Saved(facts.step)

@@ -8,6 +8,7 @@ checkpoints/tmp-00000700/            being written, or left by a crash; never re
 
 import hashlib
 import json
+import math
 import os
 import re
 import shutil
@@ -105,15 +106,21 @@ def read_facts(folder: Path) -> tuple[CheckpointFacts, dict[str, Any]]:
             raise CheckpointError(f"{path} does not match its own hash")
         if body.pop("format") != FORMAT:
             raise CheckpointError(f"{path} has another format than {FORMAT}: use that version")
-        files = body.pop("files")
+        files = {name: dict(told) for name, told in body.pop("files").items()}
+        if any(told.keys() != {"bytes", "sha256"} for told in files.values()):
+            raise CheckpointError(f"{path} lists files without size and hash: it is foreign")
         return CheckpointFacts(**body), files
-    except (OSError, UnicodeDecodeError, KeyError, TypeError, json.JSONDecodeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        if isinstance(error, CheckpointError):
+            raise
         raise CheckpointError(f"{path} cannot be read: {error}") from error
 
 
 def verify(folder: Path) -> CheckpointFacts:
     """Check every file against the manifest before anything in it is opened."""
     facts, files = read_facts(folder)
+    if folder.name != step_folder(folder.parent, facts.step).name:
+        raise CheckpointError(f"{folder} holds step {facts.step}: it was renamed or copied there")
     present = {path.name for path in folder.iterdir()} - {MANIFEST}
     if present != set(files):
         missing, foreign = sorted(set(files) - present), sorted(present - set(files))
@@ -128,9 +135,13 @@ def verify(folder: Path) -> CheckpointFacts:
     return facts
 
 
-def prune(root: Path, keep: int, keep_best: bool) -> None:
-    """Remove all but the newest `keep` checkpoints and the one with the lowest score."""
-    folders = committed(root)
+def prune(root: Path, keep: int, keep_best: bool, step: int) -> None:
+    """Remove all but the newest `keep` checkpoints up to `step` and the one with the lowest score.
+
+    Later ones are damaged: the run was resumed before them. They take nobody's place, and are
+    replaced when the run comes back to their steps.
+    """
+    folders = [folder for folder in committed(root) if folder <= step_folder(root, step)]
     kept = set(folders[:keep])
     if keep_best:
         best = best_checkpoint(folders)
@@ -149,7 +160,7 @@ def best_checkpoint(folders: list[Path]) -> Path | None:
             score = read_facts(folder)[0].score
         except CheckpointError:
             continue
-        if score is not None:
+        if score is not None and math.isfinite(score):  # no number is below a NaN
             scores[folder] = score
     return min(scores, key=lambda folder: scores[folder]) if scores else None
 

@@ -45,7 +45,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         json_file, rest = split_json_flag(words[1:])
         outcome = run_command(name, rest)
-        if json_file is not None:
+        if json_file is not None and outcome.told:
             write_figures(json_file, outcome)
     except (ValueError, OSError) as error:
         if os.environ.get("MIM3D_TRACEBACK"):

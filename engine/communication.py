@@ -29,14 +29,17 @@ def communication_seconds(
     group = shard_group(mesh)
     shards = dist.get_world_size(group)
     total = parameter_count(module)
-    blocks = [parameter_count(block) for block in transformer_blocks(module)]
-    largest = max([size for size in blocks if size >= config.min_block_parameters], default=total)
+    counts = map(parameter_count, transformer_blocks(module))
+    blocks = [size for size in counts if size >= config.min_block_parameters]
+    largest = max(blocks, default=total)
     device = torch.device(mesh.device_type)
     piece = torch.zeros(-(-largest // shards), dtype=dtype, device=device)
     seconds = 0.0
     if shards > 1:
         whole = torch.zeros(len(piece) * shards, dtype=dtype, device=device)
-        gathers = (2 if config.reshard_after_forward else 1) * config.grad_accum
+        # Blocks that are freed after forward are gathered again in backward; the root stays.
+        again = sum(blocks) / total if config.reshard_after_forward else 0.0
+        gathers = (1.0 + again) * config.grad_accum
         gather = collective("all_gather_single", "all_gather_into_tensor")
         seconds += gathers * timed(lambda: gather(whole, piece, group=group), device)
         sums, parts = piece.float(), whole.float()

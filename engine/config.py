@@ -3,8 +3,8 @@
 import dataclasses
 import hashlib
 import json
+import math
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, Literal
 
 from mim3d.dataio.loader_config import LoaderConfig
@@ -18,6 +18,8 @@ from mim3d.engine.vit import ViTConfig
 
 MethodConfig = MAEConfig | SimMIMConfig | SimCLRConfig
 Precision = Literal["auto", "fp32", "bf16", "fp16"]
+SEED_MARGIN = 1 << 32
+"""Seeds derived from a run's own lie above it."""
 
 
 @dataclass(frozen=True)
@@ -33,7 +35,8 @@ class DataConfig:
     held_out_subjects: tuple[str, ...] = ()
     """Or these subjects, by name."""
     held_out_crops: int = 64
-    """Crops of held-out subjects that a score is the mean of, always the same."""
+    """Crops of held-out subjects that a score is the mean of, always the same: whole batches of
+    the run, so as many or the next more (a row's held_out_crops)."""
     weighting: Literal["uniform", "voxels", "foreground"] = "uniform"
     """How often a volume is drawn."""
     normalise: str = "zscore"
@@ -109,6 +112,19 @@ class OptimConfig:
     clip_norm: float = 1.0
     """Largest norm of the global gradient; 0 turns clipping off."""
 
+    def __post_init__(self) -> None:
+        """Refuse what would diverge, or quietly do something else."""
+        if not (0.0 <= self.beta1 < 1.0 and 0.0 <= self.beta2 < 1.0):
+            raise ConfigError(
+                f"optim.beta1 {self.beta1} and optim.beta2 {self.beta2} must lie in [0, 1)"
+            )
+        least = min(self.weight_decay, self.clip_norm)
+        if not (least >= 0.0 and self.eps > 0.0 and math.isfinite(self.weight_decay)):
+            raise ConfigError(
+                f"optim.weight_decay {self.weight_decay} and optim.clip_norm {self.clip_norm} must "
+                f"not be negative, optim.eps {self.eps} must be positive"
+            )
+
 
 @dataclass(frozen=True)
 class ParallelConfig:
@@ -142,6 +158,8 @@ class ParallelConfig:
                 f"parallel.replicate {self.replicate} and parallel.grad_accum {self.grad_accum} "
                 "must be at least 1"
             )
+        if not self.timeout_s > 0.0:
+            raise ConfigError(f"parallel.timeout_s {self.timeout_s} must be positive")
 
 
 @dataclass(frozen=True)
@@ -190,6 +208,11 @@ class LogConfig:
         """Intervals are at least one step."""
         if min(self.every, self.profile_steps, self.max_bad_steps) < 1:
             raise ConfigError("log.every, log.profile_steps and log.max_bad_steps: at least 1")
+        if min(self.picture_every, self.held_out_every, self.profile_step) < 0:
+            raise ConfigError(
+                f"log.picture_every {self.picture_every}, log.held_out_every {self.held_out_every} "
+                f"and log.profile_step {self.profile_step} must not be negative; 0 turns them off"
+            )
 
 
 @dataclass(frozen=True)
@@ -218,6 +241,20 @@ class PretrainConfig:
         if min(self.global_batch, self.steps) < 1:
             raise ConfigError(
                 f"global_batch {self.global_batch} and steps {self.steps} must be at least 1"
+            )
+        if not 0 <= self.seed < 2**63 - SEED_MARGIN:
+            raise ConfigError(f"seed {self.seed} must lie in [0, 2^63 - {SEED_MARGIN})")
+        if self.log.profile_step > self.steps:
+            raise ConfigError(
+                f"log.profile_step {self.log.profile_step} lies past the last of {self.steps} steps"
+            )
+        if (
+            isinstance(self.method, SimCLRConfig)
+            and self.global_batch // self.parallel.grad_accum < 2
+        ):
+            raise ConfigError(
+                f"global_batch {self.global_batch} in parallel.grad_accum "
+                f"{self.parallel.grad_accum} parts leaves SimCLR no negatives: two crops at least"
             )
         if self.swin is not None and isinstance(self.method, MAEConfig):
             raise ConfigError(
@@ -249,26 +286,32 @@ def method_name(method: MethodConfig) -> str:
     return type(method).__name__.removesuffix("Config").lower()
 
 
-NOT_IDENTITY = ("checkpoint", "log", "parallel")
-"""Parts that a resumed run may change: they do not decide what is learned."""
+NOT_IDENTITY = ("checkpoint", "log", "parallel", "dealt", "environment")
+"""Parts that a resumed run may change: they do not decide what is learned (but for SimCLR's
+gradient accumulation, see `identity_of`)."""
 
 
 def config_identity(config: PretrainConfig) -> dict[str, Any]:
     """What must be equal for a run to be resumed; where the corpus lies does not matter."""
-    plain = {key: value for key, value in config_dict(config).items() if key not in NOT_IDENTITY}
+    return identity_of(config_dict(config))
+
+
+def identity_of(stored: dict[str, Any]) -> dict[str, Any]:
+    """The same of a configuration's plain values, as `config_dict` makes them."""
+    plain = {key: value for key, value in stored.items() if key not in NOT_IDENTITY}
+    plain["data"] = dict(plain["data"])
     for key in ("corpus", "cache", "cache_bytes", "threads", "prefetch", "held_out_crops"):
         plain["data"].pop(key, None)
     for key in ("held_out", "held_out_subjects"):
-        if not plain["data"][key]:  # runs from before these existed stay what they were
-            plain["data"].pop(key)
+        if not plain["data"].get(key):  # runs from before these existed stay what they were
+            plain["data"].pop(key, None)
+    accum = stored.get("parallel", {}).get("grad_accum", 1)
+    if plain["method"].get("name") == "simclr" and accum > 1:
+        # Negatives come from one micro-batch of all ranks: another split is another task.
+        plain["parallel"] = {"grad_accum": accum}
     return plain
 
 
 def config_sha256(identity: dict[str, Any]) -> str:
     """Hash of a configuration's plain values."""
     return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
-
-
-def write_config(config: PretrainConfig, file: Path) -> None:
-    """Store the resolved configuration."""
-    file.write_text(json.dumps(config_dict(config), indent=2) + "\n")

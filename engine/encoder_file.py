@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import os
 from collections.abc import Mapping
 from importlib.metadata import version
 from pathlib import Path
@@ -14,6 +15,7 @@ from torch import Tensor, nn
 
 from mim3d.engine.checkpoint_files import file_sha256
 from mim3d.engine.errors import CheckpointError
+from mim3d.engine.json_file import write_json
 from mim3d.engine.swin import SwinConfig, SwinEncoder
 from mim3d.engine.vit import ViT3D, ViTConfig
 
@@ -29,7 +31,9 @@ def save_encoder(
 ) -> None:
     """Write `path`/encoder.safetensors and encoder.json; `provenance` goes into the card."""
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in weights.items()}
-    save_file(tensors, path / WEIGHTS, metadata={"format": "pt"})
+    partial = path / f".{WEIGHTS}.{os.getpid()}.part"
+    save_file(tensors, partial, metadata={"format": "pt"})
+    partial.replace(path / WEIGHTS)
     card = {
         "format": 1,
         "mim3d": version("mim3d"),
@@ -40,7 +44,7 @@ def save_encoder(
         "weights_sha256": file_sha256(path / WEIGHTS),
         **provenance,
     }
-    (path / CARD).write_text(json.dumps(card, indent=2, default=str) + "\n")
+    write_json(path / CARD, card)
 
 
 def read_card(run_or_file: str | Path) -> tuple[Path, dict[str, Any]]:
@@ -84,6 +88,7 @@ def load_encoder(run_or_file: str | Path) -> ViT3D:
         )
     encoder = ViT3D(card_vit(card))
     load_weights(encoder, weights)
+    refuse_changed_weights(weights, card)
     return encoder
 
 
@@ -96,7 +101,22 @@ def load_swin(run_or_file: str | Path) -> SwinEncoder:
         )
     encoder = SwinEncoder(SwinConfig(**tuples(card["swin"])), card_vit(card))
     load_weights(encoder, weights)
+    refuse_changed_weights(weights, card)
     return encoder
+
+
+def refuse_changed_weights(weights: Path, card: Mapping[str, Any]) -> None:
+    """A CheckpointError where a weights file is not the one that its card speaks of."""
+    told = card.get("weights_sha256")
+    if not told:
+        return
+    found = file_sha256(weights)
+    if found != told:
+        raise CheckpointError(
+            f"{weights} does not match its card: sha256 {found[:12]}, {weights.stem}.json says "
+            f"{str(told)[:12]}. It was changed or damaged: restore it, or end the run again by "
+            "deleting its pretext.json and repeating `mim3d pretrain`"
+        )
 
 
 def load_weights(module: nn.Module, weights: Path) -> None:

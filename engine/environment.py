@@ -89,7 +89,7 @@ def optional_parts() -> list[Optional]:
     return [
         _dali(),
         _compiled_loops(),
-        _distribution("nvidia-nvcomp-cu13", "GPU decompression", "pip install 'mim3d[gpu]'"),
+        _distribution("nvidia-libnvcomp-cu13", "GPU decompression", "pip install 'mim3d[cuda13]'"),
         _distribution("kvikio-cu13", "reads straight into GPU memory", "pip install 'mim3d[gpu]'"),
         _apex(),
         _distribution("obstore", "s3://, gs://, http:// corpora", "pip install 'mim3d[remote]'"),

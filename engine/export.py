@@ -21,7 +21,14 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from mim3d.engine.checkpoint_files import file_sha256
-from mim3d.engine.encoder_file import card_vit, load_encoder, load_swin, read_card, tuples
+from mim3d.engine.encoder_file import (
+    card_vit,
+    load_encoder,
+    load_swin,
+    read_card,
+    refuse_changed_weights,
+    tuples,
+)
 from mim3d.engine.errors import ConfigError
 from mim3d.engine.nnunet_form import write_nnunet
 from mim3d.engine.swin import SwinConfig
@@ -64,6 +71,7 @@ def export_encoder(run: str | Path, form: Format, target: str | Path, axes: Axes
         count = int(described.pop("tensors"))
         return finish(target, {**provenance(card), **described, "axes": "zyx"}, count)
     if form == "safetensors":
+        refuse_changed_weights(source, card)
         shutil.copyfile(source, target)
         return finish(target, {**card, "weights": target.name}, len(load_names(target)))
     makers: dict[str, Callable[..., tuple[dict[str, Tensor], dict[str, Any]]]] = {

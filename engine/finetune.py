@@ -17,14 +17,17 @@ import torch
 
 from mim3d.dataio.corpus import Corpus
 from mim3d.dataio.loader import Loader, LoaderConfig
+from mim3d.dataio.manifest import MANIFEST
 from mim3d.dataio.open_corpus import opened_corpus
 from mim3d.dataio.shard_reader import Shards
 from mim3d.engine.classification import ClassificationTask, read_targets
+from mim3d.engine.corpus_fit import corpus_fit
 from mim3d.engine.downstream import step_flops
 from mim3d.engine.errors import CheckpointError, ConfigError, TrainingError
-from mim3d.engine.finetune_config import FinetuneConfig, identity
+from mim3d.engine.finetune_config import FinetuneConfig, identity, input_mismatch
 from mim3d.engine.folder_lock import sole_writer
 from mim3d.engine.json_file import read_json, write_json
+from mim3d.engine.run_folder import local_sha256
 from mim3d.engine.schedule import learning_rate
 from mim3d.engine.segmentation import SegmentationTask
 from mim3d.engine.splits import Splits, labelled_subset, make_splits
@@ -78,9 +81,17 @@ def train(config: FinetuneConfig, out: Path, told: Told | None, keep_model: bool
 def claim(config: FinetuneConfig, out: Path) -> None:
     """Store the configuration, or refuse a folder that holds a run of another one."""
     wanted, file = identity(config), out / CONFIG
+    inputs = inputs_sha256(config)
     if not file.exists():
-        return write_json(file, wanted)
+        return write_json(file, wanted | inputs)
     found = read_json(file)
+    for name, now in inputs.items():
+        if now and found.get(name, now) != now:  # runs from before this was stored have none
+            raise ConfigError(
+                f"{out} holds a run on another {name.removesuffix('_sha256')} (sha256 "
+                f"{str(found[name])[:12]} then, {now[:12]} now): restore it, choose another --out "
+                "or delete that folder"
+            )
     differing = sorted(key for key in wanted if found.get(key) != wanted[key])
     if differing:
         key = differing[0]
@@ -89,6 +100,15 @@ def claim(config: FinetuneConfig, out: Path) -> None:
             "--out or delete that folder"
         )
     return None
+
+
+def inputs_sha256(config: FinetuneConfig) -> dict[str, str]:
+    """Hashes of what a run learns from, where it lies on this machine."""
+    files = {"corpus": Path(config.corpus) / MANIFEST if config.corpus else None}
+    if config.targets:
+        files["targets"] = Path(config.targets)
+    hashes = {name: local_sha256(file) for name, file in files.items() if file is not None}
+    return {f"{name}_sha256": known for name, known in hashes.items() if known is not None}
 
 
 class Session:
@@ -100,6 +120,7 @@ class Session:
         self.opened = ExitStack()
         corpus, shards = self.opened.enter_context(opened_corpus(config.corpus))
         self.splits = resolve_splits(config, corpus)
+        corpus_fit(corpus.table, config.vit, self.splits.train)
         self.task: Task = make_task(config, corpus, shards, self.device)
         self.trained = [p for p in self.task.net.parameters() if p.requires_grad]
         self.optimiser = torch.optim.AdamW(
@@ -195,7 +216,11 @@ class Session:
 
     def notes(self) -> list[str]:
         """What a reader must know of the subjects: who is left out, which classes a split lacks."""
-        found = [*self.splits.notes, *self.task.notes(self.splits.train, "training")]
+        found = [
+            *input_mismatch(self.config),
+            *self.splits.notes,
+            *self.task.notes(self.splits.train, "training"),
+        ]
         for split in ("validation", "test"):
             if subjects := getattr(self.splits, split):
                 found += self.task.notes(subjects, split)

@@ -91,6 +91,12 @@ class FinetuneConfig:
                 f"encoder_lr_scale {self.encoder_lr_scale} must be positive; freeze trains the "
                 "head only"
             )
+        if not (self.weight_decay >= 0.0 and self.clip_norm >= 0.0):
+            # A negative norm would turn the gradient round.
+            raise ConfigError(
+                f"weight_decay {self.weight_decay} and clip_norm {self.clip_norm} must not be "
+                "negative; 0 turns them off"
+            )
         if not 0.0 <= self.overlap < 1.0:
             raise ConfigError(f"overlap {self.overlap} must be in [0, 1)")
         if self.swin is not None and self.head == "linear":
@@ -116,6 +122,17 @@ def identity(config: FinetuneConfig) -> dict[str, Any]:
     plain = json.loads(json.dumps(dataclasses.asdict(config)))
     init = read_card(config.init)[1].get("weights_sha256", "") if config.init else ""
     return {key: value for key, value in plain.items() if key not in NOT_IDENTITY} | {"init": init}
+
+
+def input_mismatch(config: FinetuneConfig) -> list[str]:
+    """A line where the encoder was pretrained on intensities of another scale than it will get."""
+    before = read_card(config.init)[1].get("normalise") if config.init else None
+    if before is None or before == config.normalise:
+        return []
+    return [
+        f"{config.init} was pretrained with normalise {before} and is fine-tuned with "
+        f"{config.normalise}: other intensities than it knows; --normalise {before} gives it those"
+    ]
 
 
 TINY = ViTConfig((32, 32, 32), (8, 8, 8), width=96, depth=6, heads=3)

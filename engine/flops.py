@@ -5,29 +5,35 @@ and of every weight: three times the forward pass, except the patch embedding, w
 no gradient. Recomputed activations do not count: they are not work the model asked for.
 """
 
+import re
 from dataclasses import dataclass
 
 from mim3d.engine.mae import MAEConfig
 from mim3d.engine.simclr import SimCLRConfig
 from mim3d.engine.simmim import SimMIMConfig
-from mim3d.engine.swin import STRIDE, SwinConfig
+from mim3d.engine.swin import STRIDE, SwinConfig, swin_stages
 from mim3d.engine.vit import ViTConfig
 from mim3d.kernels.masking import n_visible
 
 PEAK_BF16 = {
     "B200": 2.25e15,
     "GB200": 2.5e15,
+    "GH200": 989.4e12,
     "H200": 989.4e12,
+    "H200 NVL": 835.5e12,
     "H100 PCIe": 756e12,
+    "H100 NVL": 835.5e12,
     "H100": 989.4e12,
     "A100": 312e12,
     "L40S": 362e12,
+    "L40": 181e12,
     "A10": 125e12,
+    "A10G": 70e12,
     "L4": 121e12,
     "RTX 4090": 165.2e12,
     "RTX A6000": 154.8e12,
 }
-"""Dense bf16 tensor-core peak by a part of the device's name, FLOP/s, from NVIDIA's data sheets."""
+"""Dense bf16 tensor-core peak by whole words of the device's name, FLOP/s, from NVIDIA's sheets."""
 
 
 @dataclass(frozen=True)
@@ -86,21 +92,14 @@ def swin_flops(swin: SwinConfig, vit: ViTConfig) -> tuple[float, float]:
 
     Windows that overhang the grid are padded, and the padding is computed too.
     """
-    sizes = [size // 2 for size in vit.crop_size]
-    width = swin.feature_size
-    embed = linear_flops(sizes[0] * sizes[1] * sizes[2], 8 * vit.channels, width)
+    stages = swin_stages(swin, vit)
+    embed = linear_flops(stages[0].tokens, 8 * vit.channels, swin.feature_size)
     rest = 0.0
-    for depth in swin.depths:
-        tokens = sizes[0] * sizes[1] * sizes[2]
-        edges = [min(swin.window, size) for size in sizes]
-        padded, window = 1, edges[0] * edges[1] * edges[2]
-        for size, edge in zip(sizes, edges, strict=True):
-            padded *= -(-size // edge) * edge
-        attention = linear_flops(padded, width, 4 * width) + 4.0 * padded * window * width
-        rest += depth * (attention + 2 * linear_flops(tokens, width, 4 * width))
-        sizes = [-(-size // 2) for size in sizes]
-        rest += linear_flops(sizes[0] * sizes[1] * sizes[2], 8 * width, 2 * width)
-        width *= 2
+    for stage in stages:
+        width, padded = stage.width, stage.padded
+        attention = linear_flops(padded, width, 4 * width) + 4.0 * padded * stage.window * width
+        rest += stage.depth * (attention + 2 * linear_flops(stage.tokens, width, 4 * width))
+        rest += linear_flops(stage.merged, 8 * width, 2 * width)
     return embed, rest
 
 
@@ -127,8 +126,13 @@ def linear_flops(tokens: int, wide_in: int, wide_out: int) -> float:
 
 
 def peak_bf16(device_name: str) -> float | None:
-    """Dense bf16 peak of a device, FLOP/s; None where the data sheet is not known here."""
+    """Dense bf16 peak of a device, FLOP/s; None where the data sheet is not known here.
+
+    By whole words: an L40 is no L4, and a laptop's chip is not the desktop's of the same number.
+    """
+    if "Laptop" in device_name:
+        return None
     for part in sorted(PEAK_BF16, key=len, reverse=True):
-        if part in device_name:
+        if re.search(rf"\b{part}\b", device_name):
             return PEAK_BF16[part]
     return None

@@ -40,6 +40,12 @@ def choose_subjects(data: DataConfig, seed: int) -> Subjects:
     with opened_corpus(data.corpus) as (corpus, _):
         subjects = corpus.table.subjects
         present = {subjects[i] for i in range(len(subjects))}
+    strangers = sorted(set(data.subjects or ()) - present)
+    if strangers:
+        raise ConfigError(
+            f"data.subjects {strangers[:3]} are not in {data.corpus}, whose subjects are "
+            f"{sorted(present)[:3]} and so on"
+        )
     if data.held_out_subjects:
         held = set(data.held_out_subjects)
         if held - present:
@@ -73,6 +79,7 @@ class HeldOut:
         self.ranks = ranks
         micro_batch = config.micro_batch(ranks.world)
         self.batches = max(1, -(-config.data.held_out_crops // (micro_batch * ranks.world)))
+        self.crops = self.batches * micro_batch * ranks.world
         data = config.data
         if not isinstance(config.method, SimCLRConfig):
             data = dataclasses.replace(data, augment="none")
@@ -105,7 +112,8 @@ class HeldOut:
         sums = torch.stack(list(total.values()))
         if self.ranks.world > 1:
             dist.all_reduce(sums)
-        return {PREFIX + name: value for name, value in zip(total, sums.tolist(), strict=True)}
+        scores = {PREFIX + name: value for name, value in zip(total, sums.tolist(), strict=True)}
+        return scores | {PREFIX + "crops": float(self.crops)}
 
     def close(self) -> None:
         """Stop the loader's threads."""

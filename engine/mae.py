@@ -29,6 +29,11 @@ class MAEConfig(MaskConfig):
     def __post_init__(self) -> None:
         """Check the decoder's shape too."""
         super().__post_init__()
+        if self.decoder_depth < 0 or self.decoder_width < 6:
+            raise ConfigError(
+                f"method.decoder_depth {self.decoder_depth} must not be negative and "
+                f"method.decoder_width {self.decoder_width} at least 6"
+            )
         if self.decoder_heads < 1 or self.decoder_width % self.decoder_heads:
             raise ConfigError(
                 f"method.decoder_heads {self.decoder_heads} must divide method.decoder_width "

@@ -44,10 +44,14 @@ class MaskedMethod(nn.Module, Generic[Config]):
             normalise_target=config.normalise_target,
             denominator=masks.masked_ids.numel() * vit.channels * vit.patch_voxels / share,
         )
-        metrics: dict[str, Tensor] = {}
-        if measure:
-            metrics = trivial_losses(batch.image, masks, vit, config.loss, config.normalise_target)
-        return StepOutput(loss, metrics)
+        return StepOutput(loss, self.floors(batch) if measure else {})
+
+    @torch.no_grad()
+    def floors(self, batch: Batch) -> dict[str, Tensor]:
+        """Losses of trivial predictors on the same hidden voxels; needs no weights."""
+        vit, config = self.vit_config, self.config
+        masks = config.draw(self.mask_seed, batch, vit)
+        return trivial_losses(batch.image, masks, vit, config.loss, config.normalise_target)
 
     @torch.no_grad()
     def reconstruct(self, batch: Batch) -> tuple[Tensor, Tensor]:

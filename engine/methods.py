@@ -19,7 +19,7 @@ class StepOutput(NamedTuple):
 
     `loss` is this rank's part of the global mean: the sum over micro-batches and ranks is the
     loss of the global batch, so gradients are summed across ranks and never averaged.
-    A tuple, not a dataclass: FSDP finds the tensors in it.
+    A tuple: FSDP finds the tensors in it.
     """
 
     loss: Tensor

@@ -11,6 +11,7 @@ import psutil
 import torch
 
 from mim3d.engine.errors import ConfigError
+from mim3d.engine.json_file import finite, write_jsonl
 
 Row = dict[str, Any]
 WANDB_ID = "wandb-id"
@@ -147,13 +148,14 @@ class JsonLines:
     """metrics.jsonl; rows past the step a run resumes from are dropped, for they come again."""
 
     def __init__(self, path: Path, resumed_step: int) -> None:
-        kept = [row for row in read_rows(path) if row["step"] <= resumed_step]
-        path.write_text("".join(json.dumps(row) + "\n" for row in kept))
+        if path.exists():
+            # By way of another file: what a full disk cuts short is not the only copy.
+            write_jsonl(path, [row for row in read_rows(path) if row["step"] <= resumed_step])
         self._stream = path.open("a")
 
     def write(self, row: Row) -> None:
-        """Append and flush."""
-        self._stream.write(json.dumps(row) + "\n")
+        """Append and flush; what is not finite becomes null, for JSON has no NaN."""
+        self._stream.write(json.dumps(finite(row)) + "\n")
         self._stream.flush()
 
     def close(self) -> None:

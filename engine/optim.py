@@ -21,6 +21,8 @@ from mim3d.engine.errors import ConfigError
 from mim3d.engine.lamb import ShardedLamb
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
+POSITIONS = ("pos_embed", "relative_position_bias_table")
+"""Ends of the names of what a model learns about positions."""
 SCALE_START, SCALE_GROWTH, SCALE_INTERVAL = 2.0**15, 2.0, 1000
 """Dynamic loss scale of fp16: halved on overflow, doubled after that many good steps."""
 
@@ -70,7 +72,9 @@ class ShardedOptimiser:
         config = self.config
         groups: list[dict[str, Any]] = [
             {
-                "params": [p for name, p in self.local.items() if decayed(self.named[name]) == on],
+                "params": [
+                    p for name, p in self.local.items() if decayed(name, self.named[name]) == on
+                ],
                 "weight_decay": config.weight_decay if on else 0.0,
             }
             for on in (True, False)
@@ -159,7 +163,16 @@ class ShardedOptimiser:
         return state
 
     def after_load(self) -> None:
-        """Hand the loaded step count to the optimiser's own counters."""
+        """Hand the loaded step count to the optimiser's own counters.
+
+        A checkpoint of another precision brings that one's loss scale, which must not stay: without
+        scaling every gradient would be divided by it, with scaling 1 would let small ones vanish.
+        """
+        if not self.scaled:
+            self.loss_scale.fill_(1.0)
+            self.growth.zero_()
+        elif bool((self.loss_scale == 1.0) & (self.growth == 0)):
+            self.loss_scale.fill_(SCALE_START)
         if self.config.impl == "apex":
             for group in self.inner.param_groups:
                 group["step"] = int(self.steps_done)
@@ -182,6 +195,9 @@ def placed_like(parameter: nn.Parameter, piece: Tensor) -> Tensor:
     )
 
 
-def decayed(parameter: Tensor) -> bool:
-    """Matrices decay; norms, biases, mask tokens do not."""
-    return parameter.dim() >= 2
+def decayed(name: str, parameter: Tensor) -> bool:
+    """Matrices decay; norms, biases, mask tokens and what tells positions do not.
+
+    Positions as in SimMIM's and Swin's own code (no_weight_decay, no_weight_decay_keywords).
+    """
+    return parameter.dim() >= 2 and not name.endswith(POSITIONS)

@@ -13,6 +13,8 @@ class Outcome:
 
     figures: Mapping[str, Any] = field(default_factory=dict)
     lost: int = 0
+    told: bool = True
+    """Whether `--json` writes the figures here; of many ranks of a run one does."""
 
     @property
     def exit_code(self) -> int:

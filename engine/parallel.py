@@ -4,6 +4,7 @@ One rank takes the same path where FSDP2 has something to do there: weights are 
 type. Where it would only copy every weight and gradient once a step, the model is left whole.
 """
 
+import dataclasses
 from itertools import pairwise
 
 import torch
@@ -67,7 +68,10 @@ def shard_model(
             mp_policy=policy,
             reshard_after_forward=config.reshard_after_forward,
         )
-    fully_shard(model, mesh=mesh, mp_policy=policy)
+    # The root casts no inputs: crops would be rounded to the half type before the loss reads its
+    # targets from them. Patch rows take the weights' type as they are gathered.
+    root_policy = dataclasses.replace(policy, cast_forward_inputs=False)
+    fully_shard(model, mesh=mesh, mp_policy=root_policy)
     link_prefetch([block for block in own if isinstance(block, FSDPModule)])
     for module in model.modules():
         if isinstance(module, FSDPModule):

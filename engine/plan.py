@@ -3,9 +3,12 @@
 Memory of a rank, bytes (P parameters, s ranks a shard group, e bytes of the compute dtype):
     weights, gradients, two moments      16 P / s, exact from the sharding itself
     gathered weights                     e times the root's and the three largest blocks' parameters
+    whole gradients                      4 P where micro-batches are accumulated
     activations                          e times ACTIVATION_WIDTHS values a token and block
+    compressed chunks                    data.cache_bytes where data.cache is device
 Network bytes a rank sends a step (ring collectives, accumulation a):
-    all-gather       e P (s - 1) / s, twice a micro-batch where blocks are freed after forward
+    all-gather       e P (s - 1) / s a micro-batch, and again e B (s - 1) / s of the blocks with
+                     collectives of their own (B parameters) where they are freed after forward
     reduce-scatter   4 P (s - 1) / s
     all-reduce       8 P / s (r - 1) / r between r replicas
 """
@@ -34,11 +37,14 @@ from mim3d.engine.parallel import (
     transformer_blocks,
 )
 from mim3d.engine.simclr import SimCLRConfig
+from mim3d.engine.swin import swin_stages
 from mim3d.kernels.masking import n_visible
 
 ACTIVATION_WIDTHS = 17.0
 """Token widths that a block keeps for backward at mlp_ratio 4: its input, both norms' outputs,
 qkv (3), attention's output twice, the middle residual, and the MLP's hidden values twice (8)."""
+SWIN_TOKEN_WIDTHS, SWIN_WINDOW_WIDTHS = 11.0, 5.0
+"""The same of MONAI's Swin blocks: widths a token, and widths a token of a padded window."""
 ASSUMED_MFU = 0.40
 
 
@@ -59,8 +65,13 @@ class Plan:
     state_gb: float
     """Weights, gradients and moments, exact."""
     gathered_gb: float
+    accumulated_gb: float
+    """Whole gradients kept from micro-batch to micro-batch."""
     activation_gb: float
+    cache_gb: float
+    """Compressed chunks that `data.cache device` keeps in the device's memory."""
     memory_gb: float
+    """All of these."""
     network_gb_per_step: float
     network_gb_per_s: float
     utilisation: float
@@ -75,6 +86,7 @@ def make_plan(
     """Plan `config` on `gpus` devices of `peak` FLOP/s each."""
     micro_batch = config.micro_batch(gpus)
     shards = sharding_dry_run(config, gpus)
+    gathered = 0 if is_left_whole(config, gpus) else shards.gathered_parameters
     flops = run_flops(config.method, config.vit, config.swin) * config.global_batch
     step_s = flops / (gpus * peak * utilisation)
     crops_per_s = config.global_batch / step_s
@@ -82,9 +94,14 @@ def make_plan(
     z, y, x = config.vit.crop_size
     voxels = z * y * x * config.vit.channels * views
     width = compute_bytes(config)
-    activation = width * activation_values(config) * micro_batch
-    gathered = width * shards.gathered_parameters
-    network = network_bytes(config, shards.parameters, gpus, width)
+    memory = {
+        "state_gb": 16 * shards.local_parameters / 1e9,
+        "gathered_gb": width * gathered / 1e9,
+        "accumulated_gb": accumulated_bytes(config, shards, gpus) / 1e9,
+        "activation_gb": width * activation_values(config) * micro_batch / 1e9,
+        "cache_gb": config.data.cache_bytes / 1e9 if config.data.cache == "device" else 0.0,
+    }
+    network = network_bytes(config, shards, gpus, width)
     return Plan(
         gpus=gpus,
         parameters=shards.parameters,
@@ -93,10 +110,8 @@ def make_plan(
         hours=step_s * config.steps / 3600,
         crops_per_s=crops_per_s,
         loader_gb_per_s=2 * voxels * crops_per_s / gpus / 1e9,
-        state_gb=16 * shards.local_parameters / 1e9,
-        gathered_gb=gathered / 1e9,
-        activation_gb=activation / 1e9,
-        memory_gb=(16 * shards.local_parameters + gathered + activation) / 1e9,
+        **memory,
+        memory_gb=sum(memory.values()),
         network_gb_per_step=network / 1e9,
         network_gb_per_s=network / step_s / 1e9,
         utilisation=utilisation,
@@ -114,6 +129,8 @@ class Shards:
     """Of the fullest rank, padding included."""
     gathered_parameters: int
     """Whole at once: the root's own and up to three blocks'."""
+    block_parameters: int
+    """Of the blocks that have collectives of their own; the rest is the root's."""
 
 
 def sharding_dry_run(config: PretrainConfig, gpus: int) -> Shards:
@@ -140,7 +157,7 @@ def sharding_dry_run(config: PretrainConfig, gpus: int) -> Shards:
         local = sum(local_size(parameter) for parameter in model.parameters())
     finally:
         dist.destroy_process_group()
-    return Shards(total, local, gathered)
+    return Shards(total, local, gathered, sum(sizes))
 
 
 def meta_model(config: PretrainConfig) -> nn.Module:
@@ -187,25 +204,51 @@ def activation_values(config: PretrainConfig) -> float:
 
 
 def swin_activation_values(config: PretrainConfig) -> float:
-    """Values of a Swin encoder: windows' attention matrices are kept too, as MONAI makes them."""
+    """Values of a Swin encoder: windows' attention matrices are kept too, as MONAI makes them.
+
+    With recomputation MONAI keeps two inputs a block and the stage's mask of shifted windows.
+    """
     assert config.swin is not None
-    swin, total = config.swin, 0.0
+    kept, largest = 0.0, 0.0
+    stages = swin_stages(config.swin, config.vit)
+    for stage in stages:
+        block = SWIN_TOKEN_WIDTHS * stage.tokens * stage.width
+        block += SWIN_WINDOW_WIDTHS * stage.padded * stage.width
+        block += stage.padded * stage.heads * stage.window
+        if config.parallel.recompute:
+            kept += 2 * stage.depth * stage.tokens * stage.width + stage.padded * stage.window
+        else:
+            kept += stage.depth * block
+        kept += 2 * stage.tokens * stage.width  # of the merging
+        largest = max(largest, block)
     z, y, x = config.vit.crop_size
-    tokens, width = z * y * x / 8, swin.feature_size
-    for depth, heads in zip(swin.depths, swin.heads, strict=True):
-        total += depth * tokens * (2 * ACTIVATION_WIDTHS * width + 3 * heads * swin.window**3)
-        tokens, width = tokens / 8, width * 2
-    return total * (2 if isinstance(config.method, SimCLRConfig) else 1)
+    kept += z * y * x * config.vit.channels + stages[0].tokens * stages[0].width
+    if config.parallel.recompute:
+        kept += largest
+    return kept * (2 if isinstance(config.method, SimCLRConfig) else 1)
 
 
-def network_bytes(config: PretrainConfig, parameters: int, gpus: int, width: int) -> float:
-    """Bytes a rank sends in a step."""
+def accumulated_bytes(config: PretrainConfig, shards: Shards, gpus: int) -> float:
+    """Bytes of gradients that are summed whole, in fp32, before ranks exchange them."""
+    accumulates = config.parallel.grad_accum > 1 and not is_left_whole(config, gpus)
+    return 4.0 * shards.parameters if accumulates else 0.0
+
+
+def is_left_whole(config: PretrainConfig, gpus: int) -> bool:
+    """Whether FSDP has nothing to do, so that weights and gradients are there once."""
     parallel = config.parallel
+    return gpus == 1 and parallel.precision == "fp32" and parallel.one_rank == "whole"
+
+
+def network_bytes(config: PretrainConfig, shards: Shards, gpus: int, width: int) -> float:
+    """Bytes a rank sends in a step."""
+    parallel, parameters = config.parallel, shards.parameters
     shard = gpus // parallel.replicate
     others = (shard - 1) / shard
-    gathers = (2 if parallel.reshard_after_forward else 1) * parallel.grad_accum
+    again = shards.block_parameters if parallel.reshard_after_forward else 0
+    gathers = parallel.grad_accum * width * (parameters + again) * others
     between = 8.0 * parameters / shard * (parallel.replicate - 1) / parallel.replicate
-    return gathers * width * parameters * others + 4.0 * parameters * others + between
+    return gathers + 4.0 * parameters * others + between
 
 
 def read_calibration(path: Path, peak: float) -> tuple[float, str]:

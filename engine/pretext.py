@@ -1,5 +1,6 @@
 """Whether a run learned its pretext task: its loss against predictors that know nothing."""
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -19,7 +20,7 @@ def judge_pretext(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
     chance (NT-Xent at ln(2b - 1)); `nearest_patch` is reported, not asked for, because on
     smooth images it can be worse than the mean.
     """
-    last = [row for row in rows[-max(1, round(LAST_SHARE * len(rows))) :] if "loss" in row]
+    last = [row for row in rows[-max(1, round(LAST_SHARE * len(rows))) :] if has_loss(row)]
     if not last:
         return {"loss": None, "learned": False}
     verdict: dict[str, Any] = {"loss": mean_of(last, "loss"), "rows": len(last)}
@@ -42,6 +43,12 @@ def judge_held_out(row: dict[str, Any]) -> dict[str, Any]:
     verdict["loss_over_floor"] = None if not gate else verdict["loss"] / gate
     verdict["learned"] = bool(gate) and verdict["loss"] < CLEARLY * gate
     return verdict
+
+
+def has_loss(row: dict[str, Any]) -> bool:
+    """Whether a row's loss is a number: one bad step, which changes no weights, makes it none."""
+    loss = row.get("loss")
+    return loss is not None and math.isfinite(loss)
 
 
 def mean_of(rows: Sequence[dict[str, Any]], name: str) -> float:

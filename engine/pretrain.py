@@ -6,6 +6,7 @@ An `out` that holds checkpoints of the same configuration is gone on with; one t
 finished run is answered from disk.
 """
 
+import errno
 import os
 from collections.abc import Collection, Iterator
 from contextlib import ExitStack, closing, contextmanager
@@ -16,7 +17,8 @@ import torch
 from mim3d.dataio.loader import Loader
 from mim3d.dataio.progress import Progress, progress
 from mim3d.engine.config import PretrainConfig, method_name
-from mim3d.engine.errors import ConfigError
+from mim3d.engine.corpus_fit import CorpusFit, corpus_fit
+from mim3d.engine.errors import ConfigError, TrainingError
 from mim3d.engine.folder_lock import sole_writer
 from mim3d.engine.held_out import HeldOut, Subjects, choose_subjects
 from mim3d.engine.one_voice import one_voice
@@ -42,13 +44,17 @@ def run_pretrain(config: PretrainConfig, out: str | Path) -> PretrainResult:
         stack.enter_context(one_voice(ranks))
         subjects = subjects_of(config)
         loader = stack.enter_context(open_loader(config, ranks, subjects.train))
+        fit = corpus_fit(loader.corpus.table, config.vit, subjects.train)
         held_out = None
         if subjects.held_out:
             held_out = stack.enter_context(closing(HeldOut(config, ranks, subjects.held_out)))
         first_decides(ranks, lambda: stack.enter_context(sole_writer(out)))
-        first_decides(ranks, lambda: open_run(out, config))
+        first_decides(ranks, lambda: open_run(out, config, ranks, subjects.held_out))
         watch = stack.enter_context(stop_on_signal(ranks))
         shown = stack.enter_context(shown_progress(config, ranks))
+        stack.enter_context(full_disk_told(out))
+        for remark in remarks(config, fit):
+            shown.note(remark)
         training = Training(config, out, ranks, loader, shown, held_out)
         try:
             return training.run(watch)
@@ -78,6 +84,37 @@ def open_loader(
         device=ranks.device,
         subjects=subjects,
     )
+
+
+def remarks(config: PretrainConfig, fit: CorpusFit) -> list[str]:
+    """What is allowed and seldom meant."""
+    found: list[str] = []
+    schedule = config.schedule
+    if schedule.warmup_steps >= config.steps:
+        found.append(
+            f"schedule.warmup_steps {schedule.warmup_steps} is not below steps {config.steps}: the "
+            f"rate never reaches schedule.lr {schedule.lr:g} nor falls; set --schedule.warmup-steps"
+        )
+    if fit.padded:
+        found.append(
+            f"{fit.padded} of {fit.volumes} volumes are smaller than vit.crop_size "
+            f"{config.vit.crop_size} on some axis: their crops are padded, and padding is learned"
+        )
+    return found
+
+
+@contextmanager
+def full_disk_told(out: Path) -> Iterator[None]:
+    """A TrainingError with the remedy where the run's own files no longer find room."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        raise TrainingError(
+            f"{out} cannot be written: {os.strerror(error.errno)}. Free space there and run the "
+            "same command again: it goes on from the last checkpoint"
+        ) from error
 
 
 @contextmanager

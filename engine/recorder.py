@@ -1,5 +1,6 @@
 """Rows of a run as they are made: rates over the window, memory, stages, and where they go."""
 
+import math
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -66,13 +67,14 @@ class Recorder:
         row |= self.deltas.row(loader, self.window.steps, now - self.window.began)
         row |= memory_row(self.ranks.device)
         self.last = row
-        self._since_save.append(row["loss"])
+        if math.isfinite(row["loss"]):
+            self._since_save.append(row["loss"])
         for sink in self._sinks:
             sink.write(row)
         self.open_window()
 
     def mean_loss_since_save(self) -> float | None:
-        """Mean of the rows' losses since the last call; None where there is none."""
+        """Mean of the rows' finite losses since the last call; None where there is none."""
         losses, self._since_save = self._since_save, []
         return sum(losses) / len(losses) if losses else None
 

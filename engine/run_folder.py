@@ -1,9 +1,10 @@
 """A run's folder: its configuration, whether it may be continued, and what it came to."""
 
-import hashlib
 import json
 import platform
+from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -12,8 +13,13 @@ import torch
 
 from mim3d.dataio.corpus import Corpus
 from mim3d.dataio.manifest import MANIFEST
-from mim3d.engine.config import PretrainConfig, config_dict, config_identity
-from mim3d.engine.errors import CheckpointError, TrainingError
+from mim3d.engine.checkpoint_files import file_sha256
+from mim3d.engine.config import PretrainConfig, config_dict, identity_of
+from mim3d.engine.encoder_file import read_card
+from mim3d.engine.errors import CheckpointError, ConfigError, TrainingError
+from mim3d.engine.json_file import read_json, write_json
+from mim3d.engine.parallel import choose_precision
+from mim3d.engine.process_group import Ranks
 
 CONFIG, RESULT, METRICS, CHECKPOINTS = "config.json", "pretext.json", "metrics.jsonl", "checkpoints"
 
@@ -32,30 +38,48 @@ class PretrainResult:
     """Told to stop by a signal; the same command goes on."""
 
 
-def open_run(out: Path, config: PretrainConfig) -> None:
-    """Make the folder and store the configuration, unless another run lives there."""
+def open_run(out: Path, config: PretrainConfig, ranks: Ranks, held_out: Sequence[str]) -> None:
+    """Make the folder and store the configuration, unless another run lives there.
+
+    What it leaves open stands beside it: who was dealt to be held out, on what it is computed.
+    """
+    if (out / "zarr.json").exists():
+        raise ConfigError(f"{out} is a Zarr store: choose an --out that is not a corpus")
     out.mkdir(parents=True, exist_ok=True)
     file = out / CONFIG
     if file.exists() and any((out / CHECKPOINTS).glob("step-*")):
         refuse_other_config(file, config)
+    on_gpu = ranks.device.type == "cuda"
+    dtype = choose_precision(config.parallel.precision, ranks.device)
     described = {
         **config_dict(config),
+        "dealt": {"held_out": list(held_out)},
         "environment": {
             "mim3d": version("mim3d"),
             "torch": torch.__version__,
             "python": platform.python_version(),
+            "device": torch.cuda.get_device_name(ranks.device) if on_gpu else "cpu",
+            "world": ranks.world,
+            "precision": str(dtype).removeprefix("torch."),
         },
     }
-    file.write_text(json.dumps(described, indent=2) + "\n")
+    write_json(file, described)
 
 
 def refuse_other_config(file: Path, config: PretrainConfig) -> None:
     """A CheckpointError naming the first fields that differ from the stored run's."""
-    stored = json.loads(file.read_text())
-    wanted = config_identity(config)
+    wanted = config_dict(config)
+    try:
+        stored = json.loads(file.read_text())
+        names = [name for name, *_ in differences(identity_of(stored), identity_of(wanted))]
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise CheckpointError(
+            f"{file} does not tell what the run in {file.parent} is ({error}). Restore it from a "
+            "backup; without one delete it: its checkpoints are held against the settings by a hash"
+        ) from error
     different = [
-        f"{name} was {before!r} and is now {now!r}"
-        for name, before, now in differences(stored, wanted)
+        f"{name} was {value_at(stored, name)!r} and is now {value_at(wanted, name)!r}"
+        for name in names
     ]
     if different:
         raise CheckpointError(
@@ -65,13 +89,23 @@ def refuse_other_config(file: Path, config: PretrainConfig) -> None:
 
 
 def differences(stored: Any, wanted: Any, name: str = "") -> list[tuple[str, Any, Any]]:
-    """(field, stored, wanted) for every leaf of `wanted` that differs."""
-    if isinstance(wanted, dict) and isinstance(stored, dict):
+    """(field, stored, wanted) for every leaf that differs; None where one has no such field."""
+    pair = [{} if side is None else side for side in (stored, wanted)]
+    if stored != wanted and all(isinstance(side, dict) for side in pair):
+        stored, wanted = pair
         found: list[tuple[str, Any, Any]] = []
-        for key, value in wanted.items():
-            found += differences(stored.get(key), value, f"{name}.{key}" if name else key)
+        for key in {**wanted, **stored}:
+            inner = f"{name}.{key}" if name else key
+            found += differences(stored.get(key), wanted.get(key), inner)
         return found
     return [] if stored == wanted else [(name, stored, wanted)]
+
+
+def value_at(plain: Any, name: str) -> Any:
+    """The value of a field `part.field`, None where there is none."""
+    for key in name.split("."):
+        plain = plain.get(key) if isinstance(plain, dict) else None
+    return plain
 
 
 def corpus_sha256(corpus: Corpus) -> str:
@@ -79,8 +113,20 @@ def corpus_sha256(corpus: Corpus) -> str:
 
     `corpus.root` holds a copy of it where the corpus lies in an object store.
     """
-    with (corpus.root / MANIFEST).open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
+    return file_sha256(corpus.root / MANIFEST)
+
+
+def local_sha256(file: Path) -> str | None:
+    """Hash of a file of this machine, None where there is none; read again only once it changed."""
+    if not file.is_file():
+        return None
+    about = file.stat()
+    return _sha256_of(file, about.st_mtime_ns, about.st_size)
+
+
+@lru_cache(maxsize=64)
+def _sha256_of(file: Path, changed_ns: int, size: int) -> str:
+    return file_sha256(file)
 
 
 def refuse_changed_corpus(corpus: str, before: str, now: str, step: int) -> None:
@@ -94,10 +140,17 @@ def refuse_changed_corpus(corpus: str, before: str, now: str, step: int) -> None
 
 
 def finished_result(out: Path, config: PretrainConfig) -> PretrainResult | None:
-    """The stored result of a run that is already complete, else None."""
+    """The stored result of a run that is already complete, else None.
+
+    Of another corpus it would be another run's; one that is gone or remote is taken for the same.
+    """
     file = out / RESULT
     if not file.exists():
         return None
     refuse_other_config(out / CONFIG, config)
-    figures = json.loads(file.read_text())
+    figures = read_json(file)
+    now = local_sha256(Path(config.data.corpus) / MANIFEST) if config.data.corpus else None
+    if now is not None:
+        before = read_card(out)[1].get("corpus_sha256", now)
+        refuse_changed_corpus(config.data.corpus, before, now, config.steps)
     return PretrainResult(out, config.steps, figures)

@@ -18,11 +18,12 @@ class ScheduleConfig:
     warmup_steps: int = 100
     """Steps of linear warm-up."""
     final_share: float = 0.0
-    """Share of the peak at the last step, for the cosine."""
+    """Share of the peak that the cosine falls to; it arrives where a step more would begin."""
 
     def __post_init__(self) -> None:
         """Refuse rates that cannot train."""
-        if self.lr <= 0.0 or not 0.0 <= self.final_share <= 1.0 or self.warmup_steps < 0:
+        finite = math.isfinite(self.lr) and self.lr > 0.0
+        if not finite or not 0.0 <= self.final_share <= 1.0 or self.warmup_steps < 0:
             raise ConfigError(
                 f"schedule.lr {self.lr} must be positive, schedule.final_share {self.final_share} "
                 f"in [0, 1] and schedule.warmup_steps {self.warmup_steps} not negative"

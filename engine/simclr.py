@@ -26,8 +26,13 @@ class SimCLRConfig:
 
     def __post_init__(self) -> None:
         """Refuse temperatures that divide by nothing."""
-        if self.temperature <= 0.0:
+        if not self.temperature > 0.0:
             raise ConfigError(f"method.temperature {self.temperature} must be positive")
+        if min(self.projection_width, self.projection_hidden) < 1:
+            raise ConfigError(
+                f"method.projection_width {self.projection_width} and method.projection_hidden "
+                f"{self.projection_hidden} must be at least 1"
+            )
 
 
 class SimCLR(nn.Module):
@@ -59,16 +64,23 @@ class SimCLR(nn.Module):
             raise ConfigError("SimCLR needs two views of each crop: set the loader's views to 2")
         views = torch.cat([batch.image, batch.second_view])
         first, second = self.project(views).float().chunk(2)
-        world = dist.get_world_size(self.group) if dist.is_initialized() else 1
+        world = self.world
         loss = nt_xent(first, second, self.config.temperature, group=self.group)
-        metrics: dict[str, Tensor] = {}
-        if measure:
-            chance = chance_level(world * first.shape[0])
-            metrics["chance"] = torch.tensor(chance, device=loss.device)
         # Every rank holds the global loss but only its own gradient: the value is shared out
         # among the ranks, the gradient is not.
         own = loss * (share * world)
-        return StepOutput(own - own.detach() * (1.0 - 1.0 / world), metrics)
+        shared = own - own.detach() * (1.0 - 1.0 / world)
+        return StepOutput(shared, self.floors(batch) if measure else {})
+
+    @property
+    def world(self) -> int:
+        """Ranks whose crops are negatives."""
+        return dist.get_world_size(self.group) if dist.is_initialized() else 1
+
+    def floors(self, batch: Batch) -> dict[str, Tensor]:
+        """Loss of features that say nothing; needs no weights."""
+        chance = chance_level(self.world * batch.image.shape[0])
+        return {"chance": torch.tensor(chance, device=batch.image.device)}
 
     def project(self, volume: Tensor) -> Tensor:
         """Features (b, projection_width) of volumes (b, c, z, y, x)."""

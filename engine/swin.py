@@ -1,5 +1,6 @@
 """MONAI's Swin encoder in the ViT's place, for SimMIM and SimCLR as the paper has them."""
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -30,13 +31,55 @@ class SwinConfig:
 
     def __post_init__(self) -> None:
         """MONAI's SwinUNETR asks for multiples of 12."""
-        if self.feature_size % 12:
+        if self.feature_size < 12 or self.feature_size % 12:
             raise ConfigError(f"swin.feature_size {self.feature_size} must be a multiple of 12")
+        if min(*self.depths, *self.heads, self.window) < 1:
+            raise ConfigError(
+                f"swin.depths {self.depths}, swin.heads {self.heads} and swin.window {self.window} "
+                "must be at least 1"
+            )
+        for i_stage, heads in enumerate(self.heads):
+            width = self.feature_size << i_stage
+            if width % heads:
+                raise ConfigError(
+                    f"swin.heads {self.heads}: {heads} must divide the {width} features of stage "
+                    f"{i_stage + 1} (swin.feature_size {self.feature_size})"
+                )
 
     @property
     def width(self) -> int:
         """Features of the deepest map."""
         return 16 * self.feature_size
+
+
+@dataclass(frozen=True)
+class SwinStage:
+    """One of the four stages on a crop: what FLOPs and memory are counted from."""
+
+    depth: int
+    heads: int
+    width: int
+    tokens: int
+    padded: int
+    """Tokens once windows that overhang the grid are padded."""
+    window: int
+    """Tokens of a window."""
+    merged: int
+    """Tokens after the merging that ends the stage."""
+
+
+def swin_stages(swin: SwinConfig, vit: ViTConfig) -> list[SwinStage]:
+    """The stages of a Swin encoder on `vit.crop_size`."""
+    sizes, width = [size // 2 for size in vit.crop_size], swin.feature_size
+    stages: list[SwinStage] = []
+    for depth, heads in zip(swin.depths, swin.heads, strict=True):
+        edges = [min(swin.window, size) for size in sizes]
+        covered = [-(-size // edge) * edge for size, edge in zip(sizes, edges, strict=True)]
+        halved = [-(-size // 2) for size in sizes]
+        counts = (math.prod(axis) for axis in (sizes, covered, edges, halved))
+        stages.append(SwinStage(depth, heads, width, *counts))
+        sizes, width = halved, width * 2
+    return stages
 
 
 class SwinEncoder(nn.Module):

@@ -1,7 +1,6 @@
 """The training loop of a run: what is made once, what happens each step, how it ends."""
 
 import dataclasses
-import json
 import time
 from pathlib import Path
 
@@ -20,6 +19,7 @@ from mim3d.engine.config import PretrainConfig, config_identity, config_sha256, 
 from mim3d.engine.encoder_file import save_encoder
 from mim3d.engine.errors import TrainingError
 from mim3d.engine.held_out import HeldOut
+from mim3d.engine.json_file import write_json
 from mim3d.engine.metrics import Row, read_rows
 from mim3d.engine.optim import ShardedOptimiser
 from mim3d.engine.parallel import choose_precision, make_mesh, shard_group, shard_model
@@ -107,9 +107,12 @@ class Training:
         config = self.config
         self.began = time.monotonic()
         self.recorder.open_window()
-        profiler = ProfileWindow(config.log, self.out, self.ranks, lambda: self._settle(watch))
+        profiler = ProfileWindow(
+            config.log, self.out, self.ranks, config.steps, lambda: self._settle(watch)
+        )
         while self.step < config.steps:
             if watch.agreed():
+                profiler.close()
                 return self._interrupted()
             with profiler.window(self.step):
                 self._one_step()
@@ -150,10 +153,10 @@ class Training:
             return {}
         began = time.perf_counter()
         figures = self.held_out.score(self.model)
+        self.recorder.pause(time.perf_counter() - began)
         if self.held_out.picture_batch is not None:
             batch = first_crops(self.held_out.picture_batch)
             self.draw(f"held-out-{self.step:08d}.png", batch)
-        self.recorder.pause(time.perf_counter() - began)
         return figures
 
     def _log(self, figures: StepFigures, lr: float) -> None:
@@ -226,17 +229,18 @@ class Training:
         save_encoder(self.out, self.config.vit, weights, provenance, self.config.swin)
         rows = read_rows(self.out / METRICS)
         figures = {**(rows[-1] if rows else {}), "pretext": judge_pretext(rows)}
-        (self.out / RESULT).write_text(json.dumps(figures, indent=2) + "\n")
+        write_json(self.out / RESULT, figures)
         return figures
 
     def draw(self, name: str, batch: Batch | None = None) -> None:
-        """A picture of a batch (the run's first crops), painted by the present weights.
+        """A picture of a batch (this sitting's first crops), painted by the present weights.
 
-        All ranks take part.
+        All ranks take part. The rates of the rows leave it out.
         """
         batch = batch or self.picture_batch
         if batch is None or not hasattr(self.module, "reconstruct"):
             return
+        began = time.perf_counter()
         masked, painted = reconstruction(self.module, batch)
         if self.ranks.first:
             draw_reconstruction(
@@ -246,6 +250,7 @@ class Training:
                 painted,
                 f"{method_name(self.config.method)}, step {self.step}",
             )
+        self.recorder.pause(time.perf_counter() - began)
 
     def close(self) -> None:
         """Release writers; a save under way is finished."""

@@ -21,7 +21,7 @@ def trivial_losses(
     `nearest_patch` copies the nearest visible patch.
     """
     hidden = voxel_rows(volume, masks.masked_ids, vit)
-    near = voxel_rows(volume, nearest_visible(masks, vit.grid), vit)
+    near = voxel_rows(volume, nearest_visible(masks, vit), vit)
     mean = hidden.mean(-1, keepdim=True).expand_as(hidden)
     if normalise_target:
         mean, near = torch.zeros_like(hidden), normalised_rows(near)
@@ -44,10 +44,12 @@ def voxel_rows(volume: Tensor, patch_ids: Tensor, vit: ViTConfig) -> Tensor:
     return rows[..., : vit.channels * vit.patch_voxels]
 
 
-def nearest_visible(masks: PatchMasks, grid: tuple[int, int, int]) -> Tensor:
-    """Id (b, m) of the visible patch nearest to each hidden one, by distance of patch centres."""
-    hidden = grid_places(masks.masked_ids, grid)
-    visible = grid_places(masks.visible_ids, grid)
+def nearest_visible(masks: PatchMasks, vit: ViTConfig) -> Tensor:
+    """Id (b, m) of the visible patch nearest to each hidden one, in voxels between centres."""
+    edges = torch.tensor(vit.patch_size, dtype=torch.float32, device=masks.masked_ids.device)
+    step = edges / edges.min()
+    hidden = grid_places(masks.masked_ids, vit.grid) * step
+    visible = grid_places(masks.visible_ids, vit.grid) * step
     nearest = torch.cdist(hidden, visible).argmin(-1)
     return masks.visible_ids.gather(1, nearest)
 

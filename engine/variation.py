@@ -45,7 +45,8 @@ def varied(config: CompareConfig, words: Sequence[str]) -> CompareConfig:
         ablation=config.ablation or config.name,
         ablation_axes=tuple(axes),
         variants=tuple(
-            Variant(**dict(zip(grid, values, strict=True))) for values in product(*grid.values())
+            replace(Variant(), **dict(zip(grid, values, strict=True)))
+            for values in product(*grid.values())
         ),
     )
     check(found)

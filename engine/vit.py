@@ -49,6 +49,10 @@ class ViTConfig:
                 f"vit.channels {self.channels} and vit.depth {self.depth} must be at least 1 and "
                 f"vit.width {self.width} at least 6"
             )
+        if not self.width * self.mlp_ratio >= 1.0:
+            raise ConfigError(
+                f"vit.mlp_ratio {self.mlp_ratio} of vit.width {self.width} is no feature"
+            )
 
     @property
     def grid(self) -> tuple[int, int, int]:

@@ -80,10 +80,25 @@ def test_pruning_keeps_the_newest_and_the_best(tmp_path):
     scores = {100: 0.9, 200: 0.3, 300: 0.5, 400: 0.4}
     for step, score in scores.items():
         make(tmp_path, step, score)
-    files.prune(tmp_path, keep=2, keep_best=True)
+    files.prune(tmp_path, keep=2, keep_best=True, step=400)
     assert [path.name[-3:] for path in files.committed(tmp_path)] == ["400", "300", "200"]
-    files.prune(tmp_path, keep=1, keep_best=False)
+    files.prune(tmp_path, keep=1, keep_best=False, step=400)
     assert [path.name[-3:] for path in files.committed(tmp_path)] == ["400"]
+
+
+def test_a_loss_that_is_no_number_is_never_the_best(tmp_path):
+    for step, score in {100: 0.3, 200: float("nan"), 300: 0.5}.items():
+        make(tmp_path, step, score)
+    files.prune(tmp_path, keep=1, keep_best=True, step=300)
+    assert [path.name[-3:] for path in files.committed(tmp_path)] == ["300", "100"]
+
+
+def test_a_damaged_later_checkpoint_takes_nobodys_place(tmp_path):
+    """The run was resumed before step 300 and has just saved step 200."""
+    for step in (100, 200, 300):
+        make(tmp_path, step, 1.0 / step)
+    files.prune(tmp_path, keep=1, keep_best=False, step=200)
+    assert [path.name[-3:] for path in files.committed(tmp_path)] == ["300", "200"]
 
 
 def test_left_overs_of_a_crash_are_swept_and_never_read(tmp_path):
@@ -100,3 +115,21 @@ def test_the_same_step_again_replaces_it(tmp_path):
     make(tmp_path, 5, 0.1)
     make(tmp_path, 5, 0.2)
     assert files.verify(files.committed(tmp_path)[0]).score == 0.2
+
+
+def test_a_checkpoint_under_another_steps_name_is_not_taken_for_it(tmp_path):
+    """What is verified must be what is loaded, and that is found by its step."""
+    folder = make(tmp_path, 5).rename(tmp_path / "step-00000009")
+    with pytest.raises(CheckpointError, match="holds step 5: it was renamed"):
+        files.verify(folder)
+
+
+@pytest.mark.parametrize("told", [["__0_0.distcp"], {"__0_0.distcp": {"bytes": 1}}, None])
+def test_a_sealed_manifest_of_another_form_is_refused(tmp_path, told):
+    folder = make(tmp_path, 5)
+    sealed = json.loads((folder / files.MANIFEST).read_text())
+    sealed["body"]["files"] = told
+    sealed["sha256"] = files.body_sha256(sealed["body"])
+    (folder / files.MANIFEST).write_text(json.dumps(sealed))
+    with pytest.raises(CheckpointError, match=r"manifest\.json"):
+        files.verify(folder)

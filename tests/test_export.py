@@ -130,3 +130,18 @@ def test_the_command_ends_with_one_line(tmp_path):
     assert done.returncode == 2
     assert "encoder.safetensors is missing" in done.stderr
     assert len(done.stderr.strip().splitlines()) == 1
+
+
+@pytest.mark.parametrize("form", ["safetensors", "monai-unetr", "load"])
+def test_weights_that_are_not_the_cards_are_refused(vit_run, tmp_path, form):
+    """One flipped bit keeps every name and shape: only the hash tells."""
+    weights = vit_run / "encoder.safetensors"
+    content = bytearray(weights.read_bytes())
+    content[-3] ^= 1
+    weights.write_bytes(content)
+    with pytest.raises(CheckpointError, match=r"does not match its card: sha256 .* restore it"):
+        if form == "load":
+            load_encoder(vit_run)
+        else:
+            export_encoder(vit_run, form, tmp_path / "out" / "u.safetensors", "zyx")
+    assert not (tmp_path / "out" / "u.safetensors").exists()

@@ -20,7 +20,7 @@ from mim3d.engine.downstream import build_segmentation, require_same_shape, step
 from mim3d.engine.encoder_file import save_encoder
 from mim3d.engine.errors import ConfigError
 from mim3d.engine.finetune import Session, run_finetune
-from mim3d.engine.finetune_config import FinetuneConfig
+from mim3d.engine.finetune_config import FinetuneConfig, input_mismatch
 from mim3d.engine.segmentation import SegmentationTask, middle_slice, n_classes
 from mim3d.engine.splits import SplitConfig
 from mim3d.engine.vit import ViT3D, ViTConfig
@@ -253,3 +253,55 @@ def test_the_command_runs_a_recipe_and_names_what_is_missing(corpus: Path, tmp_p
         command.main([])
     with pytest.raises(ConfigError, match="unetr-vit-b-96"):
         command.main(["unet"])
+
+
+def test_a_run_is_of_one_corpus_and_one_table_of_targets(
+    config: FinetuneConfig, tmp_path: Path
+) -> None:
+    corpus, targets, out = tmp_path / "corpus.zarr", tmp_path / "targets.csv", tmp_path / "run"
+    corpus.mkdir()
+    (corpus / "manifest.jsonl").write_text("{}")
+    targets.write_text("subject,target\n")
+    config = replace(config, corpus=str(corpus), targets=str(targets))
+    finetune.claim(config, out)
+    finetune.claim(replace(config, corpus="/moved/away.zarr"), out)
+    (corpus / "manifest.jsonl").write_text("{ }")
+    with pytest.raises(ConfigError, match=r"a run on another corpus .*choose another --out"):
+        finetune.claim(config, out)
+    (corpus / "manifest.jsonl").write_text("{}")
+    finetune.claim(config, out)
+    targets.write_text("subject,target\na,1\n")
+    with pytest.raises(ConfigError, match="a run on another targets"):
+        finetune.claim(config, out)
+
+
+def test_a_folder_from_before_corpora_were_told_is_gone_on_with(
+    config: FinetuneConfig, tmp_path: Path
+) -> None:
+    finetune.write_json(tmp_path / "config.json", finetune.identity(config))
+    finetune.claim(config, tmp_path)
+
+
+def test_intensities_that_the_encoder_does_not_know_are_told(
+    config: FinetuneConfig, tmp_path: Path
+) -> None:
+    torch.manual_seed(5)
+    save_encoder(tmp_path, VIT, ViT3D(VIT).state_dict(), {"normalise": "window:-175:250"})
+    told = input_mismatch(replace(config, init=str(tmp_path)))
+    assert len(told) == 1
+    assert "--normalise window:-175:250" in told[0]
+    assert input_mismatch(replace(config, init=str(tmp_path), normalise="window:-175:250")) == []
+    assert input_mismatch(config) == []
+
+
+def test_another_number_of_channels_is_told_before_the_first_step(
+    config: FinetuneConfig, tmp_path: Path
+) -> None:
+    with pytest.raises(ConfigError, match=r"vit\.channels is 2, the volumes of .* have 1"):
+        run_finetune(replace(config, vit=replace(VIT, channels=2)), tmp_path / "run")
+
+
+@pytest.mark.parametrize("change", [{"clip_norm": -1.0}, {"weight_decay": float("nan")}])
+def test_norms_and_decays_that_would_climb_are_refused(change: dict[str, float]) -> None:
+    with pytest.raises(ConfigError, match=f"{next(iter(change))} .*must not be"):
+        FinetuneConfig(**change)  # pyright: ignore[reportArgumentType]

@@ -96,3 +96,40 @@ def test_peaks_by_device_name():
     assert peak_bf16("NVIDIA A100-SXM4-80GB") == 312e12
     assert peak_bf16("NVIDIA L40S") == 362e12
     assert peak_bf16("Some CPU") is None
+
+
+@pytest.mark.parametrize(
+    ("name", "peak"),
+    [
+        ("NVIDIA L40", 181e12),
+        ("NVIDIA L4", 121e12),
+        ("NVIDIA A10", 125e12),
+        ("NVIDIA A10G", 70e12),
+        ("NVIDIA H100 NVL", 835.5e12),
+        ("NVIDIA H200 NVL", 835.5e12),
+        ("NVIDIA H100 80GB HBM3", 989.4e12),
+        ("NVIDIA GH200 480GB", 989.4e12),
+        ("NVIDIA GB200", 2.5e15),
+        ("NVIDIA L400", None),
+        ("NVIDIA GeForce RTX 4090 Laptop GPU", None),
+    ],
+)
+def test_one_device_is_not_taken_for_another(name, peak):
+    assert peak_bf16(name) == peak
+
+
+@pytest.mark.parametrize("crop", [(96, 96, 96), (64, 96, 128)])
+def test_the_papers_swin_encoder_to_the_last_operation(crop):
+    """Counted by torch on tensors without memory."""
+    from torch._subclasses.fake_tensor import FakeTensorMode
+
+    config = recipe("btcv-swin-simmim")
+    vit = dataclasses.replace(config.vit, crop_size=crop)
+    assert config.swin is not None
+    encoder = SwinEncoder(config.swin, vit)
+
+    def forward():
+        with FakeTensorMode(allow_non_fake_inputs=True), torch.no_grad():
+            encoder(torch.empty(1, 1, *crop))
+
+    assert encoder_flops(vit, config.swin).forward == counted(forward)

@@ -90,6 +90,7 @@ def test_scores_stand_in_rows_and_verdict(corpus, tmp_path, method):
     result = run_pretrain(scored(corpus, method), tmp_path / "run")
     rows = read_rows(tmp_path / "run" / "metrics.jsonl")
     assert [row["step"] for row in rows if "held_out_loss" in row] == [4, 8]
+    assert rows[-1]["held_out_crops"] == 8  # two batches of 4 for the 6 that were asked for
     verdict = json.loads((tmp_path / "run" / "pretext.json").read_text())["pretext"]["held_out"]
     assert verdict == result.figures["pretext"]["held_out"]
     assert verdict["loss"] == rows[-1]["held_out_loss"] > 0
@@ -127,5 +128,7 @@ def test_only_held_out_subjects_are_scored_and_only_the_others_train(corpus, tmp
     run_pretrain(scored(corpus), tmp_path / "run")
     train, scored_on = opened
     assert len(scored_on) == 1
+    stored = json.loads((tmp_path / "run" / "config.json").read_text())
+    assert stored["dealt"] == {"held_out": sorted(scored_on)}
     assert train | scored_on == names(corpus)
     assert not train & scored_on

@@ -118,7 +118,15 @@ def test_nearest_visible_patch_by_hand():
     visible = torch.tensor([[0, 11]])
     hidden = torch.tensor([[1, 10, 4, 7]])
     masks = PatchMasks(visible, hidden, torch.zeros(1, 12, dtype=torch.bool))
-    assert nearest_visible(masks, (3, 2, 2)).tolist() == [[0, 11, 0, 11]]
+    cubes = ViTConfig((24, 16, 16), (8, 8, 8), width=24, heads=2)
+    assert nearest_visible(masks, cubes).tolist() == [[0, 11, 0, 11]]
+
+
+def test_nearest_is_in_voxels_not_in_patches():
+    """Two flat patches away along z is nearer than one patch along x."""
+    flat = ViTConfig((12, 16, 32), (4, 16, 16), width=24, heads=2)  # grid (3, 1, 2)
+    masks = PatchMasks(torch.tensor([[1, 4]]), torch.tensor([[0]]), torch.zeros(1, 6).bool())
+    assert nearest_visible(masks, flat).tolist() == [[4]]
 
 
 def test_rows_put_back_restore_the_volume():

@@ -1,3 +1,4 @@
+from dataclasses import replace
 from typing import Any, Literal
 
 import pytest
@@ -7,9 +8,11 @@ from torch.distributed.tensor import DTensor
 
 from mim3d.engine.config import OptimConfig, ParallelConfig
 from mim3d.engine.errors import ConfigError
-from mim3d.engine.optim import SCALE_START, ShardedOptimiser
+from mim3d.engine.optim import SCALE_START, ShardedOptimiser, decayed
 from mim3d.engine.parallel import make_mesh, shard_group, shard_model
 from mim3d.engine.process_group import process_ranks
+from mim3d.engine.swin import SwinConfig, SwinEncoder
+from mim3d.engine.vit import ViT3D, ViTConfig
 
 
 @pytest.fixture
@@ -219,3 +222,36 @@ def test_plain_parameters_over_ranks_are_refused(ranks, monkeypatch):
     monkeypatch.setattr("torch.distributed.get_world_size", lambda group=None: 2)
     with pytest.raises(ConfigError, match="fully_shard"):
         ShardedOptimiser(make_model().named_parameters(), OptimConfig(), ranks.control)
+
+
+@pytest.mark.parametrize(("before", "after"), [(True, False), (False, True), (True, True)])
+def test_a_loss_scale_stays_with_its_precision(ranks, before, after):
+    """A run may go on in another precision; its gradients must keep their size."""
+    _, first = sharded(ranks, OptimConfig(), scaled=before)
+    _, second = sharded(ranks, OptimConfig(), scaled=after)
+    if before:
+        first.loss_scale.fill_(2.0**10)
+    for name, tensor in first.state_tensors().items():
+        second.state_tensors()[name].copy_(tensor)
+    second.after_load()
+    wanted = 1.0 if not after else 2.0**10 if before else SCALE_START
+    assert second.loss_scale == wanted
+
+
+def test_positions_norms_and_mask_tokens_do_not_decay() -> None:
+    """As in SimMIM's own code, for learned positions of a ViT and the bias tables of a Swin."""
+    vit = ViTConfig(crop_size=(16, 16, 16), patch_size=(8, 8, 8), width=24, depth=1, heads=2)
+    swin = SwinConfig(depths=(1, 1, 1, 1), feature_size=12, window=2)
+    found = {
+        name: decayed(name, parameter)
+        for model in (
+            ViT3D(replace(vit, position="learned")),
+            SwinEncoder(swin, replace(vit, crop_size=(32, 32, 32))),
+        )
+        for name, parameter in model.named_parameters()
+    }
+    tables = [name for name in found if name.endswith("relative_position_bias_table")]
+    assert len(tables) == 4
+    assert not any(found[name] for name in [*tables, "pos_embed"])
+    assert all(found[name] for name in found if name.endswith(("qkv.weight", "fc1.weight")))
+    assert not any(found[name] for name in found if name.endswith("bias"))

@@ -4,13 +4,17 @@ import json
 import pytest
 import torch
 import torch.distributed as dist
+from torch.distributed.fsdp import FSDPModule
 
 from mim3d.dataio.batch import Batch
 from mim3d.engine.build import build_method
 from mim3d.engine.commands.plan import main
 from mim3d.engine.errors import ConfigError
 from mim3d.engine.flops import run_flops
+from mim3d.engine.parallel import make_mesh, set_recompute, shard_model, transformer_blocks
 from mim3d.engine.plan import (
+    Shards,
+    accumulated_bytes,
     activation_values,
     make_plan,
     network_bytes,
@@ -18,15 +22,22 @@ from mim3d.engine.plan import (
     sharding_dry_run,
 )
 from mim3d.engine.recipes import RECIPES, recipe
+from mim3d.engine.swin import SwinConfig
 from mim3d.engine.vit import ViTConfig
+
+
+def make_batch(config, b):
+    first, second = torch.randn(2, b, config.vit.channels, *config.vit.crop_size).unbind(0)
+    zeros = torch.zeros(b, dtype=torch.int64)
+    return Batch(first, second, None, zeros, torch.zeros(b, 3).long(), torch.arange(b), 0)
 
 
 def saved_values(config, b=2):
     """Distinct float32 values that autograd keeps for backward, weights left out."""
     model = build_method(config)
-    first, second = torch.randn(2, b, config.vit.channels, *config.vit.crop_size).unbind(0)
-    zeros = torch.zeros(b, dtype=torch.int64)
-    batch = Batch(first, second, None, zeros, torch.zeros(b, 3).long(), torch.arange(b), 0)
+    for block in transformer_blocks(model) if config.swin and config.parallel.recompute else ():
+        set_recompute(block)
+    batch = make_batch(config, b)
     own = {p.untyped_storage().data_ptr() for p in model.parameters()}
     kept = {}
 
@@ -90,11 +101,123 @@ def test_every_recipe_can_be_planned(name):
 
 def test_network_bytes_by_hand():
     config = recipe("btcv-mae")
-    assert network_bytes(config, 1000, 1, 2) == 0
-    assert network_bytes(config, 1000, 4, 2) == 0.75 * (2 * 2 * 1000 + 4 * 1000)
+    shards = Shards(1000, 250, 1000, block_parameters=900)
+    assert network_bytes(config, shards, 1, 2) == 0
+    assert network_bytes(config, shards, 4, 2) == 0.75 * (2 * 1000 + 2 * 900 + 4 * 1000)
     parallel = dataclasses.replace(config.parallel, replicate=2, reshard_after_forward=False)
     hybrid = dataclasses.replace(config, parallel=parallel)
-    assert network_bytes(hybrid, 1000, 8, 2) == 0.75 * (2000 + 4000) + 8 * 250 * 0.5
+    assert network_bytes(hybrid, shards, 8, 2) == 0.75 * (2000 + 4000) + 8 * 250 * 0.5
+
+
+def largest_bytes(arguments):
+    return max(t.numel() * t.element_size() for t in arguments if isinstance(t, torch.Tensor))
+
+
+def counted_bytes(config, gpus, monkeypatch):
+    """Bytes that FSDP's own calls of one step would send by rings, over a group that sends none."""
+    from torch.testing._internal.distributed.fake_pg import FakeStore
+
+    replicas, sent, kept = config.parallel.replicate, [], 0
+    shards = gpus // replicas
+    shares = {
+        "all_gather_into_tensor": (shards - 1) / shards,
+        "all_gather_single": (shards - 1) / shards,
+        "reduce_scatter_tensor": (shards - 1) / shards,
+        "reduce_scatter_single": (shards - 1) / shards,
+        "all_reduce": 2 * (replicas - 1) / replicas,
+    }
+    model = build_method(config)
+    dist.init_process_group("fake", store=FakeStore(), rank=0, world_size=gpus)
+    try:
+        mesh = make_mesh(torch.device("cpu"), gpus, replicas)
+        shard_model(model, mesh, config.parallel, torch.bfloat16)
+        for name, share in shares.items():
+            if hasattr(dist, name):
+                plain = getattr(dist, name)
+
+                def spy(*given, plain=plain, share=share, **named):
+                    sent.append(share * largest_bytes([*given, *named.values()]))
+                    return plain(*given, **named)
+
+                monkeypatch.setattr(dist, name, spy)
+        for last in [False] * (config.parallel.grad_accum - 1) + [True]:
+            assert isinstance(model, FSDPModule)
+            model.set_requires_gradient_sync(last)
+            model(make_batch(config, 2), 1.0).loss.backward()
+            whole = [
+                parameter._unsharded_param.grad if gradient is None else gradient
+                for parameter in fsdp_parameters(model)
+                for gradient in [parameter.unsharded_accumulated_grad]
+            ]
+            if not last:
+                kept = sum(g.numel() * 4 for g in whole if g is not None)
+        return sum(sent), kept
+    finally:
+        dist.destroy_process_group()
+
+
+def fsdp_parameters(model):
+    """FSDP's own records of its parameters."""
+    groups = (part._get_fsdp_state()._fsdp_param_groups for part in fsdp_modules(model))
+    return [parameter for several in groups for group in several for parameter in group.fsdp_params]
+
+
+def fsdp_modules(model):
+    return [part for part in model.modules() if isinstance(part, FSDPModule)]
+
+
+@pytest.mark.parametrize(
+    ("gpus", "change"),
+    [
+        (4, {}),
+        (4, {"min_block_parameters": 1 << 60}),
+        (4, {"reshard_after_forward": False}),
+        (8, {"replicate": 2, "grad_accum": 2}),
+    ],
+)
+def test_network_bytes_are_those_of_fsdps_own_calls(gpus, change, monkeypatch):
+    config = recipe("demo-mae")
+    parallel = dataclasses.replace(config.parallel, **{"min_block_parameters": 1000, **change})
+    vit = dataclasses.replace(config.vit, crop_size=(16, 16, 16))
+    config = dataclasses.replace(config, vit=vit, parallel=parallel)
+    shards = sharding_dry_run(config, gpus)
+    sent, kept = counted_bytes(config, gpus, monkeypatch)
+    # Pieces are padded to equal sizes.
+    assert network_bytes(config, shards, gpus, 2) == pytest.approx(sent, rel=0.02)
+    assert accumulated_bytes(config, shards, gpus) == pytest.approx(kept, rel=0.02)
+
+
+@pytest.mark.parametrize("recompute", [False, True])
+@pytest.mark.parametrize("name", ["btcv-swin-simmim", "btcv-swin-simclr"])
+def test_a_swins_activations_are_predicted(name, recompute):
+    """Windows of 4 fit the grids, those of 7 are padded."""
+    config = recipe(name)
+    window = 4 if name == "btcv-swin-simclr" else 7
+    config = dataclasses.replace(
+        config,
+        vit=ViTConfig((64, 64, 32), (16, 16, 16)),
+        swin=SwinConfig(feature_size=12, window=window),
+        parallel=dataclasses.replace(config.parallel, recompute=recompute),
+    )
+    if not recompute:
+        assert activation_values(config) == pytest.approx(saved_values(config), rel=0.05)
+        return
+    # One block at a time is computed again, on top of what is kept.
+    plain = dataclasses.replace(config.parallel, recompute=False)
+    without = activation_values(dataclasses.replace(config, parallel=plain))
+    assert saved_values(config) < activation_values(config) < 0.7 * without
+
+
+def test_chunks_kept_on_the_device_are_part_of_its_memory(capsys):
+    """The 64 GiB that mae-vit-* keep there are most of it."""
+    figures = main(["mae-vit-b-96", "--gpus", "8"]).figures
+    assert figures["cache_gb"] == pytest.approx(64 * 2**30 / 1e9)
+    parts = ("state_gb", "gathered_gb", "accumulated_gb", "activation_gb", "cache_gb")
+    assert figures["memory_gb"] == pytest.approx(sum(figures[name] for name in parts))
+    assert "chunks kept on the device 68.7" in capsys.readouterr().out
+    with pytest.raises(ConfigError, match=r"lower --data\.cache-bytes"):
+        main(["mae-vit-b-96", "--gpus", "8", "--memory-gb", "40"])
+    assert main(["mae-vit-b-96", "--gpus", "8", "--data.cache", "host"]).figures["cache_gb"] == 0
 
 
 def test_calibration_is_the_median_of_a_runs_second_half(tmp_path):

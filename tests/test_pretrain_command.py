@@ -12,6 +12,7 @@ import psutil
 import pytest
 import torch.distributed as dist
 
+from mim3d.engine import cli, launch
 from mim3d.engine.commands.pretrain import main, rank_words
 from mim3d.engine.errors import ConfigError
 from mim3d.engine.metrics import read_rows
@@ -45,10 +46,18 @@ def test_a_run_and_its_figures(corpus, tmp_path):
 def test_nproc_starts_ranks(corpus, tmp_path):
     command = [sys.executable, "-m", "mim3d.engine.cli", "pretrain", "demo-mae", "--nproc", "2"]
     command += ["--data.corpus", str(corpus), "--out", str(tmp_path / "run"), *SMALL]
+    command += ["--json", str(tmp_path / "figures.json")]
     done = subprocess.run(command, capture_output=True, text=True, timeout=240, check=False)
     assert done.returncode == 0, done.stderr[-2000:]
     row = json.loads((tmp_path / "run" / "metrics.jsonl").read_text().splitlines()[-1])
     assert row["world"] == 2
+    told = json.loads((tmp_path / "figures.json").read_text())
+    assert (told["nproc"], told["step"], told["loss"]) == (2, 2, row["loss"])
+    assert "pretext" in told
+    began = (tmp_path / "run" / "metrics.jsonl").stat().st_mtime_ns
+    again = main([*command[4:-2], "--nproc", "2"])  # finished: no rank is started for the answer
+    assert again.figures == told
+    assert (tmp_path / "run" / "metrics.jsonl").stat().st_mtime_ns == began
 
 
 def small_ranks(corpus, run, *words):
@@ -82,20 +91,25 @@ def wait_for_rows(run, file):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1, signal.SIGINT, signal.SIGKILL])
 def test_signals_to_launcher_and_rank(corpus, tmp_path, number):
-    """SIGTERM to the launcher saves and exits 0; a killed rank ends the run in one line."""
+    """SIGTERM or SIGUSR1 to the launcher saves and exits 0, SIGINT ends and does not.
+
+    A killed rank ends the run in one line.
+    """
     run = small_ranks(corpus, tmp_path / "run", "--steps", "100000", "--checkpoint.every", "50000")
     wait_for_rows(run, tmp_path / "run" / "metrics.jsonl")
-    if number == signal.SIGTERM:
+    if number != signal.SIGKILL:
         run.send_signal(number)
     else:
         psutil.Process(run.pid).children()[0].send_signal(number)
     told = run.communicate(timeout=100)[1].strip().splitlines()
     saved = list((tmp_path / "run" / "checkpoints").glob("step-*"))
-    if number == signal.SIGTERM:
+    if number in {signal.SIGTERM, signal.SIGUSR1}:
         assert run.returncode == 0, told
         assert len(saved) == 1
+    elif number == signal.SIGINT:
+        assert run.returncode == 130, told
     else:
         assert run.returncode == 2
         assert len(told) == 1, told
@@ -103,9 +117,37 @@ def test_signals_to_launcher_and_rank(corpus, tmp_path, number):
         assert not saved
 
 
+def test_ranks_have_time_to_save_before_they_are_killed(tmp_path, monkeypatch):
+    """The agent's own 30 s are less than a large checkpoint takes to be written."""
+    seen = []
+
+    def elastic_launch(config, _):
+        seen.append(config)
+        return lambda *_: None
+
+    monkeypatch.setattr(launch, "elastic_launch", elastic_launch)
+    words = ["demo-mae", "--data.corpus", "c", "--out", str(tmp_path / "run"), "--nproc", "2"]
+    outcome = main([*words, "--parallel.timeout-s", "450"])
+    assert seen[0].shutdown_timeout == 450
+    assert "SIGUSR1" in seen[0].signals_to_handle
+    assert outcome.figures["interrupted"]
+
+
+def test_of_many_ranks_one_writes_the_figures(corpus, tmp_path, monkeypatch):
+    words = ["demo-mae", "--data.corpus", str(corpus), "--out", str(tmp_path / "run"), *SMALL]
+    figures = tmp_path / "figures.json"
+    assert cli.main(["pretrain", *words]) == 0
+    for rank, written in (("1", False), ("0", True)):
+        monkeypatch.setenv("RANK", rank)
+        assert cli.main(["pretrain", *words, "--json", str(figures)]) == 0
+        assert figures.exists() == written
+
+
 @pytest.mark.parametrize(
     ("words", "wanted"),
     [
+        (["demo-mae", "--out", "x", "--nproc", "0"], "--nproc 0 must be at least 1"),
+        (["demo-mae", "--out", "x", "--nproc", "3"], "global_batch 16 must be a multiple of 3"),
         (["demo-mae", "--out", "x", "--data.corpus", "/nowhere.zarr"], "/nowhere.zarr"),
         (["demo-mae", "--out", "x"], "--data.corpus"),
         (["no-such", "--out", "x"], "no recipe 'no-such'"),

@@ -8,17 +8,25 @@ from mim3d.engine.build import build_method
 from mim3d.engine.commands.pretrain import arguments as parse
 from mim3d.engine.config import (
     CheckpointConfig,
+    LogConfig,
+    OptimConfig,
+    ParallelConfig,
     PretrainConfig,
     config_dict,
     config_identity,
     config_sha256,
+    identity_of,
     method_name,
 )
 from mim3d.engine.errors import ConfigError
 from mim3d.engine.mae import MAEConfig
 from mim3d.engine.recipes import RECIPES, recipe
+from mim3d.engine.run_folder import differences
+from mim3d.engine.schedule import ScheduleConfig
+from mim3d.engine.simclr import SimCLRConfig
 from mim3d.engine.simmim import SimMIMConfig
 from mim3d.engine.swin import SwinConfig
+from mim3d.engine.vit import ViTConfig
 
 
 @pytest.mark.parametrize("name", RECIPES)
@@ -91,6 +99,50 @@ def test_identity_leaves_out_what_does_not_decide():
     assert hashes[0] == hashes[1] != hashes[2]
 
 
+def leaves(plain, name=""):
+    """(command-line words, path) of every field of a configuration's plain values."""
+    for key, value in plain.items():
+        path = f"{name}.{key}" if name else key
+        if isinstance(value, dict):
+            yield from leaves(value, path)
+        elif path != "method.name":
+            yield path, value
+
+
+@pytest.mark.parametrize("name", ["demo-mae", "btcv-simmim", "brats-simclr", "btcv-swin-simmim"])
+def test_each_single_field_is_an_option_and_is_stored(name):
+    """All fields at once, each with its own value: what is parsed and stored is the recipe."""
+    config = recipe(name)
+    words = ["--out", "x"]
+    for path, value in leaves(config_dict(config)):
+        option = path.replace("_", "-")
+        if isinstance(value, bool):
+            head, _, leaf = option.rpartition(".")
+            words.append(f"--{head}.{'' if value else 'no-'}{leaf}")
+        elif value is not None and value != []:
+            words += [f"--{option}", *map(str, value if isinstance(value, list) else [value])]
+    parsed = parse(name, recipe("demo-mae") if name == "demo-mae" else config, words).config
+    assert parsed == config
+    assert identity_of(config_dict(parsed)) == config_identity(config)
+
+
+def test_how_simclr_splits_its_batch_is_part_of_what_it_learns():
+    """Its negatives are those of one micro-batch; the masked methods' loss is a plain mean."""
+    for name, matters in (("demo-simclr", True), ("demo-mae", False)):
+        config = recipe(name)
+        split = dataclasses.replace(config.parallel, grad_accum=2)
+        other = config_identity(dataclasses.replace(config, parallel=split))
+        assert (other != config_identity(config)) == matters
+
+
+def test_differences_are_found_on_both_sides():
+    stored, wanted = {"a": 1, "data": {"held_out": 0.25}}, {"a": 1, "data": {}, "b": 2}
+    assert differences(stored, wanted) == [("data.held_out", 0.25, None), ("b", None, 2)]
+    swin = {"swin": {"window": 7}}
+    assert differences({"swin": None}, swin) == [("swin.window", None, 7)]
+    assert differences(swin, swin) == []
+
+
 def test_initial_weights_follow_the_seed_alone():
     config = recipe("demo-mae")
     first, again = build_method(config), build_method(config)
@@ -111,6 +163,25 @@ def test_initial_weights_follow_the_seed_alone():
         (lambda: CheckpointConfig(keep=0), "checkpoint.keep 0"),
         (lambda: PretrainConfig(global_batch=6).micro_batch(4), "multiple of 4 ranks"),
         (lambda: recipe("nonsense"), "one of: demo-mae"),
+        (lambda: OptimConfig(beta1=1.5), r"optim.beta1 1.5.*must lie in \[0, 1\)"),
+        (lambda: OptimConfig(kind="lamb", eps=-1.0), "optim.eps -1.0 must be positive"),
+        (lambda: OptimConfig(clip_norm=-1.0), "optim.clip_norm -1.0"),
+        (lambda: OptimConfig(weight_decay=float("nan")), "optim.weight_decay nan"),
+        (lambda: ScheduleConfig(lr=float("nan")), "schedule.lr nan must be positive"),
+        (lambda: ScheduleConfig(lr=float("inf")), "schedule.lr inf must be positive"),
+        (lambda: ParallelConfig(timeout_s=-5.0), "parallel.timeout_s -5.0"),
+        (lambda: LogConfig(picture_every=-2), "log.picture_every -2"),
+        (lambda: PretrainConfig(log=LogConfig(profile_step=9), steps=8), "profile_step 9 lies"),
+        (lambda: PretrainConfig(seed=-1), r"seed -1 must lie in"),
+        (lambda: PretrainConfig(SimCLRConfig(), global_batch=1), "global_batch 1.*no negatives"),
+        (lambda: ViTConfig(mlp_ratio=-1.0), "vit.mlp_ratio -1.0"),
+        (lambda: MAEConfig(decoder_depth=-3), "decoder_depth -3"),
+        (lambda: MAEConfig(decoder_width=0), "decoder_width 0"),
+        (lambda: SimCLRConfig(projection_width=0), "projection_width 0"),
+        (lambda: SimCLRConfig(temperature=float("nan")), "temperature nan"),
+        (lambda: SwinConfig(heads=(5, 6, 12, 24)), r"5 must divide the 48 features of stage 1"),
+        (lambda: SwinConfig(feature_size=0), "multiple of 12"),
+        (lambda: SwinConfig(depths=(0, 2, 2, 2)), "must be at least 1"),
     ],
 )
 def test_what_cannot_be_is_refused(make, wanted):

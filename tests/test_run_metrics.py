@@ -1,3 +1,4 @@
+import errno
 import json
 import time
 
@@ -64,6 +65,29 @@ def test_rows_past_the_resumed_step_are_dropped(tmp_path):
     sink.write({"step": 3, "loss": 9.0})
     sink.close()
     assert [(row["step"], row["loss"]) for row in read_rows(file)] == [(1, 1.0), (2, 2.0), (3, 9.0)]
+
+
+def test_a_full_disk_at_the_start_keeps_the_rows_that_were(tmp_path, monkeypatch):
+    file = tmp_path / "metrics.jsonl"
+    lines = [json.dumps({"step": step, "loss": float(step)}) for step in (1, 2, 3)]
+    file.write_text("\n".join(lines) + "\n")
+
+    def full(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("os.fsync", full)
+    with pytest.raises(OSError, match="No space"):
+        JsonLines(file, resumed_step=2)
+    assert len(read_rows(file)) == 3
+
+
+def test_rows_are_json_whatever_the_loss(tmp_path):
+    sink = JsonLines(tmp_path / "metrics.jsonl", resumed_step=0)
+    sink.write({"step": 1, "loss": float("nan"), "grad_norm": float("inf")})
+    sink.close()
+    assert (tmp_path / "metrics.jsonl").read_text() == (
+        '{"step": 1, "loss": null, "grad_norm": null}\n'
+    )
 
 
 def test_memory_is_that_of_this_process():

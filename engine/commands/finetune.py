@@ -9,7 +9,7 @@ import tyro
 from mim3d.dataio.progress import progress
 from mim3d.engine.arguments import parse
 from mim3d.engine.errors import ConfigError
-from mim3d.engine.finetune_config import RECIPES, FinetuneConfig
+from mim3d.engine.finetune_config import RECIPES, FinetuneConfig, input_mismatch
 from mim3d.engine.outcome import Outcome
 
 
@@ -42,6 +42,8 @@ def main(words: list[str]) -> Outcome:
     from mim3d.engine.finetune import run_finetune
 
     with progress(f"finetune {name}", args.config.steps, "steps") as shown:
+        for line in input_mismatch(args.config):
+            shown.note(line)
         result = run_finetune(args.config, args.out, shown.advance)
     last = result.rows[-1]
     print(f"{last['split']} score {last['score']:.4f} after {last['step']} steps; {args.out}")

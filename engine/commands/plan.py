@@ -62,9 +62,15 @@ def main(words: list[str]) -> Outcome:
     if args.memory_gb and plan.memory_gb > 0.9 * args.memory_gb:
         raise ConfigError(
             f"a rank needs about {plan.memory_gb:.1f} GB and the device has {args.memory_gb:g}: "
-            "raise --gpus or --parallel.grad-accum, or set --parallel.recompute"
+            f"{remedy(plan)}"
         )
     return Outcome({**dataclasses.asdict(plan), "global_batch": args.config.global_batch})
+
+
+def remedy(plan: Plan) -> str:
+    """What makes a rank need less; the chunks kept on the device first, they cost only speed."""
+    less = "raise --gpus or --parallel.grad-accum, or set --parallel.recompute"
+    return f"lower --data.cache-bytes, {less}" if plan.cache_gb else less
 
 
 def with_enough_crops(args: PlanArgs) -> tuple[PlanArgs, str]:
@@ -101,6 +107,11 @@ def planned(args: PlanArgs) -> Plan:
 
 def table(plan: Plan, config: PretrainConfig) -> str:
     """The plan for people."""
+    accumulated = cache = ""
+    if plan.accumulated_gb:
+        accumulated = f", accumulated gradients {plan.accumulated_gb:.3g}"
+    if plan.cache_gb:
+        cache = f", chunks kept on the device {plan.cache_gb:.3g} (--data.cache-bytes)"
     rows = [
         ("parameters", f"{plan.parameters / 1e6:.1f} M"),
         ("crops a step", f"{config.global_batch} ({config.micro_batch(plan.gpus)} a micro-batch)"),
@@ -110,7 +121,8 @@ def table(plan: Plan, config: PretrainConfig) -> str:
         ("throughput", f"{plan.crops_per_s:.4g} crops/s"),
         ("loader", f"{plan.loader_gb_per_s:.3g} GB/s of int16 voxels for each rank"),
         ("memory", f"{plan.memory_gb:.3g} GB a rank: state {plan.state_gb:.3g}, gathered "
-                   f"{plan.gathered_gb:.3g}, activations {plan.activation_gb:.3g}"),
+                   f"{plan.gathered_gb:.3g}, activations {plan.activation_gb:.3g}" + accumulated
+                   + cache),
         ("network", f"{plan.network_gb_per_step:.3g} GB a rank and step, "
                     f"{plan.network_gb_per_s:.3g} GB/s to hide behind arithmetic"),
     ]  # fmt: skip

@@ -4,17 +4,19 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import tyro
 
 from mim3d.engine.arguments import parse
 from mim3d.engine.config import PretrainConfig
+from mim3d.engine.errors import ConfigError
 from mim3d.engine.launch import launch_ranks
 from mim3d.engine.one_voice import PeerError
 from mim3d.engine.outcome import EXIT_USER_ERROR, Outcome
 from mim3d.engine.pretrain import run_pretrain
 from mim3d.engine.recipes import RECIPES, recipe
+from mim3d.engine.run_folder import PretrainResult, finished_result
 
 DESCRIPTION = """Pretrain an encoder by MAE, SimMIM or SimCLR on a corpus.
 
@@ -38,6 +40,14 @@ class PretrainArgs:
     max_restarts: int = 0
     """How often to start again from the last checkpoint when a process dies (with --nproc)."""
 
+    def __post_init__(self) -> None:
+        """Counts that can be."""
+        if self.nproc < 1 or self.max_restarts < 0:
+            raise ConfigError(
+                f"--nproc {self.nproc} must be at least 1 and --max-restarts {self.max_restarts} "
+                "not negative"
+            )
+
 
 def main(words: list[str]) -> Outcome:
     """Run the command."""
@@ -46,19 +56,41 @@ def main(words: list[str]) -> Outcome:
     config = recipe(words[0])
     args = arguments(words[0], config, words[1:])
     if args.nproc > 1 and "RANK" not in os.environ:
-        launch_ranks(["pretrain", *rank_words(words)], args.nproc, args.max_restarts)
-        return Outcome({"run": str(args.out), "nproc": args.nproc})
+        return launched(args, words)
     try:
         result = run_pretrain(args.config, args.out)
     except PeerError:
         raise SystemExit(EXIT_USER_ERROR) from None
-    figures = {
+    # Of many ranks one writes --json's file.
+    return Outcome(figures_of(result), told=os.environ.get("RANK", "0") == "0")
+
+
+def launched(args: PretrainArgs, words: Sequence[str]) -> Outcome:
+    """Run as ranks of this machine; the figures are those that the run's folder tells."""
+    done = finished_result(args.out, args.config)
+    if done is None:
+        args.config.micro_batch(args.nproc)  # told once, not by every rank
+        # A signal must leave the ranks time to save: as long as they would wait for one another.
+        launch_ranks(
+            ["pretrain", *rank_words(words)],
+            args.nproc,
+            args.max_restarts,
+            shutdown_s=args.config.parallel.timeout_s,
+        )
+        done = finished_result(args.out, args.config)
+    if done is None:  # the ranks were told to stop themselves, and have said so
+        return Outcome({"run": str(args.out), "interrupted": True, "nproc": args.nproc})
+    return Outcome({**figures_of(done), "nproc": args.nproc})
+
+
+def figures_of(result: PretrainResult) -> dict[str, Any]:
+    """What `--json` writes of a run."""
+    return {
         "run": str(result.run),
         "step": result.step,
         "interrupted": result.interrupted,
         **result.figures,
     }
-    return Outcome(figures)
 
 
 def arguments(name: str, config: PretrainConfig, words: Sequence[str]) -> PretrainArgs:
