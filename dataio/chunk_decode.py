@@ -23,7 +23,7 @@ COMPILED_DTYPES = frozenset(["|u1", "|i1", "<u2", "<i2", "<i4", "<f4"])
 CAST_TARGETS = (np.dtype(np.float32), np.dtype(np.uint16))
 COPY, FLOAT32, BFLOAT16 = 0, 1, 2
 # Codes of read_crop.
-DONE, TOO_SMALL, UNSUPPORTED, IO_ERROR, SHORT_FILE = 0, 3, 4, 6, 7
+DONE, TOO_SMALL, UNSUPPORTED, BAD_CRC, IO_ERROR, SHORT_FILE = 0, 3, 4, 5, 6, 7
 _local = threading.local()
 
 

@@ -90,6 +90,7 @@ class PackedStrings:
 class ChunkTable:
     """The opened table; every array is memory-mapped and read-only.
 
+    `root` names the corpus, a folder or an address; the table's own files lie in `folder`.
     `chunks` holds the size of each chunk, or in format 1 records of offset and size: see `ranges`.
     `unchecked_points` are what `points` gives once they pass `points_crc` (None: not known).
     """
@@ -103,6 +104,7 @@ class ChunkTable:
     subjects: PackedStrings
     label_names: tuple[str, ...]
     points_crc: str | None = None
+    folder: str = ""
 
     @classmethod
     def open(cls, corpus_root: str | Path) -> "ChunkTable":
@@ -126,7 +128,7 @@ class ChunkTable:
         )
         names = tuple(head["label_names"])
         crc = head["crc32c"].get(POINTS)
-        return cls(str(root), volumes, arrays, chunks, points, ids, subjects, names, crc)
+        return cls(str(root), volumes, arrays, chunks, points, ids, subjects, names, crc, str(root))
 
     @property
     def n_volumes(self) -> int:
@@ -136,7 +138,7 @@ class ChunkTable:
     @cached_property
     def points(self) -> np.ndarray:
         """Sample points of all label arrays, in their order; CorpusError if they are damaged."""
-        file = Path(self.root) / POINTS
+        file = Path(self.folder or self.root) / POINTS
         if self.points_crc is not None and crc_of(file) != self.points_crc:
             raise _damaged(file, "the sample points fail their checksum")
         return self.unchecked_points
@@ -159,7 +161,7 @@ class ChunkTable:
         found = int(self.sizes(slice(first, first + n)).sum())
         if found != expected:
             told = f"sizes of {self.shard_path(row)} add up to {found} bytes, not to {expected}"
-            raise _damaged(Path(self.root) / HEAD, f"the chunk {told}: the table is damaged")
+            raise _damaged(f"{self.root}/{HEAD}", f"the chunk {told}: the table is damaged")
         self._summed[row] = 1
 
     def ranges(self, row: int, count: int | None = None) -> tuple[np.ndarray, np.ndarray]:
@@ -275,7 +277,7 @@ def crc_of(file: Path) -> str:
     return f"{crc:08x}"
 
 
-def _damaged(file: Path, what: str) -> CorpusError:
+def _damaged(file: Path | str, what: str) -> CorpusError:
     return CorpusError(f"{file}: {what}; delete {HEAD}, then {REMEDY}")
 
 

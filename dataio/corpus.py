@@ -1,5 +1,6 @@
 """A corpus opened for reading."""
 
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -14,21 +15,21 @@ class Corpus:
     """A corpus folder; records and table are read when first asked for.
 
     One that is half written opens too: `records` are what is committed, `table` raises with the
-    remedy.
+    remedy. `address` names a corpus of which only the table lies in the folder.
     """
 
-    def __init__(self, root: Path, attributes: dict[str, Any]) -> None:
-        self.root, self.attributes = root, attributes
+    def __init__(self, root: Path, attributes: dict[str, Any], address: str | None = None) -> None:
+        self.root, self.attributes, self.address = root, attributes, address
 
     @classmethod
-    def open(cls, path: str | Path) -> "Corpus":
+    def open(cls, path: str | Path, *, address: str | None = None) -> "Corpus":
         """Open a corpus; CorpusError if it is missing, damaged or of another format."""
         root = Path(path)
         file = root / "zarr.json"
         if not file.is_file():
             what = "no such folder" if not root.exists() else "not a corpus: it has no zarr.json"
             raise CorpusError(f"{root}: {what}; `mim3d convert SRC {root}` makes one")
-        return cls(root, read_root(file.read_bytes(), str(root)))
+        return cls(root, read_root(file.read_bytes(), address or str(root)), address)
 
     @cached_property
     def records(self) -> list[VolumeRecord]:
@@ -49,4 +50,5 @@ class Corpus:
     @cached_property
     def table(self) -> ChunkTable:
         """The packed chunk table, memory-mapped."""
-        return ChunkTable.open(self.root)
+        table = ChunkTable.open(self.root)
+        return table if self.address is None else replace(table, root=self.address)

@@ -29,8 +29,8 @@ def bits(seed: int, stream: int | np.ndarray, index: np.ndarray) -> np.ndarray:
 
 def _key(number: int | np.ndarray) -> np.ndarray:
     """Wrap an integer to uint64, as an array: numpy then wraps overflow without a warning."""
-    if isinstance(number, int):
-        return np.array([number & 0xFFFFFFFFFFFFFFFF], np.uint64)
+    if isinstance(number, int | np.integer):
+        return np.array([int(number) & 0xFFFFFFFFFFFFFFFF], np.uint64)
     return np.asarray(number).astype(np.uint64)
 
 

@@ -8,10 +8,12 @@ import numpy as np
 from mim3d.dataio.augment import Augmentation, augmentation
 from mim3d.dataio.chunk_boxes import Triple
 from mim3d.dataio.chunk_table import ChunkTable
-from mim3d.dataio.errors import CorpusError
+from mim3d.dataio.errors import CorpusError, Mim3dError
 from mim3d.dataio.loader_config import LoaderConfig
-from mim3d.dataio.normalisation import Intensities, intensities
+from mim3d.dataio.normalisation import Intensities, intensities, largest
 from mim3d.dataio.sampler import LabelPoints, Nodes, Sampler, volume_weights
+
+LARGEST_FLOAT16 = 65504.0
 
 
 @dataclass(frozen=True)
@@ -47,12 +49,15 @@ def crop_job(table: ChunkTable, config: LoaderConfig, volumes: np.ndarray) -> Cr
             "one number: choose subjects, or convert them to corpora of their own"
         )
     label_rows = None if config.label is None else label_arrays(table, config.label)
+    values = intensities(config.normalise, np.asarray(table.volumes), images)
+    if config.dtype == "float16":
+        _check_float16(table, config.normalise, largest(values, table.volumes, images), volumes)
     return CropJob(
         crop_size=config.crop_size,
         channels=int(channels[0]),
         views=config.views,
         augmentation=augmentation(config.augment),
-        intensities=intensities(config.normalise, np.asarray(table.volumes), images),
+        intensities=values,
         image_rows=image_rows,
         label_rows=label_rows,
         label_dtype=None if label_rows is None else _label_dtype(table, label_rows[volumes]),
@@ -87,6 +92,8 @@ def choose_volumes(
     """Rows of the volumes of `subjects` (None: all) that have `label` (None: whether or not)."""
     rows = np.arange(table.n_volumes)
     if subjects is not None:
+        if isinstance(subjects, str) or not all(isinstance(name, str) for name in subjects):
+            raise Mim3dError(f"subjects={subjects!r} must be a collection of names: ['a', 'b']")
         rows = rows[_of_subjects(table, set(subjects))]
     if label is not None:
         rows = rows[label_arrays(table, label)[rows] >= 0]
@@ -118,6 +125,17 @@ def _of_subjects(table: ChunkTable, wanted: set[str]) -> np.ndarray:
         )
     chosen = np.array([name in wanted for name in names])
     return chosen[np.asarray(table.volumes["subject"])]
+
+
+def _check_float16(table: ChunkTable, mode: str, values: np.ndarray, volumes: np.ndarray) -> None:
+    """Refuse volumes with voxels that float16 would make infinite."""
+    worst = volumes[int(np.argmax(values[volumes]))]
+    if values[worst] > LARGEST_FLOAT16:
+        raise CorpusError(
+            f"{table.root}: with normalise={mode!r} voxels of volume {table.volume_id(worst)} "
+            f"reach {values[worst]:g}, beyond {LARGEST_FLOAT16:g} of dtype='float16': use "
+            "dtype='bfloat16' or another normalisation"
+        )
 
 
 def _label_dtype(table: ChunkTable, rows: np.ndarray) -> str:

@@ -2,8 +2,8 @@
 
 import time
 from collections.abc import Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -13,10 +13,12 @@ from mim3d.dataio.buffer_pool import BufferPool
 from mim3d.dataio.crop_job import CropJob
 from mim3d.dataio.crop_request import Request, image_request, label_request
 from mim3d.dataio.errors import ChunkError
+from mim3d.dataio.read_threads import ReadThreads, Work
 from mim3d.dataio.sampler import Sampler, Samples
 from mim3d.dataio.shard_reader import ShardReader
 
 REPLACEMENTS = 16
+HELD = 4  # batches that a consumer holds at a time, as DALI's queue and a training step do
 STILL = (False, False, False)
 
 
@@ -33,7 +35,7 @@ class RawBatch:
     image: Any
     label: Any
     views: list[ViewDraws]
-    error: Exception | None = None
+    error: BaseException | None = None
 
 
 class CropSource:
@@ -51,10 +53,10 @@ class CropSource:
         self.replaced = 0
         self.crops = 0
         self.wait_s = 0.0
-        self._threads, self._ahead = threads, ahead
-        self._pool = ThreadPoolExecutor(threads, thread_name_prefix="mim3d-read")
+        self._n_threads, self._ahead = threads, ahead
+        self._threads = ReadThreads(threads)
         self._pools: dict[int, tuple[BufferPool, BufferPool | None]] = {}
-        self._pending: dict[int, tuple[RawBatch, list[Future[None]]]] = {}
+        self._pending: dict[int, tuple[RawBatch, Work]] = {}
 
     def batches(self, first: int, stride: int, count: int) -> Iterator[RawBatch]:
         """Yield batches of `count` samples from global index `first`, `stride` apart, for ever."""
@@ -64,10 +66,9 @@ class CropSource:
             for ahead in range(number, number + self._ahead):
                 if ahead not in self._pending:
                     self._submit(ahead, first + ahead * stride, count)
-            batch, futures = self._pending.pop(number)
+            batch, work = self._pending.pop(number)
             began = time.perf_counter()
-            for future in futures:
-                batch.error = future.exception() or batch.error  # type: ignore[assignment]
+            batch.error = work.wait()
             self.wait_s += time.perf_counter() - began
             self.crops += count
             if batch.error is None:
@@ -78,24 +79,24 @@ class CropSource:
     def close(self) -> None:
         """Stop the threads; waits for crops being read."""
         self._cancel()
-        self._pool.shutdown(wait=True, cancel_futures=True)
+        self._threads.close()
         self.reader.close()
 
     def _cancel(self) -> None:
-        for _, futures in self._pending.values():
-            for future in futures:
-                future.cancel()
-            for future in futures:
-                if not future.cancelled():
-                    future.exception()
+        for _, work in self._pending.values():
+            work.drop()
+        for _, work in self._pending.values():
+            work.wait()
         self._pending = {}
 
     def _buffers(self, count: int) -> tuple[np.ndarray, np.ndarray | None]:
         """Image and label of a new batch, undefined as yet."""
         if count not in self._pools:
             size, label = self.job.crop_size, self.job.label_dtype
-            image = BufferPool((count, self.job.channels, *size), self.job.image_dtype)
-            self._pools[count] = image, None if label is None else BufferPool((count, *size), label)
+            spare = self._ahead + HELD
+            image = BufferPool((count, self.job.channels, *size), self.job.image_dtype, spare)
+            labels = None if label is None else BufferPool((count, *size), label, spare)
+            self._pools[count] = image, labels
         images, labels = self._pools[count]
         return images.take(), None if labels is None else labels.take()
 
@@ -106,17 +107,15 @@ class CropSource:
         views = [draw_view(kind, seeds, view, self.job.crop_size) for view in range(self.job.views)]
         batch = self._new_batch(samples, image, label, views)
         parts = self._parts(count)
-        futures = [
-            self._pool.submit(self._fill, batch, range(part, count, parts)) for part in range(parts)
-        ]
-        self._pending[number] = batch, futures
+        calls = [partial(self._fill, batch, range(part, count, parts)) for part in range(parts)]
+        self._pending[number] = batch, self._threads.start(calls)
 
     def _new_batch(self, *parts: object) -> RawBatch:
         return RawBatch(*parts)  # type: ignore[arg-type]
 
     def _parts(self, count: int) -> int:
         """Into how many tasks a batch is cut."""
-        return min(self._threads, count)
+        return min(self._n_threads, count)
 
     def _fill(self, batch: RawBatch, members: range) -> None:
         flips = draw_flips(self.job.augmentation, batch.samples.augment_seed)
@@ -138,9 +137,10 @@ class CropSource:
             requests = self._requests(batch, i, other, 0, flip)
             try:
                 self._load(batch, i, requests)
-            except ChunkError:
+            except ChunkError as error:
                 if attempt == REPLACEMENTS:
-                    raise
+                    told = f"so are all {REPLACEMENTS} crops that could stand in for it"
+                    raise ChunkError(f"{error} ({told})") from error
                 continue
             batch.samples.volume[i], batch.samples.start[i] = other.volume[0], other.start[0]
             self.replaced += 1

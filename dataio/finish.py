@@ -14,6 +14,11 @@ def finish(
     """
     for i in np.flatnonzero(noise_std):
         generator = torch.Generator(image.device).manual_seed(int(noise_seed[i] >> np.uint64(1)))
-        noise = torch.randn(image.shape[1:], generator=generator, device=image.device)
+        noise = torch.randn(
+            image.shape[1:],
+            generator=generator,
+            device=image.device,
+            dtype=image.dtype,  # not torch's default, which a program may change
+        )
         image[i].add_(noise, alpha=float(noise_std[i]))
     return image if dtype == "float32" else image.to(getattr(torch, dtype))

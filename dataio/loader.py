@@ -7,14 +7,17 @@
 The loader is infinite: it goes on into the next epoch, shuffled anew.
 """
 
+import os
+import threading
 import time
 from collections import deque
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import replace
+from numbers import Integral
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, NoReturn, Self
 
 import torch
 
@@ -30,13 +33,12 @@ from mim3d.dataio.errors import Mim3dError
 from mim3d.dataio.finish import finish
 from mim3d.dataio.inflate import NvcompInflate, inflate_on_host
 from mim3d.dataio.loader_config import LoaderConfig
+from mim3d.dataio.loader_state import run_order
 from mim3d.dataio.residency import HostCache
 from mim3d.dataio.shard_files import LocalShards
 from mim3d.dataio.shard_reader import ShardReader, Shards
 
 __all__ = ["Batch", "Loader", "LoaderConfig"]
-
-STATE_FORMAT = 1
 
 
 class Loader:
@@ -45,7 +47,8 @@ class Loader:
     Global batch k of a run holds samples `k * world * micro_batch` onward, and rank r the r-th
     slice of it, so ranks never overlap and the union is the same at any world size. `subjects`
     keeps only volumes of those subjects. `device` is "cpu" or "cuda[:n]". `corpus` is a folder, an
-    address such as s3://bucket/corpus.zarr, or an opened corpus.
+    address such as s3://bucket/corpus.zarr, or an opened corpus. Threads may share a loader; each
+    process makes its own.
     """
 
     def __init__(
@@ -58,14 +61,15 @@ class Loader:
         device: str | torch.device = "cpu",
         subjects: Collection[str] | None = None,
     ) -> None:
-        if not 0 <= rank < world:
-            raise Mim3dError(f"rank={rank} is not below world={world}")
+        if not (isinstance(rank, Integral) and isinstance(world, Integral) and 0 <= rank < world):
+            raise Mim3dError(f"rank={rank!r} is not a whole number below world={world!r}")
+        self.device = _usable(torch.device(device))
         self.corpus, shards, self._folder = _open(corpus)
         self.config, self.rank, self.world = config, rank, world
-        self.device = torch.device(device)
         table = self.corpus.table
         volumes = choose_volumes(table, config.label, subjects)
         self.sampler = make_sampler(table, config, volumes, world)
+        self._order = run_order(table, config, volumes, world)
         self._job = crop_job(table, config, volumes)
         if config.cache == "host":
             shards = HostCache(shards, config.cache_bytes, config.cache_policy)
@@ -80,6 +84,8 @@ class Loader:
         self._step = self._sample = 0
         self._augment_s = 0.0
         self._closed = False
+        self._lock = threading.RLock()
+        self._process = os.getpid()
 
     @property
     def epoch(self) -> float:
@@ -90,42 +96,30 @@ class Loader:
         return self
 
     def __next__(self) -> Batch:
-        graph = self._graph or self._start()
-        began, waited = time.perf_counter(), self._source.wait_s
-        tensors = graph.run()
-        raw = self._in_flight.popleft()
-        if raw.error is not None:
-            self._stop()
-            raise raw.error
-        batch = self._batch(raw, tensors)
-        self._augment_s += time.perf_counter() - began - (self._source.wait_s - waited)
-        self._step += 1
-        self._sample += self._stride
-        return batch
+        self._check_process()
+        with self._lock:
+            place = self._step, self._sample
+            try:
+                return self._next()
+            except BaseException:
+                # Ctrl-C too: what was read ahead is out of step, so the next call begins anew.
+                self._step, self._sample = place
+                self._stop()
+                raise
 
     def state_dict(self) -> dict[str, int]:
         """Where the next batch begins: `sample` (global) alone decides, `step` only counts."""
-        return {
-            "format": STATE_FORMAT,
-            "sample": self._sample,
-            "step": self._step,
-            "seed": self.config.seed,
-            "volumes": self.sampler.epoch_samples,
-            "nodes": self.config.nodes,
-        }
+        return self._order.state(self._sample, self._step)
 
-    def load_state_dict(self, state: dict[str, int]) -> None:
-        """Go to where `state` was taken, possibly by a loader of another world size."""
-        mine = self.state_dict()
-        state = {"nodes": 1, **state}  # states saved before there were nodes
-        for name in ("format", "seed", "volumes", "nodes"):
-            if state[name] != mine[name]:
-                raise Mim3dError(
-                    f"the loader's state has {name}={state[name]}, this loader {mine[name]}: "
-                    "resume with the corpus, subjects and seed of the run"
-                )
-        self._stop()
-        self._step, self._sample = int(state["step"]), int(state["sample"])
+    def load_state_dict(self, state: Mapping[str, int]) -> None:
+        """Go to where `state` was taken, possibly by a loader of another world size.
+
+        Mim3dError where its seed, volumes, weighting or nodes are not this loader's.
+        """
+        sample, step = self._order.place(state)
+        with self._lock:
+            self._stop()
+            self._step, self._sample = step, sample
 
     def metrics(self) -> dict[str, float]:
         """Totals so far; seconds of reading and decoding add up over threads."""
@@ -143,11 +137,14 @@ class Loader:
 
     def close(self) -> None:
         """Stop all threads; safe to call twice."""
-        self._closed = True
-        self._stop()
-        self._source.close()
-        if self._folder is not None:
-            self._folder.cleanup()
+        if os.getpid() != self._process:
+            return  # the threads are another process'
+        with self._lock:
+            self._closed = True
+            self._stop()
+            self._source.close()
+            if self._folder is not None:
+                self._folder.cleanup()
 
     def __enter__(self) -> Self:
         return self
@@ -159,6 +156,33 @@ class Loader:
         tb: TracebackType | None,
     ) -> None:
         self.close()
+
+    def __reduce__(self) -> NoReturn:
+        raise TypeError(
+            "a Loader has threads and open files and cannot be copied or pickled: hand over the "
+            "corpus' path and the LoaderConfig, and make a Loader there"
+        )
+
+    def _check_process(self) -> None:
+        if os.getpid() != self._process:
+            raise Mim3dError(
+                f"this loader was made in process {self._process}, this is {os.getpid()}, and its "
+                "threads did not come along: make a Loader in each process, with its own rank "
+                "(under a DataLoader use num_workers=0: the loader reads ahead by itself)"
+            )
+
+    def _next(self) -> Batch:
+        graph = self._graph or self._start()
+        began, waited = time.perf_counter(), self._source.wait_s
+        tensors = graph.run()
+        raw = self._in_flight.popleft()
+        if raw.error is not None:
+            raise raw.error
+        batch = self._batch(raw, tensors)
+        self._augment_s += time.perf_counter() - began - (self._source.wait_s - waited)
+        self._step += 1
+        self._sample += self._stride
+        return batch
 
     def _cache_metrics(self) -> dict[str, float]:
         if isinstance(self._source, DeviceSource):
@@ -250,3 +274,12 @@ def _open(
         return open_remote(corpus)
     opened = corpus if isinstance(corpus, Corpus) else Corpus.open(corpus)
     return opened, LocalShards(opened.root), None
+
+
+def _usable(device: torch.device) -> torch.device:
+    """The device, or a Mim3dError where crops cannot go there."""
+    if device.type not in ("cpu", "cuda"):
+        raise Mim3dError(f"device={str(device)!r}: the loader feeds cpu and cuda[:n]")
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise Mim3dError(f"device={str(device)!r}: torch finds no CUDA device; use device='cpu'")
+    return device

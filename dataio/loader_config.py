@@ -1,6 +1,9 @@
 """Everything a loader can be told, checked once."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from numbers import Integral
+from typing import Any
 
 from mim3d.dataio.augment import augmentation
 from mim3d.dataio.chunk_boxes import Triple
@@ -24,9 +27,9 @@ class LoaderConfig:
     micro_batch: int = 8
     """Crops per rank and step."""
     views: int = 1
-    """1, or 2 augmented views of every crop (contrastive learning)."""
+    """1, or 2 views of every crop, each augmented on its own (contrastive learning)."""
     label: str | None = None
-    """Name of the label array to load with the image."""
+    """Name of the label array to load with the image; volumes without it are left out."""
     seed: int = 0
     """Seed of sampling and augmentation."""
     snap: int = 16
@@ -38,7 +41,7 @@ class LoaderConfig:
     normalise: str = "zscore"
     """none, zscore, clip-zscore, percentile or window:LOW:HIGH."""
     augment: str = "none"
-    """none, mim, contrastive or segmentation."""
+    """none, mim, contrastive, segmentation, or upright (segmentation without flips)."""
     dtype: str = "float32"
     """float32, float16 or bfloat16."""
     cache: str = "none"
@@ -61,10 +64,11 @@ class LoaderConfig:
 
     def __post_init__(self) -> None:
         for name in ("micro_batch", "snap", "nodes", "threads", "prefetch", "cache_bytes"):
-            if getattr(self, name) < 1:
-                raise Mim3dError(f"{name}={getattr(self, name)} must be at least 1")
-        if len(self.crop_size) != 3 or min(self.crop_size) < 1:
-            raise Mim3dError(f"crop_size={self.crop_size} must be three positive numbers (z, y, x)")
+            if not _is_whole(getattr(self, name)) or getattr(self, name) < 1:
+                raise Mim3dError(f"{name}={getattr(self, name)!r} must be at least 1, and whole")
+        if not _is_whole(self.seed):
+            raise Mim3dError(f"seed={self.seed!r} must be a whole number")
+        _check_crop_size(self.crop_size)
         _one_of("views", self.views, (1, 2))
         _one_of("dtype", self.dtype, DTYPES)
         _one_of("cache", self.cache, CACHES)
@@ -79,16 +83,36 @@ class LoaderConfig:
             )
         if not 0 <= self.node_rotation <= 1:
             raise Mim3dError(f"node_rotation={self.node_rotation} must lie in [0, 1]")
+        if self.node_rotation and self.nodes == 1:
+            raise Mim3dError(f"node_rotation={self.node_rotation} needs `nodes` above 1")
         parse_mode(self.normalise)
-        augmentation(self.augment)
+        if self.label is not None and self.views == 2:
+            raise Mim3dError("views=2 has no aligned label: drop `label` or use one view")
+        kind = augmentation(self.augment)
+        if self.views == 2 and not kind.per_view:
+            raise Mim3dError(
+                f"views=2 with augment={self.augment!r}: both views would be drawn as one; use "
+                "augment='contrastive'"
+            )
         if not 0 <= self.foreground_fraction <= 1:
             raise Mim3dError(f"foreground_fraction={self.foreground_fraction} must lie in [0, 1]")
         if self.foreground_fraction and self.label is None:
             raise Mim3dError("foreground_fraction needs `label`: whose foreground is meant?")
-        if self.label is not None and self.views == 2:
-            raise Mim3dError("views=2 has no aligned label: drop `label` or use one view")
 
 
 def _one_of(name: str, value: object, allowed: tuple[object, ...]) -> None:
     if value not in allowed:
         raise Mim3dError(f"{name}={value!r} is none of: {', '.join(map(str, allowed))}")
+
+
+def _is_whole(value: Any) -> bool:
+    return isinstance(value, Integral)
+
+
+def _check_crop_size(size: Any) -> None:
+    is_triple = isinstance(size, Sequence) and len(size) == 3
+    if not is_triple or not all(_is_whole(n) and n >= 1 for n in size):
+        raise Mim3dError(
+            f"crop_size={size!r} must be three positive whole numbers (z, y, x), such as "
+            "(96, 96, 96)"
+        )

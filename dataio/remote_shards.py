@@ -2,6 +2,7 @@
 
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -43,10 +44,9 @@ class RemoteShards:
         self, path: str, nbytes: int, offsets: list[int], sizes: list[int]
     ) -> list[np.ndarray]:
         """Return the ranges of shard `path` as uint8 arrays, in order, neighbours in one go."""
-        key = f"{self._prefix}/{path}" if self._prefix else path
         views: list[np.ndarray] = [np.empty(0, np.uint8)] * len(offsets)
         for begin, length, members in coalesce(offsets, sizes, GAP_BYTES):
-            data = self._range(path, key, begin, length)
+            data = self._range(path, begin, length)
             if len(data) != length:
                 raise CorpusError(
                     f"{self.address}/{path}: has {len(data)} of {length} bytes at {begin}; the "
@@ -60,10 +60,54 @@ class RemoteShards:
     def close(self) -> None:
         """Nothing to close: the client is shared."""
 
-    def _range(self, path: str, key: str, begin: int, length: int) -> np.ndarray:
+    def forget(self, path: str, offsets: list[int]) -> None:
+        """Nothing to forget: every read asks the store."""
+
+    def whole(self, path: str) -> bytes | None:
+        """All bytes of an object, None where there is none."""
+        import obstore
+
+        def request() -> bytes:
+            try:
+                answer = obstore.get(self._store, self._key(path))
+            except FileNotFoundError:
+                raise
+            except (obstore.exceptions.BaseError, OSError) as error:  # the client did ask again
+                raise CorpusError(f"{self.address}/{path}: {first_line(error)}") from error
+            return bytes(answer.bytes())
+
+        try:
+            return self._insist(path, request)
+        except FileNotFoundError:
+            return None
+
+    def _key(self, path: str) -> str:
+        return f"{self._prefix}/{path}" if self._prefix else path
+
+    def _range(self, path: str, begin: int, length: int) -> np.ndarray:
+        # Not obstore.get_ranges: it panics (a BaseException) where an object is too short.
+        import obstore
+
+        key = self._key(path)
+        try:
+            data = self._insist(
+                path, lambda: obstore.get_range(self._store, key, start=begin, length=length)
+            )
+        except FileNotFoundError:
+            raise CorpusError(
+                f"{self.address}/{path}: this shard is in the manifest but not in the store; "
+                "restore it or run `mim3d convert` again"
+            ) from None
+        return np.frombuffer(memoryview(data), np.uint8)
+
+    def _insist(self, path: str, request: Callable[[], Any]) -> Any:
+        """The answer to a request, asked again where it fails in a way that may pass.
+
+        FileNotFoundError goes through; all else that lasts is a CorpusError.
+        """
         for attempt in range(1, ATTEMPTS + 1):
             try:
-                return self._range_once(path, key, begin, length)
+                return self._once(path, request)
             except UnavailableError as error:
                 if attempt == ATTEMPTS:
                     raise CorpusError(
@@ -72,8 +116,7 @@ class RemoteShards:
             time.sleep(PAUSE_S * 2**attempt)
         raise AssertionError("unreachable: the last attempt returns or raises")
 
-    def _range_once(self, path: str, key: str, begin: int, length: int) -> np.ndarray:
-        # Not obstore.get_ranges: it panics (a BaseException) where an object is too short.
+    def _once(self, path: str, request: Callable[[], Any]) -> Any:
         import obstore
 
         lasting = (
@@ -81,17 +124,13 @@ class RemoteShards:
             obstore.exceptions.UnauthenticatedError,
         )
         try:
-            data = obstore.get_range(self._store, key, start=begin, length=length)
+            return request()
         except FileNotFoundError:
-            raise CorpusError(
-                f"{self.address}/{path}: this shard is in the manifest but not in the store; "
-                "restore it or run `mim3d convert` again"
-            ) from None
+            raise
         except lasting as error:
             raise CorpusError(f"{self.address}/{path}: {first_line(error)}") from error
         except (obstore.exceptions.BaseError, OSError) as error:
             raise UnavailableError(first_line(error)) from error
-        return np.frombuffer(memoryview(data), np.uint8)
 
 
 def open_remote(address: str) -> tuple[Corpus, RemoteShards, tempfile.TemporaryDirectory[str]]:
@@ -99,23 +138,9 @@ def open_remote(address: str) -> tuple[Corpus, RemoteShards, tempfile.TemporaryD
     shards = RemoteShards(address)
     folder = tempfile.TemporaryDirectory(prefix="mim3d-table-")
     for name in LOCAL_COPIES:
-        data = _fetch(shards, name)
+        data = shards.whole(name)
         if data is not None:
             (Path(folder.name) / name).write_bytes(data)
     if not (Path(folder.name) / "zarr.json").exists():
         raise CorpusError(f"{address}: no corpus here (it has no zarr.json)")
-    return Corpus.open(folder.name), shards, folder
-
-
-def _fetch(shards: RemoteShards, name: str) -> bytes | None:
-    """All bytes of a file of the corpus, None where there is none."""
-    import obstore
-
-    store: Any = shards._store
-    key = f"{shards._prefix}/{name}" if shards._prefix else name
-    try:
-        return bytes(obstore.get(store, key).bytes())
-    except FileNotFoundError:
-        return None
-    except (obstore.exceptions.BaseError, OSError) as error:
-        raise CorpusError(f"{shards.address}/{name}: {first_line(error)}") from error
+    return Corpus.open(folder.name, address=shards.address), shards, folder

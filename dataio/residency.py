@@ -62,6 +62,7 @@ class HostCache:
             for offset in offsets:
                 chunk = self._chunks.pop((path, offset), None)
                 self.resident_bytes -= 0 if chunk is None else len(chunk)
+        self.shards.forget(path, offsets)
 
     def close(self) -> None:
         """Free the memory and close what lies below."""

@@ -1,5 +1,6 @@
 """Byte ranges of shard files on local disk: open descriptors kept, neighbours read at once."""
 
+import errno
 import os
 import threading
 from collections import OrderedDict
@@ -58,7 +59,7 @@ class LocalShards:
     """
 
     def __init__(self, root: Path) -> None:
-        self.root = root
+        self.root = root.absolute()  # a program may change its folder while files open
         self._open: OrderedDict[str, OpenFile] = OrderedDict()
         self._lock = threading.Lock()
         self._local = threading.local()
@@ -104,6 +105,9 @@ class LocalShards:
         with self._lock:
             self._open.clear()
 
+    def forget(self, path: str, offsets: list[int]) -> None:
+        """Nothing to forget: every read asks the file."""
+
     def _fill(self, file: OpenFile, path: str, window: memoryview, offset: int) -> None:
         done = 0
         while done < len(window):
@@ -120,7 +124,7 @@ class LocalShards:
 
     def _opened(self, path: str, nbytes: int) -> OpenFile:
         try:
-            file = OpenFile(self.root / path)
+            file = self._open_or_make_room(path)
         except FileNotFoundError:
             raise CorpusError(
                 f"{self.root / path}: this shard is in the manifest but not on disk; restore it "
@@ -134,3 +138,13 @@ class LocalShards:
                 "table is stale; run `mim3d convert` again to rebuild it"
             )
         return file
+
+    def _open_or_make_room(self, path: str) -> OpenFile:
+        """Open a shard; where the process has no descriptor left, after letting go of all here."""
+        try:
+            return OpenFile(self.root / path)
+        except OSError as error:
+            if error.errno not in (errno.EMFILE, errno.ENFILE):
+                raise
+        self.close()
+        return OpenFile(self.root / path)

@@ -16,6 +16,7 @@ import numpy as np
 
 from mim3d.dataio.chunk_boxes import Triple, box_chunks, plan_box
 from mim3d.dataio.chunk_decode import (
+    BAD_CRC,
     CAST_TARGETS,
     DONE,
     IDENTITY,
@@ -52,6 +53,10 @@ class Shards(Protocol):
         self, path: str, nbytes: int, offsets: list[int], sizes: list[int]
     ) -> list[np.ndarray]:
         """Ranges of one shard as uint8 arrays, valid until the calling thread reads again."""
+        ...
+
+    def forget(self, path: str, offsets: list[int]) -> None:
+        """Chunks turned out damaged: none of them may be kept, the next read asks storage."""
         ...
 
     def close(self) -> None:
@@ -202,8 +207,13 @@ class ShardReader:
         start: Triple,
         target: np.ndarray,
         affine: Affine | None,
+        *,
+        again: bool = True,
     ) -> Decoded | None:
-        """Fill the target by the compiled loop; None where a frame is not of lz4."""
+        """Fill the target by the compiled loop; None where a frame is not of lz4.
+
+        Bytes that fail their checksum only once, as a network may garble them, are read `again`.
+        """
         began = time.perf_counter()
         grid = array.shape, array.chunk, start
         offsets, sizes = self._ranges(array, chunks)
@@ -225,19 +235,28 @@ class ShardReader:
             raise CorpusError(f"{self._file(array)}: cannot be read: {os.strerror(done.detail)}")
         if done.code == SHORT_FILE:
             raise cut_short(self._file(array), done.detail, array.nbytes)
-        if done.code != DONE:
-            self._raise_damage(array, chunks[done.chunk : done.chunk + 1])
-        return done
+        if done.code == DONE:
+            return done
+        number = int(chunks[done.chunk])
+        problem = self._damage(array, number)
+        if problem is None and done.code == BAD_CRC and again:
+            return self._read_compiled(array, chunks, start, target, affine, again=False)
+        raise self._chunk_error(array, number, problem or ValueError("its lz4 frame is not valid"))
 
-    def _raise_damage(self, array: StoredArray, chunk: np.ndarray) -> None:
-        """Tell what is wrong with a chunk that the compiled loop refused."""
-        _, (stored,) = self._stored(array, chunk)
-        problem = ValueError("its lz4 frame is not valid")
+    def _damage(self, array: StoredArray, chunk: int) -> ValueError | None:
+        """What the checksum finds wrong with a chunk's bytes, asked for anew; None: nothing."""
+        self._forget(array, chunk)
+        _, (stored,) = self._stored(array, np.array([chunk]))
         try:
             checked_frame(stored)
         except ValueError as error:
-            problem = error
-        raise self._chunk_error(array, int(chunk[0]), problem)
+            return error
+        return None
+
+    def _forget(self, array: StoredArray, chunk: int) -> None:
+        """Have no cache keep a chunk that is damaged: storage may hold, or get, a sound one."""
+        offsets, _ = self._ranges(array, np.array([chunk]))
+        self.shards.forget(array.path, offsets.tolist())
 
     def _read_by_chunk(
         self,
@@ -281,6 +300,7 @@ class ShardReader:
         return Path(self.table.root) / array.path
 
     def _chunk_error(self, array: StoredArray, chunk: int, error: ValueError) -> ChunkError:
+        self._forget(array, chunk)
         channel, place = divmod(chunk, array.chunks_per_channel)
         grid = [-(-n // c) for n, c in zip(array.shape, array.chunk, strict=True)]
         z, y, x = (int(i) for i in np.unravel_index(place, grid))

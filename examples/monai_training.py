@@ -8,6 +8,7 @@ very next crop.
 """
 
 import argparse
+from itertools import islice
 from pathlib import Path
 
 import torch
@@ -37,15 +38,13 @@ def train(corpus: str, steps: int, classes: int, checkpoint: Path | None = None)
             model.load_state_dict(state["model"])
             optimiser.load_state_dict(state["optimiser"])
             loader.load_state_dict(state["loader"])
-        for batch in loader:
+        for batch in islice(loader, steps):
             assert batch.label is not None  # config.label asked for it
             loss = loss_of(model(batch.image), batch.label[:, None])
             optimiser.zero_grad()
             loss.backward()
             optimiser.step()
             losses.append(float(loss.detach()))
-            if len(losses) == steps:
-                break
         if checkpoint is not None:
             state = {
                 "model": model.state_dict(),
@@ -64,4 +63,5 @@ if __name__ == "__main__":
     parser.add_argument("--checkpoint", type=Path)
     told = parser.parse_args()
     done = train(told.corpus, told.steps, told.classes, told.checkpoint)
-    print(f"loss {done[0]:.3f} -> {done[-1]:.3f} in {len(done)} steps")
+    course = f": loss {done[0]:.3f} -> {done[-1]:.3f}" if done else ""
+    print(f"{len(done)} steps{course}")

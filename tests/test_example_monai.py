@@ -26,3 +26,4 @@ def test_a_monai_loop_learns_from_the_loader(tmp_path):
     train(str(root), 2, 3, tmp_path / "state.pt")
     state = torch.load(tmp_path / "state.pt", weights_only=True)
     assert state["loader"]["sample"] == 108
+    assert train(str(root), 0, 3, tmp_path / "state.pt") == []

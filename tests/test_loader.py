@@ -272,6 +272,14 @@ def test_damaged_crops_are_replaced_alike_on_any_number_of_ranks_and_counted(dam
         loader.close()
 
 
+def test_where_no_sound_crop_is_left_that_is_told(damaged):
+    with (
+        Loader(damaged, config_of(on_error="replace"), subjects=["s0002"]) as loader,
+        pytest.raises(ChunkError, match=r"volume v0002, .* all 16 crops"),
+    ):
+        next(loader)
+
+
 def test_a_vanished_shard_is_never_replaced(damaged):
     (damaged / Corpus.open(damaged).table.shard_path(2)).unlink()
     with (

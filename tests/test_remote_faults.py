@@ -23,10 +23,11 @@ CONFIG = LoaderConfig(crop_size=(24, 24, 24), micro_batch=3, threads=2)
 
 @dataclass
 class Faults:
-    """The first `times` requests for each range of a shard fail in the way of `kind`."""
+    """The first `times` requests for each range of what is `at` fail in the way of `kind`."""
 
     kind: str = ""
     times: int = 0
+    at: str = "/c/"
     seen: Counter = field(default_factory=Counter)
     lock: Any = field(default_factory=threading.Lock)
 
@@ -48,13 +49,13 @@ def handler_of(root: Path, faults: Faults) -> type[BaseHTTPRequestHandler]:
                 return
             data = file.read_bytes()
             wanted = self.headers.get("Range")
-            fails = "/c/" in self.path and faults.due(f"{self.path} {wanted}")
+            fails = faults.at in self.path and faults.due(f"{self.path} {wanted}")
             if fails and faults.kind.isdigit():
                 self.answer(int(faults.kind), b"try again")
             elif fails and faults.kind == "drop":
                 self.close_connection = True
             elif wanted is None:
-                self.answer(200, data)
+                self.answer(200, data, cut=fails)
             else:
                 first, last = (int(part) for part in wanted.removeprefix("bytes=").split("-"))
                 part = data[first : last + 1]
@@ -134,3 +135,13 @@ def test_a_store_that_stays_down_is_told(address, faults, kind, monkeypatch):
     ):
         next(loader)
     assert max(faults.seen.values()) > 2
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["zarr.json", "chunks.json", "chunks.sizes.npy"])
+@pytest.mark.parametrize("kind", ["503", "drop", "cut"])
+def test_the_table_comes_through_faults_that_pass(address, local, faults, kind, name):
+    faults.kind, faults.times, faults.at = kind, 2, name
+    with Loader(local, CONFIG) as here, Loader(address, CONFIG) as there:
+        assert torch.equal(next(here).image, next(there).image)
+    assert list(faults.seen.values()) == [3]

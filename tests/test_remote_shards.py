@@ -75,6 +75,14 @@ def test_what_is_missing_is_named(bucket):
             next(loader)
 
 
+def test_what_is_wrong_is_told_of_the_address_not_of_a_folder_that_is_gone(bucket):
+    address, _ = bucket
+    with pytest.raises(CorpusError, match=r"^s3://corpora/mr: has no label 'seg'"):
+        Loader(address, replace(CONFIG, label="seg"))
+    with pytest.raises(CorpusError, match=r"^s3://corpora/mr: has no subject nobody"):
+        Loader(address, CONFIG, subjects=["nobody"])
+
+
 def test_a_shortened_object_is_noticed(bucket, local):
     address, store = bucket
     for name in ("v0000", "v0001", "v0002"):

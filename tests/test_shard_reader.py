@@ -1,6 +1,9 @@
 """The direct shard reader: tensorstore is the oracle, damage is named, threads do not interfere."""
 
+import errno
+import os
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -14,22 +17,28 @@ from mim3d.dataio import shard_files
 from mim3d.dataio.conversion import Conversion
 from mim3d.dataio.corpus import Corpus
 from mim3d.dataio.errors import ChunkError, CorpusError
-from mim3d.dataio.shard_files import coalesce
+from mim3d.dataio.residency import HostCache
+from mim3d.dataio.shard_files import LocalShards, coalesce
 from mim3d.dataio.shard_reader import ShardReader
 
 SHAPES = [(40, 50, 45), (33, 70, 28), (64, 64, 64), (5, 7, 96)]
-DTYPES = ["uint8", "int8", "int16", "uint16", "int32", "float32"]
+DTYPES = ["uint8", "int8", "int16", "uint16", "int32", "float32", "uint32"]
+KINDS = [
+    Conversion(codec="lz4", chunk=32),
+    Conversion(codec="zstd", chunk=16),
+    Conversion(codec="lz4", chunk=8),
+    Conversion(codec="lz4", chunk=64, shuffle="byte"),
+]
 
 
-@pytest.fixture(scope="module", params=["lz4", "zstd"])
+@pytest.fixture(scope="module", params=KINDS, ids=lambda kind: f"{kind.codec}-{kind.chunk}")
 def corpus(request, tmp_path_factory) -> Corpus:
-    """One volume per dtype and shape, the first with a hole of absent chunks, one of 3 channels."""
-    root = tmp_path_factory.mktemp("reader") / f"{request.param}.zarr"
+    """One volume per dtype and shape, the third with a hole of absent chunks, one of 3 channels."""
+    root = tmp_path_factory.mktemp("reader") / "c.zarr"
     volumes = [anatomy_like(SHAPES[i % len(SHAPES)], i, dtype) for i, dtype in enumerate(DTYPES)]
     volumes[2][:32, :32, :32] = 0
     volumes.append(np.stack([anatomy_like((35, 40, 33), i) for i in range(3)]))
-    conversion = Conversion(codec=request.param, chunk=16 if request.param == "zstd" else 32)
-    return Corpus.open(corpus_of(root, volumes, conversion=conversion))
+    return Corpus.open(corpus_of(root, volumes, conversion=request.param))
 
 
 def oracle(corpus: Corpus, row: int) -> np.ndarray:
@@ -77,6 +86,22 @@ def test_a_target_of_another_shape_is_refused(corpus):
         ShardReader(corpus.table, corpus.root).read_box(
             0, (0, 0, 0), (8, 8, 8), np.empty((1, 4, 4, 4))
         )
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "told"),
+    [
+        ("dtype", b"<c8", r"v0000/0/c/0/0/0: dtype <c8 is none of"),
+        ("dtype", b"|O", r"dtype \|O is none of"),
+        ("shape", (40, 40, 200), "the table has 8 chunks, shape .* needs 28"),
+    ],
+)
+def test_what_it_does_not_read_is_refused(own_corpus, field, value, told):
+    arrays = np.array(own_corpus.table.arrays)
+    arrays[field][0] = value
+    table = replace(own_corpus.table, arrays=arrays)
+    with pytest.raises(CorpusError, match=told):
+        ShardReader(table, own_corpus.root).read_box(0, (0, 0, 0), (8, 8, 8))
 
 
 def test_threads_share_one_reader(corpus):
@@ -161,6 +186,78 @@ def test_files_are_closed_when_too_many_are_open(corpus, monkeypatch):
     assert len(list(Path("/proc/self/fd").iterdir())) == before + 2
     reader.close()
     assert len(list(Path("/proc/self/fd").iterdir())) == before
+
+
+def test_where_descriptors_run_out_those_held_here_are_let_go(corpus, monkeypatch):
+    """Several loaders of many volumes in one process, under the usual limit of 1024."""
+    shards, opened = LocalShards(corpus.root), os.open
+    reader = ShardReader(corpus.table, corpus.root, shards)
+
+    def scarce(*args, **options):
+        if len(shards._open) >= 2:
+            raise OSError(errno.EMFILE, "Too many open files")
+        return opened(*args, **options)
+
+    monkeypatch.setattr(shard_files.os, "open", scarce)
+    for row in range(len(corpus.table.arrays)):
+        reader.read_box(row, (0, 0, 0), (4, 4, 4))
+    reader.close()
+
+
+class Garbled:
+    """Storage whose next `times` answers have a bit wrong, as a bad network has."""
+
+    def __init__(self, root: Path) -> None:
+        self.sound, self.times = LocalShards(root), 0
+
+    def open_file(self, path, nbytes):
+        return None
+
+    def read(self, path, nbytes, offsets, sizes):
+        views = [view.copy() for view in self.sound.read(path, nbytes, offsets, sizes)]
+        if self.times:
+            self.times -= 1
+            views[0][20] ^= 4
+        return views
+
+    def forget(self, path, offsets):
+        pass
+
+    def close(self):
+        self.sound.close()
+
+
+@pytest.mark.parametrize("cached", [False, True])
+def test_bytes_garbled_on_their_way_are_asked_for_again(own_corpus, cached):
+    want = oracle(own_corpus, 0)
+    storage = Garbled(own_corpus.root)
+    shards = HostCache(storage, 1 << 26) if cached else storage
+    reader = ShardReader(own_corpus.table, own_corpus.root, shards)
+    storage.times = 1
+    np.testing.assert_array_equal(reader.read_box(0, (0, 0, 0), (40, 40, 40)), want)
+    if cached:
+        shards.forget(own_corpus.table.shard_path(0), own_corpus.table.ranges(0)[0].tolist())
+    storage.times = 4
+    with pytest.raises(ChunkError, match="crc32c"):
+        reader.read_box(0, (0, 0, 0), (40, 40, 40))
+    storage.times = 0
+    np.testing.assert_array_equal(reader.read_box(0, (0, 0, 0), (40, 40, 40)), want)
+
+
+def test_a_damaged_chunk_does_not_stay_in_the_cache(own_corpus):
+    file = shard_file(own_corpus)
+    sound = file.read_bytes()
+    spoilt = bytearray(sound)
+    spoilt[int(own_corpus.table.ranges(0)[0][1]) + 9] ^= 1
+    file.write_bytes(bytes(spoilt))
+    shards = HostCache(LocalShards(own_corpus.root), 1 << 26)
+    reader = ShardReader(own_corpus.table, own_corpus.root, shards)
+    for _ in range(2):
+        with pytest.raises(ChunkError, match="x 1"):
+            reader.read_box(0, (0, 0, 0), (40, 40, 40))
+    file.write_bytes(sound)
+    got = reader.read_box(0, (0, 0, 0), (40, 40, 40))
+    np.testing.assert_array_equal(got, oracle(own_corpus, 0))
 
 
 ranges = st.lists(st.tuples(st.integers(1, 50), st.integers(0, 60)), min_size=1, max_size=20)
