@@ -1,7 +1,7 @@
 """Every stage timed side by side with what a user would pick instead; ratios within one run.
 
 Files in reading order: timing; convert, convert_jobs, convert_peers, table_open, other_work;
-loader, loader_peers, corpora; kernels, kernel_cases, kernel_recipes, kernel_runs, kernel_timings,
-roofline; optim; step, step_peers, step_profile; gpu_summary.
+loader, loader_gpu, loader_peers, corpora; kernels, kernel_cases, kernel_recipes, kernel_runs,
+kernel_timings, roofline; optim; step, step_peers, step_profile; gpu_ready, gpu_summary.
 `gpu.sh` runs the tests and every stage on a machine with a GPU. Dated figures are in `results/`.
 """

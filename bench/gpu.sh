@@ -4,12 +4,16 @@
 #   bench/gpu.sh [--stages LIST] [OUTDIR]               on a GPU
 #   bench/gpu.sh --cpu-check [--stages LIST] [OUTDIR]   the same road at tiny sizes, without a GPU
 #
+#   bench/gpu.sh --sizes                                MiB that a transfer would carry
+#
 # Stages, in this order (LIST is some of them, separated by commas; all of them otherwise):
+#   ready     each part of the machine once, on something tiny: what is broken, in half a minute
 #   tests     the tests marked gpu
+#   dali      those of them that need DALI
 #   kernels   every kernel against eager recipes, torch.compile and the measured copy bandwidth
-#   loader    crops per second                                     (needs DALI)
+#   loader    crops per second, from each cache on the GPU, then on the CPU
 #   step      the training step in memory against its eager formulation, MFU
-#   feed      the same step fed by the real loader, MFU, data stall  (needs DALI)
+#   feed      the same step fed by the real loader, MFU, data stall
 #   profile   where the step's time goes; Nsight Compute's view of the loss and the gather
 # Each has a time limit of its own; one that fails, is absent or runs out of time does not stop the
 # next, and what is done so far is in OUTDIR after every stage. Exit 1 if any stage failed.
@@ -22,10 +26,14 @@
 #                              --platform manylinux_2_27_x86_64 -r bench/gpu-wheels/SET.txt \
 #                              -d .wheels/SET
 #   .wheels/SET/piece-K/     cut into pieces with an unpack.sh of their own
-# with SET one of base (needed), gpu (nvCOMP, kvikio) and dali. Where a transfer is limited to
-# 64 MiB, base + gpu and base + dali (its binaries pruned to one chip) fit one each:
-#   1. with base, gpu:   bench/gpu.sh --stages tests,kernels,step
-#   2. with base, dali:  bench/gpu.sh --stages loader,feed,profile
+# with SET one of base (needed), gpu (libnvcomp: chunks decoded on the GPU) and dali (loaders with
+# other caches on the GPU, rotations and zooms). Only dali's is large: where a transfer is limited
+# to 64 MiB with the working tree in it, what needs no DALI goes first, and the rest follows while
+# the machine still has the first sets in /tmp:
+#   1. with base, gpu:   bench/gpu.sh --stages ready,tests,kernels,loader,step,feed
+#   2. with dali:        bench/gpu.sh --stages ready,dali,loader,profile
+# `bench/gpu.sh --sizes` says what that comes to; bench/results is most of the tree, and is not
+# needed there.
 #
 # OUTDIR defaults to $OUT, then to ./gpu-results, and receives at most 8 files: summary.json,
 # summary.txt (targets beside what was reached), log.txt, figures.json, kernels.md, roofline.png,
@@ -33,11 +41,21 @@
 set -uo pipefail
 cd "$(dirname "$0")/.." || exit 1
 
-all=tests,kernels,loader,step,feed,profile
+all=ready,tests,dali,kernels,loader,step,feed,profile
+mib() { xargs -0 -r stat -c %s -- 2>/dev/null | awk '{ n += $1 } END { printf "%.1f\n", n / 2^20 }'; }
+sizes() { # MiB of the working tree that git does not ignore, and of each set of wheels
+  echo "tree $(git ls-files -co --exclude-standard -z | mib)"
+  echo "of-which-bench/results $(git ls-files -co --exclude-standard -z bench/results | mib)"
+  for one in .wheels/*/; do
+    [ -d "$one" ] && echo "$(basename "$one") $(find "$one" -type f -print0 | mib)"
+  done
+  return 0
+}
 check=0 stages=$all out=${OUT:-gpu-results}
 while [ $# -gt 0 ]; do case $1 in
   -h | --help) sed -n '2,/^set -uo/{/^set -uo/d;s/^# \{0,1\}//;p}' bench/gpu.sh; exit 0 ;;
   --cpu-check) check=1; shift ;;
+  --sizes) sizes; exit 0 ;;
   --stages) stages=${2:?--stages needs a list: some of $all}; shift 2 ;;
   -*) echo "gpu.sh: unknown option $1; see --help" >&2; exit 2 ;;
   *) out=$1; shift ;;
@@ -51,7 +69,7 @@ work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
 python=${PYTHON:-python3} site=${SITE:-/tmp/site}
 # Without a GPU nothing is lent by the minute, and the machine may be busy: limits are longer.
-budget=580 patience=1
+budget=570 patience=1
 [ $check = 1 ] && budget=1500 patience=5
 began=$SECONDS
 log=$out/log.txt
@@ -60,12 +78,18 @@ say() { echo "$@" | tee -a "$log"; }
 
 mkdir -p build/names/mim3d
 for room in kernels dataio engine bench; do ln -sfn "../../../$room" "build/names/mim3d/$room"; done
+# What asks for the project's version finds it as if it were installed.
+version=$(sed -n 's/^version = "\(.*\)"$/\1/p' pyproject.toml)
+mkdir -p "build/names/mim3d-$version.dist-info"
+printf 'Metadata-Version: 2.1\nName: mim3d\nVersion: %s\n' "$version" \
+  >"build/names/mim3d-$version.dist-info/METADATA"
 paths=$PWD/build/names
 # Nothing is installed, so nothing built the loops in C: without a compiler numpy stands in, slower.
 suffix=$("$python" -c 'import sysconfig; print(sysconfig.get_config_var("EXT_SUFFIX"))')
 headers=$("$python" -c 'import sysconfig; print(sysconfig.get_paths()["include"])')
+newest=$(ls -t dataio/_*.[ch] | head -n 1)
 for loop in _crops _chunks; do
-  [ "dataio/$loop$suffix" -nt "dataio/$loop.c" ] || ${CC:-cc} -shared -fPIC -O3 -ffp-contract=off \
+  [ "dataio/$loop$suffix" -nt "$newest" ] || ${CC:-cc} -shared -fPIC -O3 -ffp-contract=off \
     -I"$headers" "dataio/$loop.c" -o "dataio/$loop$suffix" >>"$log" 2>&1 || say "$loop: not built"
 done
 if compgen -G '.wheels/*/*.whl' >/dev/null; then
@@ -74,8 +98,9 @@ if compgen -G '.wheels/*/*.whl' >/dev/null; then
 fi
 if compgen -G '.wheels/*/piece-*' >/dev/null; then
   sets=$(cd .wheels && ls -d -- */ | tr -d / | paste -sd, -)
-  SITE=$site timeout 120 sh .wheels/base/piece-0/unpack.sh -n "$sets" .wheels/*/piece-* >>"$log" 2>&1 ||
-    say "wheels: unpack.sh exit $?"
+  unpack=$(ls .wheels/*/piece-*/unpack.sh | head -n 1)
+  SITE=$site timeout 120 sh "$unpack" -n "$sets" .wheels/*/piece-* >>"$log" 2>&1 ||
+    say "wheels: unpack.sh exit $?: $(tail -n 1 "$log")"
 fi
 [ -d "$site" ] && paths=$site:$paths
 export PYTHONPATH=$paths${PYTHONPATH:+:$PYTHONPATH} PYTHONUNBUFFERED=1
@@ -113,7 +138,9 @@ stage() { # stage NAME LIMIT_S COMMAND...: run with a limit, keep the log, note 
   [ "$left" -lt "$limit" ] && limit=$left
   say "== $name (at most ${limit} s)"
   if [ "$limit" -lt 5 ]; then code=125; else
-    timeout --kill-after=10 "$limit" "$@" >"$work/output" 2>&1
+    # SIGINT, also where this script was started deaf to it: pytest tells what it has and goes.
+    timeout --signal=INT --kill-after=10 "$limit" env --default-signal=INT "$@" \
+      >"$work/output" 2>&1
     code=$?
     cat "$work/output" >>"$log"
     tail -n 12 "$work/output"
@@ -141,8 +168,14 @@ gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else "no GPU"
 print(f"{gpu}; python {platform.python_version()}, torch {torch.__version__}\n{explain()}")
 PY
 
+if command -v nvidia-smi >/dev/null; then
+  nvidia-smi --query-gpu=name,driver_version,memory.total,clocks.sm,clocks.mem,power.limit \
+    --format=csv,noheader 2>&1 | tee -a "$log"
+fi
+
 if [ $check = 1 ]; then
   test_words=(tests/test_kernel_backend.py)
+  dali_words=(tests/test_dali_graph.py)
   kernel_words=(--size tiny --rounds 1)
   loader_words=(--volumes 1 --crops 8 --rounds 1)
   step_words=(--steps 1 --rounds 1 --warmup 1 --global-batch 2)
@@ -151,24 +184,38 @@ else
   # Most of the time goes into compiling kernel variants, on the host: spread it over processes.
   workers=()
   has xdist && workers=(-n 6)
-  mapfile -t marked < <(grep -l 'mark\.gpu' tests/test_*.py)
+  mapfile -t marked < <(grep -l 'mark\.gpu' tests/test_*.py | grep -v test_dali_gpu)
   test_words=(${workers[@]+"${workers[@]}"} -m gpu "${marked[@]}")
-  kernel_words=(--seconds 150)
-  loader_words=(--volumes 3 --crops 64 --rounds 2)
+  dali_words=(-m gpu tests/test_dali_gpu.py)
+  kernel_words=(--seconds 120)
+  loader_words=(--volumes 8 --crops 64 --rounds 2)
   step_words=(--steps 10 --rounds 3)
   # The corpus stays compressed on the GPU where nvCOMP is there to inflate it.
   cache=$(has nvidia.libnvcomp && echo device || echo host)
   feed_words=(--steps 20 --rounds 3 --cache "$cache")
 fi
 
-wanted tests && stage tests 150 "$python" -m pytest -q -p no:cacheprovider "${test_words[@]}"
-wanted kernels && bench kernels kernels 200 --out "$out" "${kernel_words[@]}"
-if wanted loader; then
-  if has nvidia.dali; then bench loader loader 60 "${loader_words[@]}"; else absent loader "no DALI"; fi
+has zarr || say "the set base is missing: no stage will get far without it (see --help)"
+wanted ready && stage ready 90 "$python" -m mim3d.bench.gpu_ready "$work/ready.json"
+# A line for each test: what failed is known even where there is no time for the whole story.
+pytest=("$python" -m pytest -v --tb=short -p no:cacheprovider)
+wanted tests && stage tests 150 "${pytest[@]}" "${test_words[@]}"
+if wanted dali; then
+  if has nvidia.dali; then
+    stage dali 60 "${pytest[@]}" "${dali_words[@]}"
+  else
+    absent dali "no DALI"
+  fi
 fi
-wanted step && bench step step 110 --no-loader --peers "${step_words[@]}"
+wanted kernels && bench kernels kernels 165 --out "$out" "${kernel_words[@]}"
+wanted loader && bench loader loader 110 "${loader_words[@]}"
+wanted step && bench step step 80 --no-loader --peers "${step_words[@]}"
 if wanted feed; then
-  if has nvidia.dali; then bench feed step 100 "${feed_words[@]}"; else absent feed "no DALI"; fi
+  if has nvidia.dali || { [ $check = 0 ] && has nvidia.libnvcomp; }; then
+    bench feed step 80 "${feed_words[@]}"
+  else
+    absent feed "neither DALI nor libnvcomp"
+  fi
 fi
 if wanted profile; then
   bench profile step 90 --no-loader --peers --profile "$out" "${step_words[@]}" --rounds 1

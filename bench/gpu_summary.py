@@ -14,13 +14,18 @@ from typing import Any
 OURS = "mim3d"
 BIG = ("96^3 B64 p16", "192^3 B8 p16")
 """Shapes the loss is held to."""
+CROPS_PER_S = 5700
+"""What the paper's model eats on one H200, from chunks resident on the device."""
 
 
 def main(work: Path, out: Path) -> None:
     """Merge the stages' JSON and write the summary beside summary.json."""
     figures = {}
     for file in sorted(work.glob("*.json")):
-        figures[file.stem] = next(iter(json.loads(file.read_text()).values()), {})
+        try:
+            figures[file.stem] = next(iter(json.loads(file.read_text()).values()), {})
+        except ValueError:  # cut short with the stage that was writing it
+            continue
     (out / "figures.json").write_text(json.dumps(figures, indent=1) + "\n")
     stages = json.loads((out / "summary.json").read_text())["stages"]
     lines = [f"{name}: {stage['outcome']}, {stage['seconds']} s" for name, stage in stages.items()]
@@ -30,7 +35,8 @@ def main(work: Path, out: Path) -> None:
 def targets(figures: Mapping[str, Any]) -> list[str]:
     """A line for each target: what was asked for, what was reached, met or missed."""
     kernels = figures.get("kernels", {})
-    lines = []
+    checks = figures.get("ready", {}).get("checks", {})
+    lines = [f"{name}: {check['outcome']}" for name, check in checks.items()]
     if kernels and not kernels["kernels_figures"]:
         lines.append("On a CPU the references run: nothing below is a kernel's figure.")
     for shape in BIG:
@@ -48,6 +54,7 @@ def targets(figures: Mapping[str, Any]) -> list[str]:
             told(f"gather {shape}, x eager patchify", ratio(table, ["patchify"]), 10),
             told(f"gather {shape}, x torch.compile", ratio(table, compiled(table)), 1),
         ]
+    lines += loader_lines(figures.get("loader", {}).get("gpu", {}))
     step, feed = figures.get("step", {}), figures.get("feed", {})
     lines.append(told("MAE step, x eager formulation", step.get("over_eager"), 1.15))
     for name, stage, key in (
@@ -62,6 +69,17 @@ def targets(figures: Mapping[str, Any]) -> list[str]:
     if kernels:
         lines.append(told("copy bandwidth, GB/s", kernels["copy_bytes_per_s"] / 1e9, None))
     return lines
+
+
+def loader_lines(gpu: Mapping[str, Any]) -> list[str]:
+    """The loader's rates on the GPU, and where the device's time goes."""
+    rates = gpu.get("rates", {})
+    device = rates.get("cache=device", {}).get("crops_per_s")
+    lines = [told("loader on the GPU, cache=device, crops/s", device, CROPS_PER_S)]
+    for name, rate in rates.items():
+        shares = ", ".join(f"{stage} {share:.0%}" for stage, share in rate["stages"].items())
+        lines.append(f"loader, {name}: {rate['crops_per_s']:.4g} crops/s; {shares}")
+    return lines + [f"loader, {name}: {why}" for name, why in gpu.get("not_available", {}).items()]
 
 
 def variants(kernels: Mapping[str, Any], operation: str, shape: str) -> dict[str, Any]:

@@ -5,36 +5,40 @@ graph continues exactly where another stopped.
 """
 
 import importlib
-from collections.abc import Callable
 from typing import Any
 
 import torch
 
 from mim3d.dataio.augment import ViewDraws
+from mim3d.dataio.direct_graph import DirectGraph, Feed
 from mim3d.dataio.errors import Mim3dError
 from mim3d.dataio.graph_spec import GraphSpec
 
 RANKS = {"roi_start": 1, "roi_end": 1, "matrix": 2}
 FLAGS = {"resized", "turn_z", "turn_y", "turn_x", "blurred"}
-Feed = Callable[[int], list[Any]]
 
 
 class DaliGraph:
     """A built pipeline; `run()` returns the tensors of the next batch, `feed` supplies it.
 
     `feed(iteration)` returns the image (b, c, z, y, x) float32, the label (b, z, y, x) if any,
-    then per view the arrays of `spec.parameters`, as `feed_order` puts them.
+    then per view the arrays of `spec.parameters`, as `feed_order` puts them. Crops that are on the
+    GPU already and want no operator are handed over as they are: DALI would copy each once.
     """
 
     def __init__(self, spec: GraphSpec, feed: Feed) -> None:
         self.spec = spec
-        self._pipeline: Any = _build(spec, feed)
+        direct = spec.device_input and not spec.parameters
+        self._direct = DirectGraph(spec, feed) if direct else None
+        self._pipeline: Any = None if direct else _build(spec, feed)
 
     def run(self) -> list[torch.Tensor]:
         """Outputs of the next iteration by DLPack: one image per view, then the label if any.
 
         The tensors own their memory: DALI's executor reuses a buffer only when nobody holds it.
         """
+        if self._direct is not None:
+            return self._direct.run()
         if self._pipeline is None:
             raise RuntimeError("this loader is closed")
         # Bound to torch's stream, outputs need no host sync and are freed in its order.
@@ -45,6 +49,7 @@ class DaliGraph:
 
     def close(self) -> None:
         """Stop DALI's threads; tensors handed over stay valid."""
+        self._direct = None
         pipeline, self._pipeline = self._pipeline, None
         if pipeline is not None:
             pipeline._shutdown()
@@ -111,12 +116,10 @@ def _sources(dali: Any, spec: GraphSpec, feed: Feed, inputs: dict[str, list[Any]
         return source("cpu", slice(None), feed)
     n_crops = 2 if spec.label_dtype else 1
     split = SplitFeed(feed, n_crops)
-    nodes = source("gpu", slice(n_crops), split.crops)
-    if len(inputs["ndim"]) > n_crops:
-        nodes += source("cpu", slice(n_crops, None), split.parameters)
-    else:
-        split.only_crops = True
-    return nodes
+    return [
+        *source("gpu", slice(n_crops), split.crops),
+        *source("cpu", slice(n_crops, None), split.parameters),
+    ]
 
 
 class SplitFeed:
@@ -125,7 +128,6 @@ class SplitFeed:
     def __init__(self, feed: Feed, n_crops: int) -> None:
         self._feed, self._n = feed, n_crops
         self._half: dict[int, list[Any]] = {}
-        self.only_crops = False
 
     def crops(self, iteration: int) -> list[Any]:
         """Image, and label if any, of an iteration."""
@@ -136,8 +138,6 @@ class SplitFeed:
         return self._take(iteration)[self._n :]
 
     def _take(self, iteration: int) -> list[Any]:
-        if self.only_crops:
-            return self._feed(iteration)
         known = self._half.pop(iteration, None)
         if known is None:
             known = self._half[iteration] = self._feed(iteration)

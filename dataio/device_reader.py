@@ -7,12 +7,14 @@ decompresses every stream in one batched call, and writes the crops in one pass.
 
 import threading
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
 
 from mim3d.dataio.chunk_boxes import Triple
 from mim3d.dataio.crop_request import Request
+from mim3d.dataio.device_copy import pinned_bytes, to_device
 from mim3d.dataio.errors import CorpusError
 from mim3d.dataio.inflate import Inflate
 from mim3d.dataio.shard_reader import ShardReader, StoredArray
@@ -29,14 +31,16 @@ STAGES = ("copy", "inflate", "assemble")
 class Fetched:
     """What one batch needs: its boxes of chunks, and the compressed bytes not yet resident.
 
-    `chunks` (n,) are the numbers in the corpus' table of all chunks that are not absent,
-    ascending; `tables` (b, c, z, y, x) the numbers of each crop's; `fresh` lies in `buffer`.
+    `known` (n,) says which of its n chunks, those that are stored, were resident; their streams
+    are `resident`, and those of the others, in `buffer`, `fresh`. `rows` (b, c, z, y, x) says
+    which of the n each crop has where, -1 for none.
     """
 
     requests: list[Request]
     array: StoredArray
-    chunks: np.ndarray
-    tables: np.ndarray
+    known: np.ndarray
+    rows: np.ndarray
+    resident: Streams
     fresh: Streams
     buffer: torch.Tensor
 
@@ -57,6 +61,7 @@ class DeviceReader:
         self._arena = torch.empty(max(budget, ALIGN), dtype=torch.uint8, device=device)
         self._used = 0
         self._resident = StreamTable(len(reader.table.chunks))
+        self._written: Any = None  # the event after what was kept last, on a GPU
         self._lock = threading.Lock()
 
     @property
@@ -90,60 +95,64 @@ class DeviceReader:
                     f"{first.dtype} in {first.chunk}: cache='device' needs all volumes alike; "
                     "use cache='host', or convert with one --dtype"
                 )
-        grid = tuple(-(-(s - 1) // c) + 1 for s, c in zip(size, first.chunk, strict=True))
-        tables = np.stack(
-            [chunk_table(a, r.start, grid) for a, r in zip(arrays, requests, strict=True)]
-        )
-        ids = np.unique(tables[tables >= 0])
+        tables = chunk_tables(arrays, np.array([r.start for r in requests]), size)
+        ids = np.unique(tables)
+        ids = ids[np.searchsorted(ids, 0) :]
         ids = ids[self.reader.table.sizes(ids) > 0]
-        with self._lock:
-            missing = ids[~self._resident.has(ids)]
-            self.hits += len(ids) - len(missing)
-            self.misses += len(missing)
-        fresh, buffer = self._pack(missing, arrays)
-        return Fetched(requests, first, ids, tables, fresh, buffer)
+        rows = np.searchsorted(ids, tables)
+        rows = np.where(np.append(ids, -1)[rows] == tables, rows, -1)
+        rows[tables < 0] = -1
+        with self._lock:  # found now: on the consumer's thread it would hold up the device
+            known = self._resident.has(ids)
+            resident = self._resident.find(ids[known])
+            self.hits += len(resident.chunks)
+            self.misses += len(ids) - len(resident.chunks)
+        fresh, buffer = self._pack(ids[~known], arrays)
+        return Fetched(requests, first, known, rows, resident, fresh, buffer)
 
     def assemble(
         self, fetched: Fetched, size: Triple, out_dtype: torch.dtype = torch.float32
     ) -> torch.Tensor:
         """Crops (b, c, z, y, x) on the device, on its current stream."""
         array = fetched.array
+        layout = self._layout(fetched)
         self.times.start()
         staged = fetched.buffer.to(self.device, non_blocking=True)
-        with self._lock:
-            kept = np.setdiff1d(fetched.chunks, fetched.fresh.chunks, assume_unique=True)
-            resident = self._resident.find(kept)
         self._admit(fetched, staged)
         self.times.lap("copy")
         chunk_bytes = int(np.prod(array.chunk)) * array.dtype.itemsize
         chunks = torch.empty(
-            (max(len(fetched.chunks), 1), chunk_bytes), dtype=torch.uint8, device=self.device
+            (max(len(fetched.known), 1), chunk_bytes), dtype=torch.uint8, device=self.device
         )
-        self._inflate(fetched.chunks, (fetched.fresh, staged), chunks)
-        self._inflate(fetched.chunks, (resident, self._arena), chunks)
+        self._inflate(np.flatnonzero(~fetched.known), fetched.fresh, staged, chunks)
+        self._inflate(np.flatnonzero(fetched.known), fetched.resident, self._arena, chunks)
         self.times.lap("inflate")
-        layouts = np.unique(np.concatenate([fetched.fresh.layouts, resident.layouts]), axis=0)
-        if len(layouts) > 1:
-            raise CorpusError(
-                f"{array.path} and others of this batch: chunks are shuffled in different ways "
-                f"(bytes of a block, by bits: {layouts.tolist()}); cache='device' needs all alike: "
-                "use cache='host', or convert anew"
-            )
-        layout = (int(layouts[0, 0]), bool(layouts[0, 1])) if len(layouts) else (chunk_bytes, False)
         crops = self._crops(fetched, chunks, layout, size, out_dtype)
         self.times.lap("assemble")
         return crops
 
+    def _layout(self, fetched: Fetched) -> tuple[int, bool]:
+        """Bytes of a block, and whether bits were shuffled: of all chunks alike."""
+        array = fetched.array
+        layouts = np.concatenate([fetched.fresh.layouts, fetched.resident.layouts])
+        if not len(layouts):
+            return int(np.prod(array.chunk)) * array.dtype.itemsize, False
+        if (layouts != layouts[0]).any():
+            raise CorpusError(
+                f"{array.path} and others of this batch: chunks are shuffled in different ways "
+                f"(bytes of a block, by bits: {np.unique(layouts, axis=0).tolist()}); "
+                "cache='device' needs all alike: use cache='host', or convert anew"
+            )
+        return int(layouts[0, 0]), bool(layouts[0, 1])
+
     def _inflate(
-        self, numbers: np.ndarray, stored: tuple[Streams, torch.Tensor], chunks: torch.Tensor
+        self, places: np.ndarray, streams: Streams, buffer: torch.Tensor, chunks: torch.Tensor
     ) -> None:
-        """Decode every stream of a buffer into its chunk's row, in one call."""
-        streams, buffer = stored
+        """Decode every stream of a buffer into its chunk's row of `chunks`, in one call."""
         if not len(streams.rows):
             return
-        place = np.searchsorted(numbers, streams.chunks)[streams.owners]
         offset, nbytes, at, size = streams.rows.T
-        target = chunks.data_ptr() + place * chunks.shape[1] + at
+        target = chunks.data_ptr() + places[streams.owners] * chunks.shape[1] + at
         self.inflate(streams.codec, buffer.data_ptr() + offset, nbytes, target, size)
 
     def _crops(
@@ -154,38 +163,36 @@ class DeviceReader:
         size: Triple,
         out_dtype: torch.dtype,
     ) -> torch.Tensor:
-        array, requests, device = fetched.array, fetched.requests, self.device
+        array, requests = fetched.array, fetched.requests
         shapes = np.array([self.reader.array(r.row).shape for r in requests])
         starts = np.array([r.start for r in requests])
         origin = starts // array.chunk * array.chunk
         # Snapped starts let the kernel read runs of voxels instead of single ones.
         unit = RUN if not ((starts - origin) % RUN).any() else 1
-        rows = np.searchsorted(fetched.chunks, fetched.tables)
-        known = np.append(fetched.chunks, -1)[rows] == fetched.tables
-        rows = np.where(known & (fetched.tables >= 0), rows, -1)
-        box = np.stack([-origin, shapes - origin], axis=1)
-
-        def put(values: object, dtype: torch.dtype) -> torch.Tensor:
-            return torch.as_tensor(np.asarray(values), dtype=dtype).to(device, non_blocking=True)
-
+        arrays = {
+            "table": fetched.rows,
+            "start": (starts - origin) // unit,
+            "box": np.stack([-origin, shapes - origin], axis=1),
+            "pad": np.array([r.fill for r in requests], np.float32),
+            "flip": np.array([r.flip for r in requests]),
+        }
         affines = [r.affine for r in requests if r.affine is not None]
-        f32 = torch.float32
+        if affines:
+            arrays["scale"] = np.array([a.scale for a in affines], np.float32)
+            arrays["shift"] = np.array([a.shift for a in affines], np.float32)
+        if any(a.clips for a in affines):
+            arrays["clip"] = np.array([a[:2] for a in affines], np.float32)
+        moved = to_device(list(arrays.values()), self.device)
+        given: dict[str, Any] = dict(zip(arrays, moved, strict=True))
         return assemble_crops(
             chunks,
-            put(rows, torch.int64),
-            put((starts - origin) // unit, torch.int64),
+            **given,
             crop_size=size,
             chunk_size=array.chunk,
             dtype=getattr(torch, array.dtype.name),
             shuffle="bit" if layout[1] else "byte",
             block_bytes=layout[0],
             start_unit=unit,
-            box=put(box, torch.int64),
-            pad=put([r.fill for r in requests], f32),
-            clip=put([a[:2] for a in affines], f32) if any(a.clips for a in affines) else None,
-            scale=put([a.scale for a in affines], f32) if affines else None,
-            shift=put([a.shift for a in affines], f32) if affines else None,
-            flip=put([r.flip for r in requests], torch.bool),
             out_dtype=out_dtype,
         )
 
@@ -195,8 +202,7 @@ class DeviceReader:
         chunk_bytes = int(np.prod(first.chunk)) * first.dtype.itemsize
         stored_bytes = int(self.reader.table.sizes(numbers).sum())
         packer = StreamPacker(len(numbers), stored_bytes, chunk_bytes, first.dtype.itemsize)
-        pinned = self.device.type == "cuda"
-        buffer = torch.empty(packer.room, dtype=torch.uint8, pin_memory=pinned)
+        buffer = pinned_bytes(packer.room, self.device)
         packer.buffer = buffer.numpy()
         for array in sorted({a.row: a for a in arrays}.values(), key=lambda a: a.first_chunk):
             end = array.first_chunk + array.chunks_per_channel * array.channels
@@ -207,25 +213,44 @@ class DeviceReader:
     def _admit(self, fetched: Fetched, staged: torch.Tensor) -> None:
         """Keep what came in, as far as the budget goes: all chunks of the buffer or none."""
         fresh = fetched.fresh
+        if self._written is not None:
+            # What was kept on another stream is whole before this one reads it.
+            torch.cuda.current_stream(self.device).wait_event(self._written)
+        if not len(fresh.chunks):
+            return
         with self._lock:
             n = len(staged)
-            # What another batch brought meanwhile is not kept twice.
-            if self._used + n > len(self._arena) or self._resident.has(fresh.chunks).all():
+            # Of two batches on their way with a chunk in common only the first is kept: the next
+            # one that is fetched brings what is missing yet, and nothing is kept twice.
+            if self._used + n > len(self._arena) or self._resident.has(fresh.chunks).any():
                 return
             self._arena[self._used : self._used + n].copy_(staged)
             self._resident.add(fresh, self._used)
             self._used += -(-n // ALIGN) * ALIGN
+        if self.device.type == "cuda":
+            self._written = torch.cuda.current_stream(self.device).record_event()
 
 
-def chunk_table(array: StoredArray, start: Triple, grid: tuple[int, ...]) -> np.ndarray:
-    """Numbers in the corpus' table (c, nz, ny, nx) of the chunks from the one `start` lies in.
+def chunk_tables(arrays: list[StoredArray], starts: np.ndarray, size: Triple) -> np.ndarray:
+    """Numbers in the corpus' table (b, c, nz, ny, nx) of the chunks from the one a start lies in.
 
-    -1 beyond the array.
+    `starts` (b, 3), arrays of one chunk size and number of channels. As many as a crop of `size`
+    may touch; -1 for those that it does not touch (snapped ones need fewer), and beyond an array.
     """
-    counts = [-(-n // c) for n, c in zip(array.shape, array.chunk, strict=True)]
-    axes = [np.arange(a // c, a // c + g) for a, c, g in zip(start, array.chunk, grid, strict=True)]
-    z, y, x = axes[0][:, None, None], axes[1][:, None], axes[2]
-    inside = (z >= 0) & (z < counts[0]) & (y >= 0) & (y < counts[1]) & (x >= 0) & (x < counts[2])
-    number = (z * counts[1] + y) * counts[2] + x
-    channel = np.arange(array.channels)[:, None, None, None] * array.chunks_per_channel
-    return np.where(inside, array.first_chunk + channel + number, -1)
+    chunk, channels = np.array(arrays[0].chunk), np.arange(arrays[0].channels)
+    counts = -(-np.array([array.shape for array in arrays]) // chunk)  # (b, 3)
+    first, last = starts // chunk, (starts + np.array(size) - 1) // chunk
+    end = np.minimum(counts, last + 1)
+    places, inside = [], []
+    for axis, steps in enumerate(-(-(np.array(size) - 1) // chunk) + 1):
+        shape = [len(arrays), 1, 1, 1, 1]
+        shape[axis + 2] = steps
+        place = (first[:, axis, None] + np.arange(steps)).reshape(shape)
+        places.append(place)
+        inside.append((place >= 0) & (place < end[:, axis].reshape(-1, 1, 1, 1, 1)))
+    ny, nx = (counts[:, axis].reshape(-1, 1, 1, 1, 1) for axis in (1, 2))
+    number = (places[0] * ny + places[1]) * nx + places[2]
+    begin = np.array([array.first_chunk for array in arrays]).reshape(-1, 1, 1, 1, 1)
+    each = np.array([array.chunks_per_channel for array in arrays]).reshape(-1, 1, 1, 1, 1)
+    number = begin + channels[:, None, None, None] * each + number
+    return np.where(inside[0] & inside[1] & inside[2], number, -1)

@@ -31,8 +31,13 @@ class DeviceSource(CropSource):
         self.device_reader = device_reader
 
     def _buffers(self, count: int) -> tuple[np.ndarray, np.ndarray | None]:
-        """No host buffers: crops exist on the device only."""
-        return np.empty(0, np.float32), None
+        """What a batch that could not be read hands to the graph: no memory unless it is used."""
+        job = self.job
+        image = np.zeros((count, job.channels, *job.crop_size), np.float32)
+        label = None
+        if job.label_dtype is not None:
+            label = np.zeros((count, *job.crop_size), job.label_dtype)
+        return image, label
 
     def _new_batch(self, *parts: object) -> RawBatch:
         return DeviceBatch(*parts)  # type: ignore[arg-type]

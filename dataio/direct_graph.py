@@ -1,22 +1,27 @@
-"""The graph of a loader that has nothing left to do after reading, on the CPU."""
+"""The graph of a loader that has nothing left to do once crops are where they are wanted."""
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
 
-from mim3d.dataio.dali_graph import Feed
 from mim3d.dataio.graph_spec import GraphSpec
+
+Feed = Callable[[int], list[Any]]
 
 
 class DirectGraph:
     """Hands over what was read, without a copy; DALI would copy every crop once.
 
-    For one view without rotation or zoom, whose flips and intensities are part of the reading.
+    For one view without rotation or zoom, whose flips and intensities are part of the reading: on
+    the CPU, or decoded on the GPU, on the stream that is current when a batch is taken.
     """
 
     def __init__(self, spec: GraphSpec, feed: Feed) -> None:
-        if spec.parameters or spec.device_id is not None:
-            raise ValueError(f"only a graph without operators on the CPU can be direct, not {spec}")
+        if spec.parameters or (spec.device_id is not None and not spec.device_input):
+            raise ValueError(
+                f"a graph is direct without operators where crops need not move, not {spec}"
+            )
         self.spec, self._feed = spec, feed
         self._iteration = 0
 

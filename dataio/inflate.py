@@ -5,12 +5,18 @@ Both take addresses, so that compressed bytes are decoded where they are residen
 
 import ctypes
 import importlib
+from collections import deque
 from typing import Any, Protocol
 
 import numpy as np
 import torch
 
+from mim3d.dataio.device_copy import pinned_bytes, to_device
 from mim3d.dataio.errors import ChunkError, Mim3dError
+from mim3d.kernels.backend import on_device
+
+TEMP_BYTES = 1 << 30
+"""Working memory of one call: zstd asks for 0.1 MB a stream of 32 KiB, lz4 for none."""
 
 
 class Inflate(Protocol):
@@ -67,11 +73,13 @@ NVCOMP = {"lz4": ("LZ4", _Lz4Options), "zstd": ("Zstd", _ZstdOptions)}
 class NvcompInflate:
     """nvCOMP's batched decompression through its C interface, on torch's current stream.
 
-    Loads libnvcomp, which comes with DALI; only on a machine with a driver. No host sync.
+    Loads libnvcomp, which comes with DALI; only on a machine with a driver. No host sync: a stream
+    that did not decode is a ChunkError of a later call, or of `settle`.
     """
 
     def __init__(self, device: torch.device) -> None:
         self.device = device
+        self._pending: deque[tuple[Any, torch.Tensor]] = deque()
         try:
             self._library: Any = importlib.import_module("nvidia.libnvcomp").load_library()
         except ImportError as error:
@@ -98,28 +106,58 @@ class NvcompInflate:
         size: np.ndarray,
     ) -> None:
         """Decode the streams; all addresses are on the device."""
+        self._raise_failures(wait=False)
         name, options = NVCOMP[codec]
-        n = len(source)
-        table = torch.from_numpy(np.stack([source, nbytes, size, target]).astype(np.int64))
-        rows = table.pin_memory().to(self.device, non_blocking=True)
+        n, largest = len(source), int(size.max())
+        [rows] = to_device([np.stack([source, nbytes, size, target]).astype(np.int64)], self.device)
         written = torch.empty(n, dtype=torch.int64, device=self.device)
         status = torch.empty(n, dtype=torch.int32, device=self.device)
-        temp_bytes = ctypes.c_size_t()
-        largest, total = int(size.max()), int(size.sum())
-        self._checked(
-            self._function(f"nvcompBatched{name}DecompressGetTempSizeAsync")(
-                n, largest, options(), ctypes.byref(temp_bytes), total
-            )
-        )
-        temp = torch.empty(max(temp_bytes.value, 1), dtype=torch.uint8, device=self.device)
-        stream = torch.cuda.current_stream(self.device)
-        self._checked(
-            self._function(f"nvcompBatched{name}DecompressAsync")(
-                rows[0].data_ptr(), rows[1].data_ptr(), rows[2].data_ptr(), written.data_ptr(), n,
-                temp.data_ptr(), temp_bytes.value, rows[3].data_ptr(), options(),
-                status.data_ptr(), stream.cuda_stream,
-            )
-        )  # fmt: skip
+        step = max(1, min(n, n * TEMP_BYTES // max(self._temp_bytes(codec, n, largest), 1)))
+        temp_bytes = self._temp_bytes(codec, step, largest)
+        temp = torch.empty(max(temp_bytes, 1), dtype=torch.uint8, device=self.device)
+        decompress = self._function(f"nvcompBatched{name}DecompressAsync")
+        with on_device(rows):
+            stream = torch.cuda.current_stream(self.device).cuda_stream
+            for at in range(0, n, step):
+                addresses, lengths, room, targets = (row[at:].data_ptr() for row in rows)
+                self._checked(
+                    decompress(
+                        addresses, lengths, room, written[at:].data_ptr(), min(step, n - at),
+                        temp.data_ptr(), temp_bytes, targets, options(),
+                        status[at:].data_ptr(), stream,
+                    )
+                )  # fmt: skip
+            self._note(((status != 0) | (written != rows[2])).sum(dtype=torch.int64))
+
+    def settle(self) -> None:
+        """Wait for the device; ChunkError where a stream did not decode."""
+        self._raise_failures(wait=True)
+
+    def _note(self, failures: torch.Tensor) -> None:
+        """Bring the number of streams that failed to the host, when the device comes to it."""
+        told = pinned_bytes(8, self.device).view(torch.int64)
+        told.copy_(failures, non_blocking=True)
+        event = torch.cuda.Event()
+        event.record(torch.cuda.current_stream(self.device))
+        self._pending.append((event, told))
+
+    def _raise_failures(self, wait: bool) -> None:
+        while self._pending and (wait or self._pending[0][0].query()):
+            event, told = self._pending.popleft()
+            event.synchronize()
+            if int(told):
+                raise ChunkError(
+                    f"nvCOMP could not decode {int(told)} streams of a batch whose stored bytes "
+                    "are sound: use cache='host', and report the corpus' codec"
+                )
+
+    def _temp_bytes(self, codec: str, n: int, largest: int) -> int:
+        """Working memory for n streams of at most `largest` bytes."""
+        name, options = NVCOMP[codec]
+        found = ctypes.c_size_t()
+        ask = self._function(f"nvcompBatched{name}DecompressGetTempSizeAsync")
+        self._checked(ask(n, largest, options(), ctypes.byref(found), n * largest))
+        return found.value
 
     def _function(self, name: str) -> Any:
         function = getattr(self._library, name)

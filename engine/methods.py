@@ -35,7 +35,7 @@ class MaskConfig:
     mask_kind: MaskKind = "random"
     """Independent patches, cubes of mask_unit patches (SimMIM), or a regular grid."""
     mask_unit: int = 1
-    """Edge of a masked cube in patches, for mask_kind block."""
+    """Edge of a masked cube, or step of the grid, in patches, for mask_kind block and grid."""
     loss: LossKind = "l1"
     """Distance between predicted and hidden voxels."""
     normalise_target: bool = True
@@ -50,6 +50,11 @@ class MaskConfig:
             )
         if self.mask_unit < 1:
             raise ConfigError(f"method.mask_unit {self.mask_unit} must be at least 1")
+        if self.mask_kind == "grid" and self.mask_unit == 1:
+            raise ConfigError(
+                "method.mask_kind grid with method.mask_unit 1 is no grid but random patches: set "
+                "mask_unit to 2 or more"
+            )
 
     def draw(self, seed: int, batch: Batch, vit: ViTConfig) -> PatchMasks:
         """Masks of the batch's crops, by global sample index: the same on any device and rank."""

@@ -25,6 +25,7 @@ from mim3d.engine import checkpoint_files, training
 from mim3d.engine.config import PretrainConfig
 from mim3d.engine.pretrain import run_pretrain
 from mim3d.engine.recipes import recipe
+from mim3d.engine.swin import SwinConfig
 from mim3d.engine.train_step import StepFigures, Stepper
 
 
@@ -36,7 +37,11 @@ def make_corpus(folder: Path, subjects: int = 4) -> Path:
 
 
 def small_config(corpus: Path | str, method: str = "mae", **changes: object) -> PretrainConfig:
-    """Eight steps of a few milliseconds; a checkpoint every three."""
+    """Eight steps of a few milliseconds; a checkpoint every three.
+
+    Method swin is SimMIM on a Swin encoder, compiled is MAE under torch.compile.
+    """
+    special, method = method, {"swin": "simmim", "compiled": "mae"}.get(method, method)
     base = recipe(f"demo-{method}")
     part = base.method
     if method == "mae":
@@ -59,6 +64,13 @@ def small_config(corpus: Path | str, method: str = "mae", **changes: object) -> 
         global_batch=4,
         steps=8,
     )
+    if special == "swin":
+        vit = dataclasses.replace(config.vit, crop_size=(32, 32, 32), patch_size=(16, 16, 16))
+        swin = SwinConfig(feature_size=12, depths=(1, 1, 1, 1), heads=(1, 2, 2, 4), window=4)
+        config = dataclasses.replace(config, vit=vit, swin=swin)
+    if special == "compiled":
+        parallel = dataclasses.replace(config.parallel, compile=True)
+        config = dataclasses.replace(config, parallel=parallel)
     return dataclasses.replace(config, **changes)
 
 

@@ -11,10 +11,11 @@ from mim3d.dataio.chunk_decode import Affine
 from mim3d.dataio.conversion import Conversion
 from mim3d.dataio.corpus import Corpus
 from mim3d.dataio.crop_request import Request
-from mim3d.dataio.device_reader import STAGES, DeviceReader
+from mim3d.dataio.device_reader import STAGES, DeviceReader, chunk_tables
 from mim3d.dataio.errors import ChunkError, CorpusError
 from mim3d.dataio.inflate import NvcompInflate, inflate_on_host
-from mim3d.dataio.shard_reader import ShardReader
+from mim3d.dataio.shard_reader import ShardReader, StoredArray
+from mim3d.dataio.stream_pack import ALIGN
 
 CPU = torch.device("cpu")
 SIZE = (40, 33, 48)
@@ -132,15 +133,122 @@ def test_chunks_shuffled_in_two_ways_are_refused_together(tmp_path):
         device.assemble(fetched, SIZE)
 
 
+def test_batches_on_their_way_together_are_kept_once(tmp_path):
+    """Read ahead of one another they all miss the same chunks; memory has each once."""
+    reader = reader_of(tmp_path)
+    device = DeviceReader(reader, CPU, inflate_on_host, 1 << 26)
+    requests = requests_of(None, 0, n=8)
+    others = requests_of(None, 1, n=8)
+    ahead = [device.fetch(each, SIZE) for each in (requests, requests[1:] + others[:1], requests)]
+    for fetched in ahead:
+        device.assemble(fetched, SIZE)
+    kept = device.resident_bytes
+    assert kept == -(-len(ahead[0].buffer) // ALIGN) * ALIGN
+    device.assemble(device.fetch(others, SIZE), SIZE)
+    assert device.resident_bytes > kept
+    before = device.misses
+    again = device.assemble(device.fetch(requests + others, SIZE), SIZE)
+    assert device.misses == before
+    for crop, request in zip(again, requests + others, strict=True):
+        np.testing.assert_array_equal(crop, expected(reader, request, np.float32))
+
+
+def test_chunks_of_many_crops_are_found_where_they_lie():
+    """Against one chunk after the other, for arrays of several sizes and starts beside them.
+
+    A crop that begins with a chunk needs one less than one that begins inside it.
+    """
+    arrays = [
+        StoredArray(0, np.dtype("i2"), 2, (33, 70, 16), (16, 32, 8), 100, 18, "a", 0),
+        StoredArray(1, np.dtype("i2"), 2, (16, 32, 90), (16, 32, 8), 136, 12, "b", 0),
+    ]
+    starts, size = np.array([[-20, 31, 0], [16, -40, 83]]), (40, 60, 8)
+    tables = chunk_tables(arrays, starts, size)
+    assert tables.shape == (2, 2, 4, 3, 2)
+    for (i, c, *place), number in np.ndenumerate(tables):
+        array = arrays[i]
+        counts = [-(-n // k) for n, k in zip(array.shape, array.chunk, strict=True)]
+        z, y, x = (s // k + p for s, k, p in zip(starts[i], array.chunk, place, strict=True))
+        ends = [(s + n - 1) // k for s, n, k in zip(starts[i], size, array.chunk, strict=True)]
+        inside = all(0 <= a < n for a, n in zip((z, y, x), counts, strict=True))
+        inside = inside and all(a <= end for a, end in zip((z, y, x), ends, strict=True))
+        wanted = array.first_chunk + c * array.chunks_per_channel + (z * counts[1] + y) * counts[2]
+        assert number == (wanted + x if inside else -1)
+
+
+def test_a_snapped_crop_decodes_its_own_chunks_only(tmp_path):
+    reader = reader_of(tmp_path, chunk=16)
+    device = DeviceReader(reader, CPU, inflate_on_host, 1 << 26)
+    requests = [Request(0, (16, 16, 32), STILL, None, 0.0)]
+    assert len(device.fetch(requests, (32, 16, 48)).known) == 2 * 1 * 3
+    assert len(device.fetch([requests[0]._replace(start=(16, 17, 32))], (32, 16, 48)).known) == 12
+
+
+CASES = [
+    ("int16", "lz4", 1, 16, "bit"),
+    ("int16", "lz4", 1, 32, "byte"),
+    ("float32", "lz4", 1, 32, "auto"),
+    ("uint8", "lz4", 2, 32, "auto"),
+    ("int16", "zstd", 1, 16, "byte"),
+    ("float32", "zstd", 1, 32, "bit"),
+]
+
+
 @pytest.mark.gpu
-@pytest.mark.parametrize("shuffle", ["byte", "bit"])
-@pytest.mark.parametrize("codec", ["lz4", "zstd"])
-def test_on_a_gpu_crops_are_the_same_bits(tmp_path, codec, shuffle):
+@pytest.mark.parametrize("budget", [0, 200_000, 1 << 26])
+@pytest.mark.parametrize(("dtype", "codec", "channels", "chunk", "shuffle"), CASES)
+def test_on_a_gpu_crops_are_the_same_bits(tmp_path, dtype, codec, channels, chunk, shuffle, budget):
     cuda = torch.device("cuda", 0)
-    reader = reader_of(tmp_path, codec=codec, chunk=16, shuffle=shuffle)
-    device = DeviceReader(reader, cuda, NvcompInflate(cuda), 1 << 26)
+    pytest.importorskip("nvidia.libnvcomp")
+    reader = reader_of(tmp_path, dtype, codec, channels, chunk, shuffle)
+    device = DeviceReader(reader, cuda, NvcompInflate(cuda), budget)
     for seed in range(6):
         requests = requests_of(AFFINES[seed % 3], seed, snap=16 if seed % 2 else 1)
         got = device.assemble(device.fetch(requests, SIZE), SIZE).cpu()
+        device.inflate.settle()  # pyright: ignore[reportAttributeAccessIssue]
         for crop, request in zip(got, requests, strict=True):
             np.testing.assert_array_equal(crop, expected(reader, request, np.float32))
+    metrics = device.metrics()
+    assert min(metrics[f"device_{stage}_s"] for stage in STAGES) > 0
+
+
+@pytest.mark.gpu
+def test_on_a_busy_gpu_nothing_waits_and_nothing_is_overwritten(tmp_path):
+    """Forty batches queued behind slow work, on two streams in turn: buffers are used again."""
+    cuda = torch.device("cuda", 0)
+    pytest.importorskip("nvidia.libnvcomp")
+    reader = reader_of(tmp_path, chunk=16)
+    device = DeviceReader(reader, cuda, NvcompInflate(cuda), 1 << 26)
+    batches = [requests_of(AFFINES[seed % 3], seed, n=6) for seed in range(40)]
+    device.assemble(device.fetch(requests_of(None, 99), SIZE), SIZE)  # compiles
+    streams = [torch.cuda.Stream(), torch.cuda.Stream()]
+    slow = torch.empty(2**30, dtype=torch.uint8, device=cuda)
+    torch.cuda.synchronize()
+    got = []
+    for i, requests in enumerate(batches):
+        with torch.cuda.stream(streams[i // 3 % 2]):
+            slow.random_()
+            fetched = device.fetch(requests, SIZE)
+            torch.cuda.set_sync_debug_mode("error")
+            try:
+                got.append(device.assemble(fetched, SIZE))
+            finally:
+                torch.cuda.set_sync_debug_mode("default")
+    torch.cuda.synchronize()
+    for crops, requests in zip(got, batches, strict=True):
+        for crop, request in zip(crops.cpu(), requests, strict=True):
+            np.testing.assert_array_equal(crop, expected(reader, request, np.float32))
+
+
+@pytest.mark.gpu
+def test_on_a_gpu_a_stream_that_does_not_decode_is_told(tmp_path):
+    cuda = torch.device("cuda", 0)
+    pytest.importorskip("nvidia.libnvcomp")
+    reader = reader_of(tmp_path, chunk=16)
+    device = DeviceReader(reader, cuda, NvcompInflate(cuda), 1 << 20)
+    fetched = device.fetch(requests_of(None, 0), SIZE)
+    at, length = fetched.fresh.rows[3, :2]
+    fetched.buffer[at : at + length] = 0xFF  # a literal that never ends
+    device.assemble(fetched, SIZE)
+    with pytest.raises(ChunkError, match="could not decode 1 streams"):
+        device.inflate.settle()  # pyright: ignore[reportAttributeAccessIssue]

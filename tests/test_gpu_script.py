@@ -37,9 +37,12 @@ def test_the_cpu_road_leaves_tables_pictures_and_a_summary(tmp_path: Path) -> No
     assert ran.returncode == 0, ran.stdout[-4000:] + ran.stderr[-2000:]
     summary = json.loads((tmp_path / "summary.json").read_text())
     assert summary["cpu_check"] is True
-    assert list(summary["stages"]) == ["tests", "kernels", "loader", "step", "feed", "profile"]
+    assert list(summary["stages"]) == [
+        "ready", "tests", "dali", "kernels", "loader", "step", "feed", "profile",
+    ]  # fmt: skip
     assert {stage["outcome"] for stage in summary["stages"].values()} == {"ok"}
     figures = json.loads((tmp_path / "figures.json").read_text())
+    assert {check["outcome"] for check in figures["ready"]["checks"].values()} == {"ok"}
     assert figures["kernels"]["kernels_figures"] is False
     assert figures["step"]["over_eager"] > 0
     assert figures["feed"]["fed_by"] == "loader"
@@ -64,7 +67,7 @@ def test_a_failing_stage_is_told_and_does_not_stop_the_others(tmp_path: Path) ->
     outcomes = {name: stage["outcome"] for name, stage in stages.items()}
     failed, absent = "failed, exit 7", "absent"
     assert outcomes == {
-        "tests": failed, "kernels": failed, "loader": absent,
+        "ready": failed, "tests": failed, "dali": absent, "kernels": failed, "loader": failed,
         "step": failed, "feed": absent, "profile": failed,
     }  # fmt: skip
 
@@ -80,6 +83,64 @@ def test_some_stages_only(tmp_path: Path) -> None:
     assert "no stage cooking" in wrong.stderr
 
 
+def test_without_an_install_the_version_is_found(tmp_path: Path) -> None:
+    """The converter and checkpoints ask for it, and a GPU machine installs nothing."""
+    run(tmp_path / "out", "--cpu-check", "--stages", "tests", PYTHON=broken_python(tmp_path))
+    asked = "import importlib.metadata as m; print(m.version('mim3d'))"
+    told = subprocess.run(
+        [sys.executable, "-S", "-P", "-c", asked],
+        env={"PYTHONPATH": str(ROOT / "build" / "names")},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    assert told.stdout.strip() == project["version"]
+
+
+def test_a_stage_out_of_time_tells_what_it_has_and_the_next_one_runs(tmp_path: Path) -> None:
+    """At the limit a python gets SIGINT, so that pytest still names what failed."""
+    file = tmp_path / "python"
+    slow = (
+        "import time; print('seen so far')\n"
+        "try: time.sleep(60)\nexcept BaseException: print('told')"
+    )
+    file.write_text(
+        f'#!/bin/sh\ncase "$*" in *pytest*) exec {sys.executable} -u -c "{slow}";; esac\nexit 0\n'
+    )
+    file.chmod(0o755)
+    script = (ROOT / "bench" / "gpu.sh").read_text().replace("stage tests 150", "stage tests 1")
+    copy = tmp_path / "bench" / "gpu.sh"
+    copy.parent.mkdir()
+    copy.write_text(script.replace('cd "$(dirname "$0")/.."', f"cd {ROOT}"))
+    ran = subprocess.run(
+        ["bash", str(copy), "--cpu-check", "--stages", "tests,step", str(tmp_path / "out")],
+        env=os.environ | {"PYTHON": str(file)},
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=120,
+    )
+    assert ran.returncode == 1
+    stages = json.loads((tmp_path / "out" / "summary.json").read_text())["stages"]
+    assert stages["tests"]["outcome"] == "out of time"
+    assert stages["step"]["outcome"] == "ok"
+    log = (tmp_path / "out" / "log.txt").read_text()
+    assert "seen so far" in log
+    assert "told" in log
+
+
+def test_sizes_are_told_for_a_transfer_of_64_mib() -> None:
+    told = subprocess.run(
+        ["bash", str(ROOT / "bench" / "gpu.sh"), "--sizes"],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    sizes = dict(line.split() for line in told.stdout.splitlines())
+    assert 0 < float(sizes["tree"]) < 64
+
+
 def test_the_summary_holds_figures_against_targets(tmp_path: Path) -> None:
     shape = BIG[0]
     rows = [
@@ -89,6 +150,12 @@ def test_the_summary_holds_figures_against_targets(tmp_path: Path) -> None:
     kernels = {"kernels_figures": True, "copy_bytes_per_s": 4.3e12, "rows": rows}
     (tmp_path / "kernels.json").write_text(json.dumps({"kernels": kernels}))
     (tmp_path / "step.json").write_text(json.dumps({"step": {"over_eager": 1.2}}))
+    (tmp_path / "feed.json").write_text('{"step": {"crops')  # the stage was killed as it wrote
+    checks = {"DALI": {"outcome": "absent: no DALI", "seconds": 0.1}}
+    (tmp_path / "ready.json").write_text(json.dumps({"ready": {"checks": checks}}))
+    rate = {"crops_per_s": 6000.0, "stages": {"copy": 0.01, "inflate": 0.6}}
+    gpu = {"rates": {"cache=device": rate}, "not_available": {"cache=none": "no DALI"}}
+    (tmp_path / "loader.json").write_text(json.dumps({"loader": {"gpu": gpu}}))
     out = tmp_path / "out"
     out.mkdir()
     stages = {"kernels": {"outcome": "ok", "seconds": 3}}
@@ -103,6 +170,11 @@ def test_the_summary_holds_figures_against_targets(tmp_path: Path) -> None:
     assert f"loss int16 {shape}, share of copy bandwidth: 0.9 (at least 0.85: met)" in text
     assert f"loss float32 {shape}, x eager MAE: not measured (at least 10)" in text
     assert "MAE step, x eager formulation: 1.2 (at least 1.15: met)" in text
+    assert "loader on the GPU, cache=device, crops/s: 6000 (at least 5700: met)" in text
+    assert "loader, cache=device: 6000 crops/s; copy 1%, inflate 60%" in text
+    assert "loader, cache=none: no DALI" in text
+    assert "DALI: absent: no DALI" in text
+    assert "data-stall share: not measured" in text
     assert json.loads((out / "figures.json").read_text())["step"]["over_eager"] == 1.2
 
 

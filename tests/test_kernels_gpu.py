@@ -47,9 +47,10 @@ def compare_loss(prediction, volume, ids, patch, tolerance, **options):
     truth.backward()
     torch.testing.assert_close(loss.double(), truth, rtol=1e-6, atol=0)
     error = (leaf.grad.double() - wide.grad).abs() / wide.grad.abs().max()
-    # L1 jumps at 0: a difference that rounds to 0 or across it may have the other sign.
-    jumps = 1e-5 if options.get("kind", "l1") == "l1" else 0.0
-    assert (error > tolerance).double().mean() <= jumps
+    # L1 jumps at 0: a difference that rounds to 0 or across it may have the other sign. That is one
+    # in 1e5, but of few elements one or two happen all the same.
+    jumps = 2 + 1e-5 * error.numel() if options.get("kind", "l1") == "l1" else 0
+    assert (error > tolerance).sum() <= jumps
 
 
 @pytest.mark.parametrize(

@@ -33,14 +33,14 @@ def corpus(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def single(corpus, tmp_path_factory):
-    """Runs of one process, by method and optimiser."""
+    """Runs of one process, by method, optimiser and accumulation."""
     made = {}
 
-    def get(method="mae", optimiser=""):
-        key = method + optimiser
+    def get(method="mae", optimiser="", accum=1):
+        key = f"{method}{optimiser}-{accum}"
         if key not in made:
             made[key] = tmp_path_factory.mktemp(key) / "run"
-            done = launch(1, corpus, made[key], optimiser, method)
+            done = launch(1, corpus, made[key], optimiser, method, accum=accum)
             assert done.returncode == 0, done.stderr[-2000:]
         return made[key]
 
@@ -65,12 +65,12 @@ def launch(ranks, corpus, out, fault="", method="mae", replicate=1, accum=1, res
     )
 
 
-def assert_same_curve(out, other, rel=2e-6):
+def assert_same_curve(out, other, rel=2e-6, norm_rel=1e-4):
     mine, theirs = read_rows(out / "metrics.jsonl"), read_rows(other / "metrics.jsonl")
     assert [row["step"] for row in mine] == [row["step"] for row in theirs]
     for row, wanted in zip(mine, theirs, strict=True):
         assert row["loss"] == pytest.approx(wanted["loss"], rel=rel)
-        assert row["grad_norm"] == pytest.approx(wanted["grad_norm"], rel=1e-4)
+        assert row["grad_norm"] == pytest.approx(wanted["grad_norm"], rel=norm_rel)
 
 
 def assert_same_weights(out, other):
@@ -114,13 +114,22 @@ def assert_same_state(out, other):
         ("mae", 2, 1, 2),
         ("simclr", 2, 1, 1),
         ("simclr", 4, 1, 1),
+        ("simclr", 2, 1, 2),
+        ("simmim", 2, 1, 1),
+        ("swin", 2, 1, 1),
+        ("compiled", 2, 1, 1),
     ],
 )
 def test_ranks_agree_with_one_process(corpus, single, tmp_path, method, ranks, replicate, accum):
-    """FSDP, HSDP and accumulation at equal global batch; SimCLR's negatives cross ranks."""
+    """FSDP, HSDP and accumulation at equal global batch; SimCLR's negatives cross ranks.
+
+    They are those of a micro-batch, so there one process accumulates too.
+    """
     done = launch(ranks, corpus, tmp_path / "run", "", method, replicate, accum)
     assert done.returncode == 0, done.stderr[-2000:]
-    assert_same_curve(tmp_path / "run", single(method))
+    one = single(method, accum=accum if method == "simclr" else 1)
+    # Swin's first gradient is a twentieth of the others, so the order of its sums shows more.
+    assert_same_curve(tmp_path / "run", one, norm_rel=5e-4 if method == "swin" else 1e-4)
     rows = read_rows(tmp_path / "run" / "metrics.jsonl")
     assert rows[-1]["stage_communication_alone_s"] > 0
 

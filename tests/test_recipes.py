@@ -160,6 +160,7 @@ def test_initial_weights_follow_the_seed_alone():
         (lambda: SwinConfig(feature_size=20), "multiple of 12"),
         (lambda: MAEConfig(decoder_heads=7), "decoder_heads 7 must divide"),
         (lambda: SimMIMConfig(mask_unit=0), "mask_unit 0"),
+        (lambda: MAEConfig(mask_kind="grid"), "no grid but random"),
         (lambda: CheckpointConfig(keep=0), "checkpoint.keep 0"),
         (lambda: PretrainConfig(global_batch=6).micro_batch(4), "multiple of 4 ranks"),
         (lambda: recipe("nonsense"), "one of: demo-mae"),

@@ -1,0 +1,170 @@
+"""Whether a GPU machine has what bench/gpu.sh needs: each part once, on something tiny, checked.
+
+    python -m mim3d.bench.gpu_ready FILE.json
+
+Half a minute that says which part is broken before the stages spend theirs. The file is written
+anew after every check, for a broken library may take the process with it. Exit 3 where one failed.
+"""
+
+import importlib
+import importlib.util
+import json
+import sys
+import tempfile
+import time
+import traceback
+from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.distributed as dist
+
+from mim3d.bench.corpora import anatomy_like, corpus_of
+from mim3d.dataio.augment import ViewDraws, augmentation, draw_view
+from mim3d.dataio.dali_graph import DaliGraph, feed_order
+from mim3d.dataio.graph_spec import GraphSpec
+from mim3d.dataio.loader import Loader, LoaderConfig
+from mim3d.engine.process_group import process_ranks
+from mim3d.kernels.masking import patch_masks
+
+CROP = (32, 48, 32)
+BATCH = 4
+LARGEST_ERROR = 1e-2  # of an image whose deviation is 1, resized and turned on two devices
+ALIKE = 0.995  # of a label's voxels: a nearest voxel may be either of two
+EVERY = replace(augmentation("segmentation"), rotate=1.0, rescale=1.0)
+
+
+class AbsentError(Exception):
+    """A part that is not installed: its stages are left out, or take another way."""
+
+
+def main(file: Path) -> int:
+    """Run every check; 0 where none failed."""
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    outcomes: dict[str, dict[str, object]] = {}
+    with tempfile.TemporaryDirectory(prefix="mim3d-ready-") as folder:
+        for name, check in checks(device, Path(folder)).items():
+            began = time.perf_counter()
+            outcome = outcome_of(check)
+            seconds = round(time.perf_counter() - began, 2)
+            outcomes[name] = {"outcome": outcome, "seconds": seconds}
+            print(f"{name}: {outcome}, {seconds} s", flush=True)
+            file.write_text(json.dumps({"ready": {"device": str(device), "checks": outcomes}}))
+    return 3 if any(str(each["outcome"]).startswith("failed") for each in outcomes.values()) else 0
+
+
+def checks(device: torch.device, folder: Path) -> dict[str, Callable[[], None]]:
+    """Every check by name, the ones that others build on first."""
+    return {
+        "triton": partial(check_kernel, device),
+        "inductor": partial(check_inductor, device),
+        "process group": check_group,
+        "loops in C": check_loops,
+        "corpus": partial(check_corpus, folder),
+        "decoding on the device": partial(check_decoding, device, folder),
+        "DALI": partial(check_dali, device),
+    }
+
+
+def outcome_of(check: Callable[[], None]) -> str:
+    """What came of it, in a line; the whole error goes to the log."""
+    try:
+        check()
+    except AbsentError as why:
+        return f"absent: {why}"
+    except Exception as error:
+        traceback.print_exc()
+        return f"failed: {type(error).__name__}: {str(error).strip().partition(chr(10))[0]}"
+    return "ok"
+
+
+def check_kernel(device: torch.device) -> None:
+    """A Triton kernel has the reference's bits."""
+    sample = torch.arange(8)
+    here, there = (patch_masks(5, sample.to(each), 216, 54) for each in ("cpu", device))
+    if not torch.equal(here.visible_ids, there.visible_ids.cpu()):
+        raise ValueError("masks differ from those of the CPU")
+
+
+def check_inductor(device: torch.device) -> None:
+    """torch.compile makes what eager makes."""
+    ramp = torch.arange(1000.0, device=device)
+    if device.type == "cuda":
+        compiled = torch.compile(lambda x: (x * 2 + 1).sum())
+        torch.testing.assert_close(compiled(ramp), (ramp * 2 + 1).sum())
+
+
+def check_group() -> None:
+    """A process group of one sums."""
+    with process_ranks(60.0) as ranks:
+        one = torch.ones(1, device=ranks.device)
+        dist.all_reduce(one)
+        if float(one) != 1:
+            raise ValueError(f"the sum of 1 over one rank is {float(one)}")
+
+
+def check_loops() -> None:
+    """The compiled loops are there: without them the loader's figures are numpy's."""
+    for module in ("_crops", "_chunks"):
+        importlib.import_module(f"mim3d.dataio.{module}")
+
+
+def check_corpus(folder: Path) -> None:
+    """NIfTI files become a corpus."""
+    corpus_of(folder / "c.zarr", [anatomy_like((48, 64, 64), seed) for seed in range(3)])
+
+
+def check_decoding(device: torch.device, folder: Path) -> None:
+    """Crops decoded on the device are the bits of those decoded on the host."""
+    if device.type == "cuda" and not found("nvidia.libnvcomp"):
+        raise AbsentError("no libnvcomp")
+    options = {"crop_size": CROP, "micro_batch": BATCH, "augment": "mim"}
+    host = Loader(folder / "c.zarr", LoaderConfig(**options))
+    there = Loader(folder / "c.zarr", LoaderConfig(**options, cache="device"), device=device)
+    with host, there:
+        for number in range(4):
+            if not torch.equal(next(host).image, next(there).image.cpu()):
+                raise ValueError(f"batch {number} differs from the one decoded on the host")
+
+
+def check_dali(device: torch.device) -> None:
+    """The graph with most operators, on the device against the CPU."""
+    if not found("nvidia.dali"):
+        raise AbsentError("no DALI")
+    drawn = draw_view(EVERY, np.arange(BATCH, dtype=np.uint64) + 11, 0, CROP)
+    image = np.stack([anatomy_like(CROP, i, "float32")[None] for i in range(BATCH)])
+    image = (image - image.mean()) / image.std()
+    label = (image[:, 0] > 0.3).astype(np.uint8)
+    (here, here_label), (there, there_label) = (
+        run_graph(on, image, label, drawn) for on in (None, 0 if device.type == "cuda" else None)
+    )
+    worst = float((here - there).abs().max())
+    alike = float((here_label == there_label).float().mean())
+    if worst > LARGEST_ERROR or alike < ALIKE:
+        raise ValueError(f"images differ by up to {worst:.3g}, {alike:.2%} of the labels agree")
+
+
+def run_graph(
+    device_id: int | None, image: np.ndarray, label: np.ndarray, drawn: ViewDraws
+) -> list[torch.Tensor]:
+    """One iteration of the graph, on the host afterwards."""
+    spec = GraphSpec(BATCH, 1, CROP, 1, "uint8", EVERY, device_id, 1)
+    graph = DaliGraph(spec, lambda _i: feed_order(spec, image, label, [drawn]))
+    outputs = [each.cpu().clone() for each in graph.run()]
+    graph.close()
+    return outputs
+
+
+def found(module: str) -> bool:
+    """Whether a module is installed."""
+    try:
+        return importlib.util.find_spec(module) is not None
+    except ModuleNotFoundError:
+        return False
+
+
+if __name__ == "__main__":
+    sys.exit(main(Path(sys.argv[1])))

@@ -1,0 +1,144 @@
+"""Crops per second that the loader hands over on a GPU, once its chunks are where they stay.
+
+A round lasts about a second, for a batch takes milliseconds: the device is waited for at both ends,
+and what is read ahead is as much at the end as at the beginning. `chunks_per_crop` tells how much
+of a crop was decoded for it alone: crops of one batch that overlap share chunks.
+"""
+
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from mim3d.bench.timing import wait_for
+from mim3d.dataio.device_reader import STAGES
+from mim3d.dataio.errors import Mim3dError
+from mim3d.dataio.loader import Loader, LoaderConfig
+
+WAYS: dict[str, dict[str, Any]] = {
+    "cache=device": {"cache": "device"},
+    "cache=device, bf16": {"cache": "device", "dtype": "bfloat16"},
+    "cache=host": {"cache": "host"},
+    "cache=none": {"cache": "none"},
+}
+LEAST_BATCHES = 8
+WARM_S = 8.0  # at most, until chunks stop coming in
+
+
+@dataclass(frozen=True)
+class GpuBench:
+    """What is asked of the loader; `round_s` is about how long a round lasts."""
+
+    micro_batch: int = 64
+    threads: int = 8
+    prefetch: int = 4
+    rounds: int = 3
+    round_s: float = 1.0
+
+
+@dataclass(frozen=True)
+class GpuRate:
+    """The best round: crops and gigabytes of the tensors handed over per second of wall clock.
+
+    `stages` are shares of the round by the device's clock, `wait` the host's for what is read
+    ahead; `hits` the share of chunks that were resident.
+    """
+
+    crops_per_s: float
+    gb_per_s: float
+    crops_per_cpu_s: float
+    chunks_per_crop: float | None
+    hits: float | None
+    stages: dict[str, float]
+
+
+def measure_gpu(
+    root: Path, crop: tuple[int, int, int], device: str, bench: GpuBench
+) -> dict[str, Any]:
+    """Rates by way, as JSON, and why others are not there."""
+    rates, missing = {}, {}
+    for name, options in WAYS.items():
+        config = LoaderConfig(
+            crop_size=crop, micro_batch=bench.micro_batch, augment="mim", threads=bench.threads,
+            prefetch=bench.prefetch, **options,
+        )  # fmt: skip
+        try:
+            with opened(root, config, device) as loader:
+                rates[name] = asdict(best_round(loader, bench))
+        except Mim3dError as why:  # DALI or nvCOMP are not installed
+            missing[name] = str(why)
+    return {"rates": rates, "not_available": missing, **asdict(bench)}
+
+
+@contextmanager
+def opened(root: Path, config: LoaderConfig, device: str) -> Iterator[Loader]:
+    """A loader that has brought in what its cache holds."""
+    with Loader(root, config, device=device) as loader:
+        began = time.perf_counter()
+        batches, missed = 0, -1.0
+        while batches < LEAST_BATCHES or (
+            loader.metrics().get("cache_misses", 0.0) > missed
+            and time.perf_counter() - began < WARM_S
+        ):
+            missed = loader.metrics().get("cache_misses", 0.0)
+            for _ in range(LEAST_BATCHES // 2):
+                next(loader)
+                batches += 1
+        yield loader
+
+
+def best_round(loader: Loader, bench: GpuBench) -> GpuRate:
+    """The fastest of some rounds of about a second."""
+    once = seconds_of(loader, LEAST_BATCHES) / LEAST_BATCHES
+    n = max(LEAST_BATCHES, round(bench.round_s / once))
+    return max((one_round(loader, n) for _ in range(bench.rounds)), key=lambda r: r.crops_per_s)
+
+
+def one_round(loader: Loader, n: int) -> GpuRate:
+    """Rates over n batches."""
+    before, cpu = loader.metrics(), time.process_time()
+    seconds = seconds_of(loader, n)
+    cpu = time.process_time() - cpu
+    after, crops = loader.metrics(), n * loader.config.micro_batch
+
+    def grown(name: str) -> float:
+        return after.get(name, 0.0) - before.get(name, 0.0)
+
+    chunks = grown("cache_hits") + grown("cache_misses")
+    stages = {stage: grown(f"device_{stage}_s") / seconds for stage in STAGES}
+    z, y, x = loader.config.crop_size
+    nbytes = z * y * x * getattr(torch, loader.config.dtype).itemsize
+    return GpuRate(
+        crops_per_s=crops / seconds,
+        gb_per_s=crops * nbytes / seconds / 1e9,
+        crops_per_cpu_s=crops / max(cpu, 1e-9),
+        chunks_per_crop=chunks / crops if chunks else None,
+        hits=grown("cache_hits") / chunks if chunks else None,
+        stages={**stages, "wait": grown("wait_s") / seconds},
+    )
+
+
+def seconds_of(loader: Loader, n: int) -> float:
+    """Seconds that n batches take, the device waited for at both ends."""
+    wait_for(loader.device.type)
+    began = time.perf_counter()
+    for _ in range(n):
+        next(loader)
+    wait_for(loader.device.type)
+    return time.perf_counter() - began
+
+
+def gpu_table(figures: Mapping[str, Any]) -> str:
+    """The figures for people."""
+    lines = [f"on the GPU, {figures['micro_batch']} crops a batch, {figures['threads']} threads:"]
+    for name, rate in figures["rates"].items():
+        shares = ", ".join(f"{stage} {share:.0%}" for stage, share in rate["stages"].items())
+        lines.append(
+            f"{name:<20} {rate['crops_per_s']:9.0f} crops/s  {rate['gb_per_s']:6.2f} GB/s  {shares}"
+        )
+    lines += [f"{name}: {why}" for name, why in figures["not_available"].items()]
+    return "\n".join(lines)
