@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from mim3d.dataio.augment import ViewDraws
-from mim3d.dataio.direct_graph import DirectGraph, Feed
+from mim3d.dataio.direct_graph import Feed
 from mim3d.dataio.errors import Mim3dError
 from mim3d.dataio.graph_spec import GraphSpec
 
@@ -22,23 +22,18 @@ class DaliGraph:
     """A built pipeline; `run()` returns the tensors of the next batch, `feed` supplies it.
 
     `feed(iteration)` returns the image (b, c, z, y, x) float32, the label (b, z, y, x) if any,
-    then per view the arrays of `spec.parameters`, as `feed_order` puts them. Crops that are on the
-    GPU already and want no operator are handed over as they are: DALI would copy each once.
+    then per view the arrays of `spec.parameters`, as `feed_order` puts them.
     """
 
     def __init__(self, spec: GraphSpec, feed: Feed) -> None:
         self.spec = spec
-        direct = spec.device_input and not spec.parameters
-        self._direct = DirectGraph(spec, feed) if direct else None
-        self._pipeline: Any = None if direct else _build(spec, feed)
+        self._pipeline: Any = _build(spec, feed)
 
     def run(self) -> list[torch.Tensor]:
         """Outputs of the next iteration by DLPack: one image per view, then the label if any.
 
         The tensors own their memory: DALI's executor reuses a buffer only when nobody holds it.
         """
-        if self._direct is not None:
-            return self._direct.run()
         if self._pipeline is None:
             raise RuntimeError("this loader is closed")
         # Bound to torch's stream, outputs need no host sync and are freed in its order.
@@ -49,7 +44,6 @@ class DaliGraph:
 
     def close(self) -> None:
         """Stop DALI's threads; tensors handed over stay valid."""
-        self._direct = None
         pipeline, self._pipeline = self._pipeline, None
         if pipeline is not None:
             pipeline._shutdown()

@@ -13,13 +13,14 @@ import numpy as np
 import torch
 
 from mim3d.dataio.chunk_boxes import Triple
+from mim3d.dataio.chunk_table import ChunkTable
 from mim3d.dataio.crop_request import Request
 from mim3d.dataio.device_copy import pinned_bytes, to_device
 from mim3d.dataio.errors import CorpusError
 from mim3d.dataio.inflate import Inflate
 from mim3d.dataio.shard_reader import ShardReader, StoredArray
 from mim3d.dataio.stage_times import StageTimes
-from mim3d.dataio.stream_pack import ALIGN, StreamPacker
+from mim3d.dataio.stream_pack import ALIGN, StreamPacker, packed_room
 from mim3d.dataio.stream_table import Streams, StreamTable
 from mim3d.kernels.assemble import assemble_crops
 
@@ -58,7 +59,8 @@ class DeviceReader:
         self.reader, self.device, self.inflate = reader, device, inflate
         self.hits = self.misses = 0
         self.times = StageTimes(device)
-        self._arena = torch.empty(max(budget, ALIGN), dtype=torch.uint8, device=device)
+        room = max(min(budget, corpus_room(reader.table)), ALIGN)
+        self._arena = torch.empty(room, dtype=torch.uint8, device=device)
         self._used = 0
         self._resident = StreamTable(len(reader.table.chunks))
         self._written: Any = None  # the event after what was kept last, on a GPU
@@ -229,6 +231,16 @@ class DeviceReader:
             self._used += -(-n // ALIGN) * ALIGN
         if self.device.type == "cuda":
             self._written = torch.cuda.current_stream(self.device).record_event()
+
+
+def corpus_room(table: ChunkTable) -> int:
+    """Bytes that all chunks of a corpus may take when resident: a larger arena would stay empty."""
+    arrays = np.asarray(table.arrays)
+    itemsizes = [np.dtype(name.decode()).itemsize for name in arrays["dtype"]]
+    chunk_bytes = int((arrays["chunk"].astype(np.int64).prod(axis=1) * itemsizes).max())
+    chunks, stored = int(arrays["n_chunks"].sum()), int(arrays["shard_bytes"].sum())
+    # Each buffer that is kept begins anew at ALIGN, and holds a chunk at least.
+    return packed_room(chunks, stored, chunk_bytes, max(itemsizes)) + chunks * ALIGN
 
 
 def chunk_tables(arrays: list[StoredArray], starts: np.ndarray, size: Triple) -> np.ndarray:

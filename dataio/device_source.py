@@ -33,7 +33,7 @@ class DeviceSource(CropSource):
     def _buffers(self, count: int) -> tuple[np.ndarray, np.ndarray | None]:
         """What a batch that could not be read hands to the graph: no memory unless it is used."""
         job = self.job
-        image = np.zeros((count, job.channels, *job.crop_size), np.float32)
+        image = np.zeros((count, job.channels, *job.crop_size), job.image_dtype)
         label = None
         if job.label_dtype is not None:
             label = np.zeros((count, *job.crop_size), job.label_dtype)
@@ -79,7 +79,11 @@ class DeviceSource(CropSource):
         assert batch.fetched is not None
         image, label = batch.fetched
         size = self.job.crop_size
-        batch.image = self.device_reader.assemble(image, size)
+        bits = self.job.image_dtype == "uint16"
+        kind = torch.bfloat16 if bits else torch.float32
+        crops = self.device_reader.assemble(image, size, kind)
+        # As bits, as crops decoded on the CPU are: numpy has no bfloat16.
+        batch.image = crops.view(torch.uint16) if bits else crops
         if label is not None and self.job.label_dtype is not None:
             dtype = getattr(torch, self.job.label_dtype)
             batch.label = self.device_reader.assemble(label, size, dtype)[:, 0]

@@ -18,7 +18,7 @@ class DirectGraph:
     """
 
     def __init__(self, spec: GraphSpec, feed: Feed) -> None:
-        if spec.parameters or (spec.device_id is not None and not spec.device_input):
+        if not spec.is_direct:
             raise ValueError(
                 f"a graph is direct without operators where crops need not move, not {spec}"
             )

@@ -32,6 +32,11 @@ class GraphSpec:
     device_input: bool = False
 
     @property
+    def is_direct(self) -> bool:
+        """Whether nothing is left to do: no operator, and crops are read where they are wanted."""
+        return not self.parameters and (self.device_id is None or self.device_input)
+
+    @property
     def parameters(self) -> tuple[str, ...]:
         """Fields of ViewDraws that the graph takes for every view."""
         kind = self.augmentation

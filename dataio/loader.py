@@ -194,15 +194,10 @@ class Loader:
         return self.world * self.config.micro_batch
 
     @property
-    def _is_direct(self) -> bool:
-        """Whether nothing is left to do once crops are read."""
-        return self._spec.device_id is None and not self._spec.parameters
-
-    @property
     def _reads_bfloat16(self) -> bool:
         """Whether crops can be rounded while they are read: nothing later wants float32."""
-        plain = self.config.cache != "device" and not self._job.augmentation.noise
-        return self.config.dtype == "bfloat16" and self._is_direct and plain
+        noisy = self._job.augmentation.noise
+        return self.config.dtype == "bfloat16" and self._spec.is_direct and not noisy
 
     def _make_source(self, reader: ShardReader) -> CropSource:
         config = self.config
@@ -238,7 +233,7 @@ class Loader:
             self._in_flight.append(raw)
             return feed_order(self._spec, raw.image, raw.label, raw.views)
 
-        self._graph = (DirectGraph if self._is_direct else DaliGraph)(self._spec, feed)
+        self._graph = (DirectGraph if self._spec.is_direct else DaliGraph)(self._spec, feed)
         return self._graph
 
     def _stop(self) -> None:

@@ -28,6 +28,12 @@ class FrameError(ValueError):
         self.index = index
 
 
+def packed_room(chunks: int, stored_bytes: int, chunk_bytes: int, itemsize: int) -> int:
+    """Bytes that so many chunks, stored in `stored_bytes`, may take once their streams are laid."""
+    streams = chunks * itemsize * -(-chunk_bytes // BLOCK_BYTES)
+    return stored_bytes + chunks * chunk_bytes // 255 + (streams + 1) * STREAM_OVERHEAD
+
+
 class StreamPacker:
     """Packs up to `chunks` chunks of `chunk_bytes` that are stored in `stored_bytes`.
 
@@ -37,7 +43,7 @@ class StreamPacker:
     def __init__(self, chunks: int, stored_bytes: int, chunk_bytes: int, itemsize: int) -> None:
         self._chunk_bytes, self._itemsize = chunk_bytes, itemsize
         streams = chunks * itemsize * -(-chunk_bytes // BLOCK_BYTES)
-        self.room = stored_bytes + chunks * chunk_bytes // 255 + (streams + 1) * STREAM_OVERHEAD
+        self.room = packed_room(chunks, stored_bytes, chunk_bytes, itemsize)
         self.buffer = np.empty(0, np.uint8)
         self.used = 0
         self._rows = np.empty((streams, 4), np.int64)

@@ -85,12 +85,11 @@ def devices() -> list[dict[str, str]]:
 
 
 def optional_parts() -> list[Optional]:
-    """DALI, nvCOMP, kvikio, apex and the rest, each with its remedy when missing."""
+    """DALI, nvCOMP, apex and the rest, each with its remedy when missing."""
     return [
         _dali(),
         _compiled_loops(),
         _distribution("nvidia-libnvcomp-cu13", "GPU decompression", "pip install 'mim3d[cuda13]'"),
-        _distribution("kvikio-cu13", "reads straight into GPU memory", "pip install 'mim3d[gpu]'"),
         _apex(),
         _distribution("obstore", "s3://, gs://, http:// corpora", "pip install 'mim3d[remote]'"),
         _distribution("distributed", "convert on a Dask cluster", "pip install 'mim3d[dask]'"),

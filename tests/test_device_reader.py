@@ -1,5 +1,6 @@
 """The device's way to a crop, run on the CPU: bit-identical to the shard reader's."""
 
+import itertools
 from typing import Literal
 
 import numpy as np
@@ -93,6 +94,24 @@ def test_crops_equal_the_shard_readers(tmp_path, dtype, codec, channels, chunk, 
         device.fetch(requests_of(None, 0), SIZE)
         assert device.misses == before
         assert device.hits > 0
+
+
+@pytest.mark.parametrize(("dtype", "codec"), [("int16", "lz4"), ("float32", "zstd")])
+def test_a_budget_beyond_the_corpus_takes_what_the_corpus_needs(tmp_path, dtype, codec):
+    """The default budget is more than a small machine has; one chunk at a time is the most room."""
+    reader = reader_of(tmp_path, dtype, codec, chunk=16)
+    device = DeviceReader(reader, CPU, inflate_on_host, 1 << 50)
+    stored = int(np.asarray(reader.table.arrays)["shard_bytes"].sum())
+    assert len(device._arena) < 1.5 * stored + (1 << 20)
+    for row in range(len(reader.table.volumes)):
+        array = reader.array(row)
+        for z, y, x in itertools.product(*(range(0, n, 16) for n in array.shape)):
+            request = Request(row, (z, y, x), (False, False, False), None, 0.0)
+            device.assemble(device.fetch([request], (16, 16, 16)), (16, 16, 16))
+    before = device.misses
+    for seed in range(4):
+        device.fetch(requests_of(None, seed), SIZE)
+    assert device.misses == before
 
 
 def test_labels_keep_their_dtype(tmp_path):

@@ -10,7 +10,8 @@ from mim3d.bench.corpora import anatomy_like, corpus_of
 from mim3d.dataio import dali_graph
 from mim3d.dataio.augment import augmentation, draw_view
 from mim3d.dataio.corpus import Corpus
-from mim3d.dataio.dali_graph import DaliGraph, feed_order
+from mim3d.dataio.dali_graph import feed_order
+from mim3d.dataio.direct_graph import DirectGraph
 from mim3d.dataio.errors import ChunkError
 from mim3d.dataio.graph_spec import GraphSpec
 from mim3d.dataio.loader import Loader, LoaderConfig
@@ -66,14 +67,33 @@ def test_crops_on_the_gpu_that_want_no_operator_need_no_dali(monkeypatch):
     spec = GraphSpec(2, 1, CROP, 1, "uint8", augmentation("mim"), 0, 1, device_input=True)
     batches = [(torch.full((2, 1, *CROP), float(i)), torch.zeros(2, *CROP)) for i in range(3)]
     views = [draw_view(augmentation("mim"), np.arange(2, dtype=np.uint64), 0, CROP)]
-    graph = DaliGraph(spec, lambda i: feed_order(spec, *batches[i], views))
+    assert spec.is_direct
+    graph = DirectGraph(spec, lambda i: feed_order(spec, *batches[i], views))
     for image, label in batches:
         got, got_label = graph.run()
         assert got is image
         assert got_label is label
-    graph.close()
-    with pytest.raises(RuntimeError, match="closed"):
-        graph.run()
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_bfloat16_is_written_at_once_and_rounds_as_on_the_cpu(tmp_path, mode):
+    root = corpus(tmp_path)
+    options = {"crop_size": CROP, "micro_batch": 3, "dtype": "bfloat16", **MODES[mode]}
+    kinds = []
+    with (
+        Loader(root, LoaderConfig(**options)) as host,
+        Loader(root, LoaderConfig(**options, cache="device")) as device,
+    ):
+        plain = device._source.device_reader.assemble
+        device._source.device_reader.assemble = lambda *given: (
+            kinds.append(given[2]),
+            plain(*given),
+        )[1]
+        for _ in range(6):
+            here, there = next(host), next(device)
+            assert there.image.dtype == torch.bfloat16
+            assert torch.equal(here.image, there.image)
+    assert torch.bfloat16 in kinds
 
 
 @pytest.mark.gpu
