@@ -133,11 +133,11 @@ def shards_of(
         {"params": [], "weight_decay": optim.weight_decay},
         {"params": [], "weight_decay": 0.0},
     ]
-    for parameter in build_method(config).parameters():
+    for name, parameter in build_method(config).named_parameters():
         rows = -(-parameter.shape[0] // ranks.world)
         piece = nn.Parameter(parameter.detach()[:rows].to(ranks.device, copy=True))
         piece.grad = torch.randn_like(piece) * 1e-3
-        groups[0 if decayed(parameter) else 1]["params"].append(piece)
+        groups[0 if decayed(name, parameter) else 1]["params"].append(piece)
         tensors.append(piece)
     return groups, tensors
 

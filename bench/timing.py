@@ -57,8 +57,9 @@ class Flush:
     """Overwrites a buffer larger than any cache, then reads it.
 
     Read last, so that the caches hold nothing which the timed call would have to write back: an
-    H100's 50 MB of changed lines are a fifth of what the loss moves at 64 crops of 96^3. On a GPU it still runs while the host enqueues the call to be timed, so no launch is waited for
-    between the two events.
+    H100's 50 MB of changed lines are a fifth of what the loss moves at 64 crops of 96^3. On a GPU
+    it still runs while the host enqueues the call to be timed, so no launch is waited for between
+    the two events.
     """
 
     def __init__(self, device: str) -> None:

@@ -1,6 +1,7 @@
 """Crops decoded on a device, from the loader's side: errors in their turn, hand-over, and a GPU."""
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,6 +12,7 @@ from mim3d.dataio import dali_graph
 from mim3d.dataio.augment import augmentation, draw_view
 from mim3d.dataio.corpus import Corpus
 from mim3d.dataio.dali_graph import feed_order
+from mim3d.dataio.device_reader import DeviceReader
 from mim3d.dataio.direct_graph import DirectGraph
 from mim3d.dataio.errors import ChunkError
 from mim3d.dataio.graph_spec import GraphSpec
@@ -76,19 +78,20 @@ def test_crops_on_the_gpu_that_want_no_operator_need_no_dali(monkeypatch):
 
 
 @pytest.mark.parametrize("mode", MODES)
-def test_bfloat16_is_written_at_once_and_rounds_as_on_the_cpu(tmp_path, mode):
+def test_bfloat16_is_written_at_once_and_rounds_as_on_the_cpu(tmp_path, mode, monkeypatch):
     root = corpus(tmp_path)
     options = {"crop_size": CROP, "micro_batch": 3, "dtype": "bfloat16", **MODES[mode]}
-    kinds = []
+    kinds, plain = [], DeviceReader.assemble
+
+    def watched(*given: Any) -> torch.Tensor:
+        kinds.append(given[3])
+        return plain(*given)
+
+    monkeypatch.setattr(DeviceReader, "assemble", watched)
     with (
         Loader(root, LoaderConfig(**options)) as host,
         Loader(root, LoaderConfig(**options, cache="device")) as device,
     ):
-        plain = device._source.device_reader.assemble
-        device._source.device_reader.assemble = lambda *given: (
-            kinds.append(given[2]),
-            plain(*given),
-        )[1]
         for _ in range(6):
             here, there = next(host), next(device)
             assert there.image.dtype == torch.bfloat16
