@@ -195,8 +195,9 @@ class ShardReader:
             done = self._read_compiled(array, chunks, start, target, affine)
         if done is None:
             self._by_chunk.add(array.row)
-            self._read_by_chunk(array, chunks, start, target, affine)
-        read_s = 0.0 if done is None else done.read_ns / 1e9
+            read_s = self._read_by_chunk(array, chunks, start, target, affine)
+        else:
+            read_s = done.read_ns / 1e9
         self.read_s += read_s
         self.decode_s += time.perf_counter() - began - read_s
 
@@ -265,11 +266,13 @@ class ShardReader:
         start: Triple,
         target: np.ndarray,
         affine: Affine | None,
-    ) -> None:
-        """Fill the target by numcodecs and numpy."""
+    ) -> float:
+        """Fill the target by numcodecs and numpy; seconds of it spent reading."""
         size = (target.shape[0], target.shape[1], target.shape[2])
         plan = plan_box(array.shape, array.chunk, start, size)
+        began = time.perf_counter()
         present, views = self._stored(array, chunks)
+        read_s = time.perf_counter() - began
         stored = dict(zip(present.tolist(), views, strict=True))
         scratch = self._scratch(array)
         for number, source, place in zip(chunks.tolist(), plan.sources, plan.targets, strict=True):
@@ -286,6 +289,7 @@ class ShardReader:
                 if target.dtype == np.uint16:
                     voxels = to_bfloat16(voxels)
             target[place] = voxels
+        return read_s
 
     def _scratch(self, array: StoredArray) -> np.ndarray:
         """One decoded chunk, per thread and per kind of array."""

@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from mim3d.bench.corpora import anatomy_like, corpus_of
+from mim3d.dataio import shard_reader
 from mim3d.dataio.corpus import Corpus
 from mim3d.dataio.errors import ChunkError, CorpusError, Mim3dError
 from mim3d.dataio.loader import Batch, Loader, LoaderConfig
@@ -289,7 +290,11 @@ def test_a_vanished_shard_is_never_replaced(damaged):
         take(loader, 5)
 
 
-def test_metrics_add_up(root):
+@pytest.mark.parametrize("compiled", [True, False])
+def test_metrics_add_up(root, monkeypatch, compiled):
+    """Chunk by chunk too, as zstd is read, and lz4 where no compiler was."""
+    if not compiled:
+        monkeypatch.setattr(shard_reader, "fits_compiled", lambda *_: False)
     with Loader(root, config_of(augment="mim")) as loader:
         take(loader, 5)
         metrics = loader.metrics()
