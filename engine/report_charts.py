@@ -8,6 +8,7 @@ from mim3d.engine.study_plots import (
     Palette,
     RatioPoint,
     arm_colour,
+    arm_dash,
     draw_curves,
     draw_means,
     draw_ratios,
@@ -16,6 +17,7 @@ from mim3d.engine.study_plots import (
     house,
     legend,
     make_chart,
+    panel_title,
 )
 from mim3d.engine.study_results import Row, Study
 from mim3d.engine.study_summary import GroupSummary, primary_target
@@ -47,7 +49,11 @@ def curves_chart(study: Study, group: GroupSummary, index: int, folder: Path) ->
             draw_curves(axes, palette, {arm: shown[arm] for arm in own}, arm_name)
             axes.margins(x=0)
             axes.set_ylim(bottom=0)
-            legend(axes, palette)
+            if len(panels) > 1:
+                panel_title(axes, palette, own[0], arm_name(own[0]))
+                axes.set_xlabel("steps", color=palette["muted"], fontsize=8.5)
+            else:
+                legend(axes, palette)
 
     alt = (
         f"{metric} against fine-tuning steps, {group.group.title}: mean over seeds, their range as "
@@ -136,7 +142,8 @@ def pretext_chart(pretraining: Sequence[Row], folder: Path) -> Chart | None:
             shares = [loss / entry["floor"] for _, loss in entry["curve"]]
             label = None if arm in told else arm_name(arm)
             told.add(arm)
-            axes.plot(crops, shares, color=arm_colour(arm, palette), linewidth=1.6, label=label)
+            colour, dash = arm_colour(arm, palette), arm_dash(arm)
+            axes.plot(crops, shares, dash, color=colour, linewidth=1.6, label=label)
         axes.margins(x=0)
         axes.legend(loc="upper right", frameon=False, fontsize=8.5, labelcolor=palette["ink"])
 

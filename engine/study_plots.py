@@ -146,6 +146,13 @@ def legend(axes: "Axes", palette: Palette) -> None:
     axes.legend(loc="lower right", frameon=False, fontsize=8.5, labelcolor=palette["ink"])
 
 
+def panel_title(axes: "Axes", palette: Palette, arm: str, name: str) -> None:
+    """The arm of a panel, what its name has in brackets on a line of its own."""
+    first, _, rest = name.partition(" (")
+    words = f"{first}\n({rest}" if rest else first
+    axes.set_title(words, loc="left", fontsize=8.5, color=arm_colour(arm, palette), va="top", y=1.1)
+
+
 def draw_targets(axes: "Axes", palette: Palette, targets: Sequence[tuple[str, float]]) -> None:
     """A dotted line at each target score, with its name."""
     for label, score in targets:
@@ -240,6 +247,16 @@ class RatioPoint:
     bound: str
 
 
+def line_style(name: str) -> str | tuple[float, tuple[float, ...]]:
+    """Of a comparison: solid over SimCLR, dashed over scratch, both broken by dots at equal FLOPs.
+
+    Two budgets of one method have one colour.
+    """
+    if "scratch" in name:
+        return (0, (4, 2, 1, 2, 1, 2)) if "FLOPs" in name else "--"
+    return "-." if "FLOPs" in name else "-"
+
+
 def draw_ratios(
     axes: "Axes",
     palette: Palette,
@@ -261,16 +278,19 @@ def draw_ratios(
             fontsize=7.5,
             color=palette["muted"],
         )
-    with_bands = [name for name in lines if "scratch" not in name] or list(lines)
+    solid = [name for name in lines if line_style(name) == "-"]
+    with_bands = solid or list(lines)
     for name, (arm, points) in lines.items():
         colour = arm_colour(arm, palette)
         banded = [(p.score, p.low, p.high) for p in points if p.low and p.high]
         if banded and name in with_bands:
             at, lows, highs = zip(*banded, strict=True)
             axes.fill_between(at, lows, highs, color=colour, alpha=0.12, lw=0)
-        dash = "--" if "scratch" in name else "-"
+        dash = line_style(name)
         exact = [(p.score, p.ratio if p.bound == "exact" else math.nan) for p in points]
-        axes.plot(*zip(*exact, strict=True), dash, color=colour, linewidth=1.8, label=name)
+        axes.plot(
+            *zip(*exact, strict=True), linestyle=dash, color=colour, linewidth=1.8, label=name
+        )
         for bound, marker in BOUND_MARKS.items():
             marked = [(p.score, p.ratio) for p in points if p.bound == bound]
             if marked:
