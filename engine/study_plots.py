@@ -150,7 +150,7 @@ def panel_title(axes: "Axes", palette: Palette, arm: str, name: str) -> None:
     """The arm of a panel, what its name has in brackets on a line of its own."""
     first, _, rest = name.partition(" (")
     words = f"{first}\n({rest}" if rest else first
-    axes.set_title(words, loc="left", fontsize=8.5, color=arm_colour(arm, palette), va="top", y=1.1)
+    axes.set_title(words, loc="left", fontsize=8.5, color=arm_colour(arm, palette))
 
 
 def draw_targets(axes: "Axes", palette: Palette, targets: Sequence[tuple[str, float]]) -> None:

@@ -14,7 +14,7 @@ from mim3d.engine.ledger import LEDGERS, UNITS
 from mim3d.engine.report import build_report, figures_of, limits, render
 from mim3d.engine.report_rates import rates_table
 from mim3d.engine.report_tables import median_reach, overview_table, reaches_table, speedup_table
-from mim3d.engine.study_plots import STAND_IN
+from mim3d.engine.study_plots import STAND_IN, line_style
 from mim3d.engine.study_results import Group, Study
 from mim3d.engine.study_summary import pairs_of, summarise
 from mim3d.engine.verdict import (
@@ -262,6 +262,17 @@ def test_words() -> None:
 
 def over_contrastive(arms: list[str], flops_of: str) -> list[tuple[str, str]]:
     return [pair for pair in pairs_of(arms, flops_of) if pair[1].startswith("simclr")]
+
+
+def test_two_budgets_of_one_method_are_drawn_apart(tmp_path: Path) -> None:
+    """They share its colour, so the stroke tells; many panels are named above, not in legends."""
+    names = ["MAE over SimCLR", "MAE (equal FLOPs) over SimCLR"]
+    names += ["MAE over scratch", "MAE (equal FLOPs) over scratch"]
+    assert len({line_style(name) for name in names}) == 4
+    speeds = {"scratch": 1.0, "simclr": 1.0, "mae": 1.1, "mae-flops": 1.3}
+    folder = write_study(tmp_path, speeds=speeds, config={"seeds": 5, "flops_of": "simclr"})
+    page = build_report(folder).read_text()
+    assert ">(equal FLOPs)<" in page  # a title's second line; legends have the name in one
 
 
 def test_arms_meet_only_at_equal_crops_or_equal_flops() -> None:
