@@ -26,6 +26,8 @@ class DaliGraph:
     """
 
     def __init__(self, spec: GraphSpec, feed: Feed) -> None:
+        if spec.device_input and not spec.parameters:
+            raise ValueError(f"nothing is left for DALI to do: DirectGraph is for {spec}")
         self.spec = spec
         self._pipeline: Any = _build(spec, feed)
 

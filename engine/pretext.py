@@ -25,7 +25,7 @@ def judge_pretext(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
         return {"loss": None, "learned": False}
     verdict: dict[str, Any] = {"loss": mean_of(last, "loss"), "rows": len(last)}
     for name in FLOORS:
-        if name in last[-1]:
+        if any(row.get(name) is not None for row in last):
             verdict[name] = mean_of(last, name)
     gate = verdict.get("patch_mean", verdict.get("chance"))
     verdict["floor"] = gate
@@ -52,6 +52,6 @@ def has_loss(row: dict[str, Any]) -> bool:
 
 
 def mean_of(rows: Sequence[dict[str, Any]], name: str) -> float:
-    """Mean of a value over rows that have it."""
-    values = [row[name] for row in rows if name in row]
+    """Mean of a value over rows that have it; null stands for what was not finite."""
+    values = [row[name] for row in rows if row.get(name) is not None]
     return sum(values) / len(values)

@@ -1,5 +1,8 @@
 """A look at headers: what a conversion would do, without reading the files."""
 
+import sys
+from pathlib import Path
+
 import nibabel as nib
 import numpy as np
 import pytest
@@ -11,6 +14,9 @@ from mim3d.dataio.errors import SourceError
 from mim3d.dataio.forecast import forecast
 from mim3d.dataio.header_peek import HEAD_BYTES, read_header
 from mim3d.dataio.remote import RemoteStore, locate
+
+sys.path.insert(0, str(Path(__file__).parent))
+from s3_server import s3_environment
 
 pytest.importorskip("obstore")
 moto_server = pytest.importorskip("moto.server")
@@ -25,13 +31,7 @@ def s3_address():
     server.start()
     with pytest.MonkeyPatch.context() as patch:
         port = server.get_host_and_port()[1]
-        for name, value in {
-            "AWS_ACCESS_KEY_ID": "test",
-            "AWS_SECRET_ACCESS_KEY": "test",
-            "AWS_REGION": "us-east-1",
-            "AWS_ENDPOINT_URL": f"http://127.0.0.1:{port}",
-            "AWS_ALLOW_HTTP": "true",
-        }.items():
+        for name, value in s3_environment(port).items():
             patch.setenv(name, value)
         boto3.client("s3", region_name="us-east-1").create_bucket(Bucket="looks")
         yield "s3://looks/raw"

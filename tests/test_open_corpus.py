@@ -1,6 +1,7 @@
 """inspect, export-nifti and verify of a corpus in a bucket: as of the same corpus on disk."""
 
 import hashlib
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -12,6 +13,9 @@ from mim3d.dataio.open_corpus import is_address, opened_corpus, quarantined
 from mim3d.dataio.remote import RemoteStore
 from mim3d.dataio.store import LocalStore
 from mim3d.engine.cli import main
+
+sys.path.insert(0, str(Path(__file__).parent))
+from s3_server import s3_environment
 
 pytest.importorskip("obstore")
 moto_server = pytest.importorskip("moto.server")
@@ -37,13 +41,7 @@ def bucket(port, local, monkeypatch) -> str:
     """Address of the same corpus on an S3 server."""
     import boto3
 
-    for name, value in {
-        "AWS_ACCESS_KEY_ID": "test",
-        "AWS_SECRET_ACCESS_KEY": "test",
-        "AWS_REGION": "us-east-1",
-        "AWS_ENDPOINT_URL": f"http://127.0.0.1:{port}",
-        "AWS_ALLOW_HTTP": "true",
-    }.items():
+    for name, value in s3_environment(port).items():
         monkeypatch.setenv(name, value)
     boto3.client("s3", region_name="us-east-1").create_bucket(Bucket="corpora")
     here, there = LocalStore(local), RemoteStore("s3://corpora/some/c.zarr")

@@ -26,3 +26,10 @@ def test_chance_must_be_beaten_clearly(loss, learned):
 def test_nothing_logged_is_nothing_learned():
     assert judge_pretext([]) == {"loss": None, "learned": False}
     assert not judge_pretext(rows([float("nan")] * 3, chance=3.4))["learned"]
+
+
+def test_a_floor_that_is_null_in_some_rows_is_that_of_the_others() -> None:
+    """metrics.jsonl has null for what was not finite."""
+    told = rows([0.5] * 10, patch_mean=1.0)
+    told[-1]["patch_mean"] = None
+    assert judge_pretext(told)["floor"] == 1.0

@@ -27,6 +27,7 @@ from mim3d.engine.cli import main
 
 sys.path.insert(0, str(Path(__file__).parent))
 from gcs_server import gcs_environment, gcs_server
+from s3_server import s3_environment
 
 pytest.importorskip("obstore")
 moto_server = pytest.importorskip("moto.server")
@@ -46,14 +47,7 @@ def s3(s3_port, monkeypatch, request) -> str:
     """Address of a fresh bucket."""
     import boto3
 
-    endpoint = f"http://127.0.0.1:{s3_port}"
-    for name, value in {
-        "AWS_ACCESS_KEY_ID": "test",
-        "AWS_SECRET_ACCESS_KEY": "test",
-        "AWS_REGION": "us-east-1",
-        "AWS_ENDPOINT_URL": endpoint,
-        "AWS_ALLOW_HTTP": "true",
-    }.items():
+    for name, value in s3_environment(s3_port).items():
         monkeypatch.setenv(name, value)
     bucket = f"bucket-{abs(hash(request.node.nodeid)) % 10**9}"
     boto3.client("s3", region_name="us-east-1").create_bucket(Bucket=bucket)

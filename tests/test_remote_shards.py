@@ -1,7 +1,9 @@
 """Training from a bucket: against moto's S3 server on loopback."""
 
+import sys
 import urllib.request
 from dataclasses import replace
+from pathlib import Path
 
 import obstore
 import pytest
@@ -10,6 +12,9 @@ import torch
 from mim3d.bench.corpora import anatomy_like, corpus_of
 from mim3d.dataio.errors import CorpusError
 from mim3d.dataio.loader import Loader, LoaderConfig
+
+sys.path.insert(0, str(Path(__file__).parent))
+from s3_server import s3_environment
 
 CONFIG = LoaderConfig(crop_size=(24, 24, 24), micro_batch=3, threads=2, augment="mim")
 
@@ -28,14 +33,7 @@ def bucket(local, monkeypatch):
     server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
     server.start()
     host, port = server.get_host_and_port()
-    for name, value in {
-        "AWS_ACCESS_KEY_ID": "test",
-        "AWS_SECRET_ACCESS_KEY": "test",
-        "AWS_ENDPOINT_URL": f"http://{host}:{port}",
-        "AWS_ALLOW_HTTP": "true",
-        "AWS_REGION": "us-east-1",
-        "AWS_DEFAULT_REGION": "us-east-1",
-    }.items():
+    for name, value in s3_environment(port, host).items():
         monkeypatch.setenv(name, value)
     put = urllib.request.Request(f"http://{host}:{port}/corpora", method="PUT")
     urllib.request.urlopen(put).close()

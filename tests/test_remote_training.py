@@ -23,6 +23,7 @@ from mim3d.engine.splits import SplitConfig
 from mim3d.engine.vit import ViTConfig
 
 sys.path.insert(0, str(Path(__file__).parent))
+from s3_server import s3_environment
 from small_run import make_corpus, small_config
 
 pytest.importorskip("obstore")
@@ -40,13 +41,7 @@ def upload(monkeypatch):
     server = moto_server.ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
     server.start()
     host, port = server.get_host_and_port()
-    for name, value in {
-        "AWS_ACCESS_KEY_ID": "test",
-        "AWS_SECRET_ACCESS_KEY": "test",
-        "AWS_REGION": "us-east-1",
-        "AWS_ENDPOINT_URL": f"http://{host}:{port}",
-        "AWS_ALLOW_HTTP": "true",
-    }.items():
+    for name, value in s3_environment(port, host).items():
         monkeypatch.setenv(name, value)
     put = urllib.request.Request(f"http://{host}:{port}/corpora", method="PUT")
     urllib.request.urlopen(put).close()
