@@ -1,5 +1,5 @@
 import gzip
-import os
+import random
 import struct
 import subprocess
 import sys
@@ -13,7 +13,8 @@ from mim3d.dataio import libdeflate
 from mim3d.dataio.errors import SourceError
 from mim3d.dataio.gzip_stream import SLACK, inflate, inflate_members, peek
 
-PAYLOAD = os.urandom(3000) + bytes(5000) + os.urandom(100)
+NOISE = random.Random(0).randbytes(10_000)
+PAYLOAD = NOISE[:3000] + bytes(5000) + NOISE[3000:3100]
 ZIPPED = gzip.compress(PAYLOAD, 6, mtime=0)
 
 
@@ -49,10 +50,12 @@ def test_exactly_one_intact_member():
     assert whole(ZIPPED + b"\0", 3 << 20) is None
     assert whole(ZIPPED + ZIPPED, 3 << 20) is None
     assert whole(ZIPPED[:-1], 3 << 20) is None
-    for position in range(12, len(ZIPPED), 17):  # the voxels, the CRC and the length
+    for position in range(12, len(ZIPPED)):
         damaged = bytearray(ZIPPED)
         damaged[position] ^= 4
-        assert whole(bytes(damaged), 3 << 20) is None
+        # A bit of a code that no symbol uses may change nothing; one of the CRC or the length, 8 bytes, may not.
+        found = whole(bytes(damaged), 3 << 20)
+        assert found is None or (found == PAYLOAD and position < len(ZIPPED) - 8), position
 
 
 def test_both_ways_give_the_same_and_may_be_written(way):
@@ -88,7 +91,7 @@ def test_garbage_after_the_end():
 
 
 def test_longer_than_declared():
-    data = gzip.compress(bytes(4 * SLACK) + os.urandom(10000))
+    data = gzip.compress(bytes(4 * SLACK) + NOISE)
     assert code_of(data, 5000) == "too-long"
 
 
