@@ -8,8 +8,8 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 import hypothesis
 import pytest
 
-# Timings are never asserted: a busy machine must not fail a property. CI tries the same examples every time, so
-# that a change is blamed for what it broke; new examples are found where people work.
+# Timings are never asserted: a busy machine must not fail a property. CI tries the same examples
+# every time, so that a change is blamed for what it broke; people's machines find new ones.
 hypothesis.settings.register_profile(
     "mim3d", deadline=None, derandomize=bool(os.environ.get("CI")), print_blob=True
 )

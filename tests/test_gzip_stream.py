@@ -53,7 +53,8 @@ def test_exactly_one_intact_member():
     for position in range(12, len(ZIPPED)):
         damaged = bytearray(ZIPPED)
         damaged[position] ^= 4
-        # A bit of a code that no symbol uses may change nothing; one of the CRC or the length, 8 bytes, may not.
+        # A bit of a code that no symbol uses may change nothing; one of the CRC or of the length,
+        # the last 8 bytes, may not.
         found = whole(bytes(damaged), 3 << 20)
         assert found is None or (found == PAYLOAD and position < len(ZIPPED) - 8), position
 
