@@ -20,8 +20,8 @@ from mim3d.bench.loader_gpu import GpuBench, gpu_table, measure_gpu
 from mim3d.dataio.chunk_boxes import Triple
 from mim3d.dataio.chunk_decode import IDENTITY
 from mim3d.dataio.corpus import Corpus
-from mim3d.dataio.counter_random import uniform
 from mim3d.dataio.loader import Loader, LoaderConfig
+from mim3d.dataio.sampler import Sampler
 from mim3d.dataio.shard_reader import ShardReader
 from mim3d.engine.arguments import parse
 from mim3d.engine.outcome import Outcome
@@ -121,15 +121,14 @@ def measure(
 
 
 def random_crops(shapes: Sequence[tuple[int, ...]], n: int, snap: int, seed: int) -> Crops:
-    """`n` random crops with starts at multiples of `snap`; the same for every contestant."""
-    u = uniform(seed, np.arange(4)[:, None], np.arange(n))
+    """`n` crops as the loader's sampler draws them, the same for every contestant.
+
+    Starts are multiples of `snap`, or the last that fits.
+    """
+    sampler = Sampler(seed, np.arange(len(shapes)), np.array(shapes), CROP, snap=snap)
+    drawn = sampler.samples(0, n)
     crops = []
-    for i in range(n):
-        volume = int(u[0, i] * len(shapes))
-        z, y, x = (
-            int(u[axis + 1, i] * ((shapes[volume][axis] - CROP[axis]) // snap + 1)) * snap
-            for axis in range(3)
-        )
+    for volume, (z, y, x) in zip(drawn.volume.tolist(), drawn.start.tolist(), strict=True):
         crops.append((volume, (z, y, x)))
     return crops
 

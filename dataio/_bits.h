@@ -2,14 +2,14 @@
 
    Row k of eight holds bit k of the byte, of eight voxels in each of its bytes, the first in the
    lowest bit (bitshuffle's layout). The rows' bytes are interleaved, which makes of each eight
-   voxels a matrix of 8 x 8 bits, and every matrix is transposed by three exchanges of its halves,
-   quarters and eighths (Hacker's Delight, 7-3), 32 bytes at a time. */
+   voxels a matrix of 8 x 8 bits, and every matrix is transposed: by three exchanges of its halves,
+   quarters and eighths (Hacker's Delight, 7-3), or by one instruction of AVX-512. */
 
 #pragma once
 #include <stddef.h>
 #include <stdint.h>
 #include <string.h>
-#include "_cast.h"
+#include "_instructions.h"
 
 enum { WIDE = 32 };
 typedef uint8_t wide __attribute__((vector_size(WIDE)));
@@ -27,6 +27,13 @@ typedef uint64_t words __attribute__((vector_size(WIDE)));
 #define UPPER(a, b)                                                                              \
     PICK(a, b, 8, 40, 9, 41, 10, 42, 11, 43, 12, 44, 13, 45, 14, 46, 15, 47, 24, 56, 25, 57, 26, \
          58, 27, 59, 28, 60, 29, 61, 30, 62, 31, 63)
+/* The first 16 bytes of both, and the last. */
+#define FIRSTS(a, b)                                                                             \
+    PICK(a, b, 0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 32, 33, 34, 35, 36, 37, 38, \
+         39, 40, 41, 42, 43, 44, 45, 46, 47)
+#define LASTS(a, b)                                                                              \
+    PICK(a, b, 16, 17, 18, 19, 20, 21, 22, 23, 24, 25, 26, 27, 28, 29, 30, 31, 48, 49, 50, 51,   \
+         52, 53, 54, 55, 56, 57, 58, 59, 60, 61, 62, 63)
 /* Exchange the bits of `mask` with those `n` places above. */
 #define EXCHANGE(v, n, mask)                                                                     \
     do {                                                                                         \
@@ -40,60 +47,91 @@ typedef uint64_t words __attribute__((vector_size(WIDE)));
         EXCHANGE(v, 28, 0x00000000F0F0F0F0u);                                                    \
     } while (0)
 
-/* The first `n` bytes of eight rows, `pitch` bytes apart, to 8 n bytes. Row k is what `ROW(k)` says
-   for a transposition that wants its matrices in another order. */
-#define JOINER(name, ROW, TURN)                                                                  \
-    static void name(const uint8_t *rows, size_t pitch, size_t n, uint8_t *to) {                 \
-        size_t j = 0;                                                                            \
-        for (; j + WIDE <= n; j += WIDE) {                                                       \
-            wide r[8], pairs[8], fours[8];                                                       \
-            for (int k = 0; k < 8; k++) memcpy(&r[k], rows + ROW(k) * pitch + j, WIDE);          \
-            for (int k = 0; k < 4; k++) { /* rows k and k + 4 */                                 \
-                pairs[2 * k] = LOWER(r[k], r[k + 4]);                                            \
-                pairs[2 * k + 1] = UPPER(r[k], r[k + 4]);                                        \
-            }                                                                                    \
-            for (int k = 0; k < 2; k++) /* rows k, k + 2, k + 4, k + 6 */                        \
-                for (int h = 0; h < 2; h++) {                                                    \
-                    wide a = pairs[2 * k + h], b = pairs[2 * k + 4 + h];                         \
-                    fours[4 * k + 2 * h] = LOWER(a, b);                                          \
-                    fours[4 * k + 2 * h + 1] = UPPER(a, b);                                      \
-                }                                                                                \
-            for (int h = 0; h < 8; h++) {                                                        \
-                wide a = fours[h >> 1], b = fours[4 + (h >> 1)];                                 \
-                words v = (words)(h & 1 ? UPPER(a, b) : LOWER(a, b));                            \
-                TURN(v);                                                                         \
-                uint8_t *place = to + 8 * j + 16 * h; /* two words of each half of 16 bytes */   \
-                memcpy(place, &v, 16);                                                           \
-                memcpy(place + 128, (const uint8_t *)&v + 16, 16);                               \
-            }                                                                                    \
+/* Interleave eight rows: bytes 2h and 2h + 1 of each 16 of theirs are in v[h]. */
+#define INTERLEAVE(type, r, v, LOWER, UPPER)                                                     \
+    do {                                                                                         \
+        type pairs_[8], fours_[8];                                                               \
+        for (int k = 0; k < 4; k++) { /* rows k and k + 4 */                                     \
+            pairs_[2 * k] = LOWER(r[k], r[k + 4]);                                               \
+            pairs_[2 * k + 1] = UPPER(r[k], r[k + 4]);                                           \
         }                                                                                        \
-        for (; j < n; j++) {                                                                     \
-            uint64_t v = 0;                                                                      \
-            for (int k = 0; k < 8; k++) v |= (uint64_t)rows[k * pitch + j] << 8 * k;             \
-            TRANSPOSE(v);                                                                        \
-            for (int i = 0; i < 8; i++) to[8 * j + i] = (uint8_t)(v >> 8 * i);                   \
+        for (int k = 0; k < 2; k++) /* rows k, k + 2, k + 4, k + 6 */                            \
+            for (int h = 0; h < 2; h++) {                                                        \
+                fours_[4 * k + 2 * h] = LOWER(pairs_[2 * k + h], pairs_[2 * k + 4 + h]);         \
+                fours_[4 * k + 2 * h + 1] = UPPER(pairs_[2 * k + h], pairs_[2 * k + 4 + h]);     \
+            }                                                                                    \
+        for (int h = 0; h < 8; h += 2) {                                                         \
+            v[h] = LOWER(fours_[h >> 1], fours_[4 + (h >> 1)]);                                  \
+            v[h + 1] = UPPER(fours_[h >> 1], fours_[4 + (h >> 1)]);                              \
         }                                                                                        \
+    } while (0)
+
+/* The first `n` bytes of eight rows, `pitch` bytes apart, to 8 n bytes. */
+static ALWAYS_INLINE void join_bits_in_any(const uint8_t *rows, size_t pitch, size_t n,
+                                           uint8_t *to) {
+    size_t j = 0;
+    for (; j + WIDE <= n; j += WIDE) {
+        wide r[8], v[8];
+        for (int k = 0; k < 8; k++) memcpy(&r[k], rows + k * pitch + j, WIDE);
+        INTERLEAVE(wide, r, v, LOWER, UPPER);
+        for (int h = 0; h < 8; h += 2) {
+            words even = (words)v[h], odd = (words)v[h + 1];
+            TRANSPOSE(even);
+            TRANSPOSE(odd);
+            wide first = FIRSTS((wide)even, (wide)odd), last = LASTS((wide)even, (wide)odd);
+            memcpy(to + 8 * j + 16 * h, &first, WIDE);
+            memcpy(to + 8 * j + 16 * h + 128, &last, WIDE);
+        }
     }
+    for (; j < n; j++) {
+        uint64_t v = 0;
+        for (int k = 0; k < 8; k++) v |= (uint64_t)rows[k * pitch + j] << 8 * k;
+        TRANSPOSE(v);
+        for (int i = 0; i < 8; i++) to[8 * j + i] = (uint8_t)(v >> 8 * i);
+    }
+}
 
-#define IN_ORDER(k) (k)
-FAST JOINER(join_bits_plainly, IN_ORDER, TRANSPOSE)
+static void join_bits_plain(const uint8_t *rows, size_t pitch, size_t n, uint8_t *to) {
+    join_bits_in_any(rows, pitch, n, to);
+}
 
-#if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__) && __GNUC__ >= 11
-#include <immintrin.h>
-/* One instruction instead of the three exchanges: byte j of the constant, times a matrix, is the
-   matrix' column j, from the last row to the first. */
-#define REVERSED(k) (7 - (k))
-#define BY_GFNI(v)                                                                               \
-    v = (words)_mm256_gf2p8affine_epi64_epi8(_mm256_set1_epi64x((long long)0x8040201008040201u), \
-                                             (__m256i)v, 0)
-__attribute__((target("gfni,avx2"))) JOINER(join_bits_by_gfni, REVERSED, BY_GFNI)
+#if X86
+AVX2_TARGET static void join_bits_avx2(const uint8_t *rows, size_t pitch, size_t n, uint8_t *to) {
+    join_bits_in_any(rows, pitch, n, to);
+}
+
+/* Byte j of the constant, times a matrix, is the matrix' column j, from the last row to the first:
+   the rows are taken in that order. */
+AVX512_TARGET static void join_bits_avx512(const uint8_t *rows, size_t pitch, size_t n,
+                                           uint8_t *to) {
+    const __m512i columns = _mm512_set1_epi64((long long)0x8040201008040201u);
+    size_t j = 0;
+    for (; j + 64 <= n; j += 64) {
+        __m512i r[8], v[8];
+        for (int k = 0; k < 8; k++) r[k] = _mm512_loadu_si512(rows + (7 - k) * pitch + j);
+        INTERLEAVE(__m512i, r, v, _mm512_unpacklo_epi8, _mm512_unpackhi_epi8);
+        for (int h = 0; h < 8; h++) v[h] = _mm512_gf2p8affine_epi64_epi8(columns, v[h], 0);
+        for (int h = 0; h < 8; h += 4) { /* 16 bytes of four vectors each make one */
+            __m512i a = _mm512_shuffle_i64x2(v[h], v[h + 1], 0x44);
+            __m512i b = _mm512_shuffle_i64x2(v[h], v[h + 1], 0xEE);
+            __m512i c = _mm512_shuffle_i64x2(v[h + 2], v[h + 3], 0x44);
+            __m512i d = _mm512_shuffle_i64x2(v[h + 2], v[h + 3], 0xEE);
+            uint8_t *place = to + 8 * j + 16 * h;
+            _mm512_storeu_si512(place, _mm512_shuffle_i64x2(a, c, 0x88));
+            _mm512_storeu_si512(place + 128, _mm512_shuffle_i64x2(a, c, 0xDD));
+            _mm512_storeu_si512(place + 256, _mm512_shuffle_i64x2(b, d, 0x88));
+            _mm512_storeu_si512(place + 384, _mm512_shuffle_i64x2(b, d, 0xDD));
+        }
+    }
+    join_bits_in_any(rows + j, pitch, n - j, to + 8 * j);
+}
+#endif
 
 static void join_bits(const uint8_t *rows, size_t pitch, size_t n, uint8_t *to) {
-    if (__builtin_cpu_supports("gfni") && __builtin_cpu_supports("avx2"))
-        join_bits_by_gfni(rows, pitch, n, to);
+#if X86
+    if (instructions == AVX512) join_bits_avx512(rows, pitch, n, to);
+    else if (instructions == AVX2) join_bits_avx2(rows, pitch, n, to);
     else
-        join_bits_plainly(rows, pitch, n, to);
-}
-#else
-#define join_bits join_bits_plainly
 #endif
+        join_bits_plain(rows, pitch, n, to);
+}

@@ -294,5 +294,6 @@ static struct PyModuleDef module = {
 
 PyMODINIT_FUNC PyInit__chunks(void) {
     crc_prepare();
+    choose_instructions("");
     return PyModule_Create(&module);
 }

@@ -1,12 +1,15 @@
 /* CRC-32C (Castagnoli, reflected polynomial 0x82F63B78), as Zarr's crc32c codec has it.
 
-   The processor's instruction takes 8 bytes in 3 cycles but could take 8 in each: three lanes of
-   LANE bytes run at once and are joined by a table that advances a checksum over LANE zeros.
-   Without the instruction: eight bytes a step by tables. */
+   With AVX-512, 64 bytes at a time are carried over what follows them by multiplying without carries
+   (Gopal et al., "Fast CRC Computation for Generic Polynomials Using PCLMULQDQ", Intel 2009). Else
+   by the processor's instruction, which takes 8 bytes in 3 cycles but could take 8 in each: three
+   lanes of LANE bytes run at once and are joined by a table that advances a checksum over LANE
+   zeros. Without either: eight bytes a step by tables. */
 
 #pragma once
 #include <stdint.h>
 #include <string.h>
+#include "_instructions.h"
 
 enum { LANE = 256 };
 static uint32_t crc_table[8][256], crc_advance[4][256];
@@ -49,7 +52,7 @@ static uint32_t crc_by_tables(uint32_t crc, const uint8_t *p, size_t n) {
     return crc;
 }
 
-#if defined(__x86_64__) && defined(__GNUC__)
+#if X86
 __attribute__((target("sse4.2"))) static uint32_t crc_by_instruction(uint32_t crc,
                                                                      const uint8_t *p, size_t n) {
     uint64_t a = crc, b, c, word;
@@ -71,11 +74,46 @@ __attribute__((target("sse4.2"))) static uint32_t crc_by_instruction(uint32_t cr
     while (n--) rest = __builtin_ia32_crc32qi(rest, *p++);
     return rest;
 }
+
+/* 16 bytes of `sum`, as a polynomial, times what carries them over `by`'s distance, added to the
+   bytes there. */
+#define CARRY(sum, by, next)                                                                     \
+    _mm512_ternarylogic_epi64(_mm512_clmulepi64_epi128(sum, by, 0x00),                           \
+                              _mm512_clmulepi64_epi128(sum, by, 0x11), next, 0x96)
+
+/* n >= 64. The constants are x^(8 d + 32) and x^(8 d - 32) modulo the polynomial for distances d of
+   256 and 64 bytes, their bits reversed and moved up by one. */
+AVX512_TARGET static uint32_t crc_by_carrying(uint32_t crc, const uint8_t *p, size_t n) {
+    const __m512i far = _mm512_broadcast_i32x4(_mm_set_epi64x(0xB9E02B86, 0xDCB17AA4));
+    const __m512i near = _mm512_broadcast_i32x4(_mm_set_epi64x(0x9E4ADDF8, 0x740EEF02));
+    __m512i a = _mm512_zextsi128_si512(_mm_cvtsi32_si128((int)crc));
+    a = _mm512_xor_si512(a, _mm512_loadu_si512(p));
+    p += 64, n -= 64;
+    if (n >= 192 + 256) {
+        __m512i b = _mm512_loadu_si512(p), c = _mm512_loadu_si512(p + 64);
+        __m512i d = _mm512_loadu_si512(p + 128);
+        for (p += 192, n -= 192; n >= 256; p += 256, n -= 256) {
+            a = CARRY(a, far, _mm512_loadu_si512(p));
+            b = CARRY(b, far, _mm512_loadu_si512(p + 64));
+            c = CARRY(c, far, _mm512_loadu_si512(p + 128));
+            d = CARRY(d, far, _mm512_loadu_si512(p + 192));
+        }
+        b = CARRY(a, near, b);
+        c = CARRY(b, near, c);
+        a = CARRY(c, near, d);
+    }
+    for (; n >= 64; p += 64, n -= 64) a = CARRY(a, near, _mm512_loadu_si512(p));
+    uint8_t left[64];
+    _mm512_storeu_si512(left, a);
+    return crc_by_instruction(crc_by_instruction(0, left, sizeof left), p, n);
+}
+#undef CARRY
 #endif
 
 static uint32_t crc32c(const uint8_t *p, size_t n) {
-#if defined(__x86_64__) && defined(__GNUC__)
-    if (__builtin_cpu_supports("sse4.2")) return ~crc_by_instruction(~(uint32_t)0, p, n);
+#if X86
+    if (instructions == AVX512 && n >= 64) return ~crc_by_carrying(~(uint32_t)0, p, n);
+    if (instructions >= AVX2) return ~crc_by_instruction(~(uint32_t)0, p, n);
 #endif
     return ~crc_by_tables(~(uint32_t)0, p, n);
 }

@@ -31,7 +31,7 @@ typedef struct {
 typedef struct {
     Cast cast;
     Axis axes[3];
-    uint8_t empty[4]; /* a voxel of an absent chunk, as it is written */
+    uint8_t empty[4]; /* a stored 0, as it is written: the voxels of absent chunks */
     int fd;           /* -1: chunks are in memory */
     int asked;        /* whether the kernel was told what will be read */
     const uint64_t *offsets;
@@ -42,7 +42,7 @@ typedef struct {
     size_t capacity;           /* of both, in bytes */
     Py_ssize_t failed; /* the chunk that an error is about */
     long long detail;  /* errno, or where the file ends, or the scratch wanted */
-    long long read_ns;
+    long long read_ns, read_bytes;
 } Crop;
 
 static Axis axis_of(int extent, int chunk, int start, int size) {
@@ -61,6 +61,32 @@ static void span(const Axis *a, int k, int *from, int *n, int *to) {
     int high = a->high < begin + a->chunk ? a->high : begin + a->chunk;
     *from = low - begin, *n = high - low, *to = low - a->start;
 }
+
+/* Where the box's chunks lie in their shard, from the sizes of its chunks, which follow each other in
+   it: those before a chunk add up to its offset. `first` is the number of the channel's first chunk;
+   0 where the sizes end too early. */
+#define LOOKER(type)                                                                             \
+    static int look_up_##type(const Crop *crop, const type *table, size_t n, size_t first,       \
+                              const int *shape, uint64_t *offsets, int64_t *sizes) {             \
+        const Axis *axes = crop->axes;                                                           \
+        size_t ny = ((size_t)shape[1] + axes[1].chunk - 1) / axes[1].chunk;                      \
+        size_t nx = ((size_t)shape[2] + axes[2].chunk - 1) / axes[2].chunk, seen = 0;            \
+        uint64_t sum = 0;                                                                        \
+        for (int z = 0; z < axes[0].count; z++)                                                  \
+            for (int y = 0; y < axes[1].count; y++) {                                            \
+                size_t row = (size_t)(axes[0].first + z) * ny + axes[1].first + y;               \
+                size_t begin = first + row * nx + axes[2].first, end = begin + axes[2].count;    \
+                if (end > n) return 0;                                                           \
+                for (; seen < begin; seen++) sum += table[seen];                                 \
+                for (; seen < end; seen++) {                                                     \
+                    *offsets++ = sum, *sizes++ = table[seen];                                    \
+                    sum += table[seen];                                                          \
+                }                                                                                \
+            }                                                                                    \
+        return 1;                                                                                \
+    }
+LOOKER(uint16_t)
+LOOKER(uint32_t)
 
 /* Tell the kernel all that will be read, so that a disk works on it at once. */
 static void ask(Crop *crop) {
@@ -128,6 +154,7 @@ static int read_row(Crop *crop, Py_ssize_t base) {
             return code;
         }
         to += end - begin;
+        crop->read_bytes += end - begin;
     }
     return OK;
 }
@@ -165,7 +192,7 @@ static int write_blocks(const Crop *crop, const Frame *frame, const Slab *slab, 
     Py_ssize_t last = first + (slab->nz - 1) * slab->plane + (slab->ny - 1) * slab->row + n;
     for (Py_ssize_t i = first / count; i * count < last; i++) {
         Py_ssize_t begin = i * count, end = begin + count < voxels ? begin + count : voxels;
-        Run run;
+        Run run = {.before = 0, .behind = 0}; /* a block may begin or end within a row */
         int code = block_planes(frame, i, last - begin, crop->scratch, run.planes);
         if (code) return code;
         const uint8_t *planes[MAX_TYPESIZE];
@@ -204,6 +231,7 @@ static int row_of_chunks(Crop *crop, Py_ssize_t base, int z, int y) {
         Run run;
         span(&axes[2], x, &from[2], &n[2], &to[2]);
         run.n = n[2], run.to = to[2] * cast->stride[2];
+        run.before = from[2], run.behind = row - from[2] - n[2];
         Slab alone = slab;
         alone.runs = &run, alone.n_runs = 1;
         crop->failed = base + x;
@@ -284,24 +312,61 @@ static int fits(const Crop *crop, const Py_buffer *out, const int *size) {
     return 1;
 }
 
-/* read_crop(fd or list, offsets, sizes, shape, chunk, start, out, kind, itemsize, mode, affine,
-   empty, scratch) -> (chunk, code, detail, ns of reading); see chunk_decode.py. */
+/* What a stored 0 becomes. */
+static void set_empty(Crop *crop) {
+    const Cast *cast = &crop->cast;
+    float value = changed(cast, 0, cast->clip);
+    uint16_t half = to_bfloat16(value);
+    memset(crop->empty, 0, sizeof crop->empty);
+    if (cast->mode == FLOAT32) memcpy(crop->empty, &value, sizeof value);
+    if (cast->mode == BFLOAT16) memcpy(crop->empty, &half, sizeof half);
+}
+
+/* Offsets and sizes of the box's n chunks: as given, one of each per chunk, or looked up in the
+   sizes of all chunks of the shard where `offsets` is None. */
+static int find_chunks(Crop *crop, PyObject *offsets, PyObject *sizes, Py_ssize_t first,
+                       const int *shape, Py_ssize_t n, Py_buffer *views, int64_t *own_sizes,
+                       uint64_t *own_offsets) {
+    if (PyObject_GetBuffer(sizes, &views[0], PyBUF_C_CONTIGUOUS)) return 0;
+    crop->offsets = own_offsets, crop->sizes = own_sizes;
+    if (offsets != Py_None) {
+        if (PyObject_GetBuffer(offsets, &views[1], PyBUF_C_CONTIGUOUS)) return 0;
+        crop->offsets = views[1].buf, crop->sizes = views[0].buf;
+        if (views[0].len == n * 8 && views[1].len == n * 8) return 1;
+        PyErr_SetString(PyExc_ValueError, "not one offset and size for each chunk of the box");
+        return 0;
+    }
+    if (!n) return 1;
+    size_t size = views[0].itemsize, count = views[0].len / size;
+    int found = 0;
+    if (size == 2 && first >= 0)
+        found = look_up_uint16_t(crop, views[0].buf, count, first, shape, own_offsets, own_sizes);
+    if (size == 4 && first >= 0)
+        found = look_up_uint32_t(crop, views[0].buf, count, first, shape, own_offsets, own_sizes);
+    if (!found) PyErr_SetString(PyExc_ValueError, "the sizes are not those of the shard's chunks");
+    return found;
+}
+
+/* read_crop(fd or list, offsets, sizes, first, shape, chunk, start, out, kind, itemsize, mode,
+   affine, scratch) -> (chunk, code, detail, ns of reading, bytes read); see chunk_decode.py. */
 static PyObject *read_crop(PyObject *self, PyObject *args) {
     (void)self;
-    PyObject *source, *offsets_object, *sizes_object, *out_object, *affine;
+    PyObject *source, *offsets, *sizes, *out_object, *affine;
     int shape[3], chunk[3], start[3], size[3];
+    Py_ssize_t first;
     const char *kind;
     Crop crop = {.fd = -1, .asked = 0};
     Cast *cast = &crop.cast;
-    Py_buffer offsets = {0}, sizes = {0}, out = {0}, empty = {0}, scratch = {0}, *views = NULL;
-    if (!PyArg_ParseTuple(args, "OOO(iii)(iii)(iii)OsiiOy*w*", &source, &offsets_object,
-                          &sizes_object, &shape[0], &shape[1], &shape[2], &chunk[0], &chunk[1],
-                          &chunk[2], &start[0], &start[1], &start[2], &out_object, &kind,
-                          &cast->size, &cast->mode, &affine, &empty, &scratch))
+    Py_buffer tables[2] = {{0}, {0}}, out = {0}, scratch = {0}, *views = NULL;
+    if (!PyArg_ParseTuple(args, "OOOn(iii)(iii)(iii)OsiiOw*", &source, &offsets, &sizes, &first,
+                          &shape[0], &shape[1], &shape[2], &chunk[0], &chunk[1], &chunk[2],
+                          &start[0], &start[1], &start[2], &out_object, &kind, &cast->size,
+                          &cast->mode, &affine, &scratch))
         return NULL;
     PyObject *result = NULL;
     Py_ssize_t n = 0, held = 0;
     int64_t *own_sizes = NULL;
+    uint64_t *own_offsets = NULL;
     int listed = PyList_Check(source), code;
     cast->kind = kind[0];
     if (!PyArg_ParseTuple(affine, "pffff", &cast->clip, &cast->low, &cast->high, &cast->scale,
@@ -312,20 +377,24 @@ static PyObject *read_crop(PyObject *self, PyObject *args) {
         size[i] = (int)out.shape[i];
         crop.axes[i] = axis_of(shape[i], chunk[i], start[i], size[i]);
     }
-    if (!fits(&crop, &out, size) || empty.len < (out.itemsize)) {
+    if (!fits(&crop, &out, size)) {
         PyErr_SetString(PyExc_ValueError, "target, dtype and chunks do not fit each other");
         goto done;
     }
     n = (Py_ssize_t)crop.axes[0].count * crop.axes[1].count * crop.axes[2].count;
-    memcpy(crop.empty, empty.buf, out.itemsize);
+    set_empty(&crop);
     memcpy(cast->stride, out.strides, sizeof cast->stride);
     cast->out = out.buf;
     crop.scratch = scratch.buf, crop.capacity = scratch.len;
     crop.stored = PyMem_Calloc(n + 1, sizeof *crop.stored);
     own_sizes = PyMem_Calloc(n + 1, sizeof *own_sizes);
-    views = PyMem_Calloc(n + 1, sizeof *views);
+    own_offsets = PyMem_Calloc(listed ? 1 : n + 1, sizeof *own_offsets);
+    views = PyMem_Calloc(listed ? n + 1 : 1, sizeof *views);
     crop.runs = PyMem_Calloc(crop.axes[2].count + 1, sizeof(Run));
-    if (!crop.stored || !own_sizes || !views || !crop.runs) { PyErr_NoMemory(); goto done; }
+    if (!crop.stored || !own_sizes || !own_offsets || !views || !crop.runs) {
+        PyErr_NoMemory();
+        goto done;
+    }
     if (listed) {
         if (PyList_GET_SIZE(source) != n) {
             PyErr_SetString(PyExc_ValueError, "not one buffer for each chunk of the box");
@@ -334,29 +403,24 @@ static PyObject *read_crop(PyObject *self, PyObject *args) {
         if (!hold(source, &crop, own_sizes, views, &held)) goto done;
     } else {
         crop.fd = PyObject_AsFileDescriptor(source);
-        if (crop.fd < 0 || PyObject_GetBuffer(offsets_object, &offsets, PyBUF_C_CONTIGUOUS) ||
-            PyObject_GetBuffer(sizes_object, &sizes, PyBUF_C_CONTIGUOUS))
+        if (crop.fd < 0 || !find_chunks(&crop, offsets, sizes, first, shape, n, tables, own_sizes,
+                                        own_offsets))
             goto done;
-        if (offsets.len != n * 8 || sizes.len != n * 8) {
-            PyErr_SetString(PyExc_ValueError, "not one offset and size for each chunk of the box");
-            goto done;
-        }
-        crop.offsets = offsets.buf, crop.sizes = sizes.buf;
     }
     Py_BEGIN_ALLOW_THREADS
     code = n ? all_rows(&crop) : OK;
     Py_END_ALLOW_THREADS
-    result = Py_BuildValue("niLL", crop.failed, code, crop.detail, crop.read_ns);
+    result = Py_BuildValue("niLLL", crop.failed, code, crop.detail, crop.read_ns, crop.read_bytes);
 done:
     for (Py_ssize_t v = 0; v < held; v++) PyBuffer_Release(&views[v]);
     PyMem_Free(views);
+    PyMem_Free(own_offsets);
     PyMem_Free(own_sizes);
     PyMem_Free(crop.stored);
     PyMem_Free(crop.runs);
-    if (offsets.obj) PyBuffer_Release(&offsets);
-    if (sizes.obj) PyBuffer_Release(&sizes);
+    for (int i = 0; i < 2; i++)
+        if (tables[i].obj) PyBuffer_Release(&tables[i]);
     if (out.obj) PyBuffer_Release(&out);
-    PyBuffer_Release(&empty);
     PyBuffer_Release(&scratch);
     return result;
 }
@@ -416,8 +480,19 @@ release:
     return result;
 }
 
+/* instructions(most) -> name: of the set in use, after choosing the best or at most this one. */
+static PyObject *use_instructions(PyObject *self, PyObject *args) {
+    (void)self;
+    const char *most = "";
+    if (!PyArg_ParseTuple(args, "|s", &most)) return NULL;
+    if (PyTuple_GET_SIZE(args) && !choose_instructions(most))
+        return PyErr_Format(PyExc_ValueError, "%s is none of plain, avx2, avx512", most);
+    return PyUnicode_FromString(instruction_names[instructions]);
+}
+
 static PyMethodDef methods[] = {
     {"read_crop", read_crop, METH_VARARGS, "Read and decode the chunks of a box into a crop."},
+    {"instructions", use_instructions, METH_VARARGS, "The instruction set in use."},
     {"pack", pack_chunks, METH_VARARGS, "Lay the streams of chunks side by side."},
     {NULL, NULL, 0, NULL},
 };
@@ -426,5 +501,7 @@ static struct PyModuleDef module = {
 
 PyMODINIT_FUNC PyInit__crops(void) {
     crc_prepare();
+    lz4_prepare();
+    choose_instructions("");
     return PyModule_Create(&module);
 }

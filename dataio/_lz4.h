@@ -3,12 +3,8 @@
 #pragma once
 #include <stdint.h>
 #include <string.h>
+#include "_instructions.h"
 
-#if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__) && __GNUC__ >= 11
-#define NEWER __attribute__((target_clones("arch=x86-64-v3", "default")))
-#else
-#define NEWER
-#endif
 enum { SLACK = 64, BAD_LZ4 = 2 };
 
 /* Add the bytes that extend a length of 15; 0 when the input ends within. */
@@ -26,7 +22,7 @@ static int longer(const uint8_t **in, const uint8_t *end, size_t *length) {
 
    What overlaps itself is read once: each store begins where the good bytes of the one before end,
    so that none waits for another. */
-static inline void repeat(uint8_t *to, size_t back, size_t n) {
+static ALWAYS_INLINE void repeat(uint8_t *to, size_t back, size_t n) {
     /* With back < 8: the bytes to repeat, how they fill eight, and how many periods those are. */
     static const uint64_t mask[8] = {0, 0xFF, 0xFFFF, 0xFFFFFF, 0xFFFFFFFF, 0xFFFFFFFFFF,
                                      0xFFFFFFFFFFFF, 0xFFFFFFFFFFFFFF};
@@ -61,49 +57,48 @@ static inline void repeat(uint8_t *to, size_t back, size_t n) {
     }
 }
 
-/* The first `need` of the `size` bytes of an LZ4 block of n bytes; `out` has SLACK bytes behind
-   `size`. With need == size the block must end exactly there. */
-NEWER static int lz4(const uint8_t *in, size_t n, uint8_t *out, size_t size, size_t need) {
-    const uint8_t *end = in + n;
-    size_t at = 0;
-    while (in < end && (at < need || need == size)) {
-        uint8_t token = *in++;
-        size_t literals = token >> 4, match = token & 15;
-        /* Most sequences are short: copy more than needed and branch less. At most 14 literals
-           and a match of 18; what is touched beyond lies in the slack. */
-        if (literals < 15 && end - in >= 18 && at + 32 <= size) {
-            memcpy(out + at, in, 16);
-            in += literals;
-            at += literals;
-            size_t back = in[0] | (size_t)in[1] << 8;
-            if (match < 15 && back >= 8 && back <= at) {
-                uint8_t *to = out + at;
-                memcpy(to, to - back, 8);
-                memcpy(to + 8, to + 8 - back, 8);
-                memcpy(to + 16, to + 16 - back, 2);
-                in += 2;
-                at += match + 4;
-                continue;
-            }
-        } else {
-            if (literals == 15 && !longer(&in, end, &literals)) return BAD_LZ4;
-            if (literals > (size_t)(end - in) || literals > size - at) return BAD_LZ4;
-            if ((size_t)(end - in) >= literals + 32)
-                for (size_t done = 0; done < literals; done += 32)
-                    memcpy(out + at + done, in + done, 32);
-            else memcpy(out + at, in, literals);
-            in += literals;
-            at += literals;
-            if (in == end) return at == size ? 0 : BAD_LZ4;
-        }
-        if (end - in < 2) return BAD_LZ4;
-        size_t back = in[0] | (size_t)in[1] << 8;
-        in += 2;
-        if (match == 15 && !longer(&in, end, &match)) return BAD_LZ4;
-        match += 4;
-        if (back == 0 || back > at || match > size - at) return BAD_LZ4;
-        repeat(out + at, back, match);
-        at += match;
-    }
-    return at >= need && need < size ? 0 : BAD_LZ4;
+/* A match of up to 18 bytes, 4 more than `match`, where it can be written without a loop. */
+static ALWAYS_INLINE int short_match_plain(uint8_t *to, size_t back, size_t match) {
+    if (match > 14 || back < 8) return 0;
+    memcpy(to, to - back, 8);
+    memcpy(to + 8, to + 8 - back, 8);
+    memcpy(to + 16, to + 16 - back, 2);
+    return 1;
+}
+
+#define SET plain
+#define TARGET
+#include "_lz4_block.h"
+
+#if X86
+/* Row `back`: which of the bytes before a match each of its first 16 repeats. */
+static uint8_t repeated[17][16];
+
+static void lz4_prepare(void) {
+    for (int back = 1; back <= 16; back++)
+        for (int i = 0; i < 16; i++) repeated[back][i] = (uint8_t)(i % back);
+}
+
+/* Up to 16 bytes, from however near: without a branch, which short matches would often mislead. */
+static ALWAYS_INLINE AVX2_TARGET int short_match_avx2(uint8_t *to, size_t back, size_t match) {
+    if (match > 12) return 0;
+    const uint8_t *from = repeated[back < 16 ? back : 16];
+    __m128i bytes = _mm_loadu_si128((const __m128i *)(to - back));
+    bytes = _mm_shuffle_epi8(bytes, _mm_loadu_si128((const __m128i *)from));
+    _mm_storeu_si128((__m128i *)to, bytes);
+    return 1;
+}
+
+#define SET avx2
+#define TARGET AVX2_TARGET
+#include "_lz4_block.h"
+#else
+static void lz4_prepare(void) {}
+#endif
+
+static int lz4(const uint8_t *in, size_t n, uint8_t *out, size_t size, size_t need) {
+#if X86
+    if (instructions >= AVX2) return lz4_avx2(in, n, out, size, need);
+#endif
+    return lz4_plain(in, n, out, size, need);
 }

@@ -6,6 +6,7 @@ every other frame, and where the extension was not built (`compiled()` tells).
 """
 
 import importlib
+import math
 import threading
 from functools import lru_cache
 from typing import Any, NamedTuple
@@ -38,7 +39,7 @@ class Affine(NamedTuple):
     @property
     def clips(self) -> bool:
         """Whether there is a bound to clip to."""
-        return bool(np.isfinite(self.low) or np.isfinite(self.high))
+        return math.isfinite(self.low) or math.isfinite(self.high)
 
     def apply(self, values: np.ndarray) -> np.ndarray:
         """Apply to a float32 array in place."""
@@ -92,18 +93,34 @@ def decode_frame(frame: np.ndarray, out: np.ndarray) -> None:
 class Decoded(NamedTuple):
     """What the compiled loop did: up to which chunk of the box, a code, and what it is about.
 
-    `detail` is an errno, or where a file ended; `read_ns` is the part of the time spent reading.
+    `detail` is an errno, or where a file ended; `read_ns` is the part of the time spent reading,
+    `nbytes` what was read.
     """
 
     chunk: int
     code: int
     detail: int
     read_ns: int
+    nbytes: int
+
+
+class Stored(NamedTuple):
+    """Where the compiled loop finds the chunks that a box meets, in C order.
+
+    `source` is a descriptor of the shard, or a list of stored bytes, empty where absent. For a
+    descriptor `sizes` are those of all chunks of the shard (uint16 or uint32, 0 where absent), of
+    which `first` is the channel's first; or `offsets` (uint64) and `sizes` (int64) of the box's
+    chunks are given.
+    """
+
+    source: int | list[np.ndarray]
+    sizes: np.ndarray | None = None
+    first: int = 0
+    offsets: np.ndarray | None = None
 
 
 def read_crop(
-    source: int | list[np.ndarray],
-    ranges: tuple[np.ndarray, np.ndarray] | None,
+    stored: Stored,
     grid: tuple[Triple, Triple, Triple],
     target: np.ndarray,
     dtype: np.dtype,
@@ -111,35 +128,24 @@ def read_crop(
 ) -> Decoded:
     """Fill `target` (z, y, x) with lz4 chunks of `dtype` by the compiled loop, where they meet it.
 
-    `source` is a descriptor, with `ranges` the offset (uint64) and size (int64, 0 where absent) of
-    each chunk that the box meets, in C order; or their stored bytes, empty where absent. `grid` is
-    the shape of the array, of a chunk, and the first voxel of the box, which may lie outside.
-    `target` is of `dtype`, or float32, or bfloat16 as uint16; `affine` None copies the voxels.
+    `grid` is the shape of the array, of a chunk, and the first voxel of the box, which may lie
+    outside. `target` is of `dtype`, or float32, or bfloat16 as uint16; `affine` None copies the
+    voxels.
     """
-    offsets, sizes = ranges or (None, None)
     mode = COPY if affine is None else FLOAT32 if target.dtype == np.float32 else BFLOAT16
     numbers = IDENTITY if affine is None else affine
-    empty = stored_zero(target.dtype, affine)
     if not hasattr(_local, "scratch"):
         _local.scratch = bytearray(1 << 18)
     while True:
         done = Decoded(
             *compiled().read_crop(
-                source, offsets, sizes, *grid, target, dtype.kind, dtype.itemsize, mode,
-                (numbers.clips, *numbers), empty, _local.scratch,
+                stored.source, stored.offsets, stored.sizes, stored.first, *grid, target,
+                dtype.kind, dtype.itemsize, mode, (numbers.clips, *numbers), _local.scratch,
             )
         )  # fmt: skip
         if done.code != TOO_SMALL:
             return done
         _local.scratch = bytearray(done.detail)
-
-
-def stored_zero(dtype: np.dtype, affine: Affine | None) -> bytes:
-    """A voxel of 0 as it comes out, in `dtype`: what an absent chunk is filled with."""
-    if affine is None:
-        return bytes(dtype.itemsize)
-    value = affine.apply(np.zeros(1, np.float32))
-    return (value if dtype == np.float32 else to_bfloat16(value)).tobytes()
 
 
 def to_bfloat16(values: np.ndarray) -> np.ndarray:

@@ -1,17 +1,18 @@
 """Crops read ahead by threads: normalised arrays, with flips and intensities folded in."""
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
 import numpy as np
 
-from mim3d.dataio.augment import ViewDraws, draw_flips, draw_view
+from mim3d.dataio.augment import ViewDraws
 from mim3d.dataio.buffer_pool import BufferPool
 from mim3d.dataio.crop_job import CropJob
 from mim3d.dataio.crop_request import Request, image_request, label_request
+from mim3d.dataio.draws import Drawn, draws
 from mim3d.dataio.errors import ChunkError
 from mim3d.dataio.read_threads import ReadThreads, Work
 from mim3d.dataio.sampler import Sampler, Samples
@@ -28,12 +29,13 @@ class RawBatch:
 
     `image` (b, c, z, y, x) float32, or uint16 for the bits of bfloat16; `label` (b, z, y, x) or
     None: numpy on the host, from a pool that has them back when nobody holds them, or tensors on a
-    device. `error` is what reading raised, if anything.
+    device. `flips` (b, 3) bool are along z, y, x. `error` is what reading raised, if anything.
     """
 
     samples: Samples
     image: Any
     label: Any
+    flips: np.ndarray
     views: list[ViewDraws]
     error: BaseException | None = None
 
@@ -61,11 +63,12 @@ class CropSource:
     def batches(self, first: int, stride: int, count: int) -> Iterator[RawBatch]:
         """Yield batches of `count` samples from global index `first`, `stride` apart, for ever."""
         self._cancel()
+        drawn = draws(self.sampler, self.job, first, stride, count)
         number = 0
         while True:
             for ahead in range(number, number + self._ahead):
                 if ahead not in self._pending:
-                    self._submit(ahead, first + ahead * stride, count)
+                    self._submit(ahead, drawn, count)
             batch, work = self._pending.pop(number)
             began = time.perf_counter()
             batch.error = work.wait()
@@ -100,12 +103,9 @@ class CropSource:
         images, labels = self._pools[count]
         return images.take(), None if labels is None else labels.take()
 
-    def _submit(self, number: int, first: int, count: int) -> None:
-        samples = self.sampler.samples(first, count)
-        image, label = self._buffers(count)
-        kind, seeds = self.job.augmentation, samples.augment_seed
-        views = [draw_view(kind, seeds, view, self.job.crop_size) for view in range(self.job.views)]
-        batch = self._new_batch(samples, image, label, views)
+    def _submit(self, number: int, drawn: Callable[[int], Drawn], count: int) -> None:
+        what = drawn(number)
+        batch = self._new_batch(what.samples, *self._buffers(count), what.flips, what.views)
         parts = self._parts(count)
         calls = [partial(self._fill, batch, range(part, count, parts)) for part in range(parts)]
         self._pending[number] = batch, self._threads.start(calls)
@@ -118,23 +118,22 @@ class CropSource:
         return min(self._n_threads, count)
 
     def _fill(self, batch: RawBatch, members: range) -> None:
-        flips = draw_flips(self.job.augmentation, batch.samples.augment_seed)
         for i in members:
             try:
-                self._load(batch, i, self._requests(batch, i, batch.samples, i, flips[i]))
+                self._load(batch, i, self._requests(batch, i, batch.samples, i))
             except ChunkError:
                 if not self.job.replace_errors:
                     raise
-                self._replace(batch, i, flips[i])
+                self._replace(batch, i)
 
     def _finish(self, batch: RawBatch) -> None:
         """What is left to do on the consumer's thread: nothing on the host."""
 
-    def _replace(self, batch: RawBatch, i: int, flip: np.ndarray) -> tuple[Request, Request | None]:
+    def _replace(self, batch: RawBatch, i: int) -> tuple[Request, Request | None]:
         """Load the sample's deterministic stand-ins until one is sound; its requests."""
         for attempt in range(1, REPLACEMENTS + 1):
             other = self.sampler.replacement(int(batch.samples.sample[i]), attempt)
-            requests = self._requests(batch, i, other, 0, flip)
+            requests = self._requests(batch, i, other, 0)
             try:
                 self._load(batch, i, requests)
             except ChunkError as error:
@@ -148,7 +147,7 @@ class CropSource:
         raise AssertionError("unreachable: the last attempt returns or raises")
 
     def _requests(
-        self, batch: RawBatch, i: int, samples: Samples, at: int, flip: np.ndarray
+        self, batch: RawBatch, i: int, samples: Samples, at: int
     ) -> tuple[Request, Request | None]:
         """Crops of sample `at` of `samples`, augmented as place `i` of the batch."""
         job = self.job
@@ -156,7 +155,8 @@ class CropSource:
         z, y, x = samples.start[at].tolist()
         mirrored, gain, bias = STILL, 1.0, 0.0
         if not job.augmentation.per_view:
-            mirrored = (bool(flip[0]), bool(flip[1]), bool(flip[2]))
+            along_z, along_y, along_x = batch.flips[i].tolist()
+            mirrored = (along_z, along_y, along_x)
             gain, bias = float(batch.views[0].gain[i]), float(batch.views[0].bias[i])
         image = image_request(job, volume, (z, y, x), mirrored, gain, bias)
         if job.label_rows is None:

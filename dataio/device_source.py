@@ -5,7 +5,6 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from mim3d.dataio.augment import draw_flips
 from mim3d.dataio.crop_job import CropJob
 from mim3d.dataio.crop_request import Request
 from mim3d.dataio.crop_source import CropSource, RawBatch
@@ -48,8 +47,7 @@ class DeviceSource(CropSource):
     def _fill(self, batch: RawBatch, members: range) -> None:
         """Fetch the whole batch; on a damaged chunk find the samples to replace and fetch again."""
         assert isinstance(batch, DeviceBatch)
-        flips = draw_flips(self.job.augmentation, batch.samples.augment_seed)
-        requests = [self._requests(batch, i, batch.samples, i, flips[i]) for i in members]
+        requests = [self._requests(batch, i, batch.samples, i) for i in members]
         try:
             batch.fetched = self._fetch(requests)
         except ChunkError:
@@ -59,7 +57,7 @@ class DeviceSource(CropSource):
                 try:
                     self._fetch([requests[i]])
                 except ChunkError:
-                    requests[i] = self._replace(batch, i, flips[i])
+                    requests[i] = self._replace(batch, i)
             batch.fetched = self._fetch(requests)
 
     def _load(self, batch: RawBatch, i: int, requests: tuple[Request, Request | None]) -> None:

@@ -121,11 +121,15 @@ class Sampler:
 
     def samples(self, first: int, count: int) -> Samples:
         """Draw the samples with global indices `first` to `first + count`."""
-        index = np.arange(first, first + count, dtype=np.int64)
+        return self.at(np.arange(first, first + count, dtype=np.int64))
+
+    def at(self, index: np.ndarray) -> Samples:
+        """Draw the samples with these global indices, (b,) int64."""
         epoch, place = np.divmod(index, self.epoch_samples)
-        entry = np.array(
-            [self._epoch(int(e))[p] for e, p in zip(epoch, place, strict=True)], np.int64
-        )
+        entry = np.empty(len(index), np.int64)
+        for each in np.unique(epoch):
+            among = epoch == each
+            entry[among] = self._epoch(int(each))[place[among]]
         return self._place(index, entry)
 
     def replacement(self, sample: int, attempt: int) -> Samples:

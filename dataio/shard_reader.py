@@ -25,6 +25,7 @@ from mim3d.dataio.chunk_decode import (
     UNSUPPORTED,
     Affine,
     Decoded,
+    Stored,
     checked_frame,
     decode_frame,
     fits_compiled,
@@ -77,6 +78,8 @@ class StoredArray:
     chunks_per_channel: int
     path: str
     nbytes: int
+    sizes: np.ndarray | None
+    """Stored bytes of all chunks, where the table has nothing else."""
 
 
 class ShardReader:
@@ -131,9 +134,11 @@ class ShardReader:
             raise ValueError(f"out has dtype {out.dtype}; with an affine it must be float32")
         z, y, x = (slice(None, None, -1 if mirrored else 1) for mirrored in flip)
         target = out[:, z, y, x] if any(flip) else out
-        inside = zip(array.shape, start, size, strict=True)
-        if not all(a >= 0 and a + s <= n for n, a, s in inside):
+        extents = tuple(zip(array.shape, start, size, strict=True))
+        if not all(a >= 0 and a + s <= n for n, a, s in extents):
             out[...] = _through(affine, fill, out.dtype)
+            if not all(a + s > 0 and a < n for n, a, s in extents):
+                return out
         if affine is None and out.dtype == np.float32 != array.dtype:
             affine = IDENTITY
         for channel in range(array.channels):
@@ -185,17 +190,12 @@ class ShardReader:
         affine: Affine | None,
     ) -> None:
         began = time.perf_counter()
-        size = (target.shape[0], target.shape[1], target.shape[2])
-        chunks = box_chunks(array.shape, array.chunk, start, size)
-        chunks += channel * array.chunks_per_channel
-        if not len(chunks):
-            return
         done = None
         if array.row not in self._by_chunk and fits_compiled(array.dtype, target, affine):
-            done = self._read_compiled(array, chunks, start, target, affine)
+            done = self._read_compiled(array, channel, start, target, affine)
         if done is None:
             self._by_chunk.add(array.row)
-            read_s = self._read_by_chunk(array, chunks, start, target, affine)
+            read_s = self._read_by_chunk(array, channel, start, target, affine)
         else:
             read_s = done.read_ns / 1e9
         self.read_s += read_s
@@ -204,7 +204,7 @@ class ShardReader:
     def _read_compiled(
         self,
         array: StoredArray,
-        chunks: np.ndarray,
+        channel: int,
         start: Triple,
         target: np.ndarray,
         affine: Affine | None,
@@ -215,33 +215,39 @@ class ShardReader:
 
         Bytes that fail their checksum only once, as a network may garble them, are read `again`.
         """
-        began = time.perf_counter()
         grid = array.shape, array.chunk, start
-        offsets, sizes = self._ranges(array, chunks)
+        first = channel * array.chunks_per_channel
         file = self.shards.open_file(array.path, array.nbytes)
         if file is not None:
-            done = read_crop(file.fd, (offsets, sizes), grid, target, array.dtype, affine)
-            self.bytes_read += int(sizes.sum())
+            if array.sizes is not None:
+                stored = Stored(file.fd, array.sizes, first)
+            else:
+                offsets, sizes = self._ranges(array, _chunks(array, channel, start, target))
+                stored = Stored(file.fd, sizes, offsets=offsets)
+            done = read_crop(stored, grid, target, array.dtype, affine)
+            self.bytes_read += done.nbytes
         else:
+            began = time.perf_counter()
+            chunks = _chunks(array, channel, start, target)
             present, views = self._stored(array, chunks)
             frames = [NOTHING] * len(chunks)
             for place, view in zip(np.searchsorted(chunks, present).tolist(), views, strict=True):
                 frames[place] = view
             waited = int((time.perf_counter() - began) * 1e9)
-            done = read_crop(frames, None, grid, target, array.dtype, affine)
+            done = read_crop(Stored(frames), grid, target, array.dtype, affine)
             done = done._replace(read_ns=waited)
+        if done.code == DONE:
+            return done
         if done.code == UNSUPPORTED:
             return None
         if done.code == IO_ERROR:
             raise CorpusError(f"{self._file(array)}: cannot be read: {os.strerror(done.detail)}")
         if done.code == SHORT_FILE:
             raise cut_short(self._file(array), done.detail, array.nbytes)
-        if done.code == DONE:
-            return done
-        number = int(chunks[done.chunk])
+        number = int(_chunks(array, channel, start, target)[done.chunk])
         problem = self._damage(array, number)
         if problem is None and done.code == BAD_CRC and again:
-            return self._read_compiled(array, chunks, start, target, affine, again=False)
+            return self._read_compiled(array, channel, start, target, affine, again=False)
         raise self._chunk_error(array, number, problem or ValueError("its lz4 frame is not valid"))
 
     def _damage(self, array: StoredArray, chunk: int) -> ValueError | None:
@@ -262,14 +268,14 @@ class ShardReader:
     def _read_by_chunk(
         self,
         array: StoredArray,
-        chunks: np.ndarray,
+        channel: int,
         start: Triple,
         target: np.ndarray,
         affine: Affine | None,
     ) -> float:
         """Fill the target by numcodecs and numpy; seconds of it spent reading."""
-        size = (target.shape[0], target.shape[1], target.shape[2])
-        plan = plan_box(array.shape, array.chunk, start, size)
+        chunks = _chunks(array, channel, start, target)
+        plan = plan_box(array.shape, array.chunk, start, _size(target))
         began = time.perf_counter()
         present, views = self._stored(array, chunks)
         read_s = time.perf_counter() - began
@@ -315,6 +321,17 @@ class ShardReader:
         )
 
 
+def _size(target: np.ndarray) -> Triple:
+    z, y, x = target.shape
+    return z, y, x
+
+
+def _chunks(array: StoredArray, channel: int, start: Triple, target: np.ndarray) -> np.ndarray:
+    """Numbers in the array of the chunks of one channel that a box meets."""
+    inside = box_chunks(array.shape, array.chunk, start, _size(target))
+    return inside + channel * array.chunks_per_channel
+
+
 def _through(affine: Affine | None, value: float, dtype: np.dtype) -> float | np.generic:
     """One stored value as it comes out."""
     if affine is None:
@@ -337,16 +354,19 @@ def _stored_array(table: ChunkTable, row: int) -> StoredArray:
             f"{table.shard_path(row)}: the table has {record['n_chunks']} chunks, shape {shape} "
             f"with chunks of {chunk} and {channels} channels needs {per_channel * channels}"
         )
+    first, n = int(record["first_chunk"]), per_channel * channels
+    sizes = np.asarray(table.chunks)[first : first + n]
     return StoredArray(
         row,
         dtype,
         channels,
         shape,
         chunk,
-        int(record["first_chunk"]),
+        first,
         per_channel,
         table.shard_path(row),
         int(record["shard_bytes"]),
+        sizes if sizes.dtype.str in ("<u2", "<u4") else None,
     )
 
 

@@ -168,7 +168,10 @@ def _compiled_loops() -> Optional:
     """The C loops that install with the package where there is a compiler."""
     missing = [name for name in LOOPS if find_spec(f"mim3d.dataio.{name}") is None]
     if not missing:
-        return Optional("compiled loops", True, "built (chunks to crops, volumes to chunks)")
+        from mim3d.dataio.chunk_decode import compiled
+
+        by = f"chunks to crops by {compiled().instructions()}"
+        return Optional("compiled loops", True, f"built ({by}, volumes to chunks)")
     return Optional(
         "compiled loops",
         False,

@@ -26,6 +26,7 @@ from mim3d.dataio.shard_reader import ShardReader
 SOURCE = Path(chunk_decode.__file__).with_name("_crops.c")
 AFFINE = Affine(-20.0, 60.0, 0.37, 1.5)
 BAD_CRC = 5
+ORDER = ["plain", "avx2", "avx512"]
 
 
 @pytest.fixture(scope="module")
@@ -44,6 +45,15 @@ def crops(tmp_path_factory):
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
+
+
+@pytest.fixture(params=["plain", "avx2", "avx512"])
+def each_set(crops, request):
+    """The extension by each set of instructions that this processor has."""
+    if crops.instructions(request.param) != request.param:
+        pytest.skip(f"this processor has no {request.param}")
+    yield crops
+    crops.instructions("")
 
 
 def voxels_of(shape, dtype, kind, seed):
@@ -102,13 +112,12 @@ def expected(volume, start, size, before, affine, dtype):
     return out
 
 
-def call(crops, source, shape, side, start, target, dtype, affine, ranges=(None, None)):
+def call(crops, source, shape, side, start, target, dtype, affine, ranges=(None, None), first=0):
     numbers = chunk_decode.IDENTITY if affine is None else affine
     mode = 0 if affine is None else 1 if target.dtype == np.float32 else 2
-    empty = chunk_decode.stored_zero(target.dtype, affine)
     return crops.read_crop(
-        source, *ranges, shape, (side,) * 3, start, target, dtype.kind, dtype.itemsize, mode,
-        (numbers.clips, *numbers), empty, bytearray(1 << 21),
+        source, *ranges, first, shape, (side,) * 3, start, target, dtype.kind, dtype.itemsize, mode,
+        (numbers.clips, *numbers), bytearray(1 << 21),
     )  # fmt: skip
 
 
@@ -126,29 +135,36 @@ def call(crops, source, shape, side, start, target, dtype, affine, ranges=(None,
         }
     ),
     seed=st.integers(0, 10**6),
-    from_file=st.booleans(),
+    way=st.sampled_from(["memory", "ranges", "<u2", "<u4"]),
 )
 def test_the_compiled_loop_equals_numpy(
-    crops, tmp_path_factory, dtype, kind, side, options, seed, from_file
+    each_set, tmp_path_factory, dtype, kind, side, options, seed, way
 ):
+    """From memory, and from a file by ranges or by the sizes of all its chunks."""
     rng = np.random.default_rng(seed)
     shape, size = (triple(rng.integers(1, 45, 3)) for _ in range(2))
     volume = voxels_of(shape, dtype, kind, seed)
     volume[tuple(slice(0, side) for _ in shape)] *= int(rng.integers(0, 2))
     start = triple(rng.integers(-9, shape))
-    frames = chunks_of(volume, side, **options)
-    frames = [frames[i] for i in box_chunks(shape, (side, side, side), start, size)]
-    source, ranges, opened = frames, (None, None), -1
-    if from_file:
-        sizes = np.array([len(frame) for frame in frames], np.int64)
-        gaps = rng.integers(0, 2, len(frames)) * rng.integers(0, 9000, len(frames))
+    every = chunks_of(volume, side, **options)
+    frames = [every[i] for i in box_chunks(shape, (side, side, side), start, size)]
+    source, ranges, first, opened = frames, (None, None), 0, -1
+    if way != "memory":
+        looked_up = way != "ranges"
+        first = int(rng.integers(0, 4)) if looked_up else 0  # chunks of another channel before
+        written = [frames[0]] * first + every if looked_up and frames else frames
+        sizes = np.array([len(frame) for frame in written], np.int64)
+        gaps = rng.integers(0, 2, len(written)) * rng.integers(0, 9000, len(written))
+        gaps *= not looked_up
         offsets = (np.cumsum(sizes + gaps) - sizes).astype(np.uint64)
         file = tmp_path_factory.mktemp("chunks") / "shard"
         with file.open("wb") as out:
-            for frame, gap in zip(frames, gaps.tolist(), strict=True):
+            for frame, gap in zip(written, gaps.tolist(), strict=True):
                 out.write(bytes(gap) + frame.tobytes())
         source = opened = os.open(file, os.O_RDONLY)
-        ranges = offsets, sizes
+        if looked_up and sizes.max(initial=0) > np.iinfo(way).max:
+            way = "<u4"
+        ranges = (None, sizes.astype(way)) if looked_up else (offsets, sizes)
     steps = tuple(slice(None, None, int(rng.choice([-1, 1]))) for _ in range(3))
     try:
         for affine in (None, AFFINE, Affine(-np.inf, np.inf, 2.0, -1.0)):
@@ -157,7 +173,16 @@ def test_the_compiled_loop_equals_numpy(
                 target = base[1:-1, 1:-1, 1:-1][steps]
                 want = expected(volume, start, size, target, affine, target.dtype)
                 done, code, *_ = call(
-                    crops, source, shape, side, start, target, volume.dtype, affine, ranges
+                    each_set,
+                    source,
+                    shape,
+                    side,
+                    start,
+                    target,
+                    volume.dtype,
+                    affine,
+                    ranges,
+                    first,
                 )
                 if code == chunk_decode.UNSUPPORTED:
                     assert not options["shuffle"] or (options["shuffle"] == 2 and side % 2)
@@ -167,7 +192,7 @@ def test_the_compiled_loop_equals_numpy(
                 base[1:-1, 1:-1, 1:-1] = 9
                 assert (base == 9).all()
     finally:
-        if from_file:
+        if opened >= 0:
             os.close(opened)
 
 
@@ -180,7 +205,7 @@ def test_the_compiled_loop_equals_numpy(
     cut=st.integers(0, 10**6),
 )
 def test_no_frame_writes_outside_its_box_or_stops_the_process(
-    crops, dtype, kind, shuffle, flips, cut
+    each_set, dtype, kind, shuffle, flips, cut
 ):
     voxels = voxels_of((16, 16, 16), dtype, kind, 3)
     frame = stored(voxels, shuffle=shuffle)[:-4].copy()
@@ -192,27 +217,53 @@ def test_no_frame_writes_outside_its_box_or_stops_the_process(
     frame = np.concatenate([frame, np.frombuffer(checksum, np.uint8)])
     base = np.full((20, 20, 20), 9, dtype)
     target = base[1:13, 2:13, 3:13]
-    done, code, *_ = call(crops, [frame], (16, 16, 16), 16, (2, 3, 4), target, voxels.dtype, None)
+    box = (16, 16, 16), 16, (2, 3, 4)
+    done, code, *_ = call(each_set, [frame], *box, target, voxels.dtype, None)
     assert done == (code == 0)
     base[1:13, 2:13, 3:13] = 9
     assert (base == 9).all()
 
 
-@given(data=st.binary(max_size=5000), start=st.integers(0, 7))
-def test_the_checksum_is_crc32c(data, start):
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(data=st.binary(max_size=5000), side=st.sampled_from([1, 2, 3, 4, 5, 7, 8, 16, 20]))
+def test_the_checksum_is_crc32c(each_set, data, side):
     """google_crc32c signs, the loop checks: a chunk passes, and with a bit wrong it fails."""
-    voxels = np.frombuffer((data[start:] + bytes(4096))[:4096], "u1").reshape(16, 16, 16)
-    chunk = stored(voxels, level=0)
-    assert len(chunk) >= 4096
-    target = np.zeros((16, 16, 16), "u1")
-    module = chunk_decode.compiled()
-    if module is None:
-        pytest.skip("the extension is not built")
-    assert call(module, [chunk], (16, 16, 16), 16, (0, 0, 0), target, voxels.dtype, None)[1] == 0
+    n = side**3
+    voxels = np.frombuffer((data * (n // (len(data) + 1) + 1) + bytes(n))[:n], "u1")
+    chunk = stored(voxels.reshape(side, side, side), level=0)
+    assert len(chunk) >= n
+    target = np.zeros((side,) * 3, "u1")
+    box = (side,) * 3, side, (0, 0, 0)
+    assert call(each_set, [chunk], *box, target, voxels.dtype, None)[1] == 0
     spoilt = chunk.copy()
     spoilt[sum(data) % len(chunk)] ^= 1 << len(data) % 8
-    code = call(module, [spoilt], (16, 16, 16), 16, (0, 0, 0), target, voxels.dtype, None)[1]
-    assert code == BAD_CRC
+    assert call(each_set, [spoilt], *box, target, voxels.dtype, None)[1] == BAD_CRC
+
+
+@pytest.mark.parametrize("most", ["", "plain", "avx2", "avx512"])
+def test_instructions_are_chosen_by_name(crops, most):
+    best = crops.instructions("")
+    assert crops.instructions(most) == (min(most, best, key=ORDER.index) if most else best)
+    assert crops.instructions() == crops.instructions(most)
+    with pytest.raises(ValueError, match="neon is none of"):
+        crops.instructions("neon")
+    crops.instructions("")
+
+
+def test_sizes_that_are_not_the_shards_are_refused(crops, tmp_path):
+    chunk = stored(np.ones((16, 16, 16), "u1"))
+    file = tmp_path / "shard"
+    file.write_bytes(chunk.tobytes())
+    target = np.zeros((16, 16, 16), "u1")
+    arguments = (16, 16, 16), 16, (0, 0, 0), target, target.dtype, None
+    with file.open("rb") as opened:
+        for sizes, first in (("<u2", 1), ("<u2", -1), ("<u8", 0)):
+            ranges = None, np.array([len(chunk)], sizes)
+            with pytest.raises(ValueError, match="not those of the shard's chunks"):
+                call(crops, opened.fileno(), *arguments, ranges, first)
+        ranges = np.zeros(2, np.uint64), np.array([len(chunk)], np.int64)
+        with pytest.raises(ValueError, match="not one offset and size"):
+            call(crops, opened.fileno(), *arguments, ranges)
 
 
 def test_zstd_frames_are_left_to_numcodecs(crops):
@@ -235,9 +286,9 @@ def test_a_file_cut_short_a_closed_one_and_a_small_scratch_are_told(crops, tmp_p
         number = opened.fileno()
         assert call(crops, number, *arguments)[1:3] == (chunk_decode.SHORT_FILE, 100)
     assert call(crops, number, *arguments)[1:3] == (chunk_decode.IO_ERROR, errno.EBADF)
-    tail = (True, 0.0, 0.0, 1.0, 0.0), bytes(2), bytearray(8)
+    tail = (True, 0.0, 0.0, 1.0, 0.0), bytearray(8)
     grid = (16, 16, 16), (16, 16, 16), (0, 0, 0)
-    _, code, wanted, _ = crops.read_crop([chunk], None, None, *grid, target, "i", 2, 0, *tail)
+    _, code, wanted, *_ = crops.read_crop([chunk], None, None, 0, *grid, target, "i", 2, 0, *tail)
     assert code == chunk_decode.TOO_SMALL
     assert wanted > 2 * 16**3
 

@@ -178,8 +178,8 @@ def test_chunks_of_many_crops_are_found_where_they_lie():
     A crop that begins with a chunk needs one less than one that begins inside it.
     """
     arrays = [
-        StoredArray(0, np.dtype("i2"), 2, (33, 70, 16), (16, 32, 8), 100, 18, "a", 0),
-        StoredArray(1, np.dtype("i2"), 2, (16, 32, 90), (16, 32, 8), 136, 12, "b", 0),
+        StoredArray(0, np.dtype("i2"), 2, (33, 70, 16), (16, 32, 8), 100, 18, "a", 0, None),
+        StoredArray(1, np.dtype("i2"), 2, (16, 32, 90), (16, 32, 8), 136, 12, "b", 0, None),
     ]
     starts, size = np.array([[-20, 31, 0], [16, -40, 83]]), (40, 60, 8)
     tables = chunk_tables(arrays, starts, size)

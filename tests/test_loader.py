@@ -340,7 +340,7 @@ def test_memory_and_threads_stay_flat_over_many_batches(root, mode):
         for _ in range(10_000):
             next(loader)
         grown = process.memory_info().rss - before
-        assert process.num_threads() == threads
+        assert process.num_threads() <= threads  # an earlier loader's may end meanwhile
     assert grown < 8 << 20
 
 

@@ -88,15 +88,15 @@ def test_after_an_interrupt_the_loader_goes_on_with_the_batch_that_was_due(
         expected = [next(loader) for _ in range(8)]
     with Loader(root, config_of(**options)) as loader:
         got = [next(loader) for _ in range(2)]
-        draw = loader.sampler.samples
+        buffers = loader._source._buffers
 
-        def interrupted(first: int, count: int) -> Any:
-            monkeypatch.setattr(loader.sampler, "samples", draw)
+        def interrupted(count: int) -> Any:
+            monkeypatch.setattr(loader._source, "_buffers", buffers)
             raise KeyboardInterrupt
 
-        monkeypatch.setattr(loader.sampler, "samples", interrupted)
+        monkeypatch.setattr(loader._source, "_buffers", interrupted)
         with pytest.raises(KeyboardInterrupt):
-            while True:
+            while len(got) < 8:
                 got.append(next(loader))
         assert loader.state_dict()["step"] == len(got)
         got += [next(loader) for _ in range(8 - len(got))]
