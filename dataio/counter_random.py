@@ -47,6 +47,6 @@ def below(
     return np.minimum(drawn, np.asarray(bound, np.int64) - 1)
 
 
-def permutation(seed: int, stream: int, n: int) -> np.ndarray:
-    """Shuffle range(n): the stable argsort of n random keys."""
+def permutation(seed: int, stream: int | np.ndarray, n: int) -> np.ndarray:
+    """Shuffle range(n): the stable argsort of n random keys; of streams (k, 1), k shuffles."""
     return np.argsort(bits(seed, stream, np.arange(n)), kind="stable")

@@ -23,6 +23,7 @@ WEIGHTINGS = ("uniform", "voxels", "foreground")
 # Streams of random numbers; epochs take EPOCH + epoch.
 START, FOREGROUND, POINT, AUGMENT, REPLACE, CLASS = 1, 4, 5, 6, 7, 8
 OFFSET, SPLITS, EPOCH, NODE_EPOCH = 9, 10, 1 << 32, 1 << 48
+KEPT_EPOCHS = 2
 
 
 @dataclass(frozen=True)
@@ -112,7 +113,7 @@ class Sampler:
         self.points = points
         self.nodes = nodes if nodes is not None and nodes.count > 1 else None
         self._cumulative = None if weights is None else _cumulative(weights)
-        self._epoch = lru_cache(maxsize=2)(self._draw_epoch)
+        self._epoch = lru_cache(maxsize=KEPT_EPOCHS)(self._draw_epoch)
 
     @property
     def epoch_samples(self) -> int:
@@ -126,10 +127,12 @@ class Sampler:
     def at(self, index: np.ndarray) -> Samples:
         """Draw the samples with these global indices, (b,) int64."""
         epoch, place = np.divmod(index, self.epoch_samples)
+        epochs, which = np.unique(epoch, return_inverse=True)
+        if len(epochs) > KEPT_EPOCHS and self.nodes is None:  # a small corpus
+            return self._place(index, self._draw_epochs(epochs)[which, place])
         entry = np.empty(len(index), np.int64)
-        for each in np.unique(epoch):
-            among = epoch == each
-            entry[among] = self._epoch(int(each))[place[among]]
+        for i, each in enumerate(epochs.tolist()):
+            entry[which == i] = self._epoch(each)[place[which == i]]
         return self._place(index, entry)
 
     def replacement(self, sample: int, attempt: int) -> Samples:
@@ -142,15 +145,19 @@ class Sampler:
 
     def _draw_epoch(self, epoch: int) -> np.ndarray:
         """Entry of `volumes` at each place of an epoch."""
-        n = self.epoch_samples
         if self.nodes is not None:
             return self._draw_splits(self.nodes, epoch)
-        order = permutation(self.seed, EPOCH + epoch, n)
+        return self._draw_epochs(np.array([epoch]))[0]
+
+    def _draw_epochs(self, epochs: np.ndarray) -> np.ndarray:
+        """The same of several epochs, without splits: (epochs, places)."""
+        n = self.epoch_samples
+        order = permutation(self.seed, EPOCH + epochs[:, None], n)
         if self._cumulative is None:
             return order
-        offset = uniform(self.seed, OFFSET, np.array([epoch]))
+        offset = uniform(self.seed, OFFSET, epochs[:, None])
         slots = np.searchsorted(self._cumulative, (np.arange(n) + offset) / n, side="right")
-        return np.minimum(slots, n - 1)[order]
+        return np.take_along_axis(np.minimum(slots, n - 1), order, axis=1)
 
     def _draw_splits(self, nodes: Nodes, epoch: int) -> np.ndarray:
         """The same where each node has its split: sections of one circle of all volumes.

@@ -185,3 +185,14 @@ def test_nodes_that_do_not_fit_are_refused():
         Nodes(2, 8, 1.5)
     with pytest.raises(Mim3dError, match="uniform"):
         sampler_of(4, nodes=Nodes(2, 4), weights=np.ones(4))
+
+
+@given(
+    n=st.integers(1, 9), first=st.integers(0, 10**6), seed=st.integers(0, 99), heavy=st.booleans()
+)
+def test_many_epochs_at_once_are_those_one_by_one(n, first, seed, heavy):
+    weights = np.arange(1.0, n + 1) if heavy else None
+    sampler = sampler_of(n, seed=seed, weights=weights)
+    whole = sampler.samples(first, 40)
+    for i in range(0, 40, 3):
+        assert whole.volume[i] == sampler.samples(first + i, 1).volume[0]
