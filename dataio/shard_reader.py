@@ -134,10 +134,11 @@ class ShardReader:
             raise ValueError(f"out has dtype {out.dtype}; with an affine it must be float32")
         z, y, x = (slice(None, None, -1 if mirrored else 1) for mirrored in flip)
         target = out[:, z, y, x] if any(flip) else out
-        extents = tuple(zip(array.shape, start, size, strict=True))
-        if not all(a >= 0 and a + s <= n for n, a, s in extents):
+        (low_z, low_y, low_x), (nz, ny, nx) = start, array.shape
+        high_z, high_y, high_x = low_z + size[0], low_y + size[1], low_x + size[2]
+        if min(low_z, low_y, low_x) < 0 or high_z > nz or high_y > ny or high_x > nx:
             out[...] = _through(affine, fill, out.dtype)
-            if not all(a + s > 0 and a < n for n, a, s in extents):
+            if low_z >= nz or low_y >= ny or low_x >= nx or min(high_z, high_y, high_x) <= 0:
                 return out
         if affine is None and out.dtype == np.float32 != array.dtype:
             affine = IDENTITY
