@@ -52,6 +52,9 @@ def locate(address: str) -> tuple[Any, str]:
     """Client and key of an address such as s3://bucket/folder/file.nii.gz."""
     match = re.fullmatch(r"([a-z0-9]+://[^/]+)/*(.*)", address)
     if match is None:
+        if address.startswith("file:"):
+            path = "/" + address.removeprefix("file:").lstrip("/")
+            raise SourceError("bad-address", address, f"a local folder goes by its path: {path}")
         raise SourceError("bad-address", address, "is not SCHEME://BUCKET/KEY")
     relevant = ("AWS_", "GOOGLE_", "AZURE_")
     told = tuple(sorted(f"{k}={v}" for k, v in os.environ.items() if k.startswith(relevant)))

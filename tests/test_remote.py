@@ -324,3 +324,15 @@ def test_a_bucket_folder_that_is_no_corpus_is_refused(s3, tmp_path):
     with pytest.raises(CorpusError, match=r"thesis\.txt"):
         convert(discover(str(cohort)).sources, f"{s3}/mine", workers=1)
     assert RemoteStore(f"{s3}/mine").get("thesis.txt") == b"precious"
+
+
+@pytest.mark.parametrize(
+    ("address", "told"),
+    [
+        ("file:///data/corpus.zarr", "goes by its path: /data/corpus.zarr"),
+        ("s3:/bucket/key", "is not SCHEME://BUCKET/KEY"),
+    ],
+)
+def test_an_address_that_is_none_is_told(address, told):
+    with pytest.raises(SourceError, match=told):
+        remote.locate(address)
