@@ -21,8 +21,8 @@ A corpus: chunk_table, table_writer, corpus, verify, inspection, histograms, mon
 Reading crops: chunk_boxes, chunk_decode (and _crops.c), shard_files, remote_shards, residency,
 buffer_pool, shard_reader, open_corpus, normalisation, volume_access.
 
-Feeding batches: loader_config, sampler, augment, crop_request, crop_job, read_threads, crop_source,
-graph_spec, dali_ops, dali_graph, direct_graph, finish, batch, loader_state, loader.
+Feeding batches: loader_config, sampler, augment, crop_request, crop_job, draws, read_threads,
+crop_source, graph_spec, dali_ops, dali_graph, direct_graph, finish, batch, loader_state, loader.
 
 Decoding on the GPU: blosc_frame, device_copy, inflate, stream_table, stream_pack (and _pack.h),
 stage_times, device_reader, device_source.
