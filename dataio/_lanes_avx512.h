@@ -2,19 +2,18 @@
 
 #pragma once
 #include <stdint.h>
+#include "_lanes_avx2.h"
 
 #define LANE_FUNCTION static ALWAYS_INLINE AVX512_TARGET
 enum { LANES_avx512 = 16 };
-typedef __m128i Bytes_avx512;
+typedef Bytes_avx2 Bytes_avx512;
 typedef __m256i Words_avx512;
 typedef __m512i Ints_avx512;
 typedef __m512 Floats_avx512;
 
-LANE_FUNCTION Bytes_avx512 bytes_avx512(const uint8_t *p, int reversed) {
-    __m128i v = _mm_loadu_si128((const __m128i *)p);
-    if (!reversed) return v;
-    return _mm_shuffle_epi8(v, _mm_set_epi64x(0x0001020304050607, 0x08090A0B0C0D0E0F));
-}
+/* Sixteen bytes are one vector of AVX2's as well. */
+#define bytes_avx512 bytes_avx2
+#define put_1_avx512 put_1_avx2
 
 LANE_FUNCTION Words_avx512 words_avx512(Bytes_avx512 low, Bytes_avx512 high) {
     return _mm256_set_m128i(_mm_unpackhi_epi8(low, high), _mm_unpacklo_epi8(low, high));
@@ -42,7 +41,6 @@ LANE_FUNCTION Floats_avx512 changed_avx512(Floats_avx512 v, const Cast *cast, in
     return _mm512_add_ps(v, _mm512_set1_ps(cast->shift));
 }
 
-LANE_FUNCTION void put_1_avx512(void *to, Bytes_avx512 v) { _mm_storeu_si128(to, v); }
 LANE_FUNCTION void put_2_avx512(void *to, Words_avx512 v) { _mm256_storeu_si256(to, v); }
 LANE_FUNCTION void put_4_avx512(void *to, Ints_avx512 v) { _mm512_storeu_si512(to, v); }
 LANE_FUNCTION void put_float32_avx512(void *to, Floats_avx512 v) { _mm512_storeu_ps(to, v); }
