@@ -51,6 +51,7 @@ dev: $(VENV)/.lint $(VENV)/.test build/names
 build/names:
 	mkdir -p $@/mim3d
 	for room in kernels dataio engine bench; do ln -sfn ../../../$$room $@/mim3d/$$room; done
+	for file in __init__.py __init__.pyi __main__.py py.typed; do ln -sfn ../../../engine/face/$$file $@/mim3d/$$file; done
 
 # torch first and alone: what is installed later finds it satisfied and leaves the build as it is.
 $(VENV)/.torch: constraints.txt
@@ -76,7 +77,7 @@ define install
 	touch $@
 endef
 
-$(VENV)/.run: $(VENV)/.torch pyproject.toml $(wildcard dataio/*.c dataio/*.h)
+$(VENV)/.run: $(VENV)/.torch pyproject.toml $(wildcard dataio/native/*.c dataio/native/*.h)
 	$(call install,cuda$(CUDA))
 
 $(VENV)/.test: $(VENV)/.run

@@ -26,9 +26,9 @@ from mim3d.bench.convert_peers import PEERS
 from mim3d.bench.corpora import anatomy_like
 from mim3d.bench.other_work import OtherWork
 from mim3d.bench.table_open import measure_table
-from mim3d.engine.arguments import parse
+from mim3d.engine.commands.arguments import parse
+from mim3d.engine.commands.outcome import Outcome
 from mim3d.engine.environment import machine
-from mim3d.engine.outcome import Outcome
 
 OWN = ("mim3d", "script", "floor")
 SCALING = ("mim3d", "mim3d-2")

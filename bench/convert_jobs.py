@@ -17,6 +17,8 @@ from typing import Any
 
 import numpy as np
 
+from mim3d.bench.convert_peers import prepare_script
+
 Prepare = Callable[[Sequence[str], Path], Callable[[], Any]]
 
 
@@ -33,8 +35,8 @@ class Measured:
 
 def prepare_mim3d(files: Sequence[str], folder: Path, workers: int = 1) -> Callable[[], Any]:
     """The whole conversion as `mim3d convert` does it."""
-    from mim3d.dataio.convert import convert
-    from mim3d.dataio.source import Source
+    from mim3d.dataio.convert.run import convert
+    from mim3d.dataio.sources.source import Source
 
     sources = [Source(Path(f).name.split(".")[0], (f,)) for f in files]
 
@@ -42,39 +44,6 @@ def prepare_mim3d(files: Sequence[str], folder: Path, workers: int = 1) -> Calla
         report = convert(sources, folder / "corpus.zarr", workers=workers)
         if report.n_quarantined:
             raise RuntimeError(f"quarantined: {report.rejections}")
-
-    return run
-
-
-def prepare_script(files: Sequence[str], folder: Path) -> Callable[[], Any]:
-    """What one writes in ten minutes: nibabel, zarr-python, the same shards, chunks and codecs."""
-    import nibabel as nib
-    import zarr
-    from zarr.codecs import BloscCodec, Crc32cCodec
-
-    from mim3d.dataio.codec import ChunkCodec
-    from mim3d.dataio.conversion import Conversion
-
-    side = Conversion().chunk
-
-    def run() -> None:
-        root = zarr.open_group(folder / "script.zarr", mode="w")
-        for file in files:
-            image = nib.as_closest_canonical(nib.load(file))
-            voxels = np.ascontiguousarray(np.asanyarray(image.dataobj).T)
-            # The settings our corpora have, so that both compress the same chunks alike.
-            settings = ChunkCodec("lz4", voxels.dtype.name, (side,) * 3).metadata[1]
-            compressor = BloscCodec(**settings["configuration"])
-            array = root.create_array(
-                Path(file).name,
-                shape=voxels.shape,
-                dtype=voxels.dtype,
-                chunks=(side,) * 3,
-                shards=tuple(-(-n // side) * side for n in voxels.shape),
-                compressors=[compressor, Crc32cCodec()],
-            )
-            array[...] = voxels
-            array.attrs["affine"] = image.affine.tolist()
 
     return run
 
@@ -89,10 +58,10 @@ def prepare_floor(files: Sequence[str], folder: Path) -> Callable[[], Any]:
     from isal import igzip
     from nibabel.nifti1 import load
 
-    from mim3d.dataio.chunk_encode import ChunkEncoder
-    from mim3d.dataio.chunk_gather import slab_chunks
-    from mim3d.dataio.codec import ChunkCodec, single_threaded
-    from mim3d.dataio.conversion import Conversion
+    from mim3d.dataio.chunks.codec import ChunkCodec, single_threaded
+    from mim3d.dataio.chunks.encode import ChunkEncoder
+    from mim3d.dataio.chunks.gather import slab_chunks
+    from mim3d.dataio.corpus.conversion import Conversion
 
     single_threaded()
     side = Conversion().chunk

@@ -6,8 +6,39 @@ from typing import Any
 
 import numpy as np
 
-from mim3d.dataio.codec import INDEX_CODECS, ChunkCodec
-from mim3d.dataio.conversion import Conversion
+from mim3d.dataio.chunks.codec import INDEX_CODECS, ChunkCodec
+from mim3d.dataio.corpus.conversion import Conversion
+
+
+def prepare_script(files: Sequence[str], folder: Path) -> Callable[[], Any]:
+    """What one writes in ten minutes: nibabel, zarr-python, the same shards, chunks and codecs."""
+    import nibabel as nib
+    import zarr
+    from zarr.codecs import BloscCodec, Crc32cCodec
+
+    side = Conversion().chunk
+
+    def run() -> None:
+        root = zarr.open_group(folder / "script.zarr", mode="w")
+        for file in files:
+            image = nib.as_closest_canonical(nib.load(file))
+            voxels = np.ascontiguousarray(np.asanyarray(image.dataobj).T)
+            # The settings our corpora have, so that both compress the same chunks alike.
+            settings = ChunkCodec("lz4", voxels.dtype.name, (side,) * 3).metadata[1]
+            compressor = BloscCodec(**settings["configuration"])
+            array = root.create_array(
+                Path(file).name,
+                shape=voxels.shape,
+                dtype=voxels.dtype,
+                chunks=(side,) * 3,
+                shards=tuple(-(-n // side) * side for n in voxels.shape),
+                compressors=[compressor, Crc32cCodec()],
+            )
+            array[...] = voxels
+            array.attrs["affine"] = image.affine.tolist()
+
+    return run
+
 
 CHUNK = (Conversion().chunk,) * 3
 
@@ -22,8 +53,6 @@ def load_zyx(file: str) -> np.ndarray:
 def prepare_zarrs(files: Sequence[str], folder: Path) -> Callable[[], Any]:
     """The script on zarrs' Rust pipeline in place of zarr-python's own."""
     import zarr
-
-    from mim3d.bench.convert_jobs import prepare_script
 
     run = prepare_script(files, folder)
 

@@ -6,9 +6,9 @@ from pathlib import Path
 import numpy as np
 from nibabel.nifti1 import Nifti1Image
 
-from mim3d.dataio.conversion import Conversion
-from mim3d.dataio.convert import convert
-from mim3d.dataio.source import Source
+from mim3d.dataio.convert.run import convert
+from mim3d.dataio.corpus.conversion import Conversion
+from mim3d.dataio.sources.source import Source
 
 
 def corpus_of(

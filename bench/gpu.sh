@@ -174,8 +174,8 @@ if command -v nvidia-smi >/dev/null; then
 fi
 
 if [ $check = 1 ]; then
-  test_words=(tests/test_kernel_backend.py)
-  dali_words=(tests/test_dali_graph.py)
+  test_words=(tests/kernels/test_kernel_backend.py)
+  dali_words=(tests/dataio/loader/test_dali_graph.py)
   kernel_words=(--size tiny --rounds 1)
   loader_words=(--volumes 1 --crops 8 --rounds 1)
   step_words=(--steps 1 --rounds 1 --warmup 1 --global-batch 2)
@@ -184,9 +184,9 @@ else
   # Most of the time goes into compiling kernel variants, on the host: spread it over processes.
   workers=()
   has xdist && workers=(-n 6)
-  mapfile -t marked < <(grep -l 'mark\.gpu' tests/test_*.py | grep -v test_dali_gpu)
+  mapfile -t marked < <(grep -rl --include='test_*.py' 'mark\.gpu' tests | grep -v test_dali_gpu)
   test_words=(${workers[@]+"${workers[@]}"} -m gpu "${marked[@]}")
-  dali_words=(-m gpu tests/test_dali_gpu.py)
+  dali_words=(-m gpu tests/dataio/loader/test_dali_gpu.py)
   kernel_words=(--seconds 120)
   loader_words=(--volumes 8 --crops 64 --rounds 2)
   step_words=(--steps 10 --rounds 3)

@@ -6,7 +6,6 @@ Half a minute that says which part is broken before the stages spend theirs. The
 anew after every check, for a broken library may take the process with it. Exit 3 where one failed.
 """
 
-import importlib
 import importlib.util
 import json
 import sys
@@ -23,11 +22,11 @@ import torch
 import torch.distributed as dist
 
 from mim3d.bench.corpora import anatomy_like, corpus_of
-from mim3d.dataio.augment import ViewDraws, augmentation, draw_view
-from mim3d.dataio.dali_graph import DaliGraph, feed_order
-from mim3d.dataio.graph_spec import GraphSpec
-from mim3d.dataio.loader import Loader, LoaderConfig
-from mim3d.engine.process_group import process_ranks
+from mim3d.dataio.loader.augment import ViewDraws, augmentation, draw_view
+from mim3d.dataio.loader.dali import DaliGraph, feed_order
+from mim3d.dataio.loader.graph import GraphSpec
+from mim3d.dataio.loader.loader import Loader, LoaderConfig
+from mim3d.engine.distributed.process_group import process_ranks
 from mim3d.kernels.masking import patch_masks
 
 CROP = (32, 48, 32)

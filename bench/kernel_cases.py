@@ -27,7 +27,6 @@ MASK_RATIO = 0.75
 SEED = 0
 WIDTH = 768  # features of an embedded token, ViT-B
 DECODER_WIDTH = 512
-
 Variants = dict[str, Callable[[], object]]
 
 

@@ -13,9 +13,9 @@ from mim3d.bench.kernel_cases import OURS, Shape, operations
 from mim3d.bench.kernel_runs import Run, Session
 from mim3d.bench.roofline import draw_roofline
 from mim3d.bench.timing import copy_bandwidth, median_cold
-from mim3d.engine.arguments import parse
+from mim3d.engine.commands.arguments import parse
+from mim3d.engine.commands.outcome import Outcome
 from mim3d.engine.errors import ConfigError
-from mim3d.engine.outcome import Outcome
 from mim3d.kernels.backend import decide
 
 SIZES = {

@@ -17,14 +17,14 @@ from mim3d.bench import loader_peers as peers
 from mim3d.bench.corpora import anatomy_like, corpus_of
 from mim3d.bench.gpu_ready import found
 from mim3d.bench.loader_gpu import GpuBench, gpu_table, measure_gpu
-from mim3d.dataio.chunk_boxes import Triple
-from mim3d.dataio.chunk_decode import IDENTITY
-from mim3d.dataio.corpus import Corpus
-from mim3d.dataio.loader import Loader, LoaderConfig
-from mim3d.dataio.sampler import Sampler
-from mim3d.dataio.shard_reader import ShardReader
-from mim3d.engine.arguments import parse
-from mim3d.engine.outcome import Outcome
+from mim3d.dataio.chunks.boxes import Triple
+from mim3d.dataio.chunks.decode import IDENTITY
+from mim3d.dataio.loader.loader import Loader, LoaderConfig
+from mim3d.dataio.loader.sampler import Sampler
+from mim3d.dataio.reader.corpus import Corpus
+from mim3d.dataio.reader.shard_reader import ShardReader
+from mim3d.engine.commands.arguments import parse
+from mim3d.engine.commands.outcome import Outcome
 
 CROP: Triple = (96, 96, 96)
 MOST_CLASSES = 32  # of a label map

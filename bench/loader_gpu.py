@@ -15,9 +15,9 @@ from typing import Any
 import torch
 
 from mim3d.bench.timing import wait_for
-from mim3d.dataio.device_reader import STAGES
+from mim3d.dataio.device.device_reader import STAGES
 from mim3d.dataio.errors import Mim3dError
-from mim3d.dataio.loader import Loader, LoaderConfig
+from mim3d.dataio.loader.loader import Loader, LoaderConfig
 
 WAYS: dict[str, dict[str, Any]] = {
     "cache=device": {"cache": "device"},

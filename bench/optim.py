@@ -10,15 +10,19 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from mim3d.engine.apex import apex_problem, load_apex
-from mim3d.engine.arguments import parse
-from mim3d.engine.build import build_method
-from mim3d.engine.config import OptimConfig, PretrainConfig
-from mim3d.engine.optim import ShardedOptimiser, decayed
-from mim3d.engine.outcome import Outcome
-from mim3d.engine.parallel import make_mesh, shard_group, shard_model
-from mim3d.engine.process_group import Ranks, process_ranks
-from mim3d.engine.recipes import recipe
+from mim3d.engine.commands.arguments import parse
+from mim3d.engine.commands.outcome import Outcome
+from mim3d.engine.distributed.parallel import make_mesh, shard_group, shard_model
+from mim3d.engine.distributed.process_group import Ranks, process_ranks
+from mim3d.engine.pretrain.config import PretrainConfig
+from mim3d.engine.pretrain.optim import (
+    OptimConfig,
+    ShardedOptimiser,
+    apex_problem,
+    decayed,
+    load_apex,
+)
+from mim3d.engine.pretrain.recipes import recipe
 
 LR = 1e-4
 BYTES_PER_PARAMETER = 28
@@ -51,7 +55,7 @@ def main(words: list[str]) -> Outcome:
         config = recipe(options.recipe or ("mae-vit-l-128" if on_gpu else "demo-mae"))
         contestants, missing = make_contestants(config, ranks)
         seconds = measure(contestants, options, ranks.device)
-        parameters = sum(p.numel() for p in build_method(config).parameters()) // ranks.world
+        parameters = sum(p.numel() for p in config.build().parameters()) // ranks.world
     figures: dict[str, Any] = {
         "device": torch.cuda.get_device_name(ranks.device) if on_gpu else "cpu",
         "parameters_per_rank": parameters,
@@ -87,7 +91,7 @@ def make_contestants(
 
 def ours(config: PretrainConfig, ranks: Ranks, optim: OptimConfig) -> Update:
     """The engine's optimiser over a sharded model, with norm, clipping and the check for NaN."""
-    module = build_method(config).to(ranks.device)
+    module = config.build().to(ranks.device)
     mesh = make_mesh(ranks.device, ranks.world, config.parallel.replicate)
     shard_model(module, mesh, config.parallel, torch.float32)
     optimiser = ShardedOptimiser(module.named_parameters(), optim, shard_group(mesh))
@@ -133,7 +137,7 @@ def shards_of(
         {"params": [], "weight_decay": optim.weight_decay},
         {"params": [], "weight_decay": 0.0},
     ]
-    for name, parameter in build_method(config).named_parameters():
+    for name, parameter in config.build().named_parameters():
         rows = -(-parameter.shape[0] // ranks.world)
         piece = nn.Parameter(parameter.detach()[:rows].to(ranks.device, copy=True))
         piece.grad = torch.randn_like(piece) * 1e-3

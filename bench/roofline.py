@@ -5,11 +5,10 @@ from pathlib import Path
 from typing import Any
 
 import matplotlib as mpl
+import matplotlib.pyplot as plt
 import numpy as np
 
 mpl.use("Agg")
-import matplotlib.pyplot as plt
-
 COLOURS = {"mim3d": "#0b6e4f", "compiled": "#c77700", "eager": "#8a8f98"}
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*", "<", ">", "h", "p", "d", "8", "H")
 

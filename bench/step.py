@@ -16,17 +16,11 @@ from torch import nn
 from mim3d.bench.corpora import anatomy_like, corpus_of
 from mim3d.bench.step_peers import EagerMAE
 from mim3d.bench.step_profile import write_profile
-from mim3d.dataio.batch import Batch
-from mim3d.dataio.loader import Loader
-from mim3d.engine.arguments import parse
-from mim3d.engine.build import build_method
-from mim3d.engine.config import PretrainConfig, method_name
-from mim3d.engine.errors import ConfigError
-from mim3d.engine.flops import peak_bf16, run_flops
-from mim3d.engine.mae import MAEConfig
-from mim3d.engine.optim import ShardedOptimiser
-from mim3d.engine.outcome import Outcome
-from mim3d.engine.parallel import (
+from mim3d.dataio.loader.batch import Batch
+from mim3d.dataio.loader.loader import Loader
+from mim3d.engine.commands.arguments import parse
+from mim3d.engine.commands.outcome import Outcome
+from mim3d.engine.distributed.parallel import (
     choose_precision,
     make_mesh,
     set_recompute,
@@ -34,9 +28,15 @@ from mim3d.engine.parallel import (
     shard_model,
     transformer_blocks,
 )
-from mim3d.engine.process_group import Ranks, process_ranks
-from mim3d.engine.recipes import recipe
-from mim3d.engine.train_step import Stepper
+from mim3d.engine.distributed.process_group import Ranks, process_ranks
+from mim3d.engine.errors import ConfigError
+from mim3d.engine.models.build import method_name
+from mim3d.engine.models.flops import peak_bf16, run_flops
+from mim3d.engine.models.mae import MAEConfig
+from mim3d.engine.pretrain.config import PretrainConfig
+from mim3d.engine.pretrain.optim import ShardedOptimiser
+from mim3d.engine.pretrain.recipes import recipe
+from mim3d.engine.pretrain.train_step import Stepper
 
 LR = 1e-4
 
@@ -146,15 +146,15 @@ def make_contestants(
     """Everything that is timed; the same weights, precision, compilation and batch size."""
     batch = random_batch(config, ranks) if loader is None else kept(next(loader))
     same = functools.partial(make_stepper, config, ranks)
-    steppers = {"in memory": same(build_method(config), forever(batch))}
+    steppers = {"in memory": same(config.build(), forever(batch))}
     if loader is not None:
-        steppers["loader"] = same(build_method(config), loader)
+        steppers["loader"] = same(config.build(), loader)
     if options.peers:
         assert isinstance(config.method, MAEConfig)
         eager = EagerMAE(config.method, config.vit, config.seed)
-        eager.load_state_dict(build_method(config).state_dict())
+        eager.load_state_dict(config.build().state_dict())
         steppers["eager recipe"] = same(eager, forever(batch))
-    found = {"model": Contestant(bare_step(config, ranks, build_method(config), batch))}
+    found = {"model": Contestant(bare_step(config, ranks, config.build(), batch))}
     for name, stepper in steppers.items():
         found[name] = Contestant(engine_step(stepper), stepper)
     return found

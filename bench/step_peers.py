@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from mim3d.dataio.batch import Batch
-from mim3d.engine.mae import MAE
-from mim3d.engine.methods import StepOutput
+from mim3d.dataio.loader.batch import Batch
+from mim3d.engine.models.mae import MAE
+from mim3d.engine.models.methods import StepOutput
 from mim3d.kernels.masking import n_visible
 
 LOSSES = {

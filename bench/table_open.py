@@ -10,9 +10,9 @@ from typing import Any
 
 import numpy as np
 
-from mim3d.dataio.chunk_table import CHECKED, HEAD, TABLE_FORMAT, crc_of, head_crc
-from mim3d.dataio.manifest import MANIFEST, Intensity, LabelRecord, VolumeRecord
-from mim3d.dataio.table_writer import build_table
+from mim3d.dataio.corpus.chunk_table import CHECKED, HEAD, TABLE_FORMAT, crc_of, head_crc
+from mim3d.dataio.corpus.manifest import MANIFEST, Intensity, LabelRecord, VolumeRecord
+from mim3d.dataio.corpus.table_writer import build_table
 
 SHAPE = (160, 192, 160)  # 150 chunks of 32^3
 OPEN = """

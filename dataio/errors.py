@@ -1,5 +1,8 @@
 """Exceptions a user can cause; the command line prints them as one line and exits 2."""
 
+from dataclasses import dataclass
+from typing import Self
+
 
 class Mim3dError(ValueError):
     """Base of every error whose message names the file or field, the values and the remedy."""
@@ -24,3 +27,21 @@ class CorpusError(Mim3dError):
 
 class ChunkError(CorpusError):
     """A stored chunk fails its checksum or cannot be decoded; names volume, shard and chunk."""
+
+
+@dataclass(frozen=True, order=True)
+class Rejection:
+    """One source left out: its path, a machine-readable code, and what is wrong and to do."""
+
+    path: str
+    code: str
+    detail: str
+
+    @classmethod
+    def of(cls, error: SourceError) -> Self:
+        """The rejection an error stands for."""
+        return cls(error.path, error.code, error.detail)
+
+
+class StoreError(Mim3dError):
+    """The destination cannot take what is written (full, read-only, gone): the run must stop."""

@@ -168,9 +168,9 @@ def _compiled_loops() -> Optional:
     """The C loops that install with the package where there is a compiler."""
     missing = [name for name in LOOPS if find_spec(f"mim3d.dataio.{name}") is None]
     if not missing:
-        from mim3d.dataio.chunk_decode import compiled
+        from mim3d.dataio.native.extension import crop_loops
 
-        by = f"chunks to crops by {compiled().instructions()}"
+        by = f"chunks to crops by {crop_loops().instructions()}"
         return Optional("compiled loops", True, f"built ({by}, volumes to chunks)")
     return Optional(
         "compiled loops",

@@ -13,3 +13,6 @@ class CheckpointError(Mim3dError):
 
 class TrainingError(Mim3dError):
     """A run cannot go on: gradients stay non-finite, the corpus changed, a disk is full."""
+
+
+EXIT_OK, EXIT_USER_ERROR, EXIT_LOST = 0, 2, 3

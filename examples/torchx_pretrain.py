@@ -45,7 +45,7 @@ def pretrain(
     return ddp(
         "pretrain", recipe, "--data.corpus", corpus, "--out", run,
         "--parallel.replicate", str(nodes), *options,
-        m="mim3d.engine.cli",
+        m="mim3d.engine.commands.cli",
         name="mim3d",
         j=j,
         gpu=gpu,

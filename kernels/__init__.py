@@ -9,7 +9,7 @@ Files in reading order, as a batch meets them:
     patch_rows       visible patches from the raw volume, ready for the embedding
     decoder_tokens   visible and mask tokens with their positions
     patch_moments    the normalised targets
-    masked_loss      the masked-voxel loss (loss_kernel: loss and gradient in one pass)
+    masked_loss      the masked-voxel loss (masked_loss_kernel: loss and gradient in one pass)
     gradient_scale   the incoming scalar, applied without a host sync
     nt_xent          the contrastive control's loss across ranks
     codegen          compile any of it for a GPU that is not there
@@ -23,3 +23,7 @@ if __name__ != "mim3d.kernels":
         "(pip install -e . in the repository's root), and keep the root off PYTHONPATH: a plain "
         "'kernels' would shadow Hugging Face's package of that name."
     )
+
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

@@ -23,7 +23,7 @@ from torch import Tensor
 
 from mim3d.kernels.backend import choose, refuse_double_backward, refuse_forward_mode
 from mim3d.kernels.gradient_scale import scale_gradient
-from mim3d.kernels.loss_kernel import empty_gradient, launch_loss, split_denominator
+from mim3d.kernels.masked_loss_kernel import empty_gradient, launch_loss, split_denominator
 from mim3d.kernels.patch_grid import (
     affine_intensity,
     as_size,

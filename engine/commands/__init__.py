@@ -1,4 +1,6 @@
-"""One module a command: `main(words)` parses with tyro, calls the room, returns an Outcome.
+"""The command line: cli (picks the command), arguments (tyro), outcome (exit codes).
+
+One module a command: `main(words)` parses with tyro, calls the room, returns an Outcome.
 
 Reading order follows the data: convert, verify, inspect, export_nifti, pretrain, finetune,
 compare, demo, export, plan, bench, env.

@@ -3,7 +3,7 @@
 import importlib
 import sys
 
-from mim3d.engine.outcome import Outcome
+from mim3d.engine.commands.outcome import Outcome
 
 STAGES = {
     "convert": "NIfTI -> Zarr against a nibabel + zarr-python script and the unavoidable work",
@@ -12,7 +12,6 @@ STAGES = {
     "optim": "an optimiser update: ours, torch's AdamW, apex where it is built",
     "step": "the whole training step: crops/s, MFU, data stall, share outside the model",
 }
-
 HELP = (
     "usage: mim3d bench STAGE [options]     (mim3d bench STAGE --help tells them)\n\n"
     + "\n".join(f"  {name:<8}  {does}" for name, does in STAGES.items())

@@ -6,19 +6,19 @@ from typing import Annotated
 
 import tyro
 
-from mim3d.engine.arguments import parse
-from mim3d.engine.compare_config import CompareConfig
+from mim3d.engine.commands.arguments import parse
+from mim3d.engine.commands.outcome import Outcome
 from mim3d.engine.errors import ConfigError
-from mim3d.engine.outcome import Outcome
-from mim3d.engine.study_recipes import STUDIES, study
-from mim3d.engine.variation import NAMES, varied
+from mim3d.engine.study.config import StudyConfig
+from mim3d.engine.study.recipes import STUDIES, study
+from mim3d.engine.study.variation import NAMES, varied
 
 
 @dataclass(frozen=True)
 class CompareArgs:
     """Options of `mim3d compare`."""
 
-    config: Annotated[CompareConfig, tyro.conf.arg(name="")] = field(default_factory=CompareConfig)
+    config: Annotated[StudyConfig, tyro.conf.arg(name="")] = field(default_factory=StudyConfig)
     out: Path = Path("study")
     """Folder of the study; the same command goes on with what is missing."""
     vary: tuple[str, ...] = ()
@@ -38,21 +38,24 @@ def main(words: list[str]) -> Outcome:
         description=description(),
         config=(tyro.conf.AvoidSubcommands,),
     )
+    from mim3d.engine.report.figures import figures_of
+    from mim3d.engine.report.report import build_report
+
+    failed, spent = {}, {}
     if args.report:
-        from mim3d.engine.gather import gather
-        from mim3d.engine.report import build_report, figures_of
+        from mim3d.engine.study.gather import gather
 
         gather(args.out)
-        report = build_report(args.out)
-        figures, failed = figures_of(report), {}
     else:
-        from mim3d.engine.compare import run_compare
+        from mim3d.engine.study.run import run_study
 
-        result = run_compare(varied(args.config, args.vary), args.out)
-        report, figures, failed = result.report, result.figures, result.failed
+        result = run_study(varied(args.config, args.vary), args.out)
+        failed, spent = result.failed, {"seconds": result.seconds, "failed": result.failed}
+    report = build_report(args.out)
+    figures = figures_of(report)
     print(figures["headline"])
     print(f"report: {report}")
-    return Outcome(figures, lost=len(failed))
+    return Outcome(figures | spent, lost=len(failed))
 
 
 def split_recipe(words: list[str]) -> tuple[str, list[str]]:

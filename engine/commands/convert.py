@@ -8,18 +8,16 @@ from typing import Annotated
 import tyro
 from rich.console import Console
 
-from mim3d.dataio.conversion import Conversion
-from mim3d.dataio.convert import ConversionReport, convert, usable_cpus
-from mim3d.dataio.discover import LAYOUTS, discover
-from mim3d.dataio.discovery import Discovery
-from mim3d.dataio.errors import Mim3dError
-from mim3d.dataio.forecast import Expected, Forecast, forecast, megavoxels, volume_count
-from mim3d.dataio.nifti_name import is_image
-from mim3d.dataio.quarantine import Rejection
-from mim3d.dataio.source import Source
-from mim3d.dataio.volume_ids import unique_ids
-from mim3d.engine.arguments import UsageError, parse
-from mim3d.engine.outcome import Outcome
+from mim3d.dataio.convert.forecast import Expected, Forecast, forecast, megavoxels, volume_count
+from mim3d.dataio.convert.run import ConversionReport, convert, usable_cpus
+from mim3d.dataio.convert.volume_ids import unique_ids
+from mim3d.dataio.corpus.conversion import Conversion
+from mim3d.dataio.errors import Mim3dError, Rejection
+from mim3d.dataio.nifti.names import is_image
+from mim3d.dataio.sources.discover import LAYOUTS, discover
+from mim3d.dataio.sources.source import Discovery, Source
+from mim3d.engine.commands.arguments import UsageError, parse
+from mim3d.engine.commands.outcome import Outcome
 
 LISTED = 20
 ALIASES = {"--spacing": "--spacing-mm", "--orient": "--orientation"}
@@ -63,7 +61,7 @@ def main(words: list[str]) -> Outcome:
         return show_forecast(forecast(found.sources, args.options), skipped, args, found)
     runner = {}
     if args.dask is not None:
-        from mim3d.dataio.dask_runner import dask_runner
+        from mim3d.dataio.convert.dask_runner import dask_runner
 
         runner = {"runner": dask_runner(args.dask)}
     report = convert(

@@ -7,8 +7,8 @@ from rich.table import Table
 from rich.text import Text
 
 from mim3d.engine import environment
-from mim3d.engine.arguments import parse
-from mim3d.engine.outcome import Outcome
+from mim3d.engine.commands.arguments import parse
+from mim3d.engine.commands.outcome import Outcome
 
 
 @dataclass(frozen=True)

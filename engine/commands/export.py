@@ -5,14 +5,14 @@ from pathlib import Path
 
 import tyro
 
-from mim3d.engine.arguments import parse
-from mim3d.engine.export import Axes, Format, export_encoder
-from mim3d.engine.outcome import Outcome
+from mim3d.engine.commands.arguments import parse
+from mim3d.engine.commands.outcome import Outcome
+from mim3d.engine.runs.export import Axes, Format, export_encoder
 
 DESCRIPTION = """Write a pretrained encoder for other libraries.
 
 safetensors keeps our names; monai-unetr and monai-swinunetr fit MONAI's UNETR and SwinUNETR
-(load with strict=False, or with mim3d.engine.export.load_exported, which checks the names).
+(load with strict=False, or with mim3d.engine.runs.export.load_exported, which checks the names).
 nnunet is a checkpoint with adaptation plan (.pth) for nnUNetv2_preprocess_like_nnssl and
 nnUNetv2_train_pretrained with the trainer of examples/nnunet.
 A JSON card beside the weights tells where they come from and how to build the network.

@@ -6,15 +6,15 @@ from typing import Annotated, Literal
 
 import tyro
 
+from mim3d.dataio.corpus.manifest import VolumeRecord
 from mim3d.dataio.errors import CorpusError
-from mim3d.dataio.export_nifti import export_corpus
-from mim3d.dataio.manifest import VolumeRecord
-from mim3d.dataio.open_corpus import opened_corpus
+from mim3d.dataio.inspect.export_nifti import export_corpus
 from mim3d.dataio.progress import progress
-from mim3d.dataio.shard_reader import ShardReader
-from mim3d.dataio.store import writing
-from mim3d.engine.arguments import parse
-from mim3d.engine.outcome import Outcome
+from mim3d.dataio.reader.corpus import opened_corpus
+from mim3d.dataio.reader.shard_reader import ShardReader
+from mim3d.dataio.storage.store import writing
+from mim3d.engine.commands.arguments import parse
+from mim3d.engine.commands.outcome import Outcome
 
 
 @dataclass(frozen=True)

@@ -7,10 +7,10 @@ from typing import Annotated
 import tyro
 
 from mim3d.dataio.progress import progress
-from mim3d.engine.arguments import parse
+from mim3d.engine.commands.arguments import parse
+from mim3d.engine.commands.outcome import Outcome
 from mim3d.engine.errors import ConfigError
-from mim3d.engine.finetune_config import RECIPES, FinetuneConfig, input_mismatch
-from mim3d.engine.outcome import Outcome
+from mim3d.engine.finetune.config import RECIPES, FinetuneConfig, input_mismatch
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,7 @@ def main(words: list[str]) -> Outcome:
     )
     if not args.config.corpus:
         raise ConfigError("no corpus: set --corpus to a folder that `mim3d convert` wrote")
-    from mim3d.engine.finetune import run_finetune
+    from mim3d.engine.finetune.finetune import run_finetune
 
     with progress(f"finetune {name}", args.config.steps, "steps") as shown:
         for line in input_mismatch(args.config):

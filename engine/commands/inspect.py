@@ -8,9 +8,10 @@ from typing import Annotated
 import tyro
 from rich.console import Console
 
-from mim3d.dataio.corpus import Corpus
-from mim3d.dataio.errors import CorpusError, Mim3dError
-from mim3d.dataio.inspection import (
+from mim3d.dataio.corpus.manifest import VolumeRecord
+from mim3d.dataio.corpus.quarantine import QUARANTINE
+from mim3d.dataio.errors import CorpusError, Mim3dError, Rejection
+from mim3d.dataio.inspect.summary import (
     Summary,
     class_table,
     counted,
@@ -18,13 +19,11 @@ from mim3d.dataio.inspection import (
     summary_table,
     volume_table,
 )
-from mim3d.dataio.manifest import VolumeRecord
-from mim3d.dataio.open_corpus import is_address, opened_corpus, quarantined
-from mim3d.dataio.quarantine import QUARANTINE, Rejection
-from mim3d.dataio.shard_reader import Shards
-from mim3d.dataio.store import writing
-from mim3d.engine.arguments import parse
-from mim3d.engine.outcome import Outcome
+from mim3d.dataio.reader.corpus import Corpus, is_address, opened_corpus, quarantined
+from mim3d.dataio.reader.shard_reader import Shards
+from mim3d.dataio.storage.store import writing
+from mim3d.engine.commands.arguments import parse
+from mim3d.engine.commands.outcome import Outcome
 
 
 @dataclass(frozen=True)
@@ -99,9 +98,9 @@ def print_tables(
 
 def draw(corpus: Corpus, shards: Shards, args: InspectArgs) -> tuple[list[str], str]:
     """Write the PNGs; returns their paths, and why a half-written corpus has no montage."""
-    from mim3d.dataio.histograms import save_histograms
-    from mim3d.dataio.montage import save_montage
-    from mim3d.dataio.shard_reader import ShardReader
+    from mim3d.dataio.inspect.histograms import save_histograms
+    from mim3d.dataio.inspect.montage import save_montage
+    from mim3d.dataio.reader.shard_reader import ShardReader
 
     folder = args.out or picture_folder(args.corpus)
     histograms, montage = folder / "histograms.png", folder / "montage.png"

@@ -7,13 +7,13 @@ from typing import Annotated
 
 import tyro
 
-from mim3d.engine.arguments import parse
-from mim3d.engine.config import PretrainConfig
+from mim3d.engine.commands.arguments import parse
+from mim3d.engine.commands.outcome import Outcome
 from mim3d.engine.errors import ConfigError
-from mim3d.engine.flops import peak_bf16
-from mim3d.engine.outcome import Outcome
-from mim3d.engine.plan import ASSUMED_MFU, Plan, make_plan, read_calibration
-from mim3d.engine.recipes import recipe
+from mim3d.engine.models.flops import peak_bf16
+from mim3d.engine.pretrain.config import PretrainConfig
+from mim3d.engine.pretrain.plan import ASSUMED_MFU, Plan, make_plan, read_calibration
+from mim3d.engine.pretrain.recipes import recipe
 
 DESCRIPTION = """Time, memory, network and loader need of a recipe, before it runs.
 

@@ -8,15 +8,15 @@ from typing import Annotated, Any
 
 import tyro
 
-from mim3d.engine.arguments import parse
-from mim3d.engine.config import PretrainConfig
-from mim3d.engine.errors import ConfigError
-from mim3d.engine.launch import launch_ranks
-from mim3d.engine.one_voice import PeerError
-from mim3d.engine.outcome import EXIT_USER_ERROR, Outcome
-from mim3d.engine.pretrain import run_pretrain
-from mim3d.engine.recipes import RECIPES, recipe
-from mim3d.engine.run_folder import PretrainResult, finished_result
+from mim3d.engine.commands.arguments import parse
+from mim3d.engine.commands.outcome import Outcome
+from mim3d.engine.distributed.launch import launch_ranks
+from mim3d.engine.distributed.one_voice import PeerError
+from mim3d.engine.errors import EXIT_USER_ERROR, ConfigError
+from mim3d.engine.pretrain.config import PretrainConfig
+from mim3d.engine.pretrain.pretrain import run_pretrain
+from mim3d.engine.pretrain.recipes import RECIPES, recipe
+from mim3d.engine.pretrain.run_folder import PretrainResult, finished_result
 
 DESCRIPTION = """Pretrain an encoder by MAE, SimMIM or SimCLR on a corpus.
 

@@ -6,11 +6,11 @@ from typing import Annotated
 import tyro
 from rich.console import Console
 
-from mim3d.dataio.convert import usable_cpus
+from mim3d.dataio.convert.run import usable_cpus
 from mim3d.dataio.errors import Mim3dError
-from mim3d.dataio.verify import verify
-from mim3d.engine.arguments import parse
-from mim3d.engine.outcome import Outcome
+from mim3d.dataio.inspect.verify import verify
+from mim3d.engine.commands.arguments import parse
+from mim3d.engine.commands.outcome import Outcome
 
 LISTED = 50
 

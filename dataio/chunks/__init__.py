@@ -1,0 +1,1 @@
+"""One chunk, both ways: gather, codec, encode, shard_writer; boxes (which chunks), decode."""

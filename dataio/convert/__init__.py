@@ -1,0 +1,8 @@
+"""Sources -> corpus: run (the whole), job (one source), pool and dask_runner (many at once);
+volume, label, resample, values, intensity (voxels to be stored), volume_writer; known_sources and
+volume_ids (what is there already), forecast (before a run).
+"""
+
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

@@ -1,0 +1,6 @@
+from .run import ConversionReport, convert
+
+__all__ = [
+    "ConversionReport",
+    "convert",
+]

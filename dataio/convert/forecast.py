@@ -1,0 +1,182 @@
+"""What a conversion would do, from the headers alone and a measured taste of the real work."""
+
+import time
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from math import prod
+
+from mim3d.dataio.convert.label import read_label
+from mim3d.dataio.convert.volume import read_images, volumes
+from mim3d.dataio.convert.volume_ids import safe_id
+from mim3d.dataio.convert.volume_writer import volume_objects
+from mim3d.dataio.corpus.conversion import Conversion
+from mim3d.dataio.errors import Rejection, SourceError
+from mim3d.dataio.geometry import Grid, axis_codes
+from mim3d.dataio.nifti.file import is_remote, read_header
+from mim3d.dataio.nifti.header import NiftiHeader
+from mim3d.dataio.sources.source import Source
+
+TASTES = 8
+TASTE_BYTES = 1 << 28  # and no further taste after these, so that a look stays a look
+REMOTE_READS = 16
+STARTUP_S = 0.5  # until worker processes have imported what they need
+TYPICAL = (0.45, 150e6)
+"""Stored share and bytes per second of CT and MR with the default codec on one CPU."""
+
+
+@dataclass(frozen=True)
+class Expected:
+    """One source that would be converted: shape (x, y, z), volumes it makes, bytes as now."""
+
+    source: Source
+    shape: tuple[int, int, int]
+    n_frames: int
+    dtype: str
+    orientation: str
+    voxel_bytes: int
+
+
+@dataclass(frozen=True)
+class Forecast:
+    """Sizes in bytes; `ratio` and `bytes_per_s` (of one worker) were measured on a few sources,
+    unless those are remote."""
+
+    expected: tuple[Expected, ...]
+    rejections: tuple[Rejection, ...]
+    ratio: float
+    bytes_per_s: float
+    is_measured: bool = True
+
+    @property
+    def voxel_bytes(self) -> int:
+        """Decoded size of everything."""
+        return sum(item.voxel_bytes for item in self.expected)
+
+    @property
+    def stored_bytes(self) -> float:
+        """Estimated size of the corpus."""
+        return self.voxel_bytes * self.ratio
+
+    def seconds(self, workers: int) -> float:
+        """Estimated duration."""
+        n = max(1, min(workers, len(self.expected)))
+        return (STARTUP_S if n > 1 else 0.0) + self.voxel_bytes / max(self.bytes_per_s, 1.0) / n
+
+
+def forecast(sources: Sequence[Source], conversion: Conversion) -> Forecast:
+    """Read every header, judge it as the conversion would, and convert a few in memory.
+
+    Of remote sources nothing but headers is read: size and rate are then typical ones.
+    """
+    remote = any(is_remote(path) for source in sources for path in source.paths)
+    with ThreadPoolExecutor(REMOTE_READS if remote else 1) as pool:
+        looks = list(pool.map(lambda source: _look(source, conversion), sources))
+    rejections = [rejection for _, found in looks for rejection in found]
+    expected = [item for item, _ in looks if item is not None]
+    if remote:
+        return Forecast(tuple(expected), tuple(rejections), *TYPICAL, is_measured=False)
+    tasted, rejected, bad = _taste(expected, conversion)
+    kept = [item for item in expected if item.source.paths not in bad]
+    return Forecast(tuple(kept), (*rejections, *rejected), *tasted)
+
+
+def _look(source: Source, conversion: Conversion) -> tuple[Expected | None, list[Rejection]]:
+    """What a source would become, and what of it would be left out: all, or only bad labels."""
+    try:
+        return expect(source, conversion)
+    except SourceError as error:
+        return None, [Rejection.of(error)]
+
+
+def expect(source: Source, conversion: Conversion) -> tuple[Expected, list[Rejection]]:
+    """What a source would become by its headers, and its labels that they rule out.
+
+    SourceError where they rule out the images.
+    """
+    header = read_header(source.images[0], conversion.byte_budget)
+    total = header.end - header.offset
+    for path in source.images[1:]:
+        total += _size_on_grid(path, header, source, conversion)
+    labels, rejections = {}, []
+    for name, path in source.labels.items():
+        try:
+            total += _size_on_grid(path, header, source, conversion)
+            labels[name] = path
+        except SourceError as error:
+            rejections.append(Rejection.of(error))
+    codes = axis_codes(header.affine)
+    kept = replace(source, labels=labels)
+    made = Expected(kept, header.shape, header.n_frames, header.dtype.name, codes, total)
+    return made, rejections
+
+
+def _size_on_grid(path: str, first: NiftiHeader, source: Source, conversion: Conversion) -> int:
+    """Bytes of a channel's or label's voxels; SourceError if they are not on the first's grid."""
+    header = read_header(path, conversion.byte_budget)
+    if difference := header_grid(first).difference(header_grid(header)):
+        detail = f"not on the grid of {source.images[0]}: {difference}"
+        raise SourceError("other-grid", path, detail)
+    return header.end - header.offset
+
+
+def header_grid(header: NiftiHeader) -> Grid:
+    """Grid of a header."""
+    x, y, z = header.shape
+    return Grid((z, y, x), header.affine)
+
+
+def _taste(
+    expected: Sequence[Expected], conversion: Conversion
+) -> tuple[tuple[float, float], list[Rejection], set[tuple[str, ...]]]:
+    """Stored share and bytes per second over a few sources of all sizes, written nowhere; what
+    turned out bad on the way, and the paths of sources that will not be converted."""
+    by_size = sorted(expected, key=lambda item: item.voxel_bytes)
+    step = max(1, -(-len(by_size) // TASTES))
+    voxel_bytes, stored, seconds = 0, 0, 1e-9
+    rejected: list[Rejection] = []
+    bad: set[tuple[str, ...]] = set()
+    for item in by_size[step // 2 :: step]:
+        if voxel_bytes > TASTE_BYTES:
+            break
+        began = time.perf_counter()
+        try:
+            stored += sum(converted_sizes(item.source, conversion, rejected))
+        except SourceError as error:
+            rejected.append(Rejection.of(error))
+            bad.add(item.source.paths)
+            continue
+        seconds += time.perf_counter() - began
+        voxel_bytes += item.voxel_bytes
+    return (
+        (stored / voxel_bytes, voxel_bytes / seconds) if voxel_bytes else (0.0, 1.0),
+        rejected,
+        bad,
+    )
+
+
+def converted_sizes(
+    source: Source, conversion: Conversion, rejected: list[Rejection]
+) -> Iterator[int]:
+    """Stored bytes of each volume of a source, converted in memory; bad labels go to `rejected`."""
+    files = read_images(source, conversion)
+    for volume in volumes(files, conversion):
+        labels = []
+        for name, path in sorted(source.labels.items()):
+            try:
+                labels.append(read_label(safe_id(name), path, volume, source.images[0], conversion))
+            except SourceError as error:
+                rejected.append(Rejection.of(error))
+        objects, _ = volume_objects("taste", source, files, volume, labels, conversion)
+        yield sum(memoryview(part).nbytes for parts in objects.values() for part in parts)
+
+
+def volume_count(items: Sequence[Expected], conversion: Conversion) -> int:
+    """Volumes the sources would make."""
+    split = conversion.time_axis == "split"
+    return sum(item.n_frames if split else 1 for item in items)
+
+
+def megavoxels(item: Expected) -> float:
+    """Size of a source in millions of voxels."""
+    return prod(item.shape) * item.n_frames / 1e6

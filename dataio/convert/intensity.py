@@ -1,0 +1,201 @@
+"""Intensity statistics of a volume: exact extremes, all else from a fixed lattice of voxels.
+
+All are invariant to axis order, so they are taken over the file's own contiguous voxels. A lattice
+of 2^17 gives a mean to 1/360 of the spread and the 0.5th percentile to 1/50 of a percent, for a
+tenth of the time of whole-volume moments, which alone would cost as much as inflating the file.
+"""
+
+from dataclasses import dataclass
+from math import sqrt
+
+import numpy as np
+
+from mim3d.dataio.corpus.manifest import Intensity
+from mim3d.dataio.geometry import Triple
+from mim3d.dataio.native.extension import chunk_loops
+
+SAMPLE = 1 << 17
+BINS = 1024
+
+
+@dataclass(frozen=True)
+class Statistics:
+    """Real-value statistics of a volume and of its foreground, voxels above `threshold`.
+
+    `stored_threshold` is the same in stored values, of which foreground lies above it or, where
+    the slope is negative, below; `rule` is "otsu", or "all" for a constant.
+    """
+
+    whole: Intensity
+    foreground: Intensity
+    rule: str
+    threshold: float
+    stored_threshold: float
+
+
+@dataclass(frozen=True)
+class Distribution:
+    """Values in ascending order and how often each occurs; `below` is the running total."""
+
+    values: np.ndarray
+    counts: np.ndarray
+    below: np.ndarray
+
+    @classmethod
+    def of(cls, values: np.ndarray, counts: np.ndarray) -> "Distribution":
+        """With the running total worked out."""
+        return cls(values, counts, np.cumsum(counts))
+
+    @property
+    def size(self) -> int:
+        """Voxels in all."""
+        return int(self.below[-1])
+
+    def percentile(self, share: float) -> float:
+        """Linear-interpolation percentile, as numpy defines it."""
+        position = (self.size - 1) * share / 100
+        first = int(position)
+        low, high = (
+            float(self.values[np.searchsorted(self.below, min(rank, self.size - 1), side="right")])
+            for rank in (first, first + 1)
+        )
+        return low + (high - low) * (position - first)
+
+    def moments(self) -> tuple[float, float]:
+        """Mean and standard deviation; sums, not dot products, which may start BLAS threads."""
+        mean = float((self.values * self.counts).sum()) / self.size
+        spread = self.values - mean
+        return mean, sqrt(float((spread * spread * self.counts).sum()) / self.size)
+
+    def mirrored(self) -> "Distribution":
+        """Of the values' negatives."""
+        return self.of(-self.values[::-1], self.counts[::-1])
+
+    def above(self, threshold: float) -> "Distribution":
+        """The part above a value; the whole where that would be nothing."""
+        start = int(np.searchsorted(self.values, threshold, side="right"))
+        return (
+            self if start == len(self.values) else self.of(self.values[start:], self.counts[start:])
+        )
+
+
+def lattice(voxels: np.ndarray) -> Distribution:
+    """Distribution of every k-th voxel in memory order.
+
+    k is the smallest prime that leaves at most `SAMPLE`: a prime step visits all columns alike.
+    """
+    flat = voxels.reshape(-1)
+    taken = flat[:: prime_from(-(-flat.size // SAMPLE))]
+    if taken.dtype.kind in "iu" and taken.dtype.itemsize <= 2:
+        lowest = int(np.iinfo(taken.dtype).min)
+        counts = np.bincount(taken.astype(np.int64) - lowest)
+        present = np.flatnonzero(counts)
+        return Distribution.of((present + lowest).astype(np.float64), counts[present])
+    ordered = np.sort(taken.astype(taken.dtype.newbyteorder("="))).astype(np.float64)
+    return Distribution.of(ordered, np.ones(ordered.size, np.int64))
+
+
+def prime_from(least: int) -> int:
+    """The smallest prime not below `least`; 1 where one voxel in one is taken."""
+    if least <= 1:
+        return 1
+    while any(least % divisor == 0 for divisor in range(2, int(least**0.5) + 1)):
+        least += 1
+    return least
+
+
+def otsu(found: Distribution) -> float:
+    """The threshold that best splits values in two (Otsu 1979); those above it are foreground.
+
+    Over 1024 bins between the 0.1st and 99.9th percentiles, where outliers have no say.
+    """
+    low, high = found.percentile(0.1), found.percentile(99.9)
+    if low == high:
+        low, high = float(found.values[0]), float(found.values[-1])
+    edges = np.linspace(low, high, BINS + 1)[1:-1]
+    rank = np.searchsorted(found.values, edges, side="right")
+    below = np.concatenate([[0], found.below])[rank].astype(np.float64)
+    mass = np.concatenate([[0.0], np.cumsum(found.values * found.counts)])
+    n, total, part = float(found.size), mass[-1], mass[rank]
+    with np.errstate(divide="ignore", invalid="ignore"):
+        between = (total * below / n - part) ** 2 / (below * (n - below))
+    return float(edges[int(np.argmax(np.where(np.isfinite(between), between, -1.0)))])
+
+
+@dataclass(frozen=True)
+class Profiles:
+    """Extremes of a (z, y, x) array, and along each axis its planes' maxima, or if `falling`
+    their minima."""
+
+    minimum: float
+    maximum: float
+    along: tuple[np.ndarray, np.ndarray, np.ndarray]
+    falling: bool = False
+
+    def box_beyond(self, threshold: float) -> tuple[Triple, Triple]:
+        """Bounding box of voxels above a value (below it, if `falling`), end exclusive; all, where
+        there is none."""
+        ends = []
+        for profile in self.along:
+            beyond = profile < threshold if self.falling else profile > threshold
+            hit = np.flatnonzero(beyond)
+            ends.append((int(hit[0]), int(hit[-1]) + 1) if hit.size else (0, len(profile)))
+        (z0, z1), (y0, y1), (x0, x1) = ends
+        return (z0, y0, x0), (z1, y1, x1)
+
+
+def profiles(voxels: np.ndarray, *, falling: bool = False) -> Profiles:
+    """Profiles of a (z, y, x) array; fastest where planes are contiguous, each is read once."""
+    loop = chunk_loops()
+    if loop is not None and not falling and fits_profiles(voxels):
+        found = [np.empty(n, voxels.dtype) for n in (1, *voxels.shape)]
+        loop.profiles(voxels, voxels.dtype.kind == "i", *found)
+        return Profiles(float(found[0][0]), float(found[1].max()), (found[1], found[2], found[3]))
+    furthest = np.minimum if falling else np.maximum
+    flat, first = np.array(voxels[0]), np.empty(len(voxels), voxels.dtype)
+    low, high = voxels[0].min(), voxels[0].max()
+    for z, plane in enumerate(voxels):
+        furthest(flat, plane, out=flat)
+        least, most = plane.min(), plane.max()
+        low, high, first[z] = min(low, least), max(high, most), least if falling else most
+    y, x = furthest.reduce(flat, axis=1), furthest.reduce(flat, axis=0)
+    return Profiles(float(low), float(high), (first, y, x), falling)
+
+
+def fits_profiles(voxels: np.ndarray) -> bool:
+    """Whether the compiled loop takes these voxels: small integers in native, contiguous rows."""
+    dtype = voxels.dtype
+    small = dtype.kind in "iu" and dtype.itemsize <= 2 and dtype.isnative
+    rows = voxels.shape[2] > 1 and voxels.strides[2] == dtype.itemsize  # as in chunk_gather
+    return small and voxels.flags.aligned and rows
+
+
+def statistics(
+    voxels: np.ndarray, extremes: tuple[float, float], slope: float, intercept: float
+) -> Statistics:
+    """Statistics of finite stored voxels with known extremes, scaled to real values."""
+    found, sign = lattice(voxels), 1
+    if slope < 0:  # what is brighter is stored as less: its negatives are what rises
+        found, sign, extremes = found.mirrored(), -1, (-extremes[1], -extremes[0])
+    if extremes[0] == extremes[1]:
+        stored, rule = extremes[0], "all"
+    else:
+        stored, rule = otsu(found), "otsu"
+    inside = found if rule == "all" else found.above(stored)
+    return Statistics(
+        _real(found, extremes, abs(slope), intercept),
+        _real(inside, (float(inside.values[0]), float(inside.values[-1])), abs(slope), intercept),
+        rule,
+        abs(slope) * stored + intercept,
+        sign * stored,
+    )
+
+
+def _real(
+    found: Distribution, extremes: tuple[float, float], slope: float, intercept: float
+) -> Intensity:
+    """Scale the statistics of values that rise with the real ones."""
+    values = (*extremes, found.percentile(0.5), found.percentile(99.5))
+    low, high, p005, p995 = (slope * value + intercept for value in values)
+    mean, std = found.moments()
+    return Intensity(low, high, slope * mean + intercept, slope * std, p005, p995)

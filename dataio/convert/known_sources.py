@@ -1,0 +1,195 @@
+"""Which sources a corpus already holds: by path, by file, and by content where files were moved.
+
+All of it is a few look-ups a source. Files are asked for (one `stat` each) only where a source is
+new by its path, and read only where records are left over whose files are gone.
+"""
+
+import os
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+
+from mim3d.dataio.corpus.manifest import VolumeRecord
+from mim3d.dataio.errors import Rejection
+from mim3d.dataio.nifti.file import is_remote
+from mim3d.dataio.sources.source import Source
+
+Paths = tuple[str, ...]
+FileIds = tuple[tuple[int, int], ...]
+Group = tuple[VolumeRecord, ...]
+HashesOf = Callable[[Sequence[Source]], Mapping[Paths, tuple[str, ...]]]
+
+
+@dataclass
+class Recognised:
+    """Sources to work on, each with the records the corpus has of it, and what was listed twice."""
+
+    sources: list[tuple[Source, Group]] = field(default_factory=list)
+    duplicates: list[Rejection] = field(default_factory=list)
+
+
+def recognise(
+    sources: Sequence[Source], records: Iterable[VolumeRecord], hashes_of: HashesOf
+) -> Recognised:
+    """Find the records of every source.
+
+    `hashes_of` reads sources (of images only) and is called at most once. A source that names no
+    label keeps those its volume has, unless they are another's now: a glob of the images alone
+    takes nothing away.
+    """
+    found = Recognised()
+    unique = without_repeated(sources, found.duplicates)
+    groups = grouped(records)
+    matched, left, held = by_path(unique, groups)
+    ids: dict[Paths, FileIds | None] = {}
+    if left:
+        ids = {s.paths: file_ids(s.images) for s in unique}
+        unique = without_same_files(unique, ids, found.duplicates)
+        matched, left, held = by_path(unique, groups)
+    if left and held:
+        gone = by_file(left, held, ids, matched)
+        left = [s for s in left if s.paths not in matched]
+        # http and bucket objects cannot be asked cheaply: they are known by address alone.
+        local = [s for s in left if not any(map(is_remote, s.images))]
+        if gone and local:
+            by_content(local, gone, hashes_of(local), matched)
+    named = {path for source in unique for path in source.paths}
+    for source in unique:
+        group = matched.get(source.paths, ())
+        found.sources.append((with_known_labels(source, group, named), group))
+    return found
+
+
+def record_paths(record: VolumeRecord) -> Paths:
+    """Paths of a record's source, as `Source.paths` gives them."""
+    return (*record.sources, *(label.source for label in record.labels))
+
+
+def base_id(record: VolumeRecord) -> str:
+    """Id of a record's source: that of its volume without the frame."""
+    return record.id.rsplit("--t", 1)[0] if record.frame >= 0 else record.id
+
+
+def grouped(records: Iterable[VolumeRecord]) -> list[Group]:
+    """Records by source: the frames of one file belong together."""
+    groups: dict[tuple[str, Paths], list[VolumeRecord]] = defaultdict(list)
+    for record in records:
+        groups[base_id(record), record_paths(record)].append(record)
+    return [tuple(group) for group in groups.values()]
+
+
+def without_repeated(sources: Sequence[Source], duplicates: list[Rejection]) -> list[Source]:
+    """Sources whose files were not listed before."""
+    unique: dict[Paths, Source] = {}
+    for source in sources:
+        if source.paths in unique:
+            detail = f"listed twice, as {unique[source.paths].id!r} and {source.id!r}"
+            duplicates.append(Rejection(source.images[0], "duplicate-source", detail))
+        else:
+            unique[source.paths] = source
+    return list(unique.values())
+
+
+def without_same_files(
+    sources: Sequence[Source], ids: Mapping[Paths, FileIds | None], duplicates: list[Rejection]
+) -> list[Source]:
+    """Sources without those that are links to the very files of another one.
+
+    Of several with the same images, the labelled ones stay: their labels differ.
+    """
+    alike: dict[FileIds, list[Source]] = defaultdict(list)
+    for source in sources:
+        if (key := ids[source.paths]) is not None:
+            alike[key].append(source)
+    dropped: set[Paths] = set()
+    for several in alike.values():
+        if len(several) == 1:
+            continue
+        kept: dict[FileIds | None, Source] = {}
+        labelled = [s for s in several if s.labels]
+        for source in labelled or several[:1]:
+            kept.setdefault(file_ids(source.paths[len(source.images) :]), source)
+        stay = {source.paths for source in kept.values()}
+        for source in several:
+            if source.paths not in stay:
+                other = next(iter(kept.values()))
+                detail = f"is the same file as {other.images[0]}, by another path or label"
+                duplicates.append(Rejection(source.images[0], "duplicate-source", detail))
+                dropped.add(source.paths)
+    return [source for source in sources if source.paths not in dropped]
+
+
+def file_ids(paths: Paths) -> FileIds | None:
+    """Device and number of each file; None where one is remote or not there."""
+    try:
+        found = [os.stat(path) for path in paths if not is_remote(path)]  # noqa: PTH116
+    except (OSError, ValueError):
+        return None
+    return tuple((s.st_dev, s.st_ino) for s in found) if len(found) == len(paths) else None
+
+
+def by_path(
+    sources: Sequence[Source], groups: Sequence[Group]
+) -> tuple[dict[Paths, Group], list[Source], list[Group]]:
+    """Sources known by all their paths, else by their images'; sources and groups left over."""
+    whole = {record_paths(group[0]): group for group in groups}
+    matched = {s.paths: whole.pop(s.paths) for s in sources if s.paths in whole}
+    images: dict[Paths, list[Group]] = defaultdict(list)
+    for group in reversed(whole.values()):
+        images[group[0].sources].append(group)
+    left = []
+    for source in sources:
+        if source.paths in matched:
+            continue
+        if images.get(source.images):
+            matched[source.paths] = images[source.images].pop()
+        else:
+            left.append(source)
+    return matched, left, [group for several in images.values() for group in several]
+
+
+def by_file(
+    sources: Sequence[Source],
+    groups: Sequence[Group],
+    ids: Mapping[Paths, FileIds | None],
+    matched: dict[Paths, Group],
+) -> list[Group]:
+    """Match sources that are the same files under another path; returns groups that are gone."""
+    places: dict[FileIds, list[Group]] = defaultdict(list)
+    gone = []
+    for group in groups:
+        if any(map(is_remote, group[0].sources)):
+            continue
+        key = file_ids(group[0].sources)
+        if key is None:
+            gone.append(group)
+        else:
+            places[key].append(group)
+    for source in sources:
+        key = ids[source.paths]
+        if key is not None and places.get(key):
+            matched[source.paths] = places[key].pop()
+    return gone
+
+
+def by_content(
+    sources: Sequence[Source],
+    gone: Sequence[Group],
+    hashes: Mapping[Paths, tuple[str, ...]],
+    matched: dict[Paths, Group],
+) -> None:
+    """Match sources whose images are those of records whose files are gone: they were moved."""
+    contents: dict[tuple[str, ...], list[Group]] = defaultdict(list)
+    for group in reversed(gone):
+        contents[group[0].source_hash].append(group)
+    for source in sources:
+        if contents.get(hashes.get(source.images, ())):
+            matched[source.paths] = contents[hashes[source.images]].pop()
+
+
+def with_known_labels(source: Source, group: Group, named: set[str]) -> Source:
+    """The source with the labels its volume has, where it names none of its own."""
+    labels = {label.name: label.source for label in group[0].labels} if group else {}
+    if source.labels or not labels or named.intersection(labels.values()):
+        return source
+    return replace(source, labels=labels)

@@ -1,0 +1,165 @@
+"""Label files beside their image: the same grid, whole classes, and points to crop around."""
+
+from dataclasses import dataclass
+from math import prod
+
+import numpy as np
+
+from mim3d.dataio.convert.resample import resample_label, resampled_grid
+from mim3d.dataio.convert.volume import Volume, file_grid, turned_view
+from mim3d.dataio.corpus.conversion import Conversion
+from mim3d.dataio.errors import SourceError
+from mim3d.dataio.memory import forget, room_for
+from mim3d.dataio.nifti.file import read_nifti
+
+POINTS_PER_CLASS = 64
+POINTS_PER_LABEL = 4096
+MAX_CLASS = 65535
+BLOCK = 1 << 16
+INTEGERS = ("uint8", "int16", "uint16", "int32")
+
+
+@dataclass(frozen=True)
+class Label:
+    """A label array ready to be stored; `points` are class -> (n, 3) voxels in z, y, x."""
+
+    name: str
+    voxels: np.ndarray
+    classes: dict[int, int]
+    points: dict[int, np.ndarray]
+    source: str
+    hash: str
+
+
+def read_label(
+    name: str, path: str, volume: Volume, image_path: str, conversion: Conversion
+) -> Label:
+    """Read a label and bring it to the stored grid of its volume.
+
+    Raises SourceError other-grid, label-frames, label-not-integer or label-range.
+    """
+    forget()  # what the image was read from would stay beside the label
+    file = read_nifti(path, conversion.byte_budget)
+    grid = file_grid(file)
+    difference = volume.file_grid.difference(grid)
+    if difference:
+        detail = f"label {name!r} is not on the grid of {image_path}: {difference}"
+        raise SourceError("other-grid", path, f"{detail}; resample it onto the image's grid")
+    n_frames = file.header.n_frames
+    if n_frames not in (1, volume.n_frames):
+        detail = f"label {name!r} has {n_frames} frames, the image {volume.n_frames}"
+        raise SourceError("label-frames", path, detail)
+    header, hash = file.header, file.hash
+    given = [file.voxels[volume.frame if n_frames > 1 else 0]]
+    del file
+    given.append(whole_classes(given.pop(), header.slope, header.intercept, name, path))
+    given.append(turned_view(given.pop(), volume.file_grid, conversion.orientation))
+    voxels = _placed(given, volume, conversion)
+    classes, points = classes_and_points(voxels)
+    return Label(name, voxels, classes, points, path, hash)
+
+
+def whole_classes(
+    raw: np.ndarray, slope: float, intercept: float, name: str, path: str
+) -> np.ndarray:
+    """The smallest of uint8, int16, uint16, int32 that holds every class exactly.
+
+    In the memory of `raw` where it may be written, which then holds nothing else.
+    """
+    if (slope, intercept) == (1.0, 0.0) and raw.dtype == np.uint8:
+        return raw
+    ends = [slope * float(end) + intercept for end in (raw.min(), raw.max())]
+    fractions = f"label {name!r} holds fractions or NaN: it is no segmentation"
+    if not np.isfinite(ends).all():
+        raise SourceError("label-not-integer", path, f"{fractions}; threshold or round it")
+    low, high = min(ends), max(ends)
+    if high > MAX_CLASS or low < -MAX_CLASS:
+        detail = f"label {name!r} has classes {low:g} to {high:g}, beyond {MAX_CLASS}"
+        raise SourceError("label-range", path, f"{detail}; renumber them")
+    kind = next(k for k in INTEGERS if np.iinfo(k).min <= low and high <= np.iinfo(k).max)
+    whole = room_for(raw, np.dtype(kind))
+    # Slab by slab: float64 of a whole label would be eight times its size.
+    for voxels, out in zip(raw, whole, strict=True):
+        real = slope * voxels.astype(np.float64) + intercept
+        if (np.rint(real) != real).any():
+            raise SourceError("label-not-integer", path, f"{fractions}; threshold or round it")
+        out[...] = real
+    return whole
+
+
+def _placed(given: list[np.ndarray], volume: Volume, conversion: Conversion) -> np.ndarray:
+    """The label in `given`, which is emptied, resampled and cropped as the image was."""
+    voxels = given.pop()
+    if conversion.spacing_mm is not None:
+        voxels = np.array(voxels, order="C")  # out of what may be larger memory, which then goes
+        forget()
+        old = volume.oriented_grid
+        new = resampled_grid(old, conversion.spacing_mm)
+        voxels = resample_label(voxels, old, new)
+    slices = tuple(slice(a, b) for a, b in zip(*volume.crop, strict=True))
+    return voxels[slices]
+
+
+@dataclass(frozen=True)
+class BlockCounts:
+    """How often each class occurs in each block of a label; `lowest` is the class of bin 0."""
+
+    lowest: int
+    present: tuple[np.ndarray, ...]
+    counts: tuple[np.ndarray, ...]
+
+    @classmethod
+    def of(cls, blocks: list[np.ndarray]) -> "BlockCounts":
+        """Count block by block: bincount works on flat 64-bit copies."""
+        lowest = int(min(block.min() for block in blocks))
+        present, counts = [], []
+        for block in blocks:
+            found = np.bincount(block.reshape(-1).astype(np.int64) - lowest)
+            present.append(np.flatnonzero(found))
+            counts.append(found[present[-1]])
+        return cls(lowest, tuple(present), tuple(counts))
+
+    def total(self) -> dict[int, int]:
+        """Voxels of every class present, in ascending order."""
+        whole: dict[int, int] = {}
+        for numbers, counts in zip(self.present, self.counts, strict=True):
+            for number, count in zip(numbers.tolist(), counts.tolist(), strict=True):
+                whole[number + self.lowest] = whole.get(number + self.lowest, 0) + count
+        return dict(sorted(whole.items()))
+
+    def before(self, number: int) -> np.ndarray:
+        """Voxels of a class before each block, and in all."""
+        column = number - self.lowest
+        inside = [
+            int(counts[at]) if at < len(numbers) and numbers[at] == column else 0
+            for numbers, counts in zip(self.present, self.counts, strict=True)
+            for at in [int(np.searchsorted(numbers, column))]
+        ]
+        return np.concatenate([[0], np.cumsum(inside)])
+
+
+def classes_and_points(voxels: np.ndarray) -> tuple[dict[int, int], dict[int, np.ndarray]]:
+    """Voxel counts of every class; and up to 64 voxels (n, 3) of each class above 0.
+
+    They are drawn without replacement by a generator seeded with the class: the same every time.
+    """
+    n_planes = max(1, BLOCK // prod(voxels.shape[1:]))
+    blocks = [voxels[z : z + n_planes] for z in range(0, len(voxels), n_planes)]
+    size, table = blocks[0].size, BlockCounts.of(blocks)
+    classes = table.total()
+    wanted = [number for number in classes if number > 0]
+    each = max(1, min(POINTS_PER_CLASS, POINTS_PER_LABEL // max(len(wanted), 1)))
+    points = {}
+    for number in wanted:
+        before = table.before(number)
+        count = classes[number]
+        draw = np.random.default_rng(number).choice(count, min(each, count), replace=False)
+        at = np.sort(draw)
+        where = np.searchsorted(before, at, side="right") - 1
+        chosen = []
+        for block in np.unique(where):
+            inside = np.flatnonzero(blocks[block] == number)
+            chosen.append(inside[at[where == block] - before[block]] + block * size)
+        found = np.unravel_index(np.concatenate(chosen), voxels.shape)
+        points[number] = np.stack(found, axis=1).astype("<u4")
+    return classes, points

@@ -1,0 +1,262 @@
+"""A source's image files to volumes ready to be stored: oriented, cleaned and measured."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from mim3d.dataio.convert.intensity import Profiles, Statistics, profiles, statistics
+from mim3d.dataio.convert.resample import check_size, resample_channels, resampled_grid
+from mim3d.dataio.convert.values import Values, as_asked, as_stored, cut, finite_only
+from mim3d.dataio.corpus.conversion import Conversion
+from mim3d.dataio.errors import SourceError
+from mim3d.dataio.geometry import Grid, Triple, axis_codes, obliquity_deg, reorientation
+from mim3d.dataio.memory import forget
+from mim3d.dataio.nifti.file import NiftiFile, read_nifti
+from mim3d.dataio.sources.source import Source
+
+CHANNEL_AXIS = 4
+OBLIQUE_DEG = 1.0
+
+
+def read_images(source: Source, conversion: Conversion) -> list[NiftiFile]:
+    """Verified files of a source's channels; SourceError other-grid where they do not match."""
+    files = [read_nifti(path, conversion.byte_budget) for path in source.images]
+    first = file_grid(files[0])
+    for file in files[1:]:
+        difference = first.difference(file_grid(file))
+        if difference or file.header.n_frames > 1 or files[0].header.n_frames > 1:
+            detail = difference or "a channel with a fourth dimension"
+            raise SourceError(
+                "other-grid", file.path, f"not on the grid of {files[0].path}: {detail}"
+            )
+    return files
+
+
+def file_grid(file: NiftiFile) -> Grid:
+    """Grid of a file as it lies on disk."""
+    x, y, z = file.header.shape
+    return Grid((z, y, x), file.header.affine)
+
+
+@dataclass(frozen=True)
+class Volume:
+    """An image ready to be stored.
+
+    `voxels` is (z, y, x) or (c, z, y, x), often a view with negative strides or foreign byte
+    order. `file_grid` is the source's own, before reorientation; `oriented_grid` is after it and
+    before resampling and cropping, and is what labels are compared with. `crop` is the part of the
+    resampled grid that is kept.
+    """
+
+    values: Values
+    grid: Grid
+    file_grid: Grid
+    oriented_grid: Grid
+    crop: tuple[Triple, Triple]
+    statistics: Statistics
+    box: tuple[Triple, Triple]
+    frame: int
+    n_frames: int
+    affine_code: int
+    warnings: tuple[str, ...]
+
+    @property
+    def channels(self) -> int:
+        """Channels of the stored array; 1 has no axis."""
+        shape = self.values.voxels.shape
+        return shape[0] if len(shape) == CHANNEL_AXIS else 1
+
+
+def volumes(files: list[NiftiFile], conversion: Conversion) -> Iterator[Volume]:
+    """The one volume of the files, or one per time frame.
+
+    Takes the voxels out of `files`, whose headers stay: who changes a volume need not hold both.
+    """
+    raw = [file.voxels for file in files]
+    files[:] = [replace(file, voxels=np.empty(0, file.voxels.dtype)) for file in files]
+    n_frames = files[0].header.n_frames
+    if len(files) > 1:
+        yield _volume([_stacked(files, raw)], files[0], -1, conversion)
+    elif n_frames == 1:
+        yield _volume([_scaled(raw.pop()[0], files[0])], files[0], -1, conversion)
+    elif conversion.time_axis == "channels":
+        yield _volume([_scaled(raw.pop(), files[0])], files[0], -1, conversion)
+    else:
+        for frame in range(n_frames):
+            yield _volume([_scaled(raw[0][frame], files[0])], files[0], frame, conversion)
+
+
+def _scaled(raw: np.ndarray, file: NiftiFile) -> Values:
+    return Values(raw, file.header.slope, file.header.intercept)
+
+
+def _stacked(files: list[NiftiFile], raw: list[np.ndarray]) -> Values:
+    """Channels in one array, of a dtype that holds all of them where integers or float32 do.
+
+    Else, and where scalings differ, real float32 values with their largest change. Empties `raw`
+    channel by channel.
+    """
+    kind = np.result_type(*(voxels.dtype.newbyteorder("=") for voxels in raw))
+    scalings = {(file.header.slope, file.header.intercept) for file in files}
+    exact = len(scalings) == 1 and (kind.kind in "iu" or kind == np.float32)
+    if len({file.header.dtype for file in files}) == 1 and len(scalings) == 1:
+        kind, exact = raw[0].dtype, True
+    stacked = np.empty((len(raw), *raw[0].shape[1:]), kind if exact else np.float32)
+    error = 0.0
+    for out, file in zip(stacked, files, strict=True):
+        channel = raw.pop(0)[0]
+        for to, plane in zip(out, channel, strict=True):
+            if exact:
+                to[...] = plane
+            else:
+                error = max(error, _put_real(to, plane, file))
+    return _scaled(stacked, files[0]) if exact else Values(stacked, 1.0, 0.0, max_error=error)
+
+
+def _put_real(to: np.ndarray, plane: np.ndarray, file: NiftiFile) -> float:
+    """Write the real values of a plane in float32; the largest change this makes."""
+    real = file.header.slope * plane.astype(np.float64) + file.header.intercept
+    with np.errstate(over="ignore", invalid="ignore"):
+        to[...] = real
+        gap = np.abs(to - real)
+    finite = np.isfinite(real)
+    if not np.isfinite(to[finite]).all():
+        detail = "values beyond float32's range of 3.4e38"
+        raise SourceError("overflow", file.path, f"{detail}; rescale the file")
+    return float(gap.max(initial=0.0, where=finite))
+
+
+def _volume(given: list[Values], file: NiftiFile, frame: int, conversion: Conversion) -> Volume:
+    """The volume of the one in `given`, which is emptied: nobody holds what is replaced."""
+    before = file_grid(file)
+    stored = as_stored(given.pop(), conversion.nan_policy, file.path)
+    values, oriented = _oriented(stored, before, conversion.orientation)
+    del stored
+    grid = oriented
+    if not conversion.lossless:
+        given.append(values)
+        del values
+        values, grid = _changed(given, oriented, conversion, file.path)
+    found, box = measured(values)
+    crop = ((0, 0, 0), grid.shape)
+    if conversion.foreground and box != crop:
+        forget()
+        crop, values, grid = box, replace(values, voxels=cut(values.voxels, box)), grid.crop(*box)
+        found, box = measured(values)
+    n_frames = file.header.n_frames if frame >= 0 else 1
+    told = _warnings(file, values)
+    code = file.header.affine_code
+    return Volume(values, grid, before, oriented, crop, found, box, frame, n_frames, code, told)
+
+
+def _oriented(values: Values, grid: Grid, target: str) -> tuple[Values, Grid]:
+    """Reoriented view of (..., z, y, x) voxels, and its grid."""
+    change = reorientation(grid.affine, target)
+    turned = turned_view(values.voxels, grid, target)
+    z, y, x = turned.shape[-3:]
+    affine = change.affine(grid.affine, (grid.shape[2], grid.shape[1], grid.shape[0]))
+    return replace(values, voxels=turned), Grid((z, y, x), affine)
+
+
+def turned_view(voxels: np.ndarray, grid: Grid, target: str) -> np.ndarray:
+    """(..., z, y, x) voxels of a grid in the target orientation, as a view."""
+    change = reorientation(grid.affine, target)
+    if voxels.ndim == CHANNEL_AXIS:
+        turned = [change.view(channel.transpose(2, 1, 0)).transpose(2, 1, 0) for channel in voxels]
+        first = turned[0]
+        strides = (voxels.strides[0], *first.strides)
+        shape = (len(turned), *first.shape)
+        return np.lib.stride_tricks.as_strided(first, shape, strides)
+    return change.view(voxels.transpose(2, 1, 0)).transpose(2, 1, 0)
+
+
+def _changed(
+    given: list[Values], grid: Grid, conversion: Conversion, path: str
+) -> tuple[Values, Grid]:
+    """Resample, window and cast, in this order, the one in `given`, which is emptied."""
+    forget()
+    if conversion.spacing_mm is not None:
+        new = resampled_grid(grid, conversion.spacing_mm)
+        check_size(new, len(_channels(given[0].voxels)), conversion.byte_budget, path)
+        _resample(given, grid, new)
+        grid = new
+    return as_asked(given.pop(), conversion, path), grid
+
+
+def _resample(given: list[Values], old: Grid, new: Grid) -> None:
+    """Put the resampled voxels into the place of those in `given`."""
+    values = given.pop()
+    stack, one = [_channels(values.voxels)], values.voxels.ndim < CHANNEL_AXIS
+    bare = replace(values, voxels=np.empty(0), slope=1.0, intercept=0.0)
+    scaling = (values.slope, values.intercept)
+    del values
+    done = resample_channels(stack, old, new, *scaling)
+    given.append(replace(bare, voxels=done[0] if one else done))
+
+
+def measured(values: Values) -> tuple[Statistics, tuple[Triple, Triple]]:
+    """Statistics, and the box of the voxels whose real value is above the threshold in any
+    channel."""
+    voxels, falling = finite_only(values.voxels), values.slope < 0
+    if voxels.ndim == 1:
+        extremes = (float(voxels.min()), float(voxels.max()))
+        found = statistics(voxels, extremes, values.slope, values.intercept)
+        blank = extremes[falling]
+        with np.errstate(invalid="ignore"):
+            filled = (np.nan_to_num(c, nan=blank) for c in _channels(values.voxels))
+            shown = [profiles(channel, falling=falling) for channel in filled]
+    else:
+        shown = [_profiles_in_memory_order(c, falling) for c in _channels(voxels)]
+        extremes = (min(p.minimum for p in shown), max(p.maximum for p in shown))
+        found = statistics(memory_order(voxels)[0], extremes, values.slope, values.intercept)
+    if found.rule == "all":
+        z, y, x = values.voxels.shape[-3:]
+        return found, ((0, 0, 0), (z, y, x))
+    furthest = np.min if falling else np.max
+    z, y, x = (furthest([p.along[axis] for p in shown], axis=0) for axis in range(3))
+    return found, Profiles(*extremes, (z, y, x), falling).box_beyond(found.stored_threshold)
+
+
+def _channels(voxels: np.ndarray) -> np.ndarray:
+    return voxels if voxels.ndim == CHANNEL_AXIS else voxels[None]
+
+
+def _profiles_in_memory_order(voxels: np.ndarray, falling: bool) -> Profiles:
+    """Profiles of a view, worked out along its memory and turned back: many times as fast."""
+    block, order, flipped = memory_order(voxels)
+    found = profiles(block, falling=falling)
+    along = [found.along[order.index(axis)] for axis in range(3)]
+    z, y, x = (p[::-1] if flip else p for p, flip in zip(along, flipped, strict=True))
+    return Profiles(found.minimum, found.maximum, (z, y, x), falling)
+
+
+def memory_order(voxels: np.ndarray) -> tuple[np.ndarray, list[int], list[bool]]:
+    """The same voxels as a contiguous block where there is one; which axis of `voxels` each of
+    the block's axes is, and which axes of `voxels` the block runs against.
+    """
+    flipped = [step < 0 for step in voxels.strides]
+    unflipped = voxels[tuple(slice(None, None, -1 if flip else None) for flip in flipped)]
+    order = sorted(range(voxels.ndim), key=lambda axis: -unflipped.strides[axis])
+    return unflipped.transpose(order), order, flipped
+
+
+def _warnings(file: NiftiFile, values: Values) -> tuple[str, ...]:
+    told = []
+    header = file.header
+    if header.affine_from == "pixdim":
+        told.append("no sform and no qform: left and right are a guess, as nibabel makes it")
+    if (angle := obliquity_deg(header.affine)) > OBLIQUE_DEG:
+        told.append(
+            f"oblique by {angle:.1f} degrees, kept: axes are only near {axis_codes(header.affine)}"
+        )
+    if header.dtype.itemsize == 8 and header.dtype.kind == "f":
+        told.append(f"float64 stored as float32, largest change {values.max_error:.3g}")
+    elif header.dtype.itemsize == 8:
+        stored = values.voxels.dtype.name
+        told.append(
+            f"{header.dtype.name} stored as {stored}, largest change {values.max_error:.3g}"
+        )
+    if values.n_nan or values.n_inf:
+        told.append(f"{values.n_nan} NaN and {values.n_inf} infinite voxels")
+    return tuple(told)

@@ -1,0 +1,57 @@
+"""Ids that are safe as folder names and object keys, and unique wherever case does not count."""
+
+import hashlib
+import re
+import unicodedata
+from collections.abc import Iterable, Sequence
+
+from mim3d.dataio.sources.source import Source
+
+MAX_LENGTH = 100
+RESERVED = frozenset({"con", "prn", "aux", "nul", "zarr.json", "labels", "c", "nifti"})
+
+
+def safe_id(wanted: str) -> str:
+    """Letters, digits, `.`, `_` and single `-` of the wanted id, accents dropped.
+
+    Never empty, never beginning with a dot or dash, never a reserved name. `--` does not occur: it
+    marks what the converter appends itself.
+    """
+    flat = unicodedata.normalize("NFKD", wanted)
+    flat = "".join(letter for letter in flat if not unicodedata.combining(letter))
+    flat = re.sub(r"[^A-Za-z0-9._-]", "_", flat)
+    flat = re.sub(r"\.\.+", ".", re.sub(r"--+", "-", flat)).strip("-.")
+    if not flat.strip("_"):
+        return f"v{short_hash(wanted)}"
+    if flat.casefold() in RESERVED or flat.casefold().startswith(
+        ("manifest.", "quarantine.", "chunks.")
+    ):
+        flat = f"v_{flat}"
+    if len(flat) > MAX_LENGTH:
+        flat = f"{flat[:MAX_LENGTH].rstrip('-.')}--{short_hash(wanted)}"
+    return flat
+
+
+def short_hash(text: str) -> str:
+    """Eight hexadecimal digits of the SHA-256 of a text."""
+    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:8]
+
+
+def unique_ids(
+    sources: Sequence[Source], taken: Iterable[tuple[str, tuple[str, ...]]]
+) -> list[str]:
+    """One id per source, no two equal after case folding.
+
+    `taken` are (id, paths) already in the corpus: a source keeps its id over reruns and other
+    sources cannot have it. A second claimant gets a hash of its paths appended.
+    """
+    owners = {id.casefold(): paths for id, paths in taken}
+    ids = []
+    for source in sources:
+        id, paths = safe_id(source.id), source.paths
+        wanted = (id, f"{id}--{short_hash('|'.join(source.images))}")
+        free = (name for name in wanted if owners.get(name.casefold(), paths) == paths)
+        id = next(free, f"{id}--{short_hash('|'.join(paths))}")
+        owners[id.casefold()] = paths
+        ids.append(id)
+    return ids

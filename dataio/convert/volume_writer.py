@@ -1,0 +1,148 @@
+"""One volume and its labels to one folder of the store, and the manifest record that commits it."""
+
+from collections.abc import Callable, Iterable, Sequence
+
+import numpy as np
+from typing_extensions import Buffer
+
+from mim3d.dataio.chunks.codec import ChunkCodec, shard_metadata
+from mim3d.dataio.chunks.shard_writer import ShardStream
+from mim3d.dataio.convert.label import Label
+from mim3d.dataio.convert.volume import Volume
+from mim3d.dataio.corpus import ome
+from mim3d.dataio.corpus.arrays import metadata_sha256
+from mim3d.dataio.corpus.conversion import Conversion
+from mim3d.dataio.corpus.manifest import LabelRecord, VolumeRecord
+from mim3d.dataio.corpus.ome import pack_points
+from mim3d.dataio.geometry import Grid, axis_codes, obliquity_deg
+from mim3d.dataio.nifti.file import NiftiFile
+from mim3d.dataio.sources.source import Source
+
+Objects = dict[str, Iterable[Buffer]]
+
+
+def volume_objects(
+    id: str,
+    source: Source,
+    files: Sequence[NiftiFile],
+    volume: Volume,
+    labels: Sequence[Label],
+    conversion: Conversion,
+) -> tuple[Objects, Callable[[], VolumeRecord]]:
+    """The objects of a volume's folder (keys relative to it), and what makes its record.
+
+    Shards are encoded while they are written; the record is made when they all were.
+    """
+    objects: Objects = {}
+    shard = _image_objects(objects, id, volume, conversion)
+    shards = [_label_objects(objects, label, volume.grid, conversion) for label in labels]
+    if labels:
+        objects["labels/zarr.json"] = (ome.labels_group([label.name for label in labels]),)
+
+    def record() -> VolumeRecord:
+        told = tuple(map(_label_record, labels, shards))
+        return _record(id, source, files, volume, told, shard, metadata_sha256(objects))
+
+    return objects, record
+
+
+def _image_objects(
+    objects: Objects, id: str, volume: Volume, conversion: Conversion
+) -> ShardStream:
+    values, grid, channels = volume.values, volume.grid, volume.channels
+    dtype = values.voxels.dtype.name
+    extra = {"slope": values.slope, "intercept": values.intercept, "affine": grid.nested_affine}
+    objects["zarr.json"] = (ome.image_group(id, grid, channels, extra),)
+    header = ome.nifti_header(
+        grid, channels, dtype, values.slope, values.intercept, volume.affine_code
+    )
+    objects["nifti/zarr.json"] = (ome.header_array(len(header)),)
+    objects["nifti/c/0"] = (header,)
+    return _array_objects(objects, "0", values.voxels, conversion)
+
+
+def _label_objects(
+    objects: Objects, label: Label, grid: Grid, conversion: Conversion
+) -> ShardStream:
+    path = f"labels/{label.name}"
+    extra = {"points": pack_points(label.points)}
+    objects[f"{path}/zarr.json"] = (
+        ome.label_group(label.name, grid, sorted(label.classes), extra),
+    )
+    return _array_objects(objects, f"{path}/0", label.voxels, conversion)
+
+
+def _label_record(label: Label, shard: ShardStream) -> LabelRecord:
+    return LabelRecord(
+        label.name,
+        label.voxels.dtype.name,
+        dict(sorted(label.classes.items())),
+        label.source,
+        label.hash,
+        shard.sha256,
+        shard.nbytes,
+    )
+
+
+def _array_objects(
+    objects: Objects, path: str, voxels: np.ndarray, conversion: Conversion
+) -> ShardStream:
+    """Metadata and shard of one array."""
+    sides = (1,) * (voxels.ndim - 3) + (conversion.chunk,) * 3
+    codec = ChunkCodec(conversion.codec, voxels.dtype.name, sides, conversion.shuffle)
+    names = ("c", "z", "y", "x")[4 - voxels.ndim :]
+    document = shard_metadata(voxels.shape, codec, names, {})
+    shard = ShardStream(voxels, codec)
+    objects[f"{path}/zarr.json"] = (ome.json_bytes(document),)
+    objects[f"{path}/c" + "/0" * voxels.ndim] = shard
+    return shard
+
+
+def _record(
+    id: str,
+    source: Source,
+    files: Sequence[NiftiFile],
+    volume: Volume,
+    labels: tuple[LabelRecord, ...],
+    shard: ShardStream,
+    metadata: str,
+) -> VolumeRecord:
+    header, values, found = files[0].header, volume.values, volume.statistics
+    original = Grid(volume.file_grid.shape, header.affine)
+    return VolumeRecord(
+        id=id,
+        sources=source.images,
+        source_hash=tuple(file.hash for file in files),
+        subject=source.subject or source.id,
+        group=source.group,
+        split=source.split,
+        shape=volume.grid.shape,
+        channels=volume.channels,
+        dtype=values.voxels.dtype.name,
+        slope=values.slope,
+        intercept=values.intercept,
+        spacing_mm=volume.grid.spacing_mm,
+        affine=volume.grid.nested_affine,
+        original_orientation=axis_codes(header.affine),
+        original_affine=original.nested_affine,
+        original_shape=header.shape,
+        affine_from=header.affine_from,
+        affine_code=header.affine_code,
+        obliquity_deg=round(obliquity_deg(header.affine), 4),
+        intensity=found.whole,
+        foreground=found.foreground,
+        foreground_rule=found.rule,
+        foreground_threshold=found.threshold,
+        foreground_box=volume.box,
+        n_nan=values.n_nan,
+        n_inf=values.n_inf,
+        source_dtype=header.dtype.name,
+        cast_max_error=values.max_error,
+        labels=labels,
+        shard_sha256=shard.sha256,
+        shard_bytes=shard.nbytes,
+        metadata_sha256=metadata,
+        frame=volume.frame,
+        n_frames=volume.n_frames,
+        warnings=volume.warnings,
+    )

@@ -1,0 +1,5 @@
+from .conversion import Conversion
+
+__all__ = [
+    "Conversion",
+]

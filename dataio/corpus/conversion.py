@@ -1,0 +1,86 @@
+"""The recipe of a conversion: every choice that decides what a corpus holds."""
+
+from dataclasses import asdict, dataclass
+from math import isfinite
+from typing import Any, Literal
+
+from mim3d.dataio.chunks.codec import COMPRESSORS, SHUFFLES
+from mim3d.dataio.errors import Mim3dError
+from mim3d.dataio.geometry import check_orientation
+
+FORMAT = 1
+GIB = 1 << 30
+
+
+@dataclass(frozen=True)
+class Conversion:
+    """What to do with every source; the defaults change no voxel.
+
+    `spacing_mm` is (z, y, x); `window` is (low, high) in real values; `byte_budget` is the largest
+    decoded size of one file that is believed.
+    """
+
+    codec: Literal["lz4", "zstd"] = "lz4"
+    """lz4 decodes fastest; zstd is smaller, for slow storage."""
+    shuffle: Literal["auto", "byte", "bit"] = "auto"
+    """What is laid side by side before compression: auto takes bits for lz4 and voxels of several
+    bytes (smaller, faster to decode), bytes otherwise; byte is what corpora before it have."""
+    chunk: int = 16
+    """Side of the cubic inner chunk in voxels; crops that start on its multiples decode no more."""
+    orientation: str = "RAS"
+    """RAS or any such code, by permutation and flips only; "keep" for as is (also --orient)."""
+    spacing_mm: tuple[float, float, float] | None = None
+    """Resample to this voxel size, z y x; images anti-aliased (also --spacing)."""
+    dtype: Literal["native", "uint8", "int16", "float32"] = "native"
+    """Stored dtype; int16 and uint8 quantise with a recorded slope, intercept and error."""
+    window: tuple[float, float] | None = None
+    """Clip real intensities to low..high; integers to the last ones inside."""
+    foreground: bool = False
+    """Crop to the box of the foreground."""
+    nan_policy: Literal["reject", "zero", "keep"] = "reject"
+    """NaN and infinities: quarantine the volume, write a real value of 0, or keep them (in floats,
+    not resampled)."""
+    time_axis: Literal["split", "channels"] = "split"
+    """A fourth dimension: one volume per frame, or one channel per frame."""
+    byte_budget: int = 8 * GIB
+    """Largest decoded file, in bytes."""
+
+    def __post_init__(self) -> None:
+        if self.codec not in COMPRESSORS:
+            raise Mim3dError(f"codec {self.codec!r}: one of {', '.join(COMPRESSORS)}")
+        if self.shuffle not in {"auto", *SHUFFLES}:
+            raise Mim3dError(f"shuffle {self.shuffle!r}: one of auto, {', '.join(SHUFFLES)}")
+        if not 4 <= self.chunk <= 256:
+            raise Mim3dError(f"chunk {self.chunk}: a side of 4 to 256 voxels, 16 by default")
+        check_orientation(self.orientation)
+        if self.spacing_mm is not None and not all(0 < mm < 1e4 for mm in self.spacing_mm):
+            raise Mim3dError(f"spacing {self.spacing_mm}: three positive numbers of mm, z y x")
+        if self.window is not None and not all(map(isfinite, self.window)):
+            raise Mim3dError(f"window {self.window}: two finite numbers, low and high")
+        if self.window is not None and not self.window[0] < self.window[1]:
+            raise Mim3dError(f"window {self.window}: low must be below high")
+        self._check_nan_policy()
+        if self.byte_budget < 1:
+            raise Mim3dError(f"byte budget {self.byte_budget}: must be positive")
+
+    def _check_nan_policy(self) -> None:
+        """NaN can be kept only where there is something to hold it."""
+        if self.nan_policy != "keep":
+            return
+        remedy = "use --nan-policy zero or reject"
+        if self.dtype in ("uint8", "int16"):
+            raise Mim3dError(f"nan_policy 'keep' with dtype {self.dtype!r}: no NaN fits; {remedy}")
+        if self.spacing_mm is not None:
+            detail = f"spacing {self.spacing_mm}: resampling spreads every NaN over whole planes"
+            raise Mim3dError(f"nan_policy 'keep' with {detail}; {remedy}")
+
+    @property
+    def lossless(self) -> bool:
+        """Whether voxels are stored as they came (float64 still becomes float32)."""
+        return self.spacing_mm is None and self.dtype == "native" and self.window is None
+
+    def attributes(self) -> dict[str, Any]:
+        """The recipe as the corpus keeps it; the byte budget does not change what is stored."""
+        fields = asdict(self)
+        del fields["byte_budget"]
+        return {key: list(v) if isinstance(v, tuple) else v for key, v in fields.items()}

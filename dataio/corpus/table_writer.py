@@ -1,0 +1,256 @@
+"""Building the packed chunk table from the manifest and the shards' own indexes."""
+
+import io
+import json
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from hashlib import sha256
+
+import google_crc32c
+import numpy as np
+from typing_extensions import Buffer
+
+from mim3d.dataio.chunks.shard_writer import chunk_index, n_chunks
+from mim3d.dataio.corpus.chunk_table import (
+    ARRAY_DTYPE,
+    ARRAYS,
+    CHECKED,
+    CHUNK_DTYPE,
+    CHUNKS,
+    HEAD,
+    POINT_DTYPE,
+    POINTS,
+    TABLE_FORMAT,
+    VOLUME_DTYPE,
+    VOLUMES,
+    checked_later,
+    head_crc,
+)
+from mim3d.dataio.corpus.manifest import LabelRecord, VolumeRecord
+from mim3d.dataio.corpus.ome import unpack_points
+from mim3d.dataio.errors import CorpusError
+from mim3d.dataio.storage.store import Store
+
+READERS = 8
+BATCH = 1024
+LARGEST = float(np.finfo(np.float32).max)
+# (array path, axes, chunks) -> (n, 2) offsets and lengths; label path -> class -> (n, 3) points.
+IndexReader = Callable[[str, int, int], np.ndarray]
+PointReader = Callable[[str], dict[int, np.ndarray]]
+
+
+def write_table(store: Store, records: Sequence[VolumeRecord], manifest: bytes, chunk: int) -> None:
+    """Write the table of the finished manifest; chunks.json last, as it makes the rest valid."""
+    for name, parts in table_objects(store, records, manifest, chunk).items():
+        store.replace(name, parts)
+
+
+def table_objects(
+    store: Store,
+    records: Sequence[VolumeRecord],
+    manifest: bytes,
+    chunk: int,
+    format: int = TABLE_FORMAT,
+) -> dict[str, Sequence[Buffer]]:
+    """The table's files in parts, chunks.json last; `records` sorted by id, as the manifest is.
+
+    Formats 1 and 2 are how tables were once written, for comparison with one.
+    """
+    table = build_table(records, chunk, index_reader(store), point_reader(store), format)
+    objects: dict[str, Sequence[Buffer]] = {n: _npy(array) for n, array in table.items()}
+    body = {
+        "format": format,
+        "label_names": label_names(records),
+        "manifest_bytes": len(manifest),
+        "manifest_sha256": sha256(manifest).hexdigest(),
+        "crc32c": {n: _crc32c(objects[n]) for n in (*CHECKED, *checked_later(format))},
+    }
+    head = json.dumps(body | {"self_crc32c": head_crc(body)}, indent=1).encode()
+    return objects | {HEAD: [head]}
+
+
+def _crc32c(parts: Sequence[Buffer]) -> str:
+    crc = 0
+    for part in parts:
+        crc = google_crc32c.extend(crc, bytes(part))
+    return f"{crc:08x}"
+
+
+def build_table(
+    records: Sequence[VolumeRecord],
+    chunk: int,
+    read_index: IndexReader,
+    read_points: PointReader,
+    format: int = TABLE_FORMAT,
+) -> dict[str, np.ndarray]:
+    """All tables by file name; `records` sorted by id."""
+    names = label_names(records)
+    subjects = sorted({record.subject for record in records})
+    volumes = np.zeros(len(records), VOLUME_DTYPE)
+    arrays = np.zeros(sum(1 + len(record.labels) for record in records), ARRAY_DTYPE)
+    rows = _fill_rows(records, chunk, names, subjects, volumes, arrays)
+    chunks = np.zeros(int(arrays["n_chunks"].sum()), CHUNK_DTYPE if format == 1 else "<u4")
+    points: list[np.ndarray] = []
+    for row, index, found in _indexes(rows, arrays, read_index, read_points):
+        first, count = int(arrays["first_chunk"][row]), int(arrays["n_chunks"][row])
+        if format == 1:
+            chunks["offset"][first : first + count] = index[:, 0]
+            chunks["nbytes"][first : first + count] = index[:, 1]
+        else:
+            chunks[first : first + count] = _sizes(index, rows[row][0])
+        points.extend(_point_rows(row, found))
+    return {
+        VOLUMES: volumes,
+        ARRAYS: arrays,
+        CHUNKS[format]: chunks if format == 1 else _narrow(chunks),
+        POINTS: np.concatenate(points) if points else np.zeros(0, POINT_DTYPE),
+        **_packed("ids", [record.id for record in records]),
+        **_packed("subjects", subjects),
+    }
+
+
+def _sizes(index: np.ndarray, path: str) -> np.ndarray:
+    """Sizes of a shard's chunks, which must follow each other without a gap."""
+    offsets, sizes = index[:, 0], index[:, 1]
+    expected = np.cumsum(sizes) - sizes
+    if not np.array_equal(offsets[sizes > 0], expected[sizes > 0]):
+        raise CorpusError(
+            f"{path}: its chunks do not follow each other in C order, so another program wrote "
+            "the shard; delete the volume's folder and run `mim3d convert` again"
+        )
+    return sizes
+
+
+def _narrow(sizes: np.ndarray) -> np.ndarray:
+    return sizes.astype("<u2") if sizes.max(initial=0) < 1 << 16 else sizes
+
+
+def label_names(records: Sequence[VolumeRecord]) -> list[str]:
+    """Names of all labels, sorted."""
+    return sorted({label.name for record in records for label in record.labels})
+
+
+def _fill_rows(
+    records: Sequence[VolumeRecord],
+    chunk: int,
+    names: list[str],
+    subjects: list[str],
+    volumes: np.ndarray,
+    arrays: np.ndarray,
+) -> list[tuple[str, bool]]:
+    """Fill both tables; the (Zarr path, is a label) of every row of `arrays`."""
+    subject_rows = {name: row for row, name in enumerate(subjects)}
+    label_rows = {name: row for row, name in enumerate(names)}
+    paths: list[tuple[str, bool]] = []
+    first_chunk = 0
+    for volume, record in enumerate(records):
+        image = len(paths)
+        volumes[volume] = _volume_row(record, image, subject_rows[record.subject])
+        for label in (None, *record.labels):
+            number = -1 if label is None else label_rows[label.name]
+            count = n_chunks(record.shape, (chunk,) * 3)
+            count *= record.channels if label is None else 1
+            row = _array_row(record, label, volume, number, chunk, first_chunk, count)
+            arrays[len(paths)] = row
+            folder = record.id if label is None else f"{record.id}/labels/{label.name}"
+            paths.append((f"{folder}/0", label is not None))
+            first_chunk += count
+    return paths
+
+
+def _volume_row(record: VolumeRecord, image: int, subject: int) -> tuple:
+    whole, inside = record.intensity, record.foreground
+    figures = (
+        whole.minimum, whole.maximum, whole.mean, whole.std, whole.p005, whole.p995,
+        inside.mean, inside.std, inside.p005, inside.p995,
+    )  # fmt: skip
+    # A scl_slope near float32's end takes real values beyond it.
+    held = np.clip(figures, -LARGEST, LARGEST).tolist()
+    return (
+        image, record.shape, record.spacing_mm, record.foreground_box,
+        *held, subject, image + 1, len(record.labels),
+    )  # fmt: skip
+
+
+def _array_row(
+    record: VolumeRecord,
+    label: LabelRecord | None,
+    volume: int,
+    number: int,
+    chunk: int,
+    first_chunk: int,
+    count: int,
+) -> tuple:
+    dtype = np.dtype(record.dtype if label is None else label.dtype).newbyteorder("<").str
+    channels = record.channels if label is None else 1
+    scaling = (record.slope, record.intercept) if label is None else (1.0, 0.0)
+    nbytes = record.shard_bytes if label is None else label.shard_bytes
+    return (
+        volume, number, dtype.encode(), channels, record.shape, (chunk,) * 3,
+        first_chunk, count, *scaling, nbytes,
+    )  # fmt: skip
+
+
+def _indexes(
+    rows: list[tuple[str, bool]],
+    arrays: np.ndarray,
+    read_index: IndexReader,
+    read_points: PointReader,
+) -> Iterator[tuple[int, np.ndarray, dict[int, np.ndarray]]]:
+    """Index and points of every array, read by a few threads as small reads mostly wait."""
+
+    def read(row: int) -> tuple[int, np.ndarray, dict[int, np.ndarray]]:
+        path, is_label = rows[row]
+        n_axes = 3 + (int(arrays["channels"][row]) > 1)
+        index = read_index(path, n_axes, int(arrays["n_chunks"][row]))
+        return row, index, read_points(path) if is_label else {}
+
+    with ThreadPoolExecutor(READERS) as readers:
+        for start in range(0, len(rows), BATCH):
+            yield from readers.map(read, range(start, min(start + BATCH, len(rows))))
+
+
+def _point_rows(row: int, found: dict[int, np.ndarray]) -> Iterator[np.ndarray]:
+    for number in sorted(found):
+        points = np.zeros(len(found[number]), POINT_DTYPE)
+        points["array"], points["cls"], points["zyx"] = row, number, found[number]
+        yield points
+
+
+def _packed(name: str, texts: Sequence[str]) -> dict[str, np.ndarray]:
+    encoded = [text.encode() for text in texts]
+    offsets = np.concatenate([[0], np.cumsum([len(text) for text in encoded])]).astype("<u8")
+    blob = np.frombuffer(b"".join(encoded), np.uint8)
+    return {f"chunks.{name}.npy": blob, f"chunks.{name}_offsets.npy": offsets}
+
+
+def _npy(array: np.ndarray) -> list[Buffer]:
+    """An .npy file as header and content, without a copy of the content."""
+    head = io.BytesIO()
+    np.lib.format.write_array_header_1_0(head, np.lib.format.header_data_from_array_1_0(array))
+    return [head.getvalue(), np.ascontiguousarray(array).reshape(-1).view(np.uint8).data]
+
+
+def index_reader(store: Store) -> IndexReader:
+    """Read the index at the end of an array's shard."""
+
+    def read(path: str, n_axes: int, count: int) -> np.ndarray:
+        key = f"{path}/c" + "/0" * n_axes
+        try:
+            return chunk_index(store.tail(key, count * 16 + 4), count)
+        except (ValueError, FileNotFoundError) as error:
+            raise CorpusError(
+                f"{store.url}: shard {key}: {error}; mim3d verify tells more"
+            ) from error
+
+    return read
+
+
+def point_reader(store: Store) -> PointReader:
+    """Read the points kept beside a label."""
+
+    def read(path: str) -> dict[int, np.ndarray]:
+        document = json.loads(store.get(f"{path.removesuffix('/0')}/zarr.json"))
+        return unpack_points(document["attributes"]["mim3d"]["points"])
+
+    return read

@@ -1,0 +1,7 @@
+from .export_nifti import export_corpus
+from .verify import verify
+
+__all__ = [
+    "export_corpus",
+    "verify",
+]

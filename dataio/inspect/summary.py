@@ -1,0 +1,181 @@
+"""What a corpus holds, as figures and as tables for a terminal."""
+
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TypeVar
+
+import numpy as np
+from rich.table import Table
+
+from mim3d.dataio.corpus.manifest import VolumeRecord
+
+MIB = 1 << 20
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class ClassShare:
+    """One class of one label over the corpus."""
+
+    label: str
+    cls: int
+    n_volumes: int
+    n_voxels: int
+
+
+def raw_bytes(record: VolumeRecord) -> int:
+    """Bytes of a volume's arrays before compression, labels included."""
+    voxels = int(np.prod(record.shape))
+    image = voxels * record.channels * np.dtype(record.dtype).itemsize
+    return image + sum(voxels * np.dtype(label.dtype).itemsize for label in record.labels)
+
+
+def stored_bytes(record: VolumeRecord) -> int:
+    """Bytes of a volume's shards, labels included."""
+    return record.shard_bytes + sum(label.shard_bytes for label in record.labels)
+
+
+@dataclass(frozen=True)
+class Summary:
+    """Figures of a corpus; spans are (smallest, median, largest) over volumes, axes z, y, x."""
+
+    n_volumes: int
+    n_subjects: int
+    n_voxels: int
+    raw_bytes: int
+    stored_bytes: int
+    splits: Mapping[str, int]
+    groups: int
+    dtypes: Mapping[str, int]
+    orientations: Mapping[str, int]
+    channels: Mapping[int, int]
+    shape_span: Sequence[Sequence[float]]
+    spacing_span: Sequence[Sequence[float]]
+    intensity_span: tuple[float, float]
+    classes: Sequence[ClassShare]
+    n_with_warnings: int
+
+
+def summarise(records: Sequence[VolumeRecord]) -> Summary:
+    """Add the manifest up; voxels are those of images, bytes include labels."""
+    voxels = [int(np.prod(r.array_shape)) for r in records]
+    return Summary(
+        n_volumes=len(records),
+        n_subjects=len({r.subject or r.id for r in records}),
+        n_voxels=sum(voxels),
+        raw_bytes=sum(raw_bytes(r) for r in records),
+        stored_bytes=sum(stored_bytes(r) for r in records),
+        splits=counted(r.split or "untold" for r in records),
+        groups=len({r.group for r in records if r.group}),
+        dtypes=counted(r.dtype for r in records),
+        orientations=counted(r.original_orientation for r in records),
+        channels=counted(r.channels for r in records),
+        shape_span=spans([r.shape for r in records]),
+        spacing_span=spans([r.spacing_mm for r in records]),
+        intensity_span=(
+            min((r.intensity.minimum for r in records), default=0.0),
+            max((r.intensity.maximum for r in records), default=0.0),
+        ),
+        classes=class_shares(records),
+        n_with_warnings=sum(bool(r.warnings) for r in records),
+    )
+
+
+def counted(items: Iterable[T]) -> dict[T, int]:
+    """Occurrences of each item, most frequent first."""
+    return dict(Counter(items).most_common())
+
+
+def spans(rows: Sequence[Sequence[float]]) -> list[tuple[float, float, float]]:
+    """(smallest, median, largest) of each column."""
+    if not rows:
+        return []
+    table = np.asarray(rows, float)
+    low, middle, high = table.min(axis=0), np.median(table, axis=0), table.max(axis=0)
+    return [(float(a), float(b), float(c)) for a, b, c in zip(low, middle, high, strict=True)]
+
+
+def class_shares(records: Sequence[VolumeRecord]) -> list[ClassShare]:
+    """Every class of every label but the background, by label name and class."""
+    volumes: Counter[tuple[str, int]] = Counter()
+    voxels: Counter[tuple[str, int]] = Counter()
+    for record in records:
+        for label in record.labels:
+            for cls, count in label.classes.items():
+                if cls != 0 and count:
+                    volumes[label.name, cls] += 1
+                    voxels[label.name, cls] += count
+    return [ClassShare(*key, volumes[key], voxels[key]) for key in sorted(volumes)]
+
+
+def summary_table(summary: Summary, quarantined: Mapping[str, int]) -> Table:
+    """The corpus in a dozen rows."""
+    table = Table(title="corpus", show_header=False, title_justify="left")
+    ratio = summary.raw_bytes / max(summary.stored_bytes, 1)
+    rows = {
+        "volumes": f"{summary.n_volumes} of {summary.n_subjects} subjects",
+        "voxels": f"{summary.n_voxels / 1e6:,.1f} million",
+        "size": f"{summary.stored_bytes / MIB:,.1f} MiB stored, {ratio:.2f}x smaller than raw",
+        "shape z, y, x": ", ".join(span(s, ".0f") for s in summary.shape_span),
+        "spacing z, y, x": ", ".join(span(s, ".3g") for s in summary.spacing_span) + " mm",
+        "intensity": "{:.4g} to {:.4g}".format(*summary.intensity_span),
+        "dtype": listed(summary.dtypes),
+        "channels": listed(summary.channels),
+        "stored from": listed(summary.orientations),
+        "splits": listed(summary.splits),
+        "warnings": f"{summary.n_with_warnings} volumes" if summary.n_with_warnings else "none",
+        "quarantined": listed(quarantined) if quarantined else "none",
+    }
+    for name, value in rows.items():
+        table.add_row(name, value)
+    return table
+
+
+def class_table(summary: Summary, limit: int) -> Table:
+    """Classes: in how many volumes, and what share of all voxels; at most `limit` of them."""
+    left_off = len(summary.classes) - limit
+    more = f" (first {limit} of {len(summary.classes)})" if left_off > 0 else ""
+    table = Table(title=f"labelled classes{more}", title_justify="left")
+    for column in ("label", "class", "volumes", "voxels", "share of the corpus"):
+        table.add_column(column, justify="left" if column == "label" else "right")
+    for c in summary.classes[:limit]:
+        share = 100.0 * c.n_voxels / max(summary.n_voxels, 1)
+        voxels = f"{c.n_voxels:,}"
+        table.add_row(c.label, str(c.cls), str(c.n_volumes), voxels, f"{share:.3g} %")
+    return table
+
+
+def volume_table(records: Sequence[VolumeRecord], limit: int) -> Table:
+    """One row per volume, at most `limit`."""
+    shown = records[:limit]
+    title = f"volumes (first {len(shown)} of {len(records)})" if len(shown) < len(records) else ""
+    table = Table(title=title or "volumes", title_justify="left")
+    for column in ("id", "shape", "mm", "dtype", "from", "0.5 % .. 99.5 %", "classes", "MiB"):
+        table.add_column(column, justify="right" if column == "MiB" else "left", no_wrap=False)
+    for r in shown:
+        classes = {c for label in r.labels for c, n in label.classes.items() if c and n}
+        told = ", ".join(map(str, sorted(classes)[:6])) + (" ..." if len(classes) > 6 else "")
+        table.add_row(
+            r.id,
+            "x".join(map(str, r.array_shape)),
+            "x".join(f"{mm:.3g}" for mm in r.spacing_mm),
+            r.dtype,
+            r.original_orientation,
+            f"{r.intensity.p005:.4g} .. {r.intensity.p995:.4g}",
+            told or "-",
+            f"{stored_bytes(r) / MIB:.2f}",
+        )
+    return table
+
+
+def span(values: Sequence[float], form: str) -> str:
+    """`32` where all agree, else `32..44..48` (smallest, median, largest)."""
+    low, middle, high = (format(v, form) for v in values)
+    return low if low == high else f"{low}..{middle}..{high}"
+
+
+def listed(counts: Mapping, most: int = 8) -> str:
+    """`int16 40, uint8 20`, with an ellipsis after `most`."""
+    parts = [f"{key} {n}" for key, n in list(counts.items())[:most]]
+    return ", ".join(parts) + (", ..." if len(counts) > most else "")

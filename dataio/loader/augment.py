@@ -1,0 +1,181 @@
+"""Augmentation parameters, drawn on the host from each sample's seed: no generator keeps a state.
+
+DALI receives them as arguments, so a resumed run, or the same sample on another rank, gets the
+same augmentation. Flips, gain and bias of the crop itself are folded into the reading.
+"""
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from mim3d.dataio.chunks.boxes import Triple
+from mim3d.dataio.errors import Mim3dError
+from mim3d.dataio.loader.counter_random import bits, uniform
+
+Range = tuple[float, float]
+# Streams of random numbers, one per parameter; FLIP, SIDE and PLACE take three, one per axis.
+FLIP, SIDE, PLACE = 0, 3, 6
+ZOOM, RESCALE, TURN, AXIS, ANGLE, GAIN, BIAS, BLUR, SIGMA, NOISE, NOISE_STD = range(9, 20)
+N_STREAMS, NOISE_SEED = 20, 20
+
+
+@dataclass(frozen=True)
+class Augmentation:
+    """What may happen to a crop, in units of normalised intensity, voxels and degrees.
+
+    `flip`: chance per axis. `gain` and `bias`: `out = gain * image + bias`. `rotate`: chance of a
+    rotation by up to `degrees` about one axis; `rescale`: chance of a zoom from `zoom` about the
+    middle; `noise`: chance, with deviation up to `noise_std`. With `per_view` flips, gain and bias
+    are drawn for each view, which also has `side`, the length of its random resized crop as a
+    share of each axis, and `blur`: chance, with sigma from `sigma`.
+    """
+
+    flip: float = 0.0
+    gain: Range = (1.0, 1.0)
+    bias: Range = (0.0, 0.0)
+    rotate: float = 0.0
+    degrees: float = 0.0
+    rescale: float = 0.0
+    zoom: Range = (1.0, 1.0)
+    noise: float = 0.0
+    noise_std: float = 0.0
+    per_view: bool = False
+    side: Range = (1.0, 1.0)
+    blur: float = 0.0
+    sigma: Range = (0.3, 0.9)
+
+    def __post_init__(self) -> None:
+        for name in ("flip", "rotate", "rescale", "blur", "noise"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise Mim3dError(f"augmentation {name}={getattr(self, name)} is no probability")
+        if not 0 < self.side[0] <= self.side[1] <= 1:
+            raise Mim3dError(f"augmentation side={self.side} must lie in (0, 1]")
+        if not 1 <= self.zoom[0] <= self.zoom[1]:
+            # DALI's nearest-voxel resize does not clamp: a box that overhangs reads other memory.
+            raise Mim3dError(f"augmentation zoom={self.zoom} must be at least 1, low <= high")
+        if not self.per_view and (self.blur or self.side != (1.0, 1.0)):
+            raise Mim3dError("augmentation blur and side need per_view=True")
+
+
+AUGMENTATIONS = {
+    "none": Augmentation(),
+    "mim": Augmentation(flip=0.5, gain=(0.9, 1.1), bias=(-0.1, 0.1)),
+    "contrastive": Augmentation(
+        flip=0.5,
+        gain=(0.6, 1.4),
+        bias=(-0.4, 0.4),
+        rotate=0.3,
+        degrees=20.0,
+        noise=0.3,
+        noise_std=0.15,
+        per_view=True,
+        side=(0.6, 1.0),
+        blur=0.5,
+    ),
+    "segmentation": Augmentation(
+        flip=0.5,
+        gain=(0.8, 1.2),
+        bias=(-0.2, 0.2),
+        rotate=0.2,
+        degrees=15.0,
+        rescale=0.2,
+        zoom=(1.0, 1.3),
+        noise=0.1,
+        noise_std=0.1,
+    ),
+}
+AUGMENTATIONS["upright"] = replace(AUGMENTATIONS["segmentation"], flip=0.0)
+# Without flips: for structures that are told apart by where they lie, left and right among them.
+
+
+@dataclass(frozen=True)
+class ViewDraws:
+    """Parameters of one view; arrays of one entry per sample, float32 unless said.
+
+    `resized` (b,) bool says whether the box from `roi_start` to `roi_end` (b, 3), in voxels, is
+    stretched to the crop; an end before its start means a flip.
+    `turn_z`, `turn_y`, `turn_x` (b,) bool: rotate about that axis by `matrix` (b, 2, 3), which
+    maps destination to source in the plane's (fast, slow) axes. `blurred` (b,) bool says whether
+    `sigma` is used; `noise_std` 0 means no noise; `noise_seed` (b,) is uint64.
+    """
+
+    resized: np.ndarray
+    roi_start: np.ndarray
+    roi_end: np.ndarray
+    turn_z: np.ndarray
+    turn_y: np.ndarray
+    turn_x: np.ndarray
+    matrix: np.ndarray
+    gain: np.ndarray
+    bias: np.ndarray
+    blurred: np.ndarray
+    sigma: np.ndarray
+    noise_std: np.ndarray
+    noise_seed: np.ndarray
+
+
+def augmentation(name: str) -> Augmentation:
+    """Look up a named augmentation; Mim3dError lists the names."""
+    if name not in AUGMENTATIONS:
+        raise Mim3dError(f"augment={name!r} is none of: {', '.join(AUGMENTATIONS)}")
+    return AUGMENTATIONS[name]
+
+
+def draw_flips(kind: Augmentation, seeds: np.ndarray, view: int = 0) -> np.ndarray:
+    """Draw (b, 3) bool: mirror along z, y, x."""
+    if not kind.flip:
+        return np.zeros((len(seeds), 3), bool)
+    return (uniform(view, FLIP + np.arange(3)[:, None], seeds) < kind.flip).T
+
+
+def draw_view(kind: Augmentation, seeds: np.ndarray, view: int, size: Triple) -> ViewDraws:
+    """Draw the parameters of view 0 or 1 of crops of `size`."""
+    u = uniform(view, np.arange(N_STREAMS)[:, None], seeds)
+    resized, roi_start, roi_end = _boxes(kind, u, np.array(size, np.float64))
+    axis = np.where(u[TURN] < kind.rotate, (3 * u[AXIS]).astype(np.int64), -1)
+    noise = np.where(u[NOISE] < kind.noise, kind.noise_std * u[NOISE_STD], 0.0)
+    return ViewDraws(
+        resized=resized,
+        roi_start=roi_start.astype(np.float32, order="C"),
+        roi_end=roi_end.astype(np.float32, order="C"),
+        turn_z=axis == 0,
+        turn_y=axis == 1,
+        turn_x=axis == 2,
+        matrix=_matrices(np.deg2rad(kind.degrees) * (2 * u[ANGLE] - 1), axis, size),
+        gain=_between(kind.gain, u[GAIN]).astype(np.float32),
+        bias=_between(kind.bias, u[BIAS]).astype(np.float32),
+        blurred=u[BLUR] < kind.blur,
+        sigma=_between(kind.sigma, u[SIGMA]).astype(np.float32),
+        noise_std=noise.astype(np.float32),
+        noise_seed=bits(view, NOISE_SEED, seeds),
+    )
+
+
+def _boxes(
+    kind: Augmentation, u: np.ndarray, extent: np.ndarray
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Which samples are resized, and the start and end (b, 3) of their boxes, in voxels."""
+    if kind.per_view:
+        side = _between(kind.side, u[SIDE : SIDE + 3].T) * extent
+        start = u[PLACE : PLACE + 3].T * (extent - side)
+        flips = kind.flip > u[FLIP : FLIP + 3].T
+        end = start + side
+        every = np.ones(len(side), bool)
+        return every, np.where(flips, end, start), np.where(flips, start, end)
+    half = extent / (2 * _between(kind.zoom, u[ZOOM]))[:, None]
+    return u[RESCALE] < kind.rescale, extent / 2 - half, extent / 2 + half
+
+
+def _matrices(angle: np.ndarray, axis: np.ndarray, size: Triple) -> np.ndarray:
+    """Rotations (b, 2, 3) about the middle of the plane across `axis`, fast axis first."""
+    extent = np.array(size, np.float64)
+    planes = np.array([[2, 1], [2, 0], [1, 0]])  # (fast, slow) axis of the planes across z, y, x
+    middle = extent[planes[axis]] / 2
+    turned = np.stack([np.cos(angle), -np.sin(angle), np.sin(angle), np.cos(angle)], 1)
+    turned = turned.reshape(-1, 2, 2)
+    offset = middle - np.einsum("bij,bj->bi", turned, middle)
+    return np.concatenate([turned, offset[:, :, None]], axis=2).astype(np.float32)
+
+
+def _between(bounds: Range, u: np.ndarray) -> np.ndarray:
+    return bounds[0] + (bounds[1] - bounds[0]) * u

@@ -1,0 +1,118 @@
+"""Everything a loader can be told, checked once."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from numbers import Integral
+from typing import Any
+
+from mim3d.dataio.chunks.boxes import Triple
+from mim3d.dataio.errors import Mim3dError
+from mim3d.dataio.loader.augment import augmentation
+from mim3d.dataio.loader.sampler import WEIGHTINGS
+from mim3d.dataio.reader.normalisation import parse_mode
+
+DTYPES = ("float32", "float16", "bfloat16")
+CACHES = ("none", "host", "device")
+
+
+@dataclass(frozen=True)
+class LoaderConfig:
+    """How crops are drawn, read, augmented and cached.
+
+    The defaults suit masked image modelling on one GPU.
+    """
+
+    crop_size: Triple = (96, 96, 96)
+    """Voxels along z, y, x."""
+    micro_batch: int = 8
+    """Crops per rank and step."""
+    views: int = 1
+    """1, or 2 views of every crop, each augmented on its own (contrastive learning)."""
+    label: str | None = None
+    """Name of the label array to load with the image; volumes without it are left out."""
+    seed: int = 0
+    """Seed of sampling and augmentation."""
+    snap: int = 16
+    """Align crop starts to multiples of so many voxels; 1 turns it off."""
+    weighting: str = "uniform"
+    """uniform (each volume once per epoch), voxels, or foreground (its box)."""
+    foreground_fraction: float = 0.0
+    """Share of crops centred on a voxel of a foreground class; needs `label`."""
+    normalise: str = "zscore"
+    """none, zscore, clip-zscore, percentile or window:LOW:HIGH."""
+    augment: str = "none"
+    """none, mim, contrastive, segmentation, or upright (segmentation without flips)."""
+    dtype: str = "float32"
+    """float32, float16 or bfloat16."""
+    cache: str = "none"
+    """Keep compressed chunks: none, host or device."""
+    cache_bytes: int = 1 << 30
+    """Budget of the cache per rank."""
+    cache_policy: str = "keep"
+    """keep what came in first (a scan of a corpus too large hits its share), or lru."""
+    on_error: str = "raise"
+    """raise, or replace: a crop with a damaged chunk gives way to another, and is counted. A shard
+    that vanished or may not be read raises always: one rank alone may have lost it."""
+    nodes: int = 1
+    """Give each of so many nodes a split of the volumes, for caches that hold a split."""
+    node_rotation: float = 0.0
+    """Share of each node's split that goes to the next node after every epoch."""
+    threads: int = 1
+    """Threads that read and decode, and DALI's own."""
+    prefetch: int = 2
+    """Batches read ahead."""
+
+    def __post_init__(self) -> None:
+        for name in ("micro_batch", "snap", "nodes", "threads", "prefetch", "cache_bytes"):
+            if not _is_whole(getattr(self, name)) or getattr(self, name) < 1:
+                raise Mim3dError(f"{name}={getattr(self, name)!r} must be at least 1, and whole")
+        if not _is_whole(self.seed):
+            raise Mim3dError(f"seed={self.seed!r} must be a whole number")
+        _check_crop_size(self.crop_size)
+        _one_of("views", self.views, (1, 2))
+        _one_of("dtype", self.dtype, DTYPES)
+        _one_of("cache", self.cache, CACHES)
+        _one_of("cache_policy", self.cache_policy, ("keep", "lru"))
+        _one_of("on_error", self.on_error, ("raise", "replace"))
+        _one_of("weighting", self.weighting, WEIGHTINGS)
+        if self.cache == "device" and self.cache_policy != "keep":
+            raise Mim3dError("cache_policy='lru' is for cache='host'; on a device chunks are kept")
+        if self.nodes > 1 and self.weighting != "uniform":
+            raise Mim3dError(
+                f"nodes={self.nodes} needs weighting='uniform': a split has no weights"
+            )
+        if not 0 <= self.node_rotation <= 1:
+            raise Mim3dError(f"node_rotation={self.node_rotation} must lie in [0, 1]")
+        if self.node_rotation and self.nodes == 1:
+            raise Mim3dError(f"node_rotation={self.node_rotation} needs `nodes` above 1")
+        parse_mode(self.normalise)
+        if self.label is not None and self.views == 2:
+            raise Mim3dError("views=2 has no aligned label: drop `label` or use one view")
+        kind = augmentation(self.augment)
+        if self.views == 2 and not kind.per_view:
+            raise Mim3dError(
+                f"views=2 with augment={self.augment!r}: both views would be drawn as one; use "
+                "augment='contrastive'"
+            )
+        if not 0 <= self.foreground_fraction <= 1:
+            raise Mim3dError(f"foreground_fraction={self.foreground_fraction} must lie in [0, 1]")
+        if self.foreground_fraction and self.label is None:
+            raise Mim3dError("foreground_fraction needs `label`: whose foreground is meant?")
+
+
+def _one_of(name: str, value: object, allowed: tuple[object, ...]) -> None:
+    if value not in allowed:
+        raise Mim3dError(f"{name}={value!r} is none of: {', '.join(map(str, allowed))}")
+
+
+def _is_whole(value: Any) -> bool:
+    return isinstance(value, Integral)
+
+
+def _check_crop_size(size: Any) -> None:
+    is_triple = isinstance(size, Sequence) and len(size) == 3
+    if not is_triple or not all(_is_whole(n) and n >= 1 for n in size):
+        raise Mim3dError(
+            f"crop_size={size!r} must be three positive whole numbers (z, y, x), such as "
+            "(96, 96, 96)"
+        )

@@ -1,0 +1,143 @@
+"""From a corpus and a configuration to what is sampled and how each crop is read."""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from mim3d.dataio.chunks.boxes import Triple
+from mim3d.dataio.corpus.chunk_table import ChunkTable, label_arrays
+from mim3d.dataio.errors import CorpusError
+from mim3d.dataio.loader.augment import Augmentation, augmentation
+from mim3d.dataio.loader.config import LoaderConfig
+from mim3d.dataio.loader.sampler import LabelPoints, Nodes, Sampler, volume_weights
+from mim3d.dataio.reader.normalisation import Intensities, intensities, largest
+from mim3d.dataio.reader.shard_reader import Flip, Request
+
+LARGEST_FLOAT16 = 65504.0
+
+
+@dataclass(frozen=True)
+class CropJob:
+    """What stays the same from batch to batch.
+
+    `image_rows` and `label_rows` map a volume to its arrays in the chunk table (-1: none);
+    `intensities` has one entry per volume of the table. With `augmentation.per_view` flips and
+    intensities are left to the graph, for each view has its own. `image_dtype` is what crops are
+    read into: float32, or uint16 for the bits of bfloat16.
+    """
+
+    crop_size: Triple
+    channels: int
+    views: int
+    augmentation: Augmentation
+    intensities: Intensities
+    image_rows: np.ndarray
+    label_rows: np.ndarray | None
+    label_dtype: str | None
+    replace_errors: bool
+    image_dtype: str = "float32"
+
+
+def image_request(
+    job: CropJob, volume: int, start: Triple, flip: Flip, gain: float, bias: float
+) -> Request:
+    """The image's crop: flips, normalisation, gain and bias all at once."""
+    return Request(
+        int(job.image_rows[volume]),
+        start,
+        flip,
+        job.intensities.affine(volume, gain, bias),
+        float(job.intensities.fill[volume]),
+    )
+
+
+def label_request(job: CropJob, volume: int, start: Triple, flip: Flip) -> Request:
+    """The crop of the volume's label; padding is background."""
+    assert job.label_rows is not None
+    return Request(int(job.label_rows[volume]), start, flip, None, 0.0)
+
+
+def crop_job(table: ChunkTable, config: LoaderConfig, volumes: np.ndarray) -> CropJob:
+    """Put together the job of reading crops of `volumes` (table rows)."""
+    image_rows = np.asarray(table.volumes["image"]).astype(np.int64)
+    images = np.asarray(table.arrays)[image_rows]
+    channels = np.unique(images["channels"][volumes])
+    if len(channels) > 1:
+        raise CorpusError(
+            f"{table.root}: volumes have {', '.join(map(str, channels))} channels; a batch needs "
+            "one number: choose subjects, or convert them to corpora of their own"
+        )
+    label_rows = None if config.label is None else label_arrays(table, config.label)
+    values = intensities(config.normalise, np.asarray(table.volumes), images)
+    if config.dtype == "float16":
+        _check_float16(table, config.normalise, largest(values, table.volumes, images), volumes)
+    return CropJob(
+        crop_size=config.crop_size,
+        channels=int(channels[0]),
+        views=config.views,
+        augmentation=augmentation(config.augment),
+        intensities=values,
+        image_rows=image_rows,
+        label_rows=label_rows,
+        label_dtype=None if label_rows is None else _label_dtype(table, label_rows[volumes]),
+        replace_errors=config.on_error == "replace",
+    )
+
+
+def make_sampler(
+    table: ChunkTable, config: LoaderConfig, volumes: np.ndarray, world: int = 1
+) -> Sampler:
+    """Build the sampler over `volumes` (table rows) for `world` ranks."""
+    rows = np.asarray(table.volumes)[volumes]
+    points = None
+    if config.foreground_fraction > 0 and config.label is not None:
+        points = _label_points(table, label_arrays(table, config.label)[volumes])
+    return Sampler(
+        config.seed,
+        volumes,
+        rows["shape"],
+        config.crop_size,
+        snap=config.snap,
+        weights=volume_weights(config.weighting, rows),
+        foreground_fraction=config.foreground_fraction,
+        points=points,
+        nodes=Nodes(config.nodes, world * config.micro_batch, config.node_rotation),
+    )
+
+
+def _check_float16(table: ChunkTable, mode: str, values: np.ndarray, volumes: np.ndarray) -> None:
+    """Refuse volumes with voxels that float16 would make infinite."""
+    worst = volumes[int(np.argmax(values[volumes]))]
+    if values[worst] > LARGEST_FLOAT16:
+        raise CorpusError(
+            f"{table.root}: with normalise={mode!r} voxels of volume {table.volume_id(worst)} "
+            f"reach {values[worst]:g}, beyond {LARGEST_FLOAT16:g} of dtype='float16': use "
+            "dtype='bfloat16' or another normalisation"
+        )
+
+
+def _label_dtype(table: ChunkTable, rows: np.ndarray) -> str:
+    """Choose uint8 where every label array is, else int16: one dtype for all batches.
+
+    Wider classes are refused: DALI resizes no other integers.
+    """
+    stored = np.unique(table.arrays["dtype"][rows])
+    kinds = {np.dtype(bytes(kind).decode()).name for kind in stored}
+    if not kinds <= {"uint8", "int8", "int16"}:
+        raise CorpusError(
+            f"{table.root}: labels are stored as {', '.join(sorted(kinds))}; the loader takes "
+            "uint8, int8 and int16: renumber the classes before converting"
+        )
+    return "uint8" if kinds == {"uint8"} else "int16"
+
+
+def _label_points(table: ChunkTable, rows: np.ndarray) -> LabelPoints:
+    """Foreground points of the label arrays `rows`, gathered in that order."""
+    arrays = np.asarray(table.points["array"]).astype(np.int64)
+    order = np.argsort(arrays, kind="stable")
+    begin = np.searchsorted(arrays[order], rows, side="left")
+    end = np.searchsorted(arrays[order], rows, side="right")
+    chosen = [order[a:b] for a, b in zip(begin, end, strict=True)]
+    first = np.concatenate([[0], np.cumsum([len(each) for each in chosen])])
+    taken = table.points[np.concatenate(chosen)] if first[-1] else table.points[:0]
+    return LabelPoints(first, np.asarray(taken["cls"]), np.asarray(taken["zyx"]))

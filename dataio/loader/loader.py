@@ -1,0 +1,280 @@
+"""Batches of crops on the device from a corpus, in an order that one integer describes.
+
+    with Loader("corpus.zarr", LoaderConfig(crop_size=(96, 96, 96), micro_batch=8)) as loader:
+        for batch in loader:
+            loss = model(batch.image)
+
+The loader is infinite: it goes on into the next epoch, shuffled anew.
+"""
+
+import os
+import threading
+import time
+from collections import deque
+from collections.abc import Collection, Iterator, Mapping
+from dataclasses import replace
+from numbers import Integral
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from types import TracebackType
+from typing import Any, NoReturn, Self
+
+import torch
+
+from mim3d.dataio.corpus.chunk_table import choose_volumes
+from mim3d.dataio.device.device_reader import DeviceReader
+from mim3d.dataio.device.inflate import NvcompInflate, inflate_on_host
+from mim3d.dataio.errors import Mim3dError
+from mim3d.dataio.loader.batch import Batch, finish
+from mim3d.dataio.loader.config import LoaderConfig
+from mim3d.dataio.loader.crop_source import CropSource, RawBatch
+from mim3d.dataio.loader.crop_spec import crop_job, make_sampler
+from mim3d.dataio.loader.dali import DaliGraph, GraphSpec, feed_order
+from mim3d.dataio.loader.device_source import DeviceSource
+from mim3d.dataio.loader.graph import DirectGraph
+from mim3d.dataio.loader.state import run_order
+from mim3d.dataio.reader.corpus import Corpus
+from mim3d.dataio.reader.host_cache import HostCache
+from mim3d.dataio.reader.local_shards import LocalShards
+from mim3d.dataio.reader.shard_reader import ShardReader, Shards
+
+__all__ = ["Batch", "Loader", "LoaderConfig"]
+
+
+class Loader:
+    """An endless iterator of `Batch`es of one rank.
+
+    Global batch k of a run holds samples `k * world * micro_batch` onward, and rank r the r-th
+    slice of it, so ranks never overlap and the union is the same at any world size. `subjects`
+    keeps only volumes of those subjects. `device` is "cpu" or "cuda[:n]". `corpus` is a folder, an
+    address such as s3://bucket/corpus.zarr, or an opened corpus. Threads may share a loader; each
+    process makes its own.
+    """
+
+    def __init__(
+        self,
+        corpus: str | Path | Corpus,
+        config: LoaderConfig,
+        *,
+        rank: int = 0,
+        world: int = 1,
+        device: str | torch.device = "cpu",
+        subjects: Collection[str] | None = None,
+    ) -> None:
+        if not (isinstance(rank, Integral) and isinstance(world, Integral) and 0 <= rank < world):
+            raise Mim3dError(f"rank={rank!r} is not a whole number below world={world!r}")
+        self.device = _usable(torch.device(device))
+        self.corpus, shards, self._folder = _open(corpus)
+        self.config, self.rank, self.world = config, rank, world
+        table = self.corpus.table
+        volumes = choose_volumes(table, config.label, subjects)
+        self.sampler = make_sampler(table, config, volumes, world)
+        self._order = run_order(table, config, volumes, world)
+        self._job = crop_job(table, config, volumes)
+        if config.cache == "host":
+            shards = HostCache(shards, config.cache_bytes, config.cache_policy)
+        self._cache = shards if isinstance(shards, HostCache) else None
+        reader = ShardReader(table, self.corpus.root, shards)
+        self._spec = self._graph_spec()
+        if self._reads_bfloat16:
+            self._job = replace(self._job, image_dtype="uint16")
+        self._source = self._make_source(reader)
+        self._graph: DaliGraph | DirectGraph | None = None
+        self._in_flight: deque[RawBatch] = deque()
+        self._step = self._sample = 0
+        self._augment_s = 0.0
+        self._closed = False
+        self._lock = threading.RLock()
+        self._process = os.getpid()
+
+    @property
+    def epoch(self) -> float:
+        """Epochs delivered so far, all ranks together."""
+        return self._sample / self.sampler.epoch_samples
+
+    def __iter__(self) -> Iterator[Batch]:
+        return self
+
+    def __next__(self) -> Batch:
+        self._check_process()
+        with self._lock:
+            place = self._step, self._sample
+            try:
+                return self._next()
+            except BaseException:
+                # Ctrl-C too: what was read ahead is out of step, so the next call begins anew.
+                self._step, self._sample = place
+                self._stop()
+                raise
+
+    def state_dict(self) -> dict[str, int]:
+        """Where the next batch begins: `sample` (global) alone decides, `step` only counts."""
+        return self._order.state(self._sample, self._step)
+
+    def load_state_dict(self, state: Mapping[str, int]) -> None:
+        """Go to where `state` was taken, possibly by a loader of another world size.
+
+        Mim3dError where its seed, volumes, weighting or nodes are not this loader's.
+        """
+        sample, step = self._order.place(state)
+        with self._lock:
+            self._stop()
+            self._step, self._sample = step, sample
+
+    def metrics(self) -> dict[str, float]:
+        """Totals so far; seconds of reading and decoding add up over threads."""
+        reader = self._source.reader
+        return {
+            "crops": float(self._source.crops),
+            "read_s": reader.read_s,
+            "decode_s": reader.decode_s,
+            "augment_s": self._augment_s,
+            "wait_s": self._source.wait_s,
+            "bytes_read": float(reader.bytes_read),
+            "replaced": float(self._source.replaced),
+            **self._cache_metrics(),
+        }
+
+    def close(self) -> None:
+        """Stop all threads; safe to call twice."""
+        if os.getpid() != self._process:
+            return  # the threads are another process'
+        with self._lock:
+            self._closed = True
+            self._stop()
+            self._source.close()
+            if self._folder is not None:
+                self._folder.cleanup()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        tb: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def __reduce__(self) -> NoReturn:
+        raise TypeError(
+            "a Loader has threads and open files and cannot be copied or pickled: hand over the "
+            "corpus' path and the LoaderConfig, and make a Loader there"
+        )
+
+    def _check_process(self) -> None:
+        if os.getpid() != self._process:
+            raise Mim3dError(
+                f"this loader was made in process {self._process}, this is {os.getpid()}, and its "
+                "threads did not come along: make a Loader in each process, with its own rank "
+                "(under a DataLoader use num_workers=0: the loader reads ahead by itself)"
+            )
+
+    def _next(self) -> Batch:
+        graph = self._graph or self._start()
+        began, waited = time.perf_counter(), self._source.wait_s
+        tensors = graph.run()
+        raw = self._in_flight.popleft()
+        if raw.error is not None:
+            raise raw.error
+        batch = self._batch(raw, tensors)
+        self._augment_s += time.perf_counter() - began - (self._source.wait_s - waited)
+        self._step += 1
+        self._sample += self._stride
+        return batch
+
+    def _cache_metrics(self) -> dict[str, float]:
+        if isinstance(self._source, DeviceSource):
+            return self._source.device_reader.metrics()
+        return {} if self._cache is None else self._cache.metrics()
+
+    @property
+    def _stride(self) -> int:
+        return self.world * self.config.micro_batch
+
+    @property
+    def _reads_bfloat16(self) -> bool:
+        """Whether crops can be rounded while they are read: nothing later wants float32."""
+        noisy = self._job.augmentation.noise
+        return self.config.dtype == "bfloat16" and self._spec.is_direct and not noisy
+
+    def _make_source(self, reader: ShardReader) -> CropSource:
+        config = self.config
+        if config.cache != "device":
+            return CropSource(reader, self.sampler, self._job, config.threads, config.prefetch)
+        on_gpu = self.device.type == "cuda"
+        inflate = NvcompInflate(self.device) if on_gpu else inflate_on_host
+        device_reader = DeviceReader(reader, self.device, inflate, config.cache_bytes)
+        return DeviceSource(device_reader, self.sampler, self._job, config.threads, config.prefetch)
+
+    def _graph_spec(self) -> GraphSpec:
+        config, on_gpu = self.config, self.device.type == "cuda"
+        return GraphSpec(
+            batch=config.micro_batch,
+            channels=self._job.channels,
+            crop_size=config.crop_size,
+            views=config.views,
+            label_dtype=self._job.label_dtype,
+            augmentation=self._job.augmentation,
+            device_id=(self.device.index or 0) if on_gpu else None,
+            threads=config.threads,
+            device_input=on_gpu and config.cache == "device",
+        )
+
+    def _start(self) -> DaliGraph | DirectGraph:
+        if self._closed:
+            raise RuntimeError("this loader is closed")
+        first = self._sample + self.rank * self.config.micro_batch
+        batches = self._source.batches(first, self._stride, self.config.micro_batch)
+
+        def feed(_iteration: int) -> list[Any]:
+            raw = next(batches)
+            self._in_flight.append(raw)
+            return feed_order(self._spec, raw.image, raw.label, raw.views)
+
+        self._graph = (DirectGraph if self._spec.is_direct else DaliGraph)(self._spec, feed)
+        return self._graph
+
+    def _stop(self) -> None:
+        graph, self._graph = self._graph, None
+        if graph is not None:
+            graph.close()
+        self._in_flight.clear()
+
+    def _batch(self, raw: RawBatch, tensors: list[torch.Tensor]) -> Batch:
+        label = tensors.pop() if raw.label is not None else None
+        images = [
+            finish(image, view.noise_std, view.noise_seed, self.config.dtype)
+            for image, view in zip(tensors, raw.views, strict=True)
+        ]
+        return Batch(
+            image=images[0],
+            second_view=images[1] if len(images) > 1 else None,
+            label=label,
+            volume=torch.from_numpy(raw.samples.volume),
+            start=torch.from_numpy(raw.samples.start),
+            sample=torch.from_numpy(raw.samples.sample),
+            step=self._step,
+        )
+
+
+def _open(
+    corpus: str | Path | Corpus,
+) -> tuple[Corpus, Shards, TemporaryDirectory[str] | None]:
+    """Open a corpus in a folder or at an address; the folder holds a remote corpus' table."""
+    if isinstance(corpus, str) and "://" in corpus:
+        from mim3d.dataio.reader.corpus import open_remote
+
+        return open_remote(corpus)
+    opened = corpus if isinstance(corpus, Corpus) else Corpus.open(corpus)
+    return opened, LocalShards(opened.root), None
+
+
+def _usable(device: torch.device) -> torch.device:
+    """The device, or a Mim3dError where crops cannot go there."""
+    if device.type not in ("cpu", "cuda"):
+        raise Mim3dError(f"device={str(device)!r}: the loader feeds cpu and cuda[:n]")
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise Mim3dError(f"device={str(device)!r}: torch finds no CUDA device; use device='cpu'")
+    return device

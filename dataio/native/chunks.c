@@ -1,0 +1,299 @@
+/* Chunks out of a volume, their frames, and the volume's profiles.
+
+   The volume's rows lie in memory forward or backward, its other axes anyhow, in either byte order
+   and at odd addresses. Rows are taken in the order of the memory and written into chunks that
+   stay in the cache. The GIL is released; shapes and starts are checked against the buffers. */
+
+#define PY_SSIZE_T_CLEAN
+#include <Python.h>
+#include <stdint.h>
+#include <string.h>
+#include "crc32c.h"
+
+#if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__)
+#define FAST __attribute__((target_clones("avx2", "default")))
+#else
+#define FAST
+#endif
+
+#define ALWAYS_INLINE inline __attribute__((always_inline))
+#define ANYWHERE __attribute__((aligned(1), may_alias))
+
+typedef uint8_t u1 ANYWHERE;
+typedef uint16_t u2 ANYWHERE;
+typedef uint32_t u4 ANYWHERE;
+typedef uint64_t u8 ANYWHERE;
+
+/* An axis: how many steps, and the bytes of one in the source and in the chunks. */
+typedef struct {
+    Py_ssize_t n, from, to;
+} Axis;
+
+enum { AHEAD = 8 }; /* rows */
+
+#define SAME(value) (value)
+
+/* Constant steps let the compiler vectorise what it inlines. */
+#define COPIER(type, swapped)                                                                    \
+    static ALWAYS_INLINE void row_##type(const char *restrict from, char *restrict to,           \
+                                         Py_ssize_t n, Py_ssize_t step, int swap) {              \
+        for (Py_ssize_t i = 0; i < n; i++) {                                                     \
+            type value = *(const type *)(from + i * step);                                       \
+            *(type *)(to + i * (Py_ssize_t)sizeof(type)) = swap ? swapped(value) : value;        \
+        }                                                                                        \
+    }                                                                                            \
+    FAST static void copy_##type(const char *from, char *to, const Axis *axes, Py_ssize_t n,     \
+                                 int back, int swap) {                                           \
+        const Py_ssize_t size = sizeof(type);                                                    \
+        Axis a = axes[0], b = axes[1], c = axes[2];                                              \
+        for (Py_ssize_t i = 0; i < a.n; i++)                                                     \
+        for (Py_ssize_t j = 0; j < b.n; j++)                                                     \
+        for (Py_ssize_t k = 0; k < c.n; k++) {                                                   \
+            const char *in = from + i * a.from + j * b.from + k * c.from;                        \
+            char *out = to + i * a.to + j * b.to + k * c.to;                                     \
+            __builtin_prefetch(in + AHEAD * c.from);                                             \
+            if (!back && !swap) memcpy(out, in, n * size);                                       \
+            else if (!back) row_##type(in, out, n, size, 1);                                     \
+            else if (!swap) row_##type(in, out, n, -size, 0);                                    \
+            else row_##type(in, out, n, -size, 1);                                               \
+        }                                                                                        \
+    }
+
+COPIER(u1, SAME)
+COPIER(u2, __builtin_bswap16)
+COPIER(u4, __builtin_bswap32)
+COPIER(u8, __builtin_bswap64)
+
+/* Copy the `n` chunks from `from` on, of each `size` (z, y, x) voxels. */
+static void copy(const Py_buffer *voxels, const Py_buffer *chunks, const char *from, char *to,
+                 Py_ssize_t n, const Py_ssize_t *size, int swap) {
+    Axis axes[3] = {{size[0], voxels->strides[0], chunks->strides[1]},
+                    {size[1], voxels->strides[1], chunks->strides[2]},
+                    {n, chunks->shape[3] * voxels->strides[2], chunks->strides[0]}};
+    int back = voxels->strides[2] < 0;
+    for (int i = 0; i < 3; i++) /* forward in memory, which the processor foresees */
+        if (axes[i].from < 0) {
+            from += (axes[i].n - 1) * axes[i].from;
+            to += (axes[i].n - 1) * axes[i].to;
+            axes[i].from = -axes[i].from;
+            axes[i].to = -axes[i].to;
+        }
+    switch (voxels->itemsize) {
+    case 1: copy_u1(from, to, axes, size[2], back, 0); break;
+    case 2: copy_u2(from, to, axes, size[2], back, swap); break;
+    case 4: copy_u4(from, to, axes, size[2], back, swap); break;
+    case 8: copy_u8(from, to, axes, size[2], back, swap); break;
+    }
+}
+
+/* gather(voxels (z, y, x), z, y, chunks (n, z, y, x), swap): the chunks along x that begin at z, y;
+   zeros beyond the volume's edge. A whole row at once, for its memory is read in long runs. */
+static PyObject *gather(PyObject *self, PyObject *args) {
+    (void)self;
+    PyObject *voxels_object, *chunks_object;
+    Py_ssize_t z, y;
+    int swap;
+    if (!PyArg_ParseTuple(args, "OnnOp", &voxels_object, &z, &y, &chunks_object, &swap))
+        return NULL;
+    Py_buffer voxels, chunks;
+    if (PyObject_GetBuffer(voxels_object, &voxels, PyBUF_STRIDES)) return NULL;
+    if (PyObject_GetBuffer(chunks_object, &chunks, PyBUF_C_CONTIGUOUS | PyBUF_WRITABLE)) {
+        PyBuffer_Release(&voxels);
+        return NULL;
+    }
+    Py_ssize_t bytes = voxels.itemsize;
+    int fits = voxels.ndim == 3 && chunks.ndim == 4 && chunks.itemsize == bytes && chunks.len &&
+               (bytes == 1 || bytes == 2 || bytes == 4 || bytes == 8) &&
+               (voxels.strides[2] == bytes || voxels.strides[2] == -bytes) && z >= 0 && y >= 0 &&
+               z < voxels.shape[0] && y < voxels.shape[1] &&
+               voxels.shape[2] > 0 &&
+               (voxels.shape[2] - 1) / chunks.shape[3] + 1 == chunks.shape[0];
+    if (!fits) {
+        PyErr_SetString(PyExc_ValueError, "voxels, start and chunks do not fit each other");
+    } else {
+        Py_BEGIN_ALLOW_THREADS
+        Py_ssize_t depth = voxels.shape[0] - z, height = voxels.shape[1] - y;
+        Py_ssize_t side = chunks.shape[3], whole = voxels.shape[2] / side;
+        Py_ssize_t rest = voxels.shape[2] % side;
+        Py_ssize_t size[3] = {depth < chunks.shape[1] ? depth : chunks.shape[1],
+                              height < chunks.shape[2] ? height : chunks.shape[2], side};
+        const char *from = (const char *)voxels.buf + z * voxels.strides[0] + y * voxels.strides[1];
+        char *to = chunks.buf;
+        if (rest || size[0] < chunks.shape[1] || size[1] < chunks.shape[2])
+            memset(to, 0, chunks.len);
+        if (whole) copy(&voxels, &chunks, from, to, whole, size, swap);
+        size[2] = rest;
+        from += whole * side * voxels.strides[2];
+        if (rest) copy(&voxels, &chunks, from, to + whole * chunks.strides[0], 1, size, swap);
+        Py_END_ALLOW_THREADS
+    }
+    PyBuffer_Release(&chunks);
+    PyBuffer_Release(&voxels);
+    if (!fits) return NULL;
+    Py_RETURN_NONE;
+}
+
+/* c-blosc's blosc_compress_ctx: the caller has its address in the library that readers use. */
+typedef int (*Compress)(int level, int shuffle, size_t itemsize, size_t n, const void *from,
+                        void *to, size_t room, const char *name, size_t block, int threads);
+
+enum { FRAME_OVERHEAD = 16, CRC = 4 }; /* bytes a frame can be longer than its chunk; a checksum */
+
+typedef struct {
+    Compress compress;
+    const char *name;
+    int level, shuffle; /* shuffle: c-blosc's 1 by bytes, 2 by bits */
+    Py_ssize_t block;
+} Codec;
+
+static int all_zero(const char *p, Py_ssize_t n) { return !*p && !memcmp(p, p + 1, n - 1); }
+
+/* Frame and checksum of every chunk one after the other; their lengths and checksums in `marks`.
+   Returns the bytes written, or minus the number of the chunk that failed, from 1. */
+static Py_ssize_t encode_all(const Codec *codec, const Py_buffer *chunks, uint8_t *to,
+                             uint32_t *marks) {
+    Py_ssize_t n = chunks->len / chunks->shape[0], used = 0;
+    for (Py_ssize_t i = 0; i < chunks->shape[0]; i++) {
+        const char *chunk = (const char *)chunks->buf + i * n;
+        marks[2 * i] = marks[2 * i + 1] = 0;
+        if (all_zero(chunk, n)) continue;
+        int got = codec->compress(codec->level, codec->shuffle, chunks->itemsize, n, chunk, to + used,
+                                  n + FRAME_OVERHEAD, codec->name, codec->block, 1);
+        if (got <= 0 || got > n + FRAME_OVERHEAD) return -1 - i;
+        uint32_t crc = crc32c(to + used, got);
+        used += got;
+        for (int k = 0; k < CRC; k++) to[used++] = (uint8_t)(crc >> 8 * k);
+        marks[2 * i] = (uint32_t)(got + CRC);
+        marks[2 * i + 1] = crc;
+    }
+    return used;
+}
+
+/* encode(compress, name, level, shuffle, block, chunks (n, ...), out (bytes), marks (n, 2) uint32) -> bytes
+   used of `out`: frames, each with its crc32c. Chunks of zeros are left out, with
+   both marks 0. RuntimeError where blosc fails. */
+static PyObject *encode(PyObject *self, PyObject *args) {
+    (void)self;
+    PyObject *address, *objects[3];
+    Codec codec;
+    if (!PyArg_ParseTuple(args, "OsiinOOO", &address, &codec.name, &codec.level, &codec.shuffle,
+                          &codec.block, &objects[0], &objects[1], &objects[2]))
+        return NULL;
+    void *function = PyLong_AsVoidPtr(address);
+    if (!function && PyErr_Occurred()) return NULL;
+    memcpy(&codec.compress, &function, sizeof function);
+    Py_buffer views[3];
+    PyObject *result = NULL;
+    int held = 0;
+    for (; held < 3; held++)
+        if (PyObject_GetBuffer(objects[held], &views[held],
+                               PyBUF_C_CONTIGUOUS | (held ? PyBUF_WRITABLE : 0)))
+            goto done;
+    const Py_buffer *chunks = &views[0], *out = &views[1], *marks = &views[2];
+    int fits = function && codec.block > 0 && chunks->ndim > 1 && chunks->len > 0 &&
+               chunks->itemsize > 0 && chunks->itemsize < 256;
+    if (fits) {
+        Py_ssize_t count = chunks->shape[0], n = chunks->len / count;
+        fits = n <= INT32_MAX - FRAME_OVERHEAD - CRC && marks->itemsize == sizeof(uint32_t) &&
+               marks->len / (Py_ssize_t)(2 * sizeof(uint32_t)) >= count &&
+               out->len / (n + FRAME_OVERHEAD + CRC) >= count;
+    }
+    if (!fits) {
+        PyErr_SetString(PyExc_ValueError, "chunks, codec and room do not fit each other");
+        goto done;
+    }
+    Py_ssize_t used;
+    Py_BEGIN_ALLOW_THREADS
+    used = encode_all(&codec, chunks, out->buf, marks->buf);
+    Py_END_ALLOW_THREADS
+    if (used < 0)
+        PyErr_Format(PyExc_RuntimeError, "blosc cannot encode chunk %zd of %zd with %s", -1 - used,
+                     chunks->shape[0], codec.name);
+    else result = PyLong_FromSsize_t(used);
+done:
+    while (held) PyBuffer_Release(&views[--held]);
+    return result;
+}
+
+/* The least voxel, and the largest of every plane across z, y and x. */
+#define PROFILER(type)                                                                           \
+    FAST static void profile_##type(const Py_buffer *voxels, char *const *out) {                 \
+        type *restrict along_z = (type *)out[1], *restrict along_y = (type *)out[2];             \
+        type *restrict along_x = (type *)out[3];                                                 \
+        const char *from = voxels->buf;                                                          \
+        type least = *(const type *)from;                                                        \
+        memcpy(along_x, from, voxels->shape[2] * sizeof(type));                                  \
+        for (Py_ssize_t z = 0; z < voxels->shape[0]; z++) {                                      \
+            for (Py_ssize_t y = 0; y < voxels->shape[1]; y++) {                                  \
+                const type *restrict in =                                                        \
+                    (const type *)(from + z * voxels->strides[0] + y * voxels->strides[1]);      \
+                type most = in[0], low = in[0];                                                  \
+                for (Py_ssize_t x = 0; x < voxels->shape[2]; x++) {                              \
+                    type value = in[x], before = along_x[x];                                     \
+                    along_x[x] = before > value ? before : value;                                \
+                    most = most > value ? most : value;                                          \
+                    low = low < value ? low : value;                                             \
+                }                                                                                \
+                if (z == 0 || most > along_y[y]) along_y[y] = most;                              \
+                if (y == 0 || most > along_z[z]) along_z[z] = most;                              \
+                if (low < least) least = low;                                                    \
+            }                                                                                    \
+        }                                                                                        \
+        *(type *)out[0] = least;                                                                 \
+    }
+
+PROFILER(uint8_t)
+PROFILER(int8_t)
+PROFILER(uint16_t)
+PROFILER(int16_t)
+
+/* profiles(voxels (z, y, x), signed, least (1), largest along z, y, x): integers of 1 or 2 bytes,
+   aligned and native, with contiguous rows */
+static PyObject *profiles(PyObject *self, PyObject *args) {
+    (void)self;
+    PyObject *objects[5];
+    int sign, held = 0, fits = 0;
+    if (!PyArg_ParseTuple(args, "OpOOOO", &objects[0], &sign, &objects[1], &objects[2],
+                          &objects[3], &objects[4]))
+        return NULL;
+    Py_buffer views[5];
+    char *out[4];
+    for (; held < 5; held++)
+        if (PyObject_GetBuffer(objects[held], &views[held],
+                               held ? PyBUF_C_CONTIGUOUS | PyBUF_WRITABLE : PyBUF_STRIDES))
+            goto done;
+    Py_ssize_t size = views[0].itemsize;
+    fits = views[0].ndim == 3 && (size == 1 || size == 2) && views[0].strides[2] == size;
+    for (int i = 0; fits && i < 4; i++) {
+        Py_ssize_t n = i ? views[0].shape[i - 1] : 1;
+        fits = n > 0 && views[i + 1].len == n * size;
+        out[i] = views[i + 1].buf;
+    }
+    if (!fits) {
+        PyErr_SetString(PyExc_ValueError, "voxels and profiles do not fit each other");
+        goto done;
+    }
+    Py_BEGIN_ALLOW_THREADS
+    if (size == 1) (sign ? profile_int8_t : profile_uint8_t)(&views[0], out);
+    else (sign ? profile_int16_t : profile_uint16_t)(&views[0], out);
+    Py_END_ALLOW_THREADS
+done:
+    while (held) PyBuffer_Release(&views[--held]);
+    if (!fits) return NULL;
+    Py_RETURN_NONE;
+}
+
+static PyMethodDef methods[] = {
+    {"gather", gather, METH_VARARGS, "Write a row of chunks of a volume, each contiguous."},
+    {"encode", encode, METH_VARARGS, "Frames and checksums of chunks, one after the other."},
+    {"profiles", profiles, METH_VARARGS, "The least voxel, and the largest of every plane."},
+    {NULL, NULL, 0, NULL},
+};
+static struct PyModuleDef module = {
+    PyModuleDef_HEAD_INIT, .m_name = "_chunks", .m_size = -1, .m_methods = methods};
+
+PyMODINIT_FUNC PyInit__chunks(void) {
+    crc_prepare();
+    choose_instructions("");
+    return PyModule_Create(&module);
+}

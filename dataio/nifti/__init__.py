@@ -1,0 +1,1 @@
+"""One NIfTI file: names, libdeflate and gzip_stream (whole and checked), header, file (voxels)."""

@@ -1,0 +1,7 @@
+"""Boxes of voxels from a corpus: corpus (opening one), local_shards, remote_shards and host_cache
+(where bytes come from), shard_reader (chunks to voxels), normalisation, whole_volume.
+"""
+
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

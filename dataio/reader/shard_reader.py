@@ -1,0 +1,374 @@
+"""Boxes of voxels straight from sharded Zarr: chunk table, pread, checksum, decode into place.
+
+No zarr-python here: the chunk table already holds every inner chunk's byte range, so a box costs
+one call of the compiled loop, with one read per run of neighbouring chunks. zstd, dtypes it does
+not know, and a package without it go chunk by chunk through numcodecs.
+"""
+
+import os
+import threading
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple, Protocol
+
+import numpy as np
+
+from mim3d.dataio.chunks.boxes import Triple, box_chunks, plan_box
+from mim3d.dataio.chunks.decode import (
+    BAD_CRC,
+    CAST_TARGETS,
+    DONE,
+    IDENTITY,
+    IO_ERROR,
+    SHORT_FILE,
+    UNSUPPORTED,
+    Affine,
+    Decoded,
+    Stored,
+    checked_frame,
+    decode_frame,
+    fits_compiled,
+    read_crop,
+    to_bfloat16,
+)
+from mim3d.dataio.corpus.chunk_table import ChunkTable
+from mim3d.dataio.errors import ChunkError, CorpusError
+from mim3d.dataio.reader.local_shards import LocalShards, OpenFile, cut_short
+
+Flip = tuple[bool, bool, bool]
+
+
+class Request(NamedTuple):
+    """One crop: a row of `arrays`, its first voxel, flips, intensities, and the stored padding."""
+
+    row: int
+    start: Triple
+    flip: Flip
+    affine: Affine | None
+    fill: float
+
+
+# 64-bit integers are narrowed by now; corpora made before hold some.
+DTYPES = frozenset(["|u1", "|i1", "<u2", "<i2", "<u4", "<i4", "<u8", "<i8", "<f2", "<f4", "<f8"])
+NO_FLIP = (False, False, False)
+NOTHING = np.empty(0, np.uint8)
+
+
+class Shards(Protocol):
+    """Where compressed bytes come from: local files, an object store, or a cache before either."""
+
+    def open_file(self, path: str, nbytes: int) -> OpenFile | None:
+        """The shard as an open local file; None where it is none, and is to be read by `read`."""
+        ...
+
+    def read(
+        self, path: str, nbytes: int, offsets: list[int], sizes: list[int]
+    ) -> list[np.ndarray]:
+        """Ranges of one shard as uint8 arrays, valid until the calling thread reads again."""
+        ...
+
+    def forget(self, path: str, offsets: list[int]) -> None:
+        """Chunks turned out damaged: none of them may be kept, the next read asks storage."""
+        ...
+
+    def close(self) -> None:
+        """Let go of files and connections."""
+        ...
+
+
+@dataclass(frozen=True)
+class StoredArray:
+    """One row of the chunk table in Python types: cheaper to reuse than numpy records."""
+
+    row: int
+    dtype: np.dtype
+    channels: int
+    shape: Triple
+    chunk: Triple
+    first_chunk: int
+    chunks_per_channel: int
+    path: str
+    nbytes: int
+    sizes: np.ndarray | None
+    """Stored bytes of all chunks, where the table has nothing else."""
+
+
+class ShardReader:
+    """Reads boxes of any array of a corpus; safe for many threads.
+
+    `read_s`, `decode_s` and `bytes_read` add up over all threads.
+    """
+
+    def __init__(self, table: ChunkTable, root: str | Path, shards: Shards | None = None) -> None:
+        self.table = table
+        self.shards: Shards = LocalShards(Path(root)) if shards is None else shards
+        self.read_s = self.decode_s = 0.0
+        self.bytes_read = 0
+        self._arrays: dict[int, StoredArray] = {}
+        self._by_chunk: set[int] = set()
+        self._local = threading.local()
+
+    def array(self, row: int) -> StoredArray:
+        """Describe array `row`; CorpusError where its dtype is none this reader knows, or the
+        sizes of its chunks in the table are damaged."""
+        known = self._arrays.get(row)
+        if known is None:
+            self.table.check_sizes(row)
+            known = self._arrays[row] = _stored_array(self.table, row)
+        return known
+
+    def read_box(
+        self,
+        row: int,
+        start: Triple,
+        size: Triple,
+        out: np.ndarray | None = None,
+        *,
+        fill: float = 0,
+        flip: tuple[bool, bool, bool] = NO_FLIP,
+        affine: Affine | None = None,
+    ) -> np.ndarray:
+        """Read `(c, z, y, x)` voxels of the box of `size` at `start` from array `row`.
+
+        The box may overhang the volume; voxels outside get `fill`. `out` may be of another dtype
+        (values are cast as numpy does) and any strides; without it the array's own dtype is
+        used. `flip` mirrors the result along z, y, x; `affine` applies to voxels and `fill` alike,
+        and needs `out` in float32, or in uint16 for bfloat16. Raises ChunkError for a damaged
+        chunk.
+        """
+        array = self.array(row)
+        if out is None:
+            out = np.empty((array.channels, *size), array.dtype if affine is None else np.float32)
+        elif out.shape != (array.channels, *size):
+            raise ValueError(f"out has shape {out.shape}, the box {(array.channels, *size)}")
+        if affine is not None and out.dtype not in CAST_TARGETS:
+            raise ValueError(f"out has dtype {out.dtype}; with an affine it must be float32")
+        z, y, x = (slice(None, None, -1 if mirrored else 1) for mirrored in flip)
+        target = out[:, z, y, x] if any(flip) else out
+        (low_z, low_y, low_x), (nz, ny, nx) = start, array.shape
+        high_z, high_y, high_x = low_z + size[0], low_y + size[1], low_x + size[2]
+        if min(low_z, low_y, low_x) < 0 or high_z > nz or high_y > ny or high_x > nx:
+            out[...] = _through(affine, fill, out.dtype)
+            if low_z >= nz or low_y >= ny or low_x >= nx or min(high_z, high_y, high_x) <= 0:
+                return out
+        if affine is None and out.dtype == np.float32 != array.dtype:
+            affine = IDENTITY
+        for channel in range(array.channels):
+            self._read_channel(array, channel, start, target[channel], affine)
+        return out
+
+    def close(self) -> None:
+        """Close files and connections."""
+        self.shards.close()
+
+    def stored(self, array: StoredArray, chunks: np.ndarray) -> tuple[np.ndarray, list[np.ndarray]]:
+        """Those of `chunks` (ascending numbers in the array) that are stored, and their bytes."""
+        offsets, sizes = self._ranges(array, chunks)
+        chosen = np.flatnonzero(sizes)
+        sizes = sizes[chosen]
+        views = []
+        if len(chosen):
+            wanted = offsets[chosen].tolist(), sizes.tolist()
+            views = self.shards.read(array.path, array.nbytes, *wanted)
+        self.bytes_read += int(sizes.sum())
+        return chunks[chosen], views
+
+    def _ranges(self, array: StoredArray, chunks: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Offsets and sizes of chunks, ascending numbers in the array."""
+        offsets, sizes = self.table.ranges(array.row, int(chunks[-1]) + 1 if len(chunks) else 0)
+        return offsets[chunks], sizes[chunks]
+
+    def _read_channel(
+        self,
+        array: StoredArray,
+        channel: int,
+        start: Triple,
+        target: np.ndarray,
+        affine: Affine | None,
+    ) -> None:
+        began = time.perf_counter()
+        done = None
+        if array.row not in self._by_chunk and fits_compiled(array.dtype, target, affine):
+            done = self._read_compiled(array, channel, start, target, affine)
+        if done is None:
+            self._by_chunk.add(array.row)
+            read_s = self._read_by_chunk(array, channel, start, target, affine)
+        else:
+            read_s = done.read_ns / 1e9
+        self.read_s += read_s
+        self.decode_s += time.perf_counter() - began - read_s
+
+    def _read_compiled(
+        self,
+        array: StoredArray,
+        channel: int,
+        start: Triple,
+        target: np.ndarray,
+        affine: Affine | None,
+        *,
+        again: bool = True,
+    ) -> Decoded | None:
+        """Fill the target by the compiled loop; None where a frame is not of lz4.
+
+        Bytes that fail their checksum only once, as a network may garble them, are read `again`.
+        """
+        grid = array.shape, array.chunk, start
+        first = channel * array.chunks_per_channel
+        file = self.shards.open_file(array.path, array.nbytes)
+        if file is not None:
+            if array.sizes is not None:
+                stored = Stored(file.fd, array.sizes, first)
+            else:
+                offsets, sizes = self._ranges(array, _chunks(array, channel, start, target))
+                stored = Stored(file.fd, sizes, offsets=offsets)
+            done = read_crop(stored, grid, target, array.dtype, affine)
+            self.bytes_read += done.nbytes
+        else:
+            began = time.perf_counter()
+            chunks = _chunks(array, channel, start, target)
+            present, views = self.stored(array, chunks)
+            frames = [NOTHING] * len(chunks)
+            for place, view in zip(np.searchsorted(chunks, present).tolist(), views, strict=True):
+                frames[place] = view
+            waited = int((time.perf_counter() - began) * 1e9)
+            done = read_crop(Stored(frames), grid, target, array.dtype, affine)
+            done = done._replace(read_ns=waited)
+        if done.code == DONE:
+            return done
+        if done.code == UNSUPPORTED:
+            return None
+        if done.code == IO_ERROR:
+            raise CorpusError(f"{self._file(array)}: cannot be read: {os.strerror(done.detail)}")
+        if done.code == SHORT_FILE:
+            raise cut_short(self._file(array), done.detail, array.nbytes)
+        number = int(_chunks(array, channel, start, target)[done.chunk])
+        problem = self._damage(array, number)
+        if problem is None and done.code == BAD_CRC and again:
+            return self._read_compiled(array, channel, start, target, affine, again=False)
+        raise self.chunk_error(array, number, problem or ValueError("its lz4 frame is not valid"))
+
+    def _damage(self, array: StoredArray, chunk: int) -> ValueError | None:
+        """What the checksum finds wrong with a chunk's bytes, asked for anew; None: nothing."""
+        self._forget(array, chunk)
+        _, (stored,) = self.stored(array, np.array([chunk]))
+        try:
+            checked_frame(stored)
+        except ValueError as error:
+            return error
+        return None
+
+    def _forget(self, array: StoredArray, chunk: int) -> None:
+        """Have no cache keep a chunk that is damaged: storage may hold, or get, a sound one."""
+        offsets, _ = self._ranges(array, np.array([chunk]))
+        self.shards.forget(array.path, offsets.tolist())
+
+    def _read_by_chunk(
+        self,
+        array: StoredArray,
+        channel: int,
+        start: Triple,
+        target: np.ndarray,
+        affine: Affine | None,
+    ) -> float:
+        """Fill the target by numcodecs and numpy; seconds of it spent reading."""
+        chunks = _chunks(array, channel, start, target)
+        plan = plan_box(array.shape, array.chunk, start, _size(target))
+        began = time.perf_counter()
+        present, views = self.stored(array, chunks)
+        read_s = time.perf_counter() - began
+        stored = dict(zip(present.tolist(), views, strict=True))
+        scratch = self._scratch(array)
+        for number, source, place in zip(chunks.tolist(), plan.sources, plan.targets, strict=True):
+            if number not in stored:
+                target[place] = _through(affine, 0.0, target.dtype)
+                continue
+            try:
+                decode_frame(checked_frame(stored[number]), scratch)
+            except ValueError as error:
+                raise self.chunk_error(array, number, error) from error
+            voxels = scratch[source]
+            if affine is not None:
+                voxels = affine.apply(voxels.astype(np.float32))
+                if target.dtype == np.uint16:
+                    voxels = to_bfloat16(voxels)
+            target[place] = voxels
+        return read_s
+
+    def _scratch(self, array: StoredArray) -> np.ndarray:
+        """One decoded chunk, per thread and per kind of array."""
+        kept: dict[str, np.ndarray] = self._local.__dict__
+        kind = f"{array.dtype.str} {array.chunk}"
+        scratch = kept.get(kind)
+        if scratch is None:
+            scratch = kept[kind] = np.empty(array.chunk, array.dtype)
+        return scratch
+
+    def _file(self, array: StoredArray) -> Path:
+        return Path(self.table.root) / array.path
+
+    def chunk_error(self, array: StoredArray, chunk: int, error: ValueError) -> ChunkError:
+        """The error that names a damaged chunk, which no cache keeps from here on."""
+        self._forget(array, chunk)
+        channel, place = divmod(chunk, array.chunks_per_channel)
+        grid = [-(-n // c) for n, c in zip(array.shape, array.chunk, strict=True)]
+        z, y, x = (int(i) for i in np.unravel_index(place, grid))
+        volume = self.table.volume_id(int(self.table.arrays[array.row]["volume"]))
+        return ChunkError(
+            f"volume {volume}, shard {array.path}, chunk (c {channel}, z {z}, y {y}, x {x}): "
+            f"{error}; run `mim3d verify`, then convert the volume again"
+        )
+
+
+def _size(target: np.ndarray) -> Triple:
+    z, y, x = target.shape
+    return z, y, x
+
+
+def _chunks(array: StoredArray, channel: int, start: Triple, target: np.ndarray) -> np.ndarray:
+    """Numbers in the array of the chunks of one channel that a box meets."""
+    inside = box_chunks(array.shape, array.chunk, start, _size(target))
+    return inside + channel * array.chunks_per_channel
+
+
+def _through(affine: Affine | None, value: float, dtype: np.dtype) -> float | np.generic:
+    """One stored value as it comes out."""
+    if affine is None:
+        return value
+    changed = affine.apply(np.array([value], np.float32))
+    return (to_bfloat16(changed) if dtype == np.uint16 else changed)[0]
+
+
+def _stored_array(table: ChunkTable, row: int) -> StoredArray:
+    record = table.arrays[row]
+    name = bytes(record["dtype"]).decode()
+    dtype = np.dtype(name)
+    if dtype.str not in DTYPES:
+        raise CorpusError(f"{table.shard_path(row)}: dtype {name} is none of {sorted(DTYPES)}")
+    shape, chunk = _triple(record["shape"]), _triple(record["chunk"])
+    per_channel = int(np.prod([-(-n // c) for n, c in zip(shape, chunk, strict=True)]))
+    channels = int(record["channels"])
+    if per_channel * channels != int(record["n_chunks"]):
+        raise CorpusError(
+            f"{table.shard_path(row)}: the table has {record['n_chunks']} chunks, shape {shape} "
+            f"with chunks of {chunk} and {channels} channels needs {per_channel * channels}"
+        )
+    first, n = int(record["first_chunk"]), per_channel * channels
+    sizes = np.asarray(table.chunks)[first : first + n]
+    return StoredArray(
+        row,
+        dtype,
+        channels,
+        shape,
+        chunk,
+        first,
+        per_channel,
+        table.shard_path(row),
+        int(record["shard_bytes"]),
+        sizes if sizes.dtype.str in ("<u2", "<u4") else None,
+    )
+
+
+def _triple(values: np.ndarray) -> Triple:
+    z, y, x = (int(value) for value in values)
+    return z, y, x

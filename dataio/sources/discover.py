@@ -1,0 +1,188 @@
+"""Find the volumes of an input: look at what is there, choose the layout, list the sources."""
+
+import posixpath
+import re
+from collections.abc import Callable
+from pathlib import Path
+
+from mim3d.dataio.errors import SourceError
+from mim3d.dataio.nifti.names import header_of, is_data_of_pair, is_image
+from mim3d.dataio.sources import (
+    layout_bids,
+    layout_csv,
+    layout_folder,
+    layout_msd,
+    layout_nnssl,
+    layout_nnunet,
+)
+from mim3d.dataio.sources.source import Discovery
+from mim3d.dataio.sources.tree import LocalTree, Tree, glob_pattern, is_corpus
+from mim3d.dataio.storage.remote import ADDRESS
+
+LAYOUTS = ("auto", "folder", "msd", "nnunet", "bids", "nnssl", "csv")
+TABLES = (".csv", ".tsv")
+WILD = re.compile(r"[*?\[]")
+
+
+def discover(source: str, layout: str = "auto") -> Discovery:
+    """List the sources of a folder, glob, single file, datalist, table, address or `msd:Task...`.
+
+    `layout` names one of LAYOUTS where detection would choose another. Raises SourceError where
+    nothing can be found; single bad entries are in `Discovery.skipped`.
+    """
+    if layout not in LAYOUTS:
+        raise ValueError(f"layout must be one of {', '.join(LAYOUTS)}, got {layout!r}")
+    if not source:
+        raise SourceError("missing", source, "the input's name is empty")
+    if source.startswith("msd:"):
+        from mim3d.dataio.sources.msd_download import fetch_task
+
+        source = str(fetch_task(source.removeprefix("msd:")))
+    root, name, is_pattern = split_source(source)
+    tree = open_tree(root)
+    if is_pattern:
+        pattern = glob_pattern(name)
+        found = layout_folder.find(tree, [n for n in tree.names if pattern.fullmatch(n)])
+    elif name:
+        found = find_by_file(tree, name, layout)
+    else:
+        found = find_in_folder(tree, layout)
+    if not found.sources:
+        raise SourceError("no-images", source, nothing_found(tree, found))
+    return found
+
+
+def split_source(source: str) -> tuple[str, str, bool]:
+    """Split into the tree's root, a file name in it ("" for a folder), and whether it is a glob."""
+    if ADDRESS.match(source):
+        head = re.match(r"[a-z0-9]+://[^/]*", source)
+        start = len(head[0]) if head else 0
+    else:
+        start = 0
+        path = Path(source).expanduser()
+        if path.is_dir():
+            return str(path), "", False
+        if path.exists():
+            return str(path.parent), path.name, False
+        source = str(path)
+    wild = WILD.search(source, start)
+    if wild:
+        cut = source.rfind("/", 0, wild.start()) + 1
+        return source[:cut] or ".", source[cut:], True
+    if start:
+        folder, name = posixpath.split(source)
+        is_file = is_image(name) or name.lower().endswith((".json", *TABLES))
+        return (folder, name, False) if is_file else (source, "", False)
+    raise SourceError("missing", source, "is not there; name a folder, a file or a glob")
+
+
+def open_tree(root: str) -> Tree:
+    """The tree of a folder or of an address."""
+    if ADDRESS.match(root):
+        from mim3d.dataio.sources.tree import RemoteTree
+
+        return RemoteTree(root)
+    if not Path(root).is_dir():
+        raise SourceError("missing", root, "is not a folder")
+    return LocalTree(root)
+
+
+def find_by_file(tree: Tree, name: str, layout: str) -> Discovery:
+    """Sources of a single file: an image, a table, or one of the JSON descriptions."""
+    if is_image(name) or is_data_of_pair(name):
+        header = name if is_image(name) else header_of(name)
+        return layout_folder.find(tree, [header])
+    if name.lower().endswith(TABLES):
+        return layout_csv.find(tree, name)
+    if not name.lower().endswith(".json"):
+        told = "is not NIfTI (.nii, .nii.gz, .hdr+.img), a .csv table or a .json datalist"
+        raise SourceError("not-nifti", tree.path(name), told)
+    if layout == "nnssl" or (layout == "auto" and name == layout_nnssl.FILE):
+        return layout_nnssl.find(tree, name)
+    if layout == "nnunet" or (layout == "auto" and is_nnunet(tree, name)):
+        return layout_nnunet.find(tree, name)
+    return layout_msd.find(tree, name)
+
+
+def find_in_folder(tree: Tree, layout: str) -> Discovery:
+    """Sources of a folder by the layout told, or by what stands in it."""
+    finders: dict[str, Callable[[], Discovery]] = {
+        "nnssl": lambda: layout_nnssl.find(tree),
+        "nnunet": lambda: layout_nnunet.find(tree),
+        "msd": lambda: find_msd(tree),
+        "bids": lambda: layout_bids.find(tree),
+        "csv": lambda: layout_csv.find(tree, only_table(tree)),
+        "folder": lambda: layout_folder.find(tree),
+    }
+    return finders[detect(tree) if layout == "auto" else layout]()
+
+
+def detect(tree: Tree) -> str:
+    """Layout of a folder, by the files that only this layout has."""
+    if tree_has(tree, layout_nnssl.FILE):
+        return "nnssl"
+    if tree_has(tree, "dataset.json"):
+        return "nnunet" if is_nnunet(tree, "dataset.json") else "msd"
+    tops = {name.split("/", 1)[0] for name in tree.names if "/" in name}
+    if "imagesTr" in tops:
+        return "msd"
+    has_subjects = any(re.fullmatch(r"sub-[A-Za-z0-9]+", top) for top in tops)
+    if has_subjects and any(
+        layout_bids.parse(n) for n in tree.names if n.startswith("sub-") and is_image(n)
+    ):
+        return "bids"
+    return "folder"
+
+
+def tree_has(tree: Tree, name: str) -> bool:
+    """Whether the tree lists the file itself (not only may have it, as an http address does)."""
+    return tree.has(name) if isinstance(tree, LocalTree) else name in tree.names
+
+
+def find_msd(tree: Tree) -> Discovery:
+    """MSD with its dataset.json, or by folder names where that is missing."""
+    if tree_has(tree, "dataset.json"):
+        return layout_msd.find(tree)
+    return layout_msd.find_without_json(tree)
+
+
+def is_nnunet(tree: Tree, name: str) -> bool:
+    """Whether a dataset.json is nnU-Net's.
+
+    Version 2 tells channel names or the file ending and lists no images; version 1 lists
+    `CASE.nii.gz` where `CASE_0000.nii.gz` stands.
+    """
+    try:
+        described = layout_nnunet.read_description(tree, name)
+    except SourceError:
+        return False
+    listed = described.get("training")
+    if not listed:
+        return bool({"channel_names", "file_ending"} & set(described))
+    first = (
+        listed[0].get("image") if isinstance(listed, list) and isinstance(listed[0], dict) else 0
+    )
+    if not isinstance(first, str) or tree.has(first.removeprefix("./")):
+        return False
+    return any(re.match(r"imagesTr/.+_0000\.", n) for n in tree.names)
+
+
+def only_table(tree: Tree) -> str:
+    """The folder's only table; SourceError where there is none or more than one."""
+    tables = [n for n in tree.names if "/" not in n and n.lower().endswith(TABLES)]
+    if len(tables) != 1:
+        told = f"holds {len(tables)} tables ({', '.join(tables[:3])}); name one"
+        raise SourceError("no-table", tree.root, told)
+    return tables[0]
+
+
+def nothing_found(tree: Tree, found: Discovery) -> str:
+    """Why no source was found, in one line."""
+    if isinstance(tree, LocalTree) and is_corpus(tree.root):
+        return "is a corpus already; `mim3d export-nifti` makes NIfTI files of it"
+    if not found.skipped:
+        return "holds no NIfTI files (.nii, .nii.gz, .hdr+.img)"
+    first = found.skipped[0]
+    more = f" and {len(found.skipped) - 1} more" if len(found.skipped) > 1 else ""
+    told = " ".join(f"{first.path} {first.detail}".split())  # names may hold line ends
+    return f"holds nothing to convert: {told}{more}"

@@ -1,0 +1,140 @@
+"""The images of one folder by all that a label beside or across may call them."""
+
+import re
+from collections import defaultdict
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+
+from mim3d.dataio.nifti.names import cases_of, stem
+from mim3d.dataio.sources.label_name import (
+    claim_of,
+    ending_word,
+    label_key,
+    leading_word,
+    numbers_of,
+    tells_visit,
+)
+
+MOST_IMAGES_OF_A_SUBJECT = 12  # a folder with more is a collection, not one person
+EXACT, CASE, LOOSE = 0, 1, 2
+Index = dict[str, list[str]]
+
+
+@dataclass(frozen=True)
+class Match:
+    """Images a label goes with and how surely; `candidates` where no rule tells which of them."""
+
+    owners: tuple[str, ...] = ()
+    key: str = "seg"
+    word: str = "seg"
+    rank: int = EXACT
+    candidates: tuple[str, ...] = ()
+
+    @property
+    def claim(self) -> tuple[int, int]:
+        """What decides between labels of one image with one name; the lowest wins."""
+        return self.rank, claim_of(self.word)
+
+
+@dataclass
+class FolderImages:
+    """The files of one folder that are not called labels."""
+
+    names: list[str] = field(default_factory=list)
+    cores: set[str] = field(default_factory=set)
+    by_stem: Index = field(default_factory=lambda: defaultdict(list))
+    by_case: Index = field(default_factory=lambda: defaultdict(list))
+    by_number: Index = field(default_factory=lambda: defaultdict(list))
+    by_prefix: Index = field(default_factory=lambda: defaultdict(list))
+
+    def add(self, name: str) -> None:
+        """File an image under its stem, its case, its number and every part before a `_` or `-`."""
+        whole = stem(name)
+        cases = cases_of(whole)
+        self.names.append(name)
+        self.cores.add(cases[-1])
+        self.by_stem[whole].append(name)
+        for case in filter(None, cases[1:]):
+            self.by_case[case].append(name)
+        for number in numbers_of(whole):
+            self.by_number[number].append(name)
+        for found in re.finditer("[_-]", whole):
+            self.by_prefix[whole[: found.start()]].append(name)
+
+    @property
+    def is_one_subject(self) -> bool:
+        """Whether the folder holds one person's images: few, alike but for modality words."""
+        return len(self.cores) == 1 and len(self.names) <= MOST_IMAGES_OF_A_SUBJECT
+
+    def beside(self, name: str) -> Match:
+        """What a file called a label in this very folder belongs to."""
+        whole = stem(name)
+        base, word = ending_word(whole)
+        if base:
+            match = self.of_case(base, word)
+            if match.owners or match.candidates:
+                return match
+        elif word := bare_word(whole):
+            if self.is_one_subject:
+                return Match(tuple(self.names), label_key(word), word)
+            return Match(candidates=tuple(self.names))
+        match = self.of_number(whole)
+        if not match.owners and base and self.is_one_subject and self.cores == {""}:
+            # `brain_mask` beside `t1` and `flair`: the folder itself is the case.
+            return Match(tuple(self.names), whole, whole, LOOSE)
+        return match
+
+    def across(self, name: str) -> Match:
+        """What a file in a label folder belongs to here, by name."""
+        whole = stem(name)
+        if whole in self.by_stem:
+            return Match(tuple(self.by_stem[whole]))
+        base, word = ending_word(whole)
+        match = self.of_case(base, word) if base else Match()
+        if match.owners or match.candidates:
+            return match
+        if whole in self.by_case:
+            return Match(tuple(self.by_case[whole]), rank=CASE)
+        match = self.of_number(whole)
+        return match if match.owners else self.of_prefix(whole)
+
+    def of_case(self, base: str, word: str) -> Match:
+        """Images of the label `base_word`: the one called so, else all of that case, else one."""
+        for index, rank in ((self.by_stem, EXACT), (self.by_case, CASE)):
+            if base in index:
+                return Match(tuple(index[base]), label_key(word), word, rank)
+        near = self.by_prefix.get(base, [])
+        if len(near) == 1 and not tells_visit(stem(near[0])[len(base) :]):
+            return Match(tuple(near), label_key(word), word, LOOSE)
+        return Match(candidates=tuple(near))
+
+    def of_number(self, whole: str) -> Match:
+        """Images of `segmentation-0` or `label0001`: `volume-0`, `img0001`, or just `0`."""
+        word, number = leading_word(whole)
+        if not word:
+            return Match()
+        owners = self.by_stem.get(number) or self.by_number.get(number) or []
+        return Match(tuple(owners), label_key(word), word, CASE)
+
+    def of_prefix(self, whole: str) -> Match:
+        """Images of `case_liver` in a label folder: the longest stem that it begins with."""
+        for found in reversed(list(re.finditer("[_-]", whole))):
+            owners, rest = self.by_stem.get(whole[: found.start()]), whole[found.end() :]
+            if owners and not tells_visit(rest):
+                return Match(tuple(owners), rest, rest, LOOSE)
+            if owners:
+                return Match(candidates=tuple(owners))
+        return Match()
+
+
+def bare_word(whole: str) -> str:
+    """The stem in small letters where it is a label word and nothing else."""
+    return whole.lower() if ending_word(f"x_{whole}")[1] == whole.lower() else ""
+
+
+def index_images(names: Iterable[str]) -> dict[str, FolderImages]:
+    """Images by their folder."""
+    folders: dict[str, FolderImages] = defaultdict(FolderImages)
+    for name in names:
+        folders[name.rpartition("/")[0]].add(name)
+    return folders

@@ -1,0 +1,205 @@
+"""Which files of a plain folder are labels, and of which images: told by names alone.
+
+A label goes to the image called exactly so, else to the images of its case, else to the only one
+that fits. Where two could have it, or two want the same place, it is left out and that is told.
+"""
+
+import posixpath
+from collections import defaultdict
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+
+from mim3d.dataio.nifti.names import stem
+from mim3d.dataio.sources.folder_images import FolderImages, Match, index_images
+from mim3d.dataio.sources.label_name import (
+    ending_word,
+    is_label_folder,
+    label_folders,
+    leading_word,
+    twins_of,
+)
+
+TOLD = 4  # candidates named in a reason
+Folders = dict[str, FolderImages]
+
+
+@dataclass
+class Pairing:
+    """`labels`: image -> label's name -> file; `skipped`: label -> (code, why) that no image has;
+    `doubtful`: files called labels with nothing beside them, which are taken for images.
+    """
+
+    labels: dict[str, dict[str, str]] = field(default_factory=lambda: defaultdict(dict))
+    skipped: dict[str, tuple[str, str]] = field(default_factory=dict)
+    doubtful: list[str] = field(default_factory=list)
+
+    @property
+    def label_files(self) -> set[str]:
+        """Every file that is a label."""
+        owned = {file for found in self.labels.values() for file in found.values()}
+        return owned | set(self.skipped)
+
+
+def pair_labels(names: list[str]) -> Pairing:
+    """Pair NIfTI files with the labels among them, in time linear in their number.
+
+    Labels are: `case_seg` beside `case` or `case_t1`; `segmentation-0` beside `volume-0`; `lesion`
+    beside a subject's few images; a file in `labelsTr/` named like one in `imagesTr/`; a file in
+    `labels/NAME/` named like one in `images/`; a file in `segmentations/` below a subject's images.
+    A label word with nothing beside it is an image, and doubtful.
+    """
+    homes = label_homes(names)
+    called = {n for n in names if homes[n] or called_label(stem(n))}
+    folders = index_images(n for n in names if n not in called)
+    matches = {
+        name: match_across(name, homes[name], folders)
+        if homes[name]
+        else folders[folder].beside(name)
+        if (folder := posixpath.dirname(name)) in folders
+        else Match()
+        for name in names
+        if name in called
+    }
+    matches |= matches_of_subjects(matches, homes, folders)
+    pairing = settled(matches)
+    judge_unowned(pairing, matches, homes)
+    pairing.doubtful += [n for n in names if n not in called and is_label_folder(_folder(n))]
+    return pairing
+
+
+def called_label(whole: str) -> bool:
+    """Whether a stem has a label word at its end or at its beginning."""
+    return bool(ending_word(f"x_{whole}")[1] or leading_word(whole)[0])
+
+
+def label_homes(names: Iterable[str]) -> dict[str, list[str]]:
+    """Label folders of each file, innermost first: those that stand below or beside images."""
+    holding = {_folder(name) for name in names}
+    standing = {above for folder in holding for above in _upwards(folder)}
+    known: dict[str, bool] = {}
+
+    def stands(folder: str) -> bool:
+        if folder not in known:
+            beside = any(twin in standing for twin in twins_of(folder))
+            known[folder] = beside or posixpath.dirname(folder) in holding
+        return known[folder]
+
+    by_folder = {
+        f: [h for h in label_folders(posixpath.join(f, "x")) if stands(h)] for f in holding
+    }
+    return {name: by_folder[_folder(name)] for name in names}
+
+
+def match_across(name: str, homes: list[str], folders: Folders) -> Match:
+    """What a file in label folders belongs to by name: in the twin, in the same place there,
+    else below the parent."""
+    doubt = Match()
+    for place, key in places_across(name, homes):
+        match = folders[place].across(name) if place in folders else Match()
+        if match.owners:
+            return match if not key else Match(match.owners, key, key, match.rank)
+        doubt = doubt if doubt.candidates else match
+    return doubt
+
+
+def places_across(name: str, homes: list[str]) -> Iterator[tuple[str, str]]:
+    """Image folders a label may have its image in, with the label's name where a folder says it."""
+    for home in homes:
+        inner = _folder(name)[len(home) + 1 :]
+        key = inner.replace("/", "_")
+        twins = twins_of(home)
+        yield from ((posixpath.join(twin, inner) if inner else twin, "") for twin in twins)
+        if inner:
+            yield from ((twin, key) for twin in twins)
+        yield posixpath.dirname(home), key
+
+
+def matches_of_subjects(
+    matches: dict[str, Match], homes: dict[str, list[str]], folders: Folders
+) -> dict[str, Match]:
+    """Matches of labels that are called after organs: they belong to the one subject above.
+
+    Not where any label of the folder is named like an image: then the others miss theirs.
+    """
+    by_name = {home for name, match in matches.items() if match.owners for home in homes[name]}
+    found = {}
+    for name, match in matches.items():
+        home = next((h for h in homes[name] if posixpath.dirname(h) in folders), None)
+        if match.owners or match.candidates or home is None or home in by_name:
+            continue
+        above = folders[posixpath.dirname(home)]
+        if above.is_one_subject:
+            inner = _folder(name)[len(home) + 1 :]
+            key = "_".join([*filter(None, inner.split("/")), stem(name)])
+            found[name] = Match(tuple(above.names), key, key)
+        else:
+            found[name] = Match(candidates=tuple(above.names))
+    return found
+
+
+def settled(matches: dict[str, Match]) -> Pairing:
+    """Every image's labels; of two that want one name the surer has it, and neither of equals."""
+    wanted: dict[tuple[str, str], list[str]] = defaultdict(list)
+    for label, match in matches.items():
+        for owner in match.owners:
+            wanted[owner, match.key].append(label)
+    pairing = Pairing()
+    losers: dict[str, str] = {}
+    for (owner, key), labels in wanted.items():
+        best, *others = sorted(labels, key=lambda label: (matches[label].claim, label))
+        if others and matches[others[0]].claim == matches[best].claim:
+            others.insert(0, best)
+        else:
+            pairing.labels[owner][key] = best
+        for label in others:
+            word = matches[label].word
+            alike = [o for o in others if matches[o].claim == matches[label].claim]
+            is_free = (owner, word) not in wanted and len(alike) == 1
+            if is_free and matches[label].rank == matches[best].rank and word != key:
+                pairing.labels[owner][word] = label
+            else:
+                rivals = [other for other in labels if other != label]
+                losers[label] = f"would be {key!r} of {owner}, and so would {_listed(rivals)}"
+    owned = {label for found in pairing.labels.values() for label in found.values()}
+    for label in sorted(losers.keys() - owned):
+        pairing.skipped[label] = ("ambiguous-label", f"{losers[label]}; rename or move one")
+    return pairing
+
+
+def judge_unowned(pairing: Pairing, matches: dict[str, Match], homes: dict[str, list[str]]) -> None:
+    """Leave out labels of no image; what only sounds like a label stays an image, and doubtful."""
+    owned = pairing.label_files
+    words = {(_folder(n), ending_word(stem(n))[1]) for n in owned} - {("", "")}
+    for name, match in matches.items():
+        if name in owned:
+            continue
+        if match.candidates:
+            why = f"may belong to {_listed(match.candidates)}; name it like its image"
+            pairing.skipped[name] = ("ambiguous-label", why)
+        elif homes[name]:
+            why = "stands in a label folder, but no image is named like it"
+            pairing.skipped[name] = ("label-without-image", why)
+        elif (word := ending_word(stem(name))[1]) and (_folder(name), word) in words:
+            why = f"is called a label as others here are (`{word}`), but no image is named like it"
+            pairing.skipped[name] = ("label-without-image", why)
+        else:
+            pairing.doubtful.append(name)
+
+
+def _folder(name: str) -> str:
+    return posixpath.dirname(name)
+
+
+def _upwards(folder: str) -> Iterator[str]:
+    """A folder and all above it."""
+    yield folder
+    while folder:
+        folder = posixpath.dirname(folder)
+        yield folder
+
+
+def _listed(names: Iterable[str]) -> str:
+    """The first few names, and how many more."""
+    some = list(names)
+    more = f" and {len(some) - TOLD} more" if len(some) > TOLD else ""
+    return ", ".join(some[:TOLD]) + more

@@ -1,0 +1,110 @@
+"""Layout `nnunet`: nnU-Net v2 raw, `imagesTr/CASE_0000.nii.gz` with a file per channel."""
+
+import json
+import posixpath
+import re
+from collections import defaultdict
+from typing import Any
+
+from mim3d.dataio.errors import Rejection, SourceError
+from mim3d.dataio.nifti.names import SUFFIXES, subject_of
+from mim3d.dataio.sources.source import Discovery, Source
+from mim3d.dataio.sources.tree import Tree
+
+FOLDERS = {"imagesTr": "train", "imagesTs": "test"}
+Channels = dict[int, str]
+
+
+def find(tree: Tree, file: str = "dataset.json") -> Discovery:
+    """Sources of the raw data set; cases listed in dataset.json's `dataset` win over folders."""
+    described = read_description(tree, file)
+    ending = str(described.get("file_ending", ".nii.gz"))
+    if ending.lower() not in SUFFIXES:
+        told = f"says file_ending {ending!r}; mim3d reads {', '.join(SUFFIXES)}"
+        raise SourceError("not-nifti", tree.path(file), told)
+    names = described.get("channel_names") or described.get("modality") or {}
+    if not isinstance(names, dict | list):
+        told = f"says channel_names {names!r}; they must be an object"
+        raise SourceError("bad-json", tree.path(file), told)
+    skipped = list(tree.problems)
+    if isinstance(described.get("dataset"), dict):
+        sources = listed_cases(tree, described["dataset"], skipped)
+    else:
+        sources = cases_in_folders(tree, ending, len(names), skipped)
+    return Discovery(tuple(sources), tuple(skipped), "nnunet")
+
+
+def read_description(tree: Tree, file: str) -> dict[str, Any]:
+    """dataset.json as a dict; SourceError where it is not one."""
+    try:
+        described = json.loads(tree.read_text(file))
+    except json.JSONDecodeError as error:
+        raise SourceError("bad-json", tree.path(file), f"is not JSON ({error})") from error
+    if not isinstance(described, dict):
+        raise SourceError("bad-json", tree.path(file), "holds no JSON object")
+    return described
+
+
+def cases_in_folders(
+    tree: Tree, ending: str, n_channels: int, skipped: list[Rejection]
+) -> list[Source]:
+    """Cases by file name: every channel 0..n-1 must be there (n from the case where unknown)."""
+    pattern = re.compile(rf"(imagesTr|imagesTs)/(.+)_(\d{{4}}){re.escape(ending)}")
+    cases: dict[tuple[str, str], Channels] = defaultdict(dict)
+    for name in tree.names:
+        match = pattern.fullmatch(name)
+        if match and not match[2].startswith("."):
+            cases[match[1], match[2]][int(match[3])] = name
+        elif posixpath.dirname(name) in FOLDERS and name.lower().endswith(SUFFIXES):
+            why = f"is not named CASE_0000{ending}"
+            skipped.append(Rejection(tree.path(name), "bad-name", why))
+    known = set(tree.names)
+    sources = []
+    for (folder, case), channels in sorted(cases.items()):
+        missing = set(range(n_channels or max(channels) + 1)) - set(channels)
+        if missing:
+            first = f"{folder}/{case}_{min(missing):04d}{ending}"
+            why = f"is not there, but dataset.json declares {n_channels} channels"
+            skipped.append(Rejection(tree.path(first), "missing-channel", why))
+            continue
+        label = f"{folder.replace('images', 'labels')}/{case}{ending}"
+        if label not in known and folder == "imagesTr":
+            skipped.append(Rejection(tree.path(label), "missing-label", f"is not there for {case}"))
+        images = [channels[i] for i in sorted(channels)]
+        labels = {"seg": label} if label in known else {}
+        sources.append(source(tree, case, images, labels, FOLDERS[folder]))
+    return sources
+
+
+def listed_cases(tree: Tree, cases: dict[str, Any], skipped: list[Rejection]) -> list[Source]:
+    """Cases of dataset.json's `dataset`: {case: {"images": [...], "label": ...}}."""
+    sources = []
+    for case, entry in sorted(cases.items()):
+        images = entry.get("images") if isinstance(entry, dict) else None
+        if not isinstance(images, list) or not images:
+            skipped.append(Rejection(tree.root, "bad-entry", f"case {case!r} lists no images"))
+            continue
+        absent = [i for i in images if not tree.has(str(i))]
+        if absent:
+            why = f"is listed for case {case!r} but is not there"
+            skipped.append(Rejection(tree.path(str(absent[0])), "missing-channel", why))
+            continue
+        label = str(entry.get("label") or "")
+        if label and not tree.has(label):
+            why = f"is the label of case {case!r} but is not there"
+            skipped.append(Rejection(tree.path(label), "missing-label", why))
+            label = ""
+        labels = {"seg": label} if label else {}
+        sources.append(source(tree, case, [str(i) for i in images], labels, "train"))
+    return sources
+
+
+def source(tree: Tree, case: str, images: list[str], labels: dict[str, str], split: str) -> Source:
+    """One case with its channels in order."""
+    return Source(
+        id=case,
+        images=tuple(tree.path(i) for i in images),
+        labels={k: tree.path(v) for k, v in labels.items()},
+        subject=subject_of(case),
+        split=split,
+    )

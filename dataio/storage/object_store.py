@@ -1,0 +1,250 @@
+"""A corpus in a bucket, and the lease that guards it."""
+
+import os
+import threading
+import time
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, suppress
+from datetime import UTC, datetime
+from typing import Any
+
+from typing_extensions import Buffer
+
+from mim3d.dataio.errors import CorpusError, StoreError
+from mim3d.dataio.storage.remote import LOCK, first_line, locate
+
+PARTS = ".parts/"  # objects cannot grow: what `append` adds lies beside until the next `replace`
+PARALLEL_PUTS = 4
+LEASE_S = 90.0
+
+
+class RemoteStore:
+    """A corpus in a bucket: the verbs of `store.Store` by obstore; single puts are atomic."""
+
+    def __init__(self, url: str) -> None:
+        if url.startswith(("http://", "https://")):
+            raise StoreError(f"{url}: an http address can be read, not written; use s3:// or gs://")
+        self.url = url.rstrip("/")
+        self.store, self.prefix = locate(self.url)
+
+    def key(self, key: str) -> str:
+        """Key in the bucket; never outside the corpus."""
+        if not key or any(part in ("", ".", "..") for part in key.split("/")):
+            raise StoreError(f"{self.url}: {key!r} is not a key inside the corpus")
+        return f"{self.prefix}/{key}" if self.prefix else key
+
+    def put_folder(self, folder: str, objects: Mapping[str, Iterable[Buffer]]) -> None:
+        """Write all objects of a folder, several at once, then drop what else stood there."""
+        base = self.key(folder)
+        wanted = {f"{base}/{key}": b"".join(map(bytes, parts)) for key, parts in objects.items()}
+        with ThreadPoolExecutor(PARALLEL_PUTS) as pool:
+            list(pool.map(self._put, wanted, wanted.values()))
+        self._delete(key for key in self._listed(base + "/") if key not in wanted)
+
+    def replace(self, key: str, parts: Sequence[Buffer]) -> None:
+        """Write an object at once; what was appended before is part of the past."""
+        self._put(self.key(key), b"".join(parts))
+        self._delete(self._listed(self.key(key) + PARTS))
+
+    def append(self, key: str, data: bytes) -> None:
+        """Add to the end of an object, durable when this returns."""
+        self._put(f"{self.key(key)}{PARTS}{time.time_ns():020d}-{os.getpid()}", data)
+
+    def sync(self) -> None:
+        """Nothing to do: a put is durable when it returns."""
+
+    def get(self, key: str) -> bytes:
+        """All bytes of an object and of what was appended; FileNotFoundError where absent."""
+        parts = sorted(self._listed(self.key(key) + PARTS))
+        try:
+            whole = self._get(self.key(key))
+        except FileNotFoundError:
+            if not parts:
+                raise
+            whole = b""
+        return whole + b"".join(map(self._get, parts))
+
+    def tail(self, key: str, nbytes: int) -> bytes:
+        """The last bytes of an object."""
+        import obstore
+
+        with self._told(key):
+            size = int(obstore.head(self.store, self.key(key))["size"])
+            start = max(size - nbytes, 0)
+            if start == size:
+                return b""
+            return bytes(obstore.get_range(self.store, self.key(key), start=start, end=size))
+
+    def exists(self, key: str) -> bool:
+        """Whether there is such an object, or something was appended to it."""
+        import obstore
+
+        with self._told(key):
+            try:
+                obstore.head(self.store, self.key(key))
+            except FileNotFoundError:
+                return any(True for _ in self._listed(self.key(key) + PARTS))
+            return True
+
+    def walk(self, prefix: str = "") -> Iterator[str]:
+        """Keys under a prefix, relative to the corpus."""
+        base = self.key(prefix) + "/" if prefix else (self.prefix and self.prefix + "/")
+        skip = len(self.prefix) + 1 if self.prefix else 0
+        for key in self._listed(base):
+            if PARTS not in key:
+                yield key[skip:]
+
+    def folders(self) -> list[str]:
+        """Names directly under the corpus that hold objects."""
+        import obstore
+
+        with self._told(""):
+            found = obstore.list_with_delimiter(self.store, self.prefix or None)
+        names = {path.rstrip("/").rsplit("/", 1)[-1] for path in found["common_prefixes"]}
+        return sorted(name for name in names if not name.endswith(PARTS.rstrip("/")))
+
+    def delete(self, prefix: str) -> None:
+        """Remove an object or everything under a folder; nothing where there is none."""
+        key = self.key(prefix)
+        doomed = [*self._listed(key + "/"), *self._listed(key + PARTS)]
+        self._delete([*doomed, key] if self.exists(prefix) else doomed)
+
+    @contextmanager
+    def lock(self) -> Iterator[None]:
+        """Hold `.lock`, renewed while held; one left by a dead process is taken after its lease."""
+        held = Lease(self.store, self.key(LOCK), self.url)
+        held.take()
+        try:
+            yield
+        finally:
+            held.give_up()
+
+    def _put(self, key: str, data: bytes) -> None:
+        import obstore
+
+        with self._told(key):
+            try:
+                obstore.put(self.store, key, data)
+            except FileNotFoundError as error:
+                raise no_bucket(self.url) from error
+
+    def _get(self, key: str) -> bytes:
+        import obstore
+
+        with self._told(key):
+            return bytes(obstore.get(self.store, key).bytes())
+
+    def _delete(self, keys: Iterable[str]) -> None:
+        import obstore
+
+        doomed = list(keys)
+        if not doomed:
+            return
+        with self._told(doomed[0]):
+            try:
+                obstore.delete(self.store, doomed)
+            except FileNotFoundError:  # gs:// minds what is gone already, s3:// does not
+                for key in doomed:
+                    with suppress(FileNotFoundError):
+                        obstore.delete(self.store, key)
+
+    def _listed(self, prefix: str) -> Iterator[str]:
+        """Keys that begin with a prefix; object stores list whole path parts only."""
+        import obstore
+
+        folder = prefix.rsplit("/", 1)[0] if "/" in prefix else ""
+        with self._told(prefix):
+            for batch in obstore.list(self.store, folder or None):
+                yield from (o["path"] for o in batch if o["path"].startswith(prefix))
+
+    @contextmanager
+    def _told(self, key: str) -> Iterator[None]:
+        import obstore
+
+        try:
+            yield
+        except obstore.exceptions.BaseError as error:
+            told = first_line(error)
+            raise StoreError(
+                f"{self.url} ({key}): {told}; run the same command again, what is done is kept"
+            ) from error
+
+
+class Lease:
+    """A lock object that its holder renews; conditional writes make taking it atomic."""
+
+    def __init__(self, store: Any, key: str, url: str) -> None:
+        self.store, self.key, self.url = store, key, url
+        self.stop = threading.Event()
+        self.version: Any = None
+        self.holder = f"process {os.getpid()} on {os.uname().nodename}"
+
+    def take(self) -> None:
+        """Write the lock or take over a dead one; CorpusError naming the holder."""
+        import obstore
+
+        try:
+            self._write("create")
+        except obstore.exceptions.AlreadyExistsError:
+            self._take_over()
+        except FileNotFoundError as error:
+            raise no_bucket(self.url) from error
+        except obstore.exceptions.BaseError as error:
+            raise StoreError(f"{self.url}: cannot be written ({first_line(error)})") from error
+        threading.Thread(target=self._renew, daemon=True).start()
+
+    def _take_over(self) -> None:
+        import obstore
+
+        found = obstore.get(self.store, self.key)
+        age = (datetime.now(UTC) - found.meta["last_modified"]).total_seconds()
+        holder = bytes(found.bytes()).decode(errors="replace").strip()
+        if age > LEASE_S:
+            try:
+                self._write(version_of(found.meta))
+                return
+            except obstore.exceptions.PreconditionError:
+                holder = "another process"
+        raise CorpusError(
+            f"{self.url}: {holder} is writing to it; wait, or choose another destination "
+            f"(a lock whose process died frees itself {LEASE_S:.0f} s after its last sign of life)"
+        )
+
+    def _write(self, mode: Any) -> None:
+        import obstore
+
+        text = f"{self.holder}, seen {time.time():.3f}\n".encode()
+        self.version = version_of(obstore.put(self.store, self.key, text, mode=mode))
+
+    def _renew(self) -> None:
+        import obstore
+
+        while not self.stop.wait(LEASE_S / 4):
+            try:
+                self._write(self.version)
+            except obstore.exceptions.PreconditionError:
+                return  # taken over after a pause longer than the lease: never fight for it
+            except obstore.exceptions.BaseError:
+                continue  # the network may come back before the lease ends
+
+    def give_up(self) -> None:
+        """Remove the lock if it is still ours."""
+        import obstore
+
+        self.stop.set()
+        try:
+            if bytes(obstore.get(self.store, self.key).bytes()).startswith(self.holder.encode()):
+                obstore.delete(self.store, self.key)
+        except (obstore.exceptions.BaseError, OSError):
+            return  # it frees itself when its lease ends
+
+
+def no_bucket(url: str) -> StoreError:
+    """What it means where a put is answered with "not found"."""
+    return StoreError(f"{url}: there is no such bucket; create it, or choose another destination")
+
+
+def version_of(answer: Any) -> dict[str, str]:
+    """What a conditional write must match; obstore takes no None among it."""
+    return {name: answer[name] for name in ("e_tag", "version") if answer[name] is not None}

@@ -1,0 +1,79 @@
+"""Object stores through obstore: sources by address, and a corpus written to a bucket.
+
+Credentials and endpoints come from the environment as every S3 or Google tool takes them
+(AWS_ACCESS_KEY_ID, AWS_ENDPOINT_URL, AWS_ALLOW_HTTP, GOOGLE_APPLICATION_CREDENTIALS,
+GOOGLE_SERVICE_ACCOUNT_KEY, GOOGLE_ALLOW_HTTP, ...).
+"""
+
+import os
+import re
+from datetime import timedelta
+from functools import lru_cache
+from typing import Any
+
+from mim3d.dataio.errors import SourceError
+
+ADDRESS = re.compile(r"^(s3|gs|az|https?|memory)://")
+LOCK = ".lock"
+TIMEOUTS = {"connect_timeout": "10s", "timeout": "300s"}
+RETRIES: Any = {"max_retries": 6, "retry_timeout": timedelta(seconds=90)}
+
+
+@lru_cache(maxsize=64)
+def bucket(origin: str, environment: tuple[str, ...]) -> Any:
+    """The obstore client of `scheme://bucket`; one per environment, so tests may change it."""
+    try:
+        from obstore.store import from_url
+    except ImportError as error:
+        raise SourceError(
+            "no-obstore", origin, "needs obstore; install it with `pip install 'mim3d[remote]'`"
+        ) from error
+    return from_url(origin, client_options=client_options(origin), retry_config=RETRIES)
+
+
+def client_options(origin: str) -> Any:
+    """Timeouts; plain http only where the address itself, AWS_ or GOOGLE_ALLOW_HTTP says so."""
+    named = "GOOGLE_ALLOW_HTTP" if origin.startswith("gs://") else "AWS_ALLOW_HTTP"
+    plain = origin.startswith("http://") or os.environ.get(named, "").lower() == "true"
+    return {**TIMEOUTS, "allow_http": True} if plain else dict(TIMEOUTS)
+
+
+def locate(address: str) -> tuple[Any, str]:
+    """Client and key of an address such as s3://bucket/folder/file.nii.gz."""
+    match = re.fullmatch(r"([a-z0-9]+://[^/]+)/*(.*)", address)
+    if match is None:
+        if address.startswith("file:"):
+            path = "/" + address.removeprefix("file:").lstrip("/")
+            raise SourceError("bad-address", address, f"a local folder goes by its path: {path}")
+        raise SourceError("bad-address", address, "is not SCHEME://BUCKET/KEY")
+    relevant = ("AWS_", "GOOGLE_", "AZURE_")
+    told = tuple(sorted(f"{k}={v}" for k, v in os.environ.items() if k.startswith(relevant)))
+    return bucket(match[1], told), match[2]
+
+
+def first_line(error: Exception) -> str:
+    """obstore's message without the debug output that follows it."""
+    return str(error).split("\n", 1)[0].split(": <?xml", 1)[0].strip()[:300]
+
+
+def read_remote_bytes(path: str, budget: int) -> bytes:
+    """All bytes of an object; SourceError missing, unreadable, empty or over-budget."""
+    import obstore
+
+    store, key = locate(path)
+    try:
+        answer = obstore.get(store, key)
+        size = int(answer.meta["size"])
+        if size > budget:
+            detail = f"{size} bytes, over the budget of {budget} (--byte-budget)"
+            raise SourceError("over-budget", path, detail)
+        data = bytes(answer.bytes())
+    except FileNotFoundError as error:
+        raise SourceError("missing", path, "no such object") from error
+    except (obstore.exceptions.BaseError, OSError) as error:
+        raise SourceError("unreadable", path, f"cannot be read: {first_line(error)}") from error
+    if not data:
+        raise SourceError("empty", path, "is empty (0 bytes); upload it again")
+    if len(data) != size:
+        raise SourceError("truncated", path, f"sent {len(data)} of {size} bytes")
+    return data

@@ -1,0 +1,1 @@
+"""What a study's results say: results, speedup, ledger, summary, ablation, words, verdict."""

@@ -1,0 +1,200 @@
+"""What a study left behind, read back: everything the report is built from.
+
+`results.jsonl` has one row per evaluation: arm, variant, head, labels, seed, lr, tuning, split,
+step, score, dice_by_class, flops, seconds. `pretraining.json` has one entry per pretraining,
+`study.json` what was asked for, which of it failed, and what was asked for first.
+"""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+from mim3d.engine.analysis.ledger import UNITS, Cost, Spending
+from mim3d.engine.errors import ConfigError
+from mim3d.engine.runs.files import read_json, read_jsonl
+from mim3d.engine.study.config import (
+    CASES,
+    CLASSIFY,
+    PRETRAINING,
+    RESULTS,
+    STUDY,
+    Row,
+    labels_in_words,
+)
+from mim3d.engine.study.curves import Curve, smooth
+
+
+def decoder_name(head: str) -> str:
+    """`UNETR decoder`, `tokens decoder`."""
+    return f"{'UNETR' if head == 'unetr' else head} decoder"
+
+
+@dataclass(frozen=True, order=True)
+class Group:
+    """Cells that are compared with each other: same head, labels and variant."""
+
+    head: str
+    labels: float
+    variant: str
+
+    @property
+    def title(self) -> str:
+        """Words for headings."""
+        labels = "all labels" if self.labels == 1 else labels_in_words(self.labels)
+        variant = self.variant.replace("_", " ")
+        head = "classification" if self.head == CLASSIFY else decoder_name(self.head)
+        return ", ".join(part for part in (head, labels, variant) if part)
+
+
+@dataclass(frozen=True)
+class Study:
+    """Rows as read; `about` is study.json."""
+
+    about: dict[str, Any]
+    rows: list[Row]
+    cases: list[Row]
+    pretraining: list[Row]
+    folder: Path
+
+    @staticmethod
+    def load(folder: Path) -> "Study":
+        """Read a study's results; ConfigError where the folder holds none."""
+        if not (folder / STUDY).exists() or not (folder / RESULTS).exists():
+            raise ConfigError(
+                f"{folder} holds no results of a study ({STUDY}, {RESULTS}): run "
+                "`mim3d compare RECIPE --data.corpus CORPUS --out DIR` first"
+            )
+        return Study(
+            read_json(folder / STUDY),
+            read_jsonl(folder / RESULTS),
+            read_jsonl(folder / CASES) if (folder / CASES).exists() else [],
+            read_json(folder / PRETRAINING) if (folder / PRETRAINING).exists() else [],
+            folder,
+        )
+
+    @property
+    def scored(self) -> list[Row]:
+        """Rows of scored cells: those that tuned the learning rate are left out."""
+        return [row for row in self.rows if not row.get("tuning")]
+
+    def groups(self) -> list[Group]:
+        """Groups in the order of the configuration."""
+        found = dict.fromkeys(group_of(row) for row in self.scored)
+        return list(found)
+
+    def arms(self, group: Group) -> list[str]:
+        """Arms of a group, in the order run; also one whose runs all diverged."""
+        rows = [*self.scored, *(row for row in self.failed if row["diverged"])]
+        found = dict.fromkeys(row["arm"] for row in rows if group_of(row) == group)
+        order = [*self.about.get("arms", []), *found]
+        return [arm for arm in dict.fromkeys(order) if arm in found]
+
+    @property
+    def failed(self) -> list[Row]:
+        """Scored cells that ended in an error, each with `error` and `diverged`."""
+        return [row for row in self.about.get("failed", []) if not row.get("tuning")]
+
+    def diverged(self, group: Group, arm: str) -> list[int]:
+        """Seeds of an arm whose loss ceased to be finite: they never reach a target."""
+        return sorted(
+            row["seed"]
+            for row in self.failed
+            if row["diverged"] and row["arm"] == arm and group_of(row) == group
+        )
+
+    def planned(self, group: Group) -> list[int]:
+        """Seeds that every arm of a group was to have, by the configuration and by any arm."""
+        asked = self.about.get("config", {}).get("seeds", ())
+        rows = (row for row in [*self.scored, *self.failed] if group_of(row) == group)
+        return sorted({*(asked if isinstance(asked, list) else ()), *seeds_of(rows)})
+
+    def chance(self, group: Group) -> float:
+        """Score of a model that knows nothing: 1 / classes for balanced accuracy, else 0.
+
+        One half, two classes, where the cases that name the classes were not kept.
+        """
+        if group.head != CLASSIFY:
+            return 0.0
+        cases = (case for case in self.cases if group_of(case) == group)
+        known = next((case["probabilities"] for case in cases if case.get("probabilities")), ())
+        return 1 / max(len(known), 2)
+
+    def curves(self, group: Group, arm: str, window: int = 1) -> dict[int, Curve]:
+        """Validation curves by seed, smoothed over `window` evaluations."""
+        by_seed: dict[int, dict[float, float]] = {}
+        for row in self.select(group, arm, "validation"):
+            if row["score"] is not None:
+                by_seed.setdefault(row["seed"], {})[float(row["step"])] = row["score"]
+        curves = {}
+        for seed, table in sorted(by_seed.items()):
+            steps = sorted(table)
+            curves[seed] = smooth(Curve(tuple(steps), tuple(table[s] for s in steps)), window)
+        return curves
+
+    def select(self, group: Group, arm: str, split: str) -> list[Row]:
+        """Rows of one arm in one group and split."""
+        return [
+            row
+            for row in self.scored
+            if group_of(row) == group and row["arm"] == arm and row["split"] == split
+        ]
+
+    def finals(self, group: Group, arm: str, field: str = "score") -> dict[int, float]:
+        """The last test value by seed, of validation where there is no test split."""
+        rows = self.select(group, arm, "test") or self.select(group, arm, "validation")
+        last: dict[int, Row] = {}
+        for row in rows:
+            if row.get(field) is not None and row["step"] >= last.get(row["seed"], row)["step"]:
+                last[row["seed"]] = row
+        return {seed: row[field] for seed, row in sorted(last.items())}
+
+    def pretraining_of(self, arm: str, variant: str = "", seed: int | None = None) -> Row | None:
+        """The pretraining an arm starts from: that of the seed where there is one per seed."""
+        found = [p for p in self.pretraining if p["arm"] == arm and p.get("variant", "") == variant]
+        shared = (p for p in found if p.get("seed") is None)
+        return next((p for p in found if p.get("seed") == seed), next(shared, None))
+
+    def untrained(self, group: Group, arm: str) -> list[int]:
+        """Seeds of an arm whose pretraining did not learn its task."""
+        seeds = seeds_of(self.select(group, arm, "validation"))
+        found = {seed: self.pretraining_of(arm, group.variant, seed) for seed in seeds}
+        return [seed for seed, row in found.items() if row is not None and row["trained"] is False]
+
+    def spending(self, group: Group, arm: str) -> Spending:
+        """Cost of the arm's pretraining and of one fine-tuning step, by seed.
+
+        A diverged run's step counts as the mean of the arm's others.
+        """
+        last: dict[int, Row] = {}
+        for row in self.select(group, arm, "validation"):
+            if row["step"] >= last.get(row["seed"], row)["step"]:
+                last[row["seed"]] = row
+        steps = {
+            seed: Cost(row["step"], row["flops"], row["seconds"]).per_step()
+            for seed, row in last.items()
+            if row["step"] > 0
+        }
+        if steps:
+            mean = Cost(1.0, *(fmean(c.of(unit) for c in steps.values()) for unit in UNITS[1:]))
+            steps = dict.fromkeys(self.diverged(group, arm), mean) | steps
+        fixed = {seed: self.pretraining_cost(arm, group.variant, seed) for seed in steps}
+        return Spending({seed: cost for seed, cost in fixed.items() if cost is not None}, steps)
+
+    def pretraining_cost(self, arm: str, variant: str, seed: int) -> Cost | None:
+        """What the pretraining of a seed cost: nothing for scratch, None where it is not known."""
+        row = self.pretraining_of(arm, variant, seed)
+        if row is None:
+            return Cost()
+        return Cost(row["steps"], row["flops"], row["seconds"]) if row["crops"] else None
+
+
+def group_of(row: Row) -> Group:
+    """The group a row belongs to."""
+    return Group(row["head"], row["labels"], row.get("variant", ""))
+
+
+def seeds_of(rows: Iterable[Row]) -> list[int]:
+    """Seeds that occur, sorted."""
+    return sorted({row["seed"] for row in rows})

@@ -1,0 +1,90 @@
+"""Arms, ratios, intervals and p values in words."""
+
+import math
+from collections.abc import Mapping, Sequence
+from statistics import median
+
+from mim3d.engine.analysis.speedup import PairedRatio
+from mim3d.engine.analysis.summary import mean_and_spread
+from mim3d.engine.study.curves import Reach
+
+
+def median_reach(reaches: Mapping[int, Reach]) -> str:
+    """`120 (5/5)`, or `> 400 (2/5)` where the median run is censored."""
+    runs = list(reaches.values())
+    if not runs:
+        return "–"
+    hit = sum(run.reached for run in runs)
+    middle = median(run.cost if run.reached else math.inf for run in runs)
+    shown = f"{middle:.0f}" if math.isfinite(middle) else f"> {max(r.cost for r in runs):.0f}"
+    if any(run.early and run.cost >= middle for run in runs):
+        shown = f"≤ {shown}"
+    return f"{shown} ({hit}/{len(runs)})"
+
+
+def spread(values: Mapping[int, float], digits: int = 3) -> str:
+    """`0.712 ± 0.010`, without the spread for one seed."""
+    mean, deviation = mean_and_spread(values)
+    if math.isnan(mean):
+        return "–"
+    tail = "" if math.isnan(deviation) else f" ± {deviation:.{digits}f}"
+    return f"{mean:.{digits}f}{tail}"
+
+
+def difference(mean: float | None, p_value: float | None) -> str:
+    """`+0.012`, with its p value where there is one."""
+    if mean is None:
+        return "–"
+    return f"{mean:+.3f}" + ("" if p_value is None else f"\n{p_in_words(p_value)}")
+
+
+def number(value: float | None, digits: int) -> str:
+    """A number with thousands separated, or a dash."""
+    return "–" if value is None else f"{value:,.{digits}f}"
+
+
+NAMES = {"scratch": "scratch", "mae": "MAE", "simmim": "SimMIM", "simclr": "SimCLR"}
+
+
+def arm_name(arm: str) -> str:
+    """How an arm is written: `MAE`, `SimCLR (equal FLOPs)`."""
+    method, _, rest = arm.partition("-")
+    name = NAMES.get(method)
+    if name is None:
+        return arm
+    return f"{name} (equal FLOPs)" if rest == "flops" else " ".join(filter(None, [name, rest]))
+
+
+def p_of_ratio(found: PairedRatio) -> str:
+    """The p of a ratio's t test on logarithms; of a bound it is itself an upper bound."""
+    words = p_in_words(found.p_value or 0.0)
+    return words if found.bound == "exact" else words.replace("p =", "p ≤")
+
+
+def ratio_in_words(found: PairedRatio) -> str:
+    """`1.42×`, `at least 1.42×`, or a dash."""
+    if found.ratio is None:
+        return "–"
+    bound = "" if found.bound == "exact" else f"{found.bound} "
+    return f"{bound}{found.ratio:.2f}×"
+
+
+def interval_in_words(found: PairedRatio) -> str:
+    """The 95 % interval as far as it is supported, or why there is none."""
+    if found.low is not None and found.high is not None:
+        return f"95 % interval {found.low:.2f} to {found.high:.2f}"
+    if found.low is not None:
+        return f"95 % interval from {found.low:.2f} up"
+    if found.high is not None:
+        return f"95 % interval up to {found.high:.2f}"
+    return found.why
+
+
+def seed_list(seeds: Sequence[int]) -> str:
+    """`seed 3`, `seeds 0, 2`."""
+    return f"seed{'s' if len(seeds) > 1 else ''} {', '.join(map(str, seeds))}"
+
+
+def p_in_words(p_value: float) -> str:
+    """`p = 0.012`, or `p < 0.001`."""
+    return "p < 0.001" if p_value < 0.001 else f"p = {p_value:.3f}"

@@ -1,0 +1,133 @@
+"""The console script `mim3d`: one word picks a command module, which parses the rest with tyro."""
+
+import importlib
+import json
+import math
+import os
+import sys
+import traceback
+from collections.abc import Sequence
+from contextlib import redirect_stdout
+from importlib.metadata import version
+from pathlib import Path
+
+from mim3d.engine.commands.outcome import Outcome
+from mim3d.engine.errors import EXIT_USER_ERROR
+
+COMMANDS = {
+    "demo": "the main job, whole: NIfTI -> corpus -> pretraining -> fine-tuning -> report",
+    "convert": "NIfTI files -> a verified, resumable Zarr corpus",
+    "verify": "check every hash and checksum of a corpus",
+    "inspect": "table, histograms and a montage of a corpus",
+    "export-nifti": "a corpus back to NIfTI, bit for bit",
+    "pretrain": "MAE, SimMIM or SimCLR on a corpus, on 1 to many GPUs",
+    "finetune": "segmentation or classification from pretrained weights or from scratch",
+    "compare": "the convergence study: arms x seeds, speed-up with intervals, report",
+    "export": "encoder weights for other libraries",
+    "plan": "time, memory, loader and network need of a recipe before it runs",
+    "bench": "throughput of every stage, side by side with its peers",
+    "env": "versions, devices, and what is optional and missing",
+}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command; exit 0, 2 on an error the user can mend, 3 where something was lost."""
+    words = list(sys.argv[1:] if argv is None else argv)
+    if not words or words[0] in {"-h", "--help"}:
+        print(overview())
+        return 0 if words else EXIT_USER_ERROR
+    if words[0] in {"-V", "--version"}:
+        print(f"mim3d {version('mim3d')}")
+        return 0
+    name = words[0]
+    if name not in COMMANDS:
+        print(f"mim3d: no command {name!r}; one of: {', '.join(COMMANDS)}", file=sys.stderr)
+        return EXIT_USER_ERROR
+    try:
+        json_file, rest = split_json_flag(words[1:])
+        outcome = run_command(name, rest)
+        if json_file is not None and outcome.told:
+            write_figures(json_file, outcome)
+    except (ValueError, OSError) as error:
+        if os.environ.get("MIM3D_TRACEBACK"):
+            traceback.print_exc()
+        print(f"mim3d {name}: {told(error)}", file=sys.stderr)
+        return EXIT_USER_ERROR
+    except KeyboardInterrupt:
+        print(f"mim3d {name}: interrupted; run the same command again to go on", file=sys.stderr)
+        return 130
+    return outcome.exit_code
+
+
+def overview() -> str:
+    """Text of `mim3d --help`."""
+    width = max(map(len, COMMANDS))
+    rows = "\n".join(f"  {name:<{width}}  {does}" for name, does in COMMANDS.items())
+    return (
+        "mim3d: self-supervised pretraining on 3D medical volumes\n\n"
+        f"usage: mim3d COMMAND [options]\n\n{rows}\n\n"
+        "`mim3d COMMAND --help` tells the options. Every command takes --json FILE and writes\n"
+        "its figures there. Exit codes: 0 done, 2 an error you can mend, 3 done but something\n"
+        "was lost on the way (quarantined files). MIM3D_TRACEBACK=1 shows where an error arose."
+    )
+
+
+def split_json_flag(words: Sequence[str]) -> tuple[Path | None, list[str]]:
+    """Take `--json FILE` (or `--json=FILE`) out of the words, wherever it stands."""
+    rest: list[str] = []
+    json_file: Path | None = None
+    queue = iter(words)
+    for word in queue:
+        if word == "--json":
+            value = next(queue, None)
+            if value is None:
+                raise ValueError("--json needs a file name: --json FILE")
+            json_file = Path(value)
+        elif word.startswith("--json="):
+            json_file = Path(word.removeprefix("--json="))
+        else:
+            rest.append(word)
+    return json_file, rest
+
+
+def run_command(name: str, words: Sequence[str]) -> Outcome:
+    """Import the command's module (lazily: `env` must not wait for torch) and call its `main`."""
+    module = importlib.import_module(f"mim3d.engine.commands.{name.replace('-', '_')}")
+    if not {"-h", "--help"}.intersection(words):
+        return module.main(list(words))
+    from mim3d.engine.commands.arguments import captured, readable_help, text_of
+
+    shown = captured(sys.stdout.encoding or "utf-8")
+    try:
+        with redirect_stdout(shown):
+            return module.main(list(words))
+    finally:
+        print(readable_help(text_of(shown)), end="")
+
+
+def told(error: Exception) -> str:
+    """An error in one line; the system's own ones with their file first, as ours have it."""
+    if isinstance(error, OSError) and error.strerror:
+        where = f"{error.filename}: " if error.filename else ""
+        return f"{where}{error.strerror}"
+    return str(error)
+
+
+def write_figures(file: Path, outcome: Outcome) -> None:
+    """Write the figures as JSON; non-finite numbers become null, as JSON has none."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text(json.dumps(_finite(dict(outcome.figures)), indent=2, default=str) + "\n")
+
+
+def _finite(value: object) -> object:
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    if isinstance(value, dict):
+        return {str(key): _finite(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(item) for item in value]
+    return value
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,76 @@
+"""Ranks on this machine, one process each, under torch's elastic agent.
+
+The agent lives in this process: a signal to it reaches the ranks, which save and end, and no
+orphan is left. A rank that dies ends the others; up to `restarts` times all start again.
+"""
+
+import logging
+import math
+import os
+import signal
+import sys
+import uuid
+from collections.abc import Sequence
+from typing import Any
+
+from torch.distributed.elastic.multiprocessing.api import SignalException
+from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+from torch.distributed.launcher.api import LaunchConfig, elastic_launch
+
+from mim3d.dataio.errors import Mim3dError
+from mim3d.engine.errors import EXIT_USER_ERROR
+
+SAVING = (signal.SIGTERM, signal.SIGUSR1)
+"""Signals on which ranks save and end; the other handled ones only end them."""
+HANDLED = (*SAVING, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT)
+MARK = "mim3d-"
+"""Begins the run id that the agent hands to its ranks."""
+
+
+def launched_here() -> bool:
+    """Whether this process is a rank that `launch_ranks` started."""
+    return os.environ.get("TORCHELASTIC_RUN_ID", "").startswith(MARK)
+
+
+def launch_ranks(
+    words: Sequence[str], nproc: int, restarts: int, shutdown_s: float = 600.0
+) -> None:
+    """Run `mim3d WORDS` as `nproc` ranks, which have `shutdown_s` to save and end when told to.
+
+    Raises SystemExit where a rank has told the error, Mim3dError where one died without a word.
+    """
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+    # What went wrong is told in one line, by a rank or below; the agent's own account adds nothing.
+    logging.disable(logging.CRITICAL)
+    # Left to itself the agent kills ranks 30 s after a signal, in the middle of a large checkpoint,
+    # and dies of SIGUSR1. Older torch cannot be told.
+    wanted: dict[str, Any] = {
+        "shutdown_timeout": max(1, math.ceil(shutdown_s)),
+        "signals_to_handle": ",".join(signal.Signals(number).name for number in HANDLED),
+    }
+    known = LaunchConfig.__dataclass_fields__
+    config = LaunchConfig(
+        min_nodes=1,
+        max_nodes=1,
+        nproc_per_node=nproc,
+        run_id=f"{MARK}{uuid.uuid4()}",
+        rdzv_backend="c10d",
+        rdzv_endpoint="localhost:0",
+        max_restarts=restarts,
+        monitor_interval=0.2,
+        **{name: value for name, value in wanted.items() if name in known},
+    )
+    try:
+        elastic_launch(config, sys.executable)("-m", "mim3d.engine.commands.cli", *words)
+    except SignalException as signalled:
+        print(f"mim3d: {signalled.sigval.name} was passed on to {nproc} ranks", file=sys.stderr)
+        raise SystemExit(0 if signalled.sigval in SAVING else 128 + signalled.sigval) from None
+    except ChildFailedError as failed:
+        rank, first = failed.get_first_failure()
+        if first.exitcode == EXIT_USER_ERROR:
+            raise SystemExit(EXIT_USER_ERROR) from None
+        raise Mim3dError(
+            f"rank {rank} of {nproc} ended by {first.signal_name()} (code {first.exitcode}; out of "
+            "memory?). The same command goes on from the last checkpoint, --max-restarts N would "
+            "have done so by itself"
+        ) from None

@@ -1,0 +1,217 @@
+"""A model over ranks: recomputation, compilation, then FSDP2.
+
+One rank takes the same path where FSDP2 has something to do there: weights are cast to a half
+type. Where it would only copy every weight and gradient once a step, the model is left whole.
+"""
+
+import dataclasses
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any, Literal
+
+import torch
+import torch.distributed as dist
+from torch import nn
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
+from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
+
+from mim3d.engine.errors import ConfigError
+
+Precision = Literal["auto", "fp32", "bf16", "fp16"]
+
+
+@dataclass(frozen=True)
+class ParallelConfig:
+    """How the model is spread over ranks and how a step is computed."""
+
+    replicate: int = 1
+    """Groups of ranks that each hold the whole model (HSDP); 1 shards over all ranks (FSDP)."""
+    grad_accum: int = 1
+    """Micro-batches of a step."""
+    precision: Precision = "auto"
+    """auto is bf16 where the GPU has it, fp16 with a loss scaler where not, fp32 on a CPU."""
+    recompute: bool = False
+    """Rebuild activations of blocks in backward: less memory, a third more arithmetic."""
+    compile: bool = False
+    """torch.compile every block."""
+    reshard_after_forward: bool = True
+    """Free a block's gathered parameters after its forward pass."""
+    min_block_parameters: int = 1_000_000
+    """Smaller blocks are gathered with the root: a collective of their own would cost more."""
+    one_rank: Literal["whole", "sharded"] = "whole"
+    """A single rank in fp32: the model as it is, or FSDP all the same, copying it each step."""
+    deterministic: bool = False
+    """Deterministic kernels on a GPU, slower: there, bitwise repeats and resumes need it."""
+    timeout_s: float = 600.0
+    """A rank that waits this long for another ends the run."""
+
+    def __post_init__(self) -> None:
+        """Counts are at least one."""
+        if min(self.replicate, self.grad_accum) < 1:
+            raise ConfigError(
+                f"parallel.replicate {self.replicate} and parallel.grad_accum {self.grad_accum} "
+                "must be at least 1"
+            )
+        if not self.timeout_s > 0.0:
+            raise ConfigError(f"parallel.timeout_s {self.timeout_s} must be positive")
+
+
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+def choose_precision(wanted: str, device: torch.device) -> torch.dtype:
+    """Dtype of the forward and backward arithmetic."""
+    if wanted != "auto":
+        return DTYPES[wanted]
+    if device.type == "cpu":
+        return torch.float32
+    return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float16
+
+
+def make_mesh(device: torch.device, world: int, replicate: int) -> DeviceMesh:
+    """Mesh over all ranks: (shard,), or (replicate, shard) for HSDP."""
+    if replicate == 1:
+        return init_device_mesh(device.type, (world,), mesh_dim_names=("shard",))
+    if world % replicate:
+        raise ConfigError(f"parallel.replicate {replicate} must divide the {world} ranks")
+    return init_device_mesh(
+        device.type, (replicate, world // replicate), mesh_dim_names=("replicate", "shard")
+    )
+
+
+def shard_model(
+    model: nn.Module, mesh: DeviceMesh, config: ParallelConfig, dtype: torch.dtype
+) -> nn.Module:
+    """Shard `model` in place, block by block and then the root; gradients are summed, in fp32.
+
+    Blocks are the entries of the model's innermost ModuleLists. Returns `model`, an FSDPModule
+    unless it was left whole.
+    """
+    blocks = transformer_blocks(model)
+    for block in blocks:
+        if config.recompute:
+            set_recompute(block)
+        if config.compile:
+            # Encoder and decoder blocks share their code but not their token counts: left to
+            # itself, dynamo would compile whichever comes second for any count.
+            block.compile(dynamic=False)
+    if mesh.size() == 1 and dtype == torch.float32 and config.one_rank == "whole":
+        return model
+    policy = MixedPrecisionPolicy(param_dtype=dtype, reduce_dtype=torch.float32)
+    if dtype == torch.float32:
+        policy = MixedPrecisionPolicy()
+    own = [block for block in blocks if parameter_count(block) >= config.min_block_parameters]
+    for block in own:
+        fully_shard(
+            block,
+            mesh=mesh,
+            mp_policy=policy,
+            reshard_after_forward=config.reshard_after_forward,
+        )
+    # The root casts no inputs: crops would be rounded to the half type before the loss reads its
+    # targets from them. Patch rows take the weights' type as they are gathered.
+    root_policy = dataclasses.replace(policy, cast_forward_inputs=False)
+    fully_shard(model, mesh=mesh, mp_policy=root_policy)
+    link_prefetch([block for block in own if isinstance(block, FSDPModule)])
+    for module in model.modules():
+        if isinstance(module, FSDPModule):
+            # The loss is divided by the global count already; gloo has no premultiplied sum.
+            module.set_gradient_divide_factor(1.0)
+            module.set_force_sum_reduction_for_comms(True)
+    return model
+
+
+def transformer_blocks(model: nn.Module) -> list[nn.Module]:
+    """Entries of the model's innermost ModuleLists, in order of the forward pass."""
+    lists = [part for part in model.modules() if isinstance(part, nn.ModuleList)]
+    return [block for part in lists for block in part if not holds_list(block)]
+
+
+def holds_list(module: nn.Module) -> bool:
+    """Whether blocks are nested in this one."""
+    return any(isinstance(part, nn.ModuleList) for part in module.modules())
+
+
+def set_recompute(block: nn.Module) -> None:
+    """Turn on recomputation, under the name each kind of block has for it."""
+    for name in ("recompute", "use_checkpoint"):
+        for part in block.modules():
+            if hasattr(part, name):
+                setattr(part, name, True)
+
+
+def parameter_count(module: nn.Module) -> int:
+    """Parameters of a module, all of them, also once sharded."""
+    return sum(parameter.numel() for parameter in module.parameters())
+
+
+def link_prefetch(blocks: list[FSDPModule]) -> None:
+    """Gather the next block while one computes, in both directions."""
+    for block, following in pairwise(blocks):
+        block.set_modules_to_forward_prefetch([following])
+    for before, block in pairwise(blocks):
+        block.set_modules_to_backward_prefetch([before])
+
+
+def shard_group(mesh: DeviceMesh) -> dist.ProcessGroup:
+    """Ranks among which parameters are sharded."""
+    return mesh.get_group("shard")
+
+
+REPEATS = 3
+
+
+def communication_seconds(
+    module: nn.Module, mesh: DeviceMesh, config: ParallelConfig, dtype: torch.dtype
+) -> float:
+    """Seconds of all gathers and reductions of one step, one after the other; 0 on one rank.
+
+    Timed on the largest group of parameters that is gathered at once, and scaled to the model.
+    """
+    group = shard_group(mesh)
+    shards = dist.get_world_size(group)
+    total = parameter_count(module)
+    counts = map(parameter_count, transformer_blocks(module))
+    blocks = [size for size in counts if size >= config.min_block_parameters]
+    largest = max(blocks, default=total)
+    device = torch.device(mesh.device_type)
+    piece = torch.zeros(-(-largest // shards), dtype=dtype, device=device)
+    seconds = 0.0
+    if shards > 1:
+        whole = torch.zeros(len(piece) * shards, dtype=dtype, device=device)
+        # Blocks that are freed after forward are gathered again in backward; the root stays.
+        again = sum(blocks) / total if config.reshard_after_forward else 0.0
+        gathers = (1.0 + again) * config.grad_accum
+        gather = collective("all_gather_single", "all_gather_into_tensor")
+        seconds += gathers * timed(lambda: gather(whole, piece, group=group), device)
+        sums, parts = piece.float(), whole.float()
+        scatter = collective("reduce_scatter_single", "reduce_scatter_tensor")
+        seconds += timed(lambda: scatter(sums, parts, group=group), device)
+    if config.replicate > 1:
+        sums, between = piece.float(), mesh.get_group("replicate")
+        seconds += timed(lambda: dist.all_reduce(sums, group=between), device)
+    return seconds * total / largest
+
+
+def collective(name: str, older: str) -> Callable[..., Any]:
+    """A collective by its present name, or by the one that older torch has."""
+    return getattr(dist, name, None) or getattr(dist, older)
+
+
+def timed(run: Callable[[], object], device: torch.device) -> float:
+    """Mean seconds of a call, the first one left out."""
+    run()
+    wait_for(device)
+    began = time.perf_counter()
+    for _ in range(REPEATS):
+        run()
+    wait_for(device)
+    return (time.perf_counter() - began) / REPEATS
+
+
+def wait_for(device: torch.device) -> None:
+    """Let the device finish."""
+    if device.type == "cuda":
+        torch.cuda.synchronize()

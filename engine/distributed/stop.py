@@ -1,0 +1,66 @@
+"""Being told to stop: a signal on any rank ends all of them after the same step."""
+
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FrameType
+
+import torch
+import torch.distributed as dist
+
+from mim3d.engine.distributed.process_group import Ranks
+
+SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
+
+
+class StopWatch:
+    """Whether any rank was signalled, known to all ranks one step later, without waiting.
+
+    Each step starts a one-element reduction on the CPU group and reads the one that the step
+    before started, so the answer is the same everywhere and the device is not waited for.
+    """
+
+    def __init__(self, ranks: Ranks) -> None:
+        self.ranks = ranks
+        self.signalled = threading.Event()
+        self._flag = torch.zeros(1, dtype=torch.int32)
+        self._work: dist.Work | None = None
+
+    def agreed(self) -> bool:
+        """Call once a step on every rank: True when the run is to stop now."""
+        if self.ranks.world == 1:
+            return self.signalled.is_set()
+        stop = False
+        if self._work is not None:
+            self._work.wait()
+            stop = bool(self._flag)
+        self._flag.fill_(int(self.signalled.is_set()))
+        self._work = dist.all_reduce(
+            self._flag, op=dist.ReduceOp.MAX, group=self.ranks.control, async_op=True
+        )
+        return stop
+
+    def settle(self) -> None:
+        """Wait for the reduction under way; the next `agreed` still reads it."""
+        if self._work is not None:
+            self._work.wait()
+
+
+@contextmanager
+def stop_on_signal(ranks: Ranks) -> Iterator[StopWatch]:
+    """Turn SIGTERM and SIGUSR1 into a stop between steps; only the main thread can listen."""
+    watch = StopWatch(ranks)
+
+    def listen(number: int, frame: FrameType | None) -> None:
+        watch.signalled.set()
+
+    if threading.current_thread() is not threading.main_thread():
+        yield watch
+        return
+    before = {number: signal.signal(number, listen) for number in SIGNALS}
+    try:
+        yield watch
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

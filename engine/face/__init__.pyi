@@ -1,0 +1,35 @@
+from .dataio.convert.run import convert
+from .dataio.corpus.conversion import Conversion
+from .dataio.inspect.verify import verify
+from .dataio.loader.config import LoaderConfig
+from .dataio.loader.loader import Loader
+from .dataio.reader.corpus import Corpus, opened_corpus
+from .dataio.reader.whole_volume import read_volume
+from .dataio.sources.discover import discover
+from .engine.finetune.config import FinetuneConfig
+from .engine.finetune.finetune import run_finetune
+from .engine.pretrain.config import PretrainConfig
+from .engine.pretrain.pretrain import run_pretrain
+from .engine.pretrain.recipes import recipe
+from .engine.runs.encoder_file import load_encoder
+
+__version__: str
+
+__all__ = [
+    "Conversion",
+    "Corpus",
+    "FinetuneConfig",
+    "Loader",
+    "LoaderConfig",
+    "PretrainConfig",
+    "__version__",
+    "convert",
+    "discover",
+    "load_encoder",
+    "opened_corpus",
+    "read_volume",
+    "recipe",
+    "run_finetune",
+    "run_pretrain",
+    "verify",
+]

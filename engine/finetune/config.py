@@ -1,0 +1,174 @@
+"""The configuration of a fine-tuning run, and its named recipes."""
+
+import dataclasses
+import json
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal
+
+from mim3d.engine.errors import ConfigError
+from mim3d.engine.finetune.splits import SplitConfig
+from mim3d.engine.models.swin import SwinConfig
+from mim3d.engine.models.vit import ViTConfig
+from mim3d.engine.pretrain.schedule import ScheduleConfig
+from mim3d.engine.runs.encoder_file import read_card
+
+Head = Literal["unetr", "tokens", "linear", "classify"]
+
+
+@dataclass(frozen=True)
+class FinetuneConfig:
+    """Supervised training of an encoder with a fresh head, from pretrained weights or scratch."""
+
+    corpus: str = ""
+    """Folder or address (s3://BUCKET/KEY) of the corpus that `mim3d convert` wrote."""
+    init: str = ""
+    """Run or encoder.safetensors to start the encoder from; empty starts from scratch."""
+    label: str = "seg"
+    """Label of the corpus to learn (segmentation)."""
+    targets: str = ""
+    """CSV with columns subject,target: the classes to learn (head classify)."""
+    head: Head = "unetr"
+    """unetr; tokens (no skip from the raw image); linear (one layer per token); or classify."""
+    vit: ViTConfig = field(default_factory=ViTConfig)
+    """The encoder; a checkpoint must have the same."""
+    swin: SwinConfig | None = None
+    """MONAI's Swin in the vit's place, under SwinUNETR's decoder; vit keeps the crop."""
+    feature_size: int = 16
+    """Channels of the decoder at full resolution; SwinUNETR's are swin.feature_size."""
+    freeze: bool = False
+    """Train the head only."""
+    encoder_lr_scale: float = 1.0
+    """The encoder's rate over the head's: below 1 keeps more of what pretraining learned."""
+    split: SplitConfig = field(default_factory=SplitConfig)
+    """How subjects are dealt, unless named below."""
+    labels: float = 1.0
+    """Labelled subjects used: a share up to 1, or a number of them."""
+    train: tuple[str, ...] = ()
+    """Subjects to train on; with it, name validation too."""
+    validation: tuple[str, ...] = ()
+    """Subjects whose score makes the curve."""
+    test: tuple[str, ...] = ()
+    """Subjects scored once, at the end."""
+    steps: int = 1000
+    """Optimiser steps."""
+    batch: int = 4
+    """Crops of a step."""
+    schedule: ScheduleConfig = field(
+        default_factory=lambda: ScheduleConfig(lr=3e-4, kind="constant", warmup_steps=20)
+    )
+    """Warm-up, then constant: any end of a schedule would favour whoever is late."""
+    weight_decay: float = 0.01
+    """AdamW's decoupled decay."""
+    clip_norm: float = 1.0
+    """Largest norm of the gradient; 0 turns clipping off."""
+    eval_every: int = 50
+    """Steps between evaluations, the same for every arm."""
+    overlap: float = 0.25
+    """Overlap of neighbouring windows in sliding-window inference."""
+    foreground_fraction: float = 0.5
+    """Share of training crops centred on a labelled voxel."""
+    normalise: str = "zscore"
+    """zscore, clip-zscore, percentile, window:LO:HI or none."""
+    augment: Literal["none", "segmentation", "upright"] = "segmentation"
+    """Of training crops; upright is segmentation without flips."""
+    seed: int = 0
+    """Of the head's weights, the scratch encoder's weights, and the order of crops."""
+    threads: int = 1
+    """Reading threads of the loader."""
+    device: str = "auto"
+    """auto, cpu or cuda."""
+
+    def __post_init__(self) -> None:
+        if min(self.steps, self.batch, self.eval_every, self.feature_size) < 1:
+            raise ConfigError(
+                f"steps {self.steps}, batch {self.batch}, eval_every {self.eval_every} and "
+                f"feature_size {self.feature_size} must be at least 1"
+            )
+        if bool(self.train) != bool(self.validation):
+            raise ConfigError("name both --train and --validation subjects, or neither")
+        if self.encoder_lr_scale <= 0.0:
+            raise ConfigError(
+                f"encoder_lr_scale {self.encoder_lr_scale} must be positive; freeze trains the "
+                "head only"
+            )
+        if not (self.weight_decay >= 0.0 and self.clip_norm >= 0.0):
+            # A negative norm would turn the gradient round.
+            raise ConfigError(
+                f"weight_decay {self.weight_decay} and clip_norm {self.clip_norm} must not be "
+                "negative; 0 turns them off"
+            )
+        if not 0.0 <= self.overlap < 1.0:
+            raise ConfigError(f"overlap {self.overlap} must be in [0, 1)")
+        if self.swin is not None and self.head == "linear":
+            raise ConfigError(
+                "head linear reads one token per patch, which Swin has not: set head to unetr "
+                "(SwinUNETR) or tokens (SwinUNETR without the skip from the raw image)"
+            )
+        if self.head == "classify" and not self.targets:
+            raise ConfigError("head classify needs --targets FILE.csv (columns subject,target)")
+
+    @property
+    def evaluation_steps(self) -> list[int]:
+        """Steps at which the validation subjects are scored: 0, every `eval_every`, the last."""
+        return sorted({*range(0, self.steps, self.eval_every), self.steps})
+
+
+NOT_IDENTITY = ("threads", "device", "corpus", "init")
+"""Fields that a resumed run may change; of `init` the weights must stay the same, not the path."""
+
+
+def identity(config: FinetuneConfig) -> dict[str, Any]:
+    """What must be equal for a run to be resumed, as plain JSON values."""
+    plain = json.loads(json.dumps(dataclasses.asdict(config)))
+    init = read_card(config.init)[1].get("weights_sha256", "") if config.init else ""
+    return {key: value for key, value in plain.items() if key not in NOT_IDENTITY} | {"init": init}
+
+
+def input_mismatch(config: FinetuneConfig) -> list[str]:
+    """A line where the encoder was pretrained on intensities of another scale than it will get."""
+    before = read_card(config.init)[1].get("normalise") if config.init else None
+    if before is None or before == config.normalise:
+        return []
+    return [
+        f"{config.init} was pretrained with normalise {before} and is fine-tuned with "
+        f"{config.normalise}: other intensities than it knows; --normalise {before} gives it those"
+    ]
+
+
+TINY = ViTConfig((32, 32, 32), (8, 8, 8), width=96, depth=6, heads=3)
+
+
+def demo() -> FinetuneConfig:
+    """Small enough for two CPU cores: 32^3 crops, patch 8, a tiny encoder."""
+    return FinetuneConfig(vit=TINY, steps=150, eval_every=15, feature_size=8)
+
+
+def unetr_vit_b_96() -> FinetuneConfig:
+    """UNETR's own setting: ViT-B, 96^3, patch 16 (Hatamizadeh et al. 2022)."""
+    return FinetuneConfig(
+        vit=ViTConfig(),
+        steps=20_000,
+        batch=2,
+        eval_every=500,
+        schedule=ScheduleConfig(lr=1e-4, kind="constant", warmup_steps=500),
+        weight_decay=1e-5,
+        threads=8,
+    )
+
+
+def tokens_vit_b_96() -> FinetuneConfig:
+    """The same without the skip from the raw image."""
+    return replace(unetr_vit_b_96(), head="tokens")
+
+
+def swinunetr_96() -> FinetuneConfig:
+    """SwinUNETR on 96^3 crops, for the encoders of the btcv-swin recipes."""
+    return replace(unetr_vit_b_96(), swin=SwinConfig())
+
+
+RECIPES = {
+    "demo": demo,
+    "unetr-vit-b-96": unetr_vit_b_96,
+    "tokens-vit-b-96": tokens_vit_b_96,
+    "swinunetr-96": swinunetr_96,
+}

@@ -1,0 +1,110 @@
+"""From a fine-tuning configuration to a network: the encoder of an arm, a head of the seed."""
+
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import nn
+
+from mim3d.engine.errors import ConfigError
+from mim3d.engine.finetune.config import FinetuneConfig
+from mim3d.engine.models.flops import encoder_flops
+from mim3d.engine.models.swin import SwinConfig, SwinEncoder
+from mim3d.engine.models.swin_unetr import SwinDecoder, SwinSegmentationNet
+from mim3d.engine.models.unetr import LinearDecoder, MonaiDecoder, SegmentationNet, UNETRDecoder
+from mim3d.engine.models.vit import ViT3D, ViTConfig
+from mim3d.engine.runs.encoder_file import load_encoder, load_swin
+
+
+def build_segmentation(
+    config: FinetuneConfig, classes: int
+) -> SegmentationNet | SwinSegmentationNet:
+    """Encoder and decoder; the decoder's weights depend on the seed alone, not on the arm."""
+    encoder = build_encoder(config)
+    if isinstance(encoder, SwinEncoder):
+        skip = config.head == "unetr"
+        with seeded(config.seed, "decoder"):
+            swin_decoder = SwinDecoder(encoder.config, config.vit, classes, image_skip=skip)
+        return SwinSegmentationNet(encoder, swin_decoder)
+    with seeded(config.seed, "decoder"):
+        decoder = build_decoder(config, classes)
+    return SegmentationNet(encoder, decoder)
+
+
+def build_decoder(config: FinetuneConfig, classes: int) -> nn.Module:
+    """The decoder of `config.head`: MONAI's UNETR where it fits, else ours."""
+    if config.head == "linear":
+        return LinearDecoder(config.vit, classes)
+    if config.head == "unetr" and MonaiDecoder.fits(config.vit):
+        return MonaiDecoder(config.vit, classes, config.feature_size)
+    return UNETRDecoder(config.vit, classes, config.feature_size, image_skip=config.head == "unetr")
+
+
+def build_encoder(config: FinetuneConfig) -> ViT3D | SwinEncoder:
+    """The encoder from `config.init`, or from the seed where it is empty."""
+    if not config.init:
+        with seeded(config.seed, "encoder"):
+            swin, vit = config.swin, config.vit
+            encoder = ViT3D(vit) if swin is None else SwinEncoder(swin, vit)
+    elif config.swin is not None:
+        encoder = load_swin(config.init)
+        require_same_shape(config.init, encoder.config, config.swin, "swin")
+    else:
+        encoder = load_encoder(config.init)
+        require_same_shape(config.init, encoder.config, config.vit, "vit")
+    for parameter in encoder.parameters():
+        parameter.requires_grad_(not config.freeze)
+    return encoder
+
+
+def require_same_shape(
+    source: str, found: ViTConfig | SwinConfig, wanted: ViTConfig | SwinConfig, field: str
+) -> None:
+    """ConfigError naming the fields in which a checkpoint's encoder is another one."""
+    differing = [
+        f"{name} {getattr(found, name)} instead of {getattr(wanted, name)}"
+        for name in type(wanted).__dataclass_fields__
+        if getattr(found, name) != getattr(wanted, name)
+    ]
+    if differing:
+        raise ConfigError(
+            f"{source}: this encoder has {', '.join(differing)}; set --{field} to the "
+            "checkpoint's, or pretrain one of the wanted shape"
+        )
+
+
+@contextmanager
+def seeded(seed: int, purpose: str) -> Iterator[None]:
+    """Draw the CPU's random numbers from (purpose, seed), and leave the stream outside alone."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(zlib.crc32(f"{purpose}:{seed}".encode()))
+        yield
+
+
+def step_flops(config: FinetuneConfig, net: nn.Module) -> float:
+    """FLOPs of one training step: the encoder by formula, the head counted by torch.
+
+    torch counts no attention on a CPU, hence the formula; a training step is three forwards.
+    """
+    from torch.utils.flop_counter import FlopCounterMode
+
+    vit, swin = config.vit, config.swin
+    encoder = encoder_flops(vit, swin)
+    head = net.get_submodule("decoder")
+    device = next(head.parameters()).device
+    tokens = torch.zeros(1, vit.n_patches, vit.width if swin is None else swin.width, device=device)
+    volume = torch.zeros(1, vit.channels, *vit.crop_size, device=device)
+    maps = None
+    if isinstance(net, SwinSegmentationNet):
+        with torch.no_grad():
+            maps = net.encoder.swin(volume, True)
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        if maps is not None:
+            head(volume, maps)
+        elif isinstance(net, SegmentationNet):
+            head(volume, [tokens] * vit.depth, tokens)
+        else:
+            head(tokens.mean(1))
+    per_crop = encoder.forward if config.freeze else encoder.training
+    return config.batch * (per_crop + 3.0 * counter.get_total_flops())

@@ -1,0 +1,212 @@
+"""Which subjects train, validate, test and pretrain: whole subjects, or whole groups, never parts.
+
+Subjects without the label can pretrain only. Subjects of validation and test never pretrain.
+"""
+
+import math
+import re
+from collections.abc import Collection, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Literal, Protocol
+
+import numpy as np
+
+from mim3d.dataio.corpus.manifest import LabelRecord
+from mim3d.engine.errors import ConfigError
+
+
+@dataclass(frozen=True)
+class SplitConfig:
+    """How many labelled subjects are held out (shares below 1, or numbers), and how they go."""
+
+    validation: float = 0.15
+    """Share or number (a quarter at most) of the labelled subjects whose score makes the curves."""
+    test: float = 0.15
+    """Share or number that is scored once, at the end."""
+    seed: int = 0
+    """Order in which subjects are dealt."""
+    keep: Literal["subject", "group", "number"] = "subject"
+    """Kept together: a subject; its group of the manifest; or names with neighbouring numbers."""
+    block: int = 10
+    """For keep number: consecutive numbers dealt as one block."""
+
+    def __post_init__(self) -> None:
+        shares = [held for held in (self.validation, self.test) if held < 1]
+        if min(self.validation, self.test) < 0 or sum(shares) >= 1:
+            raise ConfigError(
+                f"split.validation {self.validation} and split.test {self.test} must not be "
+                "negative and, as shares, must leave subjects to train on (sum below 1)"
+            )
+        if self.block < 2:
+            raise ConfigError(f"split.block {self.block} must be at least 2")
+
+
+class Dealt(Protocol):
+    """What dealing needs to know of a volume; `VolumeRecord` has it."""
+
+    @property
+    def subject(self) -> str:
+        """Whom the volume shows."""
+        ...
+
+    @property
+    def group(self) -> str:
+        """Data set, site or pair, empty where unknown."""
+        ...
+
+    @property
+    def labels(self) -> Sequence[LabelRecord]:
+        """Its label arrays."""
+        ...
+
+
+@dataclass(frozen=True)
+class Splits:
+    """Subject names, sorted; `pretrain` holds `train` and unlabelled subjects."""
+
+    train: tuple[str, ...]
+    validation: tuple[str, ...]
+    test: tuple[str, ...]
+    pretrain: tuple[str, ...]
+    left_out: tuple[str, ...]
+    notes: tuple[str, ...]
+
+    def __post_init__(self) -> None:
+        held_out = {*self.validation, *self.test}
+        leaked = held_out & {*self.train, *self.pretrain} or {*self.validation} & {*self.test}
+        if leaked:
+            raise ConfigError(f"subjects in more than one split: {sorted(leaked)[:5]}")
+
+
+def make_splits(
+    records: Iterable[Dealt],
+    label: str,
+    config: SplitConfig,
+    targets: Collection[str] | None = None,
+) -> Splits:
+    """Deal the subjects of a manifest; raises ConfigError where too few carry the label.
+
+    With `targets`, the subjects named there count as labelled, not those with label volumes.
+    """
+    kept_together: dict[str, str] = {}
+    labelled: set[str] = set()
+    for record in records:
+        kept_together[record.subject] = _key(record, config)
+        volumes = any(found.name == label for found in record.labels)
+        if volumes if targets is None else record.subject in targets:
+            labelled.add(record.subject)
+    dealt = _deal(kept_together, labelled, config)
+    unlabelled = kept_together.keys() - labelled
+    held_out_keys = {kept_together[s] for part in ("validation", "test") for s in dealt[part]}
+    with_held_out = {s for s in unlabelled if kept_together[s] in held_out_keys}
+    left_out = set(with_held_out)
+    if config.keep == "number":
+        left_out |= _adjacent(dealt, unlabelled)
+    train = tuple(sorted(dealt["train"] - left_out))
+    validation = tuple(sorted(dealt["validation"] - left_out))
+    test = tuple(sorted(dealt["test"] - left_out))
+    if not train or not validation:
+        what, more = f"label {label!r}", "convert more labelled volumes"
+        if targets is not None:
+            what, more = "a target", f"name more of the corpus's {len(kept_together)} in targets"
+        raise ConfigError(
+            f"{len(labelled)} subjects with {what} give {len(train)} to train and "
+            f"{len(validation)} to validate: {more} or change --split"
+        )
+    pretrain = tuple(sorted(set(train) | (unlabelled - left_out)))
+    what = f"label {label!r}" if targets is None else "target"
+    notes = _notes(labelled, unlabelled, left_out, what) + _foreign_note(targets, kept_together)
+    return Splits(train, validation, test, pretrain, tuple(sorted(left_out)), notes)
+
+
+def labelled_subset(train: Sequence[str], labels: float, seed: int) -> tuple[str, ...]:
+    """The subjects whose labels are used: a share up to 1, or a number above 1; nested by size."""
+    if labels <= 0:
+        raise ConfigError(f"labels {labels} must be a share in (0, 1] or a number of subjects")
+    wanted = math.ceil(labels * len(train)) if labels <= 1 else round(labels)
+    if wanted > len(train):
+        raise ConfigError(f"{wanted} labelled subjects are asked for, {len(train)} can train")
+    order = np.random.default_rng([seed, 17]).permutation(len(train))
+    return tuple(sorted(train[int(index)] for index in order[:wanted]))
+
+
+def number_of(amount: float, subjects: int) -> int:
+    """Subjects in a share below 1, rounded up, or in a number, which is at most a quarter."""
+    return math.ceil(amount * subjects) if amount < 1 else min(round(amount), subjects // 4)
+
+
+def trailing_number(subject: str) -> int | None:
+    """The last number in a name: 33 of `hippocampus_033`, None where there is none."""
+    found = re.findall(r"\d+", subject)
+    return int(found[-1]) if found else None
+
+
+def _key(record: Dealt, config: SplitConfig) -> str:
+    if config.keep == "group":
+        return record.group or record.subject
+    number = trailing_number(record.subject)
+    if config.keep == "number" and number is not None:
+        return f"block {number // config.block}"
+    return record.subject
+
+
+def _deal(
+    kept_together: dict[str, str], labelled: set[str], config: SplitConfig
+) -> dict[str, set[str]]:
+    """Groups in random order to test, then validation, until each has its share; then train."""
+    groups: dict[str, list[str]] = {}
+    for subject in sorted(labelled):
+        groups.setdefault(kept_together[subject], []).append(subject)
+    names = sorted(groups)
+    dealt: dict[str, set[str]] = {"test": set(), "validation": set(), "train": set()}
+    wanted = {
+        part: number_of(getattr(config, part), len(labelled)) for part in ("test", "validation")
+    }
+    for index in np.random.default_rng([config.seed, 5]).permutation(len(names)):
+        part = next((p for p, goal in wanted.items() if len(dealt[p]) < goal), "train")
+        dealt[part].update(groups[names[index]])
+    return dealt
+
+
+def _adjacent(dealt: dict[str, set[str]], unlabelled: Iterable[str]) -> set[str]:
+    """Subjects whose number is next to one of a split held out more strictly: a buffer.
+
+    Left and right of one patient are neighbours in such lists, and no parity tells which; with
+    the buffer no two neighbouring numbers stand in different splits, wherever blocks end.
+    """
+    out: set[str] = set()
+    ranked = [dealt["test"], dealt["validation"], dealt["train"] | set(unlabelled)]
+    guarded: set[int] = set()
+    for part in ranked:
+        numbers = {s: n for s in part if (n := trailing_number(s)) is not None}
+        near = {s for s, n in numbers.items() if {n - 1, n, n + 1} & guarded}
+        out |= near
+        guarded |= {n for s, n in numbers.items() if s not in near}
+    return out
+
+
+def _notes(
+    labelled: set[str], unlabelled: Iterable[str], left_out: set[str], what: str
+) -> tuple[str, ...]:
+    notes = []
+    n_unlabelled = len(set(unlabelled))
+    if n_unlabelled:
+        notes.append(
+            f"{n_unlabelled} of {n_unlabelled + len(labelled)} subjects have no {what}: "
+            "they can pretrain but are not fine-tuned on or scored"
+        )
+    if left_out:
+        notes.append(
+            f"{len(left_out)} subjects are left out because they stand next to a held-out one"
+        )
+    return tuple(notes)
+
+
+def _foreign_note(targets: Collection[str] | None, known: Collection[str]) -> tuple[str, ...]:
+    foreign = sorted(set(targets or ()) - set(known))
+    if not foreign:
+        return ()
+    return (
+        f"{len(foreign)} of {len(targets or ())} subjects with a target are not in the corpus: "
+        f"{', '.join(foreign[:3])}{' and so on' if len(foreign) > 3 else ''}",
+    )

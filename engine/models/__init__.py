@@ -1,0 +1,7 @@
+"""Encoders, pretext methods and decoders: vit, swin; methods, trivial, masked, mae, simmim, simclr;
+unetr, swin_unetr; build (from a configuration to a module), flops.
+"""
+
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

@@ -1,0 +1,40 @@
+"""From a configuration to the module it describes."""
+
+import torch
+from torch import nn
+
+from mim3d.engine.errors import ConfigError
+from mim3d.engine.models.mae import MAE, MAEConfig
+from mim3d.engine.models.simclr import SimCLR, SimCLRConfig
+from mim3d.engine.models.simmim import SimMIM, SimMIMConfig
+from mim3d.engine.models.swin import SwinConfig, SwinEncoder, SwinSimMIM
+from mim3d.engine.models.vit import ViT3D, ViTConfig
+
+MethodConfig = MAEConfig | SimMIMConfig | SimCLRConfig
+
+
+def method_name(method: MethodConfig) -> str:
+    """mae, simmim or simclr."""
+    return type(method).__name__.removesuffix("Config").lower()
+
+
+def build_method(
+    method: MethodConfig, vit: ViTConfig, swin: SwinConfig | None, seed: int
+) -> nn.Module:
+    """The pretext module, its weights drawn from `seed` on the CPU, the same on any rank."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return _build(method, vit, swin, seed)
+
+
+def _build(method: MethodConfig, vit: ViTConfig, swin: SwinConfig | None, seed: int) -> nn.Module:
+    if isinstance(method, MAEConfig):
+        return MAE(method, vit, seed)
+    if isinstance(method, SimMIMConfig):
+        if swin is None:
+            return SimMIM(method, vit, seed)
+        if any(patch % 2 for patch in vit.patch_size):
+            raise ConfigError(f"vit.patch_size {vit.patch_size} must be even for Swin's 2^3 tokens")
+        return SwinSimMIM(method, swin, vit, seed)
+    encoder = ViT3D(vit) if swin is None else SwinEncoder(swin, vit)
+    return SimCLR(method, encoder, vit.width if swin is None else swin.width)

@@ -1,0 +1,138 @@
+"""Floating-point operations of a training crop, mask-aware, and the peaks to hold them against.
+
+A multiply-add counts as two. Training counts the forward pass, the gradient of every activation
+and of every weight: three times the forward pass, except the patch embedding, whose input needs
+no gradient. Recomputed activations do not count: they are not work the model asked for.
+"""
+
+import re
+from dataclasses import dataclass
+
+from mim3d.engine.models.mae import MAEConfig
+from mim3d.engine.models.simclr import SimCLRConfig
+from mim3d.engine.models.simmim import SimMIMConfig
+from mim3d.engine.models.swin import STRIDE, SwinConfig, swin_stages
+from mim3d.engine.models.vit import ViTConfig
+from mim3d.kernels.masking import n_visible
+
+PEAK_BF16 = {
+    "B200": 2.25e15,
+    "GB200": 2.5e15,
+    "GH200": 989.4e12,
+    "H200": 989.4e12,
+    "H200 NVL": 835.5e12,
+    "H100 PCIe": 756e12,
+    "H100 NVL": 835.5e12,
+    "H100": 989.4e12,
+    "A100": 312e12,
+    "L40S": 362e12,
+    "L40": 181e12,
+    "A10": 125e12,
+    "A10G": 70e12,
+    "L4": 121e12,
+    "RTX 4090": 165.2e12,
+    "RTX A6000": 154.8e12,
+}
+"""Dense bf16 tensor-core peak by whole words of the device's name, FLOP/s, from NVIDIA's sheets."""
+
+
+@dataclass(frozen=True)
+class CropFlops:
+    """FLOPs of one crop: `forward` alone and a whole `training` step."""
+
+    forward: float
+    training: float
+
+
+def crop_flops(method: MAEConfig | SimMIMConfig | SimCLRConfig, vit: ViTConfig) -> CropFlops:
+    """FLOPs of pretraining on one crop; SimCLR's two views count as one crop."""
+    n = vit.n_patches
+    if isinstance(method, MAEConfig):
+        visible = n_visible(n, method.mask_ratio)
+        embed = linear_flops(visible, vit.row_width, vit.width)
+        width = method.decoder_width
+        rest = (
+            vit.depth * block_flops(visible, vit.width, vit.mlp_ratio)
+            + linear_flops(visible, vit.width, width)
+            + method.decoder_depth * block_flops(n, width, 4.0)
+            + linear_flops(n - visible, width, vit.channels * vit.patch_voxels)
+        )
+    elif isinstance(method, SimMIMConfig):
+        hidden = n - n_visible(n, method.mask_ratio)
+        embed = linear_flops(n, vit.row_width, vit.width)
+        rest = vit.depth * block_flops(n, vit.width, vit.mlp_ratio)
+        rest += linear_flops(hidden, vit.width, vit.channels * vit.patch_voxels)
+    else:
+        embed = 2 * linear_flops(n, vit.row_width, vit.width)
+        rest = 2 * vit.depth * block_flops(n, vit.width, vit.mlp_ratio)
+        rest += 2 * linear_flops(1, vit.width, method.projection_hidden)
+        rest += 2 * linear_flops(1, method.projection_hidden, method.projection_width)
+    return CropFlops(forward=embed + rest, training=2 * embed + 3 * rest)
+
+
+def run_flops(
+    method: MAEConfig | SimMIMConfig | SimCLRConfig, vit: ViTConfig, swin: SwinConfig | None = None
+) -> float:
+    """Training FLOPs of one crop for whichever encoder a run has."""
+    if swin is None:
+        return crop_flops(method, vit).training
+    views = 2 if isinstance(method, SimCLRConfig) else 1
+    embed, rest = swin_flops(swin, vit)
+    cells = vit.crop_size[0] * vit.crop_size[1] * vit.crop_size[2] // STRIDE**3
+    if isinstance(method, SimCLRConfig):
+        rest += linear_flops(1, swin.width, method.projection_hidden)
+        rest += linear_flops(1, method.projection_hidden, method.projection_width)
+    else:
+        rest += linear_flops(cells, swin.width, vit.channels * STRIDE**3)
+    return views * (2 * embed + 3 * rest)
+
+
+def swin_flops(swin: SwinConfig, vit: ViTConfig) -> tuple[float, float]:
+    """Forward pass of a Swin encoder: its patch embedding, and all the rest.
+
+    Windows that overhang the grid are padded, and the padding is computed too.
+    """
+    stages = swin_stages(swin, vit)
+    embed = linear_flops(stages[0].tokens, 8 * vit.channels, swin.feature_size)
+    rest = 0.0
+    for stage in stages:
+        width, padded = stage.width, stage.padded
+        attention = linear_flops(padded, width, 4 * width) + 4.0 * padded * stage.window * width
+        rest += stage.depth * (attention + 2 * linear_flops(stage.tokens, width, 4 * width))
+        rest += linear_flops(stage.merged, 8 * width, 2 * width)
+    return embed, rest
+
+
+def encoder_flops(vit: ViTConfig, swin: SwinConfig | None = None) -> CropFlops:
+    """FLOPs of the encoder alone over every patch of a crop, as fine-tuning runs it."""
+    if swin is None:
+        embed = linear_flops(vit.n_patches, vit.row_width, vit.width)
+        rest = vit.depth * block_flops(vit.n_patches, vit.width, vit.mlp_ratio)
+    else:
+        embed, rest = swin_flops(swin, vit)
+    return CropFlops(forward=embed + rest, training=2 * embed + 3 * rest)
+
+
+def block_flops(tokens: int, width: int, mlp_ratio: float) -> float:
+    """Forward pass of one block: qkv and projection, attention both ways, two MLP layers."""
+    attention = 4.0 * tokens * tokens * width
+    dense = linear_flops(tokens, width, 4 * width)
+    return attention + dense + 2 * linear_flops(tokens, width, int(width * mlp_ratio))
+
+
+def linear_flops(tokens: int, wide_in: int, wide_out: int) -> float:
+    """Forward pass of a linear layer over `tokens` rows."""
+    return 2.0 * tokens * wide_in * wide_out
+
+
+def peak_bf16(device_name: str) -> float | None:
+    """Dense bf16 peak of a device, FLOP/s; None where the data sheet is not known here.
+
+    By whole words: an L40 is no L4, and a laptop's chip is not the desktop's of the same number.
+    """
+    if "Laptop" in device_name:
+        return None
+    for part in sorted(PEAK_BF16, key=len, reverse=True):
+        if re.search(rf"\b{part}\b", device_name):
+            return PEAK_BF16[part]
+    return None

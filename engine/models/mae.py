@@ -1,0 +1,90 @@
+"""Masked autoencoder: the encoder sees visible patches only, a light decoder paints the rest."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from mim3d.engine.errors import ConfigError
+from mim3d.engine.models.masked import MaskedMethod
+from mim3d.engine.models.methods import MaskConfig
+from mim3d.engine.models.vit import Block, ViT3D, ViTConfig, initialise_linear, sincos_positions
+from mim3d.kernels.decoder_tokens import decoder_tokens
+from mim3d.kernels.masking import PatchMasks
+from mim3d.kernels.patch_rows import gather_patch_rows
+
+
+@dataclass(frozen=True)
+class MAEConfig(MaskConfig):
+    """Masked autoencoder (He et al. 2022) on volumes."""
+
+    decoder_width: int = 512
+    """Features of a decoder token."""
+    decoder_depth: int = 8
+    """Decoder blocks."""
+    decoder_heads: int = 16
+    """Attention heads of the decoder; must divide decoder_width."""
+
+    def __post_init__(self) -> None:
+        """Check the decoder's shape too."""
+        super().__post_init__()
+        if self.decoder_depth < 0 or self.decoder_width < 6:
+            raise ConfigError(
+                f"method.decoder_depth {self.decoder_depth} must not be negative and "
+                f"method.decoder_width {self.decoder_width} at least 6"
+            )
+        if self.decoder_heads < 1 or self.decoder_width % self.decoder_heads:
+            raise ConfigError(
+                f"method.decoder_heads {self.decoder_heads} must divide method.decoder_width "
+                f"{self.decoder_width}"
+            )
+
+
+class MAE(MaskedMethod[MAEConfig]):
+    """Encoder over visible patches, mask tokens, decoder, linear head over hidden patches."""
+
+    decoder_positions: Tensor
+
+    def __init__(self, config: MAEConfig, vit: ViTConfig, mask_seed: int = 0) -> None:
+        super().__init__(config, vit, mask_seed)
+        self.encoder = ViT3D(vit)
+        self.decoder_embed = nn.Linear(vit.width, config.decoder_width)
+        self.mask_token = nn.Parameter(torch.zeros(config.decoder_width))
+        table = sincos_positions(vit.grid, config.decoder_width)
+        self.register_buffer("decoder_positions", table, persistent=False)
+        self.decoder_blocks = nn.ModuleList(
+            Block(config.decoder_width, config.decoder_heads, 4.0)
+            for _ in range(config.decoder_depth)
+        )
+        self.decoder_norm = nn.LayerNorm(config.decoder_width)
+        self.head = nn.Linear(config.decoder_width, vit.channels * vit.patch_voxels)
+        for part in (self.decoder_embed, self.decoder_blocks, self.head):
+            part.apply(initialise_linear)
+        nn.init.normal_(self.mask_token, std=0.02)
+
+    def predict(self, volume: Tensor, masks: PatchMasks) -> Tensor:
+        """Voxels (b, m, c*p) of the hidden patches, in the order of `masked_ids`."""
+        rows = gather_patch_rows(
+            volume,
+            masks.visible_ids,
+            self.vit_config.patch_size,
+            out_dtype=self.encoder.patch_embed.weight.dtype,
+        )
+        return self.decode(self.encoder.forward_rows(rows, masks.visible_ids), masks)
+
+    def decode(self, latent: Tensor, masks: PatchMasks) -> Tensor:
+        """Hidden voxels (b, m, c*p) from visible tokens (b, v, d).
+
+        Tokens stay in shuffled order, visible before hidden: attention does not mind, and the
+        hidden ones are then the tail that goes through the head.
+        """
+        tokens = decoder_tokens(
+            self.decoder_embed(latent),
+            self.mask_token,
+            self.decoder_positions,
+            masks.visible_ids,
+            masks.masked_ids,
+        )
+        for block in self.decoder_blocks:
+            tokens = block(tokens)
+        return self.head(self.decoder_norm(tokens[:, masks.visible_ids.shape[1] :]))

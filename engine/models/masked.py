@@ -1,0 +1,64 @@
+"""What MAE and SimMIM share: draw masks, ask for the hidden voxels, score exactly those."""
+
+from abc import abstractmethod
+from typing import Generic, TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from mim3d.dataio.loader.batch import Batch
+from mim3d.engine.models.methods import MaskConfig, StepOutput
+from mim3d.engine.models.trivial import paste_patches, trivial_losses, voxel_rows
+from mim3d.engine.models.vit import ViTConfig
+from mim3d.kernels.masked_loss import masked_voxel_loss
+from mim3d.kernels.masking import PatchMasks
+
+Config = TypeVar("Config", bound=MaskConfig)
+
+
+class MaskedMethod(nn.Module, Generic[Config]):
+    """A module that paints hidden patches; a method says how in `predict`."""
+
+    def __init__(self, config: Config, vit: ViTConfig, mask_seed: int) -> None:
+        super().__init__()
+        self.config, self.vit_config, self.mask_seed = config, vit, mask_seed
+
+    @abstractmethod
+    def predict(self, volume: Tensor, masks: PatchMasks) -> Tensor:
+        """Hidden voxels (b, m, c*p) in the order of `masked_ids`, or all, (b, c, z, y, x)."""
+
+    def forward(self, batch: Batch, share: float = 1.0, measure: bool = False) -> StepOutput:
+        """Loss over the hidden voxels of `batch.image` (b, c, z, y, x).
+
+        `share` is this micro-batch's part of the global batch. `measure` adds the losses of
+        trivial predictors.
+        """
+        vit, config = self.vit_config, self.config
+        masks = config.draw(self.mask_seed, batch, vit)
+        loss = masked_voxel_loss(
+            self.predict(batch.image, masks),
+            batch.image,
+            masks.masked_ids,
+            vit.patch_size,
+            kind=config.loss,
+            normalise_target=config.normalise_target,
+            denominator=masks.masked_ids.numel() * vit.channels * vit.patch_voxels / share,
+        )
+        return StepOutput(loss, self.floors(batch) if measure else {})
+
+    @torch.no_grad()
+    def floors(self, batch: Batch) -> dict[str, Tensor]:
+        """Losses of trivial predictors on the same hidden voxels; needs no weights."""
+        vit, config = self.vit_config, self.config
+        masks = config.draw(self.mask_seed, batch, vit)
+        return trivial_losses(batch.image, masks, vit, config.loss, config.normalise_target)
+
+    @torch.no_grad()
+    def reconstruct(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """Crops with hidden patches emptied and painted: two (b, c, z, y, x) float32 volumes."""
+        vit = self.vit_config
+        masks = self.config.draw(self.mask_seed, batch, vit)
+        painted = self.predict(batch.image, masks).float()
+        if painted.dim() == 5:
+            painted = voxel_rows(painted, masks.masked_ids, vit)
+        return paste_patches(batch.image, painted, masks, vit, self.config.normalise_target)

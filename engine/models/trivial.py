@@ -1,0 +1,88 @@
+"""Predictors that know nothing, as the floor a trained one must beat; and painted volumes."""
+
+import torch
+from torch import Tensor
+
+from mim3d.engine.models.methods import LossKind
+from mim3d.engine.models.vit import ViTConfig
+from mim3d.kernels.masked_loss import masked_voxel_loss
+from mim3d.kernels.masking import PatchMasks
+from mim3d.kernels.patch_moments import EPSILON, normalised_rows
+from mim3d.kernels.patch_rows import gather_patch_rows
+
+
+@torch.no_grad()
+def trivial_losses(
+    volume: Tensor, masks: PatchMasks, vit: ViTConfig, loss: LossKind, normalise_target: bool
+) -> dict[str, Tensor]:
+    """Losses of two predictors on the same hidden voxels, each a 0-d tensor.
+
+    `patch_mean` knows each hidden patch's own mean (zero where targets are normalised);
+    `nearest_patch` copies the nearest visible patch.
+    """
+    hidden = voxel_rows(volume, masks.masked_ids, vit)
+    near = voxel_rows(volume, nearest_visible(masks, vit), vit)
+    mean = hidden.mean(-1, keepdim=True).expand_as(hidden)
+    if normalise_target:
+        mean, near = torch.zeros_like(hidden), normalised_rows(near)
+    return {
+        name: masked_voxel_loss(
+            guess.contiguous(),
+            volume,
+            masks.masked_ids,
+            vit.patch_size,
+            kind=loss,
+            normalise_target=normalise_target,
+        )
+        for name, guess in (("patch_mean", mean), ("nearest_patch", near))
+    }
+
+
+def voxel_rows(volume: Tensor, patch_ids: Tensor, vit: ViTConfig) -> Tensor:
+    """Voxels (b, m, c*p) float32 of the given patches."""
+    rows = gather_patch_rows(volume, patch_ids, vit.patch_size, out_dtype=torch.float32)
+    return rows[..., : vit.channels * vit.patch_voxels]
+
+
+def nearest_visible(masks: PatchMasks, vit: ViTConfig) -> Tensor:
+    """Id (b, m) of the visible patch nearest to each hidden one, in voxels between centres."""
+    edges = torch.tensor(vit.patch_size, dtype=torch.float32, device=masks.masked_ids.device)
+    step = edges / edges.min()
+    hidden = grid_places(masks.masked_ids, vit.grid) * step
+    visible = grid_places(masks.visible_ids, vit.grid) * step
+    nearest = torch.cdist(hidden, visible).argmin(-1)
+    return masks.visible_ids.gather(1, nearest)
+
+
+def grid_places(ids: Tensor, grid: tuple[int, int, int]) -> Tensor:
+    """Places (b, n, 3) float32 on the patch grid (z, y, x)."""
+    _, y, x = grid
+    return torch.stack([ids // (y * x), ids // x % y, ids % x], dim=-1).float()
+
+
+def paste_patches(
+    volume: Tensor, predicted: Tensor, masks: PatchMasks, vit: ViTConfig, normalise_target: bool
+) -> tuple[Tensor, Tensor]:
+    """The crop with hidden patches emptied, and with `predicted` (b, m, c*p) in their place.
+
+    Predictions of normalised targets get the true patch's mean and deviation back, as MAE's own
+    pictures do: the model is never asked for them.
+    """
+    if normalise_target:
+        truth = voxel_rows(volume, masks.masked_ids, vit)
+        deviation = (truth.var(-1, keepdim=True) + EPSILON).sqrt()
+        predicted = predicted * deviation + truth.mean(-1, keepdim=True)
+    empty = torch.full_like(predicted, float(volume.float().min()))
+    return put_rows(volume, masks, empty, vit), put_rows(volume, masks, predicted, vit)
+
+
+def put_rows(volume: Tensor, masks: PatchMasks, rows: Tensor, vit: ViTConfig) -> Tensor:
+    """A float32 copy of `volume` whose hidden patches hold `rows` (b, m, c*p)."""
+    b, c = volume.shape[:2]
+    (gz, gy, gx), (pz, py, px) = vit.grid, vit.patch_size
+    ids = torch.arange(vit.n_patches, device=volume.device).expand(b, -1)
+    every = voxel_rows(volume, ids, vit)
+    index = masks.masked_ids[..., None].expand(-1, -1, every.shape[-1])
+    every = every.scatter(1, index, rows.to(every.dtype))
+    tiles = every.reshape(b, gz, gy, gx, c, pz, py, px)
+    return tiles.permute(0, 4, 1, 5, 2, 6, 3, 7).reshape(volume.shape)

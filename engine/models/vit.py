@@ -1,0 +1,240 @@
+"""The 3D vision transformer that every method trains: pre-norm blocks over patch rows."""
+
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+from torch.utils.checkpoint import checkpoint
+
+from mim3d.engine.errors import ConfigError
+from mim3d.kernels.patch_rows import gather_patch_rows, row_width
+
+
+@dataclass(frozen=True)
+class ViTConfig:
+    """Shape of the encoder; `crop_size` and `patch_size` in voxels, array order (z, y, x)."""
+
+    crop_size: tuple[int, int, int] = (96, 96, 96)
+    """Voxels of the sub-volume fed to the model."""
+    patch_size: tuple[int, int, int] = (16, 16, 16)
+    """Voxels of one token; must divide crop_size on every axis."""
+    channels: int = 1
+    """Input channels (modalities)."""
+    width: int = 768
+    """Features of a token."""
+    depth: int = 12
+    """Transformer blocks."""
+    heads: int = 12
+    """Attention heads; must divide width."""
+    mlp_ratio: float = 4.0
+    """Hidden features of a block's MLP, as a multiple of width."""
+    position: Literal["sincos", "learned"] = "sincos"
+    """Fixed sine-cosine or learned positions."""
+
+    def __post_init__(self) -> None:
+        """Refuse shapes that do not tile, naming both values."""
+        for axis, crop, patch in zip("zyx", self.crop_size, self.patch_size, strict=True):
+            if patch < 1 or crop < patch or crop % patch:
+                raise ConfigError(
+                    f"vit.patch_size {self.patch_size} must divide vit.crop_size {self.crop_size}"
+                    f" on axis {axis}: choose a multiple of {max(patch, 1)} voxels"
+                )
+        if self.heads < 1 or self.width % self.heads:
+            raise ConfigError(f"vit.heads {self.heads} must divide vit.width {self.width}")
+        if min(self.channels, self.depth) < 1 or self.width < 6:
+            raise ConfigError(
+                f"vit.channels {self.channels} and vit.depth {self.depth} must be at least 1 and "
+                f"vit.width {self.width} at least 6"
+            )
+        if not self.width * self.mlp_ratio >= 1.0:
+            raise ConfigError(
+                f"vit.mlp_ratio {self.mlp_ratio} of vit.width {self.width} is no feature"
+            )
+
+    @property
+    def grid(self) -> tuple[int, int, int]:
+        """Patches along z, y, x."""
+        z, y, x = (c // p for c, p in zip(self.crop_size, self.patch_size, strict=True))
+        return z, y, x
+
+    @property
+    def n_patches(self) -> int:
+        """Tokens of a crop."""
+        return self.grid[0] * self.grid[1] * self.grid[2]
+
+    @property
+    def patch_voxels(self) -> int:
+        """Voxels of a patch in one channel."""
+        return self.patch_size[0] * self.patch_size[1] * self.patch_size[2]
+
+    @property
+    def row_width(self) -> int:
+        """Elements of a patch row: channels * patch_voxels, padded to a multiple of 16."""
+        return row_width(self.channels, self.patch_size)
+
+
+class Attention(nn.Module):
+    """Multi-head self-attention (b, n, d) -> (b, n, d) by `scaled_dot_product_attention`."""
+
+    def __init__(self, width: int, heads: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.qkv = nn.Linear(width, 3 * width)
+        self.proj = nn.Linear(width, width)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """Attend among all tokens."""
+        b, n, d = tokens.shape
+        qkv = self.qkv(tokens).view(b, n, 3, self.heads, d // self.heads)
+        query, key, value = qkv.permute(2, 0, 3, 1, 4).unbind(0)
+        mixed = functional.scaled_dot_product_attention(query, key, value)
+        return self.proj(mixed.transpose(1, 2).reshape(b, n, d))
+
+
+class Mlp(nn.Module):
+    """Two linear layers with GELU between, (b, n, d) -> (b, n, d)."""
+
+    def __init__(self, width: int, hidden: int) -> None:
+        super().__init__()
+        self.fc1 = nn.Linear(width, hidden)
+        self.fc2 = nn.Linear(hidden, width)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """Apply to each token."""
+        return self.fc2(functional.gelu(self.fc1(tokens)))
+
+
+class Block(nn.Module):
+    """A pre-norm transformer block; with `recompute` its activations are rebuilt in backward."""
+
+    def __init__(self, width: int, heads: int, mlp_ratio: float) -> None:
+        super().__init__()
+        self.norm1 = nn.LayerNorm(width)
+        self.attn = Attention(width, heads)
+        self.norm2 = nn.LayerNorm(width)
+        self.mlp = Mlp(width, int(width * mlp_ratio))
+        self.recompute = False
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """One round of attention and MLP, each with its residual."""
+        if self.recompute and torch.is_grad_enabled():
+            mixed = checkpoint(self.mix, tokens, use_reentrant=False)
+            assert isinstance(mixed, Tensor)
+            return mixed
+        return self.mix(tokens)
+
+    def mix(self, tokens: Tensor) -> Tensor:
+        """What `forward` does, without recomputation."""
+        tokens = tokens + self.attn(self.norm1(tokens))
+        return tokens + self.mlp(self.norm2(tokens))
+
+
+class ViT3D(nn.Module):
+    """Volume (b, c, z, y, x), or rows of some of its patches, to tokens (b, n, d)."""
+
+    def __init__(self, config: ViTConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.patch_embed = nn.Linear(config.row_width, config.width)
+        self.register_buffer("sincos", None, persistent=False)
+        self.pos_embed: nn.Parameter | None = None
+        if config.position == "sincos":
+            self.sincos = sincos_positions(config.grid, config.width)
+        else:
+            self.pos_embed = nn.Parameter(torch.zeros(config.n_patches, config.width))
+        self.blocks = nn.ModuleList(
+            Block(config.width, config.heads, config.mlp_ratio) for _ in range(config.depth)
+        )
+        self.norm = nn.LayerNorm(config.width)
+        self.apply(initialise_linear)
+        if self.pos_embed is not None:
+            nn.init.trunc_normal_(self.pos_embed, std=0.02)
+
+    def positions(self) -> Tensor:
+        """Positions of all patches, (n, d)."""
+        table = self.sincos if self.pos_embed is None else self.pos_embed
+        assert table is not None
+        return table
+
+    def embed(self, rows: Tensor, ids: Tensor | None = None) -> Tensor:
+        """Tokens (b, n, d) of patch rows (b, n, k); `ids` (b, n) are their patch numbers.
+
+        Without `ids` the rows are all patches in order.
+        """
+        weight = self.patch_embed.weight
+        tokens = self.patch_embed(rows.to(weight.dtype))
+        table = self.positions().to(tokens.dtype)
+        return tokens + (table if ids is None else table[ids])
+
+    def encode(self, tokens: Tensor) -> Tensor:
+        """Blocks and the last norm over embedded tokens."""
+        for block in self.blocks:
+            tokens = block(tokens)
+        return self.norm(tokens)
+
+    def forward_rows(self, rows: Tensor, ids: Tensor | None = None) -> Tensor:
+        """Encode the given patches only: rows (b, v, k) and their numbers -> (b, v, d)."""
+        return self.encode(self.embed(rows, ids))
+
+    def forward(self, volume: Tensor) -> Tensor:
+        """Encode every patch of a volume (b, c, z, y, x): (b, n, d)."""
+        return self.forward_rows(self.all_rows(volume))
+
+    def hidden_states(self, volume: Tensor) -> list[Tensor]:
+        """Tokens (b, n, d) after every block, not normed; the skips of a UNETR decoder."""
+        tokens = self.embed(self.all_rows(volume))
+        states: list[Tensor] = []
+        for block in self.blocks:
+            tokens = block(tokens)
+            states.append(tokens)
+        return states
+
+    def all_rows(self, volume: Tensor) -> Tensor:
+        """Rows (b, n, k) of every patch, in C order of the patch grid."""
+        if tuple(volume.shape[1:]) != (self.config.channels, *self.config.crop_size):
+            raise ConfigError(
+                f"a volume of shape {tuple(volume.shape)} was given to an encoder for "
+                f"(b, {self.config.channels}, {', '.join(map(str, self.config.crop_size))})"
+            )
+        ids = torch.arange(self.config.n_patches, device=volume.device)
+        ids = ids.expand(volume.shape[0], -1)
+        dtype = self.patch_embed.weight.dtype
+        return gather_patch_rows(volume, ids, self.config.patch_size, out_dtype=dtype)
+
+
+def initialise_linear(module: nn.Module) -> None:
+    """Xavier-uniform weights and zero biases, as MAE has them (He et al. 2022, appendix A)."""
+    if isinstance(module, nn.Linear):
+        nn.init.xavier_uniform_(module.weight)
+        if module.bias is not None:
+            nn.init.zeros_(module.bias)
+
+
+def sincos_positions(grid: tuple[int, int, int], width: int, base: float = 10_000.0) -> Tensor:
+    """Positions (n, width) float32 of the patches of a `grid` (z, y, x), in C order.
+
+    Each axis has `width // 6` frequencies, a sine and a cosine of each (Vaswani et al. 2017,
+    section 3.5, once per axis); where 6 does not divide `width` the last columns are zero.
+    """
+    n_frequencies = width // 6
+    if n_frequencies < 1:
+        raise ValueError(f"sin-cos positions need a width of at least 6, got {width}")
+    rates = torch.exp(-math.log(base) * torch.arange(n_frequencies) / n_frequencies)
+    axes = torch.meshgrid(*(torch.arange(size) for size in grid), indexing="ij")
+    angles = torch.stack(axes, dim=-1).reshape(-1, 3, 1) * rates
+    table = torch.cat([angles.sin(), angles.cos()], dim=-1).flatten(1)
+    return torch.nn.functional.pad(table, (0, width - table.shape[1]))
+
+
+def resize_positions(table: Tensor, old: tuple[int, int, int], new: tuple[int, int, int]) -> Tensor:
+    """Trilinearly resize learned positions (n_old, d) of grid `old` to grid `new`: (n_new, d)."""
+    if old == new:
+        return table
+    volume = table.reshape(1, *old, -1).permute(0, 4, 1, 2, 3)
+    resized = torch.nn.functional.interpolate(
+        volume.float(), size=new, mode="trilinear", align_corners=False
+    )
+    return resized.flatten(2)[0].T.to(table.dtype)

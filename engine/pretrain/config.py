@@ -1,0 +1,126 @@
+"""The configuration of a pretraining run: typed, checked, and stored with the run as JSON."""
+
+import dataclasses
+import hashlib
+import json
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import nn
+
+from mim3d.engine.distributed.parallel import ParallelConfig
+from mim3d.engine.errors import ConfigError
+from mim3d.engine.models.build import MethodConfig, build_method, method_name
+from mim3d.engine.models.mae import MAEConfig
+from mim3d.engine.models.simclr import SimCLRConfig
+from mim3d.engine.models.swin import SwinConfig
+from mim3d.engine.models.vit import ViTConfig
+from mim3d.engine.pretrain.data import DataConfig
+from mim3d.engine.pretrain.metrics import LogConfig
+from mim3d.engine.pretrain.optim import OptimConfig
+from mim3d.engine.pretrain.schedule import ScheduleConfig
+from mim3d.engine.runs.checkpoint import CheckpointConfig
+
+SEED_MARGIN = 1 << 32
+"""Seeds derived from a run's own lie above it."""
+
+
+@dataclass(frozen=True)
+class PretrainConfig:
+    """One pretraining run, whole."""
+
+    method: MethodConfig = field(default_factory=MAEConfig)
+    vit: ViTConfig = field(default_factory=ViTConfig)
+    swin: SwinConfig | None = None
+    """A Swin encoder in the ViT's place (SimMIM and SimCLR); crop and channels stay vit's."""
+    data: DataConfig = field(default_factory=DataConfig)
+    optim: OptimConfig = field(default_factory=OptimConfig)
+    schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
+    parallel: ParallelConfig = field(default_factory=ParallelConfig)
+    checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
+    log: LogConfig = field(default_factory=LogConfig)
+    global_batch: int = 64
+    """Crops of a step over all ranks and micro-batches."""
+    steps: int = 1000
+    """Optimiser steps."""
+    seed: int = 0
+    """Of initial weights, crops, augmentation and masks."""
+
+    def __post_init__(self) -> None:
+        """Check what no part can see alone."""
+        if min(self.global_batch, self.steps) < 1:
+            raise ConfigError(
+                f"global_batch {self.global_batch} and steps {self.steps} must be at least 1"
+            )
+        if not 0 <= self.seed < 2**63 - SEED_MARGIN:
+            raise ConfigError(f"seed {self.seed} must lie in [0, 2^63 - {SEED_MARGIN})")
+        if self.log.profile_step > self.steps:
+            raise ConfigError(
+                f"log.profile_step {self.log.profile_step} lies past the last of {self.steps} steps"
+            )
+        if (
+            isinstance(self.method, SimCLRConfig)
+            and self.global_batch // self.parallel.grad_accum < 2
+        ):
+            raise ConfigError(
+                f"global_batch {self.global_batch} in parallel.grad_accum "
+                f"{self.parallel.grad_accum} parts leaves SimCLR no negatives: two crops at least"
+            )
+        if self.swin is not None and isinstance(self.method, MAEConfig):
+            raise ConfigError(
+                "MAE drops tokens, which Swin's windows cannot: use a simmim or simclr recipe with "
+                "swin, or MAE with the vit"
+            )
+
+    def build(self) -> nn.Module:
+        """The pretext module with its initial weights, the same on any rank."""
+        return build_method(self.method, self.vit, self.swin, self.seed)
+
+    def micro_batch(self, world: int) -> int:
+        """Crops of one rank's micro-batch."""
+        parts = world * self.parallel.grad_accum
+        if self.global_batch % parts:
+            raise ConfigError(
+                f"global_batch {self.global_batch} must be a multiple of {world} ranks x "
+                f"grad_accum {self.parallel.grad_accum} = {parts}"
+            )
+        return self.global_batch // parts
+
+
+def config_dict(config: object) -> dict[str, Any]:
+    """Plain nested values of a configuration, with the method's name."""
+    plain = json.loads(json.dumps(dataclasses.asdict(config), default=str))  # pyright: ignore
+    if isinstance(config, PretrainConfig):
+        plain["method"]["name"] = method_name(config.method)
+    return plain
+
+
+NOT_IDENTITY = ("checkpoint", "log", "parallel", "dealt", "environment")
+"""Parts that a resumed run may change: they do not decide what is learned (but for SimCLR's
+gradient accumulation, see `identity_of`)."""
+
+
+def config_identity(config: PretrainConfig) -> dict[str, Any]:
+    """What must be equal for a run to be resumed; where the corpus lies does not matter."""
+    return identity_of(config_dict(config))
+
+
+def identity_of(stored: dict[str, Any]) -> dict[str, Any]:
+    """The same of a configuration's plain values, as `config_dict` makes them."""
+    plain = {key: value for key, value in stored.items() if key not in NOT_IDENTITY}
+    plain["data"] = dict(plain["data"])
+    for key in ("corpus", "cache", "cache_bytes", "threads", "prefetch", "held_out_crops"):
+        plain["data"].pop(key, None)
+    for key in ("held_out", "held_out_subjects"):
+        if not plain["data"].get(key):  # runs from before these existed stay what they were
+            plain["data"].pop(key, None)
+    accum = stored.get("parallel", {}).get("grad_accum", 1)
+    if plain["method"].get("name") == "simclr" and accum > 1:
+        # Negatives come from one micro-batch of all ranks: another split is another task.
+        plain["parallel"] = {"grad_accum": accum}
+    return plain
+
+
+def config_sha256(identity: dict[str, Any]) -> str:
+    """Hash of a configuration's plain values."""
+    return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()

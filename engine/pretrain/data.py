@@ -1,0 +1,161 @@
+"""Whether a corpus suits a model: its channels, and how many volumes are smaller than the crop."""
+
+import dataclasses
+import hashlib
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+
+from mim3d.dataio.corpus.chunk_table import ChunkTable, choose_volumes
+from mim3d.dataio.loader.config import LoaderConfig
+from mim3d.dataio.reader.corpus import opened_corpus
+from mim3d.engine.errors import ConfigError
+from mim3d.engine.models.build import MethodConfig
+from mim3d.engine.models.simclr import SimCLRConfig
+from mim3d.engine.models.vit import ViTConfig
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """Which crops are drawn, and how they arrive."""
+
+    corpus: str = ""
+    """Folder or address (s3://BUCKET/KEY) of the corpus that `mim3d convert` wrote."""
+    subjects: tuple[str, ...] | None = None
+    """Train on these subjects only; all where not given."""
+    held_out: float = 0.0
+    """Share of the subjects kept out of training, on which the pretext is scored."""
+    held_out_subjects: tuple[str, ...] = ()
+    """Or these subjects, by name."""
+    held_out_crops: int = 64
+    """Crops of held-out subjects that a score is the mean of, always the same: whole batches of
+    the run, so as many or the next more (a row's held_out_crops)."""
+    weighting: Literal["uniform", "voxels", "foreground"] = "uniform"
+    """How often a volume is drawn."""
+    normalise: str = "zscore"
+    """none, zscore, clip-zscore, percentile or window:LOW:HIGH."""
+    augment: Literal["auto", "none", "mim", "contrastive"] = "auto"
+    """auto is contrastive for SimCLR and mim for the others."""
+    snap: int = 16
+    """Crops start at multiples of this many voxels: fewer chunks are read."""
+    cache: Literal["none", "host", "device"] = "host"
+    """Where compressed chunks stay."""
+    cache_bytes: int = 4 << 30
+    """Budget of that cache."""
+    on_error: Literal["raise", "replace"] = "raise"
+    """A damaged chunk stops the run, or is replaced and counted."""
+    threads: int = 2
+    """Reading and decoding threads of a rank."""
+    prefetch: int = 2
+    """Batches made ahead."""
+
+    def __post_init__(self) -> None:
+        """A share below one, told once."""
+        if not 0.0 <= self.held_out < 1.0 or self.held_out_crops < 1:
+            raise ConfigError(
+                f"data.held_out {self.held_out} must lie in [0, 1) and data.held_out_crops "
+                f"{self.held_out_crops} must be at least 1"
+            )
+        both = set(self.subjects or ()) & set(self.held_out_subjects)
+        if both or (self.held_out and self.held_out_subjects):
+            raise ConfigError(
+                f"data.held_out {self.held_out} and data.held_out_subjects exclude one another, "
+                f"and data.subjects: {sorted(both)[:3]} stand in both lists"
+            )
+
+    def loader_config(
+        self, vit: ViTConfig, method: MethodConfig, micro_batch: int, seed: int
+    ) -> LoaderConfig:
+        """The loader's configuration for one rank."""
+        contrastive = isinstance(method, SimCLRConfig)
+        automatic = "contrastive" if contrastive else "mim"
+        return LoaderConfig(
+            crop_size=vit.crop_size,
+            micro_batch=micro_batch,
+            views=2 if contrastive else 1,
+            seed=seed,
+            snap=self.snap,
+            weighting=self.weighting,
+            normalise=self.normalise,
+            augment=automatic if self.augment == "auto" else self.augment,
+            cache=self.cache,
+            cache_bytes=self.cache_bytes,
+            on_error=self.on_error,
+            threads=self.threads,
+            prefetch=self.prefetch,
+        )
+
+
+@dataclass(frozen=True)
+class CorpusFit:
+    """What there is to say before the first crop is read."""
+
+    volumes: int
+    """Volumes of the chosen subjects."""
+    padded: int
+    """Of these, smaller than the crop on some axis: what is missing is padding, and is learned."""
+
+
+def corpus_fit(
+    table: ChunkTable, vit: ViTConfig, subjects: Collection[str] | None = None
+) -> CorpusFit:
+    """Count the volumes of `subjects` (None: all); ConfigError where their channels are others."""
+    rows = choose_volumes(table, None, subjects)
+    images = np.asarray(table.volumes["image"])[rows].astype(np.int64)
+    channels = np.unique(np.asarray(table.arrays["channels"])[images])
+    if channels.tolist() != [vit.channels]:
+        raise ConfigError(
+            f"vit.channels is {vit.channels}, the volumes of {table.root} have "
+            f"{', '.join(map(str, channels))}: set --vit.channels, or choose subjects that have it"
+        )
+    shapes = np.asarray(table.volumes["shape"])[rows]
+    return CorpusFit(len(rows), int((shapes < np.array(vit.crop_size)).any(axis=1).sum()))
+
+
+@dataclasses.dataclass(frozen=True)
+class Subjects:
+    """Who trains (None: all) and who is held out."""
+
+    train: tuple[str, ...] | None
+    held_out: tuple[str, ...]
+
+
+def choose_subjects(data: DataConfig, seed: int) -> Subjects:
+    """Deal the subjects of the corpus by `data.held_out` or `data.held_out_subjects`."""
+    if not data.held_out and not data.held_out_subjects:
+        return Subjects(data.subjects, ())
+    with opened_corpus(data.corpus) as (corpus, _):
+        subjects = corpus.table.subjects
+        present = {subjects[i] for i in range(len(subjects))}
+    strangers = sorted(set(data.subjects or ()) - present)
+    if strangers:
+        raise ConfigError(
+            f"data.subjects {strangers[:3]} are not in {data.corpus}, whose subjects are "
+            f"{sorted(present)[:3]} and so on"
+        )
+    if data.held_out_subjects:
+        held = set(data.held_out_subjects)
+        if held - present:
+            raise ConfigError(
+                f"data.held_out_subjects {sorted(held - present)[:3]} are not in {data.corpus}, "
+                f"whose subjects are {sorted(present)[:3]} and so on"
+            )
+        allowed = present if data.subjects is None else set(data.subjects)
+    else:
+        allowed = present if data.subjects is None else present & set(data.subjects)
+        held = set(share_of(sorted(allowed), data.held_out, seed))
+    train = allowed - held
+    if not train or not held:
+        raise ConfigError(
+            f"data.held_out {data.held_out:g} of {len(allowed)} subjects leaves {len(train)} to "
+            f"train and {len(held)} to score: both need one"
+        )
+    return Subjects(tuple(sorted(train)), tuple(sorted(held)))
+
+
+def share_of(subjects: Sequence[str], share: float, seed: int) -> list[str]:
+    """A share of the subjects, at least one, in an order that the seed decides."""
+    order = sorted(subjects, key=lambda name: hashlib.sha256(f"{seed}:{name}".encode()).digest())
+    return order[: max(1, round(share * len(order)))]

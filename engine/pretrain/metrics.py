@@ -1,0 +1,264 @@
+"""Measurement of a run: stages of a step, rates, utilisation, memory, and where rows go."""
+
+import json
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import psutil
+import torch
+
+from mim3d.engine.errors import ConfigError
+from mim3d.engine.runs.files import finite, write_jsonl
+
+
+@dataclass(frozen=True)
+class LogConfig:
+    """What is measured and where it goes; metrics.jsonl is always written."""
+
+    every: int = 20
+    """Steps between rows; only these steps wait for the device."""
+    tensorboard: bool = True
+    """Also write TensorBoard events."""
+    wandb: bool = False
+    """Also log to Weights & Biases (pip install wandb)."""
+    picture_every: int = 0
+    """Steps between reconstruction pictures; 0 draws at the end only."""
+    held_out_every: int = 0
+    """Steps between scores on held-out subjects; 0 scores at the end only."""
+    profile_step: int = 0
+    """First step of a torch.profiler window; 0 takes no trace."""
+    profile_steps: int = 3
+    """Length of that window."""
+    max_bad_steps: int = 10
+    """Stop after this many steps in a row with non-finite gradients."""
+
+    def __post_init__(self) -> None:
+        """Intervals are at least one step."""
+        if min(self.every, self.profile_steps, self.max_bad_steps) < 1:
+            raise ConfigError("log.every, log.profile_steps and log.max_bad_steps: at least 1")
+        if min(self.picture_every, self.held_out_every, self.profile_step) < 0:
+            raise ConfigError(
+                f"log.picture_every {self.picture_every}, log.held_out_every {self.held_out_every} "
+                f"and log.profile_step {self.profile_step} must not be negative; 0 turns them off"
+            )
+
+
+Row = dict[str, Any]
+WANDB_ID = "wandb-id"
+"""File of a run's folder with its id at Weights & Biases."""
+
+
+class StageClock:
+    """Seconds of each stage of a step: host time on a CPU, device events on a GPU.
+
+    On a GPU it is active in logging steps only, and reading it waits for the device.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self.on_gpu = device.type == "cuda"
+        self.active = False
+        self._marks: list[tuple[str, float | torch.cuda.Event]] = []
+
+    def begin(self, active: bool) -> None:
+        """Start a step."""
+        self.active = active
+        self._marks.clear()
+        self.mark("")
+
+    def mark(self, stage: str) -> None:
+        """The stage that ends here."""
+        if not self.active:
+            return
+        if self.on_gpu:
+            event = torch.cuda.Event(enable_timing=True)
+            event.record()
+            self._marks.append((stage, event))
+        else:
+            self._marks.append((stage, time.perf_counter()))
+
+    def read(self) -> dict[str, float]:
+        """Seconds by stage of the step just done; stages of one name add up."""
+        if self.on_gpu:
+            torch.cuda.synchronize()
+        spent: dict[str, float] = {}
+        for (_, began), (stage, ended) in zip(self._marks, self._marks[1:], strict=False):
+            if isinstance(began, torch.cuda.Event):
+                assert isinstance(ended, torch.cuda.Event)
+                seconds = began.elapsed_time(ended) / 1e3
+            else:
+                assert not isinstance(ended, torch.cuda.Event)
+                seconds = ended - began
+            spent[stage] = spent.get(stage, 0.0) + seconds
+        return spent
+
+
+@dataclass
+class Window:
+    """Totals between two rows."""
+
+    began: float
+    steps: int = 0
+    waited: float = 0.0
+    """Seconds the step stood still for data."""
+
+    def rates(self, config: "RateBasis", now: float) -> Row:
+        """Rates of the whole run (all ranks) over the window."""
+        seconds = max(now - self.began, 1e-9)
+        crops = self.steps * config.global_batch / seconds
+        flops = crops * config.flops_per_crop
+        peak = None if config.peak is None else config.peak * config.world
+        return {
+            "crops_per_s": crops,
+            "voxels_per_s": crops * config.voxels_per_crop,
+            "step_s": seconds / max(self.steps, 1),
+            "data_stall_share": self.waited / seconds,
+            "tflops_per_s": flops / 1e12,
+            "mfu_bf16": None if peak is None else flops / peak,
+        }
+
+
+@dataclass(frozen=True)
+class RateBasis:
+    """What rates are computed from."""
+
+    global_batch: int
+    voxels_per_crop: int
+    flops_per_crop: float
+    peak: float | None
+    """bf16 peak of one device, FLOP/s; None where unknown, as for a CPU."""
+    world: int
+
+
+def memory_row(device: torch.device) -> Row:
+    """Resident memory of the process, and the GPU's peak, in GB (1e9 bytes)."""
+    row: Row = {"host_memory_gb": psutil.Process().memory_info().rss / 1e9}
+    if device.type == "cuda":
+        row["gpu_memory_gb"] = torch.cuda.max_memory_allocated(device) / 1e9
+        row["gpu_reserved_gb"] = torch.cuda.max_memory_reserved(device) / 1e9
+    return row
+
+
+class LoaderDeltas:
+    """Growth of the loader's counters between two rows, stage seconds per step."""
+
+    def __init__(self) -> None:
+        self._before: dict[str, float] = {}
+
+    def row(self, counters: Mapping[str, Any], steps: int, seconds: float) -> Row:
+        """Counters that count seconds become per step, those that count bytes per second."""
+        row: Row = {}
+        for name, value in counters.items():
+            if not isinstance(value, int | float):
+                continue
+            grown = value - self._before.get(name, 0.0)
+            self._before[name] = float(value)
+            if name.endswith(("seconds", "_s")):
+                stage = name.removesuffix("seconds").removesuffix("_s").strip("_")
+                row[f"stage_{stage}_s"] = grown / max(steps, 1)
+            elif name.startswith("bytes"):
+                row[f"{name}_gb_per_s"] = grown / max(seconds, 1e-9) / 1e9
+            else:
+                row[name] = value
+        return row
+
+
+class Sink(Protocol):
+    """Where rows go."""
+
+    def write(self, row: Row) -> None:
+        """Take one row; `step` is among its values."""
+        ...
+
+    def close(self) -> None:
+        """Flush."""
+        ...
+
+
+class JsonLines:
+    """metrics.jsonl; rows past the step a run resumes from are dropped, for they come again."""
+
+    def __init__(self, path: Path, resumed_step: int) -> None:
+        if path.exists():
+            # By way of another file: what a full disk cuts short is not the only copy.
+            write_jsonl(path, [row for row in read_rows(path) if row["step"] <= resumed_step])
+        self._stream = path.open("a")
+
+    def write(self, row: Row) -> None:
+        """Append and flush; what is not finite becomes null, for JSON has no NaN."""
+        self._stream.write(json.dumps(finite(row)) + "\n")
+        self._stream.flush()
+
+    def close(self) -> None:
+        """Close the file."""
+        self._stream.close()
+
+
+def read_rows(path: Path) -> list[Row]:
+    """Rows of a metrics.jsonl; a last line cut by a crash is left out."""
+    rows: list[Row] = []
+    if not path.exists():
+        return rows
+    for line in path.read_text().splitlines():
+        try:
+            rows.append(json.loads(line))
+        except json.JSONDecodeError:
+            break
+    return rows
+
+
+class TensorBoard:
+    """Scalars as TensorBoard events."""
+
+    def __init__(self, folder: Path, resumed_step: int) -> None:
+        from torch.utils.tensorboard.writer import SummaryWriter
+
+        self._writer = SummaryWriter(str(folder), purge_step=resumed_step + 1)
+
+    def write(self, row: Row) -> None:
+        """Every number of the row."""
+        for name, value in row.items():
+            if name != "step" and isinstance(value, int | float):
+                self._writer.add_scalar(name, value, row["step"])
+
+    def close(self) -> None:
+        """Flush and close."""
+        self._writer.close()
+
+
+class WeightsAndBiases:
+    """Rows to Weights & Biases, which must be installed; a resumed run goes on with its own page.
+
+    WANDB_MODE=offline keeps everything in the run's folder, for machines without a network.
+    """
+
+    def __init__(self, run: Path, config: Mapping[str, Any]) -> None:
+        try:
+            import wandb
+        except ImportError as error:
+            raise ConfigError(
+                "log.wandb is on but wandb is not installed: pip install wandb, or --log.no-wandb"
+            ) from error
+        file = run / WANDB_ID
+        known = file.read_text().strip() if file.exists() else None
+        try:
+            self._run = wandb.init(
+                dir=str(run), name=run.name, config=dict(config), id=known, resume="allow"
+            )
+        except wandb.errors.Error as error:
+            raise ConfigError(
+                f"log.wandb is on but Weights & Biases refuses: {error}. Log in with `wandb "
+                "login`, set WANDB_MODE=offline, or --log.no-wandb"
+            ) from error
+        file.write_text(self._run.id + "\n")
+
+    def write(self, row: Row) -> None:
+        """Every value of the row that there is."""
+        known = {name: value for name, value in row.items() if value is not None}
+        self._run.log(known, step=row["step"])
+
+    def close(self) -> None:
+        """Finish the run."""
+        self._run.finish()

@@ -1,0 +1,274 @@
+"""AdamW or LAMB over parameter shards: clipping, loss scaling, bad steps; without a host sync.
+
+The optimiser sees each rank's local piece of every parameter as a plain tensor. The gradient's
+norm is reduced over the shard group; the clip factor and the loss scale then go to the fused
+kernel as `grad_scale`, and a non-finite norm as `found_inf`, so a bad gradient on one rank
+updates no rank, and nothing waits for the device.
+"""
+
+import importlib.util
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
+from torch.nn.utils import get_total_norm
+
+from mim3d.engine.errors import ConfigError
+from mim3d.engine.pretrain.lamb import ShardedLamb
+
+MOMENTS = ("exp_avg", "exp_avg_sq")
+POSITIONS = ("pos_embed", "relative_position_bias_table")
+"""Ends of the names of what a model learns about positions."""
+SCALE_START, SCALE_GROWTH, SCALE_INTERVAL = 2.0**15, 2.0, 1000
+"""Dynamic loss scale of fp16: halved on overflow, doubled after that many good steps."""
+
+
+def placed_like(parameter: nn.Parameter, piece: Tensor) -> Tensor:
+    """A local piece as what it is part of: a DTensor where the parameter is one."""
+    if not isinstance(parameter, DTensor):
+        return piece
+    return DTensor.from_local(
+        piece,
+        parameter.device_mesh,
+        parameter.placements,
+        run_check=False,
+        shape=parameter.shape,
+        stride=parameter.stride(),
+    )
+
+
+def decayed(name: str, parameter: Tensor) -> bool:
+    """Matrices decay; norms, biases, mask tokens and what tells positions do not.
+
+    Positions as in SimMIM's and Swin's own code (no_weight_decay, no_weight_decay_keywords).
+    """
+    return parameter.dim() >= 2 and not name.endswith(POSITIONS)
+
+
+@dataclass(frozen=True)
+class OptimConfig:
+    """The optimiser; the rate's course is in `schedule`."""
+
+    impl: Literal["torch", "apex"] = "torch"
+    """torch.optim.AdamW(fused=True) and LAMB in torch, or NVIDIA apex's fused kernels."""
+    kind: Literal["adamw", "lamb"] = "adamw"
+    """lamb scales each matrix's update to its norm, for very large batches."""
+    weight_decay: float = 0.05
+    """Decoupled decay of matrices; vectors (norms, biases, tokens) have none."""
+    beta1: float = 0.9
+    """Decay of the first moment."""
+    beta2: float = 0.95
+    """Decay of the second moment."""
+    eps: float = 1e-8
+    """Added to the root of the second moment."""
+    clip_norm: float = 1.0
+    """Largest norm of the global gradient; 0 turns clipping off."""
+
+    def __post_init__(self) -> None:
+        """Refuse what would diverge, or quietly do something else."""
+        if not (0.0 <= self.beta1 < 1.0 and 0.0 <= self.beta2 < 1.0):
+            raise ConfigError(
+                f"optim.beta1 {self.beta1} and optim.beta2 {self.beta2} must lie in [0, 1)"
+            )
+        least = min(self.weight_decay, self.clip_norm)
+        if not (least >= 0.0 and self.eps > 0.0 and math.isfinite(self.weight_decay)):
+            raise ConfigError(
+                f"optim.weight_decay {self.weight_decay} and optim.clip_norm {self.clip_norm} must "
+                f"not be negative, optim.eps {self.eps} must be positive"
+            )
+
+
+class ShardedOptimiser:
+    """AdamW (torch's or apex's fused) or LAMB (ours or apex's) on a rank's pieces of parameters.
+
+    Pieces are the local shards of FSDP parameters; a parameter that one rank holds whole is its
+    own piece.
+    """
+
+    def __init__(
+        self,
+        parameters: Iterable[tuple[str, nn.Parameter]],
+        config: OptimConfig,
+        group: dist.ProcessGroup,
+        *,
+        scaled: bool = False,
+    ) -> None:
+        self.config, self.group, self.scaled = config, group, scaled
+        self.named = {name: p for name, p in parameters if p.requires_grad}
+        self.local = {name: self._piece(p) for name, p in self.named.items()}
+        self.device = next(iter(self.local.values())).device
+        self.inner = self._make_inner()
+        self.steps_done = torch.zeros((), device=self.device)
+        for name, piece in self.local.items():
+            # The count stands in every state because torch's fused kernel advances it per tensor.
+            count = {} if config.impl == "apex" else {"step": torch.zeros((), device=self.device)}
+            moments = {moment: torch.zeros_like(piece) for moment in MOMENTS}
+            self.inner.state[self.local[name]] = {**count, **moments}
+        start = SCALE_START if scaled else 1.0
+        self.loss_scale = torch.full((), start, device=self.device)
+        self.growth = torch.zeros((), dtype=torch.int32, device=self.device)
+        self.bad_total = torch.zeros((), device=self.device)
+        self.bad_in_row = torch.zeros((), device=self.device)
+
+    def _piece(self, parameter: nn.Parameter) -> Tensor:
+        if isinstance(parameter, DTensor):
+            return parameter.to_local().detach()
+        if dist.get_world_size(self.group) > 1:
+            raise ConfigError(
+                "over several ranks the optimiser takes parameters that fully_shard has wrapped"
+            )
+        return parameter
+
+    def _make_inner(self) -> torch.optim.Optimizer:
+        config = self.config
+        groups: list[dict[str, Any]] = [
+            {
+                "params": [
+                    p for name, p in self.local.items() if decayed(name, self.named[name]) == on
+                ],
+                "weight_decay": config.weight_decay if on else 0.0,
+            }
+            for on in (True, False)
+        ]
+        groups = [group for group in groups if group["params"]]
+        common = {"lr": 0.0, "betas": (config.beta1, config.beta2), "eps": config.eps}
+        if config.impl == "torch":
+            if config.kind == "lamb":
+                return ShardedLamb(groups, self.group, **common)
+            return torch.optim.AdamW(groups, fused=True, **common)
+        if config.kind == "adamw":
+            return load_apex(config.kind)(groups, **common)
+        if dist.get_world_size(self.group) > 1:
+            raise ConfigError(
+                "apex's LAMB needs whole parameters for its trust ratio, but they are sharded over "
+                f"{dist.get_world_size(self.group)} ranks: set --optim.impl torch, whose LAMB adds "
+                "the norms up, or --parallel.replicate to the number of ranks"
+            )
+        # Gradients are clipped before; apex would clip them again, at 1 unless told otherwise.
+        return load_apex(config.kind)(groups, max_grad_norm=float("inf"), **common)
+
+    def step(self, lr: float) -> Tensor:
+        """Update from the gradients and drop them; returns their global norm (0-d, on device)."""
+        with torch.no_grad():
+            for name, parameter in self.named.items():
+                grad = parameter.grad
+                assert grad is not None, f"{name} has no gradient"
+                if isinstance(grad, DTensor):
+                    self.local[name].grad = grad.to_local()
+            norm = self.global_norm() / self.loss_scale
+            bad = (~norm.isfinite()).float()
+            scale = self.loss_scale.clone()
+            if self.config.clip_norm > 0.0:
+                scale *= (norm / self.config.clip_norm).clamp(min=1.0)
+            self._update(lr, scale, bad)
+            self._count(bad)
+        for name, parameter in self.named.items():
+            parameter.grad = self.local[name].grad = None
+        return norm
+
+    def global_norm(self) -> Tensor:
+        """Euclidean norm of the whole gradient, from each rank's pieces."""
+        pieces = [piece.grad for piece in self.local.values() if piece.grad is not None]
+        norm = get_total_norm(pieces)
+        if dist.get_world_size(self.group) == 1:
+            return norm
+        square = norm.square()
+        dist.all_reduce(square, group=self.group)
+        return square.sqrt()
+
+    def _update(self, lr: float, scale: Tensor, bad: Tensor) -> None:
+        for group in self.inner.param_groups:
+            group["lr"] = lr
+        if self.config.impl == "torch":
+            self.inner.grad_scale, self.inner.found_inf = scale, bad  # pyright: ignore[reportAttributeAccessIssue]
+            self.inner.step()
+        elif not bool(bad):
+            # apex takes neither: this path waits for the device once a step.
+            grads = [p.grad for p in self.local.values() if p.grad is not None]
+            torch._foreach_div_(grads, scale)
+            self.inner.step()
+
+    def _count(self, bad: Tensor) -> None:
+        self.bad_total += bad
+        self.bad_in_row.add_(1.0).mul_(bad)
+        self.steps_done += 1.0 - bad
+        if self.scaled:
+            torch._amp_update_scale_(
+                self.loss_scale, self.growth, bad, SCALE_GROWTH, 0.5, SCALE_INTERVAL
+            )
+
+    def state_tensors(self) -> dict[str, Tensor]:
+        """Everything a checkpoint needs, by name; loading writes into these very tensors."""
+        state: dict[str, Tensor] = {
+            "optim.steps_done": self.steps_done,
+            "optim.loss_scale": self.loss_scale,
+            "optim.growth": self.growth,
+            "optim.bad_total": self.bad_total,
+            "optim.bad_in_row": self.bad_in_row,
+        }
+        with torch.no_grad():
+            for name, parameter in self.named.items():
+                for moment in MOMENTS:
+                    piece = self.inner.state[self.local[name]][moment]
+                    state[f"optim.{moment}.{name}"] = placed_like(parameter, piece)
+        return state
+
+    def after_load(self) -> None:
+        """Hand the loaded step count to the optimiser's own counters.
+
+        A checkpoint of another precision brings that one's loss scale, which must not stay: without
+        scaling every gradient would be divided by it, with scaling 1 would let small ones vanish.
+        """
+        if not self.scaled:
+            self.loss_scale.fill_(1.0)
+            self.growth.zero_()
+        elif bool((self.loss_scale == 1.0) & (self.growth == 0)):
+            self.loss_scale.fill_(SCALE_START)
+        if self.config.impl == "apex":
+            for group in self.inner.param_groups:
+                group["step"] = int(self.steps_done)
+            return
+        for state in self.inner.state.values():
+            state["step"].copy_(self.steps_done)
+
+
+BUILD = (
+    "git clone https://github.com/NVIDIA/apex && cd apex && APEX_CPP_EXT=1 APEX_CUDA_EXT=1 "
+    "pip install -v --no-build-isolation ."
+)
+CLASSES = {"adamw": "FusedAdam", "lamb": "FusedLAMB"}
+
+
+def apex_problem() -> str | None:
+    """Why apex's fused optimisers cannot be used, with the remedy; None where they can."""
+    found = importlib.util.find_spec("apex")
+    if found is None:
+        return f"NVIDIA apex is not installed. Build it: {BUILD}"
+    folders = [Path(place) for place in found.submodule_search_locations or ()]
+    if not any((folder / "multi_tensor_apply").is_dir() for folder in folders):
+        return (
+            f"the package apex at {', '.join(map(str, folders)) or found.origin} is not NVIDIA's "
+            "(PyPI's apex is an unrelated authentication toolkit). Remove it (pip uninstall apex) "
+            f"and build NVIDIA's: {BUILD}"
+        )
+    if importlib.util.find_spec("amp_C") is None:
+        return f"NVIDIA apex was built without its CUDA extensions (no amp_C). Build it: {BUILD}"
+    if not torch.cuda.is_available():
+        return "NVIDIA apex's fused optimisers need a CUDA device, and none is visible"
+    return None
+
+
+def load_apex(kind: str) -> Any:
+    """The optimiser class for `kind` adamw or lamb; a ConfigError says how to get apex."""
+    problem = apex_problem()
+    if problem is not None:
+        raise ConfigError(
+            f"optim.impl apex: {problem}. Or use --optim.impl torch, which is fused too"
+        )
+    return getattr(importlib.import_module("apex.optimizers"), CLASSES[kind])

@@ -1,0 +1,50 @@
+"""A torch.profiler window over a few steps, written as a trace that chrome://tracing opens."""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+
+from mim3d.engine.distributed.process_group import Ranks
+from mim3d.engine.pretrain.metrics import LogConfig
+
+
+class ProfileWindow:
+    """Profiles steps `profile_step` to `profile_step + profile_steps - 1` on the first rank.
+
+    A run that ends sooner, at its last of `steps` or by a signal, leaves the trace of what it did.
+
+    `settle` waits for collectives of other threads: one that begins inside the window and ends
+    after it can crash the process (seen with gloo).
+    """
+
+    def __init__(
+        self, config: LogConfig, out: Path, ranks: Ranks, steps: int, settle: Callable[[], None]
+    ) -> None:
+        self.settle = settle
+        self.first_step = config.profile_step if ranks.first else 0
+        self.last_step = min(self.first_step + config.profile_steps - 1, steps)
+        self.file = out / f"trace-step-{self.first_step:08d}.json.gz"
+        self._profile: torch.profiler.profile | None = None
+
+    @contextmanager
+    def window(self, done: int) -> Iterator[None]:
+        """Around the step that follows `done` finished ones."""
+        step = done + 1
+        if self.first_step and step == self.first_step:
+            self.settle()
+            self._profile = torch.profiler.profile(record_shapes=True)
+            self._profile.start()
+        yield
+        if step >= self.last_step:
+            self.close()
+
+    def close(self) -> None:
+        """End a window that is open and write its trace, also of a run that is told to stop."""
+        if self._profile is None:
+            return
+        self.settle()
+        self._profile.stop()
+        self._profile.export_chrome_trace(str(self.file))
+        self._profile = None

@@ -1,0 +1,143 @@
+"""Named recipes: functions that return the whole configuration of a pretraining run.
+
+`demo-*` train a tiny ViT in a minute on two CPU cores, so that all parts can be seen at work.
+`btcv-*` and `brats-*` are the settings of Chen et al. 2023, "Masked image modeling advances 3D
+medical image analysis" (WACV): ViT-B, crops of 96^3, patches of 16, mask ratio 0.75, L1 on raw
+voxels, a decoder 512 wide and 8 deep, AdamW; SimCLR is their contrastive control. `mae-vit-*` are
+plain starting points by size, `openmind-*` is for corpora of a hundred thousand volumes.
+"""
+
+from collections.abc import Callable
+from dataclasses import replace
+
+from mim3d.engine.distributed.parallel import ParallelConfig
+from mim3d.engine.errors import ConfigError
+from mim3d.engine.models.build import MethodConfig
+from mim3d.engine.models.mae import MAEConfig
+from mim3d.engine.models.simclr import SimCLRConfig
+from mim3d.engine.models.simmim import SimMIMConfig
+from mim3d.engine.models.swin import SwinConfig
+from mim3d.engine.models.vit import ViTConfig
+from mim3d.engine.pretrain.config import PretrainConfig
+from mim3d.engine.pretrain.data import DataConfig
+from mim3d.engine.pretrain.metrics import LogConfig
+from mim3d.engine.pretrain.optim import OptimConfig
+from mim3d.engine.pretrain.schedule import ScheduleConfig
+from mim3d.engine.runs.checkpoint import CheckpointConfig
+
+SIZES = {
+    "tiny": (96, 6, 3),
+    "s": (384, 12, 6),
+    "b": (768, 12, 12),
+    "l": (1024, 24, 16),
+    "h": (1280, 32, 16),
+}
+"""Width, depth and heads of the encoder by name."""
+MIM_METHODS: dict[str, MethodConfig] = {
+    "mae": MAEConfig(loss="l1", normalise_target=False),
+    "simmim": SimMIMConfig(loss="l1"),
+    "simclr": SimCLRConfig(temperature=0.5),
+}
+
+
+def sized_vit(size: str, crop: int, patch: int, channels: int = 1) -> ViTConfig:
+    """A ViT of a named size on cubic crops and patches."""
+    width, depth, heads = SIZES[size]
+    crop_size, patch_size = (crop, crop, crop), (patch, patch, patch)
+    return ViTConfig(crop_size, patch_size, channels, width, depth, heads)
+
+
+def demo(method: str) -> PretrainConfig:
+    """A tiny ViT on 32^3 crops, for a minute on two CPU cores."""
+    methods: dict[str, MethodConfig] = {
+        "mae": MAEConfig(decoder_width=64, decoder_depth=2, decoder_heads=4, loss="l2"),
+        "simmim": SimMIMConfig(loss="l1", mask_ratio=0.6),
+        "simclr": SimCLRConfig(projection_hidden=192, projection_width=64),
+    }
+    return PretrainConfig(
+        method=methods[method],
+        vit=sized_vit("tiny", 32, 8),
+        # Flips would hide how anatomy lies, which a minute is too short to learn both ways.
+        data=DataConfig(
+            snap=8, cache_bytes=1 << 30, augment="contrastive" if method == "simclr" else "none"
+        ),
+        schedule=ScheduleConfig(lr=2e-3 if method != "simclr" else 1e-3, warmup_steps=60),
+        checkpoint=CheckpointConfig(every=300),
+        log=LogConfig(every=20, picture_every=300),
+        global_batch=16,
+        steps=600,
+    )
+
+
+def paper(method: str, channels: int) -> PretrainConfig:
+    """The paper's ViT-B settings; BraTS has four modalities, BTCV one."""
+    normalise = "window:-175:250" if channels == 1 else "zscore"
+    return PretrainConfig(
+        method=MIM_METHODS[method],
+        vit=sized_vit("b", 96, 16, channels),
+        data=DataConfig(normalise=normalise, cache_bytes=32 << 30, threads=8),
+        optim=OptimConfig(weight_decay=0.05),
+        schedule=ScheduleConfig(lr=1e-4, warmup_steps=1000),
+        global_batch=128,
+        steps=100_000,
+    )
+
+
+def paper_swin(method: str) -> PretrainConfig:
+    """The paper's Swin-B encoder for SimMIM and the contrastive control, on BTCV."""
+    return replace(paper(method, 1), swin=SwinConfig())
+
+
+def mae_vit(size: str, crop: int, patch: int) -> PretrainConfig:
+    """MAE with per-patch normalised L2 targets, a plain starting point."""
+    return PretrainConfig(
+        method=MAEConfig(loss="l2"),
+        vit=sized_vit(size, crop, patch),
+        data=DataConfig(cache="device", cache_bytes=64 << 30, threads=8),
+        schedule=ScheduleConfig(lr=3e-4, warmup_steps=2000),
+        parallel=ParallelConfig(compile=True),
+        global_batch=256,
+        steps=100_000,
+    )
+
+
+def openmind() -> PretrainConfig:
+    """ViT-L on 160^3 crops with patches of 8: 8000 tokens, for 100,000 head-and-neck volumes."""
+    base = mae_vit("l", 160, 8)
+    return replace(
+        base,
+        data=replace(base.data, cache="host", cache_bytes=256 << 30, threads=16),
+        schedule=ScheduleConfig(lr=3e-4, warmup_steps=10_000),
+        parallel=ParallelConfig(compile=True, recompute=True),
+        checkpoint=CheckpointConfig(every=2000, keep=3),
+        log=LogConfig(every=50, picture_every=10_000),
+        global_batch=512,
+        steps=250_000,
+    )
+
+
+RECIPES: dict[str, Callable[[], PretrainConfig]] = {
+    "demo-mae": lambda: demo("mae"),
+    "demo-simmim": lambda: demo("simmim"),
+    "demo-simclr": lambda: demo("simclr"),
+    "btcv-mae": lambda: paper("mae", 1),
+    "btcv-simmim": lambda: paper("simmim", 1),
+    "btcv-simclr": lambda: paper("simclr", 1),
+    "btcv-swin-simmim": lambda: paper_swin("simmim"),
+    "btcv-swin-simclr": lambda: paper_swin("simclr"),
+    "brats-mae": lambda: paper("mae", 4),
+    "brats-simmim": lambda: paper("simmim", 4),
+    "brats-simclr": lambda: paper("simclr", 4),
+    "mae-vit-b-96": lambda: mae_vit("b", 96, 16),
+    "mae-vit-l-128": lambda: mae_vit("l", 128, 16),
+    "mae-vit-l-128-p8": lambda: mae_vit("l", 128, 8),
+    "mae-vit-h-128": lambda: mae_vit("h", 128, 16),
+    "openmind-mae-vit-l-160": openmind,
+}
+
+
+def recipe(name: str) -> PretrainConfig:
+    """The recipe of that name; a ConfigError lists the others."""
+    if name not in RECIPES:
+        raise ConfigError(f"no recipe {name!r}; one of: {', '.join(RECIPES)}")
+    return RECIPES[name]()

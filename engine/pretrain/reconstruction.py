@@ -1,0 +1,73 @@
+"""Pictures of what a masked model paints: input, masked input, reconstruction, mid-slices."""
+
+import dataclasses
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from mim3d.dataio.loader.batch import Batch
+
+TITLES = ("input", "masked", "reconstruction")
+PLANES = ("axial", "coronal", "sagittal")
+
+
+def draw_reconstruction(
+    file: Path, volume: Tensor, masked: Tensor, painted: Tensor, title: str, rows: int = 4
+) -> None:
+    """Write a PNG of the first `rows` crops, each (b, c, z, y, x), first channel.
+
+    A crop is one row: for each of the three mid-planes input, masked input and reconstruction,
+    on the input's own grey scale.
+    """
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    count = min(rows, volume.shape[0])
+    height = count * 1.5 + 0.6
+    figure = Figure(figsize=(9 * 1.5, height), dpi=110)
+    FigureCanvasAgg(figure)
+    figure.suptitle(title, fontsize=10)
+    # Fixed margins: a computed layout would take longer than many steps.
+    figure.subplots_adjust(0.01, 0.01, 0.99, 1 - 0.55 / height, wspace=0.05, hspace=0.05)
+    axes = figure.subplots(count, 9, squeeze=False)
+    for i_crop in range(count):
+        stages = [part[i_crop, 0].float().cpu().numpy() for part in (volume, masked, painted)]
+        low, high = np.percentile(stages[0], (0.5, 99.5))
+        for i_plane, plane in enumerate(PLANES):
+            for i_stage, stage in enumerate(stages):
+                panel = axes[i_crop, 3 * i_plane + i_stage]
+                panel.imshow(mid_slice(stage, i_plane), cmap="gray", vmin=low, vmax=high)
+                panel.set_axis_off()
+                if i_crop == 0:
+                    panel.set_title(f"{plane}: {TITLES[i_stage]}", fontsize=8)
+    file.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(file)
+
+
+def mid_slice(volume: np.ndarray, axis: int) -> np.ndarray:
+    """Middle slice of a (z, y, x) volume across `axis`, superior or anterior side up."""
+    return np.flipud(np.take(volume, volume.shape[axis] // 2, axis=axis))
+
+
+PICTURE_CROPS = 4
+
+
+def first_crops(batch: Batch) -> Batch:
+    """A copy of the first crops of a batch, kept for pictures."""
+    return dataclasses.replace(
+        batch,
+        image=batch.image[:PICTURE_CROPS].clone(),
+        second_view=None,
+        label=None,
+        volume=batch.volume[:PICTURE_CROPS].clone(),
+        start=batch.start[:PICTURE_CROPS].clone(),
+        sample=batch.sample[:PICTURE_CROPS].clone(),
+    )
+
+
+def reconstruction(module: nn.Module, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
+    """Crops with hidden patches emptied, and painted, by a method's `reconstruct`."""
+    paint = getattr(module, "reconstruct")  # noqa: B009  a method that only some modules have
+    return paint(batch)

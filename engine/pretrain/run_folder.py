@@ -1,0 +1,141 @@
+"""A run's folder: its configuration, whether it may be continued, and what it came to."""
+
+import json
+import platform
+from collections.abc import Sequence
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from mim3d.dataio.corpus.manifest import MANIFEST
+from mim3d.dataio.reader.corpus import Corpus
+from mim3d.engine.distributed.parallel import choose_precision
+from mim3d.engine.distributed.process_group import Ranks
+from mim3d.engine.errors import CheckpointError, ConfigError, TrainingError
+from mim3d.engine.pretrain.config import PretrainConfig, config_dict, identity_of
+from mim3d.engine.runs.encoder_file import read_card
+from mim3d.engine.runs.files import file_sha256, local_sha256, read_json, write_json
+
+CONFIG, RESULT, METRICS, CHECKPOINTS = "config.json", "pretext.json", "metrics.jsonl", "checkpoints"
+
+
+@dataclass(frozen=True)
+class PretrainResult:
+    """How a run ended."""
+
+    run: Path
+    """Its folder."""
+    step: int
+    """Optimiser steps done."""
+    figures: dict[str, Any]
+    """The last row of metrics.jsonl, with the pretext's verdict when the run is finished."""
+    interrupted: bool = False
+    """Told to stop by a signal; the same command goes on."""
+
+
+def open_run(out: Path, config: PretrainConfig, ranks: Ranks, held_out: Sequence[str]) -> None:
+    """Make the folder and store the configuration, unless another run lives there.
+
+    What it leaves open stands beside it: who was dealt to be held out, on what it is computed.
+    """
+    if (out / "zarr.json").exists():
+        raise ConfigError(f"{out} is a Zarr store: choose an --out that is not a corpus")
+    out.mkdir(parents=True, exist_ok=True)
+    file = out / CONFIG
+    if file.exists() and any((out / CHECKPOINTS).glob("step-*")):
+        refuse_other_config(file, config)
+    on_gpu = ranks.device.type == "cuda"
+    dtype = choose_precision(config.parallel.precision, ranks.device)
+    described = {
+        **config_dict(config),
+        "dealt": {"held_out": list(held_out)},
+        "environment": {
+            "mim3d": version("mim3d"),
+            "torch": torch.__version__,
+            "python": platform.python_version(),
+            "device": torch.cuda.get_device_name(ranks.device) if on_gpu else "cpu",
+            "world": ranks.world,
+            "precision": str(dtype).removeprefix("torch."),
+        },
+    }
+    write_json(file, described)
+
+
+def refuse_other_config(file: Path, config: PretrainConfig) -> None:
+    """A CheckpointError naming the first fields that differ from the stored run's."""
+    wanted = config_dict(config)
+    try:
+        stored = json.loads(file.read_text())
+        names = [name for name, *_ in differences(identity_of(stored), identity_of(wanted))]
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise CheckpointError(
+            f"{file} does not tell what the run in {file.parent} is ({error}). Restore it from a "
+            "backup; without one delete it: its checkpoints are held against the settings by a hash"
+        ) from error
+    different = [
+        f"{name} was {value_at(stored, name)!r} and is now {value_at(wanted, name)!r}"
+        for name in names
+    ]
+    if different:
+        raise CheckpointError(
+            f"{file.parent} holds a run of another configuration: {'; '.join(different[:3])}. "
+            "Choose another --out, or the old settings to go on with it"
+        )
+
+
+def differences(stored: Any, wanted: Any, name: str = "") -> list[tuple[str, Any, Any]]:
+    """(field, stored, wanted) for every leaf that differs; None where one has no such field."""
+    pair = [{} if side is None else side for side in (stored, wanted)]
+    if stored != wanted and all(isinstance(side, dict) for side in pair):
+        stored, wanted = pair
+        found: list[tuple[str, Any, Any]] = []
+        for key in {**wanted, **stored}:
+            inner = f"{name}.{key}" if name else key
+            found += differences(stored.get(key), wanted.get(key), inner)
+        return found
+    return [] if stored == wanted else [(name, stored, wanted)]
+
+
+def value_at(plain: Any, name: str) -> Any:
+    """The value of a field `part.field`, None where there is none."""
+    for key in name.split("."):
+        plain = plain.get(key) if isinstance(plain, dict) else None
+    return plain
+
+
+def corpus_sha256(corpus: Corpus) -> str:
+    """Hash of an opened corpus's manifest, the truth of what is in it.
+
+    `corpus.root` holds a copy of it where the corpus lies in an object store.
+    """
+    return file_sha256(corpus.root / MANIFEST)
+
+
+def refuse_changed_corpus(corpus: str, before: str, now: str, step: int) -> None:
+    """A TrainingError where the corpus is not the one that the run began with."""
+    if before != now:
+        raise TrainingError(
+            f"{corpus} has changed since step {step} of this run was saved (manifest {before[:12]}"
+            f" then, {now[:12]} now): resumed, it would draw other crops. Restore that corpus, or "
+            "start a new run with another --out"
+        )
+
+
+def finished_result(out: Path, config: PretrainConfig) -> PretrainResult | None:
+    """The stored result of a run that is already complete, else None.
+
+    Of another corpus it would be another run's; one that is gone or remote is taken for the same.
+    """
+    file = out / RESULT
+    if not file.exists():
+        return None
+    refuse_other_config(out / CONFIG, config)
+    figures = read_json(file)
+    now = local_sha256(Path(config.data.corpus) / MANIFEST) if config.data.corpus else None
+    if now is not None:
+        before = read_card(out)[1].get("corpus_sha256", now)
+        refuse_changed_corpus(config.data.corpus, before, now, config.steps)
+    return PretrainResult(out, config.steps, figures)

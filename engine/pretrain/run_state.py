@@ -1,0 +1,48 @@
+"""What a checkpoint of a run holds: weights, optimiser, random generators; all of it tensors."""
+
+import torch
+from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
+
+from mim3d.engine.distributed.process_group import Ranks
+from mim3d.engine.pretrain.optim import ShardedOptimiser
+from mim3d.engine.runs.checkpoint import RNG_PREFIX, State
+
+
+def run_state(module: nn.Module, optimiser: ShardedOptimiser) -> State:
+    """Sharded weights and optimiser state by name; loading writes into these very tensors."""
+    state: State = {f"model.{name}": p.detach() for name, p in module.named_parameters()}
+    for name, buffer in module.named_buffers():
+        if is_kept(module, name):
+            state[f"model.{name}"] = buffer
+    return {**state, **optimiser.state_tensors()}
+
+
+def is_kept(module: nn.Module, name: str) -> bool:
+    """Whether a buffer belongs to the state (position tables are computed, not stored)."""
+    owner, _, leaf = name.rpartition(".")
+    return leaf not in module.get_submodule(owner)._non_persistent_buffers_set
+
+
+def rng_state(ranks: Ranks) -> State:
+    """This rank's random generators as byte tensors, under keys of its own."""
+    state: State = {f"{RNG_PREFIX}cpu.{ranks.rank}": torch.get_rng_state()}
+    if ranks.device.type == "cuda":
+        state[f"{RNG_PREFIX}cuda.{ranks.rank}"] = torch.cuda.get_rng_state(ranks.device)
+    return state
+
+
+def restore_rng(state: State, ranks: Ranks) -> None:
+    """Set this rank's generators from what was loaded into `rng_state`'s tensors."""
+    torch.set_rng_state(state[f"{RNG_PREFIX}cpu.{ranks.rank}"])
+    if ranks.device.type == "cuda":
+        torch.cuda.set_rng_state(state[f"{RNG_PREFIX}cuda.{ranks.rank}"], ranks.device)
+
+
+def full_weights(module: nn.Module) -> dict[str, Tensor]:
+    """Whole float32 weights on the CPU by name; every rank takes part, each gets them all."""
+    weights: dict[str, Tensor] = {}
+    for name, tensor in module.state_dict().items():
+        whole = tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+        weights[name] = whole.detach().cpu()
+    return weights

@@ -1,0 +1,125 @@
+"""The report's numbers as JSON values, for `--json`."""
+
+from pathlib import Path
+from typing import Any
+
+from mim3d.engine.analysis.ablation import Ablation, read_ablation
+from mim3d.engine.analysis.results import Study
+from mim3d.engine.analysis.speedup import PairedDifference, PairedRatio, bootstrap_interval
+from mim3d.engine.analysis.summary import ArmSummary, GroupSummary, summarise
+from mim3d.engine.analysis.verdict import primary_share
+from mim3d.engine.report.report import first_statement
+
+
+def figures_of(report: Path) -> dict[str, Any]:
+    """The report's main numbers, for --json."""
+    study = Study.load(report.parent)
+    groups = summarise(study)
+    ablation = read_ablation(study, groups)
+    found = {
+        "report": str(report),
+        "headline": first_statement(study, groups, ablation).whole,
+        "primary": primary_share(study),
+        "groups": {g.group.title: group_figures(g) for g in groups},
+        "pretraining": pretraining_figures(study),
+    }
+    return found | ({"ablation": ablation_figures(ablation)} if ablation else {})
+
+
+PRETRAINING = ("arm", "variant", "seed", "loss", "floor", "trained", "crops", "leaked")
+
+
+def group_figures(group: GroupSummary) -> dict[str, Any]:
+    """Targets, what each arm needed and ended with, ratios and ledgers of one group."""
+    return {
+        "targets": {str(target.share): target.score for target in group.targets},
+        "refused": {str(t.share): t.refused for t in group.targets if t.refused},
+        "untrained": list(group.untrained),
+        "final": {arm.arm: dict(arm.final) for arm in group.arms},
+        "hd95": {arm.arm: dict(arm.hd95) for arm in group.arms},
+        "area": {arm.arm: dict(arm.area) for arm in group.arms},
+        "steps": {arm.arm: reach_figures(arm) for arm in group.arms},
+        "speedup": {
+            f"{c.first}/{c.second}": {
+                str(share): ratio_figures(r) | {"bootstrap": list(bootstrap_interval(r))}
+                for share, r in c.at.items()
+            }
+            for c in group.comparisons
+        },
+        "ledgers": {
+            f"{c.first}/{c.second}": {
+                f"{ledger}, {unit}": ratio_figures(r) for (ledger, unit), r in c.ledgers.items()
+            }
+            for c in group.comparisons
+        },
+        "differences": {
+            f"{c.first}/{c.second}": {
+                "final": difference_figures(c.final),
+                "area": difference_figures(c.area),
+            }
+            for c in group.comparisons
+        },
+    }
+
+
+def reach_figures(arm: ArmSummary) -> dict[str, Any]:
+    """By target, how many seeds of an arm reached it, and what each spent, reached or not."""
+    return {
+        str(share): {
+            "reached": sum(run.reached for run in reaches.values()),
+            "seeds": len(reaches),
+            "spent": {str(seed): run.cost for seed, run in reaches.items()},
+            "unreached": [seed for seed, run in reaches.items() if not run.reached],
+            "early": [seed for seed, run in reaches.items() if run.early],
+        }
+        for share, reaches in arm.reaches.items()
+    }
+
+
+def ratio_figures(found: PairedRatio) -> dict[str, Any]:
+    """A ratio with all that it can carry."""
+    return {
+        "ratio": found.ratio,
+        "bound": found.bound,
+        "low": found.low,
+        "high": found.high,
+        "p": found.p_value,
+        "pairs": found.pairs,
+        "complete": found.complete,
+        "first_reached": found.first_reached,
+        "second_reached": found.second_reached,
+        "per_pair": list(found.per_pair),
+        "why": found.why,
+    }
+
+
+def difference_figures(found: PairedDifference) -> dict[str, Any]:
+    """A mean difference with its interval and test."""
+    return {
+        "mean": found.mean,
+        "low": found.low,
+        "high": found.high,
+        "p": found.p_value,
+        "pairs": found.pairs,
+    }
+
+
+def ablation_figures(ablation: Ablation) -> list[dict[str, Any]]:
+    """Every setting of an ablation with its scores and steps."""
+    return [
+        {
+            "arm": setting.arm,
+            "settings": dict(setting.values),
+            "learned": setting.learned,
+            "final": dict(setting.final),
+            "reached": sum(run.reached for run in setting.reaches.values()),
+            "steps": {str(seed): run.cost for seed, run in setting.reaches.items()},
+        }
+        for arm in ablation.arms
+        for setting in ablation.of(arm)
+    ]
+
+
+def pretraining_figures(study: Study) -> list[dict[str, Any]]:
+    """Verdict and cost of every pretraining."""
+    return [{key: p.get(key) for key in PRETRAINING} for p in study.pretraining]

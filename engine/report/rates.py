@@ -1,0 +1,103 @@
+"""The report's table of the rates that were tried: one grid for every arm, and what it chose."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from mim3d.engine.analysis.results import Study, decoder_name
+from mim3d.engine.analysis.words import arm_name
+from mim3d.engine.report.tables import Table
+from mim3d.engine.study.config import labels_in_words
+from mim3d.engine.study.curves import Curve, area_under
+
+Rates = tuple[float, float]
+"""Rate of the head, and the encoder's over it."""
+
+
+def rates_table(study: Study) -> Table | None:
+    """Mean area under the validation curve of each rate by decoder and arm, the chosen marked."""
+    areas = tuned_areas(study)
+    if not areas:
+        return None
+    grid = sorted({rates for by_rates in areas.values() for rates in by_rates})
+    chosen = {
+        key: max(by_rates, key=lambda rates: by_rates[rates]) for key, by_rates in areas.items()
+    }
+    rows = []
+    for (head, arm), by_rates in areas.items():
+        cells = [
+            "–"
+            if rates not in by_rates
+            else f"{by_rates[rates]:.3f}" + " ●" * (rates == chosen[head, arm])
+            for rates in grid
+        ]
+        rows.append((f"{arm_name(arm)}, {decoder_name(head)}", *cells))
+    header = ("arm", *(f"{lr:g}\nencoder × {scale:g}" for lr, scale in grid))
+    seeds = sorted({row["seed"] for row in study.rows if row.get("tuning")})
+    note = (
+        "Area under the validation curve by learning rate and the encoder's share of it, mean of "
+        f"tuning seeds {', '.join(map(str, seeds))}, which are not scored; ● was taken."
+    )
+    doubts = [*edge_notes(grid, list(chosen.values())), *tuning_notes(study, seeds)]
+    return Table(
+        "The same grid of rates for every arm", header, tuple(rows), " ".join([note, *doubts])
+    )
+
+
+def edge_notes(grid: Sequence[Rates], chosen: Sequence[Rates]) -> list[str]:
+    """Where the choice lies at an end of the grid, beyond which a better rate may lie."""
+    found = []
+    for axis, what in enumerate(("learning rate", "share of the encoder")):
+        values = [rates[axis] for rates in grid]
+        if min(values) == max(values):
+            continue
+        for end, word in ((max(values), "largest"), (min(values), "smallest")):
+            hits = sum(rates[axis] == end for rates in chosen)
+            if hits:
+                found.append(f"the {word} {what} ({end:g}) in {hits} of {len(chosen)} rows")
+    if not found:
+        return []
+    return [f"Taken at the edge of the grid: {'; '.join(found)}. Rates beyond it might do better."]
+
+
+def tuning_notes(study: Study, seeds: Sequence[int]) -> list[str]:
+    """What one tuning seed, and rates tuned with one number of labels, cannot show."""
+    found = []
+    if len(seeds) == 1:
+        found.append("One tuning seed: a choice between close rates is one of chance.")
+    tuned = {row["labels"] for row in study.rows if row.get("tuning")}
+    scored = dict.fromkeys(row["labels"] for row in study.scored)
+    reused = [in_words(labels) for labels in scored if labels not in tuned]
+    if reused:
+        found.append(
+            f"Tuned with {', '.join(map(in_words, sorted(tuned)))}; the same rates serve "
+            f"{', '.join(reused)}, which may want others."
+        )
+    return found
+
+
+def in_words(labels: float) -> str:
+    """`all labels`, `8 labelled subjects`."""
+    return "all labels" if labels == 1 else labels_in_words(labels)
+
+
+def tuned_areas(study: Study) -> dict[tuple[str, str], dict[Rates, float]]:
+    """By decoder and arm, the mean area of each pair of rates over the tuning seeds."""
+    curves: dict[tuple[str, str], dict[Rates, dict[int, list[dict[str, Any]]]]] = {}
+    for row in study.rows:
+        if row.get("tuning") and row["split"] == "validation" and row["score"] is not None:
+            rates = row["lr"], row.get("encoder_lr_scale", 1.0)
+            by_seed = curves.setdefault((row["head"], row["arm"]), {}).setdefault(rates, {})
+            by_seed.setdefault(row["seed"], []).append(row)
+    return {
+        key: {rates: mean_area(list(by_seed.values())) for rates, by_seed in by_rates.items()}
+        for key, by_rates in curves.items()
+    }
+
+
+def mean_area(curves: Sequence[Sequence[dict[str, Any]]]) -> float:
+    """Mean area under the curves of several seeds."""
+    areas = [
+        area_under(Curve(tuple(row["step"] for row in rows), tuple(row["score"] for row in rows)))
+        for rows in curves
+    ]
+    return sum(areas) / len(areas)

@@ -1,0 +1,7 @@
+"""What a run leaves on disk: files, folder_lock; checkpoint, checkpoint_files, checkpoint_reader;
+encoder_file, nnunet_form, export.
+"""
+
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

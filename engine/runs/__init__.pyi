@@ -1,0 +1,7 @@
+from .encoder_file import load_encoder
+from .export import export_encoder
+
+__all__ = [
+    "export_encoder",
+    "load_encoder",
+]

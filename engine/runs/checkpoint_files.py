@@ -1,0 +1,189 @@
+"""A checkpoint on disk: written beside its place, hashed, synced, then renamed into it.
+
+checkpoints/step-00000600/           committed: complete and verified by its manifest
+checkpoints/step-00000600/manifest.json
+checkpoints/step-00000600/.metadata, __0_0.distcp, ...
+checkpoints/tmp-00000700/            being written, or left by a crash; never read
+"""
+
+import hashlib
+import json
+import math
+import os
+import re
+import shutil
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from mim3d.engine.errors import CheckpointError
+from mim3d.engine.runs.files import file_sha256
+
+MANIFEST = "manifest.json"
+FORMAT = 1
+COMMITTED = re.compile(r"step-(\d{8})")
+
+
+@dataclass(frozen=True)
+class CheckpointFacts:
+    """What a checkpoint's manifest says about it, besides its files."""
+
+    step: int
+    """Optimiser steps done."""
+    config_sha256: str
+    """Hash of the configuration that decides what is learned."""
+    corpus_sha256: str
+    """Hash of the corpus's manifest."""
+    loader: dict[str, Any]
+    """The loader's state."""
+    world: int
+    """Ranks that wrote it."""
+    score: float | None = None
+    """Mean loss since the checkpoint before; lower is better."""
+    seconds: float = 0.0
+    """Training time so far."""
+
+
+def step_folder(root: Path, step: int) -> Path:
+    """Place of a committed checkpoint."""
+    return root / f"step-{step:08d}"
+
+
+def tmp_folder(root: Path, step: int) -> Path:
+    """Place of a checkpoint that is being written."""
+    return root / f"tmp-{step:08d}"
+
+
+def committed(root: Path) -> list[Path]:
+    """Committed checkpoints, newest first."""
+    if not root.is_dir():
+        return []
+    found = [path for path in root.iterdir() if COMMITTED.fullmatch(path.name) and path.is_dir()]
+    return sorted(found, reverse=True)
+
+
+def sweep(root: Path) -> None:
+    """Remove what crashes left half written."""
+    for path in root.glob("tmp-*"):
+        shutil.rmtree(path)
+
+
+def commit(root: Path, facts: CheckpointFacts) -> Path:
+    """Hash, sync and rename the written folder; after a crash it is either whole or not there."""
+    source, target = tmp_folder(root, facts.step), step_folder(root, facts.step)
+    write_manifest(source, facts)
+    sync(source / MANIFEST)
+    sync(source)
+    if target.exists():
+        # The same step again: a run that was resumed before it and has come back to it.
+        discard(target)
+    source.rename(target)
+    sync(root)
+    return target
+
+
+def write_manifest(folder: Path, facts: CheckpointFacts) -> None:
+    """Write sizes and hashes of every file, and the hash of the manifest itself."""
+    names = sorted(path.name for path in folder.iterdir() if path.name != MANIFEST)
+    with ThreadPoolExecutor(4) as pool:
+        hashes = list(pool.map(lambda name: file_sha256(folder / name), names))
+    files = {
+        name: {"bytes": (folder / name).stat().st_size, "sha256": digest}
+        for name, digest in zip(names, hashes, strict=True)
+    }
+    body = {"format": FORMAT, **asdict(facts), "files": files}
+    sealed = {"sha256": body_sha256(body), "body": body}
+    (folder / MANIFEST).write_text(json.dumps(sealed, indent=1) + "\n")
+
+
+def read_facts(folder: Path) -> tuple[CheckpointFacts, dict[str, Any]]:
+    """Facts and file table of a checkpoint; a CheckpointError where the manifest is not whole."""
+    path = folder / MANIFEST
+    try:
+        sealed = json.loads(path.read_bytes())
+        body = sealed["body"]
+        if sealed["sha256"] != body_sha256(body):
+            raise CheckpointError(f"{path} does not match its own hash")
+        if body.pop("format") != FORMAT:
+            raise CheckpointError(f"{path} has another format than {FORMAT}: use that version")
+        files = {name: dict(told) for name, told in body.pop("files").items()}
+        if any(told.keys() != {"bytes", "sha256"} for told in files.values()):
+            raise CheckpointError(f"{path} lists files without size and hash: it is foreign")
+        return CheckpointFacts(**body), files
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        if isinstance(error, CheckpointError):
+            raise
+        raise CheckpointError(f"{path} cannot be read: {error}") from error
+
+
+def verify(folder: Path) -> CheckpointFacts:
+    """Check every file against the manifest before anything in it is opened."""
+    facts, files = read_facts(folder)
+    if folder.name != step_folder(folder.parent, facts.step).name:
+        raise CheckpointError(f"{folder} holds step {facts.step}: it was renamed or copied there")
+    present = {path.name for path in folder.iterdir()} - {MANIFEST}
+    if present != set(files):
+        missing, foreign = sorted(set(files) - present), sorted(present - set(files))
+        raise CheckpointError(f"{folder}: files missing {missing}, not in the manifest {foreign}")
+    for name, told in files.items():
+        path = folder / name
+        size = path.stat().st_size
+        if size != told["bytes"]:
+            raise CheckpointError(f"{path} has {size} bytes, its manifest says {told['bytes']}")
+        if file_sha256(path) != told["sha256"]:
+            raise CheckpointError(f"{path} does not match its hash: it was changed or damaged")
+    return facts
+
+
+def prune(root: Path, keep: int, keep_best: bool, step: int) -> None:
+    """Remove all but the newest `keep` checkpoints up to `step` and the one with the lowest score.
+
+    Later ones are damaged: the run was resumed before them. They take nobody's place, and are
+    replaced when the run comes back to their steps.
+    """
+    folders = [folder for folder in committed(root) if folder <= step_folder(root, step)]
+    kept = set(folders[:keep])
+    if keep_best:
+        best = best_checkpoint(folders)
+        if best is not None:
+            kept.add(best)
+    for folder in folders:
+        if folder not in kept:
+            discard(folder)
+
+
+def best_checkpoint(folders: list[Path]) -> Path | None:
+    """The readable checkpoint with the lowest score, or None."""
+    scores: dict[Path, float] = {}
+    for folder in folders:
+        try:
+            score = read_facts(folder)[0].score
+        except CheckpointError:
+            continue
+        if score is not None and math.isfinite(score):  # no number is below a NaN
+            scores[folder] = score
+    return min(scores, key=lambda folder: scores[folder]) if scores else None
+
+
+def discard(folder: Path) -> None:
+    """Remove a checkpoint so that a crash half-way leaves nothing that looks committed."""
+    doomed = folder.with_name(f"tmp-old-{folder.name}")
+    if doomed.exists():
+        shutil.rmtree(doomed)
+    folder.rename(doomed)
+    shutil.rmtree(doomed)
+
+
+def sync(path: Path) -> None:
+    """Flush a file or folder to the disk."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def body_sha256(body: dict[str, Any]) -> str:
+    """Hash of a manifest's body."""
+    return hashlib.sha256(json.dumps(body, sort_keys=True).encode()).hexdigest()

@@ -1,0 +1,141 @@
+"""Encoder weights as safetensors beside a JSON card; the form every other command reads."""
+
+import dataclasses
+import json
+import os
+from collections.abc import Mapping
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from mim3d.engine.errors import CheckpointError
+from mim3d.engine.models.swin import SwinConfig, SwinEncoder
+from mim3d.engine.models.vit import ViT3D, ViTConfig
+from mim3d.engine.runs.files import file_sha256, write_json
+
+WEIGHTS, CARD = "encoder.safetensors", "encoder.json"
+
+
+def save_encoder(
+    path: Path,
+    vit: ViTConfig,
+    weights: Mapping[str, Tensor],
+    provenance: Mapping[str, Any],
+    swin: SwinConfig | None = None,
+) -> None:
+    """Write `path`/encoder.safetensors and encoder.json; `provenance` goes into the card."""
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in weights.items()}
+    partial = path / f".{WEIGHTS}.{os.getpid()}.part"
+    save_file(tensors, partial, metadata={"format": "pt"})
+    partial.replace(path / WEIGHTS)
+    card = {
+        "format": 1,
+        "mim3d": version("mim3d"),
+        "kind": "vit" if swin is None else "swin",
+        "vit": dataclasses.asdict(vit),
+        "swin": None if swin is None else dataclasses.asdict(swin),
+        "weights": WEIGHTS,
+        "weights_sha256": file_sha256(path / WEIGHTS),
+        **provenance,
+    }
+    write_json(path / CARD, card)
+
+
+def read_card(run_or_file: str | Path) -> tuple[Path, dict[str, Any]]:
+    """Weights file and card of a run's folder, or of a .safetensors file beside its card."""
+    given = Path(run_or_file)
+    weights = given / WEIGHTS if given.is_dir() else given
+    card = weights.with_suffix(".json")
+    for path in (weights, card):
+        if not path.is_file():
+            raise CheckpointError(
+                f"{path} is missing: give a run folder of a finished `mim3d pretrain`, or a "
+                ".safetensors file with its .json card beside it"
+            )
+    try:
+        content = json.loads(card.read_text())
+        if content["kind"] not in {"vit", "swin"} or not isinstance(content["vit"], dict):
+            raise CheckpointError(
+                f"{card} tells neither a vit nor a swin: is it an encoder's card?"
+            )
+    except (json.JSONDecodeError, KeyError, TypeError) as error:
+        raise CheckpointError(f"{card} is not an encoder's card: {error}") from error
+    return weights, content
+
+
+def card_vit(card: Mapping[str, Any]) -> ViTConfig:
+    """The encoder's shape that a card tells."""
+    return ViTConfig(**tuples(card["vit"]))
+
+
+def tuples(plain: Mapping[str, Any]) -> dict[str, Any]:
+    """JSON's lists back to tuples."""
+    return {key: tuple(value) if isinstance(value, list) else value for key, value in plain.items()}
+
+
+def load_encoder(run_or_file: str | Path) -> ViT3D:
+    """A ViT with a run's pretrained weights, on the CPU in float32."""
+    weights, card = read_card(run_or_file)
+    if card["kind"] != "vit":
+        raise CheckpointError(
+            f"{weights} holds a {card['kind']} encoder, a vit is needed: pretrain with a vit recipe"
+        )
+    encoder = ViT3D(card_vit(card))
+    load_weights(encoder, weights)
+    refuse_changed_weights(weights, card)
+    return encoder
+
+
+def load_swin(run_or_file: str | Path) -> SwinEncoder:
+    """A Swin encoder with a run's pretrained weights, on the CPU in float32."""
+    weights, card = read_card(run_or_file)
+    if card["kind"] != "swin":
+        raise CheckpointError(
+            f"{weights} holds a {card['kind']} encoder, a swin is needed: use a swin recipe"
+        )
+    encoder = SwinEncoder(SwinConfig(**tuples(card["swin"])), card_vit(card))
+    load_weights(encoder, weights)
+    refuse_changed_weights(weights, card)
+    return encoder
+
+
+def refuse_changed_weights(weights: Path, card: Mapping[str, Any]) -> None:
+    """A CheckpointError where a weights file is not the one that its card speaks of."""
+    told = card.get("weights_sha256")
+    if not told:
+        return
+    found = file_sha256(weights)
+    if found != told:
+        raise CheckpointError(
+            f"{weights} does not match its card: sha256 {found[:12]}, {weights.stem}.json says "
+            f"{str(told)[:12]}. It was changed or damaged: restore it, or end the run again by "
+            "deleting its pretext.json and repeating `mim3d pretrain`"
+        )
+
+
+def load_weights(module: nn.Module, weights: Path) -> None:
+    """Copy a file's tensors into `module`; every key and shape must match."""
+    try:
+        stored = load_file(weights)
+    except (SafetensorError, OSError) as error:
+        raise CheckpointError(f"{weights} cannot be read: {error}") from error
+    wanted = module.state_dict()
+    missing, foreign = sorted(set(wanted) - set(stored)), sorted(set(stored) - set(wanted))
+    wrong = [
+        f"{name} {tuple(stored[name].shape)} instead of {tuple(tensor.shape)}"
+        for name, tensor in wanted.items()
+        if name in stored and stored[name].shape != tensor.shape
+    ]
+    if missing or foreign or wrong:
+        raise CheckpointError(
+            f"{weights} does not fit the model: missing {missing[:5]}, foreign {foreign[:5]}, "
+            f"shapes {wrong[:5]}"
+        )
+    with torch.no_grad():
+        for name, tensor in wanted.items():
+            tensor.copy_(stored[name])

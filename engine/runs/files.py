@@ -1,0 +1,81 @@
+"""JSON files that are there whole or not at all, and never hold a NaN."""
+
+import hashlib
+import json
+import math
+import os
+from collections.abc import Iterable
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+from mim3d.engine.errors import CheckpointError
+
+
+def local_sha256(file: Path) -> str | None:
+    """Hash of a file of this machine, None where there is none; read again only once it changed."""
+    if not file.is_file():
+        return None
+    about = file.stat()
+    return _sha256_of(file, about.st_mtime_ns, about.st_size)
+
+
+@lru_cache(maxsize=64)
+def _sha256_of(file: Path, changed_ns: int, size: int) -> str:
+    return file_sha256(file)
+
+
+def write_json(file: Path, value: object) -> None:
+    """Write `value` as JSON by way of a temporary file, fsync and rename."""
+    write_text(file, json.dumps(finite(value), indent=1, default=str) + "\n")
+
+
+def write_jsonl(file: Path, rows: Iterable[object]) -> None:
+    """Write one line of JSON per row, the whole file at once."""
+    lines = [json.dumps(finite(row), default=str) + "\n" for row in rows]
+    write_text(file, "".join(lines))
+
+
+def write_text(file: Path, text: str) -> None:
+    """Replace a text file atomically."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    partial = file.with_name(f".{file.name}.{os.getpid()}.part")
+    with partial.open("w", encoding="utf-8") as stream:
+        stream.write(text)
+        stream.flush()
+        os.fsync(stream.fileno())
+    partial.replace(file)
+
+
+def read_json(file: Path) -> Any:
+    """Value of a JSON file; CheckpointError naming it where it is none."""
+    try:
+        return json.loads(file.read_text(encoding="utf-8"))
+    except json.JSONDecodeError as error:
+        raise CheckpointError(f"{file}: not JSON ({error}); delete it to make it again") from error
+
+
+def read_jsonl(file: Path) -> list[dict[str, Any]]:
+    """Rows of a JSON-lines file."""
+    lines = file.read_text(encoding="utf-8").splitlines()
+    try:
+        return [json.loads(line) for line in lines if line]
+    except json.JSONDecodeError as error:
+        raise CheckpointError(f"{file}: not JSON lines ({error}); restore or remake it") from error
+
+
+def finite(value: object) -> object:
+    """The same with NaN and infinities as None, which JSON can hold."""
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    if isinstance(value, dict):
+        return {str(key): finite(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [finite(item) for item in value]
+    return value
+
+
+def file_sha256(path: Path) -> str:
+    """Hash of a file's bytes."""
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()

@@ -1,0 +1,159 @@
+"""A ViT encoder as a checkpoint with adaptation plan, as nnU-Net fine-tunes from.
+
+nnU-Net's own Primus cannot hold our encoder: its blocks are fixed to a gated MLP with an inner
+norm and to rotary positions. The `Eva` class that Primus is made of can, with both turned off:
+`examples/nnunet/mim3d_trainer.py` has the network and the trainer, which nnU-Net finds by its
+variable nnUNet_extTrainer. The plan's format is nnssl's (adaptation_plan.py), of plain types, so
+that `torch.load(weights_only=True)` reads it.
+"""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from mim3d.engine.errors import ConfigError
+from mim3d.engine.models.vit import ViT3D, ViTConfig
+from mim3d.engine.runs.encoder_file import load_encoder
+
+NETWORK, TRAINER = "Mim3dPrimus", "PretrainedTrainer_Mim3d"
+BLOCK_NAMES = {
+    "norm1.": "norm1.",
+    "norm2.": "norm2.",
+    "attn.proj.": "attn.proj.",
+    "mlp.fc1.": "mlp.fc1.",
+    "mlp.fc2.": "mlp.fc2.",
+}
+
+
+def write_nnunet(run: str | Path, card: dict[str, Any], target: Path) -> dict[str, Any]:
+    """Write the checkpoint to `target` (.pth); returns what its card tells beside provenance."""
+    encoder = load_encoder(run)
+    require_decodable(run, encoder.config)
+    weights = eva_weights(encoder)
+    plan = adaptation_plan(encoder.config, str(card.get("method", "mim3d")))
+    torch.save(
+        {
+            "network_weights": weights,
+            "nnssl_adaptation_plan": plan,
+            "trainer_name": f"mim3d-{card.get('method', 'unknown')}",
+            "citations": [],
+        },
+        target,
+    )
+    return {
+        "loads_into": f"{NETWORK} of examples/nnunet/mim3d_trainer.py",
+        "arguments": plan["architecture_plans"]["arch_kwargs"],
+        "trainer": TRAINER,
+        "expected_missing": ["up_projection*", "mask_token"],
+        "tensors": len(weights),
+    }
+
+
+def require_decodable(run: str | Path, vit: ViTConfig) -> None:
+    """A ConfigError where Primus's decoder, which doubles the grid each stage, has no way back."""
+    if any(size & (size - 1) for size in vit.patch_size):
+        raise ConfigError(
+            f"{run} has vit.patch_size {vit.patch_size}; the decoder of nnU-Net's Primus doubles "
+            "its grid at each stage, so patches must be powers of two. Export as safetensors"
+        )
+
+
+def eva_weights(encoder: ViT3D) -> dict[str, Tensor]:
+    """State of Primus's stem and `Eva` (plain MLP, no rotary positions) with the same function.
+
+    Eva's keys have no bias. Ours adds the same number to all scores of a query, which the softmax
+    takes away again, so it is left out.
+    """
+    config = encoder.config
+    used = encoder.patch_embed.weight.detach()[:, : config.channels * config.patch_voxels]
+    kernel = used.reshape(config.width, config.channels, *config.patch_size)
+    state = {
+        "down_projection.proj.weight": kernel.clone(),
+        "down_projection.proj.bias": encoder.patch_embed.bias.detach().clone(),
+        "eva.pos_embed": encoder.positions().detach().clone()[None],
+    }
+    for name, tensor in encoder.state_dict().items():
+        if name.startswith("norm."):
+            state[f"eva.{name}"] = tensor.clone()
+        elif name.startswith("blocks."):
+            state |= block_tensors(name, tensor)
+    return state
+
+
+def block_tensors(name: str, tensor: Tensor) -> dict[str, Tensor]:
+    """One tensor of a block under Eva's names; qkv falls into its parts."""
+    _, number, part = name.split(".", 2)
+    prefix = f"eva.blocks.{number}"
+    if part == "attn.qkv.weight":
+        parts = zip("qkv", tensor.chunk(3), strict=True)
+        return {f"{prefix}.attn.{key}_proj.weight": piece.clone() for key, piece in parts}
+    if part == "attn.qkv.bias":
+        query, _, value = tensor.chunk(3)
+        return {
+            f"{prefix}.attn.q_proj.bias": query.clone(),
+            f"{prefix}.attn.v_proj.bias": value.clone(),
+        }
+    for ours, theirs in BLOCK_NAMES.items():
+        if part.startswith(ours):
+            return {f"{prefix}.{theirs}{part.removeprefix(ours)}": tensor.clone()}
+    raise ConfigError(f"{name} has no place in nnU-Net's Eva: export as safetensors")
+
+
+def adaptation_plan(vit: ViTConfig, method: str) -> dict[str, Any]:
+    """What nnU-Net asks of a checkpoint: architecture, pretraining crop, and where weights lie.
+
+    The spacing is left open, as a corpus keeps each volume's own: nnU-Net then takes the
+    fine-tuning dataset's. Its axes are z, y, x as ours are.
+    """
+    crop = list(vit.crop_size)
+    resampling = {"is_seg": False, "order": 3, "order_z": 0, "force_separate_z": None}
+    configuration = {
+        "data_identifier": "mim3d_noresample",
+        "preprocessor_name": "DefaultPreprocessor",
+        "spacing_style": "noresample",
+        "normalization_schemes": ["ZScoreNormalization"] * vit.channels,
+        "use_mask_for_norm": [False] * vit.channels,
+        "resampling_fn_data": "resample_data_or_seg_to_shape",
+        "resampling_fn_data_kwargs": resampling,
+        "resampling_fn_mask": "resample_data_or_seg_to_shape",
+        "resampling_fn_mask_kwargs": {**resampling, "order": 1},
+        "spacing": None,
+        "patch_size": crop,
+    }
+    pretrain = {
+        "dataset_name": "mim3d",
+        "plans_name": f"mim3d_{method}",
+        "original_median_spacing_after_transp": [1.0, 1.0, 1.0],
+        "image_reader_writer": "NibabelIO",
+        "transpose_forward": [0, 1, 2],
+        "transpose_backward": [0, 1, 2],
+        "configurations": {"noresample": configuration},
+        "experiment_planner_used": "mim3d",
+    }
+    return {
+        "architecture_plans": {
+            "arch_class_name": NETWORK,
+            "arch_kwargs": network_arguments(vit),
+            "arch_kwargs_requiring_import": [],
+        },
+        "pretrain_plan": pretrain,
+        "pretrain_num_input_channels": vit.channels,
+        "recommended_downstream_patchsize": crop,
+        "key_to_encoder": "eva",
+        "key_to_stem": "down_projection",
+        "keys_to_in_proj": ["down_projection.proj"],
+        "key_to_lpe": "eva.pos_embed",
+    }
+
+
+def network_arguments(vit: ViTConfig) -> dict[str, Any]:
+    """What builds the network, beside the fine-tuning dataset's channels, classes and crop."""
+    return {
+        "patch_embed_size": list(vit.patch_size),
+        "embed_dim": vit.width,
+        "eva_depth": vit.depth,
+        "eva_numheads": vit.heads,
+        "mlp_ratio": vit.mlp_ratio,
+    }

@@ -1,0 +1,7 @@
+"""A convergence study, run: config, recipes, variation, plan, pool, pretext, gather, curves,
+run.
+"""
+
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

@@ -1,0 +1,7 @@
+from .config import StudyConfig
+from .run import run_study
+
+__all__ = [
+    "StudyConfig",
+    "run_study",
+]

@@ -1,0 +1,273 @@
+"""The configuration of a convergence study or an ablation."""
+
+import dataclasses
+import json
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from itertools import product
+from typing import Annotated, Any, Literal
+
+import tyro
+
+from mim3d.engine.errors import ConfigError
+from mim3d.engine.finetune.config import Head
+from mim3d.engine.finetune.splits import SplitConfig
+from mim3d.engine.models.mae import MAEConfig
+from mim3d.engine.models.simclr import SimCLRConfig
+from mim3d.engine.models.simmim import SimMIMConfig
+from mim3d.engine.models.swin import SwinConfig
+from mim3d.engine.models.vit import ViTConfig
+
+METHODS = ("mae", "simmim", "simclr")
+ARM_SETTINGS = {
+    "mae": {"pretrain_lr", "crops", "mask_ratio", "decoder_depth", "decoder_width"},
+    "simmim": {"pretrain_lr", "crops", "mask_ratio"},
+    "simclr": {"pretrain_lr", "crops", "temperature", "simclr_batch"},
+}
+"""Settings of a variant that change a method's pretraining, besides the encoder's."""
+ENCODER_SETTINGS = {"crop", "patch", "width", "depth"}
+"""Settings of a variant that change every arm."""
+Matching = Literal["crops", "flops"]
+MethodName = Literal["mae", "simmim", "simclr"]
+
+
+@dataclass(frozen=True)
+class StudyData:
+    """Which volumes, and who is held out."""
+
+    corpus: str = ""
+    """Folder or address (s3://BUCKET/KEY) of the corpus that `mim3d convert` wrote."""
+    label: str = "seg"
+    """Label to segment."""
+    targets: str = ""
+    """CSV with columns subject,target, for head classify."""
+    split: SplitConfig = field(default_factory=SplitConfig)
+    """Held-out subjects; they never pretrain."""
+    normalise: str = "zscore"
+    """zscore, clip-zscore, percentile, window:LO:HI or none; the same everywhere."""
+
+
+@dataclass(frozen=True)
+class PretrainPlan:
+    """Pretraining of every arm: the same corpus, encoder and number of crops."""
+
+    crops: int = 9600
+    """Crops that every arm sees."""
+    mae: MAEConfig = field(default_factory=MAEConfig)
+    simmim: SimMIMConfig = field(default_factory=SimMIMConfig)
+    simclr: SimCLRConfig = field(default_factory=SimCLRConfig)
+    mae_lr: float = 2e-3
+    simmim_lr: float = 2e-3
+    simclr_lr: float = 1e-3
+    batch: int = 16
+    """Crops of a step, masked methods."""
+    simclr_batch: int = 32
+    """Crops of a step, SimCLR: it has 2b - 2 negatives, so small batches teach it little."""
+    weight_decay: float = 0.05
+    snap: int = 8
+    """Crops start at multiples of so many voxels."""
+    mim_augment: Literal["none", "mim"] = "mim"
+    """Flips and intensities of the masked methods' crops; contrastive views always have theirs."""
+    per_seed: bool = False
+    """Pretrain anew for every seed, so that seeds vary pretraining too."""
+
+    def __post_init__(self) -> None:
+        if min(self.crops, self.batch, self.simclr_batch) < 1:
+            raise ConfigError("pretrain.crops, .batch and .simclr_batch must be at least 1")
+
+
+@dataclass(frozen=True)
+class FinetunePlan:
+    """Fine-tuning of every cell: one recipe for all arms."""
+
+    steps: int = 400
+    batch: int = 4
+    eval_every: int = 20
+    """Steps between evaluations."""
+    lrs: tuple[float, ...] = (1e-3,)
+    """Learning rates; several are a grid that every arm is tuned on by tuning_seeds."""
+    encoder_lr_scales: tuple[float, ...] = (1.0,)
+    """Rate of the encoder over the head's; several are the grid's second axis, for every arm."""
+    tuning_seeds: tuple[int, ...] = ()
+    """Seeds that choose the rates and are not scored."""
+    warmup: int = 20
+    weight_decay: float = 0.01
+    feature_size: int = 8
+    """Channels of the decoder at full resolution."""
+    foreground_fraction: float = 0.5
+    """Share of crops centred on a labelled voxel."""
+    overlap: float = 0.25
+    """Overlap of sliding windows."""
+    freeze: bool = False
+    """Train the head only."""
+    augment: Literal["none", "segmentation", "upright"] = "segmentation"
+    """Of training crops; upright is segmentation without flips."""
+
+    def __post_init__(self) -> None:
+        if not self.lrs or not self.encoder_lr_scales:
+            raise ConfigError("finetune.lrs or .encoder_lr_scales names no learning rate")
+        if len(self.rates) > 1 and not self.tuning_seeds:
+            raise ConfigError(
+                f"finetune.lrs {self.lrs} and .encoder_lr_scales {self.encoder_lr_scales} are a "
+                "grid: name finetune.tuning_seeds to choose by"
+            )
+
+    @property
+    def rates(self) -> list[tuple[float, float]]:
+        """The grid: every rate with every scale of the encoder's."""
+        return list(product(self.lrs, self.encoder_lr_scales))
+
+
+@dataclass(frozen=True)
+class Variant:
+    """Settings that differ from the study's; None keeps the study's."""
+
+    mask_ratio: float | None = None
+    patch: int | None = None
+    crop: int | None = None
+    decoder_depth: int | None = None
+    decoder_width: int | None = None
+    temperature: float | None = None
+    pretrain_lr: float | None = None
+    width: int | None = None
+    """Of the encoder; its heads keep their width."""
+    depth: int | None = None
+    """Of the encoder."""
+    crops: int | None = None
+    """Of pretraining."""
+    simclr_batch: int | None = None
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """Those that are set."""
+        return {k: v for k, v in dataclasses.asdict(self).items() if v is not None}
+
+    @property
+    def name(self) -> str:
+        """`mask_ratio 0.5, patch 8`; empty for the study's own settings."""
+        return ", ".join(f"{key} {value:g}" for key, value in self.settings.items())
+
+    def of(self, arm: str) -> "Variant":
+        """The settings that matter to an arm: scratch has no mask, only MAE has a decoder."""
+        method = arm.split("-", 1)[0]
+        kept = ENCODER_SETTINGS | ARM_SETTINGS.get(method, set())
+        return Variant(**{k: v for k, v in self.settings.items() if k in kept})
+
+
+@dataclass(frozen=True)
+class StudyConfig:
+    """Arms x seeds x decoders x labels: who converges faster, by how much, at what cost."""
+
+    name: str = "study"
+    data: StudyData = field(default_factory=StudyData)
+    vit: ViTConfig = field(default_factory=ViTConfig)
+    swin: SwinConfig | None = None
+    """MONAI's Swin in the vit's place, for arms scratch, simclr and simmim; set by a study."""
+    arms: tuple[str, ...] = ("scratch", "simclr", "mae")
+    """scratch, simclr, mae, simmim, and NAME=PATH for any encoder or finished run."""
+    seeds: tuple[int, ...] = (0, 1, 2, 3, 4)
+    heads: tuple[Head, ...] = ("unetr",)
+    """Decoders: unetr, tokens (no skip from the raw image), linear; or classify alone."""
+    labels: tuple[float, ...] = (1.0,)
+    """Labelled subjects to train on: shares up to 1, or numbers."""
+    matching: tuple[Matching, ...] = ("crops",)
+    """crops gives every arm as many; flops adds arms with the FLOPs of `flops_of`."""
+    flops_of: MethodName = "mae"
+    """Method whose pretraining FLOPs, at `pretrain.crops`, arms of matching flops spend."""
+    pretrain: PretrainPlan = field(default_factory=PretrainPlan)
+    finetune: FinetunePlan = field(default_factory=FinetunePlan)
+    targets: tuple[float, ...] = (0.8, 0.9, 0.95)
+    """Shares of scratch's best smoothed score."""
+    primary: float = 0.9
+    """The target that the verdict is about."""
+    smoothing: int = 3
+    """Evaluations in the moving mean (odd)."""
+    tasks: int = 10
+    """Tasks that share a pretraining in the third ledger."""
+    ablation: str = ""
+    """Title of an ablation."""
+    ablation_axes: tuple[str, ...] = ()
+    """The settings it varies: one gives curves, two a heat map."""
+    variants: Annotated[tuple[Variant, ...], tyro.conf.Suppress] = (Variant(),)
+    score_test: bool = True
+    """Score the test subjects; off where settings are searched, so that the test stays unseen."""
+    workers: int = 0
+    """Cells at a time; 0 takes one per core on a CPU and one on a GPU."""
+    device: str = "auto"
+    synthetic: Annotated[bool, tyro.conf.Suppress] = False
+    """Whether the corpus is generated; the report then says so on top."""
+
+    def __post_init__(self) -> None:
+        for what, values in (("arms", self.arms), ("seeds", self.seeds), ("heads", self.heads)):
+            if not values or len(set(values)) < len(values):
+                raise ConfigError(f"{what} {values} must name at least one, each once")
+        check_arms(self.arms)
+        segmenting = [head for head in self.heads if head != "classify"]
+        if segmenting and len(segmenting) < len(self.heads):
+            raise ConfigError(
+                f"heads {self.heads} mix classify with {', '.join(segmenting)}: the classes of "
+                "data.targets and the label volumes deal different subjects and give different "
+                "scores, so make two studies, each with an --out of its own"
+            )
+        if self.swin is not None and ("mae" in self.arms or "linear" in self.heads):
+            raise ConfigError(
+                f"arms {self.arms} and heads {self.heads} hold mae or linear: Swin computes every "
+                "window and has no token per patch, so it takes scratch, simclr, simmim with "
+                "heads unetr, tokens or classify"
+            )
+        if self.swin is not None and "flops" in self.matching:
+            raise ConfigError("matching flops counts the FLOPs of a ViT, not of Swin: take crops")
+        both = set(self.seeds) & set(self.finetune.tuning_seeds)
+        if both:
+            raise ConfigError(f"seeds {sorted(both)} would tune the rate and be scored: keep apart")
+        if self.primary not in self.targets:
+            raise ConfigError(f"primary {self.primary} must be one of targets {self.targets}")
+        if self.smoothing < 1 or self.smoothing % 2 == 0:
+            raise ConfigError(f"smoothing {self.smoothing} must be odd")
+
+
+def check_arms(arms: Sequence[str]) -> None:
+    """ConfigError where a name is unknown, empty, taken twice, or kept for the study's own arms."""
+    unknown = [arm for arm in arms if arm not in {"scratch", *METHODS} and "=" not in arm]
+    if unknown:
+        raise ConfigError(f"arms {unknown} are none of scratch, {', '.join(METHODS)} or NAME=PATH")
+    taken: dict[str, str] = {}
+    for arm in arms:
+        name, given, path = arm.partition("=")
+        if given and (not re.search(r"\w", name) or not path):
+            raise ConfigError(f"arms: {arm!r} must be NAME=PATH, with both a name and a path")
+        if given and (name == "scratch" or name.endswith("-flops")):
+            raise ConfigError(
+                f"arms: {arm!r} takes a name that is kept (scratch has no pretraining, NAME-flops "
+                "is of matching flops): give the encoder another name"
+            )
+        folder = re.sub(r"[^A-Za-z0-9.]+", "-", name)
+        if folder in taken:
+            raise ConfigError(
+                f"arms: {taken[folder]!r} and {arm!r} are both called {folder}: give the encoder "
+                f"another name, such as given-{folder}={path or 'PATH'}"
+            )
+        taken[folder] = arm
+
+
+def plain(config: StudyConfig) -> dict[str, Any]:
+    """The configuration as JSON values."""
+    return json.loads(json.dumps(dataclasses.asdict(config)))
+
+
+STUDY, RESULTS, CASES, PRETRAINING = (
+    "study.json",
+    "results.jsonl",
+    "cases.jsonl",
+    "pretraining.json",
+)
+SCRATCH, CLASSIFY = "scratch", "classify"
+Row = dict[str, Any]
+
+
+def labels_in_words(labels: float) -> str:
+    """`25 % of the labels`, or `8 labelled subjects`."""
+    if labels <= 1:
+        return f"{100 * labels:g} % of the labels"
+    return f"{labels:g} labelled subjects"

@@ -1,0 +1,259 @@
+"""A study's results, gathered from its finished parts at any time, also while others still run.
+
+`plan.json` names the parts, so that the results of a study that was killed can be gathered by
+`mim3d compare --report` without its corpus or its configuration.
+"""
+
+from collections.abc import Collection, Iterable, Sequence
+from datetime import UTC, datetime
+from importlib.metadata import version
+from itertools import product
+from pathlib import Path
+
+from mim3d.dataio.reader.corpus import Corpus
+from mim3d.engine import environment
+from mim3d.engine.errors import CheckpointError
+from mim3d.engine.finetune.classification import absent_targets, read_targets
+from mim3d.engine.finetune.finetune import DIVERGED, PICTURES, RESULT
+from mim3d.engine.finetune.segmentation import absent_classes
+from mim3d.engine.finetune.splits import Splits
+from mim3d.engine.pretrain.run_folder import corpus_sha256
+from mim3d.engine.runs.encoder_file import read_card
+from mim3d.engine.runs.files import read_json, write_json, write_jsonl
+from mim3d.engine.study.config import (
+    CASES,
+    PRETRAINING,
+    RESULTS,
+    STUDY,
+    Row,
+    StudyConfig,
+    Variant,
+    labels_in_words,
+    plain,
+)
+from mim3d.engine.study.plan import Cell, Pretraining, arm_names, given_path, pretrainings
+from mim3d.engine.study.pretext import external_row, pretraining_row
+
+PLAN = "plan.json"
+HELD_OUT = ("validation", "test")
+
+
+def headline_settings(settings: Row, config: Row) -> Row:
+    """What the headline hangs on: target, smoothing, seeds, and the first decoder and labels.
+
+    JSON values. Seeds added once results were seen are a choice too.
+    """
+    found = {name: settings.get(name) for name in ("targets", "primary", "smoothing")}
+    found |= {name: config[name][0] for name in ("heads", "labels") if config.get(name)}
+    return found | ({"seeds": config["seeds"]} if "seeds" in config else {})
+
+
+def write_plan(
+    config: StudyConfig,
+    corpus: Corpus,
+    splits: Splits,
+    cells: Iterable[Cell],
+    failed: dict[str, str],
+    out: Path,
+) -> None:
+    """Write plan.json: every cell and pretraining that may leave results, and what is known."""
+    notes = [*splits.notes, *held_out_notes(config, corpus, splits)]
+    notes += [f"{name} was not run: {error}" for name, error in failed.items()]
+    cells = list(cells)
+    about = about_study(config, corpus, splits)
+    known = {"asked_first": asked_first(about, out), "failed": failed_rows(cells, failed)}
+    plan = {
+        "about": about | known,
+        "cells": {cell.key: cell_fields(cell) for cell in cells},
+        "pretrainings": [
+            {"arm": p.arm, "variant": p.variant.settings, "seed": p.seed}
+            for p in pretrainings(config)
+        ],
+        "given": {arm: path for arm in arm_names(config) if (path := given_path(config, arm))},
+        "corpus_sha256": corpus_sha256(corpus),
+        "notes": notes,
+    }
+    write_json(out / PLAN, plan)
+
+
+def asked_first(about: Row, out: Path) -> Row | None:
+    """What the headline hung on when the study began; None where runs were there before a plan."""
+    if (out / PLAN).exists():
+        return read_json(out / PLAN)["about"].get("asked_first")
+    if any((out / "cells").glob(f"*/{RESULT}")):
+        return None
+    return headline_settings(about["settings"], about["config"])
+
+
+def failed_rows(cells: Iterable[Cell], failed: dict[str, str]) -> list[Row]:
+    """Cells that ended in an error; one whose loss diverged never reaches a target."""
+    return [
+        {**cell_fields(c), "error": failed[c.key], "diverged": failed[c.key].startswith(DIVERGED)}
+        for c in cells
+        if c.key in failed
+    ]
+
+
+def gather(out: Path) -> bool:
+    """Write the four files of results from what is finished by now; False where no cell is.
+
+    Then, and where there is no plan (results alone), nothing is written.
+    """
+    if not (out / PLAN).exists():
+        return False
+    plan = read_json(out / PLAN)
+    done = {key: about for key, about in plan["cells"].items() if result_file(out, key).exists()}
+    if not done:
+        return False
+    rows: list[Row] = []
+    cases: list[Row] = []
+    told: dict[str, list[Row]] = {}
+    for key, fields in done.items():
+        result = read_json(result_file(out, key))
+        about = fields | {"n_labelled": len(result["subjects"]["train"])}
+        pictures = Path("cells") / key / PICTURES
+        shown = {"pictures": str(pictures)} if (out / pictures).exists() else {}
+        rows += [{**about, **row, **shown} for row in result["rows"]]
+        cases += [{**about, **case} for case in result["cases"]]
+        for note in result["notes"]:
+            told.setdefault(note, []).append(fields)
+    notes = [*plan["notes"], *cell_notes(told, list(done.values()), plan["notes"])]
+    write_jsonl(out / RESULTS, rows)
+    write_jsonl(out / CASES, cases)
+    write_json(out / PRETRAINING, pretraining_rows(plan, out))
+    write_json(out / STUDY, plan["about"] | {"notes": list(dict.fromkeys(notes))})
+    return True
+
+
+def result_file(out: Path, key: str) -> Path:
+    """Where a cell leaves its result."""
+    return out / "cells" / key / RESULT
+
+
+def cell_fields(cell: Cell) -> Row:
+    """A cell's settings as columns of its rows."""
+    return {
+        "arm": cell.arm,
+        "variant": cell.variant.name,
+        "head": cell.head,
+        "labels": cell.labels,
+        "seed": cell.seed,
+        "lr": cell.lr,
+        "encoder_lr_scale": cell.encoder_lr_scale,
+        "tuning": cell.tuning,
+    }
+
+
+def pretraining_rows(plan: Row, out: Path) -> list[Row]:
+    """One entry per finished pretraining, and per readable encoder given by path."""
+    held_out = {s for name in HELD_OUT for s in plan["about"]["splits"][name]}
+    wanted = [
+        Pretraining(p["arm"], Variant(**p["variant"]), p["seed"]) for p in plan["pretrainings"]
+    ]
+    rows = [
+        pretraining_row(one, out)
+        for one in wanted
+        if (out / "pretrain" / one.key / "pretext.json").exists()
+    ]
+    return rows + [
+        external_row(arm, Path(path), held_out, plan["corpus_sha256"], out)
+        for arm, path in plan["given"].items()
+        if is_encoder(path)
+    ]
+
+
+def is_encoder(path: str) -> bool:
+    """Whether there is an encoder to read at a path; without one the arm's cells say why."""
+    try:
+        read_card(path)
+    except (CheckpointError, OSError):
+        return False
+    return True
+
+
+def held_out_notes(config: StudyConfig, corpus: Corpus, splits: Splits) -> list[str]:
+    """Classes that no validation or no test subject has: their scores cannot be told."""
+    parts = [(name, getattr(splits, name)) for name in HELD_OUT if getattr(splits, name)]
+    if "classify" in config.heads:
+        targets = read_targets(Path(config.data.targets))
+        return [note for name, part in parts for note in absent_targets(targets, part, name)]
+    records, label = corpus.records, config.data.label
+    return [note for name, part in parts for note in absent_classes(records, label, part, name)]
+
+
+def cell_notes(
+    told: dict[str, list[Row]], everyone: Sequence[Row], known: Collection[str]
+) -> list[str]:
+    """Remarks of cells, each once, with the label counts and seeds it is about unless all are."""
+    found = []
+    for note, cells in told.items():
+        if note not in known:
+            where = "; ".join(places(cells, everyone))
+            found.append(f"{where}: {note}" if where else note)
+    return found
+
+
+def places(cells: Sequence[Row], everyone: Sequence[Row]) -> list[str]:
+    """`8 labelled subjects, seeds 0, 3` for each label count of some cells; none for all cells."""
+    here, there = ({(c["labels"], c["seed"]) for c in part} for part in (cells, everyone))
+    if here == there:
+        return []
+    found = []
+    for labels in sorted({labels for labels, _ in here}):
+        seeds = sorted(seed for one, seed in here if one == labels)
+        words = f"seed{'s' if len(seeds) > 1 else ''} {', '.join(map(str, seeds))}"
+        if len(seeds) == len({seed for one, seed in there if one == labels}) > 1:
+            words = "every seed"
+        found.append(f"{'all labels' if labels == 1 else labels_in_words(labels)}, {words}")
+    return found
+
+
+def about_study(config: StudyConfig, corpus: Corpus, splits: Splits) -> Row:
+    """study.json: what was asked for, on what data, on which machine."""
+    machine = environment.machine()
+    devices = [row["name"] for row in environment.devices()]
+    line = ", ".join(devices) or f"{machine['processor']}, {machine['cores']} cores"
+    subjects = {record.subject for record in corpus.records}
+    return {
+        "name": config.name,
+        "version": version("mim3d"),
+        "date": datetime.now(UTC).strftime("%Y-%m-%d"),
+        "synthetic": config.synthetic,
+        "metric": "balanced accuracy" if config.heads == ("classify",) else "Dice",
+        "arms": arm_names(config),
+        "batch": config.finetune.batch,
+        "crop_size": config.vit.crop_size,
+        "corpus": f"{len(corpus.records)} volumes of {len(subjects)} subjects",
+        "machine": {**machine, **environment.torch_build(), **environment.versions()},
+        "machine_line": line,
+        "settings": {
+            "smoothing": config.smoothing,
+            "targets": config.targets,
+            "primary": config.primary,
+            "tasks": config.tasks,
+        },
+        "ablation": config.ablation,
+        "ablation_axes": config.ablation_axes,
+        "variants": {
+            variant.of(arm).name: study_settings(config, variant.of(arm))
+            for variant, arm in product(config.variants, arm_names(config))
+        },
+        "splits": {
+            name: getattr(splits, name)
+            for name in ("train", "validation", "test", "pretrain", "left_out")
+        },
+        "config": plain(config),
+    }
+
+
+def study_settings(config: StudyConfig, variant: Variant) -> Row:
+    """A variant's settings with the study's own where it leaves them."""
+    own = {
+        "mask_ratio": config.pretrain.mae.mask_ratio,
+        "patch": config.vit.patch_size[0],
+        "crop": config.vit.crop_size[0],
+        "decoder_depth": config.pretrain.mae.decoder_depth,
+        "decoder_width": config.pretrain.mae.decoder_width,
+        "temperature": config.pretrain.simclr.temperature,
+    }
+    return own | variant.settings

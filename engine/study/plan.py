@@ -1,0 +1,253 @@
+"""From a study's configuration to its pretrainings and cells; pure, so it can be counted first."""
+
+import re
+from dataclasses import dataclass, replace
+from itertools import product
+from pathlib import Path
+
+from mim3d.engine.errors import ConfigError
+from mim3d.engine.finetune.config import FinetuneConfig, Head
+from mim3d.engine.finetune.splits import Splits
+from mim3d.engine.models.build import MethodConfig
+from mim3d.engine.models.flops import crop_flops
+from mim3d.engine.models.mae import MAEConfig
+from mim3d.engine.models.simclr import SimCLRConfig
+from mim3d.engine.models.simmim import SimMIMConfig
+from mim3d.engine.models.vit import ViTConfig
+from mim3d.engine.pretrain.config import PretrainConfig
+from mim3d.engine.pretrain.data import DataConfig
+from mim3d.engine.pretrain.metrics import LogConfig
+from mim3d.engine.pretrain.optim import OptimConfig
+from mim3d.engine.pretrain.schedule import ScheduleConfig
+from mim3d.engine.runs.checkpoint import CheckpointConfig
+from mim3d.engine.study.config import METHODS, StudyConfig, Variant
+
+LOGGED_ROWS = 60
+
+
+@dataclass(frozen=True)
+class Pretraining:
+    """One pretraining: an arm in a variant, for all seeds or (`seed`) for one."""
+
+    arm: str
+    variant: Variant
+    seed: int | None
+
+    @property
+    def key(self) -> str:
+        """Name of its folder."""
+        seed = "" if self.seed is None else f"seed {self.seed}"
+        return slug(self.arm, self.variant.name, seed)
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One fine-tuning run."""
+
+    arm: str
+    variant: Variant
+    head: Head
+    labels: float
+    seed: int
+    lr: float
+    encoder_lr_scale: float = 1.0
+    tuning: bool = False
+
+    @property
+    def key(self) -> str:
+        """Name of its folder."""
+        parts = [self.arm, self.variant.name, self.head, f"labels {self.labels:g}"]
+        scale = "" if self.encoder_lr_scale == 1.0 else f"encoder {self.encoder_lr_scale:g}"
+        parts += [f"seed {self.seed}", f"lr {self.lr:g}", scale, "tuning" if self.tuning else ""]
+        return slug(*parts)
+
+
+def slug(*parts: str) -> str:
+    """Parts as one file name."""
+    return "_".join(re.sub(r"[^A-Za-z0-9.]+", "-", part).strip("-") for part in parts if part)
+
+
+def arm_names(config: StudyConfig) -> list[str]:
+    """Names of the arms, those of equal FLOPs included."""
+    names = [arm.split("=", 1)[0] for arm in config.arms]
+    if "flops" in config.matching:
+        names += [f"{arm}-flops" for arm in names if arm in METHODS and arm != config.flops_of]
+    if "crops" not in config.matching:
+        names = [name for name in names if f"{name}-flops" not in names]
+    return names
+
+
+def given_path(config: StudyConfig, arm: str) -> str:
+    """Path of an arm given as NAME=PATH, empty for others."""
+    found = dict(a.split("=", 1) for a in config.arms if "=" in a)
+    return found.get(arm, "")
+
+
+def is_pretrained_here(config: StudyConfig, arm: str) -> bool:
+    """Whether the study itself pretrains the arm."""
+    return arm.split("-", 1)[0] in METHODS and not given_path(config, arm)
+
+
+def pretrainings(config: StudyConfig) -> list[Pretraining]:
+    """Every pretraining of the study, each once."""
+    seeds: tuple[int | None, ...] = (None,)
+    if config.pretrain.per_seed:
+        seeds = (*config.finetune.tuning_seeds, *config.seeds)
+    wanted = (
+        Pretraining(arm, variant.of(arm), seed)
+        for arm, variant, seed in product(arm_names(config), config.variants, seeds)
+        if is_pretrained_here(config, arm)
+    )
+    return list(dict.fromkeys(wanted))
+
+
+def scored_cells(
+    config: StudyConfig, rates: dict[tuple[str, str], tuple[float, float]]
+) -> list[Cell]:
+    """Every scored cell; `rates` has the learning rate and encoder's scale of (arm, head)."""
+    arms, default = arm_names(config), config.finetune.rates[0]
+    # Seed by seed, so that an interrupted study has whole pairs.
+    wanted = (
+        Cell(arm, variant.of(arm), head, labels, seed, *rates.get((arm, head), default))
+        for seed, head, labels, variant, arm in product(
+            config.seeds, config.heads, config.labels, config.variants, arms
+        )
+    )
+    return list(dict.fromkeys(wanted))
+
+
+def tuning_cells(config: StudyConfig) -> list[Cell]:
+    """Cells that choose rates: every arm and head on the same grid, first variant and labels."""
+    plan = config.finetune
+    if len(plan.rates) < 2:
+        return []
+    labels, variant = config.labels[0], config.variants[0]
+    return [
+        Cell(arm, variant.of(arm), head, labels, seed, *rates, tuning=True)
+        for head, arm, seed, rates in product(
+            config.heads, arm_names(config), plan.tuning_seeds, plan.rates
+        )
+    ]
+
+
+def encoder_shape(config: StudyConfig, variant: Variant) -> ViTConfig:
+    """The encoder of a variant."""
+    vit = config.vit
+    if variant.patch is not None:
+        vit = replace(vit, patch_size=(variant.patch,) * 3)
+    if variant.crop is not None:
+        vit = replace(vit, crop_size=(variant.crop,) * 3)
+    if variant.width is not None:
+        own = vit.width // vit.heads
+        if variant.width % own:
+            raise ConfigError(f"width {variant.width} must be a multiple of a head's width, {own}")
+        vit = replace(vit, width=variant.width, heads=variant.width // own)
+    if variant.depth is not None:
+        vit = replace(vit, depth=variant.depth)
+    return vit
+
+
+def method_config(config: StudyConfig, arm: str, variant: Variant) -> MethodConfig:
+    """The pretext method of an arm in a variant."""
+    method: MethodConfig = getattr(config.pretrain, arm.split("-", 1)[0])
+    if variant.mask_ratio is not None and isinstance(method, MAEConfig | SimMIMConfig):
+        method = replace(method, mask_ratio=variant.mask_ratio)
+    if variant.temperature is not None and isinstance(method, SimCLRConfig):
+        method = replace(method, temperature=variant.temperature)
+    if isinstance(method, MAEConfig):
+        if variant.decoder_depth is not None:
+            method = replace(method, decoder_depth=variant.decoder_depth)
+        if variant.decoder_width is not None:
+            heads = max(1, variant.decoder_width // 16)
+            method = replace(method, decoder_width=variant.decoder_width, decoder_heads=heads)
+    return method
+
+
+def crops_seen(config: StudyConfig, pretraining: Pretraining) -> int:
+    """Crops of a pretraining: the study's number, or what the FLOPs of `flops_of` pay for."""
+    crops = pretraining.variant.crops or config.pretrain.crops
+    if not pretraining.arm.endswith("-flops"):
+        return crops
+    vit = encoder_shape(config, pretraining.variant)
+    own = crop_flops(method_config(config, pretraining.arm, pretraining.variant), vit).training
+    paid = crop_flops(method_config(config, config.flops_of, pretraining.variant), vit).training
+    return round(crops * paid / own)
+
+
+def pretrain_config(
+    config: StudyConfig, pretraining: Pretraining, splits: Splits
+) -> PretrainConfig:
+    """The whole configuration of a pretraining; validation and test subjects are not in it."""
+    plan, method = config.pretrain, pretraining.arm.split("-", 1)[0]
+    batch = plan.batch
+    if method == "simclr":
+        batch = pretraining.variant.simclr_batch or plan.simclr_batch
+    steps = max(crops_seen(config, pretraining) // batch, 1)
+    return PretrainConfig(
+        method=method_config(config, pretraining.arm, pretraining.variant),
+        vit=encoder_shape(config, pretraining.variant),
+        swin=config.swin,
+        data=DataConfig(
+            corpus=config.data.corpus,
+            subjects=splits.pretrain,
+            normalise=config.data.normalise,
+            augment="auto" if method == "simclr" else plan.mim_augment,
+            snap=plan.snap,
+            threads=1,
+        ),
+        optim=OptimConfig(weight_decay=plan.weight_decay),
+        schedule=ScheduleConfig(
+            lr=pretraining.variant.pretrain_lr or getattr(plan, f"{method}_lr"),
+            warmup_steps=max(1, min(steps // 10, 1000)),
+        ),
+        checkpoint=CheckpointConfig(every=max(steps // 4, 100), keep=1, keep_best=False),
+        log=LogConfig(every=max(steps // LOGGED_ROWS, 1), tensorboard=False),
+        global_batch=batch,
+        steps=steps,
+        seed=pretraining.seed or 0,
+    )
+
+
+def init_of(config: StudyConfig, cell: Cell, out: Path) -> str:
+    """Where a cell's encoder comes from, empty for scratch."""
+    if cell.arm == "scratch":
+        return ""
+    path = given_path(config, cell.arm)
+    if path:
+        return path
+    seed = cell.seed if config.pretrain.per_seed else None
+    return str(out / "pretrain" / Pretraining(cell.arm, cell.variant.of(cell.arm), seed).key)
+
+
+def finetune_config(config: StudyConfig, cell: Cell, splits: Splits, out: Path) -> FinetuneConfig:
+    """The whole configuration of a cell."""
+    if cell.head == "classify" and not config.data.targets:
+        raise ConfigError("head classify needs --data.targets FILE.csv (columns subject,target)")
+    plan = config.finetune
+    return FinetuneConfig(
+        corpus=config.data.corpus,
+        init=init_of(config, cell, out),
+        label=config.data.label,
+        targets=config.data.targets,
+        head=cell.head,
+        vit=encoder_shape(config, cell.variant),
+        swin=config.swin,
+        feature_size=plan.feature_size,
+        freeze=plan.freeze,
+        encoder_lr_scale=cell.encoder_lr_scale,
+        labels=cell.labels,
+        train=splits.train,
+        validation=splits.validation,
+        test=() if cell.tuning or not config.score_test else splits.test,
+        steps=plan.steps,
+        batch=plan.batch,
+        schedule=ScheduleConfig(lr=cell.lr, kind="constant", warmup_steps=plan.warmup),
+        weight_decay=plan.weight_decay,
+        eval_every=plan.eval_every,
+        overlap=plan.overlap,
+        foreground_fraction=plan.foreground_fraction,
+        augment=plan.augment,
+        normalise=config.data.normalise,
+        seed=cell.seed,
+        device=config.device,
+    )

@@ -1,0 +1,130 @@
+"""What a study keeps of each pretraining: cost, loss curve, verdict, picture."""
+
+import shutil
+from collections.abc import Collection
+from pathlib import Path
+from typing import Any
+
+from mim3d.engine.runs.encoder_file import CARD, WEIGHTS
+from mim3d.engine.runs.files import read_json, read_jsonl
+from mim3d.engine.study.plan import Pretraining, slug
+
+CURVE_POINTS = 80
+
+
+def pretraining_row(wanted: Pretraining, out: Path) -> dict[str, Any]:
+    """The entry of a pretraining that the study ran; its last picture is copied beside."""
+    folder = out / "pretrain" / wanted.key
+    row = run_row(folder)
+    return {
+        "arm": wanted.arm,
+        "variant": wanted.variant.name,
+        "seed": wanted.seed,
+        **row,
+        "picture": keep_picture(folder, out / "pictures" / f"{wanted.key}.png", out),
+    }
+
+
+def external_row(
+    arm: str, given: Path, held_out: Collection[str], corpus_hash: str, out: Path
+) -> dict[str, Any]:
+    """The entry of an arm given by path: its own verdict where it is a run, else none is known.
+
+    `leaked` names the held-out subjects that its pretraining saw; None where that is not known.
+    """
+    folder = run_of(given)
+    row, picture = unknown_run(), ""
+    if folder is not None:
+        row = run_row(folder)
+        picture = keep_picture(folder, out / "pictures" / f"{slug(arm)}.png", out)
+    leaked = None if folder is None else leaked_subjects(folder, held_out, corpus_hash)
+    return {
+        "arm": arm,
+        "variant": "",
+        "seed": None,
+        **row,
+        "picture": picture,
+        "given": str(given),
+        "leaked": leaked,
+    }
+
+
+def run_of(given: Path) -> Path | None:
+    """The finished run that an encoder given by path belongs to, None where it is a lone file."""
+    folder = given if given.is_dir() else given.parent
+    if given.is_file() and given.name != WEIGHTS:
+        return None
+    needed = ("config.json", "pretext.json", "metrics.jsonl")
+    return folder if all((folder / name).is_file() for name in needed) else None
+
+
+def leaked_subjects(folder: Path, held_out: Collection[str], corpus_hash: str) -> list[str] | None:
+    """Held-out subjects among those a run was pretrained on, by name; None where it cannot be told.
+
+    A run that names no subjects saw its whole corpus, which is told by its hash.
+    """
+    data = read_json(folder / "config.json").get("data", {})
+    spared = set(data.get("held_out_subjects") or ())
+    if data.get("subjects") is not None:
+        return sorted(set(data["subjects"]) & set(held_out) - spared)
+    card = folder / CARD
+    same = card.is_file() and read_json(card).get("corpus_sha256") == corpus_hash
+    return sorted(set(held_out) - spared) if same else None
+
+
+def run_row(folder: Path) -> dict[str, Any]:
+    """Figures of a finished run's folder."""
+    config, result = read_json(folder / "config.json"), read_json(folder / "pretext.json")
+    metrics = read_jsonl(folder / "metrics.jsonl")
+    verdict = result.get("pretext", result)
+    batch, steps = config["global_batch"], config["steps"]
+    every = max(1, len(metrics) // CURVE_POINTS)
+    rates = sorted(row["crops_per_s"] for row in metrics if row.get("crops_per_s"))
+    stalls = [row["data_stall_share"] for row in metrics if "data_stall_share" in row]
+    return {
+        "method": config["method"].get("name", ""),
+        "crops": batch * steps,
+        "steps": steps,
+        "batch": batch,
+        "flops": result.get("flops", 0.0),
+        "seconds": result.get("seconds", 0.0),
+        "normalised": bool(config["method"].get("normalise_target")),
+        "trained": bool(verdict["learned"]),
+        "loss": verdict.get("loss"),
+        "floor": verdict.get("floor"),
+        "nearest_patch": verdict.get("nearest_patch"),
+        "curve": [[row["step"], row["loss"]] for row in metrics[::every] if "loss" in row],
+        "crops_per_s": rates[len(rates) // 2] if rates else None,
+        "data_stall_share": sum(stalls) / len(stalls) if stalls else None,
+    }
+
+
+def unknown_run() -> dict[str, Any]:
+    """Figures of an encoder file without its run: nothing is known of its cost or verdict.
+
+    `trained` None says so; results of earlier versions have True beside method `given`.
+    """
+    return {
+        "method": "given",
+        "crops": 0,
+        "steps": 0,
+        "batch": 0,
+        "flops": 0.0,
+        "seconds": 0.0,
+        "trained": None,
+        "loss": None,
+        "floor": None,
+        "curve": [],
+        "crops_per_s": None,
+        "data_stall_share": None,
+    }
+
+
+def keep_picture(folder: Path, copy: Path, out: Path) -> str:
+    """Copy the run's last picture; its path within the study, empty where there is none."""
+    found = sorted((folder / "pictures").glob("*.png"))
+    if not found:
+        return ""
+    copy.parent.mkdir(parents=True, exist_ok=True)
+    shutil.copyfile(found[-1], copy)
+    return str(copy.relative_to(out))

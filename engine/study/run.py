@@ -1,0 +1,162 @@
+"""The convergence study: pretrain each arm, fine-tune every cell, gather.
+
+    run_study(config, out) -> StudyResult
+
+A finished pretraining or cell is never repeated: each is a folder with a result written at once.
+Results are gathered after every phase, and by `--report` at any time.
+"""
+
+import shutil
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+from mim3d.dataio.progress import progress
+from mim3d.dataio.reader.corpus import Corpus, opened_corpus
+from mim3d.engine.errors import ConfigError, TrainingError
+from mim3d.engine.finetune.classification import read_targets
+from mim3d.engine.finetune.config import FinetuneConfig
+from mim3d.engine.finetune.finetune import RESULT, claim, run_finetune
+from mim3d.engine.finetune.splits import Splits, make_splits
+from mim3d.engine.pretrain.pretrain import run_pretrain
+from mim3d.engine.runs.files import read_json
+from mim3d.engine.runs.folder_lock import sole_writer
+from mim3d.engine.study.config import SCRATCH, StudyConfig
+from mim3d.engine.study.curves import Curve, area_under
+from mim3d.engine.study.gather import gather, write_plan
+from mim3d.engine.study.plan import (
+    Cell,
+    finetune_config,
+    given_path,
+    pretrain_config,
+    pretrainings,
+    scored_cells,
+    tuning_cells,
+)
+from mim3d.engine.study.pool import Task, default_workers, run_tasks
+
+
+@dataclass(frozen=True)
+class StudyResult:
+    """Where the results are, how long it took, and what could not be run (task: error)."""
+
+    folder: Path
+    seconds: float
+    failed: dict[str, str]
+
+
+def run_study(config: StudyConfig, out: str | Path) -> StudyResult:
+    """Run what is missing of the study in `out`, then write its results."""
+    out, place = Path(out), named_corpus(config)
+    with opened_corpus(place) as (corpus, _), sole_writer(out):
+        return run_phases(config, corpus, out)
+
+
+def run_phases(config: StudyConfig, corpus: Corpus, out: Path) -> StudyResult:
+    """The same with the folder's lock held."""
+    began = time.monotonic()
+    targets = read_targets(Path(config.data.targets)) if "classify" in config.heads else None
+    splits = make_splits(corpus.records, config.data.label, config.data.split, targets)
+    workers = config.workers or default_workers(config.device)
+    tuning = tuning_cells(config)
+    # Cells that wait for no pretraining and no tuning fill the cores beside the pretrainings.
+    free = [] if tuning else [c for c in scored_cells(config, {}) if waits_for_nothing(config, c)]
+    first = [*pretrain_tasks(config, splits, out), *cell_tasks(config, free, splits, out)]
+    failed: dict[str, str] = {}
+    keep_results(config, corpus, splits, failed, out)
+    failed |= run_tasks(first, workers, "pretraining")
+    keep_results(config, corpus, splits, failed, out)
+    failed |= run_tasks(cell_tasks(config, tuning, splits, out), workers, "tuning")
+    keep_results(config, corpus, splits, failed, out)
+    cells = [c for c in scored_cells(config, choose_rates(tuning, out)) if c.key not in failed]
+    failed |= run_tasks(cell_tasks(config, cells, splits, out), workers, "fine-tuning")
+    if not keep_results(config, corpus, splits, failed, out):
+        first_failure = next(iter(failed.items()), ("", "no cell was run"))
+        raise TrainingError(f"nothing to report: {first_failure[0]}: {first_failure[1]}")
+    return StudyResult(out, time.monotonic() - began, failed)
+
+
+def keep_results(
+    config: StudyConfig, corpus: Corpus, splits: Splits, failed: dict[str, str], out: Path
+) -> bool:
+    """Name all parts of the study and gather those that are done; whether there are any."""
+    tuning = tuning_cells(config)
+    cells = [*tuning, *scored_cells(config, choose_rates(tuning, out))]
+    write_plan(config, corpus, splits, cells, failed, out)
+    return gather(out)
+
+
+def named_corpus(config: StudyConfig) -> str:
+    """Where the corpus is, or a ConfigError that says which option names it."""
+    if not config.data.corpus:
+        raise ConfigError("no corpus: set --data.corpus to a folder that `mim3d convert` wrote")
+    return config.data.corpus
+
+
+def waits_for_nothing(config: StudyConfig, cell: Cell) -> bool:
+    """Whether a cell can run before any pretraining is done."""
+    return cell.arm == SCRATCH or bool(given_path(config, cell.arm))
+
+
+def pretrain_tasks(config: StudyConfig, splits: Splits, out: Path) -> list[Task]:
+    """Pretrainings as tasks."""
+    return [
+        Task(
+            f"pretraining {wanted.key}",
+            pretrain_one,
+            (pretrain_config(config, wanted, splits), out / "pretrain" / wanted.key),
+        )
+        for wanted in pretrainings(config)
+    ]
+
+
+def pretrain_one(config: Any, folder: Path) -> None:
+    """One pretraining; its checkpoints go once the encoder is there."""
+    result = run_pretrain(config, folder)
+    if result.interrupted:
+        raise TrainingError(f"{folder.name} was told to stop: run the same command to go on")
+    shutil.rmtree(folder / "checkpoints", ignore_errors=True)
+
+
+def cell_tasks(config: StudyConfig, cells: list[Cell], splits: Splits, out: Path) -> list[Task]:
+    """Cells without a result as tasks; ConfigError where a result is of other settings."""
+    tasks = []
+    for cell in cells:
+        wanted, folder = finetune_config(config, cell, splits, out), out / "cells" / cell.key
+        if (folder / RESULT).exists():
+            claim(wanted, folder)
+        else:
+            tasks.append(Task(cell.key, run_cell, (wanted, out, cell.key)))
+    return tasks
+
+
+def run_cell(config: FinetuneConfig, out: Path, key: str) -> None:
+    """One fine-tuning run, with progress."""
+    with progress(key, config.steps, "steps") as shown:
+        run_finetune(config, out / "cells" / key, shown.advance, keep_model=False)
+
+
+def choose_rates(tuning: list[Cell], out: Path) -> dict[tuple[str, str], tuple[float, float]]:
+    """Of each arm and head, the rates with the largest mean area under the curve."""
+    areas: dict[tuple[str, str], dict[tuple[float, float], list[float]]] = {}
+    for cell in tuning:
+        file = out / "cells" / cell.key / RESULT
+        if file.exists():
+            by_rate = areas.setdefault((cell.arm, cell.head), {})
+            rates = cell.lr, cell.encoder_lr_scale
+            by_rate.setdefault(rates, []).append(area_of(read_json(file)["rows"]))
+    return {
+        key: max(by_rate, key=lambda rate: fmean(by_rate[rate])) for key, by_rate in areas.items()
+    }
+
+
+def area_of(rows: list[dict[str, Any]]) -> float:
+    """Area under the validation curve of one cell."""
+    curve = [row for row in rows if row["split"] == "validation" and row["score"] is not None]
+    if not curve:
+        return 0.0  # no validation subject has a class to score
+    return area_under(
+        Curve(tuple(row["step"] for row in curve), tuple(row["score"] for row in curve))
+    )

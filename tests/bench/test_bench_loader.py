@@ -1,0 +1,65 @@
+"""The loader bench at a tiny size: every contestant runs and label maps are left out."""
+
+import numpy as np
+import pytest
+from nibabel.nifti1 import Nifti1Image
+
+from mim3d.bench import loader_gpu
+from mim3d.bench.corpora import anatomy_like, corpus_of
+from mim3d.bench.loader import main
+from mim3d.bench.loader_gpu import WAYS, GpuBench, gpu_table, measure_gpu
+from mim3d.dataio.device.device_reader import STAGES
+from mim3d.dataio.errors import Mim3dError
+
+
+@pytest.mark.slow
+def test_real_files_are_measured_and_label_maps_left_out(tmp_path, capsys):
+    image = anatomy_like((97, 112, 100), 0)
+    Nifti1Image(image.T, np.eye(4)).to_filename(tmp_path / "mr.nii.gz")
+    np.save(tmp_path / "labels.npy", (image > 500).astype(np.uint8))
+    np.save(tmp_path / "small.npy", image[:50])
+    options = ["--data", str(tmp_path), "--rounds", "1", "--crops", "8", "--work", str(tmp_path)]
+    figures = main(options).figures
+    assert figures["volumes"] == [{"shape": [97, 112, 100], "dtype": "int16"}]
+    rates = figures["rates"]
+    assert rates["mim3d reader, snap 16"]["per_cpu_s"] > 0
+    assert rates["mim3d loader, normalised + flips"]["per_cpu_s"] > 0
+    assert figures["loader_over_reader"]["mim3d loader"] > 0
+    assert figures["stages"]["mim3d loader"]["decode_s"] > 0
+    assert figures["reader_over"]["mim3d reader, snap 16"] == 1
+    assert "mim3d loader, bf16" in capsys.readouterr().out
+
+
+def test_a_folder_without_volumes_is_told(tmp_path):
+    with pytest.raises(ValueError, match="no image of at least"):
+        main(["--data", str(tmp_path)])
+
+
+@pytest.fixture(scope="module")
+def small(tmp_path_factory):
+    volumes = [anatomy_like((64, 48, 48), seed) for seed in range(2)]
+    return corpus_of(tmp_path_factory.mktemp("gpu") / "c.zarr", volumes)
+
+
+def test_every_way_to_the_device_is_measured_over_whole_rounds(small):
+    bench = GpuBench(micro_batch=4, threads=2, prefetch=2, rounds=2, round_s=0.1)
+    figures = measure_gpu(small, (32, 32, 32), "cpu", bench)
+    assert list(figures["rates"]) == list(WAYS)
+    device, none = figures["rates"]["cache=device"], figures["rates"]["cache=none"]
+    assert device["hits"] > 0.9  # warm before a round began, but for rare chunks
+    assert 0 < device["chunks_per_crop"] <= 8  # a snapped crop's own
+    assert 0 < sum(device["stages"][stage] for stage in STAGES) <= 1.01
+    assert device["gb_per_s"] == pytest.approx(device["crops_per_s"] * 4 * 32**3 / 1e9)
+    assert none["hits"] is None
+    assert "cache=device, bf16" in gpu_table(figures)
+
+
+def test_a_way_that_needs_what_is_not_installed_is_told(small, monkeypatch):
+    def refuse(*_arguments, **_options):
+        raise Mim3dError("the loader runs on NVIDIA DALI, which is not installed")
+
+    monkeypatch.setattr(loader_gpu, "Loader", refuse)
+    figures = measure_gpu(small, (32, 32, 32), "cpu", GpuBench())
+    assert figures["rates"] == {}
+    assert set(figures["not_available"]) == set(WAYS)
+    assert "cache=host: the loader runs on NVIDIA DALI" in gpu_table(figures)

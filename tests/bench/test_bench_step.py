@@ -1,0 +1,66 @@
+import pytest
+import torch
+
+from mim3d.bench.step import main
+from mim3d.bench.step_peers import EagerMAE
+from mim3d.dataio.loader.batch import Batch
+from mim3d.engine.errors import ConfigError
+from mim3d.engine.models.mae import MAE, MAEConfig
+from mim3d.engine.models.vit import ViTConfig
+
+VIT = ViTConfig((8, 12, 16), (4, 6, 4), channels=2, width=24, depth=1, heads=2)
+
+
+@pytest.mark.parametrize("loss", ["l1", "l2", "smooth_l1"])
+@pytest.mark.parametrize("normalise", [False, True])
+def test_the_eager_recipe_is_the_same_function(monkeypatch, loss, normalise):
+    """Given the same masks, both formulations have the same loss and the same gradients."""
+    config = MAEConfig(
+        decoder_width=24, decoder_depth=1, decoder_heads=2, loss=loss, normalise_target=normalise
+    )
+    torch.manual_seed(0)
+    fused, eager = MAE(config, VIT), EagerMAE(config, VIT)
+    eager.load_state_dict(fused.state_dict())
+    volume = torch.randn(2, 2, 8, 12, 16)
+    zeros = torch.zeros(2, dtype=torch.int64)
+    batch = Batch(volume, None, None, zeros, torch.zeros(2, 3).long(), torch.arange(2), 0)
+    masks = config.draw(0, batch, VIT)
+    order = torch.cat([masks.visible_ids, masks.masked_ids], dim=1)
+    noise = torch.zeros(2, 16).scatter_(1, order, torch.arange(16.0).expand(2, -1))
+    fused(batch).loss.backward()
+    with monkeypatch.context() as patch:
+        patch.setattr(torch, "rand", lambda *_, **__: noise)
+        out = eager(batch)
+    out.loss.backward()
+    torch.testing.assert_close(out.loss, fused(batch).loss)
+    for (name, mine), theirs in zip(fused.named_parameters(), eager.parameters(), strict=True):
+        assert mine.grad is not None, name
+        torch.testing.assert_close(mine.grad, theirs.grad, rtol=1e-4, atol=1e-6)
+
+
+SHORT = ["--steps", "1", "--rounds", "1", "--warmup", "1", "--global-batch", "2"]
+
+
+@pytest.mark.slow
+def test_the_bench_runs_here(capsys, tmp_path):
+    figures = main([*SHORT, "--peers", "--profile", str(tmp_path)]).figures
+    assert {"crops_per_s", "outside_share", "over_eager", "tflops_per_s"} <= figures.keys()
+    assert 0 <= figures["data_stall_share"] <= 1
+    assert figures["fed_by"] == "loader"
+    assert "eager recipe" in capsys.readouterr().out
+    profile = (tmp_path / "profile.txt").read_text()
+    assert "== eager recipe, 3 steps" in profile
+    assert "mim3d::masked_voxel_loss" in profile
+
+
+@pytest.mark.parametrize("recipe", ["demo-mae", "demo-simclr"])
+def test_without_a_loader_noise_is_stepped(recipe):
+    figures = main([*SHORT, "--recipe", recipe, "--no-loader"]).figures
+    assert figures["fed_by"] == "memory"
+    assert set(figures["seconds"]) == {"model", "in memory"}
+    assert "data_stall_share" not in figures
+
+
+def test_peers_need_mae():
+    with pytest.raises(ConfigError, match="is no MAE"):
+        main(["--recipe", "demo-simclr", "--peers"])

@@ -1,0 +1,153 @@
+"""Conversion on a real Dask cluster: a scheduler and two worker processes, started here."""
+
+import hashlib
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from mim3d.dataio.convert.dask_runner import connect, outcome, results_of
+from mim3d.dataio.convert.job import Job
+from mim3d.dataio.convert.run import convert
+from mim3d.dataio.corpus.conversion import Conversion
+from mim3d.dataio.errors import Mim3dError, StoreError
+from mim3d.dataio.sources.discover import discover
+from mim3d.dataio.sources.phantom import make_cohort
+from mim3d.engine.commands.cli import main
+
+pytest.importorskip("distributed")
+
+
+def start(*words: str, log: Path) -> subprocess.Popen:
+    return subprocess.Popen(
+        [sys.executable, "-m", "distributed.cli.dask_" + words[0], *words[1:]],
+        stdout=log.open("wb"),
+        stderr=subprocess.STDOUT,
+        cwd=log.parent,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+    )
+
+
+def stop(process: subprocess.Popen) -> None:
+    process.send_signal(signal.SIGTERM)
+    try:
+        process.wait(20)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()
+
+
+@pytest.fixture(scope="module")
+def cluster(tmp_path_factory) -> Iterator[str]:
+    """Address of a scheduler with two single-threaded workers in processes of their own."""
+    folder = tmp_path_factory.mktemp("dask")
+    log = folder / "scheduler.log"
+    options = ["--host", "127.0.0.1", "--port", "0", "--no-dashboard"]
+    processes = [start("scheduler", *options, log=log)]
+    try:
+        address = awaited(log, processes[0])
+        plain = ["--nthreads", "1", "--no-nanny", "--no-dashboard", "--host", "127.0.0.1"]
+        processes += [
+            start("worker", address, *plain, log=folder / f"worker{i}.log") for i in range(2)
+        ]
+        with connect_when_ready(address, 2):
+            pass
+        yield address
+    finally:
+        for process in reversed(processes):
+            stop(process)
+
+
+def awaited(log: Path, process: subprocess.Popen) -> str:
+    deadline = time.monotonic() + 60
+    while time.monotonic() < deadline and process.poll() is None:
+        found = re.search(r"(tcp://127\.0\.0\.1:\d+)", log.read_text())
+        if found:
+            return found[1]
+        time.sleep(0.1)
+    raise RuntimeError(f"the scheduler did not start: {log.read_text()}")
+
+
+def connect_when_ready(address: str, n_workers: int):
+    from distributed import Client
+
+    client = Client(address, timeout=60, set_as_default=False)
+    client.wait_for_workers(n_workers, timeout=60)
+    return client
+
+
+def tree_hash(root: Path) -> str:
+    digest = hashlib.sha256()
+    for file in sorted(p for p in root.rglob("*") if p.is_file()):
+        digest.update(file.relative_to(root).as_posix().encode() + file.read_bytes())
+    return digest.hexdigest()
+
+
+@pytest.mark.slow
+def test_a_cluster_makes_the_same_corpus(cluster, tmp_path, monkeypatch):
+    cohort = make_cohort(tmp_path / "cohort", 12)
+    (cohort / "imagesTr" / "phantom_003.nii.gz").write_bytes(b"\x1f\x8b not gzip")
+    found = discover(str(cohort))
+    convert(found.sources, tmp_path / "local.zarr", workers=1)
+    monkeypatch.chdir(tmp_path)  # a relative destination must mean the same to every worker
+    words = ["convert", str(cohort), "cluster.zarr", "--dask", cluster]
+    assert main(words) == 3
+    assert tree_hash(tmp_path / "cluster.zarr") == tree_hash(tmp_path / "local.zarr")
+    assert main(words) == 3  # unchanged sources are skipped there too
+    assert tree_hash(tmp_path / "cluster.zarr") == tree_hash(tmp_path / "local.zarr")
+
+
+def jobs_of(cohort: Path, destination: Path) -> list[Job]:
+    sources = discover(str(cohort)).sources
+    return [Job(s, s.id, (), str(destination), Conversion()) for s in sources]
+
+
+@pytest.mark.slow
+def test_a_lost_worker_loses_no_job(cluster, tmp_path):
+    plain = ["--nthreads", "1", "--no-nanny", "--no-dashboard", "--host", "127.0.0.1"]
+    doomed = start("worker", cluster, *plain, log=tmp_path / "doomed.log")
+    (tmp_path / "c.zarr").mkdir()
+    jobs = jobs_of(make_cohort(tmp_path / "cohort", 24), tmp_path / "c.zarr")
+    try:
+        with connect_when_ready(cluster, 3) as client:
+            results = results_of(client, jobs)
+            found = [next(results)]
+            doomed.kill()
+            found += list(results)
+    finally:
+        stop(doomed)
+    assert sorted(r.id for r in found) == sorted(j.id for j in jobs)
+    assert all(r.records for r in found)
+
+
+@pytest.mark.slow
+def test_a_destination_that_cannot_be_written_stops_the_run(cluster, tmp_path):
+    jobs = jobs_of(make_cohort(tmp_path / "cohort", 2), Path("/proc/c.zarr"))
+    with connect(cluster) as client, pytest.raises(StoreError, match=r"/proc/c\.zarr"):
+        list(results_of(client, jobs))
+
+
+def test_a_source_that_kills_its_workers_is_rejected(tmp_path):
+    from distributed.scheduler import KilledWorker
+
+    class Future:
+        def result(self):
+            raise KilledWorker("run_job", None, 3)  # pyright: ignore[reportArgumentType]
+
+    job = jobs_of(make_cohort(tmp_path / "cohort", 1), tmp_path / "c.zarr")[0]
+    (rejection,) = outcome(Future(), job).rejections
+    assert (rejection.path, rejection.code) == (job.source.images[0], "worker-lost")
+
+
+def test_no_scheduler_is_one_line(monkeypatch, capsys, tmp_path):
+    monkeypatch.setattr("mim3d.dataio.convert.dask_runner.CONNECT_S", 1)
+    with pytest.raises(Mim3dError, match="no Dask scheduler answers"):
+        connect("tcp://127.0.0.1:9")
+    with pytest.raises(Mim3dError, match="no Dask scheduler answers"):
+        connect("not an address")

@@ -1,0 +1,86 @@
+"""Training from a bucket: against moto's S3 server on loopback."""
+
+import urllib.request
+from dataclasses import replace
+
+import obstore
+import pytest
+import torch
+from s3_server import s3_environment
+
+from mim3d.bench.corpora import anatomy_like, corpus_of
+from mim3d.dataio.errors import CorpusError
+from mim3d.dataio.loader.loader import Loader, LoaderConfig
+
+CONFIG = LoaderConfig(crop_size=(24, 24, 24), micro_batch=3, threads=2, augment="mim")
+
+
+@pytest.fixture(scope="module")
+def local(tmp_path_factory):
+    root = tmp_path_factory.mktemp("remote") / "c.zarr"
+    return corpus_of(root, [anatomy_like((40, 40, 40), i) for i in range(3)])
+
+
+@pytest.fixture
+def bucket(local, monkeypatch):
+    """Address of a corpus on an S3 server that lives as long as the test."""
+    from moto.server import ThreadedMotoServer
+
+    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    server.start()
+    host, port = server.get_host_and_port()
+    for name, value in s3_environment(port, host).items():
+        monkeypatch.setenv(name, value)
+    put = urllib.request.Request(f"http://{host}:{port}/corpora", method="PUT")
+    urllib.request.urlopen(put).close()
+    store = obstore.store.S3Store(
+        "corpora", endpoint=f"http://{host}:{port}", client_options={"allow_http": True}
+    )
+    for file in local.rglob("*"):
+        if file.is_file():
+            obstore.put(store, f"mr/{file.relative_to(local)}", file.read_bytes())
+    yield "s3://corpora/mr", store
+    server.stop()
+
+
+def test_crops_from_a_bucket_equal_those_from_disk(bucket, local):
+    address, _ = bucket
+    with Loader(local, CONFIG) as here, Loader(address, CONFIG) as there:
+        for _ in range(4):
+            assert torch.equal(next(here).image, next(there).image)
+        assert there.metrics()["bytes_read"] > 0
+
+
+def test_a_resident_remote_corpus_is_fetched_once(bucket):
+    with Loader(bucket[0], replace(CONFIG, cache="host", snap=32)) as loader:
+        for _ in range(20):
+            next(loader)
+        metrics = loader.metrics()
+    assert metrics["cache_hits"] > metrics["cache_misses"]
+
+
+def test_what_is_missing_is_named(bucket):
+    address, store = bucket
+    with pytest.raises(CorpusError, match="nothing: no corpus here"):
+        Loader("s3://corpora/nothing", CONFIG)
+    obstore.delete(store, "mr/v0001/0/c/0/0/0")
+    with Loader(address, CONFIG) as loader, pytest.raises(CorpusError, match="not in the store"):
+        for _ in range(3):
+            next(loader)
+
+
+def test_what_is_wrong_is_told_of_the_address_not_of_a_folder_that_is_gone(bucket):
+    address, _ = bucket
+    with pytest.raises(CorpusError, match=r"^s3://corpora/mr: has no label 'seg'"):
+        Loader(address, replace(CONFIG, label="seg"))
+    with pytest.raises(CorpusError, match=r"^s3://corpora/mr: has no subject nobody"):
+        Loader(address, CONFIG, subjects=["nobody"])
+
+
+def test_a_shortened_object_is_noticed(bucket, local):
+    address, store = bucket
+    for name in ("v0000", "v0001", "v0002"):
+        whole = (local / name / "0/c/0/0/0").read_bytes()
+        obstore.put(store, f"mr/{name}/0/c/0/0/0", whole[:100])
+    with Loader(address, CONFIG) as loader, pytest.raises(CorpusError, match="v000"):
+        next(loader)

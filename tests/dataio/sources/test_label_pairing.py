@@ -1,0 +1,123 @@
+"""Labels beside and across from images: the exact stem owns one, and nothing is guessed."""
+
+import pytest
+
+from mim3d.dataio.sources.label_pairing import pair_labels
+
+
+def paired(*names: str) -> dict[str, dict[str, str]]:
+    """Labels of each image; everything must have been paired."""
+    pairing = pair_labels(sorted(names))
+    assert not pairing.skipped and not pairing.doubtful
+    return dict(pairing.labels)
+
+
+def test_visits_keep_their_own_labels():
+    cases = ("P1", "P1_2", "P1-3")
+    got = paired(*(f"{c}{end}.nii.gz" for c in cases for end in ("", "_seg")))
+    assert got == {f"{c}.nii.gz": {"seg": f"{c}_seg.nii.gz"} for c in cases}
+
+
+@pytest.mark.parametrize("others", [("P1_2", "P1-3"), ("P1_2",), ("P1_v2_t1",), ("P1_a", "P1_b")])
+def test_a_label_that_may_be_anothers_is_left_out_with_its_candidates(others):
+    pairing = pair_labels([*(f"{o}.nii" for o in others), "P1_seg.nii"])
+    assert not pairing.labels
+    code, why = pairing.skipped["P1_seg.nii"]
+    assert code == "ambiguous-label" and all(f"{o}.nii" in why for o in others)
+
+
+def test_kinds_of_one_case_share_its_label_unless_they_have_their_own():
+    names = ("b_t1.nii", "b_flair.nii", "b_0000.nii", "b_seg.nii", "b_t1_seg.nii")
+    assert paired(*names) == {
+        "b_t1.nii": {"seg": "b_t1_seg.nii"},
+        "b_flair.nii": {"seg": "b_seg.nii"},
+        "b_0000.nii": {"seg": "b_seg.nii"},
+    }
+
+
+def test_the_only_image_that_fits_has_the_label():
+    assert paired("P1_brain.nii", "P1_seg.nii") == {"P1_brain.nii": {"seg": "P1_seg.nii"}}
+
+
+def test_several_labels_of_one_image_have_several_names():
+    got = paired("P1.nii", "P1_seg.nii", "P1_mask.nii", "P1_lesion.nii")
+    assert got == {"P1.nii": {w: f"P1_{w}.nii" for w in ("seg", "mask", "lesion")}}
+
+
+def test_of_two_labels_with_one_name_neither_is_taken():
+    pairing = pair_labels(["P1.nii", "P1-seg.nii", "P1_seg.nii"])
+    assert not pairing.labels
+    assert {code for code, _ in pairing.skipped.values()} == {"ambiguous-label"}
+    assert "P1-seg.nii" in pairing.skipped["P1_seg.nii"][1]
+
+
+def test_labels_below_images_go_by_name_first():
+    names = ["img1.nii", "img2.nii", "labels/img1.nii", "labels/img2.nii"]
+    assert paired(*names) == {f"img{i}.nii": {"seg": f"labels/img{i}.nii"} for i in (1, 2)}
+    pairing = pair_labels([*names, "img3.nii", "labels/img4.nii"])
+    assert "img3.nii" not in pairing.labels
+    assert pairing.skipped["labels/img4.nii"][0] == "label-without-image"
+
+
+def test_organs_below_one_subject_are_all_its_labels():
+    got = paired("s1/ct.nii", "s1/segmentations/liver.nii", "s1/segmentations/spleen.nii")
+    assert set(got["s1/ct.nii"]) == {"liver", "spleen"}
+
+
+def test_organs_below_several_subjects_are_nobodys():
+    pairing = pair_labels(["p1.nii", "p2.nii", "labels/liver.nii"])
+    assert not pairing.labels and pairing.skipped["labels/liver.nii"][0] == "ambiguous-label"
+
+
+def test_our_own_export():
+    names = [f"images/{i}.nii.gz" for i in "ab"]
+    names += [f"labels/{kind}/{i}.nii.gz" for kind in ("seg", "masks") for i in "ab"]
+    want = {k: f"labels/{k}/a.nii.gz" for k in ("seg", "masks")}
+    assert paired(*names)["images/a.nii.gz"] == want
+
+
+@pytest.mark.parametrize(
+    ("image", "label"),
+    [
+        ("volume-{}.nii", "segmentation-{}.nii"),
+        ("img/img000{}.nii", "label/label000{}.nii"),
+        ("imagesTr/x_{}_0000.nii", "labelsTr/x_{}.nii"),
+        ("imagesTr/site/x{}.nii", "labelsTr/site/x{}.nii"),
+        ("images/x{}.nii", "masks/x{}_mask.nii"),
+        ("images/x{}_image.nii", "labels/x{}_label.nii"),
+        ("p{}/imaging.nii", "p{}/segmentation.nii"),
+        ("p{}_frame01.nii", "p{}_frame01_gt.nii"),
+    ],
+)
+def test_well_known_names(image, label):
+    got = paired(*(name.format(i) for i in (0, 1) for name in (image, label)))
+    assert got == {image.format(i): {"seg": label.format(i)} for i in (0, 1)}
+
+
+def test_several_organs_across_from_one_image():
+    got = paired("images/x.nii", "labels/x_liver.nii", "labels/x_spleen.nii")
+    assert set(got["images/x.nii"]) == {"liver", "spleen"}
+    pairing = pair_labels(["images/x.nii", "labels/x_2.nii"])
+    assert not pairing.labels and pairing.skipped["labels/x_2.nii"][0] == "ambiguous-label"
+
+
+def test_masks_of_a_folder_of_modalities_are_its_subjects():
+    got = paired("p/t1.nii", "p/flair.nii", "p/brain_mask.nii")
+    assert got["p/t1.nii"] == got["p/flair.nii"] == {"brain_mask": "p/brain_mask.nii"}
+
+
+def test_a_label_without_image_among_labels_is_left_out():
+    pairing = pair_labels(["a.nii", "a_seg.nii", "q_seg.nii"])
+    assert pairing.skipped["q_seg.nii"][0] == "label-without-image"
+
+
+def test_a_dataset_called_segmentation_holds_images():
+    assert paired("segmentation/P1/t1.nii", "segmentation/P1/seg.nii")
+    got = paired("segmentation/images/a.nii", "segmentation/labels/a.nii")
+    assert list(got) == ["segmentation/images/a.nii"]
+
+
+@pytest.mark.parametrize("name", ["brain_mask.nii", "labelsTr/a.nii", "segmentation-0.nii"])
+def test_what_sounds_like_a_label_and_is_taken_for_an_image_is_doubtful(name):
+    pairing = pair_labels([name])
+    assert (pairing.doubtful, pairing.skipped) == ([name], {})

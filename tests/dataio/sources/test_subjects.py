@@ -1,0 +1,66 @@
+"""A person is one subject: over visits, over kinds of image, and in tables of equal names."""
+
+import json
+
+import pytest
+
+from mim3d.dataio.sources.discover import discover
+from mim3d.dataio.sources.subjects import images_below, subject_from
+
+
+def subjects(*names: str) -> list[str]:
+    return [subject_from(name, images_below(names)) for name in names]
+
+
+@pytest.mark.parametrize("visit", ["visit{}", "ses-{}", "timepoint_{}", "2019-01-0{}", "m{}2"])
+def test_visits_are_one_subject(visit):
+    names = [f"p{p}/{visit.format(v)}/t1.nii" for p in (1, 2) for v in (1, 2)]
+    assert subjects(*names) == ["p1", "p1", "p2", "p2"]
+
+
+def test_many_visits_of_many_kinds_are_one_subject():
+    kinds = ("t1", "t2", "flair", "dwi")
+    names = [f"p1/visit{v}/{k}.nii" for v in range(9) for k in kinds]
+    names += [f"p2/visit{v}/anat/p2_visit{v}_{k}.nii" for v in range(9) for k in kinds]
+    assert set(subjects(*names[:36])) == {"p1"}
+    assert set(subjects(*names[36:])) == {"p2/p2"}
+
+
+def test_visits_above_people_are_not_their_subject():
+    names = [f"visit{v}/P{p}.nii" for v in (1, 2) for p in range(20)]
+    assert subjects(*names) == [f"P{p}" for p in range(20)] * 2
+
+
+def test_numbers_in_names_make_no_visits_of_a_person():
+    assert subjects("P1.nii", "P1_2.nii") == ["P1", "P1_2"]
+
+
+@pytest.mark.parametrize("root", ["", "/mnt/data/", "s3://bucket/raw/", "../elsewhere/"])
+def test_tables_take_the_folder_that_differs(tmp_path, root):
+    names = ["c0/imaging.nii", "c1/imaging.nii", "a/P1.nii", "b/P1.nii", "imagesTr/P2_t1.nii"]
+    names += ["imagesTr/P2_t2.nii", "p/visit1/t1.nii", "p/visit2/t1.nii"]
+    for name in names:
+        (tmp_path / "data" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "data" / name).touch()
+    (tmp_path / "elsewhere").symlink_to(tmp_path / "data")
+    base = str(tmp_path / "data") + "/" if root.startswith("/") else root
+    rows = [base + name for name in names]
+    (tmp_path / "data" / "t.csv").write_text("image\n" + "\n".join(rows) + "\n")
+    (tmp_path / "data" / "list.json").write_text(
+        json.dumps({"training": [{"image": row} for row in rows]})
+    )
+    want = ["c0", "c1", "a/P1", "b/P1", "P2", "P2", "p", "p"]
+    for file in ("t.csv", "list.json"):
+        found = discover(str(tmp_path / "data" / file)).sources
+        assert [s.subject for s in found] == want
+        assert [s.id for s in found][:4] == ["c0_imaging", "c1_imaging", "a_P1", "b_P1"]
+        assert len({s.id for s in found}) == len(found)
+
+
+def test_what_a_table_tells_stands(tmp_path):
+    for name in ("a/t1.nii", "b/t1.nii"):
+        (tmp_path / name).parent.mkdir()
+        (tmp_path / name).touch()
+    (tmp_path / "t.csv").write_text("id,image,subject\nX,a/t1.nii,S\nY,b/t1.nii,S\n")
+    found = discover(str(tmp_path / "t.csv")).sources
+    assert [(s.id, s.subject) for s in found] == [("X", "S"), ("Y", "S")]

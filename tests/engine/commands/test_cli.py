@@ -1,0 +1,97 @@
+"""The command line's frame: exit codes, one-line errors, --json, and help for every command."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from mim3d.engine.commands import cli
+from mim3d.engine.commands.outcome import Outcome
+
+
+def test_without_words_it_teaches(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main([]) == 2
+    shown = capsys.readouterr().out
+    assert all(name in shown for name in cli.COMMANDS)
+    assert cli.main(["--help"]) == 0
+
+
+def test_unknown_command_names_the_known(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["convrt"]) == 2
+    assert "'convrt'" in (error := capsys.readouterr().err)
+    assert "convert" in error
+
+
+@pytest.mark.parametrize("words", [["--json", "f.json", "a"], ["a", "--json=f.json"]])
+def test_json_flag_is_taken_out_wherever_it_stands(words: list[str]) -> None:
+    assert cli.split_json_flag(words) == (Path("f.json"), ["a"])
+
+
+def test_json_flag_without_a_file_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["env", "--json"]) == 2
+    assert "--json FILE" in capsys.readouterr().err
+
+
+def test_user_errors_end_in_one_line(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fails(name: str, words: list[str]) -> Outcome:
+        raise ValueError("corpus.zarr: no manifest; run mim3d convert")
+
+    monkeypatch.setattr(cli, "run_command", fails)
+    assert cli.main(["verify", "x"]) == 2
+    assert capsys.readouterr().err == "mim3d verify: corpus.zarr: no manifest; run mim3d convert\n"
+
+
+def test_loss_on_the_way_exits_3_and_still_writes_figures(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    outcome = Outcome({"rate": float("nan"), "n": 3, "rows": [{"x": float("inf")}]}, lost=1)
+    monkeypatch.setattr(cli, "run_command", lambda name, words: outcome)
+    file = tmp_path / "deep" / "figures.json"
+    assert cli.main(["convert", "--json", str(file)]) == 3
+    assert json.loads(file.read_text()) == {"rate": None, "n": 3, "rows": [{"x": None}]}
+
+
+def test_env_figures_name_versions_and_optional_parts(tmp_path: Path) -> None:
+    file = tmp_path / "env.json"
+    assert cli.main(["env", "--json", str(file)]) == 0
+    figures = json.loads(file.read_text())
+    assert figures["versions"]["torch"] == figures["torch"]["torch"].split("+")[0] or (
+        figures["versions"]["torch"] == figures["torch"]["torch"]
+    )
+    assert "apex" in figures["optional"]
+    assert figures["kernels"]["cpu"].startswith(("reference", "triton"))
+
+
+def test_system_errors_name_their_file_first() -> None:
+    assert cli.told(OSError(28, "No space left on device", "x.png")) == (
+        "x.png: No space left on device"
+    )
+    assert cli.told(ValueError("as it is")) == "as it is"
+
+
+def test_help_is_plain_and_tells_of_json_and_globs(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        cli.main(["convert", "--help"])
+    shown = capsys.readouterr().out
+    assert "{None}" not in shown and "--json FILE" in shown
+    assert "in quotes" in shown and "msd:Task04_Hippocampus" in shown
+    framed = [line for line in shown.splitlines() if line.startswith(("│", "|"))]
+    assert len({len(line) for line in framed}) <= 1
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", list(cli.COMMANDS))
+def test_every_command_has_help(name: str) -> None:
+    done = subprocess.run(
+        [sys.executable, "-P", "-m", "mim3d.engine.commands.cli", name, "--help"],
+        capture_output=True,
+        check=False,
+        text=True,
+        timeout=120,
+    )
+    assert done.returncode == 0, done.stderr
+    assert len(done.stdout) > 200

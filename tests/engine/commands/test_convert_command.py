@@ -1,0 +1,210 @@
+import json
+
+import nibabel as nib
+import numpy as np
+import pytest
+
+from mim3d.engine.commands.cli import main
+
+
+@pytest.fixture
+def folder(tmp_path):
+    rng = np.random.default_rng(0)
+    images = tmp_path / "images"
+    images.mkdir()
+    for i in range(3):
+        voxels = rng.integers(0, 400, (30, 31, 32)).astype(np.int16)
+        nib.save(nib.Nifti1Image(voxels, np.diag([-1, 1, 1, 1])), images / f"case{i}.nii.gz")
+    return images
+
+
+def figures(tmp_path):
+    return json.loads((tmp_path / "figures.json").read_text())
+
+
+def test_convert_verify_and_convert_again(folder, tmp_path, capsys):
+    words = [
+        str(folder),
+        str(tmp_path / "c"),
+        "--workers",
+        "1",
+        "--json",
+        str(tmp_path / "figures.json"),
+    ]
+    assert main(["convert", *words]) == 0
+    assert figures(tmp_path)["n_converted"] == 3
+    assert main(["convert", *words]) == 0
+    assert (figures(tmp_path)["n_converted"], figures(tmp_path)["n_unchanged"]) == (0, 3)
+    assert main(["verify", str(tmp_path / "c"), "--sources"]) == 0
+    assert "3 volumes" in capsys.readouterr().out
+
+
+def test_a_bad_file_is_named_and_exits_3(folder, tmp_path, capsys):
+    bad = folder / "case9.nii.gz"
+    bad.write_bytes((folder / "case0.nii.gz").read_bytes()[:-40])
+    words = [
+        str(folder),
+        str(tmp_path / "c"),
+        "--workers",
+        "1",
+        "--json",
+        str(tmp_path / "figures.json"),
+    ]
+    assert main(["convert", *words]) == 3
+    told = capsys.readouterr().out
+    assert "case9.nii.gz" in told and "1 truncated" in told
+    assert figures(tmp_path)["quarantine"] == {"truncated": 1}
+    assert figures(tmp_path)["n_volumes"] == 3
+
+
+def test_a_dry_run_tells_and_writes_nothing(folder, tmp_path, capsys):
+    (folder / "case7.nii.gz").write_bytes(b"nothing of the kind")
+    words = [
+        str(folder),
+        str(tmp_path / "c"),
+        "--dry-run",
+        "--json",
+        str(tmp_path / "figures.json"),
+    ]
+    assert main(["convert", *words]) == 0
+    told = capsys.readouterr().out
+    assert "3 sources, 3 volumes" in told and "case7.nii.gz" in told
+    got = figures(tmp_path)
+    assert got["voxel_bytes"] == 3 * 30 * 31 * 32 * 2
+    assert 0.2 < got["estimated_bytes"] / got["voxel_bytes"] < 1.2 and got["estimated_seconds"] > 0
+    assert not (tmp_path / "c").exists()
+
+
+def test_a_dry_run_tells_every_id_in_full(folder, tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "60")
+    long = "p" * 90
+    for i in range(22):
+        (folder / f"{long}{i:02d}.nii.gz").write_bytes((folder / "case0.nii.gz").read_bytes())
+    json_file = tmp_path / "figures.json"
+    assert main(["convert", str(folder), "x", "--dry-run", "--json", str(json_file)]) == 0
+    told = capsys.readouterr().out
+    assert f"\n{long}16  30 31 32  1 " in told and "... and 5 more" in told
+    found = figures(tmp_path)["found"]
+    assert [item["id"] for item in found][3:] == [f"{long}{i:02d}" for i in range(22)]
+    assert found[0]["images"] == [str(folder / "case0.nii.gz")]
+    assert found[0]["shape"] == [30, 31, 32] and found[0]["subject"] == "case0"
+
+
+def test_a_dry_run_tells_bad_labels_and_keeps_their_images(folder, tmp_path, capsys):
+    other = nib.Nifti1Image(np.zeros((9, 9, 9), np.uint8), np.eye(4))
+    nib.save(other, folder / "case0_seg.nii.gz")
+    fraction = np.full((30, 31, 32), 0.5, np.float32)
+    nib.save(nib.Nifti1Image(fraction, np.diag([-1, 1, 1, 1])), folder / "case1_seg.nii.gz")
+    json_file = tmp_path / "figures.json"
+    assert main(["convert", str(folder), "x", "--dry-run", "--json", str(json_file)]) == 0
+    assert figures(tmp_path)["sources"] == 3
+    codes = {item["code"] for item in figures(tmp_path)["skipped"]}
+    assert codes == {"other-grid", "label-not-integer"}
+
+
+def test_what_is_taken_for_an_image_is_warned_of(folder, tmp_path, capsys):
+    (folder / "mask_of_me.nii.gz").write_bytes((folder / "case0.nii.gz").read_bytes())
+    words = ["convert", str(folder), str(tmp_path / "c"), "--workers", "1"]
+    assert main([*words, "--json", str(tmp_path / "figures.json")]) == 0
+    assert "warning: " in (told := capsys.readouterr().out) and "mask_of_me.nii.gz" in told
+    assert len(figures(tmp_path)["warnings"]) == 1
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (["SRC", "c", "--workers", "-3"], "workers -3: at least 1"),
+        (["SRC", "c", "--workers", "q"], "--workers takes INT, got q"),
+        (["SRC", "c", "--spacing", "1", "1"], "--spacing-mm takes FLOAT FLOAT FLOAT, got 1, 1"),
+        (["SRC", "c", "--window", "-inf", "100"], "window (-inf, 100.0)"),
+        (["SRC", "c", "--layout", "dicom"], "layout 'dicom': one of auto"),
+        (["SRC", "c", "--dtyp", "x"], "Unrecognized options: --dtyp, x"),
+        (["SRC"], "DST"),
+        (["SRC", ""], "DST is empty"),
+        (["SRC", "SRC/case0.nii.gz"], "case0.nii.gz: is a file, and a corpus is a folder"),
+        (["a.nii", "b.nii", "c.nii", "d"], "put a glob in quotes"),
+    ],
+)
+def test_wrong_words_end_in_one_line(folder, capsys, words, told):
+    assert main(["convert", *(w.replace("SRC", str(folder)) for w in words)]) == 2
+    error = capsys.readouterr().err
+    assert told in error and error.count("\n") == 1 and "[bold]" not in error
+
+
+@pytest.mark.parametrize("command", ["verify", "inspect", "export-nifti"])
+def test_wrong_words_of_other_commands_end_in_one_line(capsys, command):
+    assert main([command, "--no-such"]) == 2
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1 and f"see mim3d {command} --help" in error
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (["verify", "c", "--workers", "0"], "workers 0: at least 1"),
+        (["inspect", "c", "--volumes", "0"], "volumes 0: at least 1"),
+        (["inspect", "c", "--rows", "-1"], "rows -1: 0 or more"),
+    ],
+)
+def test_numbers_out_of_range(capsys, words, told):
+    assert main(words) == 2
+    assert told in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("command", ["inspect", "export-nifti"])
+def test_a_folder_that_cannot_be_written_is_named(folder, tmp_path, capsys, command):
+    corpus, blocked = str(tmp_path / "c"), tmp_path / "file"
+    assert main(["convert", str(folder), corpus, "--workers", "1"]) == 0
+    blocked.write_text("in the way")
+    where = ["--out"] if command == "inspect" else []
+    assert main([command, corpus, *where, str(blocked / "deep")]) == 2
+    error = capsys.readouterr().err
+    assert "cannot be written" in error and str(blocked) in error and "[Errno" not in error
+
+
+def test_options_by_their_short_names(folder, tmp_path):
+    words = [
+        "--spacing",
+        "2",
+        "2",
+        "2",
+        "--orient",
+        "LPS",
+        "--window",
+        "-10",
+        "300",
+        "--dtype",
+        "uint8",
+    ]
+    assert main(["convert", str(folder), str(tmp_path / "c"), "--workers", "1", *words]) == 0
+    recipe = json.loads((tmp_path / "c" / "zarr.json").read_text())["attributes"]["mim3d"][
+        "conversion"
+    ]
+    assert recipe["spacing_mm"] == [2.0, 2.0, 2.0] and recipe["orientation"] == "LPS"
+    assert recipe["window"] == [-10.0, 300.0] and recipe["dtype"] == "uint8"
+    same = ["--spacing=2,2,2", "--orient=LPS", "--window=-10,300", "--dtype=uint8"]
+    assert main(["convert", str(folder), str(tmp_path / "c"), "--workers", "1", *same]) == 0
+
+
+def test_damage_exits_3_and_no_corpus_exits_2(folder, tmp_path, capsys):
+    assert main(["convert", str(folder), str(tmp_path / "c"), "--workers", "1"]) == 0
+    shard = tmp_path / "c" / "case1" / "0" / "c" / "0" / "0" / "0"
+    content = bytearray(shard.read_bytes())
+    content[100] ^= 4
+    shard.write_bytes(bytes(content))
+    assert main(["verify", str(tmp_path / "c"), "--json", str(tmp_path / "figures.json")]) == 3
+    assert "case1/0/c/0/0/0: bad-chunk: chunk 0" in capsys.readouterr().out
+    assert figures(tmp_path)["problems"][0]["code"] == "bad-chunk"
+    shard.parents[4].joinpath("zarr.json").unlink()
+    assert main(["verify", str(tmp_path)]) == 2
+    assert "not a corpus" in capsys.readouterr().err
+
+
+def test_a_damaged_volume_is_mended_by_deleting_it(folder, tmp_path):
+    import shutil
+
+    assert main(["convert", str(folder), str(tmp_path / "c"), "--workers", "1"]) == 0
+    shutil.rmtree(tmp_path / "c" / "case1")
+    assert main(["verify", str(tmp_path / "c")]) == 3
+    assert main(["convert", str(folder), str(tmp_path / "c"), "--workers", "1"]) == 0
+    assert main(["verify", str(tmp_path / "c")]) == 0

@@ -1,0 +1,214 @@
+"""`mim3d pretrain` as a person calls it."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import psutil
+import pytest
+import torch.distributed as dist
+from small_run import make_corpus
+
+from mim3d.engine.commands import cli
+from mim3d.engine.commands.pretrain import main, rank_words
+from mim3d.engine.distributed import launch
+from mim3d.engine.distributed.process_group import adopt_slurm, process_ranks
+from mim3d.engine.errors import ConfigError
+from mim3d.engine.pretrain.metrics import read_rows
+
+SMALL = """
+    --vit.crop-size 16 16 16 --vit.width 24 --vit.depth 1 --vit.heads 2 --steps 2 --global-batch 2
+    --method.decoder-width 24 --method.decoder-depth 1 --method.decoder-heads 2 --log.every 1
+""".split()  # noqa: SIM905  read as words of a command
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory):
+    return make_corpus(tmp_path_factory.mktemp("corpus"))
+
+
+def test_a_run_and_its_figures(corpus, tmp_path):
+    words = ["demo-mae", "--data.corpus", str(corpus), "--out", str(tmp_path / "run"), *SMALL]
+    outcome = main(words)
+    assert outcome.exit_code == 0
+    assert outcome.figures["step"] == 2
+    assert not outcome.figures["interrupted"]
+    assert outcome.figures["loss"] > 0
+    assert json.loads((tmp_path / "run" / "config.json").read_text())["vit"]["width"] == 24
+
+
+@pytest.mark.slow
+def test_nproc_starts_ranks(corpus, tmp_path):
+    command = [
+        sys.executable,
+        "-m",
+        "mim3d.engine.commands.cli",
+        "pretrain",
+        "demo-mae",
+        "--nproc",
+        "2",
+    ]
+    command += ["--data.corpus", str(corpus), "--out", str(tmp_path / "run"), *SMALL]
+    command += ["--json", str(tmp_path / "figures.json")]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=240, check=False)
+    assert done.returncode == 0, done.stderr[-2000:]
+    row = json.loads((tmp_path / "run" / "metrics.jsonl").read_text().splitlines()[-1])
+    assert row["world"] == 2
+    told = json.loads((tmp_path / "figures.json").read_text())
+    assert (told["nproc"], told["step"], told["loss"]) == (2, 2, row["loss"])
+    assert "pretext" in told
+    began = (tmp_path / "run" / "metrics.jsonl").stat().st_mtime_ns
+    again = main([*command[4:-2], "--nproc", "2"])  # finished: no rank is started for the answer
+    assert again.figures == told
+    assert (tmp_path / "run" / "metrics.jsonl").stat().st_mtime_ns == began
+
+
+def small_ranks(corpus, run, *words):
+    command = [
+        sys.executable,
+        "-m",
+        "mim3d.engine.commands.cli",
+        "pretrain",
+        "demo-mae",
+        "--nproc",
+        "2",
+    ]
+    command += ["--data.corpus", str(corpus), "--out", str(run), *SMALL, *words]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+    return subprocess.Popen(
+        command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
+    )
+
+
+@pytest.mark.slow
+def test_an_error_of_one_rank_is_one_line_of_the_whole_run(corpus, tmp_path):
+    """The first rank alone opens Weights & Biases; a module that refuses stands in for it."""
+    (tmp_path / "wandb.py").write_text("raise ImportError('not here')\n")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PYTHONPATH", str(tmp_path))
+        run = small_ranks(corpus, tmp_path / "run", "--log.wandb")
+    told = run.communicate(timeout=240)[1].strip().splitlines()
+    assert run.returncode == 2
+    assert len(told) == 1, told
+    assert "pip install wandb" in told[0]
+
+
+def wait_for_rows(run, file):
+    deadline = time.monotonic() + 200
+    while not (file.exists() and len(read_rows(file)) > 3):
+        assert run.poll() is None, run.communicate()[1][-2000:]
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1, signal.SIGINT, signal.SIGKILL])
+def test_signals_to_launcher_and_rank(corpus, tmp_path, number):
+    """SIGTERM or SIGUSR1 to the launcher saves and exits 0, SIGINT ends and does not.
+
+    A killed rank ends the run in one line.
+    """
+    run = small_ranks(corpus, tmp_path / "run", "--steps", "100000", "--checkpoint.every", "50000")
+    wait_for_rows(run, tmp_path / "run" / "metrics.jsonl")
+    if number != signal.SIGKILL:
+        run.send_signal(number)
+    else:
+        psutil.Process(run.pid).children()[0].send_signal(number)
+    told = run.communicate(timeout=100)[1].strip().splitlines()
+    saved = list((tmp_path / "run" / "checkpoints").glob("step-*"))
+    if number in {signal.SIGTERM, signal.SIGUSR1}:
+        assert run.returncode == 0, told
+        assert len(saved) == 1
+    elif number == signal.SIGINT:
+        assert run.returncode == 130, told
+    else:
+        assert run.returncode == 2
+        assert len(told) == 1, told
+        assert "ended by SIGKILL" in told[0]
+        assert not saved
+
+
+def test_ranks_have_time_to_save_before_they_are_killed(tmp_path, monkeypatch):
+    """The agent's own 30 s are less than a large checkpoint takes to be written."""
+    seen = []
+
+    def elastic_launch(config, _):
+        seen.append(config)
+        return lambda *_: None
+
+    monkeypatch.setattr(launch, "elastic_launch", elastic_launch)
+    words = ["demo-mae", "--data.corpus", "c", "--out", str(tmp_path / "run"), "--nproc", "2"]
+    outcome = main([*words, "--parallel.timeout-s", "450"])
+    assert seen[0].shutdown_timeout == 450
+    assert "SIGUSR1" in seen[0].signals_to_handle
+    assert outcome.figures["interrupted"]
+
+
+def test_of_many_ranks_one_writes_the_figures(corpus, tmp_path, monkeypatch):
+    words = ["demo-mae", "--data.corpus", str(corpus), "--out", str(tmp_path / "run"), *SMALL]
+    figures = tmp_path / "figures.json"
+    assert cli.main(["pretrain", *words]) == 0
+    for rank, written in (("1", False), ("0", True)):
+        monkeypatch.setenv("RANK", rank)
+        assert cli.main(["pretrain", *words, "--json", str(figures)]) == 0
+        assert figures.exists() == written
+
+
+@pytest.mark.parametrize(
+    ("words", "wanted"),
+    [
+        (["demo-mae", "--out", "x", "--nproc", "0"], "--nproc 0 must be at least 1"),
+        (["demo-mae", "--out", "x", "--nproc", "3"], "global_batch 16 must be a multiple of 3"),
+        (["demo-mae", "--out", "x", "--data.corpus", "/nowhere.zarr"], "/nowhere.zarr"),
+        (["demo-mae", "--out", "x"], "--data.corpus"),
+        (["no-such", "--out", "x"], "no recipe 'no-such'"),
+        (["demo-mae", "--out", "x", "--vit.patch-size", "5", "8", "8"], "vit.patch_size"),
+    ],
+)
+def test_errors_are_one_line(words, wanted, tmp_path):
+    done = subprocess.run(
+        [sys.executable, "-m", "mim3d.engine.commands.cli", "pretrain", *words],
+        capture_output=True,
+        text=True,
+        check=False,
+        cwd=tmp_path,
+    )
+    assert done.returncode == 2
+    assert wanted in done.stderr
+    assert "Traceback" not in done.stderr
+    assert not (tmp_path / "x").exists()
+
+
+def test_slurms_variables_are_taken(monkeypatch):
+    for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_PORT"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("SLURM_NTASKS", "4")
+    monkeypatch.setenv("SLURM_PROCID", "3")
+    monkeypatch.setenv("SLURM_LOCALID", "1")
+    with pytest.raises(ConfigError, match="export MASTER_ADDR"):
+        adopt_slurm()
+    monkeypatch.setenv("MASTER_ADDR", "node-0")
+    adopt_slurm()
+    # pop, not monkeypatch.delenv: that would put the values back when the test ends.
+    taken = {n: os.environ.pop(n) for n in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_PORT")}
+    assert taken == {
+        "RANK": "3", "WORLD_SIZE": "4", "LOCAL_RANK": "1", "MASTER_PORT": "29500",
+    }  # fmt: skip
+
+
+def test_a_group_that_exists_is_joined_and_left():
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    try:
+        with process_ranks(30.0) as ranks:
+            assert (ranks.rank, ranks.world) == (0, 1)
+        assert dist.is_initialized()
+    finally:
+        dist.destroy_process_group()
+
+
+def test_the_launchers_words_are_not_the_ranks():
+    words = ["demo-mae", "--nproc", "4", "--out", "x", "--max-restarts=3", "--steps", "5"]
+    assert rank_words(words) == ["demo-mae", "--out", "x", "--steps", "5"]

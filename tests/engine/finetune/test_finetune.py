@@ -1,0 +1,307 @@
+"""Fine-tuning on a small converted phantom: the seed's promises, resuming, refusals."""
+
+import csv
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from mim3d.dataio.convert.run import convert
+from mim3d.dataio.corpus.conversion import Conversion
+from mim3d.dataio.reader.corpus import Corpus
+from mim3d.dataio.sources.discover import discover
+from mim3d.dataio.sources.phantom import make_cohort
+from mim3d.engine.commands import finetune as command
+from mim3d.engine.errors import ConfigError
+from mim3d.engine.finetune import finetune
+from mim3d.engine.finetune.classification import auroc, balanced_accuracy, read_targets, windows
+from mim3d.engine.finetune.config import FinetuneConfig, input_mismatch
+from mim3d.engine.finetune.finetune import Session, run_finetune
+from mim3d.engine.finetune.network import build_segmentation, require_same_shape, step_flops
+from mim3d.engine.finetune.segmentation import SegmentationTask, middle_slice, n_classes
+from mim3d.engine.finetune.splits import SplitConfig
+from mim3d.engine.models.vit import ViT3D, ViTConfig
+from mim3d.engine.runs.encoder_file import save_encoder
+
+VIT = ViTConfig((16, 16, 16), (8, 8, 8), width=12, depth=2, heads=2)
+
+
+@pytest.fixture(scope="session")
+def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("phantom")
+    make_cohort(folder / "nifti", n_subjects=8, seed=0)
+    sources = discover(str(folder / "nifti")).sources
+    convert(sources, folder / "corpus.zarr", Conversion(), workers=1)
+    return folder / "corpus.zarr"
+
+
+@pytest.fixture
+def config(corpus: Path) -> FinetuneConfig:
+    return FinetuneConfig(
+        corpus=str(corpus),
+        vit=VIT,
+        feature_size=4,
+        steps=4,
+        batch=2,
+        eval_every=2,
+        split=SplitConfig(0.15, 0.15),
+        overlap=0.0,
+        device="cpu",
+    )
+
+
+def save_random_encoder(folder: Path, vit: ViTConfig = VIT) -> Path:
+    folder.mkdir()
+    torch.manual_seed(5)
+    save_encoder(folder, vit, ViT3D(vit).state_dict(), {"method": "mae"})
+    return folder
+
+
+def test_a_run_scores_at_fixed_steps_and_the_test_set_once(
+    config: FinetuneConfig, tmp_path: Path
+) -> None:
+    result = run_finetune(config, tmp_path / "run")
+    seen = [(row["split"], row["step"]) for row in result.rows]
+    assert seen == [("validation", 0), ("validation", 2), ("validation", 4), ("test", 4)]
+    last = result.rows[-1]
+    assert 0 <= last["score"] <= 1
+    assert len(last["dice_by_class"]) == 3
+    assert last["flops"] == pytest.approx(4 * result.step_flops)
+    assert {case["split"] for case in result.cases} == {"validation", "test"}
+    assert len(result.cases) == len(result.subjects["validation"]) + len(result.subjects["test"])
+    with np.load(tmp_path / "run" / "pictures.npz", allow_pickle=False) as slices:
+        assert slices["0.truth"].shape == slices["0.prediction"].shape
+    again = run_finetune(config, tmp_path / "run")
+    assert again.rows == result.rows
+
+
+def test_the_encoder_has_a_rate_of_its_own(config: FinetuneConfig) -> None:
+    slow = Session(replace(config, encoder_lr_scale=0.25))
+    try:
+        slow.train_step()
+        head, encoder = slow.optimiser.param_groups
+        assert encoder["lr"] == pytest.approx(0.25 * head["lr"])
+        names = {id(p): name for name, p in slow.task.net.named_parameters()}
+        assert all(names[id(p)].startswith("encoder.") for p in encoder["params"])
+        assert len(head["params"]) + len(encoder["params"]) == len(slow.trained)
+    finally:
+        slow.loader.close()
+    frozen = Session(replace(config, freeze=True))
+    assert len(frozen.optimiser.param_groups) == 1
+    frozen.loader.close()
+    with pytest.raises(ConfigError, match="encoder_lr_scale 0"):
+        replace(config, encoder_lr_scale=0.0)
+
+
+def test_stopped_and_resumed_equals_uninterrupted(
+    config: FinetuneConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = run_finetune(config, tmp_path / "whole")
+
+    def stop_after_two(steps: int, status: str) -> None:
+        stopped.append(status)
+        if len(stopped) == 4:  # told before the state of that evaluation is saved
+            raise KeyboardInterrupt
+
+    stopped: list[str] = []
+    with pytest.raises(KeyboardInterrupt):
+        run_finetune(config, tmp_path / "cut", stop_after_two)
+    resumed = run_finetune(config, tmp_path / "cut")
+    for one, other in zip(whole.rows, resumed.rows, strict=True):
+        assert one["score"] == other["score"]
+        assert one["train_loss"] == other["train_loss"] or one["split"] == "test"
+    assert whole.cases == resumed.cases
+
+
+def test_arms_of_one_seed_share_decoder_and_crops(config: FinetuneConfig, tmp_path: Path) -> None:
+    pretrained = replace(config, init=str(save_random_encoder(tmp_path / "enc")))
+    scratch, other = Session(config), Session(pretrained)
+    try:
+        one, two = scratch.task.net.state_dict(), other.task.net.state_dict()
+        equal = {key for key, value in one.items() if torch.equal(value, two[key])}
+        assert equal >= {key for key in one if key.startswith("decoder.")}
+        assert "encoder.patch_embed.weight" not in equal
+        first, second = next(scratch.loader), next(other.loader)
+        assert torch.equal(first.image, second.image)
+        assert torch.equal(first.sample, second.sample)
+    finally:
+        scratch.loader.close()
+        other.loader.close()
+
+
+def test_seeds_differ_and_the_encoder_is_the_checkpoints(
+    config: FinetuneConfig, tmp_path: Path
+) -> None:
+    one = build_segmentation(config, 3).state_dict()
+    same, other = (build_segmentation(replace(config, seed=s), 3).state_dict() for s in (0, 1))
+    assert all(torch.equal(one[key], same[key]) for key in one)
+    assert not torch.equal(
+        one["decoder.out.conv.conv.weight"], other["decoder.out.conv.conv.weight"]
+    )
+    folder = save_random_encoder(tmp_path / "enc")
+    loaded = build_segmentation(replace(config, init=str(folder)), 3).encoder.state_dict()
+    torch.manual_seed(5)
+    for key, tensor in ViT3D(VIT).state_dict().items():
+        assert torch.equal(loaded[key], tensor)
+
+
+def test_freeze_trains_the_head_only(config: FinetuneConfig) -> None:
+    net = build_segmentation(replace(config, freeze=True), 3)
+    assert not any(p.requires_grad for p in net.encoder.parameters())
+    assert all(p.requires_grad for p in net.decoder.parameters())
+    whole, frozen = (step_flops(replace(config, freeze=f), net) for f in (False, True))
+    assert frozen < whole
+
+
+def test_another_architecture_is_refused_by_name(config: FinetuneConfig, tmp_path: Path) -> None:
+    folder = save_random_encoder(tmp_path / "enc", replace(VIT, width=24))
+    with pytest.raises(ConfigError, match="width 24 instead of 12"):
+        build_segmentation(replace(config, init=str(folder)), 3)
+    require_same_shape("x", VIT, VIT, "vit")
+
+
+def test_a_folder_of_another_run_is_refused(config: FinetuneConfig, tmp_path: Path) -> None:
+    finetune.claim(config, tmp_path)
+    finetune.claim(replace(config, threads=2), tmp_path)
+    with pytest.raises(ConfigError, match="batch 2, not 3"):
+        finetune.claim(replace(config, batch=3), tmp_path)
+
+
+def test_bad_fields_name_themselves(config: FinetuneConfig) -> None:
+    with pytest.raises(ConfigError, match="both --train and --validation"):
+        replace(config, train=("a",))
+    with pytest.raises(ConfigError, match="targets"):
+        replace(config, head="classify")
+    with pytest.raises(ConfigError, match="steps"):
+        replace(config, steps=0)
+
+
+def test_labels_that_are_not_there(config: FinetuneConfig, corpus: Path) -> None:
+    records = Corpus.open(corpus).records
+    with pytest.raises(ConfigError, match="no foreground"):
+        n_classes(records, "nothing")
+    task = SegmentationTask(config, Corpus.open(corpus), torch.device("cpu"))
+    notes = task.notes([])
+    assert len(notes) == 3
+    assert "class 1 does not occur in the 0 training subjects" in notes[0]
+    assert "no score there" in task.notes([], "validation")[0]
+
+
+def test_middle_slice() -> None:
+    truth = np.zeros((5, 4, 4), np.uint8)
+    assert middle_slice(truth) == 2
+    truth[3, 1:3] = 1
+    assert middle_slice(truth) == 3
+
+
+def test_classification_runs_on_targets_of_a_table(
+    config: FinetuneConfig, corpus: Path, tmp_path: Path
+) -> None:
+    subjects = sorted({record.subject for record in Corpus.open(corpus).records})
+    table = tmp_path / "targets.csv"
+    with table.open("w", newline="") as stream:
+        writer = csv.writer(stream)
+        writer.writerow(["subject", "target"])
+        writer.writerows((s, "even" if i % 2 == 0 else "odd") for i, s in enumerate(subjects[1:]))
+    wanted = replace(
+        config, head="classify", targets=str(table), steps=2, split=SplitConfig(0.3, 0.2)
+    )
+    result = run_finetune(wanted, tmp_path / "run")
+    last = result.rows[-1]
+    assert {"accuracy", "auroc"} <= last.keys()
+    assert "1 of 8 subjects have no target: they can pretrain" in result.notes[0]
+    assert sum(result.cases[0]["probabilities"]) == pytest.approx(1.0)
+
+
+def test_classification_scores_by_hand() -> None:
+    probabilities = np.array([[0.9, 0.1], [0.6, 0.4], [0.6, 0.4], [0.1, 0.9]])
+    targets = np.array([0, 0, 1, 1])
+    assert auroc(probabilities, targets) == pytest.approx((1 + 1 + 0.5 + 1) / 4)
+    assert balanced_accuracy(np.array([0, 0, 0, 1]), targets) == pytest.approx(0.75)
+    assert balanced_accuracy(np.array([0, 0, 0]), np.array([0, 0, 1])) == pytest.approx(0.5)
+
+
+def test_windows_cover_every_voxel() -> None:
+    image = torch.arange(2 * 5 * 9 * 4, dtype=torch.float32).view(2, 5, 9, 4)
+    crops = windows(image, (4, 4, 6))
+    assert crops.shape == (6, 2, 4, 4, 6)
+    assert set(image.flatten().tolist()) == set(crops.flatten().tolist())
+
+
+def test_targets_must_be_a_table_of_two_classes(tmp_path: Path) -> None:
+    file = tmp_path / "t.csv"
+    file.write_text("id,class\na,1\n")
+    with pytest.raises(ConfigError, match="columns subject and target"):
+        read_targets(file)
+    file.write_text("subject,target\na,1\nb,1\n")
+    with pytest.raises(ConfigError, match="two classes"):
+        read_targets(file)
+
+
+def test_the_command_runs_a_recipe_and_names_what_is_missing(corpus: Path, tmp_path: Path) -> None:
+    words = ["demo", "--corpus", str(corpus), "--out", str(tmp_path / "run"), "--head", "linear"]
+    words += ["--vit.crop-size", "16", "16", "16", "--vit.width", "12", "--vit.depth", "1"]
+    words += ["--vit.heads", "2", "--steps", "1", "--eval-every", "1", "--batch", "1"]
+    outcome = command.main(words)
+    assert outcome.figures["step"] == 1
+    assert (tmp_path / "run" / "model.pt").exists()
+    with pytest.raises(ConfigError, match="--corpus"):
+        command.main(["demo"])
+    with pytest.raises(ConfigError, match="name a recipe first"):
+        command.main([])
+    with pytest.raises(ConfigError, match="unetr-vit-b-96"):
+        command.main(["unet"])
+
+
+def test_a_run_is_of_one_corpus_and_one_table_of_targets(
+    config: FinetuneConfig, tmp_path: Path
+) -> None:
+    corpus, targets, out = tmp_path / "corpus.zarr", tmp_path / "targets.csv", tmp_path / "run"
+    corpus.mkdir()
+    (corpus / "manifest.jsonl").write_text("{}")
+    targets.write_text("subject,target\n")
+    config = replace(config, corpus=str(corpus), targets=str(targets))
+    finetune.claim(config, out)
+    finetune.claim(replace(config, corpus="/moved/away.zarr"), out)
+    (corpus / "manifest.jsonl").write_text("{ }")
+    with pytest.raises(ConfigError, match=r"a run on another corpus .*choose another --out"):
+        finetune.claim(config, out)
+    (corpus / "manifest.jsonl").write_text("{}")
+    finetune.claim(config, out)
+    targets.write_text("subject,target\na,1\n")
+    with pytest.raises(ConfigError, match="a run on another targets"):
+        finetune.claim(config, out)
+
+
+def test_a_folder_from_before_corpora_were_told_is_gone_on_with(
+    config: FinetuneConfig, tmp_path: Path
+) -> None:
+    finetune.write_json(tmp_path / "config.json", finetune.identity(config))
+    finetune.claim(config, tmp_path)
+
+
+def test_intensities_that_the_encoder_does_not_know_are_told(
+    config: FinetuneConfig, tmp_path: Path
+) -> None:
+    torch.manual_seed(5)
+    save_encoder(tmp_path, VIT, ViT3D(VIT).state_dict(), {"normalise": "window:-175:250"})
+    told = input_mismatch(replace(config, init=str(tmp_path)))
+    assert len(told) == 1
+    assert "--normalise window:-175:250" in told[0]
+    assert input_mismatch(replace(config, init=str(tmp_path), normalise="window:-175:250")) == []
+    assert input_mismatch(config) == []
+
+
+def test_another_number_of_channels_is_told_before_the_first_step(
+    config: FinetuneConfig, tmp_path: Path
+) -> None:
+    with pytest.raises(ConfigError, match=r"vit\.channels is 2, the volumes of .* have 1"):
+        run_finetune(replace(config, vit=replace(VIT, channels=2)), tmp_path / "run")
+
+
+@pytest.mark.parametrize("change", [{"clip_norm": -1.0}, {"weight_decay": float("nan")}])
+def test_norms_and_decays_that_would_climb_are_refused(change: dict[str, float]) -> None:
+    with pytest.raises(ConfigError, match=f"{next(iter(change))} .*must not be"):
+        FinetuneConfig(**change)  # pyright: ignore[reportArgumentType]

@@ -1,0 +1,283 @@
+import dataclasses
+import json
+
+import pytest
+import torch
+import torch.distributed as dist
+from torch.distributed.fsdp import FSDPModule
+
+from mim3d.dataio.loader.batch import Batch
+from mim3d.engine.commands.plan import main
+from mim3d.engine.distributed.parallel import (
+    make_mesh,
+    set_recompute,
+    shard_model,
+    transformer_blocks,
+)
+from mim3d.engine.errors import ConfigError
+from mim3d.engine.models.flops import run_flops
+from mim3d.engine.models.swin import SwinConfig
+from mim3d.engine.models.vit import ViTConfig
+from mim3d.engine.pretrain.plan import (
+    Shards,
+    accumulated_bytes,
+    activation_values,
+    make_plan,
+    network_bytes,
+    read_calibration,
+    sharding_dry_run,
+)
+from mim3d.engine.pretrain.recipes import RECIPES, recipe
+
+
+def make_batch(config, b):
+    first, second = torch.randn(2, b, config.vit.channels, *config.vit.crop_size).unbind(0)
+    zeros = torch.zeros(b, dtype=torch.int64)
+    return Batch(first, second, None, zeros, torch.zeros(b, 3).long(), torch.arange(b), 0)
+
+
+def saved_values(config, b=2):
+    """Distinct float32 values that autograd keeps for backward, weights left out."""
+    model = config.build()
+    for block in transformer_blocks(model) if config.swin and config.parallel.recompute else ():
+        set_recompute(block)
+    batch = make_batch(config, b)
+    own = {p.untyped_storage().data_ptr() for p in model.parameters()}
+    kept = {}
+
+    def pack(tensor):
+        place = tensor.untyped_storage().data_ptr()
+        if place not in own and tensor.is_floating_point():
+            kept[place] = (tensor.untyped_storage().nbytes() / 4, tensor)
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        model(batch)
+    return sum(values for values, _ in kept.values()) / b
+
+
+@pytest.mark.parametrize("recompute", [False, True])
+@pytest.mark.parametrize("name", ["demo-mae", "demo-simmim", "demo-simclr"])
+def test_activations_are_predicted_within_a_tenth(name, recompute, monkeypatch):
+    config = recipe(name)
+    vit = ViTConfig((32, 32, 64), (8, 8, 8), width=96, depth=6, heads=3)
+    parallel = dataclasses.replace(config.parallel, recompute=recompute)
+    config = dataclasses.replace(config, vit=vit, parallel=parallel)
+    if recompute:
+        # What checkpointing keeps is inputs; the block under recomputation is counted once.
+        from mim3d.engine.models import vit as vit_module
+
+        plain = vit_module.Block.__init__
+
+        def init(self, *arguments):
+            plain(self, *arguments)
+            self.recompute = True
+
+        monkeypatch.setattr(vit_module.Block, "__init__", init)
+        assert activation_values(config) < 0.45 * activation_values(
+            dataclasses.replace(config, parallel=dataclasses.replace(parallel, recompute=False))
+        )
+        assert activation_values(config) >= saved_values(config)
+        return
+    assert activation_values(config) == pytest.approx(saved_values(config), rel=0.1)
+
+
+@pytest.mark.parametrize("gpus", [1, 8, 1024])
+def test_the_dry_run_shards_every_parameter(gpus):
+    config = recipe("btcv-mae")
+    shards = sharding_dry_run(dataclasses.replace(config, global_batch=1024), gpus)
+    assert shards.parameters == sum(p.numel() for p in config.build().parameters())
+    assert shards.local_parameters * gpus >= shards.parameters
+    assert shards.local_parameters <= shards.parameters / gpus * 1.2 + 1e6
+    assert not dist.is_initialized()
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_every_recipe_can_be_planned(name):
+    config = recipe(name)
+    plan = make_plan(config, 8, 989e12, 0.4, "test")
+    assert plan.memory_gb > plan.state_gb > 0
+    assert plan.flops_per_step == run_flops(config.method, config.vit, config.swin) * (
+        config.global_batch
+    )
+    assert plan.hours == pytest.approx(plan.step_s * config.steps / 3600)
+
+
+def test_network_bytes_by_hand():
+    config = recipe("btcv-mae")
+    shards = Shards(1000, 250, 1000, block_parameters=900)
+    assert network_bytes(config, shards, 1, 2) == 0
+    assert network_bytes(config, shards, 4, 2) == 0.75 * (2 * 1000 + 2 * 900 + 4 * 1000)
+    parallel = dataclasses.replace(config.parallel, replicate=2, reshard_after_forward=False)
+    hybrid = dataclasses.replace(config, parallel=parallel)
+    assert network_bytes(hybrid, shards, 8, 2) == 0.75 * (2000 + 4000) + 8 * 250 * 0.5
+
+
+def largest_bytes(arguments):
+    return max(t.numel() * t.element_size() for t in arguments if isinstance(t, torch.Tensor))
+
+
+def counted_bytes(config, gpus, monkeypatch):
+    """Bytes that FSDP's own calls of one step would send by rings, over a group that sends none."""
+    from torch.testing._internal.distributed.fake_pg import FakeStore
+
+    replicas, sent, kept = config.parallel.replicate, [], 0
+    shards = gpus // replicas
+    shares = {
+        "all_gather_into_tensor": (shards - 1) / shards,
+        "all_gather_single": (shards - 1) / shards,
+        "reduce_scatter_tensor": (shards - 1) / shards,
+        "reduce_scatter_single": (shards - 1) / shards,
+        "all_reduce": 2 * (replicas - 1) / replicas,
+    }
+    model = config.build()
+    dist.init_process_group("fake", store=FakeStore(), rank=0, world_size=gpus)
+    try:
+        mesh = make_mesh(torch.device("cpu"), gpus, replicas)
+        shard_model(model, mesh, config.parallel, torch.bfloat16)
+        for name, share in shares.items():
+            if hasattr(dist, name):
+                plain = getattr(dist, name)
+
+                def spy(*given, plain=plain, share=share, **named):
+                    sent.append(share * largest_bytes([*given, *named.values()]))
+                    return plain(*given, **named)
+
+                monkeypatch.setattr(dist, name, spy)
+        for last in [False] * (config.parallel.grad_accum - 1) + [True]:
+            assert isinstance(model, FSDPModule)
+            model.set_requires_gradient_sync(last)
+            model(make_batch(config, 2), 1.0).loss.backward()
+            whole = [
+                parameter._unsharded_param.grad if gradient is None else gradient
+                for parameter in fsdp_parameters(model)
+                for gradient in [parameter.unsharded_accumulated_grad]
+            ]
+            if not last:
+                kept = sum(g.numel() * 4 for g in whole if g is not None)
+        return sum(sent), kept
+    finally:
+        dist.destroy_process_group()
+
+
+def fsdp_parameters(model):
+    """FSDP's own records of its parameters."""
+    groups = (part._get_fsdp_state()._fsdp_param_groups for part in fsdp_modules(model))
+    return [parameter for several in groups for group in several for parameter in group.fsdp_params]
+
+
+def fsdp_modules(model):
+    return [part for part in model.modules() if isinstance(part, FSDPModule)]
+
+
+@pytest.mark.parametrize(
+    ("gpus", "change"),
+    [
+        (4, {}),
+        (4, {"min_block_parameters": 1 << 60}),
+        (4, {"reshard_after_forward": False}),
+        (8, {"replicate": 2, "grad_accum": 2}),
+    ],
+)
+def test_network_bytes_are_those_of_fsdps_own_calls(gpus, change, monkeypatch):
+    config = recipe("demo-mae")
+    parallel = dataclasses.replace(config.parallel, **{"min_block_parameters": 1000, **change})
+    vit = dataclasses.replace(config.vit, crop_size=(16, 16, 16))
+    config = dataclasses.replace(config, vit=vit, parallel=parallel)
+    shards = sharding_dry_run(config, gpus)
+    sent, kept = counted_bytes(config, gpus, monkeypatch)
+    # Pieces are padded to equal sizes.
+    assert network_bytes(config, shards, gpus, 2) == pytest.approx(sent, rel=0.02)
+    assert accumulated_bytes(config, shards, gpus) == pytest.approx(kept, rel=0.02)
+
+
+@pytest.mark.parametrize("recompute", [False, True])
+@pytest.mark.parametrize("name", ["btcv-swin-simmim", "btcv-swin-simclr"])
+def test_a_swins_activations_are_predicted(name, recompute):
+    """Windows of 4 fit the grids, those of 7 are padded."""
+    config = recipe(name)
+    window = 4 if name == "btcv-swin-simclr" else 7
+    config = dataclasses.replace(
+        config,
+        vit=ViTConfig((64, 64, 32), (16, 16, 16)),
+        swin=SwinConfig(feature_size=12, window=window),
+        parallel=dataclasses.replace(config.parallel, recompute=recompute),
+    )
+    if not recompute:
+        assert activation_values(config) == pytest.approx(saved_values(config), rel=0.05)
+        return
+    # One block at a time is computed again, on top of what is kept.
+    plain = dataclasses.replace(config.parallel, recompute=False)
+    without = activation_values(dataclasses.replace(config, parallel=plain))
+    assert saved_values(config) < activation_values(config) < 0.7 * without
+
+
+def test_chunks_kept_on_the_device_are_part_of_its_memory(capsys):
+    """The 64 GiB that mae-vit-* keep there are most of it."""
+    figures = main(["mae-vit-b-96", "--gpus", "8"]).figures
+    assert figures["cache_gb"] == pytest.approx(64 * 2**30 / 1e9)
+    parts = ("state_gb", "gathered_gb", "accumulated_gb", "activation_gb", "cache_gb")
+    assert figures["memory_gb"] == pytest.approx(sum(figures[name] for name in parts))
+    assert "chunks kept on the device 68.7" in capsys.readouterr().out
+    with pytest.raises(ConfigError, match=r"lower --data\.cache-bytes"):
+        main(["mae-vit-b-96", "--gpus", "8", "--memory-gb", "40"])
+    assert main(["mae-vit-b-96", "--gpus", "8", "--data.cache", "host"]).figures["cache_gb"] == 0
+
+
+def test_calibration_is_the_median_of_a_runs_second_half(tmp_path):
+    rows = [
+        {"step": i, "tflops_per_s": rate, "world": 2}
+        for i, rate in enumerate([1, 9, 400, 402, 404])
+    ]
+    file = tmp_path / "metrics.jsonl"
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    share, basis = read_calibration(tmp_path, 1000e12)
+    assert share == pytest.approx(0.201)
+    assert "201 TFLOP/s a device" in basis
+    with pytest.raises(ConfigError, match="is missing"):
+        read_calibration(tmp_path / "nowhere", 1e12)
+    (tmp_path / "other.json").write_text("{}")
+    with pytest.raises(ConfigError, match="no tflops_per_s"):
+        read_calibration(tmp_path / "other.json", 1e12)
+
+
+def test_the_command(capsys):
+    outcome = main(["openmind-mae-vit-l-160", "--gpus", "64", "--device", "H100"])
+    assert outcome.figures["parameters"] > 300e6
+    told = capsys.readouterr().out
+    assert "assumed" in told
+    assert "loader" in told
+
+
+@pytest.mark.parametrize(
+    ("gpus", "accum", "batch"), [(1024, 1, 1024), (7, 1, 21), (8, 1, 16), (3, 2, 18)]
+)
+def test_a_batch_too_small_for_the_devices_is_raised_and_told(capsys, gpus, accum, batch):
+    words = ["demo-mae", "--gpus", str(gpus), "--parallel.grad-accum", str(accum)]
+    assert main(words).figures["global_batch"] == batch
+    told = capsys.readouterr().out
+    assert ("the recipe's 16 does not divide" in told) == (batch != 16)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", RECIPES)
+def test_every_recipe_is_planned_for_1024_devices(name):
+    figures = main([name, "--gpus", "1024"]).figures
+    assert figures["global_batch"] % 1024 == 0
+    assert figures["state_gb"] > 0
+
+
+@pytest.mark.parametrize(
+    ("words", "wanted"),
+    [
+        (["demo-mae", "--gpus", "2000"], "between 1 and 1024"),
+        (["demo-mae", "--gpus", "0"], "between 1 and 1024"),
+        (["demo-mae", "--gpus", "1", "--device", "Abacus"], "--peak-tflops"),
+        (["demo-mae", "--gpus", "1", "--utilisation", "1.5"], r"must lie in \(0, 1\]"),
+        (["btcv-mae", "--gpus", "1", "--memory-gb", "8"], "--parallel.recompute"),
+        (["nonsense"], "no recipe 'nonsense'; one of: demo-mae"),
+    ],
+)
+def test_plans_that_cannot_be(words, wanted):
+    with pytest.raises(ConfigError, match=wanted):
+        main(words)

@@ -1,0 +1,274 @@
+"""Runs of several processes: the same curve as one, and faults on one rank."""
+
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from small_run import make_corpus
+from torch.distributed.checkpoint.metadata import TensorStorageMetadata
+
+from mim3d.engine.pretrain.metrics import read_rows
+from mim3d.engine.runs import checkpoint_files
+from mim3d.engine.runs.checkpoint import RNG_PREFIX, load_tensors
+from mim3d.engine.runs.checkpoint_reader import SafeReader
+
+pytestmark = pytest.mark.slow
+SCRIPT = Path(__file__).parent / "small_run.py"
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory):
+    return make_corpus(tmp_path_factory.mktemp("corpus"))
+
+
+@pytest.fixture(scope="module")
+def single(corpus, tmp_path_factory):
+    """Runs of one process, by method, optimiser and accumulation."""
+    made = {}
+
+    def get(method="mae", optimiser="", accum=1):
+        key = f"{method}{optimiser}-{accum}"
+        if key not in made:
+            made[key] = tmp_path_factory.mktemp(key) / "run"
+            done = launch(1, corpus, made[key], optimiser, method, accum=accum)
+            assert done.returncode == 0, done.stderr[-2000:]
+        return made[key]
+
+    return get
+
+
+def launch(ranks, corpus, out, fault="", method="mae", replicate=1, accum=1, restarts=0):
+    """Run the script under torchrun; a rank's output is in ours."""
+    command = [
+        sys.executable, "-m", "torch.distributed.run", "--standalone",
+        f"--nproc-per-node={ranks}", f"--max-restarts={restarts}", "--monitor-interval=0.2",
+        str(SCRIPT), str(corpus), str(out), fault, method, str(replicate), str(accum),
+    ]  # fmt: skip
+    environment = {
+        **os.environ,
+        "OMP_NUM_THREADS": "1",
+        "CUDA_VISIBLE_DEVICES": "",
+        "TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1",
+    }
+    return subprocess.run(
+        command, env=environment, capture_output=True, text=True, timeout=240, check=False
+    )
+
+
+def assert_same_curve(out, other, rel=2e-6, norm_rel=1e-4):
+    mine, theirs = read_rows(out / "metrics.jsonl"), read_rows(other / "metrics.jsonl")
+    assert [row["step"] for row in mine] == [row["step"] for row in theirs]
+    for row, wanted in zip(mine, theirs, strict=True):
+        assert row["loss"] == pytest.approx(wanted["loss"], rel=rel)
+        assert row["grad_norm"] == pytest.approx(wanted["grad_norm"], rel=norm_rel)
+
+
+def assert_same_weights(out, other):
+    mine, theirs = (load_file(run / "encoder.safetensors") for run in (out, other))
+    for name, tensor in mine.items():
+        assert torch.equal(tensor, theirs[name]), name
+
+
+def stored_tensors(folder):
+    """Every tensor of a checkpoint, whole."""
+    stored = SafeReader(folder).read_metadata().state_dict_metadata
+    state = {
+        key: torch.empty(about.size, dtype=about.properties.dtype)
+        for key, about in stored.items()
+        if isinstance(about, TensorStorageMetadata)
+    }
+    load_tensors(folder, state)
+    return state
+
+
+def assert_same_state(out, other):
+    """The last checkpoints agree in weights, moments and counts, but for the order of sums."""
+    mine, theirs = (
+        stored_tensors(checkpoint_files.committed(run / "checkpoints")[0]) for run in (out, other)
+    )
+    kept = {key for key in theirs if not key.startswith(RNG_PREFIX)}
+    assert kept == {key for key in mine if not key.startswith(RNG_PREFIX)}
+    assert mine["optim.steps_done"] == theirs["optim.steps_done"] == 8
+    moments = [key for key in kept if ".exp_avg" in key]
+    assert moments
+    for key in moments:
+        distance = torch.linalg.vector_norm(mine[key] - theirs[key])
+        assert distance <= 1e-4 * torch.linalg.vector_norm(theirs[key]), key
+
+
+@pytest.mark.parametrize(
+    ("method", "ranks", "replicate", "accum"),
+    [
+        ("mae", 2, 1, 1),
+        ("mae", 4, 2, 1),
+        ("mae", 2, 1, 2),
+        ("simclr", 2, 1, 1),
+        ("simclr", 4, 1, 1),
+        ("simclr", 2, 1, 2),
+        ("simmim", 2, 1, 1),
+        ("swin", 2, 1, 1),
+        ("compiled", 2, 1, 1),
+    ],
+)
+def test_ranks_agree_with_one_process(corpus, single, tmp_path, method, ranks, replicate, accum):
+    """FSDP, HSDP and accumulation at equal global batch; SimCLR's negatives cross ranks.
+
+    They are those of a micro-batch, so there one process accumulates too.
+    """
+    done = launch(ranks, corpus, tmp_path / "run", "", method, replicate, accum)
+    assert done.returncode == 0, done.stderr[-2000:]
+    one = single(method, accum=accum if method == "simclr" else 1)
+    # Swin's first gradient is a twentieth of the others, so the order of its sums shows more.
+    assert_same_curve(tmp_path / "run", one, norm_rel=5e-4 if method == "swin" else 1e-4)
+    rows = read_rows(tmp_path / "run" / "metrics.jsonl")
+    assert rows[-1]["stage_communication_alone_s"] > 0
+
+
+def test_lamb_over_ranks_is_lamb(corpus, single, tmp_path):
+    """Trust ratios of sharded parameters are those of whole ones."""
+    done = launch(2, corpus, tmp_path / "two", "lamb")
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert_same_curve(tmp_path / "two", single(optimiser="lamb"))
+
+
+def test_sigterm_on_one_rank_stops_all_at_one_step_and_resume_is_exact(corpus, tmp_path):
+    done = launch(2, corpus, tmp_path / "broken", "sigterm")
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert "told to stop: step" in done.stdout
+    assert done.stdout.count("True") == 2
+    facts = checkpoint_files.verify(
+        checkpoint_files.committed(tmp_path / "broken" / "checkpoints")[0]
+    )
+    assert f"rank 0 step {facts.step} True" in done.stdout
+    assert f"rank 1 step {facts.step} True" in done.stdout
+    assert launch(2, corpus, tmp_path / "broken").returncode == 0
+    assert launch(2, corpus, tmp_path / "whole").returncode == 0
+    assert_same_weights(tmp_path / "broken", tmp_path / "whole")
+
+
+@pytest.mark.parametrize("optimiser", ["", "lamb"])
+@pytest.mark.parametrize(("before", "after"), [(2, 1), (1, 2)])
+def test_resume_at_another_world_size_sees_the_same_samples(
+    corpus, single, tmp_path, before, after, optimiser
+):
+    """One rank keeps its model whole, two shard it: the checkpoint is the same to both."""
+    out = tmp_path / "run"
+    done = launch(before, corpus, out, optimiser + "sigterm")
+    assert done.returncode == 0, done.stderr[-2000:]
+    saved = checkpoint_files.committed(out / "checkpoints")[0]
+    facts = checkpoint_files.verify(saved)
+    assert facts.world == before
+    assert 3 < facts.step < 8
+    assert stored_tensors(saved)["optim.steps_done"] == facts.step
+    done = launch(after, corpus, out, optimiser)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert f"going on from the checkpoint of step {facts.step}" in done.stdout
+    assert_same_curve(out, single(optimiser=optimiser))
+    assert_same_state(out, single(optimiser=optimiser))
+
+
+def test_a_dead_rank_is_restarted_from_the_last_commit(corpus, single, tmp_path):
+    done = launch(2, corpus, tmp_path / "run", "dead", restarts=1)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert "going on from the checkpoint of step 3" in done.stdout
+    assert_same_curve(tmp_path / "run", single())
+
+
+def test_slurms_tasks_form_one_run(corpus, single, tmp_path):
+    """Two processes with the variables that srun sets, without torchrun."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    shared = {
+        **os.environ,
+        "OMP_NUM_THREADS": "1",
+        "CUDA_VISIBLE_DEVICES": "",
+        "SLURM_NTASKS": "2",
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(port),
+    }
+    command = [sys.executable, str(SCRIPT), str(corpus), str(tmp_path / "run")]
+    tasks = [
+        subprocess.Popen(command, env={**shared, "SLURM_PROCID": str(i), "SLURM_LOCALID": str(i)})
+        for i in range(2)
+    ]
+    assert [task.wait(240) for task in tasks] == [0, 0]
+    assert_same_curve(tmp_path / "run", single())
+
+
+def test_another_configuration_is_refused_on_every_rank(corpus, single, tmp_path):
+    shutil.copytree(single(), tmp_path / "run")
+    (tmp_path / "run" / "pretext.json").unlink()
+    done = launch(2, corpus, tmp_path / "run", "", "simmim")
+    assert done.returncode != 0
+    assert done.stderr.count("CheckpointError:") == 1
+    assert done.stderr.count("PeerError:") == 1
+    assert done.stderr.count("holds a run of another configuration") >= 2
+
+
+def test_an_error_on_one_rank_is_told_by_that_rank_alone(corpus, tmp_path):
+    done = launch(2, corpus, tmp_path / "run", "full-disk")
+    assert done.returncode != 0
+    assert done.stderr.count("OSError: [Errno 28] No space left on device") == 1
+    told = f"{tmp_path / 'run'} cannot be written: No space left on device. Free space there"
+    assert f"PeerError: rank 1: {told}" in done.stderr
+    newest = checkpoint_files.committed(tmp_path / "run" / "checkpoints")[0]
+    assert checkpoint_files.verify(newest).step == 3
+
+
+def test_a_nan_on_one_rank_updates_no_rank(corpus, tmp_path):
+    """The bad step is counted on all, and weights stay finite and equal to a run of one rank."""
+    done = launch(2, corpus, tmp_path / "run", "nan")
+    assert done.returncode == 0, done.stderr[-2000:]
+    rows = read_rows(tmp_path / "run" / "metrics.jsonl")
+    assert rows[-1]["bad_steps"] == 1
+    assert all(
+        torch.isfinite(t).all()
+        for t in load_file(tmp_path / "run" / "encoder.safetensors").values()
+    )
+
+
+# Where the process is killed, and the newest checkpoint that must then be whole.
+HOOKS = {
+    "write_data": 3,
+    "finish": 3,
+    "commit": 3,
+    "write_manifest": 3,
+    "sync": 3,
+    "prune": 3,
+    "discard": 8,
+}
+
+
+def run_alone(corpus, out, fault=""):
+    return subprocess.run(
+        [sys.executable, str(SCRIPT), str(corpus), str(out), fault],
+        env={**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""},
+        capture_output=True,
+        text=True,
+        timeout=240,
+        check=False,
+    )
+
+
+@pytest.mark.parametrize("hook", HOOKS)
+def test_sigkill_while_saving_loses_nothing_committed(corpus, single, tmp_path, hook):
+    """What is left of a process killed at this point of saving is whole, and resumes exactly."""
+    out = tmp_path / "run"
+    assert run_alone(corpus, out, f"kill-at-{hook}").returncode == -signal.SIGKILL
+    newest = checkpoint_files.committed(out / "checkpoints")[0]
+    assert checkpoint_files.verify(newest).step == HOOKS[hook]
+    again = run_alone(corpus, out)
+    assert again.returncode == 0, again.stderr[-2000:]
+    assert f"going on from the checkpoint of step {HOOKS[hook]}" in again.stdout
+    assert not list((out / "checkpoints").glob("tmp-*"))
+    assert_same_weights(out, single())
+    assert json.loads((out / "pretext.json").read_text())["step"] == 8

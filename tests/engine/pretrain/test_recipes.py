@@ -1,0 +1,189 @@
+import dataclasses
+import json
+
+import pytest
+import torch
+
+from mim3d.engine.commands.pretrain import arguments as parse
+from mim3d.engine.distributed.parallel import ParallelConfig
+from mim3d.engine.errors import ConfigError
+from mim3d.engine.models.build import method_name
+from mim3d.engine.models.mae import MAEConfig
+from mim3d.engine.models.simclr import SimCLRConfig
+from mim3d.engine.models.simmim import SimMIMConfig
+from mim3d.engine.models.swin import SwinConfig
+from mim3d.engine.models.vit import ViTConfig
+from mim3d.engine.pretrain.config import (
+    PretrainConfig,
+    config_dict,
+    config_identity,
+    config_sha256,
+    identity_of,
+)
+from mim3d.engine.pretrain.metrics import LogConfig
+from mim3d.engine.pretrain.optim import OptimConfig
+from mim3d.engine.pretrain.recipes import RECIPES, recipe
+from mim3d.engine.pretrain.run_folder import differences
+from mim3d.engine.pretrain.schedule import ScheduleConfig
+from mim3d.engine.runs.checkpoint import CheckpointConfig
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_every_recipe_is_whole_and_its_loader_configuration_valid(name):
+    config = recipe(name)
+    loader = config.data.loader_config(config.vit, config.method, 2, config.seed)
+    assert loader.crop_size == config.vit.crop_size
+    assert loader.views == (2 if method_name(config.method) == "simclr" else 1)
+    assert json.loads(json.dumps(config_dict(config)))["method"]["name"] == name_of_method(name)
+
+
+def name_of_method(recipe_name):
+    return next(m for m in ("simmim", "simclr", "mae") if m in recipe_name)
+
+
+def test_the_papers_settings():
+    config = recipe("btcv-mae")
+    assert config.vit.crop_size == (96, 96, 96)
+    assert config.vit.patch_size == (16, 16, 16)
+    assert (config.vit.width, config.vit.depth, config.vit.heads) == (768, 12, 12)
+    assert isinstance(config.method, MAEConfig)
+    assert config.method.mask_ratio == 0.75
+    assert config.method.loss == "l1"
+    assert (config.method.decoder_width, config.method.decoder_depth) == (512, 8)
+    assert recipe("brats-mae").vit.channels == 4
+    big = recipe("openmind-mae-vit-l-160")
+    assert big.vit.n_patches == 8000
+    assert (big.vit.width, big.vit.depth) == (1024, 24)
+
+
+def test_every_field_can_be_set_on_the_command_line():
+    words = ["--out", "x", "--method.mask-ratio", "0.6", "--vit.patch-size", "4", "8", "16"]
+    words += ["--optim.impl", "apex", "--parallel.replicate", "2", "--data.subjects", "a", "b"]
+    words += [
+        "--checkpoint.keep",
+        "5",
+        "--log.wandb",
+        "--schedule.kind",
+        "constant",
+        "--steps",
+        "7",
+    ]
+    args = parse("demo-mae", recipe("demo-mae"), words)
+    assert isinstance(args.config.method, MAEConfig)
+    assert args.config.method.mask_ratio == 0.6
+    assert args.config.vit.patch_size == (4, 8, 16)
+    assert args.config.optim.impl == "apex"
+    assert args.config.parallel.replicate == 2
+    assert args.config.data.subjects == ("a", "b")
+    assert args.config.checkpoint.keep == 5
+    assert args.config.log.wandb
+    assert args.config.schedule.kind == "constant"
+    assert args.config.steps == 7
+
+
+def test_swin_recipes_have_their_fields_too():
+    args = parse("x", recipe("btcv-swin-simmim"), ["--out", "x", "--swin.feature-size", "24"])
+    assert args.config.swin == SwinConfig(feature_size=24)
+
+
+def test_identity_leaves_out_what_does_not_decide():
+    config = recipe("demo-mae")
+    same = dataclasses.replace(
+        config,
+        checkpoint=CheckpointConfig(every=7),
+        data=dataclasses.replace(config.data, corpus="/elsewhere", threads=9),
+    )
+    other = dataclasses.replace(config, seed=1)
+    hashes = [config_sha256(config_identity(c)) for c in (config, same, other)]
+    assert hashes[0] == hashes[1] != hashes[2]
+
+
+def leaves(plain, name=""):
+    """(command-line words, path) of every field of a configuration's plain values."""
+    for key, value in plain.items():
+        path = f"{name}.{key}" if name else key
+        if isinstance(value, dict):
+            yield from leaves(value, path)
+        elif path != "method.name":
+            yield path, value
+
+
+@pytest.mark.parametrize("name", ["demo-mae", "btcv-simmim", "brats-simclr", "btcv-swin-simmim"])
+def test_each_single_field_is_an_option_and_is_stored(name):
+    """All fields at once, each with its own value: what is parsed and stored is the recipe."""
+    config = recipe(name)
+    words = ["--out", "x"]
+    for path, value in leaves(config_dict(config)):
+        option = path.replace("_", "-")
+        if isinstance(value, bool):
+            head, _, leaf = option.rpartition(".")
+            words.append(f"--{head}.{'' if value else 'no-'}{leaf}")
+        elif value is not None and value != []:
+            words += [f"--{option}", *map(str, value if isinstance(value, list) else [value])]
+    parsed = parse(name, recipe("demo-mae") if name == "demo-mae" else config, words).config
+    assert parsed == config
+    assert identity_of(config_dict(parsed)) == config_identity(config)
+
+
+def test_how_simclr_splits_its_batch_is_part_of_what_it_learns():
+    """Its negatives are those of one micro-batch; the masked methods' loss is a plain mean."""
+    for name, matters in (("demo-simclr", True), ("demo-mae", False)):
+        config = recipe(name)
+        split = dataclasses.replace(config.parallel, grad_accum=2)
+        other = config_identity(dataclasses.replace(config, parallel=split))
+        assert (other != config_identity(config)) == matters
+
+
+def test_differences_are_found_on_both_sides():
+    stored, wanted = {"a": 1, "data": {"held_out": 0.25}}, {"a": 1, "data": {}, "b": 2}
+    assert differences(stored, wanted) == [("data.held_out", 0.25, None), ("b", None, 2)]
+    swin = {"swin": {"window": 7}}
+    assert differences({"swin": None}, swin) == [("swin.window", None, 7)]
+    assert differences(swin, swin) == []
+
+
+def test_initial_weights_follow_the_seed_alone():
+    config = recipe("demo-mae")
+    first, again = config.build(), config.build()
+    other = dataclasses.replace(config, seed=1).build()
+    for name, tensor in first.state_dict().items():
+        assert torch.equal(tensor, again.state_dict()[name])
+    assert not torch.equal(first.state_dict()["head.weight"], other.state_dict()["head.weight"])
+
+
+@pytest.mark.parametrize(
+    ("make", "wanted"),
+    [
+        (lambda: PretrainConfig(steps=0), "steps 0"),
+        (lambda: PretrainConfig(swin=SwinConfig()), "MAE drops tokens"),
+        (lambda: SwinConfig(feature_size=20), "multiple of 12"),
+        (lambda: MAEConfig(decoder_heads=7), "decoder_heads 7 must divide"),
+        (lambda: SimMIMConfig(mask_unit=0), "mask_unit 0"),
+        (lambda: MAEConfig(mask_kind="grid"), "no grid but random"),
+        (lambda: CheckpointConfig(keep=0), "checkpoint.keep 0"),
+        (lambda: PretrainConfig(global_batch=6).micro_batch(4), "multiple of 4 ranks"),
+        (lambda: recipe("nonsense"), "one of: demo-mae"),
+        (lambda: OptimConfig(beta1=1.5), r"optim.beta1 1.5.*must lie in \[0, 1\)"),
+        (lambda: OptimConfig(kind="lamb", eps=-1.0), "optim.eps -1.0 must be positive"),
+        (lambda: OptimConfig(clip_norm=-1.0), "optim.clip_norm -1.0"),
+        (lambda: OptimConfig(weight_decay=float("nan")), "optim.weight_decay nan"),
+        (lambda: ScheduleConfig(lr=float("nan")), "schedule.lr nan must be positive"),
+        (lambda: ScheduleConfig(lr=float("inf")), "schedule.lr inf must be positive"),
+        (lambda: ParallelConfig(timeout_s=-5.0), "parallel.timeout_s -5.0"),
+        (lambda: LogConfig(picture_every=-2), "log.picture_every -2"),
+        (lambda: PretrainConfig(log=LogConfig(profile_step=9), steps=8), "profile_step 9 lies"),
+        (lambda: PretrainConfig(seed=-1), r"seed -1 must lie in"),
+        (lambda: PretrainConfig(SimCLRConfig(), global_batch=1), "global_batch 1.*no negatives"),
+        (lambda: ViTConfig(mlp_ratio=-1.0), "vit.mlp_ratio -1.0"),
+        (lambda: MAEConfig(decoder_depth=-3), "decoder_depth -3"),
+        (lambda: MAEConfig(decoder_width=0), "decoder_width 0"),
+        (lambda: SimCLRConfig(projection_width=0), "projection_width 0"),
+        (lambda: SimCLRConfig(temperature=float("nan")), "temperature nan"),
+        (lambda: SwinConfig(heads=(5, 6, 12, 24)), r"5 must divide the 48 features of stage 1"),
+        (lambda: SwinConfig(feature_size=0), "multiple of 12"),
+        (lambda: SwinConfig(depths=(0, 2, 2, 2)), "must be at least 1"),
+    ],
+)
+def test_what_cannot_be_is_refused(make, wanted):
+    with pytest.raises(ConfigError, match=wanted):
+        make()

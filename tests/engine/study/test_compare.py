@@ -1,0 +1,254 @@
+"""A whole small study: run, interrupted, gone on with, and drawn again from results alone."""
+
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from mim3d.dataio.convert.run import convert
+from mim3d.dataio.corpus.conversion import Conversion
+from mim3d.dataio.reader.corpus import Corpus
+from mim3d.dataio.sources.discover import discover
+from mim3d.dataio.sources.phantom import make_cohort
+from mim3d.engine.commands import compare as command
+from mim3d.engine.errors import ConfigError, TrainingError
+from mim3d.engine.finetune.splits import SplitConfig
+from mim3d.engine.models.mae import MAEConfig
+from mim3d.engine.models.simclr import SimCLRConfig
+from mim3d.engine.models.vit import ViT3D, ViTConfig
+from mim3d.engine.report.figures import figures_of
+from mim3d.engine.report.report import build_report
+from mim3d.engine.runs.encoder_file import save_encoder
+from mim3d.engine.runs.files import read_json, read_jsonl, write_json
+from mim3d.engine.study import run as compare
+from mim3d.engine.study.config import FinetunePlan, PretrainPlan, StudyConfig, StudyData
+from mim3d.engine.study.pool import LineSender, Task, run_tasks
+from mim3d.engine.study.run import run_study
+
+VIT = ViTConfig((16, 16, 16), (8, 8, 8), width=12, depth=2, heads=2)
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("phantom")
+    make_cohort(folder / "nifti", n_subjects=8, seed=0)
+    convert(discover(str(folder / "nifti")).sources, folder / "c.zarr", Conversion(), workers=1)
+    return folder / "c.zarr"
+
+
+@pytest.fixture
+def config(corpus: Path) -> StudyConfig:
+    return StudyConfig(
+        name="small",
+        data=StudyData(str(corpus), split=SplitConfig(0.15, 0.15)),
+        vit=VIT,
+        seeds=(0,),
+        arms=("scratch", "simclr", "mae"),
+        pretrain=PretrainPlan(
+            crops=32,
+            mae=MAEConfig(decoder_width=16, decoder_depth=1, decoder_heads=2),
+            simclr=SimCLRConfig(projection_hidden=16, projection_width=8),
+            batch=8,
+            simclr_batch=8,
+        ),
+        finetune=FinetunePlan(steps=2, eval_every=1, batch=2, feature_size=4, overlap=0.0),
+        workers=1,
+        device="cpu",
+        synthetic=True,
+    )
+
+
+def other_encoder(folder: Path) -> Path:
+    folder.mkdir()
+    vit = replace(VIT, width=24)
+    save_encoder(folder, vit, ViT3D(vit).state_dict(), {"method": "mae"})
+    return folder
+
+
+@pytest.mark.slow
+def test_a_study_with_an_arm_that_cannot_run(
+    config: StudyConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    odd = other_encoder(tmp_path / "odd")
+    config = replace(config, arms=(*config.arms, f"odd={odd}"))
+    result = run_study(config, tmp_path / "study")
+    rows = read_jsonl(tmp_path / "study" / "results.jsonl")
+    assert {row["arm"] for row in rows} == {"scratch", "simclr", "mae"}
+    assert {(row["split"], row["step"]) for row in rows} == {
+        ("validation", 0),
+        ("validation", 1),
+        ("validation", 2),
+        ("test", 2),
+    }
+    assert len(result.failed) == 1
+    assert "width 24 instead of 12" in next(iter(result.failed.values()))
+    page = build_report(result.folder).read_text()
+    assert "odd_unetr_labels-1_seed-0_lr-0.001 was not run" in page
+    assert "Synthetic data" in page
+    assert "What the pretraining of odd cost and learned is not known" in page
+    assert "did not learn its pretext task" in page  # four steps teach nobody
+
+    def never(*_: object) -> None:
+        raise AssertionError("a finished part was repeated")
+
+    monkeypatch.setattr(compare, "run_finetune", never)
+    config = replace(config, arms=config.arms[:3])
+    again = run_study(config, tmp_path / "study")
+    assert again.failed == {}
+    assert read_jsonl(tmp_path / "study" / "results.jsonl") == rows
+
+    outcome = command.main(["--report", "--out", str(tmp_path / "study")])
+    assert (
+        json.loads(json.dumps(outcome.figures))["headline"]
+        == figures_of(tmp_path / "study" / "report.html")["headline"]
+    )
+
+
+@pytest.mark.slow
+def test_held_out_subjects_never_pretrain(config: StudyConfig, tmp_path: Path) -> None:
+    run_study(replace(config, arms=("mae",)), tmp_path)
+    about = read_json(tmp_path / "study.json")
+    seen = read_json(tmp_path / "pretrain" / "mae" / "config.json")["data"]["subjects"]
+    held_out = {*about["splits"]["validation"], *about["splits"]["test"]}
+    assert held_out
+    assert not held_out & set(seen)
+    everyone = {record.subject for record in Corpus.open(config.data.corpus).records}
+    assert held_out | set(seen) == everyone
+
+
+def test_changed_settings_do_not_mix_with_old_cells(config: StudyConfig, tmp_path: Path) -> None:
+    config = replace(config, arms=("scratch",))
+    run_study(config, tmp_path)
+    changed = replace(config, finetune=replace(config.finetune, batch=3))
+    with pytest.raises(ConfigError, match="batch 2, not 3"):
+        run_study(changed, tmp_path)
+    (next((tmp_path / "cells").iterdir()) / "result.json").unlink()
+    with pytest.raises(TrainingError, match="nothing to report"):
+        run_study(changed, tmp_path)
+
+
+def test_a_cell_that_failed_is_not_run_twice_and_results_come_with_every_phase(
+    config: StudyConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    odd = other_encoder(tmp_path / "odd")
+    config = replace(config, arms=("scratch", f"odd={odd}"))
+    out, asked, there = tmp_path / "study", [], []
+
+    def run(tasks: list[Task], workers: int, title: str) -> dict[str, str]:
+        asked.extend(task.name for task in tasks)
+        there.append((out / "results.jsonl").exists())
+        return run_tasks(tasks, workers, title)
+
+    monkeypatch.setattr(compare, "run_tasks", run)
+    result = run_study(config, out)
+    assert len(asked) == len(set(asked)) == 2
+    assert len(result.failed) == 1
+    assert there == [False, True, True]
+    (failed,) = read_json(out / "study.json")["failed"]
+    assert (failed["arm"], failed["diverged"]) == ("odd", False)
+
+
+def test_a_study_without_a_corpus_names_the_option(config: StudyConfig, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"--data\.corpus"):
+        run_study(replace(config, data=StudyData()), tmp_path)
+    with pytest.raises(ConfigError, match="name a study first"):
+        command.main(["--out", "x"])
+    with pytest.raises(ConfigError, match="no study"):
+        command.main(["nonsense"])
+
+
+def write_square(folder: Path, number: int) -> None:
+    print(f"squaring {number}")
+    if number == 3:
+        raise ConfigError("three is refused")
+    write_json(folder / f"{number}.json", {"square": number**2, "threads": torch.get_num_threads()})
+
+
+@pytest.mark.parametrize("workers", [1, pytest.param(2, marks=pytest.mark.slow)])
+def test_tasks_run_to_the_end_and_tell_their_errors(
+    tmp_path: Path, workers: int, capfd: pytest.CaptureFixture[str]
+) -> None:
+    call = write_square if workers == 1 else write_json
+    tasks = [Task(f"task {n}", call, (tmp_path, n)) for n in range(5)]
+    if workers == 2:  # a spawned process cannot import a test module
+        tasks = [Task(f"task {n}", write_json, (tmp_path / f"{n}.json", n)) for n in range(5)]
+        tasks.append(Task("task 3", read_json, (tmp_path / "missing.json",)))
+    failed = run_tasks(tasks, workers, "squares")
+    assert list(failed) == ["task 3"]
+    assert (tmp_path / "4.json").exists()
+    assert "task 3" in capfd.readouterr().out
+
+
+@pytest.mark.slow
+def test_a_worker_that_dies_is_told_with_its_remedy() -> None:
+    tasks = [Task("dies", os._exit, (1,)), Task("idle", print, ("idle",))]
+    with pytest.raises(TrainingError, match="--workers 1"):
+        run_tasks(tasks, 2, "dying")
+
+
+@pytest.mark.slow
+def test_workers_end_with_a_study_that_was_killed(tmp_path: Path) -> None:
+    script = f"""
+import time
+from pathlib import Path
+from mim3d.engine.pool import Task, run_tasks
+from mim3d.engine.json_file import write_json
+if __name__ == "__main__":
+    tasks = [Task(f"sleep {{n}}", time.sleep, (600 + n,)) for n in range(2)]
+    tasks += [Task("late", write_json, (Path({str(tmp_path)!r}) / "late.json", 1))]
+    run_tasks(tasks, 2, "sleeping")
+"""
+    (tmp_path / "parent.py").write_text(script)
+    parent = subprocess.Popen([sys.executable, str(tmp_path / "parent.py")])
+    workers = wait_for(lambda: children_of(parent.pid, "spawn_main"), 2)
+    parent.kill()
+    parent.wait()
+    deadline = time.monotonic() + 30
+    while any(map(running, workers)) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert not any(map(running, workers))
+    assert not (tmp_path / "late.json").exists()
+
+
+def wait_for(look: Callable[[], list[int]], wanted: int) -> list[int]:
+    deadline = time.monotonic() + 60
+    while len(found := look()) < wanted and time.monotonic() < deadline:
+        time.sleep(0.1)
+    time.sleep(3)  # imports are done, the tasks run
+    assert len(found) == wanted
+    return found
+
+
+def children_of(pid: int, words: str) -> list[int]:
+    found = []
+    for entry in Path("/proc").glob("[0-9]*"):
+        try:
+            parent = int((entry / "stat").read_text().rpartition(")")[2].split()[1])
+            if parent == pid and words in (entry / "cmdline").read_text():
+                found.append(int(entry.name))
+        except (OSError, ValueError):
+            continue
+    return found
+
+
+def running(pid: int) -> bool:
+    try:
+        return "\nState:\tZ" not in Path(f"/proc/{pid}/status").read_text()
+    except OSError:
+        return False
+
+
+def test_lines_of_a_worker_are_handed_on_whole() -> None:
+    got: list[str] = []
+    sender = LineSender(got.append)
+    print("one", "two", file=sender)
+    sender.write("three\nfo")
+    assert got == ["one two", "three"]
+    assert not sender.isatty()

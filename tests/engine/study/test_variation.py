@@ -1,0 +1,83 @@
+"""Settings that a user varies: every combination is planned, and what cannot be is refused."""
+
+from dataclasses import replace
+
+import pytest
+
+from mim3d.engine.errors import ConfigError
+from mim3d.engine.finetune.splits import Splits
+from mim3d.engine.study.config import StudyConfig
+from mim3d.engine.study.plan import encoder_shape, pretrain_config, pretrainings, scored_cells
+from mim3d.engine.study.recipes import demo, study
+from mim3d.engine.study.variation import varied
+
+SPLITS = Splits(("a", "b"), ("c",), ("d",), ("a", "b"), (), ())
+
+
+def test_every_combination_is_pretrained_and_scored_once() -> None:
+    config = varied(demo(), ["crops=3200,6400", "mask_ratio=0.3,0.6,0.9"])
+    assert config.ablation_axes == ("crops", "mask_ratio")
+    keys = [p.key for p in pretrainings(config)]
+    assert len(set(keys)) == len(keys)
+    # SimCLR has no mask, so only its crops vary; scratch has neither.
+    assert [key.split("_")[0] for key in keys].count("mae") == 6
+    assert [key.split("_")[0] for key in keys].count("simclr") == 2
+    assert [cell.arm for cell in scored_cells(config, {})].count("scratch") == len(config.seeds)
+    crops = {
+        (p.variant.crops, made.steps * made.global_batch)
+        for p in pretrainings(config)
+        if (made := pretrain_config(config, p, SPLITS))
+    }
+    assert crops == {(3200, 3200), (6400, 6400)}
+
+
+def test_settings_reach_what_they_name() -> None:
+    config = varied(demo(), ["width=32,96", "depth=2"])
+    shapes = [encoder_shape(config, variant) for variant in config.variants]
+    assert [(s.width, s.heads, s.depth) for s in shapes] == [(32, 1, 2), (96, 3, 2)]
+    assert config.ablation_axes == ("width",)
+    config = varied(demo(), ["simclr_batch=16,64"])
+    batches = {
+        (p.arm, pretrain_config(config, p, SPLITS).global_batch) for p in pretrainings(config)
+    }
+    assert batches == {("simclr", 16), ("simclr", 64), ("mae", 8)}
+
+
+def test_labels_are_an_axis_of_their_own() -> None:
+    config = varied(study("hippocampus"), ["labels=4,8,0.5"])
+    assert config.labels == (4.0, 8.0, 0.5)
+    assert config.ablation_axes == ("labels",)
+    assert len(config.variants) == 1
+
+
+def test_nothing_named_changes_nothing() -> None:
+    assert varied(study("mask"), []) == study("mask")
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (["mask_ratio"], "must be NAME=VALUE,VALUE"),
+        (["masks=0.3"], "one of crop, depth, patch, width"),
+        (["mask_ratio=0.3,a"], "no list of numbers"),
+        (["patch=8.5"], "whole numbers"),
+        (["patch=0"], "whole numbers"),
+        (["mask_ratio=0.3,0.3"], "a value twice"),
+        (["mask_ratio=0.3", "mask_ratio=0.6"], "names a setting twice"),
+        (["mask_ratio=0.3,0.6", "patch=8,16", "crops=100,200"], "two at most"),
+        (["patch=7"], "patch_size"),
+        (["width=50"], "multiple of a head's width, 32"),
+        (["mask_ratio=1.5"], "mask_ratio 1.5"),
+    ],
+)
+def test_what_cannot_be_is_refused_before_any_work(words: list[str], told: str) -> None:
+    with pytest.raises(ConfigError, match=told):
+        varied(demo(), words)
+
+
+def test_a_setting_that_changes_no_arm_is_refused() -> None:
+    with pytest.raises(ConfigError, match="temperature changes none of arms scratch, mae"):
+        varied(replace(demo(), arms=("scratch", "mae")), ["temperature=0.1,0.5"])
+    swin: StudyConfig = study("swin")
+    with pytest.raises(ConfigError, match="trains Swin"):
+        varied(swin, ["patch=8,16"])

@@ -1,0 +1,175 @@
+"""A pretraining run of seconds, for tests; run as a script it injects a fault in one rank.
+
+python small_run.py CORPUS OUT [FAULT [METHOD [REPLICATE [ACCUM]]]]
+
+A fault that begins with `lamb` trains with LAMB; what follows is the fault, if any.
+"""
+
+import dataclasses
+import errno
+import os
+import signal
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from torch.distributed.checkpoint import FileSystemWriter
+
+from mim3d.dataio.convert.run import convert
+from mim3d.dataio.corpus.conversion import Conversion
+from mim3d.dataio.sources.discover import discover
+from mim3d.dataio.sources.phantom import make_cohort
+from mim3d.engine.models.swin import SwinConfig
+from mim3d.engine.pretrain import trainer as training
+from mim3d.engine.pretrain.config import PretrainConfig
+from mim3d.engine.pretrain.pretrain import run_pretrain
+from mim3d.engine.pretrain.recipes import recipe
+from mim3d.engine.pretrain.train_step import StepFigures, Stepper
+from mim3d.engine.runs import checkpoint_files
+
+
+def make_corpus(folder: Path, subjects: int = 4) -> Path:
+    """A corpus of generated volumes of about 36 mm edge."""
+    cohort = make_cohort(folder / f"nifti-{subjects}", subjects, field_of_view_mm=36)
+    convert(discover(str(cohort)).sources, folder / "corpus.zarr", Conversion(), workers=1)
+    return folder / "corpus.zarr"
+
+
+def small_config(corpus: Path | str, method: str = "mae", **changes: object) -> PretrainConfig:
+    """Eight steps of a few milliseconds; a checkpoint every three.
+
+    Method swin is SimMIM on a Swin encoder, compiled is MAE under torch.compile.
+    """
+    special, method = method, {"swin": "simmim", "compiled": "mae"}.get(method, method)
+    base = recipe(f"demo-{method}")
+    part = base.method
+    if method == "mae":
+        part = dataclasses.replace(part, decoder_width=24, decoder_depth=1, decoder_heads=2)
+    config = dataclasses.replace(
+        base,
+        method=part,
+        vit=dataclasses.replace(base.vit, crop_size=(16, 16, 32), width=24, depth=2, heads=2),
+        data=dataclasses.replace(base.data, corpus=str(corpus), threads=1),
+        schedule=dataclasses.replace(base.schedule, warmup_steps=2),
+        checkpoint=dataclasses.replace(base.checkpoint, every=3),
+        log=dataclasses.replace(base.log, every=1, tensorboard=False, picture_every=0),
+        parallel=dataclasses.replace(
+            base.parallel,
+            min_block_parameters=100,
+            timeout_s=60.0,
+            precision="fp32",
+            deterministic=True,
+        ),
+        global_batch=4,
+        steps=8,
+    )
+    if special == "swin":
+        vit = dataclasses.replace(config.vit, crop_size=(32, 32, 32), patch_size=(16, 16, 16))
+        swin = SwinConfig(feature_size=12, depths=(1, 1, 1, 1), heads=(1, 2, 2, 4), window=4)
+        config = dataclasses.replace(config, vit=vit, swin=swin)
+    if special == "compiled":
+        parallel = dataclasses.replace(config.parallel, compile=True)
+        config = dataclasses.replace(config, parallel=parallel)
+    return dataclasses.replace(config, **changes)
+
+
+def before_step(step: int, rank: int, act: Callable[[training.Training], object]) -> None:
+    """Call `act` on that rank when it is about to do that step, in the first round only."""
+    plain = training.Training._one_step
+
+    def one_step(self: training.Training) -> None:
+        first_round = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") == "0"
+        if self.step + 1 == step and self.ranks.rank == rank and first_round:
+            act(self)
+        plain(self)
+
+    training.Training._one_step = one_step
+
+
+def kill(*_: object) -> None:
+    """End this process as a power cut would."""
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def full_disk(*_: object) -> None:
+    """What a rank meets that cannot write."""
+    raise OSError(errno.ENOSPC, "No space left on device")
+
+
+def die_after_the_commit(run: training.Training) -> None:
+    """Wait for checkpoint 3, which is written in the background, and end this process."""
+    while not (run.out / "checkpoints" / "step-00000003").exists():
+        time.sleep(0.05)
+    kill()
+
+
+def spoil_gradients(steps: set[int], rank: int) -> None:
+    """Make that rank's loss infinite in these steps."""
+    plain = Stepper.step
+    calls = 0
+
+    def step(self: Stepper, lr: float, measure: bool) -> StepFigures:
+        nonlocal calls
+        calls += 1
+        if calls in steps and self.ranks.rank == rank:
+            weight = next(iter(self.optimiser.local.values())).detach()
+            kept = weight.clone()
+            weight.fill_(float("nan"))
+            figures = plain(self, lr, measure)
+            weight.copy_(kept)
+            return figures
+        return plain(self, lr, measure)
+
+    Stepper.step = step
+
+
+def inject(fault: str) -> None:
+    """Arrange one fault by name."""
+    if fault.endswith("sigterm"):
+        before_step(
+            5, int(os.environ.get("WORLD_SIZE", "1")) - 1, lambda _: signal.raise_signal(15)
+        )
+    elif fault == "nan":
+        spoil_gradients({4}, 1)
+    elif fault == "full-disk":
+        before_step(5, 1, full_disk)
+    elif fault == "dead":
+        before_step(5, 1, die_after_the_commit)
+    elif fault.startswith("kill-at-"):
+        kill_at(fault.removeprefix("kill-at-"))
+
+
+def kill_at(name: str) -> None:
+    """End this process when it enters a function that saves, once checkpoint 3 is there."""
+    owner = FileSystemWriter if hasattr(FileSystemWriter, name) else checkpoint_files
+    plain = getattr(owner, name)
+
+    def fatal(first: object, *rest: object, **named: object) -> object:
+        place = Path(first.path) if isinstance(first, FileSystemWriter) else Path(str(first))
+        root = next(part for part in (place, *place.parents) if part.name == "checkpoints")
+        if (root / "step-00000003").exists() and place.name != "step-00000003":
+            kill()
+        if name == "discard":
+            kill()
+        return plain(first, *rest, **named)
+
+    setattr(owner, name, fatal)
+
+
+def main(corpus: str, out: str, fault: str = "", method: str = "mae", *counts: str) -> None:
+    """Run as told."""
+    torch.set_num_threads(1)
+    inject(fault)
+    replicate, accum = (int(count) for count in (*counts, "1", "1")[:2])
+    config = small_config(corpus, method)
+    parallel = dataclasses.replace(config.parallel, replicate=replicate, grad_accum=accum)
+    optim = dataclasses.replace(config.optim, kind="lamb" if fault.startswith("lamb") else "adamw")
+    config = dataclasses.replace(config, parallel=parallel, optim=optim)
+    result = run_pretrain(config, out)
+    print(f"rank {os.environ.get('RANK', '0')} step {result.step} {result.interrupted}")
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
