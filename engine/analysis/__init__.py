@@ -1,1 +1,3 @@
-"""What a study's results say: results, speedup, ledger, summary, ablation, words, verdict."""
+"""What a study's results say: results, speedup, ledger, summary, ablation, words, verdict,
+statements, figures (for --json).
+"""

@@ -70,9 +70,9 @@ class Setting:
     @property
     def name(self) -> str:
         """`mask ratio 0.75, patch 8`; an arm that nothing varies for is named by what it has."""
-        told = [value_in_words(key, value) for key, value in self.values.items()]
-        if told:
-            return ", ".join(told)
+        parts = [value_in_words(key, value) for key, value in self.values.items()]
+        if parts:
+            return ", ".join(parts)
         return "linear head" if method_of(self.arm) == "simmim" else "its own settings"
 
 
@@ -199,14 +199,14 @@ def ablation_statement(study: Study, ablation: Ablation) -> Statement:
     title = str(study.about.get("ablation", "")).capitalize()
     if ablation.varied == ("labels",):
         text = f"{title} varied: final {metric} from the fewest labels to the most."
-        told = [growth(ablation.of(arm)) for arm in ablation.arms]
-        return Statement("neutral", text, " ".join(told))
-    told = [best_of(ablation.of(arm)) for arm in ablation.arms]
+        sentences = [growth(ablation.of(arm)) for arm in ablation.arms]
+        return Statement("neutral", text, " ".join(sentences))
+    sentences = [best_of(ablation.of(arm)) for arm in ablation.arms]
     if not any(setting.learned for setting in ablation.settings):
         text = f"{title} varied: no setting learned its pretext task, so none is named best."
-        return Statement("warning", text, " ".join(told))
+        return Statement("warning", text, " ".join(sentences))
     text = f"{title} varied: where final {metric} was largest."
-    return Statement("neutral", text, " ".join(told))
+    return Statement("neutral", text, " ".join(sentences))
 
 
 def growth(settings: Sequence[Setting]) -> str:
@@ -227,9 +227,9 @@ def best_of(settings: Sequence[Setting]) -> str:
     if not valid:
         return f"{name}:{gate or ' no score.'}"
     ranked = sorted(valid, key=lambda s: s.score or 0.0, reverse=True)
-    told = f"{name} with {ranked[0].name} ({spread(ranked[0].final)})"
+    lead_in = f"{name} with {ranked[0].name} ({spread(ranked[0].final)})"
     if len(ranked) == 1:
-        return f"{told}.{gate}"
+        return f"{lead_in}.{gate}"
     lead = paired_difference(ranked[0].final, ranked[1].final)
     shown = difference(lead.mean, lead.p_value).replace("\n", ", ")
-    return f"{told}, {shown} before {ranked[1].name}.{gate}"
+    return f"{lead_in}, {shown} before {ranked[1].name}.{gate}"

@@ -200,16 +200,16 @@ def _no_single_ratio(first: Sequence[Reach], second: Sequence[Reach]) -> str:
 
 
 def _why_bound(first: Sequence[Reach], second: Sequence[Reach]) -> str:
-    told = []
+    sentences = []
     for name, runs in (("first", first), ("second", second)):
         missing, early = sum(not run.reached for run in runs), sum(run.early for run in runs)
         if missing:
-            told.append(f"the {name} arm did not reach it in {missing} of {len(runs)} seeds.")
+            sentences.append(f"the {name} arm did not reach it in {missing} of {len(runs)} seeds.")
         if early:
-            told.append(
+            sentences.append(
                 f"the {name} arm was there by the first evaluation in {early} of {len(runs)} seeds."
             )
-    return " ".join(told)
+    return " ".join(sentences)
 
 
 def _tested(logs: np.ndarray, bound: str, one_sided: int) -> tuple[End, End, float | None, str]:

@@ -200,7 +200,7 @@ def seeds_in_words(comparison: Comparison, share: float) -> str:
 
 
 def gate_statements(study: Study) -> list[Statement]:
-    """One sentence for each pretraining: learned or not, loss against the floor."""
+    """One sentence for each pretraining: learned or not, loss against the baseline."""
     return [gate_statement(pretraining) for pretraining in study.pretraining]
 
 
@@ -209,12 +209,12 @@ def gate_statement(pretraining: Row) -> Statement:
     name = arm_name(pretraining["arm"])
     if pretraining.get("variant"):
         name = f"{name} ({pretraining['variant']})"
-    loss, floor = pretraining.get("loss"), pretraining.get("floor")
+    loss, baseline = pretraining.get("loss"), pretraining.get("floor")
     what = "chance" if method_of(pretraining["arm"]) == "simclr" else "each patch's mean"
-    if loss is None or floor is None:
+    if loss is None or baseline is None:
         figures = "Its loss against a trivial predictor is not known."
     else:
-        figures = f"Loss {loss:.3f} against {floor:.3f} for {what}."
+        figures = f"Loss {loss:.3f} against {baseline:.3f} for {what}."
     who = "it"
     if pretraining.get("seed") is not None:
         name, who = f"{name}, seed {pretraining['seed']},", arm_name(pretraining["arm"])
@@ -230,11 +230,11 @@ def secondary_statements(study: Study, groups: Sequence[GroupSummary]) -> list[S
     """Speed over scratch, final scores of masked arms, and pretraining cost, first group."""
     group = groups[0]
     share = primary_target(group.targets, primary_share(study)).share
-    told = headline_family(group)
+    family = headline_family(group)
     found = [
         speed_statement(comparison, share, group.reference)
         for comparison in group.comparisons
-        if comparison not in told
+        if comparison not in family
     ]
     masked = [c for c in group.comparisons if method_of(c.first) in MIM]
     lost = [s for g in groups for arm in g.arms if (s := lost_statement(g, arm)) is not None]

@@ -38,7 +38,7 @@ def main(words: list[str]) -> Outcome:
         description=description(),
         config=(tyro.conf.AvoidSubcommands,),
     )
-    from mim3d.engine.report.figures import figures_of
+    from mim3d.engine.analysis.figures import figures_of
     from mim3d.engine.report.report import build_report
 
     failed, spent = {}, {}

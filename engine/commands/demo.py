@@ -12,10 +12,10 @@ from mim3d.dataio.progress import progress
 from mim3d.dataio.reader.corpus import Corpus
 from mim3d.dataio.sources.discover import discover
 from mim3d.dataio.sources.phantom import make_cohort
+from mim3d.engine.analysis.figures import figures_of
 from mim3d.engine.commands.arguments import parse
 from mim3d.engine.commands.outcome import Outcome
 from mim3d.engine.errors import ConfigError
-from mim3d.engine.report.figures import figures_of
 from mim3d.engine.report.report import build_report
 from mim3d.engine.study.config import StudyConfig
 from mim3d.engine.study.recipes import demo as demo_study

@@ -7,14 +7,14 @@ allows; a setting that did not learn its pretext task is left uncoloured, in a d
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 from statistics import median, stdev
 from typing import TYPE_CHECKING, Any
 
 from mim3d.engine.analysis.ablation import DAGGER, Ablation, Setting, words
 from mim3d.engine.analysis.results import Study
 from mim3d.engine.analysis.words import arm_name, median_reach
-from mim3d.engine.report.plots import Chart, Palette, arm_colour, arms_legend, house, make_chart
+from mim3d.engine.report.palette import Palette
+from mim3d.engine.report.plots import Chart, Plotter, arms_legend, style_axes
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -53,10 +53,10 @@ def scale_of(ablation: Ablation) -> Scale:
 
 def scale_in_words(ablation: Ablation, metric: str) -> str:
     """How to read the charts of an ablation."""
-    told = []
+    parts = []
     if any(len(ablation.varied_of(arm)) == 2 for arm in ablation.arms):
         scale = scale_of(ablation)
-        told.append(
+        parts.append(
             f"All maps of final {metric} share one colour scale, {scale.low:.3f} to "
             f"{scale.high:.3f}, at least {NARROWEST:g} and {NOISES:g} standard deviations over "
             "seeds wide, so that noise does not look like a difference; ± is the deviation over "
@@ -64,34 +64,34 @@ def scale_in_words(ablation: Ablation, metric: str) -> str:
             "coloured from the whole budget (pale) to none."
         )
     if any(len(ablation.varied_of(arm)) == 1 for arm in ablation.arms):
-        told.append(
+        parts.append(
             "Lines: mean over seeds with bars of one standard deviation, median of the steps; "
             "small dots are seeds, open triangles seeds that did not reach the target."
         )
     if any(not setting.learned for setting in ablation.settings):
-        told.append(
+        parts.append(
             f"{DAGGER} (dashed or hollow): the pretext task was not learned, so the setting is "
             "shown but not ranked."
         )
-    return f"{' '.join(told)} Target of the steps: {ablation.target}."
+    return f"{' '.join(parts)} Target of the steps: {ablation.target}."
 
 
-def ablation_charts(study: Study, ablation: Ablation, folder: Path) -> list[Chart]:
+def ablation_charts(study: Study, ablation: Ablation, plotter: Plotter) -> list[Chart]:
     """Final score and steps: a heat map for each arm that two settings vary, lines of one."""
     metric = str(study.about.get("metric", "Dice"))
     charts = []
     crossed = [arm for arm in ablation.arms if len(ablation.varied_of(arm)) == 2]
     for arm in crossed:
-        charts.append(score_map(ablation, arm, metric, folder))
-        charts += [steps_map(ablation, arm, folder)] * any(s.reaches for s in ablation.of(arm))
+        charts.append(score_map(ablation, arm, metric, plotter))
+        charts += [steps_map(ablation, arm, plotter)] * any(s.reaches for s in ablation.of(arm))
     names = {tuple(v) for arm in ablation.arms if len(v := ablation.varied_of(arm)) == 1}
     for (name,) in sorted(names):
-        charts.append(score_lines(ablation, name, metric, folder))
-        charts += [steps_lines(ablation, name, folder)] * any(s.reaches for s in ablation.settings)
+        charts.append(score_lines(ablation, name, metric, plotter))
+        charts += [steps_lines(ablation, name, plotter)] * any(s.reaches for s in ablation.settings)
     return charts
 
 
-def score_map(ablation: Ablation, arm: str, metric: str, folder: Path) -> Chart:
+def score_map(ablation: Ablation, arm: str, metric: str, plotter: Plotter) -> Chart:
     """Final score of an arm over its two settings; the highest that learned is outlined."""
     scale = scale_of(ablation)
     learned = [s for s in ablation.of(arm) if s.learned and s.score is not None]
@@ -108,10 +108,10 @@ def score_map(ablation: Ablation, arm: str, metric: str, folder: Path) -> Chart:
 
     across, down = ablation.varied_of(arm)
     alt = f"{arm_name(arm)}: final {metric} by {words(across)} and {words(down)}"
-    return heat_map(ablation, arm, f"ablation-{arm}", alt, cell, folder, below, highest)
+    return heat_map(ablation, arm, f"ablation-{arm}", alt, cell, plotter, below, highest)
 
 
-def steps_map(ablation: Ablation, arm: str, folder: Path) -> Chart:
+def steps_map(ablation: Ablation, arm: str, plotter: Plotter) -> Chart:
     """Steps to the target of an arm over its two settings, coloured from 0 to the budget."""
 
     def cell(setting: Setting) -> tuple[str, float | None]:
@@ -123,7 +123,7 @@ def steps_map(ablation: Ablation, arm: str, folder: Path) -> Chart:
 
     across, down = ablation.varied_of(arm)
     alt = f"{arm_name(arm)}: steps to the target by {words(across)} and {words(down)}"
-    return heat_map(ablation, arm, f"ablation-steps-{arm}", alt, cell, folder)
+    return heat_map(ablation, arm, f"ablation-steps-{arm}", alt, cell, plotter)
 
 
 def heat_map(
@@ -132,7 +132,7 @@ def heat_map(
     name: str,
     alt: str,
     cell: Callable[[Setting], tuple[str, float | None]],
-    folder: Path,
+    plotter: Plotter,
     below: "Callable[[Axes, Palette], None] | None" = None,
     highest: Setting | None = None,
 ) -> Chart:
@@ -155,11 +155,11 @@ def heat_map(
         ratios = [len(rows), 0.3] if below else [1]
         parts = figure.subplots(len(ratios), 1, height_ratios=ratios, squeeze=False)[:, 0]
         axes = parts[0]
-        house(axes, palette, words(across), words(down))
+        style_axes(axes, palette, words(across), words(down))
         axes.grid(visible=False)
         for x, y, setting in placed:
             text, share = cell(setting)
-            colour = arm_colour(setting.arm, palette)
+            colour = palette.arm(setting.arm)
             draw_cell(axes, palette, (x, y), text, share, colour, setting, setting is highest)
         ticks: dict[float, str] = {i: f"{value:g}" for i, value in enumerate(columns)}
         if beside:
@@ -171,7 +171,7 @@ def heat_map(
         if below:
             below(parts[1], palette)
 
-    return make_chart(name, alt, size, draw, folder)
+    return plotter.chart(name, alt, size, draw)
 
 
 def draw_cell(
@@ -212,7 +212,7 @@ def draw_scale(axes: "Axes", palette: Palette, arm: str, scale: Scale, metric: s
     """The colour scale with its ends, and how far seeds of one setting stand apart on it."""
     from matplotlib.patches import Rectangle
 
-    steps, colour = 40, arm_colour(arm, palette)
+    steps, colour = 40, palette.arm(arm)
     for k in range(steps):
         alpha = 0.10 + 0.75 * (k + 0.5) / steps
         axes.add_patch(Rectangle((k / steps, 0.0), 1 / steps, 1.0, color=colour, alpha=alpha, lw=0))
@@ -222,20 +222,20 @@ def draw_scale(axes: "Axes", palette: Palette, arm: str, scale: Scale, metric: s
     small = {"fontsize": 7.5, "color": palette["muted"], "va": "top"}
     axes.text(0.0, -0.25, f"{metric} {scale.low:.3f}", ha="left", **small)
     axes.text(1.0, -0.25, f"{scale.high:.3f}", ha="right", **small)
-    told = "one seed: noise not known"
+    label = "one seed: noise not known"
     if scale.noise is not None:
         half = min(scale.noise / (scale.high - scale.low), 0.5)
         axes.plot([0.5 - half, 0.5 + half], [0.5, 0.5], "|-", color=palette["ink"], lw=1.2, ms=7)
-        told = f"|–| seeds, ± {scale.noise:.3f}"
-    axes.text(0.5, -0.25, told, ha="center", **small)
+        label = f"|–| seeds, ± {scale.noise:.3f}"
+    axes.text(0.5, -0.25, label, ha="center", **small)
 
 
-def score_lines(ablation: Ablation, name: str, metric: str, folder: Path) -> Chart:
+def score_lines(ablation: Ablation, name: str, metric: str, plotter: Plotter) -> Chart:
     """Final score of every arm over one setting, a dot per seed and bars of one deviation."""
 
     def draw(figure: Any, palette: Palette) -> None:
         axes = figure.subplots()
-        house(axes, palette, words(name), f"final {metric}")
+        style_axes(axes, palette, words(name), f"final {metric}")
 
         def point(x: float, setting: Setting, colour: str) -> float | None:
             if setting.score is None:
@@ -250,15 +250,15 @@ def score_lines(ablation: Ablation, name: str, metric: str, folder: Path) -> Cha
         axes.set_ylim(bottom=0)
 
     alt = f"Final {metric} by {words(name)}"
-    return make_chart(f"ablation-{name}", alt, HALF, draw, folder)
+    return plotter.chart(f"ablation-{name}", alt, HALF, draw)
 
 
-def steps_lines(ablation: Ablation, name: str, folder: Path) -> Chart:
+def steps_lines(ablation: Ablation, name: str, plotter: Plotter) -> Chart:
     """Median steps to the target over one setting; open triangles are seeds that missed it."""
 
     def draw(figure: Any, palette: Palette) -> None:
         axes = figure.subplots()
-        house(axes, palette, words(name), "steps to the target")
+        style_axes(axes, palette, words(name), "steps to the target")
 
         def point(x: float, setting: Setting, colour: str) -> float | None:
             for run in setting.reaches.values():
@@ -273,7 +273,7 @@ def steps_lines(ablation: Ablation, name: str, folder: Path) -> Chart:
         axes.set_ylim(bottom=0)
 
     alt = f"Steps to the target by {words(name)}"
-    return make_chart(f"ablation-steps-{name}", alt, HALF, draw, folder)
+    return plotter.chart(f"ablation-steps-{name}", alt, HALF, draw)
 
 
 def draw_lines(
@@ -292,7 +292,7 @@ def draw_lines(
     values = sorted({s.values[name] for s in touched})
     arms = [arm for arm in ablation.arms if any(s.arm == arm for s in touched)]
     for turn, arm in enumerate(arms):
-        colour = arm_colour(arm, palette)
+        colour = palette.arm(arm)
         aside = 0.09 * (turn - (len(arms) - 1) / 2)
         found = [(s, values.index(s.values[name]) + aside) for s in ablation.of(arm)]
         known = [(x, y, s) for s, x in found if (y := point(x, s, colour)) is not None]

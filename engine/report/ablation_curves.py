@@ -1,13 +1,13 @@
 """Curves of every setting of an ablation as small multiples: fine-tuning and pretext losses."""
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mim3d.engine.analysis.ablation import DAGGER, Ablation, Setting
 from mim3d.engine.analysis.results import Study
 from mim3d.engine.analysis.words import arm_name
-from mim3d.engine.report.plots import Chart, Palette, arm_colour, arms_legend, house, make_chart
+from mim3d.engine.report.palette import Palette
+from mim3d.engine.report.plots import Chart, Plotter, arms_legend, style_axes
 from mim3d.engine.study.config import Row
 from mim3d.engine.study.curves import Curve, band
 
@@ -19,7 +19,7 @@ Panels = Mapping[str, Sequence[tuple[str, Sequence[Curve]]]]
 """By title, the curves of each arm in that panel."""
 
 
-def curves_charts(study: Study, ablation: Ablation, folder: Path) -> list[Chart]:
+def curves_charts(study: Study, ablation: Ablation, plotter: Plotter) -> list[Chart]:
     """Fine-tuning curves of every setting: one figure where all arms have the same settings."""
     metric = str(study.about.get("metric", "Dice"))
     charts = []
@@ -35,12 +35,12 @@ def curves_charts(study: Study, ablation: Ablation, folder: Path) -> list[Chart]
         who = "every arm" if shared else " and ".join(map(arm_name, arms))
         alt = f"Validation {metric} against fine-tuning steps, {who}, every setting"
         columns = columns_of(ablation, arms[0], len(panels))
-        told = ("fine-tuning steps", f"validation {metric}")
-        charts.append(multiples(name, alt, panels, columns, told, folder))
+        labels = ("fine-tuning steps", f"validation {metric}")
+        charts.append(multiples(name, alt, panels, columns, labels, plotter))
     return charts
 
 
-def pretext_charts(study: Study, ablation: Ablation, folder: Path) -> list[Chart]:
+def pretext_charts(study: Study, ablation: Ablation, plotter: Plotter) -> list[Chart]:
     """Pretext losses over a trivial predictor's, a panel for each pretraining of an arm."""
     charts = []
     for arm in ablation.arms:
@@ -56,8 +56,10 @@ def pretext_charts(study: Study, ablation: Ablation, folder: Path) -> list[Chart
             continue
         alt = f"Pretext loss of {arm_name(arm)} over a trivial predictor's, every setting"
         columns = columns_of(ablation, arm, len(panels))
-        told = ("crops seen", "loss / trivial predictor")
-        charts.append(multiples(f"ablation-pretext-{arm}", alt, panels, columns, told, folder, 1.0))
+        labels = ("crops seen", "loss / trivial predictor")
+        charts.append(
+            multiples(f"ablation-pretext-{arm}", alt, panels, columns, labels, plotter, 1.0)
+        )
     return charts
 
 
@@ -74,8 +76,8 @@ def pretrainings_of(study: Study, setting: Setting) -> list[Row]:
 def share_curve(pretraining: Row) -> Curve:
     """Loss over the trivial predictor's against crops seen."""
     points = {step * pretraining["batch"]: loss for step, loss in pretraining["curve"]}
-    floor = pretraining["floor"]
-    return Curve(tuple(sorted(points)), tuple(points[c] / floor for c in sorted(points)))
+    baseline = pretraining["floor"]
+    return Curve(tuple(sorted(points)), tuple(points[c] / baseline for c in sorted(points)))
 
 
 def same_settings(ablation: Ablation) -> bool:
@@ -116,8 +118,8 @@ def multiples(
     alt: str,
     panels: Panels,
     columns: int,
-    told: tuple[str, str],
-    folder: Path,
+    labels: tuple[str, str],
+    plotter: Plotter,
     mark: float | None = None,
 ) -> Chart:
     """A small panel for each setting on common axes; a lone arm's other settings stand behind."""
@@ -134,7 +136,7 @@ def multiples(
         for axes in grid.flat[len(panels) :]:
             axes.set_axis_off()
         for axes, (title, panel) in zip(grid.flat, panels.items(), strict=False):
-            house(axes, palette, "", "")
+            style_axes(axes, palette, "", "")
             axes.set_title(
                 title.replace(", ", "\n"), fontsize=7.5, color=palette["ink"], loc="left", pad=3
             )
@@ -144,26 +146,26 @@ def multiples(
                 found = band(curves)
                 axes.plot(found.steps, found.mean, color=palette["muted"], lw=0.6, alpha=0.3)
             for arm, curves in panel:
-                draw_runs(axes, curves, arm_colour(arm, palette))
+                draw_runs(axes, curves, palette.arm(arm))
             axes.margins(x=0.02)
             axes.xaxis.set_major_locator(MaxNLocator(3, integer=True))
             if mark is None:
                 axes.set_ylim(bottom=0)
-        label_figure(figure, grid[0, 0], palette, told, arms if mixed else ())
+        label_figure(figure, grid[0, 0], palette, labels, arms if mixed else ())
 
-    return make_chart(name, alt, size, draw, folder)
+    return plotter.chart(name, alt, size, draw)
 
 
 def label_figure(
-    figure: Any, first: "Axes", palette: Palette, told: tuple[str, str], arms: Sequence[str]
+    figure: Any, first: "Axes", palette: Palette, labels: tuple[str, str], arms: Sequence[str]
 ) -> None:
     """Axis titles for the whole figure, and a legend of the arms that share panels."""
-    figure.supxlabel(told[0], fontsize=8.5, color=palette["muted"])
-    figure.supylabel(told[1], fontsize=8.5, color=palette["muted"])
+    figure.supxlabel(labels[0], fontsize=8.5, color=palette["muted"])
+    figure.supylabel(labels[1], fontsize=8.5, color=palette["muted"])
     if not arms:
         return
     for arm in arms:
-        first.plot([], [], color=arm_colour(arm, palette), lw=1.8, label=arm_name(arm))
+        first.plot([], [], color=palette.arm(arm), lw=1.8, label=arm_name(arm))
     arms_legend(figure, len(arms), palette)
 
 

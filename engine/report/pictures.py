@@ -18,6 +18,7 @@ from mim3d.engine.analysis.ablation import DAGGER, Ablation
 from mim3d.engine.analysis.results import Group, Study, group_of
 from mim3d.engine.analysis.summary import GroupSummary
 from mim3d.engine.analysis.words import arm_name
+from mim3d.engine.report.section import Picture
 from mim3d.engine.study.config import CLASSIFY, Row
 from mim3d.engine.study.plan import slug
 
@@ -28,15 +29,6 @@ if TYPE_CHECKING:
 MOST_COLUMNS, MOST_PAINTED = 6, 4
 KEPT = "As drawn when the runs were at hand; they are not beside these results. "
 One = TypeVar("One")
-
-
-@dataclass(frozen=True)
-class Picture:
-    """A PNG inside the page, or, without `data`, why there is none."""
-
-    title: str
-    data: str
-    caption: str = ""
 
 
 def segmentations(study: Study, group: GroupSummary, index: int, figures: Path) -> list[Picture]:
@@ -150,7 +142,7 @@ class Column:
     slices: Slices
     dice: Mapping[str, float]
 
-    def told(self, case: str) -> str:
+    def caption(self, case: str) -> str:
         """What stands below a prediction."""
         found = self.dice.get(volume_of(self.slices, case))
         return "" if found is None else f"Dice {found:.2f}"
@@ -196,7 +188,7 @@ def draw_segmentations(file: Path, columns: Sequence[Column]) -> None:
         row[0].set_ylabel(volume_of(first, case), color=LABEL, fontsize=7.5)
         for axes, column in zip(row[2:], columns, strict=True):
             draw_slice(axes, image, column.slices[f"{case}.prediction"])
-            axes.set_xlabel(column.told(case), color=LABEL, fontsize=8, labelpad=2)
+            axes.set_xlabel(column.caption(case), color=LABEL, fontsize=8, labelpad=2)
     for axes, title in zip(
         grid[0], ["image", "truth", *(column.title for column in columns)], strict=True
     ):

@@ -5,12 +5,18 @@ from typing import Any
 
 from mim3d.engine.analysis.results import Study, decoder_name
 from mim3d.engine.analysis.words import arm_name
-from mim3d.engine.report.tables import Table
+from mim3d.engine.report.section import Content, Section, Table
 from mim3d.engine.study.config import labels_in_words
 from mim3d.engine.study.curves import Curve, area_under
 
 Rates = tuple[float, float]
 """Rate of the head, and the encoder's over it."""
+
+
+def rates_sections(content: Content) -> list[Section]:
+    """The grid's section, where rates were chosen from one."""
+    table = rates_table(content.study)
+    return [Section("Learning rates", (table,))] if table else []
 
 
 def rates_table(study: Study) -> Table | None:

@@ -6,7 +6,7 @@ from typing import Any
 from mim3d.engine.analysis.results import Group, Study, group_of
 from mim3d.engine.analysis.summary import GroupSummary
 from mim3d.engine.analysis.words import arm_name, spread
-from mim3d.engine.report.tables import Table
+from mim3d.engine.report.section import Table
 from mim3d.engine.study.config import CLASSIFY, Row
 
 

@@ -107,7 +107,7 @@ def gather(out: Path) -> bool:
         return False
     rows: list[Row] = []
     cases: list[Row] = []
-    told: dict[str, list[Row]] = {}
+    remarks: dict[str, list[Row]] = {}
     for key, fields in done.items():
         result = read_json(result_file(out, key))
         about = fields | {"n_labelled": len(result["subjects"]["train"])}
@@ -116,8 +116,8 @@ def gather(out: Path) -> bool:
         rows += [{**about, **row, **shown} for row in result["rows"]]
         cases += [{**about, **case} for case in result["cases"]]
         for note in result["notes"]:
-            told.setdefault(note, []).append(fields)
-    notes = [*plan["notes"], *cell_notes(told, list(done.values()), plan["notes"])]
+            remarks.setdefault(note, []).append(fields)
+    notes = [*plan["notes"], *cell_notes(remarks, list(done.values()), plan["notes"])]
     write_jsonl(out / RESULTS, rows)
     write_jsonl(out / CASES, cases)
     write_json(out / PRETRAINING, pretraining_rows(plan, out))
@@ -182,11 +182,11 @@ def held_out_notes(config: StudyConfig, corpus: Corpus, splits: Splits) -> list[
 
 
 def cell_notes(
-    told: dict[str, list[Row]], everyone: Sequence[Row], known: Collection[str]
+    remarks: dict[str, list[Row]], everyone: Sequence[Row], known: Collection[str]
 ) -> list[str]:
     """Remarks of cells, each once, with the label counts and seeds it is about unless all are."""
     found = []
-    for note, cells in told.items():
+    for note, cells in remarks.items():
         if note not in known:
             where = "; ".join(places(cells, everyone))
             found.append(f"{where}: {note}" if where else note)

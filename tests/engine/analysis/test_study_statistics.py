@@ -17,10 +17,13 @@ from mim3d.engine.analysis.verdict import (
 )
 from mim3d.engine.analysis.words import median_reach
 from mim3d.engine.finetune.finetune import DIVERGED, RESULT
-from mim3d.engine.report.charts import ratios_chart, reaches_chart
+from mim3d.engine.report.cost import ledger_table
+from mim3d.engine.report.finetuning import reaches_chart, reaches_table
+from mim3d.engine.report.limits import limits
+from mim3d.engine.report.plots import Plotter
 from mim3d.engine.report.rates import rates_table
-from mim3d.engine.report.report import build_report, limits
-from mim3d.engine.report.tables import ledger_table, overview_table, reaches_table, speedup_table
+from mim3d.engine.report.report import build_report
+from mim3d.engine.report.speedup import overview_table, ratios_chart, speedup_table
 from mim3d.engine.runs.files import read_json, read_jsonl, write_json, write_jsonl
 from mim3d.engine.study.config import Variant
 from mim3d.engine.study.curves import Curve, Reach
@@ -82,7 +85,7 @@ def test_a_study_that_learned_nothing_states_no_speedup(tmp_path: Path) -> None:
     assert said.text == "No speed-up of MAE over SimCLR can be stated."
     assert "of an untrained model" in said.detail
     assert {cell for row in reaches_table(groups[0]).rows for cell in row[1:4]} == {"–"}
-    assert reaches_chart(study, groups[0], 0, tmp_path / "figures") is None
+    assert reaches_chart(study, groups[0], 0, Plotter(tmp_path / "figures")) is None
     assert "is no target" in build_report(folder).read_text()
 
 
@@ -284,7 +287,7 @@ def test_an_arm_without_any_score_still_makes_a_page(tmp_path: Path) -> None:
 def test_bounds_are_drawn_and_told(tmp_path: Path) -> None:
     folder = write_study(tmp_path, tops={"simclr": 0.4})
     study, groups = edited(folder)
-    chart = ratios_chart(study, groups[0], 0, tmp_path / "figures")
+    chart = ratios_chart(study, groups[0], 0, Plotter(tmp_path / "figures"))
     assert chart is not None
     assert "at least" in chart.alt
     exact = {f.bound for c in groups[0].comparisons for _, f in c.along}

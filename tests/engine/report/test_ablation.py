@@ -7,13 +7,14 @@ import pytest
 from synthetic_study import pretraining_of, rows_of, write_study
 
 from mim3d.engine.analysis.ablation import Ablation, ablation_statement, read_ablation
+from mim3d.engine.analysis.figures import figures_of
 from mim3d.engine.analysis.results import Study
 from mim3d.engine.analysis.summary import summarise
+from mim3d.engine.report.ablation import ablation_table
 from mim3d.engine.report.ablation_charts import NARROWEST, ablation_charts, scale_of
 from mim3d.engine.report.ablation_curves import curves_charts, pretext_charts
-from mim3d.engine.report.figures import figures_of
+from mim3d.engine.report.plots import Plotter
 from mim3d.engine.report.report import build_report
-from mim3d.engine.report.tables import ablation_table
 from mim3d.engine.runs.files import read_json, write_json, write_jsonl
 
 MASKS, PATCHES = (0.5, 0.75), (4, 8)
@@ -108,7 +109,7 @@ def test_the_colour_scale_does_not_stretch_noise(tmp_path: Path) -> None:
 def test_one_seed_tells_no_noise(tmp_path: Path) -> None:
     study, ablation = read(mask_study(tmp_path, seeds=1))
     assert ablation.noise is None
-    (score, *_) = ablation_charts(study, ablation, tmp_path / "figures")
+    (score, *_) = ablation_charts(study, ablation, Plotter(tmp_path / "figures"))
     assert "one seed: noise not known" in score.svg
 
 
@@ -129,7 +130,7 @@ def test_a_target_at_the_untrained_score_is_refused(tmp_path: Path) -> None:
     study, ablation = read(folder)
     assert ablation.target.startswith("none, for 90 %")
     assert all(s.reaches == {} for s in ablation.settings)
-    charts = ablation_charts(study, ablation, tmp_path / "figures")
+    charts = ablation_charts(study, ablation, Plotter(tmp_path / "figures"))
     assert [chart.name for chart in charts] == ["ablation-mask_ratio"]
 
 
@@ -153,7 +154,7 @@ def test_simmims_linear_head_stands_beside_the_grid(tmp_path: Path) -> None:
     (simmim,) = ablation.of("simmim")
     assert simmim.values == {}
     assert simmim.name == "linear head"
-    score, steps = ablation_charts(study, ablation, tmp_path / "figures")
+    score, steps = ablation_charts(study, ablation, Plotter(tmp_path / "figures"))
     assert (score.name, steps.name) == ("ablation-mae", "ablation-steps-mae")
     assert "linear head" in score.svg
     assert "linear head" in steps.svg
@@ -162,11 +163,11 @@ def test_simmims_linear_head_stands_beside_the_grid(tmp_path: Path) -> None:
 
 def test_every_setting_has_its_curves(tmp_path: Path) -> None:
     study, ablation = read(decoder_study(tmp_path))
-    (curves,) = curves_charts(study, ablation, tmp_path / "figures")
+    (curves,) = curves_charts(study, ablation, Plotter(tmp_path / "figures"))
     for depth in (1, 4):
         assert curves.svg.count(f"decoder depth {depth}<") == 2
     assert "SimMIM" in curves.svg
-    (pretext,) = pretext_charts(study, ablation, tmp_path / "figures")
+    (pretext,) = pretext_charts(study, ablation, Plotter(tmp_path / "figures"))
     assert pretext.svg.count("decoder width 32<") == 2
     assert (tmp_path / "figures" / "ablation-curves-mae.png").exists()
 
@@ -189,7 +190,7 @@ def test_label_counts_are_in_order_and_named(tmp_path: Path) -> None:
     said = ablation_statement(study, ablation)
     assert "(4 labelled subjects) to 0." in said.detail
     assert "(256 labelled subjects)" in said.detail
-    score = ablation_charts(study, ablation, tmp_path / "figures")[0]
+    score = ablation_charts(study, ablation, Plotter(tmp_path / "figures"))[0]
     ticks = [score.svg.index(f">{count}</text>") for count in (4, 16, 64, 128, 256)]
     assert ticks == sorted(ticks)
     scores = [s.score or 0.0 for s in ablation.of("scratch")]

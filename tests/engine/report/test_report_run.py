@@ -5,8 +5,8 @@ from typing import Any
 
 from mim3d.engine.analysis.results import Study
 from mim3d.engine.analysis.summary import summarise
-from mim3d.engine.report.facts import flat, subjects_in_words
-from mim3d.engine.report.plots import LIGHT, arm_colour, deal_colours
+from mim3d.engine.report.palette import LIGHT, Palette, colours_of_others
+from mim3d.engine.report.provenance import flat, subjects_in_words
 from mim3d.engine.report.scores import final_table, missed
 from mim3d.engine.runs.files import write_json, write_jsonl
 
@@ -27,11 +27,11 @@ def test_subjects_become_ranges() -> None:
 
 def test_arms_given_by_path_have_colours_of_their_own() -> None:
     arms = ["scratch", "simclr", "ours", "theirs", "old", "simclr-flops"]
-    deal_colours(arms)
-    colours = [arm_colour(arm, LIGHT) for arm in arms]
+    palette = Palette(LIGHT, colours_of_others(arms))
+    colours = [palette.arm(arm) for arm in arms]
     assert len(set(colours)) == 5
     assert colours[1] == colours[5]
-    assert arm_colour("never dealt", LIGHT) in LIGHT.values()
+    assert palette.arm("never named") in LIGHT.values()
 
 
 def scored(arm: str, seed: int, **more: Any) -> dict[str, Any]:

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 from synthetic_study import rows_of, write_study
 
+from mim3d.engine.analysis.figures import figures_of
 from mim3d.engine.analysis.ledger import LEDGERS, UNITS
 from mim3d.engine.analysis.results import Group, Study
 from mim3d.engine.analysis.summary import pairs_of, summarise
@@ -19,11 +20,13 @@ from mim3d.engine.analysis.verdict import (
 )
 from mim3d.engine.analysis.words import arm_name, median_reach
 from mim3d.engine.errors import ConfigError
-from mim3d.engine.report.figures import figures_of
-from mim3d.engine.report.plots import STAND_IN, line_style
+from mim3d.engine.report.finetuning import reaches_table
+from mim3d.engine.report.limits import limits
+from mim3d.engine.report.palette import STAND_IN
+from mim3d.engine.report.panels import line_style
 from mim3d.engine.report.rates import rates_table
-from mim3d.engine.report.report import build_report, limits, render
-from mim3d.engine.report.tables import overview_table, reaches_table, speedup_table
+from mim3d.engine.report.report import build_report, render
+from mim3d.engine.report.speedup import overview_table, speedup_table
 from mim3d.engine.runs.files import read_json, read_jsonl, write_json, write_jsonl
 
 

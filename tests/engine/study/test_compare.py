@@ -17,13 +17,13 @@ from mim3d.dataio.corpus.conversion import Conversion
 from mim3d.dataio.reader.corpus import Corpus
 from mim3d.dataio.sources.discover import discover
 from mim3d.dataio.sources.phantom import make_cohort
+from mim3d.engine.analysis.figures import figures_of
 from mim3d.engine.commands import compare as command
 from mim3d.engine.errors import ConfigError, TrainingError
 from mim3d.engine.finetune.splits import SplitConfig
 from mim3d.engine.models.mae import MAEConfig
 from mim3d.engine.models.simclr import SimCLRConfig
 from mim3d.engine.models.vit import ViT3D, ViTConfig
-from mim3d.engine.report.figures import figures_of
 from mim3d.engine.report.report import build_report
 from mim3d.engine.runs.encoder_file import save_encoder
 from mim3d.engine.runs.files import read_json, read_jsonl, write_json

@@ -17,7 +17,8 @@ from mim3d.engine.commands import compare as command
 from mim3d.engine.errors import ConfigError
 from mim3d.engine.finetune.splits import Splits
 from mim3d.engine.models.vit import ViT3D, ViTConfig
-from mim3d.engine.report.facts import leak_limits, leaks
+from mim3d.engine.report.headline import leaks
+from mim3d.engine.report.limits import leak_limits
 from mim3d.engine.runs.encoder_file import save_encoder
 from mim3d.engine.runs.files import read_json, read_jsonl, write_json, write_jsonl
 from mim3d.engine.study import gather as gathering

@@ -1,0 +1,148 @@
+"""Speed-ups: the ratio against the target, at every target, and in every setting."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+from mim3d.engine.analysis.results import Study
+from mim3d.engine.analysis.speedup import PairedRatio, bootstrap_interval
+from mim3d.engine.analysis.summary import GroupSummary, primary_target
+from mim3d.engine.analysis.verdict import primary_share
+from mim3d.engine.analysis.words import (
+    arm_name,
+    difference,
+    interval_in_words,
+    p_of_ratio,
+    ratio_in_words,
+)
+from mim3d.engine.report.palette import Palette
+from mim3d.engine.report.panels import RatioPoint, draw_ratios
+from mim3d.engine.report.plots import Chart, Plotter, style_axes
+from mim3d.engine.report.section import Content, Section, Table
+
+HALF = (5.2, 3.1)
+
+
+def overview_sections(content: Content) -> list[Section]:
+    """Every setting side by side, where there are several."""
+    overview = overview_table(content.study, content.groups)
+    return [Section("", (overview,))] if overview else []
+
+
+def overview_table(study: Study, groups: Sequence[GroupSummary]) -> Table | None:
+    """The primary target's ratio of every comparison in every setting, where there are several."""
+    pairs = list(dict.fromkeys((c.first, c.second) for g in groups for c in g.comparisons))
+    if len(groups) < 2 or not pairs:
+        return None
+    share = primary_target(groups[0].targets, primary_share(study)).share
+    rows = []
+    for group in groups:
+        cells = [group.group.title]
+        for first, second in pairs:
+            comparison = group.comparison(first, second)
+            if comparison is None:
+                cells.append("–")
+                continue
+            found = comparison.at[share]
+            few = 0 < found.pairs < comparison.planned
+            seeds = [f"{found.pairs} of {comparison.planned} seeds"] if few else []
+            cells.append("\n".join([*ratio_lines(found), *seeds]))
+        rows.append(tuple(cells))
+    header = ("setting", *(f"{arm_name(one)} over\n{arm_name(other)}" for one, other in pairs))
+    note = (
+        f"Steps to {100 * share:g} % of the reference's best score, as ratios, with 95 % intervals "
+        "and p of a paired t test on logarithms where at least 5 seeds support them. The first "
+        "setting is the headline's; no p here is corrected for the number of comparisons."
+    )
+    return Table("Every setting at the primary target", header, tuple(rows), note)
+
+
+def ratios_chart(study: Study, group: GroupSummary, index: int, plotter: Plotter) -> Chart | None:
+    """Ratio of steps against the target score; None where no ratio exists at all."""
+    lines = {}
+    for comparison in group.comparisons:
+        points = [
+            RatioPoint(score, found.ratio, found.low, found.high, found.bound)
+            for score, found in comparison.along
+            if found.ratio is not None
+        ]
+        if points:
+            name = f"{arm_name(comparison.first)} over {arm_name(comparison.second)}"
+            lines[name] = (comparison.first, points)
+    if not lines:
+        return None
+    targets = target_lines(group)
+    metric = study.about.get("metric", "Dice")
+
+    def draw(figure, palette: Palette) -> None:  # noqa: ANN001
+        axes = figure.subplots()
+        style_axes(axes, palette, f"target {metric}", "speed-up, geometric mean")
+        draw_ratios(axes, palette, lines, targets)
+        figure.legend(
+            loc="outside lower center",
+            ncol=2,
+            frameon=False,
+            fontsize=8,
+            labelcolor=palette["ink"],
+        )
+
+    alt = (
+        "Speed-up against the target score; above 1 the first arm is faster. Bands: 95 % t "
+        "intervals, of solid lines alone where there are any. Where an arm is censored in some "
+        "seeds, a triangle is a bound: ▲ at least, ▼ at most. No mark: bounds point both ways"
+    )
+    return plotter.chart(f"ratios-{index}", alt, HALF, draw)
+
+
+def target_lines(group: GroupSummary) -> list[tuple[str, float]]:
+    """Names and scores of the targets that are any."""
+    return [(f"{100 * t.share:g} %", t.score) for t in group.targets if not t.refused]
+
+
+def speedup_table(group: GroupSummary) -> Table:
+    """Paired ratios at every target."""
+    header = ("comparison", *(f"at {100 * t.share:g} %" for t in group.targets), "area", "final")
+    rows = []
+    for comparison in group.comparisons:
+        cells = []
+        for target in group.targets:
+            found = comparison.at[target.share]
+            reached = f"{found.complete}/{comparison.planned} seeds" if found.pairs else ""
+            last = "; ".join(filter(None, [reached, resampled(found)]))
+            ratio, *tested = ratio_lines(found)
+            cells.append("\n".join(filter(None, [ratio, ", ".join(tested), last])))
+        rows.append(
+            (
+                f"{arm_name(comparison.first)} over {arm_name(comparison.second)}",
+                *cells,
+                difference(comparison.area.mean, comparison.area.p_value),
+                difference(comparison.final.mean, comparison.final.p_value),
+            )
+        )
+    note = (
+        "Steps of the second arm over steps of the first, paired by seed, geometric mean; above 1 "
+        "the first is faster. Below: the 95 % interval and p of a paired t test on the logarithms, "
+        "where at least 5 seeds support them, on which the words above rest; in how many of the "
+        "seeds both arms reached the target; and the 95 % bootstrap interval (BCa), which decides "
+        "nothing: of 5 pairs it covers the truth in 84 % of cases, of 10 in 90 %. Of a bound the "
+        "bounds are tested, more strictly the more seeds are censored. Area and final: mean "
+        "paired difference, with its paired t test."
+    )
+    return Table("Speed-up", header, tuple(rows), note)
+
+
+def ratio_lines(found: PairedRatio) -> list[str]:
+    """The ratio, its interval and its p where there are any."""
+    if found.p_value is None:
+        return [ratio_in_words(found)]
+    interval = interval_in_words(found).removeprefix("95 % interval ")
+    unbroken = p_of_ratio(found).replace(" ", "\u00a0")
+    return [ratio_in_words(found), f"{interval}, {unbroken}"]
+
+
+def resampled(found: PairedRatio) -> str:
+    """The bootstrap interval of the protocol, for the ends that are supported."""
+    low, high = bootstrap_interval(found)
+    if low is None and high is None:
+        return ""
+    interval = interval_in_words(replace(found, low=low, high=high))
+    return f"bootstrap {interval.removeprefix('95 % interval ')}"
