@@ -15,14 +15,14 @@ from mim3d.engine.commands.outcome import Outcome
 from mim3d.engine.distributed.parallel import make_mesh, shard_group, shard_model
 from mim3d.engine.distributed.process_group import Ranks, process_ranks
 from mim3d.engine.pretrain.config import PretrainConfig
-from mim3d.engine.pretrain.optim import (
+from mim3d.engine.pretrain.recipes import recipe
+from mim3d.engine.training.optim import (
     OptimConfig,
     ShardedOptimiser,
     apex_problem,
     decayed,
     load_apex,
 )
-from mim3d.engine.pretrain.recipes import recipe
 
 LR = 1e-4
 BYTES_PER_PARAMETER = 28

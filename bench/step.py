@@ -34,9 +34,9 @@ from mim3d.engine.models.build import method_name
 from mim3d.engine.models.flops import peak_bf16, run_flops
 from mim3d.engine.models.mae import MAEConfig
 from mim3d.engine.pretrain.config import PretrainConfig
-from mim3d.engine.pretrain.optim import ShardedOptimiser
 from mim3d.engine.pretrain.recipes import recipe
-from mim3d.engine.pretrain.train_step import Stepper
+from mim3d.engine.training.optim import ShardedOptimiser
+from mim3d.engine.training.train_step import Stepper
 
 LR = 1e-4
 

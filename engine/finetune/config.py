@@ -9,8 +9,8 @@ from mim3d.engine.errors import ConfigError
 from mim3d.engine.finetune.splits import SplitConfig
 from mim3d.engine.models.swin import SwinConfig
 from mim3d.engine.models.vit import ViTConfig
-from mim3d.engine.pretrain.schedule import ScheduleConfig
 from mim3d.engine.runs.encoder_file import read_card
+from mim3d.engine.training.schedule import ScheduleConfig
 
 Head = Literal["unetr", "tokens", "linear", "classify"]
 

@@ -1,5 +1,5 @@
-"""The pretraining run: config, recipes, data; optim, lamb, schedule, train_step, trainer, pretrain;
-held_out, metrics, recorder, profiler, reconstruction; run_folder, run_state; plan (before a run).
+"""The pretraining run: config, recipes, data; trainer, pretrain; held_out, recorder,
+reconstruction; run_folder; plan (before a run).
 """
 
 import lazy_loader

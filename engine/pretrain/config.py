@@ -16,10 +16,10 @@ from mim3d.engine.models.simclr import SimCLRConfig
 from mim3d.engine.models.swin import SwinConfig
 from mim3d.engine.models.vit import ViTConfig
 from mim3d.engine.pretrain.data import DataConfig
-from mim3d.engine.pretrain.metrics import LogConfig
-from mim3d.engine.pretrain.optim import OptimConfig
-from mim3d.engine.pretrain.schedule import ScheduleConfig
 from mim3d.engine.runs.checkpoint import CheckpointConfig
+from mim3d.engine.training.metrics import LogConfig
+from mim3d.engine.training.optim import OptimConfig
+from mim3d.engine.training.schedule import ScheduleConfig
 
 SEED_MARGIN = 1 << 32
 """Seeds derived from a run's own lie above it."""

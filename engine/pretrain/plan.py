@@ -36,7 +36,7 @@ from mim3d.engine.models.mae import MAEConfig
 from mim3d.engine.models.simclr import SimCLRConfig
 from mim3d.engine.models.swin import swin_stages
 from mim3d.engine.pretrain.config import PretrainConfig
-from mim3d.engine.pretrain.metrics import read_rows
+from mim3d.engine.training.metrics import read_rows
 from mim3d.kernels.masking import n_visible
 
 ACTIVATION_WIDTHS = 17.0

@@ -11,7 +11,8 @@ import torch
 from mim3d.engine.distributed.process_group import Ranks
 from mim3d.engine.models.flops import peak_bf16, run_flops
 from mim3d.engine.pretrain.config import PretrainConfig, config_dict
-from mim3d.engine.pretrain.metrics import (
+from mim3d.engine.pretrain.run_folder import METRICS
+from mim3d.engine.training.metrics import (
     JsonLines,
     LoaderDeltas,
     RateBasis,
@@ -22,7 +23,6 @@ from mim3d.engine.pretrain.metrics import (
     Window,
     memory_row,
 )
-from mim3d.engine.pretrain.run_folder import METRICS
 
 
 class Recorder:

@@ -22,9 +22,6 @@ from mim3d.engine.errors import TrainingError
 from mim3d.engine.models.build import method_name
 from mim3d.engine.pretrain.config import PretrainConfig, config_identity, config_sha256
 from mim3d.engine.pretrain.held_out import HeldOut, judge_pretext
-from mim3d.engine.pretrain.metrics import Row, read_rows
-from mim3d.engine.pretrain.optim import ShardedOptimiser
-from mim3d.engine.pretrain.profiler import ProfileWindow
 from mim3d.engine.pretrain.reconstruction import draw_reconstruction, first_crops, reconstruction
 from mim3d.engine.pretrain.recorder import Recorder
 from mim3d.engine.pretrain.run_folder import (
@@ -35,13 +32,16 @@ from mim3d.engine.pretrain.run_folder import (
     corpus_sha256,
     refuse_changed_corpus,
 )
-from mim3d.engine.pretrain.run_state import full_weights, restore_rng, rng_state, run_state
-from mim3d.engine.pretrain.schedule import learning_rate
-from mim3d.engine.pretrain.train_step import StepFigures, Stepper
 from mim3d.engine.runs.checkpoint import Checkpointer
 from mim3d.engine.runs.checkpoint_files import CheckpointFacts
 from mim3d.engine.runs.encoder_file import save_encoder
 from mim3d.engine.runs.files import write_json
+from mim3d.engine.training.metrics import Row, read_rows
+from mim3d.engine.training.optim import ShardedOptimiser
+from mim3d.engine.training.profiler import ProfileWindow
+from mim3d.engine.training.run_state import full_weights, restore_rng, rng_state, run_state
+from mim3d.engine.training.schedule import learning_rate
+from mim3d.engine.training.train_step import StepFigures, Stepper
 
 
 class Training:

@@ -16,11 +16,11 @@ from mim3d.engine.models.simmim import SimMIMConfig
 from mim3d.engine.models.vit import ViTConfig
 from mim3d.engine.pretrain.config import PretrainConfig
 from mim3d.engine.pretrain.data import DataConfig
-from mim3d.engine.pretrain.metrics import LogConfig
-from mim3d.engine.pretrain.optim import OptimConfig
-from mim3d.engine.pretrain.schedule import ScheduleConfig
 from mim3d.engine.runs.checkpoint import CheckpointConfig
 from mim3d.engine.study.config import METHODS, StudyConfig, Variant
+from mim3d.engine.training.metrics import LogConfig
+from mim3d.engine.training.optim import OptimConfig
+from mim3d.engine.training.schedule import ScheduleConfig
 
 LOGGED_ROWS = 60
 

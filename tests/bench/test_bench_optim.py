@@ -4,8 +4,8 @@ import pytest
 
 from mim3d.bench.optim import main, make_contestants
 from mim3d.engine.distributed.process_group import process_ranks
-from mim3d.engine.pretrain.optim import apex_problem
 from mim3d.engine.pretrain.recipes import recipe
+from mim3d.engine.training.optim import apex_problem
 
 
 def test_the_bench_names_what_is_missing(capsys):

@@ -37,12 +37,13 @@ ENGINE = {
     "models": "",
     "distributed": "",
     "runs": "models distributed",
-    "pretrain": "runs models distributed",
-    "finetune": "pretrain runs models distributed",
-    "study": "finetune pretrain runs models",
+    "training": "runs models distributed",
+    "pretrain": "training runs models distributed",
+    "finetune": "pretrain training runs models distributed",
+    "study": "finetune pretrain training runs models",
     "analysis": "study runs",
     "report": "analysis study runs",
-    "commands": "models distributed runs pretrain finetune study analysis report",
+    "commands": "models distributed runs training pretrain finetune study analysis report",
     "face": "",
 }
 LOOSE = {"dataio": "", "engine": ""}

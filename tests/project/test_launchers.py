@@ -12,7 +12,7 @@ import psutil
 import pytest
 from small_run import make_corpus
 
-from mim3d.engine.pretrain.metrics import read_rows
+from mim3d.engine.training.metrics import read_rows
 
 pytestmark = pytest.mark.slow
 EXAMPLES = Path(__file__).resolve().parents[2] / "examples"

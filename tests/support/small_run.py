@@ -26,8 +26,8 @@ from mim3d.engine.pretrain import trainer as training
 from mim3d.engine.pretrain.config import PretrainConfig
 from mim3d.engine.pretrain.pretrain import run_pretrain
 from mim3d.engine.pretrain.recipes import recipe
-from mim3d.engine.pretrain.train_step import StepFigures, Stepper
 from mim3d.engine.runs import checkpoint_files
+from mim3d.engine.training.train_step import StepFigures, Stepper
 
 
 def make_corpus(folder: Path, subjects: int = 4) -> Path:

@@ -17,7 +17,7 @@ from mim3d.engine.commands.pretrain import main, rank_words
 from mim3d.engine.distributed import launch
 from mim3d.engine.distributed.process_group import adopt_slurm, process_ranks
 from mim3d.engine.errors import ConfigError
-from mim3d.engine.pretrain.metrics import read_rows
+from mim3d.engine.training.metrics import read_rows
 
 SMALL = """
     --vit.crop-size 16 16 16 --vit.width 24 --vit.depth 1 --vit.heads 2 --steps 2 --global-batch 2

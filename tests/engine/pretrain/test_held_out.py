@@ -11,8 +11,8 @@ from mim3d.engine.errors import ConfigError
 from mim3d.engine.pretrain import held_out
 from mim3d.engine.pretrain.config import config_identity
 from mim3d.engine.pretrain.data import DataConfig, choose_subjects, share_of
-from mim3d.engine.pretrain.metrics import read_rows
 from mim3d.engine.pretrain.pretrain import run_pretrain
+from mim3d.engine.training.metrics import read_rows
 
 
 @pytest.fixture(scope="module")

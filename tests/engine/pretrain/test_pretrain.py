@@ -21,11 +21,11 @@ from mim3d.dataio.errors import CorpusError
 from mim3d.engine.errors import CheckpointError, ConfigError, TrainingError
 from mim3d.engine.models import masked
 from mim3d.engine.models.swin import SwinConfig
-from mim3d.engine.pretrain import metrics
 from mim3d.engine.pretrain import trainer as training
-from mim3d.engine.pretrain.metrics import read_rows
 from mim3d.engine.pretrain.pretrain import run_pretrain
 from mim3d.engine.runs.encoder_file import load_encoder, load_swin
+from mim3d.engine.training import metrics
+from mim3d.engine.training.metrics import read_rows
 
 # What resuming must not change; the rest of a row is time.
 EXACT = ("step", "lr", "loss", "patch_mean", "nearest_patch", "grad_norm")

@@ -10,18 +10,19 @@ import sys
 from pathlib import Path
 
 import pytest
+import small_run
 import torch
 from safetensors.torch import load_file
 from small_run import make_corpus
 from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 
-from mim3d.engine.pretrain.metrics import read_rows
 from mim3d.engine.runs import checkpoint_files
 from mim3d.engine.runs.checkpoint import RNG_PREFIX, load_tensors
 from mim3d.engine.runs.checkpoint_reader import SafeReader
+from mim3d.engine.training.metrics import read_rows
 
 pytestmark = pytest.mark.slow
-SCRIPT = Path(__file__).parent / "small_run.py"
+SCRIPT = Path(small_run.__file__)
 
 
 @pytest.fixture(scope="module")

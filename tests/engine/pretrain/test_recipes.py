@@ -20,12 +20,12 @@ from mim3d.engine.pretrain.config import (
     config_sha256,
     identity_of,
 )
-from mim3d.engine.pretrain.metrics import LogConfig
-from mim3d.engine.pretrain.optim import OptimConfig
 from mim3d.engine.pretrain.recipes import RECIPES, recipe
 from mim3d.engine.pretrain.run_folder import differences
-from mim3d.engine.pretrain.schedule import ScheduleConfig
 from mim3d.engine.runs.checkpoint import CheckpointConfig
+from mim3d.engine.training.metrics import LogConfig
+from mim3d.engine.training.optim import OptimConfig
+from mim3d.engine.training.schedule import ScheduleConfig
 
 
 @pytest.mark.parametrize("name", RECIPES)

@@ -17,11 +17,11 @@ from mim3d.engine.finetune.finetune import run_finetune
 from mim3d.engine.finetune.splits import SplitConfig
 from mim3d.engine.models.mae import MAEConfig
 from mim3d.engine.models.vit import ViTConfig
-from mim3d.engine.pretrain.metrics import read_rows
 from mim3d.engine.pretrain.pretrain import run_pretrain
 from mim3d.engine.runs.files import read_jsonl
 from mim3d.engine.study.config import FinetunePlan, PretrainPlan, StudyConfig, StudyData
 from mim3d.engine.study.run import run_study
+from mim3d.engine.training.metrics import read_rows
 
 pytest.importorskip("obstore")
 moto_server = pytest.importorskip("moto.server")

@@ -8,8 +8,8 @@ import pytest
 from small_run import before_step, make_corpus, small_config
 
 from mim3d.engine.errors import ConfigError
-from mim3d.engine.pretrain.metrics import WANDB_ID, WeightsAndBiases, read_rows
 from mim3d.engine.pretrain.pretrain import run_pretrain
+from mim3d.engine.training.metrics import WANDB_ID, WeightsAndBiases, read_rows
 
 wandb = pytest.importorskip("wandb")
 BLOCK = 32768

@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 
 from mim3d.engine.distributed.process_group import Ranks
-from mim3d.engine.pretrain.metrics import LogConfig
+from mim3d.engine.training.metrics import LogConfig
 
 
 class ProfileWindow:

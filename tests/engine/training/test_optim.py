@@ -11,7 +11,7 @@ from mim3d.engine.distributed.process_group import process_ranks
 from mim3d.engine.errors import ConfigError
 from mim3d.engine.models.swin import SwinConfig, SwinEncoder
 from mim3d.engine.models.vit import ViT3D, ViTConfig
-from mim3d.engine.pretrain.optim import SCALE_START, OptimConfig, ShardedOptimiser, decayed
+from mim3d.engine.training.optim import SCALE_START, OptimConfig, ShardedOptimiser, decayed
 
 
 @pytest.fixture

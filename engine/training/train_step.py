@@ -12,8 +12,8 @@ from torch.distributed.fsdp import FSDPModule
 
 from mim3d.dataio.loader.batch import Batch
 from mim3d.engine.distributed.process_group import Ranks
-from mim3d.engine.pretrain.metrics import StageClock
-from mim3d.engine.pretrain.optim import ShardedOptimiser
+from mim3d.engine.training.metrics import StageClock
+from mim3d.engine.training.optim import ShardedOptimiser
 
 
 @runtime_checkable

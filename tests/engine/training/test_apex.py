@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from mim3d.engine.errors import ConfigError
-from mim3d.engine.pretrain.optim import apex_problem, load_apex
+from mim3d.engine.training.optim import apex_problem, load_apex
 
 
 @pytest.fixture

@@ -20,7 +20,7 @@ from torch.distributed.tensor import DTensor
 from torch.nn.utils import get_total_norm
 
 from mim3d.engine.errors import ConfigError
-from mim3d.engine.pretrain.lamb import ShardedLamb
+from mim3d.engine.training.lamb import ShardedLamb
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
 POSITIONS = ("pos_embed", "relative_position_bias_table")

@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from mim3d.engine.errors import ConfigError
-from mim3d.engine.pretrain.metrics import (
+from mim3d.engine.pretrain.reconstruction import draw_reconstruction, mid_slice
+from mim3d.engine.training.metrics import (
     JsonLines,
     LoaderDeltas,
     RateBasis,
@@ -16,7 +17,6 @@ from mim3d.engine.pretrain.metrics import (
     memory_row,
     read_rows,
 )
-from mim3d.engine.pretrain.reconstruction import draw_reconstruction, mid_slice
 
 
 def test_rates_by_hand():

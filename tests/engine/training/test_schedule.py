@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mim3d.engine.errors import ConfigError
-from mim3d.engine.pretrain.schedule import ScheduleConfig, learning_rate
+from mim3d.engine.training.schedule import ScheduleConfig, learning_rate
 
 
 def test_warm_up_then_cosine_by_hand():

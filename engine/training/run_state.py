@@ -5,8 +5,8 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
 from mim3d.engine.distributed.process_group import Ranks
-from mim3d.engine.pretrain.optim import ShardedOptimiser
 from mim3d.engine.runs.checkpoint import RNG_PREFIX, State
+from mim3d.engine.training.optim import ShardedOptimiser
 
 
 def run_state(module: nn.Module, optimiser: ShardedOptimiser) -> State:
