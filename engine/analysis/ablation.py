@@ -21,7 +21,7 @@ from mim3d.engine.analysis.summary import (
 )
 from mim3d.engine.analysis.verdict import Statement, primary_share
 from mim3d.engine.analysis.words import arm_name, difference, spread
-from mim3d.engine.study.config import ARM_SETTINGS, ENCODER_SETTINGS, SCRATCH
+from mim3d.engine.study.config import ARM_SETTINGS, EARLIER_SETTINGS, ENCODER_SETTINGS, SCRATCH
 from mim3d.engine.study.curves import Curve, Reach, best_trained
 
 ALWAYS = ENCODER_SETTINGS | {"labels", "head"}
@@ -127,6 +127,7 @@ def settings_of(study: Study, group: GroupSummary, varied: Sequence[str]) -> lis
     found = []
     for arm in group.arms:
         matter = ALWAYS | ARM_SETTINGS.get(method_of(arm.arm), set())
+        matter |= {old for old, name in EARLIER_SETTINGS.items() if name in matter}
         values = {name: known[name] for name in varied if name in matter and name in known}
         found.append(Setting(arm, values, group, arm.arm not in group.untrained))
     return found

@@ -64,7 +64,7 @@ class Study:
         if not (folder / STUDY).exists() or not (folder / RESULTS).exists():
             raise ConfigError(
                 f"{folder} holds no results of a study ({STUDY}, {RESULTS}): run "
-                "`mim3d compare RECIPE --data.corpus CORPUS --out DIR` first"
+                "`mim3d compare STUDY --data.corpus CORPUS --out DIR` first"
             )
         return Study(
             read_json(folder / STUDY),

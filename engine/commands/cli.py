@@ -46,12 +46,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         json_file, rest = split_json_flag(words[1:])
         outcome = run_command(name, rest)
-        if json_file is not None and outcome.told:
+        if json_file is not None and outcome.writes_json:
             write_figures(json_file, outcome)
     except (ValueError, OSError) as error:
         if os.environ.get("MIM3D_TRACEBACK"):
             traceback.print_exc()
-        print(f"mim3d {name}: {told(error)}", file=sys.stderr)
+        print(f"mim3d {name}: {one_line(error)}", file=sys.stderr)
         return EXIT_USER_ERROR
     except KeyboardInterrupt:
         print(f"mim3d {name}: interrupted; run the same command again to go on", file=sys.stderr)
@@ -105,7 +105,7 @@ def run_command(name: str, words: Sequence[str]) -> Outcome:
         print(readable_help(text_of(shown)), end="")
 
 
-def told(error: Exception) -> str:
+def one_line(error: Exception) -> str:
     """An error in one line; the system's own ones with their file first, as ours have it."""
     if isinstance(error, OSError) and error.strerror:
         where = f"{error.filename}: " if error.filename else ""

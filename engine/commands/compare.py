@@ -15,7 +15,7 @@ from mim3d.engine.study.variation import NAMES, varied
 
 
 @dataclass(frozen=True)
-class CompareArgs:
+class StudyArgs:
     """Options of `mim3d compare`."""
 
     config: Annotated[StudyConfig, tyro.conf.arg(name="")] = field(default_factory=StudyConfig)
@@ -29,12 +29,12 @@ class CompareArgs:
 
 def main(words: list[str]) -> Outcome:
     """Run the study named by the first word, or draw its report again."""
-    name, rest = split_recipe(words)
+    name, rest = split_study(words)
     args = parse(
-        CompareArgs,
+        StudyArgs,
         rest,
-        prog=f"mim3d compare {name or 'RECIPE'}",
-        default=CompareArgs(config=study(name)),
+        prog=f"mim3d compare {name or 'STUDY'}",
+        default=StudyArgs(config=study(name)),
         description=description(),
         config=(tyro.conf.AvoidSubcommands,),
     )
@@ -58,8 +58,8 @@ def main(words: list[str]) -> Outcome:
     return Outcome(figures | spent, lost=len(failed))
 
 
-def split_recipe(words: list[str]) -> tuple[str, list[str]]:
-    """The recipe's name and the options; `--report` alone and --help need no name."""
+def split_study(words: list[str]) -> tuple[str, list[str]]:
+    """The study's name and the options; `--report` alone and --help need no name."""
     if words and not words[0].startswith("-"):
         return words[0], words[1:]
     if any(word in {"-h", "--help", "--report"} for word in words):
@@ -74,7 +74,7 @@ def description() -> str:
     return (
         "Pretrain every arm on the same crops, fine-tune it from the same seeds, and report who "
         "converges faster, by how much, and at what cost.\n\n"
-        f"mim3d compare RECIPE --data.corpus CORPUS --out DIR, where RECIPE is one of:\n{lines}\n\n"
+        f"mim3d compare STUDY --data.corpus CORPUS --out DIR, where STUDY is one of:\n{lines}\n\n"
         "Make an ablation of your own from any of them: --arms mae --vary crops=6000,24000,96000 "
         f"mask_ratio=0.3,0.6 (settings: {', '.join(NAMES)}). "
         "Any encoder joins as a further arm: --arms scratch mae mine=/path/to/run. Interrupted, "

@@ -37,8 +37,8 @@ def main(words: list[str]) -> Outcome:
         description=description(),
         config=(tyro.conf.AvoidSubcommands,),
     )
-    if not args.config.corpus:
-        raise ConfigError("no corpus: set --corpus to a folder that `mim3d convert` wrote")
+    if not args.config.data.corpus:
+        raise ConfigError("no corpus: set --data.corpus to a folder that `mim3d convert` wrote")
     from mim3d.engine.finetune.finetune import run_finetune
 
     with progress(f"finetune {name}", args.config.steps, "steps") as shown:
@@ -67,7 +67,7 @@ def description() -> str:
     return (
         "Train a head, and the encoder with it, on labelled volumes; score whole volumes at fixed "
         "steps and the test subjects once at the end.\n\n"
-        "mim3d finetune RECIPE --corpus CORPUS --init RUN --out DIR, where RECIPE is one of:\n"
+        "mim3d finetune RECIPE --data.corpus CORPUS --init RUN --out DIR, where RECIPE is one of:\n"
         f"{lines}\n\nWithout --init the encoder starts from scratch. The encoder's shape "
         "(--vit.*) must be the checkpoint's."
     )

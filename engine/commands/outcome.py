@@ -13,7 +13,7 @@ class Outcome:
 
     figures: Mapping[str, Any] = field(default_factory=dict)
     lost: int = 0
-    told: bool = True
+    writes_json: bool = True
     """Whether `--json` writes the figures here; of many ranks of a run one does."""
 
     @property

@@ -62,7 +62,7 @@ def main(words: list[str]) -> Outcome:
     except PeerError:
         raise SystemExit(EXIT_USER_ERROR) from None
     # Of many ranks one writes --json's file.
-    return Outcome(figures_of(result), told=os.environ.get("RANK", "0") == "0")
+    return Outcome(figures_of(result), writes_json=os.environ.get("RANK", "0") == "0")
 
 
 def launched(args: PretrainArgs, words: Sequence[str]) -> Outcome:

@@ -59,7 +59,7 @@ class ClassificationTask:
         shards: Shards | None = None,
     ) -> None:
         self.config, self.corpus, self.device, self.shards = config, corpus, device, shards
-        self.by_subject = read_targets(Path(config.targets))
+        self.by_subject = read_targets(Path(config.data.targets))
         self.names = sorted(set(self.by_subject.values()))
         number = {name: k for k, name in enumerate(self.names)}
         self.targets = {subject: number[name] for subject, name in self.by_subject.items()}
@@ -92,7 +92,7 @@ class ClassificationTask:
         self.net.eval()
         table = self.corpus.table
         reader = ShardReader(table, self.corpus.root, self.shards)
-        whole = read_volume(reader, row, None, self.config.normalise)
+        whole = read_volume(reader, row, None, self.config.data.normalise)
         crops = windows(torch.from_numpy(whole.image), self.config.vit.crop_size)
         logits = self.net(crops.to(self.device)).float()
         mean = logits.softmax(-1).mean(0).cpu()

@@ -3,7 +3,9 @@
 import dataclasses
 import json
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
+
+import tyro
 
 from mim3d.engine.errors import ConfigError
 from mim3d.engine.finetune.splits import SplitConfig
@@ -16,17 +18,28 @@ Head = Literal["unetr", "tokens", "linear", "classify"]
 
 
 @dataclass(frozen=True)
-class FinetuneConfig:
-    """Supervised training of an encoder with a fresh head, from pretrained weights or scratch."""
+class LabelledData:
+    """Which labelled volumes, how their subjects are dealt, and how intensities are scaled."""
 
-    corpus: str = ""
+    corpus: Annotated[str, tyro.conf.arg(aliases=("--corpus",))] = ""
     """Folder or address (s3://BUCKET/KEY) of the corpus that `mim3d convert` wrote."""
-    init: str = ""
-    """Run or encoder.safetensors to start the encoder from; empty starts from scratch."""
     label: str = "seg"
     """Label of the corpus to learn (segmentation)."""
     targets: str = ""
     """CSV with columns subject,target: the classes to learn (head classify)."""
+    split: SplitConfig = field(default_factory=SplitConfig)
+    """Subjects held out of training; in a study they never pretrain either."""
+    normalise: str = "zscore"
+    """zscore, clip-zscore, percentile, window:LO:HI or none."""
+
+
+@dataclass(frozen=True)
+class FinetuneConfig:
+    """Supervised training of an encoder with a fresh head, from pretrained weights or scratch."""
+
+    data: LabelledData = field(default_factory=LabelledData)
+    init: str = ""
+    """Run or encoder.safetensors to start the encoder from; empty starts from scratch."""
     head: Head = "unetr"
     """unetr; tokens (no skip from the raw image); linear (one layer per token); or classify."""
     vit: ViTConfig = field(default_factory=ViTConfig)
@@ -39,20 +52,18 @@ class FinetuneConfig:
     """Train the head only."""
     encoder_lr_scale: float = 1.0
     """The encoder's rate over the head's: below 1 keeps more of what pretraining learned."""
-    split: SplitConfig = field(default_factory=SplitConfig)
-    """How subjects are dealt, unless named below."""
     labels: float = 1.0
     """Labelled subjects used: a share up to 1, or a number of them."""
     train: tuple[str, ...] = ()
-    """Subjects to train on; with it, name validation too."""
+    """Subjects to train on, in the place of those that data.split deals; name validation too."""
     validation: tuple[str, ...] = ()
     """Subjects whose score makes the curve."""
     test: tuple[str, ...] = ()
     """Subjects scored once, at the end."""
     steps: int = 1000
     """Optimiser steps."""
-    batch: int = 4
-    """Crops of a step."""
+    global_batch: int = 4
+    """Crops of a step over all ranks."""
     schedule: ScheduleConfig = field(
         default_factory=lambda: ScheduleConfig(lr=3e-4, kind="constant", warmup_steps=20)
     )
@@ -67,8 +78,6 @@ class FinetuneConfig:
     """Overlap of neighbouring windows in sliding-window inference."""
     foreground_fraction: float = 0.5
     """Share of training crops centred on a labelled voxel."""
-    normalise: str = "zscore"
-    """zscore, clip-zscore, percentile, window:LO:HI or none."""
     augment: Literal["none", "segmentation", "upright"] = "segmentation"
     """Of training crops; upright is segmentation without flips."""
     seed: int = 0
@@ -79,10 +88,10 @@ class FinetuneConfig:
     """auto, cpu or cuda."""
 
     def __post_init__(self) -> None:
-        if min(self.steps, self.batch, self.eval_every, self.feature_size) < 1:
+        if min(self.steps, self.global_batch, self.eval_every, self.feature_size) < 1:
             raise ConfigError(
-                f"steps {self.steps}, batch {self.batch}, eval_every {self.eval_every} and "
-                f"feature_size {self.feature_size} must be at least 1"
+                f"steps {self.steps}, global_batch {self.global_batch}, eval_every "
+                f"{self.eval_every} and feature_size {self.feature_size} must be at least 1"
             )
         if bool(self.train) != bool(self.validation):
             raise ConfigError("name both --train and --validation subjects, or neither")
@@ -104,8 +113,10 @@ class FinetuneConfig:
                 "head linear reads one token per patch, which Swin has not: set head to unetr "
                 "(SwinUNETR) or tokens (SwinUNETR without the skip from the raw image)"
             )
-        if self.head == "classify" and not self.targets:
-            raise ConfigError("head classify needs --targets FILE.csv (columns subject,target)")
+        if self.head == "classify" and not self.data.targets:
+            raise ConfigError(
+                "head classify needs --data.targets FILE.csv (columns subject,target)"
+            )
 
     @property
     def evaluation_steps(self) -> list[int]:
@@ -113,25 +124,41 @@ class FinetuneConfig:
         return sorted({*range(0, self.steps, self.eval_every), self.steps})
 
 
-NOT_IDENTITY = ("threads", "device", "corpus", "init")
+NOT_IDENTITY = ("threads", "device", "init")
 """Fields that a resumed run may change; of `init` the weights must stay the same, not the path."""
+EARLIER_NAMES = {"batch": "global_batch"}
+EARLIER_DATA = ("label", "targets", "split", "normalise")
+"""Fields that stood beside the others before 0.2 and are `data`'s now."""
 
 
 def identity(config: FinetuneConfig) -> dict[str, Any]:
-    """What must be equal for a run to be resumed, as plain JSON values."""
+    """What must be equal for a run to be resumed, as plain JSON values; not where the corpus is."""
     plain = json.loads(json.dumps(dataclasses.asdict(config)))
+    for name in ("corpus", "split") if config.train else ("corpus",):
+        del plain["data"][name]  # a split decides nothing where subjects are named
     init = read_card(config.init)[1].get("weights_sha256", "") if config.init else ""
     return {key: value for key, value in plain.items() if key not in NOT_IDENTITY} | {"init": init}
+
+
+def stored_identity(stored: dict[str, Any]) -> dict[str, Any]:
+    """The identity in a run's config.json, with today's names where it was written before 0.2."""
+    found = {EARLIER_NAMES.get(key, key): value for key, value in stored.items()}
+    if "data" not in found:
+        found["data"] = {key: found.pop(key) for key in EARLIER_DATA if key in found}
+    if found.get("train"):
+        found["data"].pop("split", None)
+    return found
 
 
 def input_mismatch(config: FinetuneConfig) -> list[str]:
     """A line where the encoder was pretrained on intensities of another scale than it will get."""
     before = read_card(config.init)[1].get("normalise") if config.init else None
-    if before is None or before == config.normalise:
+    if before is None or before == config.data.normalise:
         return []
     return [
         f"{config.init} was pretrained with normalise {before} and is fine-tuned with "
-        f"{config.normalise}: other intensities than it knows; --normalise {before} gives it those"
+        f"{config.data.normalise}: other intensities than it knows; --data.normalise {before} "
+        "gives it those"
     ]
 
 
@@ -148,7 +175,7 @@ def unetr_vit_b_96() -> FinetuneConfig:
     return FinetuneConfig(
         vit=ViTConfig(),
         steps=20_000,
-        batch=2,
+        global_batch=2,
         eval_every=500,
         schedule=ScheduleConfig(lr=1e-4, kind="constant", warmup_steps=500),
         weight_decay=1e-5,

@@ -21,15 +21,21 @@ from mim3d.dataio.reader.corpus import Corpus, opened_corpus
 from mim3d.dataio.reader.shard_reader import Shards
 from mim3d.engine.errors import CheckpointError, ConfigError, TrainingError
 from mim3d.engine.finetune.classification import ClassificationTask, read_targets
-from mim3d.engine.finetune.config import FinetuneConfig, identity, input_mismatch
+from mim3d.engine.finetune.config import (
+    FinetuneConfig,
+    identity,
+    input_mismatch,
+    stored_identity,
+)
 from mim3d.engine.finetune.network import step_flops
 from mim3d.engine.finetune.segmentation import SegmentationTask
 from mim3d.engine.finetune.splits import Splits, labelled_subset, make_splits
 from mim3d.engine.finetune.task import Task
 from mim3d.engine.pretrain.data import corpus_fit
+from mim3d.engine.pretrain.run_folder import differences
 from mim3d.engine.runs.files import local_sha256, read_json, write_json
 from mim3d.engine.runs.folder_lock import sole_writer
-from mim3d.engine.training.schedule import learning_rate
+from mim3d.engine.training.schedule import lr_at
 
 CONFIG, STATE, RESULT, PICTURES = "config.json", "state.pt", "result.json", "pictures.npz"
 MODEL, SPLITS = "model.pt", ("train", "validation", "test")
@@ -82,7 +88,7 @@ def claim(config: FinetuneConfig, out: Path) -> None:
     inputs = inputs_sha256(config)
     if not file.exists():
         return write_json(file, wanted | inputs)
-    found = read_json(file)
+    found = stored_identity(read_json(file))
     for name, now in inputs.items():
         if now and found.get(name, now) != now:  # runs from before this was stored have none
             raise ConfigError(
@@ -90,21 +96,21 @@ def claim(config: FinetuneConfig, out: Path) -> None:
                 f"{str(found[name])[:12]} then, {now[:12]} now): restore it, choose another --out "
                 "or delete that folder"
             )
-    differing = sorted(key for key in wanted if found.get(key) != wanted[key])
+    differing = differences({key: found.get(key) for key in wanted}, wanted)
     if differing:
-        key = differing[0]
+        name, before, now = differing[0]
         raise ConfigError(
-            f"{out} holds a run with {key} {found.get(key)}, not {wanted[key]}: choose another "
-            "--out or delete that folder"
+            f"{out} holds a run with {name} {before}, not {now}: choose another --out or delete "
+            "that folder"
         )
     return None
 
 
 def inputs_sha256(config: FinetuneConfig) -> dict[str, str]:
     """Hashes of what a run learns from, where it lies on this machine."""
-    files = {"corpus": Path(config.corpus) / MANIFEST if config.corpus else None}
-    if config.targets:
-        files["targets"] = Path(config.targets)
+    files = {"corpus": Path(config.data.corpus) / MANIFEST if config.data.corpus else None}
+    if config.data.targets:
+        files["targets"] = Path(config.data.targets)
     hashes = {name: local_sha256(file) for name, file in files.items() if file is not None}
     return {f"{name}_sha256": known for name, known in hashes.items() if known is not None}
 
@@ -116,7 +122,7 @@ class Session:
         self.config = config
         self.device = pick_device(config.device)
         self.opened = ExitStack()
-        corpus, shards = self.opened.enter_context(opened_corpus(config.corpus))
+        corpus, shards = self.opened.enter_context(opened_corpus(config.data.corpus))
         self.splits = resolve_splits(config, corpus)
         corpus_fit(corpus.table, config.vit, self.splits.train)
         self.task: Task = make_task(config, corpus, shards, self.device)
@@ -128,7 +134,7 @@ class Session:
         )
         self.step_flops = step_flops(config, self.task.net)
         self.loader = Loader(
-            config.corpus,
+            config.data.corpus,
             loader_config(config),
             device=str(self.device),
             subjects=self.splits.train,
@@ -161,7 +167,7 @@ class Session:
         """One optimiser step on one batch."""
         began = time.perf_counter()
         self.task.net.train()
-        rate = learning_rate(self.config.schedule, self.step, self.config.steps)
+        rate = lr_at(self.config.schedule, self.step, self.config.steps)
         for group in self.optimiser.param_groups:
             group["lr"] = rate * group["scale"]
         batch = next(self.loader)
@@ -186,7 +192,7 @@ class Session:
         row = {
             "split": split,
             "step": self.step,
-            "crops": self.step * self.config.batch,
+            "crops": self.step * self.config.global_batch,
             "score": found.score,
             **found.fields,
             "train_loss": sum(self.losses) / len(self.losses) if self.losses else None,
@@ -271,12 +277,12 @@ def make_task(config: FinetuneConfig, corpus: Corpus, shards: Shards, device: to
 
 
 def resolve_splits(config: FinetuneConfig, corpus: Corpus) -> Splits:
-    """Named subjects, or those dealt by `config.split`; of the training ones, `config.labels`."""
+    """Named subjects, or those `config.data.split` deals; of the training ones, `config.labels`."""
     if config.train:
         splits = Splits(config.train, config.validation, config.test, (), (), ())
     else:
-        targets = read_targets(Path(config.targets)) if config.head == "classify" else None
-        splits = make_splits(corpus.records, config.label, config.split, targets)
+        targets = read_targets(Path(config.data.targets)) if config.head == "classify" else None
+        splits = make_splits(corpus.records, config.data.label, config.data.split, targets)
     return replace(splits, train=labelled_subset(splits.train, config.labels, config.seed))
 
 
@@ -285,12 +291,12 @@ def loader_config(config: FinetuneConfig) -> LoaderConfig:
     segments = config.head != "classify"
     return LoaderConfig(
         crop_size=config.vit.crop_size,
-        micro_batch=config.batch,
-        label=config.label if segments else None,
+        micro_batch=config.global_batch,
+        label=config.data.label if segments else None,
         seed=config.seed,
         snap=1,
         foreground_fraction=config.foreground_fraction if segments else 0.0,
-        normalise=config.normalise,
+        normalise=config.data.normalise,
         augment=config.augment,
         cache="host",
         threads=config.threads,

@@ -107,4 +107,4 @@ def step_flops(config: FinetuneConfig, net: nn.Module) -> float:
         else:
             head(tokens.mean(1))
     per_crop = encoder.forward if config.freeze else encoder.training
-    return config.batch * (per_crop + 3.0 * counter.get_total_flops())
+    return config.global_batch * (per_crop + 3.0 * counter.get_total_flops())

@@ -59,7 +59,7 @@ class SegmentationTask:
         shards: Shards | None = None,
     ) -> None:
         self.config, self.corpus, self.device, self.shards = config, corpus, device, shards
-        self.classes = n_classes(corpus.records, config.label)
+        self.classes = n_classes(corpus.records, config.data.label)
         net = build_segmentation(config, self.classes)
         net = net.to(device).to(memory_format=CHANNELS_LAST)  # pyright: ignore[reportCallIssue]
         self.net: nn.Module = net
@@ -128,7 +128,7 @@ class SegmentationTask:
 
     def notes(self, subjects: Sequence[str], split: str = "training") -> list[str]:
         """What a reader must know of the subjects of a split: classes they lack."""
-        return absent_classes(self.corpus.records, self.config.label, subjects, split)
+        return absent_classes(self.corpus.records, self.config.data.label, subjects, split)
 
 
 def absent_classes(
@@ -185,9 +185,9 @@ def load_cases(
     reader = ShardReader(table, corpus.root, shards)
     cases = []
     for record in records_of(corpus.records, subjects):
-        if any(label.name == config.label for label in record.labels):
+        if any(label.name == config.data.label for label in record.labels):
             row = table.index(record.id)
-            whole = read_volume(reader, row, config.label, config.normalise)
+            whole = read_volume(reader, row, config.data.label, config.data.normalise)
             assert whole.label is not None
             image = torch.from_numpy(whole.image)
             cases.append(Case(whole.id, image, whole.label, whole.spacing_mm))

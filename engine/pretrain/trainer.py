@@ -40,7 +40,7 @@ from mim3d.engine.training.metrics import Row, read_rows
 from mim3d.engine.training.optim import ShardedOptimiser
 from mim3d.engine.training.profiler import ProfileWindow
 from mim3d.engine.training.run_state import full_weights, restore_rng, rng_state, run_state
-from mim3d.engine.training.schedule import learning_rate
+from mim3d.engine.training.schedule import lr_at
 from mim3d.engine.training.train_step import StepFigures, Stepper
 
 
@@ -128,7 +128,7 @@ class Training:
         config = self.config
         due = self.step == 0 or (self.step + 1) % config.log.every == 0
         due = due or self.step + 1 == config.steps or self._scores_after(self.step + 1)
-        lr = learning_rate(config.schedule, self.step, config.steps)
+        lr = lr_at(config.schedule, self.step, config.steps)
         figures = self.stepper.step(lr, measure=due)
         self.step += 1
         self.recorder.count(figures.waited)

@@ -3,16 +3,15 @@
 import dataclasses
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import product
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Generic, Literal, TypeVar
 
 import tyro
 
 from mim3d.engine.errors import ConfigError
-from mim3d.engine.finetune.config import Head
-from mim3d.engine.finetune.splits import SplitConfig
+from mim3d.engine.finetune.config import Head, LabelledData
 from mim3d.engine.models.mae import MAEConfig
 from mim3d.engine.models.simclr import SimCLRConfig
 from mim3d.engine.models.simmim import SimMIMConfig
@@ -21,31 +20,38 @@ from mim3d.engine.models.vit import ViTConfig
 
 METHODS = ("mae", "simmim", "simclr")
 ARM_SETTINGS = {
-    "mae": {"pretrain_lr", "crops", "mask_ratio", "decoder_depth", "decoder_width"},
-    "simmim": {"pretrain_lr", "crops", "mask_ratio"},
-    "simclr": {"pretrain_lr", "crops", "temperature", "simclr_batch"},
+    "mae": {"lr", "global_batch", "crops", "mask_ratio", "decoder_depth", "decoder_width"},
+    "simmim": {"lr", "global_batch", "crops", "mask_ratio"},
+    "simclr": {"lr", "global_batch", "crops", "temperature"},
 }
 """Settings of a variant that change a method's pretraining, besides the encoder's."""
+EARLIER_SETTINGS = {"pretrain_lr": "lr", "simclr_batch": "global_batch"}
+"""Names that studies before 0.2 stored for settings of a variant."""
 ENCODER_SETTINGS = {"crop", "patch", "width", "depth"}
 """Settings of a variant that change every arm."""
 Matching = Literal["crops", "flops"]
 MethodName = Literal["mae", "simmim", "simclr"]
 
 
-@dataclass(frozen=True)
-class StudyData:
-    """Which volumes, and who is held out."""
+Method = TypeVar("Method", MAEConfig, SimMIMConfig, SimCLRConfig)
 
-    corpus: str = ""
-    """Folder or address (s3://BUCKET/KEY) of the corpus that `mim3d convert` wrote."""
-    label: str = "seg"
-    """Label to segment."""
-    targets: str = ""
-    """CSV with columns subject,target, for head classify."""
-    split: SplitConfig = field(default_factory=SplitConfig)
-    """Held-out subjects; they never pretrain."""
-    normalise: str = "zscore"
-    """zscore, clip-zscore, percentile, window:LO:HI or none; the same everywhere."""
+
+@dataclass(frozen=True)
+class ArmPlan(Generic[Method]):
+    """A method and how it is trained; SimCLR has 2b - 2 negatives, so it wants large batches."""
+
+    method: Annotated[Method, tyro.conf.arg(name="")]
+    lr: float
+    """Peak learning rate."""
+    global_batch: int
+    """Crops of a step."""
+
+    def __post_init__(self) -> None:
+        if self.global_batch < 1 or not self.lr > 0.0:
+            raise ConfigError(
+                f"pretrain: lr {self.lr} must be positive and global_batch {self.global_batch} "
+                "at least 1"
+            )
 
 
 @dataclass(frozen=True)
@@ -54,16 +60,15 @@ class PretrainPlan:
 
     crops: int = 9600
     """Crops that every arm sees."""
-    mae: MAEConfig = field(default_factory=MAEConfig)
-    simmim: SimMIMConfig = field(default_factory=SimMIMConfig)
-    simclr: SimCLRConfig = field(default_factory=SimCLRConfig)
-    mae_lr: float = 2e-3
-    simmim_lr: float = 2e-3
-    simclr_lr: float = 1e-3
-    batch: int = 16
-    """Crops of a step, masked methods."""
-    simclr_batch: int = 32
-    """Crops of a step, SimCLR: it has 2b - 2 negatives, so small batches teach it little."""
+    mae: ArmPlan[MAEConfig] = field(
+        default_factory=lambda: ArmPlan(MAEConfig(), lr=2e-3, global_batch=16)
+    )
+    simmim: ArmPlan[SimMIMConfig] = field(
+        default_factory=lambda: ArmPlan(SimMIMConfig(), lr=2e-3, global_batch=16)
+    )
+    simclr: ArmPlan[SimCLRConfig] = field(
+        default_factory=lambda: ArmPlan(SimCLRConfig(), lr=1e-3, global_batch=32)
+    )
     weight_decay: float = 0.05
     snap: int = 8
     """Crops start at multiples of so many voxels."""
@@ -73,8 +78,12 @@ class PretrainPlan:
     """Pretrain anew for every seed, so that seeds vary pretraining too."""
 
     def __post_init__(self) -> None:
-        if min(self.crops, self.batch, self.simclr_batch) < 1:
-            raise ConfigError("pretrain.crops, .batch and .simclr_batch must be at least 1")
+        if self.crops < 1:
+            raise ConfigError(f"pretrain.crops {self.crops} must be at least 1")
+
+    def arm(self, name: str) -> ArmPlan[MAEConfig] | ArmPlan[SimMIMConfig] | ArmPlan[SimCLRConfig]:
+        """The plan of an arm such as mae or mae-flops."""
+        return getattr(self, name.split("-", 1)[0])
 
 
 @dataclass(frozen=True)
@@ -82,16 +91,18 @@ class FinetunePlan:
     """Fine-tuning of every cell: one recipe for all arms."""
 
     steps: int = 400
-    batch: int = 4
+    global_batch: int = 4
+    """Crops of a step."""
     eval_every: int = 20
     """Steps between evaluations."""
-    lrs: tuple[float, ...] = (1e-3,)
+    lr: tuple[float, ...] = (1e-3,)
     """Learning rates; several are a grid that every arm is tuned on by tuning_seeds."""
-    encoder_lr_scales: tuple[float, ...] = (1.0,)
+    encoder_lr_scale: tuple[float, ...] = (1.0,)
     """Rate of the encoder over the head's; several are the grid's second axis, for every arm."""
     tuning_seeds: tuple[int, ...] = ()
     """Seeds that choose the rates and are not scored."""
-    warmup: int = 20
+    warmup_steps: int = 20
+    """Steps of linear warm-up."""
     weight_decay: float = 0.01
     feature_size: int = 8
     """Channels of the decoder at full resolution."""
@@ -105,18 +116,23 @@ class FinetunePlan:
     """Of training crops; upright is segmentation without flips."""
 
     def __post_init__(self) -> None:
-        if not self.lrs or not self.encoder_lr_scales:
-            raise ConfigError("finetune.lrs or .encoder_lr_scales names no learning rate")
-        if len(self.rates) > 1 and not self.tuning_seeds:
+        if not self.lr or not self.encoder_lr_scale:
+            raise ConfigError("finetune.lr or .encoder_lr_scale names no learning rate")
+        if len(self.lr_grid) > 1 and not self.tuning_seeds:
             raise ConfigError(
-                f"finetune.lrs {self.lrs} and .encoder_lr_scales {self.encoder_lr_scales} are a "
-                "grid: name finetune.tuning_seeds to choose by"
+                f"finetune.lr {self.lr} and .encoder_lr_scale {self.encoder_lr_scale} are a grid: "
+                "name finetune.tuning_seeds to choose by"
             )
 
     @property
-    def rates(self) -> list[tuple[float, float]]:
+    def lr_grid(self) -> list[tuple[float, float]]:
         """The grid: every rate with every scale of the encoder's."""
-        return list(product(self.lrs, self.encoder_lr_scales))
+        return list(product(self.lr, self.encoder_lr_scale))
+
+
+def settings_in_words(settings: Mapping[str, Any]) -> str:
+    """`mask_ratio 0.5, patch 8`; empty without settings."""
+    return ", ".join(f"{key} {value:g}" for key, value in settings.items())
 
 
 @dataclass(frozen=True)
@@ -129,14 +145,16 @@ class Variant:
     decoder_depth: int | None = None
     decoder_width: int | None = None
     temperature: float | None = None
-    pretrain_lr: float | None = None
+    lr: float | None = None
+    """Of pretraining."""
     width: int | None = None
     """Of the encoder; its heads keep their width."""
     depth: int | None = None
     """Of the encoder."""
     crops: int | None = None
     """Of pretraining."""
-    simclr_batch: int | None = None
+    global_batch: int | None = None
+    """Of pretraining."""
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -146,7 +164,7 @@ class Variant:
     @property
     def name(self) -> str:
         """`mask_ratio 0.5, patch 8`; empty for the study's own settings."""
-        return ", ".join(f"{key} {value:g}" for key, value in self.settings.items())
+        return settings_in_words(self.settings)
 
     def of(self, arm: str) -> "Variant":
         """The settings that matter to an arm: scratch has no mask, only MAE has a decoder."""
@@ -160,7 +178,7 @@ class StudyConfig:
     """Arms x seeds x decoders x labels: who converges faster, by how much, at what cost."""
 
     name: str = "study"
-    data: StudyData = field(default_factory=StudyData)
+    data: LabelledData = field(default_factory=LabelledData)
     vit: ViTConfig = field(default_factory=ViTConfig)
     swin: SwinConfig | None = None
     """MONAI's Swin in the vit's place, for arms scratch, simclr and simmim; set by a study."""

@@ -30,8 +30,9 @@ from mim3d.engine.study.config import (
     Variant,
     labels_in_words,
     plain,
+    settings_in_words,
 )
-from mim3d.engine.study.plan import Cell, Pretraining, arm_names, given_path, pretrainings
+from mim3d.engine.study.plan import Cell, arm_names, given_path, pretraining_key, pretrainings
 from mim3d.engine.study.pretext import external_row, pretraining_row
 
 PLAN = "plan.json"
@@ -66,7 +67,7 @@ def write_plan(
         "about": about | known,
         "cells": {cell.key: cell_fields(cell) for cell in cells},
         "pretrainings": [
-            {"arm": p.arm, "variant": p.variant.settings, "seed": p.seed}
+            {"arm": p.arm, "variant": p.variant.name, "seed": p.seed, "key": p.key}
             for p in pretrainings(config)
         ],
         "given": {arm: path for arm in arm_names(config) if (path := given_path(config, arm))},
@@ -147,19 +148,25 @@ def cell_fields(cell: Cell) -> Row:
 def pretraining_rows(plan: Row, out: Path) -> list[Row]:
     """One entry per finished pretraining, and per readable encoder given by path."""
     held_out = {s for name in HELD_OUT for s in plan["about"]["splits"][name]}
-    wanted = [
-        Pretraining(p["arm"], Variant(**p["variant"]), p["seed"]) for p in plan["pretrainings"]
-    ]
     rows = [
         pretraining_row(one, out)
-        for one in wanted
-        if (out / "pretrain" / one.key / "pretext.json").exists()
+        for one in map(named, plan["pretrainings"])
+        if (out / "pretrain" / one["key"] / "pretext.json").exists()
     ]
     return rows + [
         external_row(arm, Path(path), held_out, plan["corpus_sha256"], out)
         for arm, path in plan["given"].items()
         if is_encoder(path)
     ]
+
+
+def named(pretraining: Row) -> Row:
+    """An entry of plan.json; before 0.2 it had the variant's settings, and names came from them."""
+    if isinstance(pretraining["variant"], str):
+        return pretraining
+    arm, seed = pretraining["arm"], pretraining["seed"]
+    name = settings_in_words(pretraining["variant"])
+    return pretraining | {"variant": name, "key": pretraining_key(arm, name, seed)}
 
 
 def is_encoder(path: str) -> bool:
@@ -221,7 +228,7 @@ def about_study(config: StudyConfig, corpus: Corpus, splits: Splits) -> Row:
         "synthetic": config.synthetic,
         "metric": "balanced accuracy" if config.heads == ("classify",) else "Dice",
         "arms": arm_names(config),
-        "batch": config.finetune.batch,
+        "batch": config.finetune.global_batch,
         "crop_size": config.vit.crop_size,
         "corpus": f"{len(corpus.records)} volumes of {len(subjects)} subjects",
         "machine": {**machine, **environment.torch_build(), **environment.versions()},
@@ -249,11 +256,11 @@ def about_study(config: StudyConfig, corpus: Corpus, splits: Splits) -> Row:
 def study_settings(config: StudyConfig, variant: Variant) -> Row:
     """A variant's settings with the study's own where it leaves them."""
     own = {
-        "mask_ratio": config.pretrain.mae.mask_ratio,
+        "mask_ratio": config.pretrain.mae.method.mask_ratio,
         "patch": config.vit.patch_size[0],
         "crop": config.vit.crop_size[0],
-        "decoder_depth": config.pretrain.mae.decoder_depth,
-        "decoder_width": config.pretrain.mae.decoder_width,
-        "temperature": config.pretrain.simclr.temperature,
+        "decoder_depth": config.pretrain.mae.method.decoder_depth,
+        "decoder_width": config.pretrain.mae.method.decoder_width,
+        "temperature": config.pretrain.simclr.method.temperature,
     }
     return own | variant.settings

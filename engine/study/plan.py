@@ -36,8 +36,7 @@ class Pretraining:
     @property
     def key(self) -> str:
         """Name of its folder."""
-        seed = "" if self.seed is None else f"seed {self.seed}"
-        return slug(self.arm, self.variant.name, seed)
+        return pretraining_key(self.arm, self.variant.name, self.seed)
 
 
 @dataclass(frozen=True)
@@ -60,6 +59,11 @@ class Cell:
         scale = "" if self.encoder_lr_scale == 1.0 else f"encoder {self.encoder_lr_scale:g}"
         parts += [f"seed {self.seed}", f"lr {self.lr:g}", scale, "tuning" if self.tuning else ""]
         return slug(*parts)
+
+
+def pretraining_key(arm: str, variant: str, seed: int | None) -> str:
+    """Name of a pretraining's folder."""
+    return slug(arm, variant, "" if seed is None else f"seed {seed}")
 
 
 def slug(*parts: str) -> str:
@@ -102,13 +106,13 @@ def pretrainings(config: StudyConfig) -> list[Pretraining]:
 
 
 def scored_cells(
-    config: StudyConfig, rates: dict[tuple[str, str], tuple[float, float]]
+    config: StudyConfig, chosen: dict[tuple[str, str], tuple[float, float]]
 ) -> list[Cell]:
-    """Every scored cell; `rates` has the learning rate and encoder's scale of (arm, head)."""
-    arms, default = arm_names(config), config.finetune.rates[0]
+    """Every scored cell; `chosen` has the lr and encoder_lr_scale of (arm, head)."""
+    arms, default = arm_names(config), config.finetune.lr_grid[0]
     # Seed by seed, so that an interrupted study has whole pairs.
     wanted = (
-        Cell(arm, variant.of(arm), head, labels, seed, *rates.get((arm, head), default))
+        Cell(arm, variant.of(arm), head, labels, seed, *chosen.get((arm, head), default))
         for seed, head, labels, variant, arm in product(
             config.seeds, config.heads, config.labels, config.variants, arms
         )
@@ -117,15 +121,15 @@ def scored_cells(
 
 
 def tuning_cells(config: StudyConfig) -> list[Cell]:
-    """Cells that choose rates: every arm and head on the same grid, first variant and labels."""
+    """Cells that choose the lr: every arm and head on the same grid, first variant and labels."""
     plan = config.finetune
-    if len(plan.rates) < 2:
+    if len(plan.lr_grid) < 2:
         return []
     labels, variant = config.labels[0], config.variants[0]
     return [
-        Cell(arm, variant.of(arm), head, labels, seed, *rates, tuning=True)
-        for head, arm, seed, rates in product(
-            config.heads, arm_names(config), plan.tuning_seeds, plan.rates
+        Cell(arm, variant.of(arm), head, labels, seed, *lr, tuning=True)
+        for head, arm, seed, lr in product(
+            config.heads, arm_names(config), plan.tuning_seeds, plan.lr_grid
         )
     ]
 
@@ -149,7 +153,7 @@ def encoder_shape(config: StudyConfig, variant: Variant) -> ViTConfig:
 
 def method_config(config: StudyConfig, arm: str, variant: Variant) -> MethodConfig:
     """The pretext method of an arm in a variant."""
-    method: MethodConfig = getattr(config.pretrain, arm.split("-", 1)[0])
+    method: MethodConfig = config.pretrain.arm(arm).method
     if variant.mask_ratio is not None and isinstance(method, MAEConfig | SimMIMConfig):
         method = replace(method, mask_ratio=variant.mask_ratio)
     if variant.temperature is not None and isinstance(method, SimCLRConfig):
@@ -178,31 +182,29 @@ def pretrain_config(
     config: StudyConfig, pretraining: Pretraining, splits: Splits
 ) -> PretrainConfig:
     """The whole configuration of a pretraining; validation and test subjects are not in it."""
-    plan, method = config.pretrain, pretraining.arm.split("-", 1)[0]
-    batch = plan.batch
-    if method == "simclr":
-        batch = pretraining.variant.simclr_batch or plan.simclr_batch
-    steps = max(crops_seen(config, pretraining) // batch, 1)
+    plan, variant = config.pretrain, pretraining.variant
+    arm, contrastive = plan.arm(pretraining.arm), pretraining.arm.startswith("simclr")
+    global_batch = variant.global_batch or arm.global_batch
+    steps = max(crops_seen(config, pretraining) // global_batch, 1)
     return PretrainConfig(
-        method=method_config(config, pretraining.arm, pretraining.variant),
-        vit=encoder_shape(config, pretraining.variant),
+        method=method_config(config, pretraining.arm, variant),
+        vit=encoder_shape(config, variant),
         swin=config.swin,
         data=DataConfig(
             corpus=config.data.corpus,
             subjects=splits.pretrain,
             normalise=config.data.normalise,
-            augment="auto" if method == "simclr" else plan.mim_augment,
+            augment="auto" if contrastive else plan.mim_augment,
             snap=plan.snap,
             threads=1,
         ),
         optim=OptimConfig(weight_decay=plan.weight_decay),
         schedule=ScheduleConfig(
-            lr=pretraining.variant.pretrain_lr or getattr(plan, f"{method}_lr"),
-            warmup_steps=max(1, min(steps // 10, 1000)),
+            lr=variant.lr or arm.lr, warmup_steps=max(1, min(steps // 10, 1000))
         ),
         checkpoint=CheckpointConfig(every=max(steps // 4, 100), keep=1, keep_best=False),
         log=LogConfig(every=max(steps // LOGGED_ROWS, 1), tensorboard=False),
-        global_batch=batch,
+        global_batch=global_batch,
         steps=steps,
         seed=pretraining.seed or 0,
     )
@@ -225,10 +227,8 @@ def finetune_config(config: StudyConfig, cell: Cell, splits: Splits, out: Path) 
         raise ConfigError("head classify needs --data.targets FILE.csv (columns subject,target)")
     plan = config.finetune
     return FinetuneConfig(
-        corpus=config.data.corpus,
+        data=config.data,
         init=init_of(config, cell, out),
-        label=config.data.label,
-        targets=config.data.targets,
         head=cell.head,
         vit=encoder_shape(config, cell.variant),
         swin=config.swin,
@@ -240,14 +240,13 @@ def finetune_config(config: StudyConfig, cell: Cell, splits: Splits, out: Path) 
         validation=splits.validation,
         test=() if cell.tuning or not config.score_test else splits.test,
         steps=plan.steps,
-        batch=plan.batch,
-        schedule=ScheduleConfig(lr=cell.lr, kind="constant", warmup_steps=plan.warmup),
+        global_batch=plan.global_batch,
+        schedule=ScheduleConfig(lr=cell.lr, kind="constant", warmup_steps=plan.warmup_steps),
         weight_decay=plan.weight_decay,
         eval_every=plan.eval_every,
         overlap=plan.overlap,
         foreground_fraction=plan.foreground_fraction,
         augment=plan.augment,
-        normalise=config.data.normalise,
         seed=cell.seed,
         device=config.device,
     )

@@ -7,21 +7,25 @@ from typing import Any
 
 from mim3d.engine.runs.encoder_file import CARD, WEIGHTS
 from mim3d.engine.runs.files import read_json, read_jsonl
-from mim3d.engine.study.plan import Pretraining, slug
+from mim3d.engine.study.config import Row
+from mim3d.engine.study.plan import slug
 
 CURVE_POINTS = 80
 
 
-def pretraining_row(wanted: Pretraining, out: Path) -> dict[str, Any]:
-    """The entry of a pretraining that the study ran; its last picture is copied beside."""
-    folder = out / "pretrain" / wanted.key
+def pretraining_row(wanted: Row, out: Path) -> Row:
+    """The entry of a pretraining that the study ran, from plan.json's arm, variant, seed and key.
+
+    Its last picture is copied beside.
+    """
+    folder = out / "pretrain" / wanted["key"]
     row = run_row(folder)
     return {
-        "arm": wanted.arm,
-        "variant": wanted.variant.name,
-        "seed": wanted.seed,
+        "arm": wanted["arm"],
+        "variant": wanted["variant"],
+        "seed": wanted["seed"],
         **row,
-        "picture": keep_picture(folder, out / "pictures" / f"{wanted.key}.png", out),
+        "picture": keep_picture(folder, out / "pictures" / f"{wanted['key']}.png", out),
     }
 
 

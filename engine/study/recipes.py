@@ -5,14 +5,14 @@ from dataclasses import replace
 from itertools import product
 
 from mim3d.engine.errors import ConfigError
-from mim3d.engine.finetune.config import TINY
+from mim3d.engine.finetune.config import TINY, LabelledData
 from mim3d.engine.finetune.splits import SplitConfig
 from mim3d.engine.models.mae import MAEConfig
 from mim3d.engine.models.simclr import SimCLRConfig
 from mim3d.engine.models.simmim import SimMIMConfig
 from mim3d.engine.models.swin import SwinConfig
 from mim3d.engine.models.vit import ViTConfig
-from mim3d.engine.study.config import FinetunePlan, PretrainPlan, StudyConfig, StudyData, Variant
+from mim3d.engine.study.config import ArmPlan, FinetunePlan, PretrainPlan, StudyConfig, Variant
 
 SMALL_MAE = MAEConfig(decoder_width=64, decoder_depth=2, decoder_heads=4, loss="l2")
 SMALL_SIMCLR = SimCLRConfig(projection_hidden=192, projection_width=64)
@@ -22,13 +22,15 @@ def demo() -> StudyConfig:
     """All parts at work in five minutes on two CPU cores; too small to prove anything."""
     return StudyConfig(
         name="demo",
-        data=StudyData(split=SplitConfig(validation=6, test=8)),
+        data=LabelledData(split=SplitConfig(validation=6, test=8)),
         vit=TINY,
         seeds=(0, 1),
         pretrain=PretrainPlan(
-            mae=replace(SMALL_MAE, mask_ratio=0.6), simclr=SMALL_SIMCLR, batch=8, mae_lr=1e-3
+            mae=ArmPlan(replace(SMALL_MAE, mask_ratio=0.6), lr=1e-3, global_batch=8),
+            simmim=ArmPlan(SimMIMConfig(), lr=2e-3, global_batch=8),
+            simclr=ArmPlan(SMALL_SIMCLR, lr=1e-3, global_batch=32),
         ),
-        finetune=FinetunePlan(steps=168, eval_every=12, lrs=(2e-3,)),
+        finetune=FinetunePlan(steps=168, eval_every=12, lr=(2e-3,)),
     )
 
 
@@ -41,7 +43,7 @@ def hippocampus() -> StudyConfig:
     """
     return StudyConfig(
         name="hippocampus",
-        data=StudyData(split=SplitConfig(validation=24, test=40, keep="number")),
+        data=LabelledData(split=SplitConfig(validation=24, test=40, keep="number")),
         vit=TINY,
         arms=("scratch", "simclr", "mae", "simmim"),
         seeds=(0, 1, 2, 3, 4),
@@ -51,22 +53,21 @@ def hippocampus() -> StudyConfig:
         flops_of="simclr",
         pretrain=PretrainPlan(
             crops=96_000,
-            mae=replace(SMALL_MAE, mask_ratio=0.6),
-            simmim=SimMIMConfig(loss="l2", normalise_target=True, mask_ratio=0.6),
-            simclr=replace(SMALL_SIMCLR, temperature=0.1),
-            mae_lr=5e-4,
-            simmim_lr=1.5e-3,
-            simclr_lr=1.5e-3,
-            batch=16,
-            simclr_batch=64,
+            mae=ArmPlan(replace(SMALL_MAE, mask_ratio=0.6), lr=5e-4, global_batch=16),
+            simmim=ArmPlan(
+                SimMIMConfig(loss="l2", normalise_target=True, mask_ratio=0.6),
+                lr=1.5e-3,
+                global_batch=16,
+            ),
+            simclr=ArmPlan(replace(SMALL_SIMCLR, temperature=0.1), lr=1.5e-3, global_batch=64),
             snap=1,
             mim_augment="none",
         ),
         finetune=FinetunePlan(
             steps=240,
             eval_every=20,
-            lrs=(4e-3, 1e-2),
-            encoder_lr_scales=(0.05, 0.3),
+            lr=(4e-3, 1e-2),
+            encoder_lr_scale=(0.05, 0.3),
             tuning_seeds=(100,),
             feature_size=4,
             augment="upright",
@@ -100,23 +101,18 @@ def paper() -> StudyConfig:
         matching=("crops", "flops"),
         pretrain=PretrainPlan(
             crops=1_280_000,
-            mae=MAEConfig(loss="l1", normalise_target=False),
-            simmim=SimMIMConfig(loss="l1"),
-            simclr=SimCLRConfig(temperature=0.5),
-            batch=128,
-            simclr_batch=128,
-            mae_lr=1e-4,
-            simmim_lr=1e-4,
-            simclr_lr=1e-4,
+            mae=ArmPlan(MAEConfig(loss="l1", normalise_target=False), lr=1e-4, global_batch=128),
+            simmim=ArmPlan(SimMIMConfig(loss="l1"), lr=1e-4, global_batch=128),
+            simclr=ArmPlan(SimCLRConfig(temperature=0.5), lr=1e-4, global_batch=128),
             snap=16,
         ),
         finetune=FinetunePlan(
             steps=25_000,
-            batch=2,
+            global_batch=2,
             eval_every=500,
-            lrs=(5e-5, 1e-4, 2e-4),
+            lr=(5e-5, 1e-4, 2e-4),
             tuning_seeds=(100, 101),
-            warmup=500,
+            warmup_steps=500,
             weight_decay=1e-5,
             feature_size=16,
         ),
@@ -147,7 +143,7 @@ def ablation(name: str, axes: tuple[str, ...], variants: list[Variant]) -> Study
         matching=("crops",),
         pretrain=replace(base.pretrain, crops=48_000),
         finetune=replace(
-            base.finetune, steps=300, lrs=(1e-2,), encoder_lr_scales=(0.1,), tuning_seeds=()
+            base.finetune, steps=300, lr=(1e-2,), encoder_lr_scale=(0.1,), tuning_seeds=()
         ),
         ablation=name,
         ablation_axes=axes,
@@ -192,10 +188,10 @@ def search_pretext() -> StudyConfig:
     """
     own = ((0.6, 0.1), (0.75, 0.5))
     variants = [
-        Variant(pretrain_lr=lr, mask_ratio=mask_ratio, temperature=temperature)
+        Variant(lr=lr, mask_ratio=mask_ratio, temperature=temperature)
         for lr, (mask_ratio, temperature) in product((5e-4, 1.5e-3), own)
     ]
-    found = ablation("pretext", ("pretrain_lr", "mask_ratio", "temperature"), variants)
+    found = ablation("pretext", ("lr", "mask_ratio", "temperature"), variants)
     return replace(
         found,
         arms=("simclr", "mae", "simmim"),
@@ -204,8 +200,8 @@ def search_pretext() -> StudyConfig:
         finetune=FinetunePlan(
             steps=180,
             eval_every=15,
-            lrs=(4e-3,),
-            encoder_lr_scales=(0.3,),
+            lr=(4e-3,),
+            encoder_lr_scale=(0.3,),
             augment="upright",
         ),
         score_test=False,

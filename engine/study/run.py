@@ -23,9 +23,9 @@ from mim3d.engine.finetune.splits import Splits, make_splits
 from mim3d.engine.pretrain.pretrain import run_pretrain
 from mim3d.engine.runs.files import read_json
 from mim3d.engine.runs.folder_lock import sole_writer
-from mim3d.engine.study.config import SCRATCH, StudyConfig
+from mim3d.engine.study.config import EARLIER_SETTINGS, SCRATCH, StudyConfig
 from mim3d.engine.study.curves import Curve, area_under
-from mim3d.engine.study.gather import gather, write_plan
+from mim3d.engine.study.gather import PLAN, gather, write_plan
 from mim3d.engine.study.plan import (
     Cell,
     finetune_config,
@@ -51,7 +51,21 @@ def run_study(config: StudyConfig, out: str | Path) -> StudyResult:
     """Run what is missing of the study in `out`, then write its results."""
     out, place = Path(out), named_corpus(config)
     with opened_corpus(place) as (corpus, _), sole_writer(out):
+        refuse_earlier_names(out)
         return run_phases(config, corpus, out)
+
+
+def refuse_earlier_names(out: Path) -> None:
+    """A ConfigError where folders of the study bear names of settings from before 0.2."""
+    plan = read_json(out / PLAN) if (out / PLAN).exists() else {"pretrainings": []}
+    settings = [p["variant"] for p in plan["pretrainings"] if isinstance(p["variant"], dict)]
+    varied = set(EARLIER_SETTINGS) & {name for variant in settings for name in variant}
+    if varied:
+        raise ConfigError(
+            f"{out} holds a study of mim3d before 0.2 that varied {', '.join(sorted(varied))}, and "
+            "its folders bear those names: run it into another --out; "
+            f"`mim3d compare --report --out {out}` still draws its report"
+        )
 
 
 def run_phases(config: StudyConfig, corpus: Corpus, out: Path) -> StudyResult:
@@ -70,7 +84,7 @@ def run_phases(config: StudyConfig, corpus: Corpus, out: Path) -> StudyResult:
     keep_results(config, corpus, splits, failed, out)
     failed |= run_tasks(cell_tasks(config, tuning, splits, out), workers, "tuning")
     keep_results(config, corpus, splits, failed, out)
-    cells = [c for c in scored_cells(config, choose_rates(tuning, out)) if c.key not in failed]
+    cells = [c for c in scored_cells(config, choose_lr(tuning, out)) if c.key not in failed]
     failed |= run_tasks(cell_tasks(config, cells, splits, out), workers, "fine-tuning")
     if not keep_results(config, corpus, splits, failed, out):
         first_failure = next(iter(failed.items()), ("", "no cell was run"))
@@ -83,7 +97,7 @@ def keep_results(
 ) -> bool:
     """Name all parts of the study and gather those that are done; whether there are any."""
     tuning = tuning_cells(config)
-    cells = [*tuning, *scored_cells(config, choose_rates(tuning, out))]
+    cells = [*tuning, *scored_cells(config, choose_lr(tuning, out))]
     write_plan(config, corpus, splits, cells, failed, out)
     return gather(out)
 
@@ -138,18 +152,16 @@ def run_cell(config: FinetuneConfig, out: Path, key: str) -> None:
         run_finetune(config, out / "cells" / key, shown.advance, keep_model=False)
 
 
-def choose_rates(tuning: list[Cell], out: Path) -> dict[tuple[str, str], tuple[float, float]]:
-    """Of each arm and head, the rates with the largest mean area under the curve."""
+def choose_lr(tuning: list[Cell], out: Path) -> dict[tuple[str, str], tuple[float, float]]:
+    """Of each arm and head, lr and encoder_lr_scale of the largest mean area under the curve."""
     areas: dict[tuple[str, str], dict[tuple[float, float], list[float]]] = {}
     for cell in tuning:
         file = out / "cells" / cell.key / RESULT
         if file.exists():
-            by_rate = areas.setdefault((cell.arm, cell.head), {})
-            rates = cell.lr, cell.encoder_lr_scale
-            by_rate.setdefault(rates, []).append(area_of(read_json(file)["rows"]))
-    return {
-        key: max(by_rate, key=lambda rate: fmean(by_rate[rate])) for key, by_rate in areas.items()
-    }
+            by_lr = areas.setdefault((cell.arm, cell.head), {})
+            lr = cell.lr, cell.encoder_lr_scale
+            by_lr.setdefault(lr, []).append(area_of(read_json(file)["rows"]))
+    return {key: max(by_lr, key=lambda lr: fmean(by_lr[lr])) for key, by_lr in areas.items()}
 
 
 def area_of(rows: list[dict[str, Any]]) -> float:

@@ -8,7 +8,7 @@ from mim3d.engine.errors import ConfigError
 from mim3d.engine.study.config import ARM_SETTINGS, ENCODER_SETTINGS, METHODS, StudyConfig, Variant
 from mim3d.engine.study.plan import encoder_shape, method_config
 
-COUNTS = ENCODER_SETTINGS | {"decoder_depth", "decoder_width", "crops", "simclr_batch"}
+COUNTS = ENCODER_SETTINGS | {"decoder_depth", "decoder_width", "crops", "global_batch"}
 VARIED = [*dict.fromkeys(name for own in ARM_SETTINGS.values() for name in sorted(own))]
 NAMES = [*sorted(ENCODER_SETTINGS), *VARIED, "labels"]
 

@@ -30,7 +30,7 @@ class ScheduleConfig:
             )
 
 
-def learning_rate(schedule: ScheduleConfig, step: int, steps: int) -> float:
+def lr_at(schedule: ScheduleConfig, step: int, steps: int) -> float:
     """Rate of `step` (0-based) out of `steps`."""
     if step < schedule.warmup_steps:
         return schedule.lr * (step + 1) / schedule.warmup_steps

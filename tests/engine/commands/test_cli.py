@@ -67,10 +67,10 @@ def test_env_figures_name_versions_and_optional_parts(tmp_path: Path) -> None:
 
 
 def test_system_errors_name_their_file_first() -> None:
-    assert cli.told(OSError(28, "No space left on device", "x.png")) == (
+    assert cli.one_line(OSError(28, "No space left on device", "x.png")) == (
         "x.png: No space left on device"
     )
-    assert cli.told(ValueError("as it is")) == "as it is"
+    assert cli.one_line(ValueError("as it is")) == "as it is"
 
 
 def test_help_is_plain_and_tells_of_json_and_globs(capsys: pytest.CaptureFixture[str]) -> None:

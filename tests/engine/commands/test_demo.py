@@ -22,10 +22,11 @@ from mim3d.engine.study.recipes import demo as demo_study
 def tiny_study() -> StudyConfig:
     """The demo's study with next to no steps: the same parts, no learning."""
     study = demo_study()
+    simclr = replace(study.pretrain.simclr, global_batch=8)
     return replace(
         study,
-        pretrain=replace(study.pretrain, crops=64, batch=8, simclr_batch=8),
-        finetune=replace(study.finetune, steps=2, eval_every=1, batch=2, warmup=1),
+        pretrain=replace(study.pretrain, crops=64, simclr=simclr),
+        finetune=replace(study.finetune, steps=2, eval_every=1, global_batch=2, warmup_steps=1),
     )
 
 

@@ -17,7 +17,7 @@ from mim3d.engine.commands import finetune as command
 from mim3d.engine.errors import ConfigError
 from mim3d.engine.finetune import finetune
 from mim3d.engine.finetune.classification import auroc, balanced_accuracy, read_targets, windows
-from mim3d.engine.finetune.config import FinetuneConfig, input_mismatch
+from mim3d.engine.finetune.config import FinetuneConfig, LabelledData, input_mismatch
 from mim3d.engine.finetune.finetune import Session, run_finetune
 from mim3d.engine.finetune.network import build_segmentation, require_same_shape, step_flops
 from mim3d.engine.finetune.segmentation import SegmentationTask, middle_slice, n_classes
@@ -40,13 +40,12 @@ def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def config(corpus: Path) -> FinetuneConfig:
     return FinetuneConfig(
-        corpus=str(corpus),
+        data=LabelledData(str(corpus), split=SplitConfig(0.15, 0.15)),
         vit=VIT,
         feature_size=4,
         steps=4,
-        batch=2,
+        global_batch=2,
         eval_every=2,
-        split=SplitConfig(0.15, 0.15),
         overlap=0.0,
         device="cpu",
     )
@@ -165,8 +164,8 @@ def test_another_architecture_is_refused_by_name(config: FinetuneConfig, tmp_pat
 def test_a_folder_of_another_run_is_refused(config: FinetuneConfig, tmp_path: Path) -> None:
     finetune.claim(config, tmp_path)
     finetune.claim(replace(config, threads=2), tmp_path)
-    with pytest.raises(ConfigError, match="batch 2, not 3"):
-        finetune.claim(replace(config, batch=3), tmp_path)
+    with pytest.raises(ConfigError, match="global_batch 2, not 3"):
+        finetune.claim(replace(config, global_batch=3), tmp_path)
 
 
 def test_bad_fields_name_themselves(config: FinetuneConfig) -> None:
@@ -205,9 +204,8 @@ def test_classification_runs_on_targets_of_a_table(
         writer = csv.writer(stream)
         writer.writerow(["subject", "target"])
         writer.writerows((s, "even" if i % 2 == 0 else "odd") for i, s in enumerate(subjects[1:]))
-    wanted = replace(
-        config, head="classify", targets=str(table), steps=2, split=SplitConfig(0.3, 0.2)
-    )
+    data = replace(config.data, targets=str(table), split=SplitConfig(0.3, 0.2))
+    wanted = replace(config, head="classify", data=data, steps=2)
     result = run_finetune(wanted, tmp_path / "run")
     last = result.rows[-1]
     assert {"accuracy", "auroc"} <= last.keys()
@@ -241,13 +239,21 @@ def test_targets_must_be_a_table_of_two_classes(tmp_path: Path) -> None:
 
 
 def test_the_command_runs_a_recipe_and_names_what_is_missing(corpus: Path, tmp_path: Path) -> None:
-    words = ["demo", "--corpus", str(corpus), "--out", str(tmp_path / "run"), "--head", "linear"]
+    words = [
+        "demo",
+        "--data.corpus",
+        str(corpus),
+        "--out",
+        str(tmp_path / "run"),
+        "--head",
+        "linear",
+    ]
     words += ["--vit.crop-size", "16", "16", "16", "--vit.width", "12", "--vit.depth", "1"]
-    words += ["--vit.heads", "2", "--steps", "1", "--eval-every", "1", "--batch", "1"]
+    words += ["--vit.heads", "2", "--steps", "1", "--eval-every", "1", "--global-batch", "1"]
     outcome = command.main(words)
     assert outcome.figures["step"] == 1
     assert (tmp_path / "run" / "model.pt").exists()
-    with pytest.raises(ConfigError, match="--corpus"):
+    with pytest.raises(ConfigError, match=r"--data\.corpus"):
         command.main(["demo"])
     with pytest.raises(ConfigError, match="name a recipe first"):
         command.main([])
@@ -262,9 +268,11 @@ def test_a_run_is_of_one_corpus_and_one_table_of_targets(
     corpus.mkdir()
     (corpus / "manifest.jsonl").write_text("{}")
     targets.write_text("subject,target\n")
-    config = replace(config, corpus=str(corpus), targets=str(targets))
+    data = replace(config.data, corpus=str(corpus), targets=str(targets))
+    config = replace(config, data=data)
     finetune.claim(config, out)
-    finetune.claim(replace(config, corpus="/moved/away.zarr"), out)
+    moved = replace(data, corpus="/moved/away.zarr")
+    finetune.claim(replace(config, data=moved), out)
     (corpus / "manifest.jsonl").write_text("{ }")
     with pytest.raises(ConfigError, match=r"a run on another corpus .*choose another --out"):
         finetune.claim(config, out)
@@ -289,8 +297,9 @@ def test_intensities_that_the_encoder_does_not_know_are_told(
     save_encoder(tmp_path, VIT, ViT3D(VIT).state_dict(), {"normalise": "window:-175:250"})
     told = input_mismatch(replace(config, init=str(tmp_path)))
     assert len(told) == 1
-    assert "--normalise window:-175:250" in told[0]
-    assert input_mismatch(replace(config, init=str(tmp_path), normalise="window:-175:250")) == []
+    assert "--data.normalise window:-175:250" in told[0]
+    data = replace(config.data, normalise="window:-175:250")
+    assert input_mismatch(replace(config, init=str(tmp_path), data=data)) == []
     assert input_mismatch(config) == []
 
 

@@ -9,7 +9,7 @@ from monai.networks.nets.swin_unetr import SwinUNETR
 from small_run import make_corpus, small_config
 
 from mim3d.engine.errors import ConfigError
-from mim3d.engine.finetune.config import FinetuneConfig
+from mim3d.engine.finetune.config import FinetuneConfig, LabelledData
 from mim3d.engine.finetune.finetune import run_finetune
 from mim3d.engine.finetune.network import build_segmentation, step_flops
 from mim3d.engine.finetune.splits import SplitConfig, Splits
@@ -65,14 +65,13 @@ def test_simmim_on_swin_is_fine_tuned_from_its_weights(tmp_path: Path) -> None:
     pretrained = replace(small_config(corpus, "simmim"), vit=VIT, swin=SWIN, steps=2)
     run_pretrain(pretrained, tmp_path / "run")
     config = FinetuneConfig(
-        corpus=str(corpus),
+        data=LabelledData(str(corpus), split=SplitConfig(0.15, 0.15)),
         init=str(tmp_path / "run"),
         vit=VIT,
         swin=SWIN,
         steps=2,
-        batch=1,
+        global_batch=1,
         eval_every=2,
-        split=SplitConfig(0.15, 0.15),
         overlap=0.0,
         device="cpu",
     )
@@ -91,11 +90,11 @@ def test_simmim_on_swin_is_fine_tuned_from_its_weights(tmp_path: Path) -> None:
 
 
 def test_step_flops_count_encoder_and_decoder() -> None:
-    config = FinetuneConfig(vit=VIT, swin=SWIN, batch=2)
+    config = FinetuneConfig(vit=VIT, swin=SWIN, global_batch=2)
     whole = step_flops(config, small_net())
     frozen = step_flops(replace(config, freeze=True), small_net())
     assert 0 < frozen < whole
-    assert step_flops(replace(config, batch=4), small_net()) == pytest.approx(2 * whole)
+    assert step_flops(replace(config, global_batch=4), small_net()) == pytest.approx(2 * whole)
 
 
 def test_what_swin_cannot_do_is_refused_by_name() -> None:

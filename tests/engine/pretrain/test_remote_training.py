@@ -12,14 +12,14 @@ from small_run import make_corpus, small_config
 
 from mim3d.dataio.storage.object_store import RemoteStore
 from mim3d.engine.errors import TrainingError
-from mim3d.engine.finetune.config import FinetuneConfig
+from mim3d.engine.finetune.config import FinetuneConfig, LabelledData
 from mim3d.engine.finetune.finetune import run_finetune
 from mim3d.engine.finetune.splits import SplitConfig
 from mim3d.engine.models.mae import MAEConfig
 from mim3d.engine.models.vit import ViTConfig
 from mim3d.engine.pretrain.pretrain import run_pretrain
 from mim3d.engine.runs.files import read_jsonl
-from mim3d.engine.study.config import FinetunePlan, PretrainPlan, StudyConfig, StudyData
+from mim3d.engine.study.config import ArmPlan, FinetunePlan, PretrainPlan, StudyConfig
 from mim3d.engine.study.run import run_study
 from mim3d.engine.training.metrics import read_rows
 
@@ -85,13 +85,12 @@ VIT = ViTConfig((16, 16, 16), (8, 8, 8), width=12, depth=2, heads=2)
 
 def finetuning(corpus) -> FinetuneConfig:
     return FinetuneConfig(
-        corpus=str(corpus),
+        data=LabelledData(str(corpus), split=SplitConfig(0.15, 0.15)),
         vit=VIT,
         feature_size=4,
         steps=2,
-        batch=2,
+        global_batch=2,
         eval_every=2,
-        split=SplitConfig(0.15, 0.15),
         overlap=0.0,
         device="cpu",
     )
@@ -108,16 +107,19 @@ def test_fine_tuning_from_a_bucket_equals_that_from_disk(upload, local, tmp_path
 def test_a_study_of_a_corpus_in_a_bucket(upload, local, tmp_path):
     config = StudyConfig(
         name="small",
-        data=StudyData(upload(local), split=SplitConfig(0.15, 0.15)),
+        data=LabelledData(upload(local), split=SplitConfig(0.15, 0.15)),
         vit=VIT,
         seeds=(0,),
         arms=("scratch", "mae"),
         pretrain=PretrainPlan(
             crops=16,
-            mae=MAEConfig(decoder_width=16, decoder_depth=1, decoder_heads=2),
-            batch=8,
+            mae=ArmPlan(
+                MAEConfig(decoder_width=16, decoder_depth=1, decoder_heads=2),
+                lr=2e-3,
+                global_batch=8,
+            ),
         ),
-        finetune=FinetunePlan(steps=2, eval_every=2, batch=2, feature_size=4, overlap=0.0),
+        finetune=FinetunePlan(steps=2, eval_every=2, global_batch=2, feature_size=4, overlap=0.0),
         workers=1,
         device="cpu",
         synthetic=True,

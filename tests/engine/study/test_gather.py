@@ -16,13 +16,14 @@ from mim3d.engine.analysis.verdict import gate_statements, headline
 from mim3d.engine.commands import compare as command
 from mim3d.engine.errors import ConfigError
 from mim3d.engine.finetune.splits import Splits
+from mim3d.engine.models.mae import MAEConfig
 from mim3d.engine.models.vit import ViT3D, ViTConfig
 from mim3d.engine.report.headline import leaks
 from mim3d.engine.report.limits import leak_limits
 from mim3d.engine.runs.encoder_file import save_encoder
 from mim3d.engine.runs.files import read_json, read_jsonl, write_json, write_jsonl
 from mim3d.engine.study import gather as gathering
-from mim3d.engine.study.config import FinetunePlan, PretrainPlan, StudyConfig
+from mim3d.engine.study.config import ArmPlan, FinetunePlan, PretrainPlan, StudyConfig
 from mim3d.engine.study.gather import gather, places, write_plan
 from mim3d.engine.study.plan import Cell, pretrainings, scored_cells, tuning_cells
 from mim3d.engine.study.pretext import external_row, leaked_subjects, run_of
@@ -61,7 +62,7 @@ def config() -> StudyConfig:
         vit=VIT,
         arms=("scratch", "mae"),
         seeds=(0, 1),
-        pretrain=PretrainPlan(crops=16, batch=8),
+        pretrain=PretrainPlan(crops=16, mae=ArmPlan(MAEConfig(), lr=2e-3, global_batch=8)),
         finetune=FinetunePlan(steps=40, eval_every=20),
     )
 
@@ -130,7 +131,7 @@ def test_results_alone_are_left_as_they_are(
 def test_only_tuning_runs_are_no_report_yet(
     config: StudyConfig, corpus: Corpus, tmp_path: Path
 ) -> None:
-    tuned = FinetunePlan(steps=40, eval_every=20, lrs=(1e-3, 1e-4), tuning_seeds=(100,))
+    tuned = FinetunePlan(steps=40, eval_every=20, lr=(1e-3, 1e-4), tuning_seeds=(100,))
     cells = plan(replace(config, finetune=tuned), corpus, tmp_path)
     finish(tmp_path, cells[0])
     with pytest.raises(ConfigError, match="no scored run yet, only 4 evaluations"):

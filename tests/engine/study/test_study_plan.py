@@ -23,7 +23,7 @@ from mim3d.engine.study.plan import (
     tuning_cells,
 )
 from mim3d.engine.study.recipes import STUDIES, demo, study
-from mim3d.engine.study.run import choose_rates, waits_for_nothing
+from mim3d.engine.study.run import choose_lr, waits_for_nothing
 
 SPLITS = Splits(("a", "b"), ("c",), ("d",), ("a", "b", "u"), (), ())
 OUT = Path("study")
@@ -56,8 +56,8 @@ def test_equal_flops_buys_the_dearer_arm_fewer_crops() -> None:
     assert arm_names(config) == ["scratch", "simclr", "mae", "simclr-flops"]
     wanted = next(p for p in pretrainings(config) if p.arm == "simclr-flops")
     crops = crops_seen(config, wanted)
-    mae = crop_flops(config.pretrain.mae, config.vit).training * config.pretrain.crops
-    own = crop_flops(config.pretrain.simclr, config.vit).training * crops
+    mae = crop_flops(config.pretrain.mae.method, config.vit).training * config.pretrain.crops
+    own = crop_flops(config.pretrain.simclr.method, config.vit).training * crops
     assert own == pytest.approx(mae, rel=0.01)
     assert arm_names(replace(config, matching=("flops",))) == ["scratch", "mae", "simclr-flops"]
 
@@ -87,7 +87,7 @@ def test_cells_of_a_seed_differ_in_their_start_alone() -> None:
 
 
 def test_tuning_scores_no_test_subject_and_picks_the_largest_area(tmp_path: Path) -> None:
-    plan = FinetunePlan(lrs=(1e-4, 1e-3), tuning_seeds=(100,))
+    plan = FinetunePlan(lr=(1e-4, 1e-3), tuning_seeds=(100,))
     config = replace(demo(), finetune=plan)
     cells = tuning_cells(config)
     assert len(cells) == 6
@@ -97,7 +97,7 @@ def test_tuning_scores_no_test_subject_and_picks_the_largest_area(tmp_path: Path
         score = 0.5 if (cell.lr == 1e-3) == (cell.arm == "mae") else 0.1
         rows = [{"split": "validation", "step": s, "score": score * s} for s in (0, 1)]
         write_json(tmp_path / "cells" / cell.key / "result.json", {"rows": rows})
-    rates = choose_rates(cells, tmp_path)
+    rates = choose_lr(cells, tmp_path)
     assert rates == {
         ("scratch", "unetr"): (1e-4, 1.0),
         ("simclr", "unetr"): (1e-4, 1.0),
@@ -107,7 +107,7 @@ def test_tuning_scores_no_test_subject_and_picks_the_largest_area(tmp_path: Path
 
 
 def test_the_encoders_rate_is_the_grids_second_axis() -> None:
-    plan = FinetunePlan(lrs=(1e-3,), encoder_lr_scales=(0.1, 1.0), tuning_seeds=(100,))
+    plan = FinetunePlan(lr=(1e-3,), encoder_lr_scale=(0.1, 1.0), tuning_seeds=(100,))
     config = replace(demo(), finetune=plan)
     cells = tuning_cells(config)
     assert len({cell.key for cell in cells}) == len(cells) == 6
@@ -119,8 +119,8 @@ def test_the_encoders_rate_is_the_grids_second_axis() -> None:
         ("simclr", 0.1),
         ("mae", 0.1),
     }
-    with pytest.raises(ConfigError, match="encoder_lr_scales"):
-        FinetunePlan(encoder_lr_scales=(0.1, 1.0))
+    with pytest.raises(ConfigError, match="encoder_lr_scale"):
+        FinetunePlan(encoder_lr_scale=(0.1, 1.0))
 
 
 def test_a_search_of_pretext_settings_leaves_the_test_subjects_alone() -> None:
@@ -183,6 +183,6 @@ def test_impossible_studies_are_refused(change: dict[str, object], words: str) -
 
 def test_a_grid_needs_seeds_that_are_not_scored() -> None:
     with pytest.raises(ConfigError, match="tuning_seeds"):
-        FinetunePlan(lrs=(1e-3, 1e-4))
+        FinetunePlan(lr=(1e-3, 1e-4))
     with pytest.raises(ConfigError, match="tune the rate and be scored"):
-        StudyConfig(seeds=(0,), finetune=FinetunePlan(lrs=(1e-3, 1e-4), tuning_seeds=(0,)))
+        StudyConfig(seeds=(0,), finetune=FinetunePlan(lr=(1e-3, 1e-4), tuning_seeds=(0,)))

@@ -36,11 +36,11 @@ def test_settings_reach_what_they_name() -> None:
     shapes = [encoder_shape(config, variant) for variant in config.variants]
     assert [(s.width, s.heads, s.depth) for s in shapes] == [(32, 1, 2), (96, 3, 2)]
     assert config.ablation_axes == ("width",)
-    config = varied(demo(), ["simclr_batch=16,64"])
+    config = varied(demo(), ["global_batch=16,64"])
     batches = {
         (p.arm, pretrain_config(config, p, SPLITS).global_batch) for p in pretrainings(config)
     }
-    assert batches == {("simclr", 16), ("simclr", 64), ("mae", 8)}
+    assert batches == {("simclr", 16), ("simclr", 64), ("mae", 16), ("mae", 64)}
 
 
 def test_labels_are_an_axis_of_their_own() -> None:

@@ -5,21 +5,21 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mim3d.engine.errors import ConfigError
-from mim3d.engine.training.schedule import ScheduleConfig, learning_rate
+from mim3d.engine.training.schedule import ScheduleConfig, lr_at
 
 
 def test_warm_up_then_cosine_by_hand():
     schedule = ScheduleConfig(lr=1.0, warmup_steps=4, final_share=0.2)
-    rates = [learning_rate(schedule, step, 12) for step in range(12)]
+    rates = [lr_at(schedule, step, 12) for step in range(12)]
     assert rates[:4] == [0.25, 0.5, 0.75, 1.0]
     assert rates[4] == 1.0
     assert rates[8] == pytest.approx(0.2 + 0.8 * 0.5)
-    assert learning_rate(schedule, 12, 12) == pytest.approx(0.2)
+    assert lr_at(schedule, 12, 12) == pytest.approx(0.2)
 
 
 def test_constant_stays():
     schedule = ScheduleConfig(lr=0.3, kind="constant", warmup_steps=2)
-    assert {learning_rate(schedule, step, 10) for step in range(2, 10)} == {0.3}
+    assert {lr_at(schedule, step, 10) for step in range(2, 10)} == {0.3}
 
 
 @given(
@@ -30,7 +30,7 @@ def test_constant_stays():
 )
 def test_rates_stay_between_nothing_and_the_peak(warmup, steps, share, kind):
     schedule = ScheduleConfig(lr=2.0, kind=kind, warmup_steps=warmup, final_share=share)
-    rates = [learning_rate(schedule, step, steps) for step in range(steps)]
+    rates = [lr_at(schedule, step, steps) for step in range(steps)]
     assert all(0.0 <= rate <= 2.0 for rate in rates)
     after = rates[warmup:]
     assert all(b <= a for a, b in pairwise(after))

@@ -20,6 +20,7 @@ from mim3d.dataio.sources.phantom import make_cohort
 from mim3d.engine.analysis.figures import figures_of
 from mim3d.engine.commands import compare as command
 from mim3d.engine.errors import ConfigError, TrainingError
+from mim3d.engine.finetune.config import LabelledData
 from mim3d.engine.finetune.splits import SplitConfig
 from mim3d.engine.models.mae import MAEConfig
 from mim3d.engine.models.simclr import SimCLRConfig
@@ -27,8 +28,8 @@ from mim3d.engine.models.vit import ViT3D, ViTConfig
 from mim3d.engine.report.report import build_report
 from mim3d.engine.runs.encoder_file import save_encoder
 from mim3d.engine.runs.files import read_json, read_jsonl, write_json
-from mim3d.engine.study import run as compare
-from mim3d.engine.study.config import FinetunePlan, PretrainPlan, StudyConfig, StudyData
+from mim3d.engine.study import run as study_run
+from mim3d.engine.study.config import ArmPlan, FinetunePlan, PretrainPlan, StudyConfig
 from mim3d.engine.study.pool import LineSender, Task, run_tasks
 from mim3d.engine.study.run import run_study
 
@@ -47,18 +48,22 @@ def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def config(corpus: Path) -> StudyConfig:
     return StudyConfig(
         name="small",
-        data=StudyData(str(corpus), split=SplitConfig(0.15, 0.15)),
+        data=LabelledData(str(corpus), split=SplitConfig(0.15, 0.15)),
         vit=VIT,
         seeds=(0,),
         arms=("scratch", "simclr", "mae"),
         pretrain=PretrainPlan(
             crops=32,
-            mae=MAEConfig(decoder_width=16, decoder_depth=1, decoder_heads=2),
-            simclr=SimCLRConfig(projection_hidden=16, projection_width=8),
-            batch=8,
-            simclr_batch=8,
+            mae=ArmPlan(
+                MAEConfig(decoder_width=16, decoder_depth=1, decoder_heads=2),
+                lr=2e-3,
+                global_batch=8,
+            ),
+            simclr=ArmPlan(
+                SimCLRConfig(projection_hidden=16, projection_width=8), lr=1e-3, global_batch=8
+            ),
         ),
-        finetune=FinetunePlan(steps=2, eval_every=1, batch=2, feature_size=4, overlap=0.0),
+        finetune=FinetunePlan(steps=2, eval_every=1, global_batch=2, feature_size=4, overlap=0.0),
         workers=1,
         device="cpu",
         synthetic=True,
@@ -98,7 +103,7 @@ def test_a_study_with_an_arm_that_cannot_run(
     def never(*_: object) -> None:
         raise AssertionError("a finished part was repeated")
 
-    monkeypatch.setattr(compare, "run_finetune", never)
+    monkeypatch.setattr(study_run, "run_finetune", never)
     config = replace(config, arms=config.arms[:3])
     again = run_study(config, tmp_path / "study")
     assert again.failed == {}
@@ -126,8 +131,8 @@ def test_held_out_subjects_never_pretrain(config: StudyConfig, tmp_path: Path) -
 def test_changed_settings_do_not_mix_with_old_cells(config: StudyConfig, tmp_path: Path) -> None:
     config = replace(config, arms=("scratch",))
     run_study(config, tmp_path)
-    changed = replace(config, finetune=replace(config.finetune, batch=3))
-    with pytest.raises(ConfigError, match="batch 2, not 3"):
+    changed = replace(config, finetune=replace(config.finetune, global_batch=3))
+    with pytest.raises(ConfigError, match="global_batch 2, not 3"):
         run_study(changed, tmp_path)
     (next((tmp_path / "cells").iterdir()) / "result.json").unlink()
     with pytest.raises(TrainingError, match="nothing to report"):
@@ -146,7 +151,7 @@ def test_a_cell_that_failed_is_not_run_twice_and_results_come_with_every_phase(
         there.append((out / "results.jsonl").exists())
         return run_tasks(tasks, workers, title)
 
-    monkeypatch.setattr(compare, "run_tasks", run)
+    monkeypatch.setattr(study_run, "run_tasks", run)
     result = run_study(config, out)
     assert len(asked) == len(set(asked)) == 2
     assert len(result.failed) == 1
@@ -157,7 +162,7 @@ def test_a_cell_that_failed_is_not_run_twice_and_results_come_with_every_phase(
 
 def test_a_study_without_a_corpus_names_the_option(config: StudyConfig, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"--data\.corpus"):
-        run_study(replace(config, data=StudyData()), tmp_path)
+        run_study(replace(config, data=LabelledData()), tmp_path)
     with pytest.raises(ConfigError, match="name a study first"):
         command.main(["--out", "x"])
     with pytest.raises(ConfigError, match="no study"):
