@@ -78,6 +78,9 @@ say() { echo "$@" | tee -a "$log"; }
 
 mkdir -p build/names/mim3d
 for room in kernels dataio engine bench; do ln -sfn "../../../$room" "build/names/mim3d/$room"; done
+for file in engine/face/*.py engine/face/*.pyi engine/face/py.typed; do
+  ln -sfn "../../../$file" "build/names/mim3d/$(basename "$file")"
+done
 # What asks for the project's version finds it as if it were installed.
 version=$(sed -n 's/^version = "\(.*\)"$/\1/p' pyproject.toml)
 mkdir -p "build/names/mim3d-$version.dist-info"
@@ -87,10 +90,12 @@ paths=$PWD/build/names
 # Nothing is installed, so nothing built the loops in C: without a compiler numpy stands in, slower.
 suffix=$("$python" -c 'import sysconfig; print(sysconfig.get_config_var("EXT_SUFFIX"))')
 headers=$("$python" -c 'import sysconfig; print(sysconfig.get_paths()["include"])')
-newest=$(ls -t dataio/_*.[ch] | head -n 1)
-for loop in _crops _chunks; do
-  [ "dataio/$loop$suffix" -nt "$newest" ] || ${CC:-cc} -shared -fPIC -O3 -ffp-contract=off \
-    -I"$headers" "dataio/$loop.c" -o "dataio/$loop$suffix" >>"$log" 2>&1 || say "$loop: not built"
+native=dataio/native
+newest=$(ls -t $native/*.[ch] | head -n 1)
+for source in $native/*.c; do
+  loop=_$(basename "$source" .c)
+  [ "$native/$loop$suffix" -nt "$newest" ] || ${CC:-cc} -shared -fPIC -O3 -ffp-contract=off \
+    -I"$headers" "$source" -o "$native/$loop$suffix" >>"$log" 2>&1 || say "$loop: not built"
 done
 if compgen -G '.wheels/*/*.whl' >/dev/null; then
   timeout 120 "$python" -m pip install -q --no-index --no-deps --no-compile --no-cache-dir --upgrade \
@@ -158,7 +163,7 @@ has() { "$python" -c "import importlib.util as u, sys; sys.exit(u.find_spec('$1'
 bench() { # bench STAGE BENCH LIMIT_S OPTIONS...
   local name=$1 what=$2 limit=$3
   shift 3
-  stage "$name" "$limit" "$python" -m mim3d.engine.cli bench "$what" --json "$work/$name.json" "$@"
+  stage "$name" "$limit" "$python" -m mim3d bench "$what" --json "$work/$name.json" "$@"
 }
 
 "$python" - <<'PY' 2>&1 | tee -a "$log"
@@ -223,7 +228,7 @@ if wanted profile; then
     # Clocks are left alone; the counters tell the share of the memory's peak and what limits it.
     stage ncu 60 bash -c 'ncu --clock-control none --kernel-name "regex:loss_kernel|gather_kernel" \
       --launch-count 6 --kill yes --section SpeedOfLight --section MemoryWorkloadAnalysis \
-      --section LaunchStats --section Occupancy "$0" -m mim3d.engine.cli bench kernels \
+      --section LaunchStats --section Occupancy "$0" -m mim3d bench kernels \
       --no-compiled --rounds 1 --only int16 >"$1/ncu.txt" 2>&1
       cat "$1/ncu.txt" >>"$2/profile.txt"; grep -q "Memory Throughput" "$1/ncu.txt"' \
       "$python" "$work" "$out"

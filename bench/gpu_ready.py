@@ -108,7 +108,7 @@ def check_group() -> None:
 def check_loops() -> None:
     """The compiled loops are there: without them the loader's figures are numpy's."""
     for module in ("_crops", "_chunks"):
-        importlib.import_module(f"mim3d.dataio.{module}")
+        importlib.import_module(f"mim3d.dataio.native.{module}")
 
 
 def check_corpus(folder: Path) -> None:

@@ -18,7 +18,7 @@ SHAPE = (160, 192, 160)  # 150 chunks of 32^3
 OPEN = """
 import json, sys, time
 import numpy, psutil
-from mim3d.dataio.chunk_table import ChunkTable
+from mim3d.dataio.corpus.chunk_table import ChunkTable
 process = psutil.Process()
 before = process.memory_full_info()
 began, cpu = time.perf_counter(), time.process_time()

@@ -166,7 +166,7 @@ def _dali() -> Optional:
 
 def _compiled_loops() -> Optional:
     """The C loops that install with the package where there is a compiler."""
-    missing = [name for name in LOOPS if find_spec(f"mim3d.dataio.{name}") is None]
+    missing = [name for name in LOOPS if find_spec(f"mim3d.dataio.native.{name}") is None]
     if not missing:
         from mim3d.dataio.native.extension import crop_loops
 

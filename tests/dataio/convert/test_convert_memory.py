@@ -40,9 +40,9 @@ CHILD = """
 import json, sys
 from pathlib import Path
 from mim3d.bench.convert_jobs import measure
-from mim3d.dataio.conversion import Conversion
-from mim3d.dataio.convert import convert
-from mim3d.dataio.source import Source
+from mim3d.dataio.corpus.conversion import Conversion
+from mim3d.dataio.convert.run import convert
+from mim3d.dataio.sources.source import Source
 import scipy.ndimage
 images, labels, folder, options = map(json.loads, sys.argv[1:])
 words = {k: tuple(v) if isinstance(v, list) else v for k, v in options.items()}

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from mim3d.dataio.convert import values as values_module
+from mim3d.dataio import memory as memory_module
 from mim3d.dataio.convert.values import Values, as_asked, cut
 from mim3d.dataio.corpus.conversion import Conversion
 from mim3d.dataio.memory import room, trim
@@ -83,7 +83,7 @@ def test_what_a_smaller_volume_leaves_is_given_back():
 
 def test_only_rooms_are_trimmed(monkeypatch):
     told = []
-    monkeypatch.setattr(values_module, "_advise", lambda _memory, advice, *span: told.append(span))
+    monkeypatch.setattr(memory_module, "_advise", lambda _memory, advice, *span: told.append(span))
     page = mmap.PAGESIZE
     for memory in (np.zeros(9 * page, np.uint8), np.frombuffer(mmap.mmap(-1, 9 * page), np.uint8)):
         trim(memory[:page])

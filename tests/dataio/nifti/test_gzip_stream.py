@@ -130,7 +130,7 @@ def test_any_content(content, level):
 
 BOMB = """
 import resource, sys
-from mim3d.dataio.nifti_file import read_nifti
+from mim3d.dataio.nifti.file import read_nifti
 from mim3d.dataio.errors import SourceError
 import isal, deflate, nibabel
 used = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
