@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from mim3d.dataio.corpus.chunk_table import CHECKED, HEAD, TABLE_FORMAT, crc_of, head_crc
+from mim3d.dataio.corpus.chunk_table import HEAD, TABLE_FORMAT, checked_first, crc_of, head_crc
 from mim3d.dataio.corpus.manifest import MANIFEST, Intensity, LabelRecord, VolumeRecord
 from mim3d.dataio.corpus.table_writer import build_table
 
@@ -65,7 +65,7 @@ def write_synthetic_table(root: Path, entries: int) -> None:
         "label_names": ["seg"],
         "manifest_bytes": entries,
         "manifest_sha256": sha256(b"").hexdigest(),
-        "crc32c": {name: crc_of(root / name) for name in CHECKED},
+        "crc32c": {name: crc_of(root / name) for name in checked_first(TABLE_FORMAT)},
     }
     (root / HEAD).write_text(json.dumps(body | {"self_crc32c": head_crc(body)}))
 

@@ -60,9 +60,9 @@ def assemble_crops(
     chunks (n, chunk_bytes) uint8, rows contiguous, any pitch; table (b, c, nz, ny, nx) int64.
     start (b, 3) int64 in units of `start_unit` voxels: 16 for starts snapped to 16 makes aligned
     loads possible. box (b, 2, 3) int64 first and end voxel of the volume in the chunk box; voxels
-    outside it take pad (b,) float32, a raw value. clip (b, 2), scale, shift (b,) float32;
-    flip (b, 3) bool. block_bytes is blosc's block length; by bits it must hold a multiple of 8
-    voxels.
+    outside it take pad (b, c) float32, a raw value. clip (b, c, 2), scale, shift (b, c) float32,
+    each also without c, the same for all channels; flip (b, 3) bool. block_bytes is blosc's block
+    length; by bits it must hold a multiple of 8 voxels.
     Integer outputs (labels) take neither clip nor scale nor shift. Rows that `table` names but
     `chunks` has not are refused on a CPU; on a GPU nothing looks, for that would wait for it.
     """
@@ -72,10 +72,11 @@ def assemble_crops(
     b = table.shape[0]
     check_per_sample(start, table, "start", (b, 3), torch.int64)
     check_per_sample(box, table, "box", (b, 2, 3), torch.int64)
-    check_per_sample(pad, table, "pad", (b,), torch.float32)
-    check_per_sample(clip, table, "clip", (b, 2), torch.float32)
-    check_per_sample(scale, table, "scale", (b,), torch.float32)
-    check_per_sample(shift, table, "shift", (b,), torch.float32)
+    pad, scale, shift = (
+        _per_channel(each, table, name, ())
+        for each, name in ((pad, "pad"), (scale, "scale"), (shift, "shift"))
+    )
+    clip = _per_channel(clip, table, "clip", (2,))
     check_per_sample(flip, table, "flip", (b, 3), torch.bool)
     if (box is None) != (pad is None):
         raise ValueError("box and pad belong together: give both or neither")
@@ -88,6 +89,18 @@ def assemble_crops(
         chunks, table.contiguous(), start, box, pad, clip, scale, shift, flip,
         crop, chunk, dtype, shuffle, block_bytes, start_unit, out_dtype, triton,
     )  # fmt: skip
+
+
+def _per_channel(
+    given: Tensor | None, table: Tensor, name: str, rest: tuple[int, ...]
+) -> Tensor | None:
+    """(b, c, *rest) float32 as given, or the one value of each sample for all of its channels."""
+    b, c = table.shape[:2]
+    if given is not None and given.dim() == 1 + len(rest):
+        check_per_sample(given, table, name, (b, *rest), torch.float32)
+        return given[:, None].expand(b, c, *rest)
+    check_per_sample(given, table, name, (b, c, *rest), torch.float32)
+    return given
 
 
 def _check(
@@ -173,18 +186,18 @@ def reference(
         b, c, nz * chunk_size[0], ny * chunk_size[1], nx * chunk_size[2]
     )
     values = take_crop(laid, start * start_unit, None, crop_size)
-    per_sample = (-1, 1, 1, 1, 1)
+    per_channel = (b, c, 1, 1, 1)
     if box is not None and pad is not None:
         keep = _inside(box, start * start_unit, crop_size)[:, None]
-        values = torch.where(keep, values, pad.to(compute).view(per_sample))
+        values = torch.where(keep, values, pad.to(compute).view(per_channel))
     if clip is not None:
-        low, high = clip[:, 0].view(per_sample), clip[:, 1].view(per_sample)
+        low, high = clip[..., 0].view(per_channel), clip[..., 1].view(per_channel)
         values = torch.where(values < low, low, values)
         values = torch.where(values > high, high, values)
     if scale is not None:
-        values = values * scale.view(per_sample)
+        values = values * scale.view(per_channel)
     if shift is not None:
-        values = values + shift.view(per_sample)
+        values = values + shift.view(per_channel)
     return take_crop(values, None, flip, crop_size).to(out_dtype).contiguous()
 
 

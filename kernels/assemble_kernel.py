@@ -166,16 +166,16 @@ def assemble_kernel(
             & (b_x >= as_int32(tl.load(p_low + 2)))
             & (b_x < as_int32(tl.load(p_high + 2)))
         )
-        b_pad = tl.load(p_pad + i_sample).to(b_value.dtype)
+        b_pad = tl.load(p_pad + i_image).to(b_value.dtype)
         b_value = tl.where(m_box, b_value, b_pad)
     if p_clip is not None:
-        low, high = tl.load(p_clip + i_sample * 2), tl.load(p_clip + i_sample * 2 + 1)
+        low, high = tl.load(p_clip + i_image * 2), tl.load(p_clip + i_image * 2 + 1)
         b_value = tl.where(b_value < low, low, b_value)
         b_value = tl.where(b_value > high, high, b_value)
     if p_scale is not None:
-        b_value = b_value * tl.load(p_scale + i_sample)
+        b_value = b_value * tl.load(p_scale + i_image)
     if p_shift is not None:
-        b_value = b_value + tl.load(p_shift + i_sample)
+        b_value = b_value + tl.load(p_shift + i_image)
     b_out_x = x[:, None] + o_lane[None, :]
     if p_flip is not None:
         z = tl.where(tl.load(p_flip + i_sample * 3).to(tl.int1), cz - 1 - z, z)

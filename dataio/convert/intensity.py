@@ -16,6 +16,7 @@ from mim3d.dataio.native.extension import chunk_loops
 
 SAMPLE = 1 << 17
 BINS = 1024
+FAR_OUT = 0.01
 
 
 @dataclass(frozen=True)
@@ -67,6 +68,10 @@ class Distribution:
         spread = self.values - mean
         return mean, sqrt(float((spread * spread * self.counts).sum()) / self.size)
 
+    def clipped(self, low: float, high: float) -> "Distribution":
+        """Of the values clipped to a range."""
+        return Distribution(np.clip(self.values, low, high), self.counts, self.below)
+
     def mirrored(self) -> "Distribution":
         """Of the values' negatives."""
         return self.of(-self.values[::-1], self.counts[::-1])
@@ -107,11 +112,16 @@ def prime_from(least: int) -> int:
 def otsu(found: Distribution) -> float:
     """The threshold that best splits values in two (Otsu 1979); those above it are foreground.
 
-    Over 1024 bins between the 0.1st and 99.9th percentiles, where outliers have no say.
+    Over 1024 bins between the 0.1st and 99.9th percentiles. Values beyond count as these where
+    they would move the mean by more than FAR_OUT of what lies between: one voxel of 1e6 would.
     """
     low, high = found.percentile(0.1), found.percentile(99.9)
     if low == high:
         low, high = float(found.values[0]), float(found.values[-1])
+    inner = found.clipped(low, high)
+    excess = float((np.abs(found.values - inner.values) * found.counts).sum()) / found.size
+    if excess > FAR_OUT * (high - low):
+        found = inner
     edges = np.linspace(low, high, BINS + 1)[1:-1]
     rank = np.searchsorted(found.values, edges, side="right")
     below = np.concatenate([[0], found.below])[rank].astype(np.float64)
@@ -195,7 +205,10 @@ def _real(
     found: Distribution, extremes: tuple[float, float], slope: float, intercept: float
 ) -> Intensity:
     """Scale the statistics of values that rise with the real ones."""
-    values = (*extremes, found.percentile(0.5), found.percentile(99.5))
-    low, high, p005, p995 = (slope * value + intercept for value in values)
-    mean, std = found.moments()
-    return Intensity(low, high, slope * mean + intercept, slope * std, p005, p995)
+    ends = found.percentile(0.5), found.percentile(99.5)
+    low, high, p005, p995 = (slope * value + intercept for value in (*extremes, *ends))
+    (mean, std), (inner_mean, inner_std) = found.moments(), found.clipped(*ends).moments()
+    return Intensity(
+        low, high, slope * mean + intercept, slope * std, p005, p995,
+        slope * inner_mean + intercept, slope * inner_std,
+    )  # fmt: skip

@@ -91,9 +91,12 @@ def image_hashes(job: Job) -> tuple[str, ...]:
 def kept(job: Job) -> JobResult | None:
     """The result where the corpus holds this source byte for byte; None where it must be converted.
 
-    A label that cannot be read any more takes nothing away: its volume stays.
+    A label that cannot be read any more takes nothing away: its volume stays. Records of several
+    channels that were not measured apart are made anew.
     """
     if not job.known or len(job.known) != job.known[0].n_frames or not _is_there(job):
+        return None
+    if any(record.is_pooled for record in job.known):
         return None
     images = image_hashes(job)
     labels: dict[str, str] = {}

@@ -5,9 +5,10 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from mim3d.dataio.convert.intensity import Profiles, Statistics, profiles, statistics
+from mim3d.dataio.convert.intensity import Statistics
+from mim3d.dataio.convert.measure import CHANNEL_AXIS, Measured, as_channels, measured
 from mim3d.dataio.convert.resample import check_size, resample_channels, resampled_grid
-from mim3d.dataio.convert.values import Values, as_asked, as_stored, cut, finite_only
+from mim3d.dataio.convert.values import Values, as_asked, as_stored, cut
 from mim3d.dataio.corpus.conversion import Conversion
 from mim3d.dataio.errors import SourceError
 from mim3d.dataio.geometry import Grid, Triple, axis_codes, obliquity_deg, reorientation
@@ -15,8 +16,8 @@ from mim3d.dataio.memory import forget
 from mim3d.dataio.nifti.file import NiftiFile, read_nifti
 from mim3d.dataio.sources.source import Source
 
-CHANNEL_AXIS = 4
 OBLIQUE_DEG = 1.0
+FEW_LEVELS = 8  # of a standard deviation, below which quantised channels are told
 
 
 def read_images(source: Source, conversion: Conversion) -> list[NiftiFile]:
@@ -54,12 +55,21 @@ class Volume:
     file_grid: Grid
     oriented_grid: Grid
     crop: tuple[Triple, Triple]
-    statistics: Statistics
-    box: tuple[Triple, Triple]
+    measures: Measured
     frame: int
     n_frames: int
     affine_code: int
     warnings: tuple[str, ...]
+
+    @property
+    def statistics(self) -> Statistics:
+        """Of all channels together."""
+        return self.measures.whole
+
+    @property
+    def box(self) -> tuple[Triple, Triple]:
+        """Of the foreground."""
+        return self.measures.box
 
     @property
     def channels(self) -> int:
@@ -138,16 +148,16 @@ def _volume(given: list[Values], file: NiftiFile, frame: int, conversion: Conver
         given.append(values)
         del values
         values, grid = _changed(given, oriented, conversion, file.path)
-    found, box = measured(values)
-    crop = ((0, 0, 0), grid.shape)
+    found = measured(values)
+    box, crop = found.box, ((0, 0, 0), grid.shape)
     if conversion.foreground and box != crop:
         forget()
         crop, values, grid = box, replace(values, voxels=cut(values.voxels, box)), grid.crop(*box)
-        found, box = measured(values)
+        found = measured(values)
     n_frames = file.header.n_frames if frame >= 0 else 1
-    told = _warnings(file, values)
+    told = (*_warnings(file, values), *_channel_warnings(values, found))
     code = file.header.affine_code
-    return Volume(values, grid, before, oriented, crop, found, box, frame, n_frames, code, told)
+    return Volume(values, grid, before, oriented, crop, found, frame, n_frames, code, told)
 
 
 def _oriented(values: Values, grid: Grid, target: str) -> tuple[Values, Grid]:
@@ -178,7 +188,7 @@ def _changed(
     forget()
     if conversion.spacing_mm is not None:
         new = resampled_grid(grid, conversion.spacing_mm)
-        check_size(new, len(_channels(given[0].voxels)), conversion.byte_budget, path)
+        check_size(new, len(as_channels(given[0].voxels)), conversion.byte_budget, path)
         _resample(given, grid, new)
         grid = new
     return as_asked(given.pop(), conversion, path), grid
@@ -187,58 +197,12 @@ def _changed(
 def _resample(given: list[Values], old: Grid, new: Grid) -> None:
     """Put the resampled voxels into the place of those in `given`."""
     values = given.pop()
-    stack, one = [_channels(values.voxels)], values.voxels.ndim < CHANNEL_AXIS
+    stack, one = [as_channels(values.voxels)], values.voxels.ndim < CHANNEL_AXIS
     bare = replace(values, voxels=np.empty(0), slope=1.0, intercept=0.0)
     scaling = (values.slope, values.intercept)
     del values
     done = resample_channels(stack, old, new, *scaling)
     given.append(replace(bare, voxels=done[0] if one else done))
-
-
-def measured(values: Values) -> tuple[Statistics, tuple[Triple, Triple]]:
-    """Statistics, and the box of the voxels whose real value is above the threshold in any
-    channel."""
-    voxels, falling = finite_only(values.voxels), values.slope < 0
-    if voxels.ndim == 1:
-        extremes = (float(voxels.min()), float(voxels.max()))
-        found = statistics(voxels, extremes, values.slope, values.intercept)
-        blank = extremes[falling]
-        with np.errstate(invalid="ignore"):
-            filled = (np.nan_to_num(c, nan=blank) for c in _channels(values.voxels))
-            shown = [profiles(channel, falling=falling) for channel in filled]
-    else:
-        shown = [_profiles_in_memory_order(c, falling) for c in _channels(voxels)]
-        extremes = (min(p.minimum for p in shown), max(p.maximum for p in shown))
-        found = statistics(memory_order(voxels)[0], extremes, values.slope, values.intercept)
-    if found.rule == "all":
-        z, y, x = values.voxels.shape[-3:]
-        return found, ((0, 0, 0), (z, y, x))
-    furthest = np.min if falling else np.max
-    z, y, x = (furthest([p.along[axis] for p in shown], axis=0) for axis in range(3))
-    return found, Profiles(*extremes, (z, y, x), falling).box_beyond(found.stored_threshold)
-
-
-def _channels(voxels: np.ndarray) -> np.ndarray:
-    return voxels if voxels.ndim == CHANNEL_AXIS else voxels[None]
-
-
-def _profiles_in_memory_order(voxels: np.ndarray, falling: bool) -> Profiles:
-    """Profiles of a view, worked out along its memory and turned back: many times as fast."""
-    block, order, flipped = memory_order(voxels)
-    found = profiles(block, falling=falling)
-    along = [found.along[order.index(axis)] for axis in range(3)]
-    z, y, x = (p[::-1] if flip else p for p, flip in zip(along, flipped, strict=True))
-    return Profiles(found.minimum, found.maximum, (z, y, x), falling)
-
-
-def memory_order(voxels: np.ndarray) -> tuple[np.ndarray, list[int], list[bool]]:
-    """The same voxels as a contiguous block where there is one; which axis of `voxels` each of
-    the block's axes is, and which axes of `voxels` the block runs against.
-    """
-    flipped = [step < 0 for step in voxels.strides]
-    unflipped = voxels[tuple(slice(None, None, -1 if flip else None) for flip in flipped)]
-    order = sorted(range(voxels.ndim), key=lambda axis: -unflipped.strides[axis])
-    return unflipped.transpose(order), order, flipped
 
 
 def _warnings(file: NiftiFile, values: Values) -> tuple[str, ...]:
@@ -260,3 +224,19 @@ def _warnings(file: NiftiFile, values: Values) -> tuple[str, ...]:
     if values.n_nan or values.n_inf:
         told.append(f"{values.n_nan} NaN and {values.n_inf} infinite voxels")
     return tuple(told)
+
+
+def _channel_warnings(values: Values, found: Measured) -> list[str]:
+    """What several channels in one array may have lost, or never had."""
+    told = []
+    quantised = values.max_error > 0 and values.voxels.dtype.kind in "iu"
+    for i, each in enumerate(found.by_channel):
+        whole, where = each.whole, f"channel {i} of {len(found.by_channel)}"
+        if whole.minimum == whole.maximum:
+            told.append(f"{where} is {whole.minimum:g} everywhere: a modality that is missing?")
+        elif quantised and whole.std < FEW_LEVELS * abs(values.slope):
+            told.append(
+                f"{where} spreads over {whole.std / abs(values.slope):.2g} levels of "
+                f"{values.voxels.dtype.name}, one scale for all channels: use --dtype float32"
+            )
+    return told

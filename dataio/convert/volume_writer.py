@@ -12,7 +12,7 @@ from mim3d.dataio.convert.volume import Volume
 from mim3d.dataio.corpus import ome
 from mim3d.dataio.corpus.arrays import metadata_sha256
 from mim3d.dataio.corpus.conversion import Conversion
-from mim3d.dataio.corpus.manifest import LabelRecord, VolumeRecord
+from mim3d.dataio.corpus.manifest import ChannelRecord, LabelRecord, VolumeRecord
 from mim3d.dataio.corpus.ome import pack_points
 from mim3d.dataio.geometry import Grid, axis_codes, obliquity_deg
 from mim3d.dataio.nifti.file import NiftiFile
@@ -145,4 +145,8 @@ def _record(
         frame=volume.frame,
         n_frames=volume.n_frames,
         warnings=volume.warnings,
+        by_channel=tuple(
+            ChannelRecord(each.whole, each.foreground, each.rule, each.threshold)
+            for each in volume.measures.by_channel
+        ),
     )

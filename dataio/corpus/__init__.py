@@ -1,5 +1,6 @@
 """The format on disk: conversion (how it was made), manifest (what is in), quarantine (what is
-not), root and ome (Zarr's metadata), arrays (a volume's arrays), chunk_table and table_writer.
+not), root and ome (Zarr's metadata), arrays (a volume's arrays), chunk_table, channel_rows and
+table_writer.
 """
 
 import lazy_loader

@@ -1,6 +1,6 @@
 """The packed table of every inner chunk's byte range, memory-mapped and shared by all ranks.
 
-Four tables and two packed lists of strings, each a plain .npy file, and `chunks.json` beside them.
+Five tables and two packed lists of strings, each a plain .npy file, and `chunks.json` beside them.
 Rows of `volumes` are in the order of the sorted manifest; `volumes["image"]` is the row in `arrays`
 of the image, `first_label` .. `first_label + n_labels` are those of its labels; chunks of an array
 are entries `first_chunk` .. `first_chunk + n_chunks` in C order of the (c) z y x grid of chunks.
@@ -9,7 +9,8 @@ bytes a chunk, four where one has more than 65,535. Tables of format 1 have offs
 
 Opening checks what is small; what grows with chunks and points is checked where it is first used:
 an array's sizes, which must add up to its shard, and the points, by their checksum in chunks.json
-(which tables before format 3 lack).
+(which tables before format 3 lack). `channel_rows` says what the rows of `channels` are, which
+tables before format 4 lack.
 """
 
 import json
@@ -22,16 +23,17 @@ from pathlib import Path
 import google_crc32c
 import numpy as np
 
+from mim3d.dataio.corpus.channel_rows import CHANNEL_DTYPE, CHANNELS, rows_of_volumes
 from mim3d.dataio.corpus.manifest import MANIFEST
 from mim3d.dataio.errors import CorpusError, Mim3dError
 
-TABLE_FORMAT = 3
-READABLE_FORMATS = (1, 2, 3)
+TABLE_FORMAT = 4
+READABLE_FORMATS = (1, 2, 3, 4)
 HEAD = "chunks.json"
 VOLUMES, ARRAYS = "chunks.volumes.npy", "chunks.arrays.npy"
 SIZES, POINTS = "chunks.sizes.npy", "chunks.points.npy"
 OFFSETS = "chunks.offsets.npy"  # format 1
-CHUNKS = {1: OFFSETS, 2: SIZES, 3: SIZES}
+CHUNKS = {1: OFFSETS, 2: SIZES, 3: SIZES, 4: SIZES}
 STRINGS = ("ids", "subjects")
 CHECKED = (
     VOLUMES,
@@ -104,6 +106,7 @@ class ChunkTable:
     label_names: tuple[str, ...]
     points_crc: str | None = None
     folder: str = ""
+    stored_channels: np.ndarray | None = None
 
     @classmethod
     def open(cls, corpus_root: str | Path) -> "ChunkTable":
@@ -113,7 +116,7 @@ class ChunkTable:
         """
         root = Path(corpus_root)
         head = read_head(root)
-        for name in CHECKED:
+        for name in checked_first(head["format"]):
             if crc_of(root / name) != head["crc32c"][name]:
                 raise _damaged(root / name, "fails its checksum")
         volumes, arrays = _mapped(root / VOLUMES), _mapped(root / ARRAYS)
@@ -127,12 +130,37 @@ class ChunkTable:
         )
         names = tuple(head["label_names"])
         crc = head["crc32c"].get(POINTS)
-        return cls(str(root), volumes, arrays, chunks, points, ids, subjects, names, crc, str(root))
+        channels = None
+        if CHANNELS in checked_first(head["format"]):
+            n_channels = int(arrays["channels"][volumes["image"]].sum())
+            channels = _mapped(root / CHANNELS, [CHANNEL_DTYPE], n_channels)
+        return cls(
+            str(root), volumes, arrays, chunks, points, ids, subjects, names, crc, str(root),
+            channels,
+        )  # fmt: skip
 
     @property
     def n_volumes(self) -> int:
         """Number of committed volumes."""
         return len(self.volumes)
+
+    @cached_property
+    def n_channels(self) -> np.ndarray:
+        """Channels of each volume, int64 (n_volumes,)."""
+        images = np.asarray(self.volumes["image"]).astype(np.int64)
+        return np.asarray(self.arrays["channels"])[images].astype(np.int64)
+
+    @cached_property
+    def first_channel(self) -> np.ndarray:
+        """Row in `channels` of each volume's first channel, int64 (n_volumes,)."""
+        return np.cumsum(self.n_channels) - self.n_channels
+
+    @cached_property
+    def channels(self) -> np.ndarray:
+        """Statistics of every channel of every volume: see `channel_rows`."""
+        if self.stored_channels is not None:
+            return np.asarray(self.stored_channels)
+        return rows_of_volumes(np.asarray(self.volumes), self.n_channels)
 
     @cached_property
     def points(self) -> np.ndarray:
@@ -293,6 +321,11 @@ def check_manifest(root: Path, text: bytes) -> None:
             f"{root / MANIFEST}: damaged: not the manifest that {HEAD} was made for; restore it, "
             "or run the same `mim3d convert` again"
         )
+
+
+def checked_first(format: int) -> tuple[str, ...]:
+    """Files with a checksum in chunks.json that opening compares."""
+    return (*CHECKED, CHANNELS) if format >= 4 else CHECKED
 
 
 def checked_later(format: int) -> tuple[str, ...]:

@@ -21,6 +21,8 @@ class Intensity:
 
     Minimum and maximum of a volume are over all its finite voxels; everything else, and all of the
     foreground, over a fixed lattice of at most 2^17 of them (so over all, in smaller volumes).
+    `clipped_mean` and `clipped_std` are of the same voxels clipped to p005 .. p995, which no few
+    extreme ones can move; None in corpora made before they were kept.
     """
 
     minimum: float
@@ -29,6 +31,23 @@ class Intensity:
     std: float
     p005: float
     p995: float
+    clipped_mean: float | None = None
+    clipped_std: float | None = None
+
+
+@dataclass(frozen=True)
+class ChannelRecord:
+    """Statistics of one channel; fields as the volume's own, foreground by its own threshold."""
+
+    intensity: Intensity
+    foreground: Intensity
+    foreground_rule: str
+    foreground_threshold: float
+
+    @property
+    def is_constant(self) -> bool:
+        """Whether it has one value everywhere, as a modality that is missing has."""
+        return self.intensity.minimum == self.intensity.maximum
 
 
 @dataclass(frozen=True)
@@ -59,7 +78,9 @@ class VolumeRecord:
     from a 4D source of `n_frames`, or -1. `cast_max_error` is the largest change of a real value
     by a recorded change of dtype from `source_dtype`. `source_hash` are of the files as they are
     (XXH3, 128 bits, after "xxh3:"); `shard_sha256` is of the shard's checksums
-    (`shard_writer.shard_digest`).
+    (`shard_writer.shard_digest`). Of several channels, `intensity`, `foreground` and its threshold
+    are over all of them together, for a table at a glance; `by_channel` has those of each, and the
+    box is around the foreground of any. With one channel, `by_channel` is empty.
     """
 
     id: str
@@ -97,6 +118,28 @@ class VolumeRecord:
     frame: int = -1
     n_frames: int = 1
     warnings: tuple[str, ...] = ()
+    by_channel: tuple[ChannelRecord, ...] = ()
+
+    @property
+    def channel_records(self) -> tuple[ChannelRecord, ...]:
+        """One per channel; none where they were not kept, as in older corpora of several."""
+        if self.channels > 1:
+            return self.by_channel
+        return (
+            ChannelRecord(
+                self.intensity, self.foreground, self.foreground_rule, self.foreground_threshold
+            ),
+        )
+
+    @property
+    def is_pooled(self) -> bool:
+        """Whether its channels have one mean and deviation for all, as in older corpora."""
+        return not self.channel_records
+
+    @property
+    def constant_channels(self) -> list[int]:
+        """Channels of one value everywhere, from 0: of several, modalities that are missing."""
+        return [i for i, each in enumerate(self.channel_records) if each.is_constant]
 
     @property
     def array_shape(self) -> tuple[int, ...]:
@@ -143,6 +186,10 @@ def _fields(record: VolumeRecord) -> dict[str, Any]:
     for name in ("intensity", "foreground"):
         fields[name] = vars(fields[name])
     fields["labels"] = [vars(label) for label in record.labels]
+    fields["by_channel"] = [
+        {**vars(each), "intensity": vars(each.intensity), "foreground": vars(each.foreground)}
+        for each in record.by_channel
+    ]
     return fields
 
 
@@ -163,7 +210,13 @@ def _record(fields: dict[str, Any]) -> VolumeRecord:
     fields["intensity"] = Intensity(**fields["intensity"])
     fields["foreground"] = Intensity(**fields["foreground"])
     fields["labels"] = tuple(map(_label, fields["labels"]))
+    fields["by_channel"] = tuple(map(_channel, fields.get("by_channel", ())))
     return VolumeRecord(**fields)
+
+
+def _channel(fields: dict[str, Any]) -> ChannelRecord:
+    parts = {name: Intensity(**fields.pop(name)) for name in ("intensity", "foreground")}
+    return ChannelRecord(**parts, **fields)
 
 
 def _label(fields: dict[str, Any]) -> LabelRecord:

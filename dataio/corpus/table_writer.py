@@ -11,10 +11,10 @@ import numpy as np
 from typing_extensions import Buffer
 
 from mim3d.dataio.chunks.shard_writer import chunk_index, n_chunks
+from mim3d.dataio.corpus.channel_rows import CHANNELS, channel_rows, held
 from mim3d.dataio.corpus.chunk_table import (
     ARRAY_DTYPE,
     ARRAYS,
-    CHECKED,
     CHUNK_DTYPE,
     CHUNKS,
     HEAD,
@@ -23,6 +23,7 @@ from mim3d.dataio.corpus.chunk_table import (
     TABLE_FORMAT,
     VOLUME_DTYPE,
     VOLUMES,
+    checked_first,
     checked_later,
     head_crc,
 )
@@ -33,7 +34,6 @@ from mim3d.dataio.storage.store import Store
 
 READERS = 8
 BATCH = 1024
-LARGEST = float(np.finfo(np.float32).max)
 # (array path, axes, chunks) -> (n, 2) offsets and lengths; label path -> class -> (n, 3) points.
 IndexReader = Callable[[str, int, int], np.ndarray]
 PointReader = Callable[[str], dict[int, np.ndarray]]
@@ -54,7 +54,7 @@ def table_objects(
 ) -> dict[str, Sequence[Buffer]]:
     """The table's files in parts, chunks.json last; `records` sorted by id, as the manifest is.
 
-    Formats 1 and 2 are how tables were once written, for comparison with one.
+    Formats before the last are how tables were once written, for comparison with one.
     """
     table = build_table(records, chunk, index_reader(store), point_reader(store), format)
     objects: dict[str, Sequence[Buffer]] = {n: _npy(array) for n, array in table.items()}
@@ -63,10 +63,15 @@ def table_objects(
         "label_names": label_names(records),
         "manifest_bytes": len(manifest),
         "manifest_sha256": sha256(manifest).hexdigest(),
-        "crc32c": {n: _crc32c(objects[n]) for n in (*CHECKED, *checked_later(format))},
+        "crc32c": {n: _crc32c(objects[n]) for n in checked_files(format)},
     }
     head = json.dumps(body | {"self_crc32c": head_crc(body)}, indent=1).encode()
     return objects | {HEAD: [head]}
+
+
+def checked_files(format: int) -> tuple[str, ...]:
+    """Files whose checksums chunks.json has."""
+    return (*checked_first(format), *checked_later(format))
 
 
 def _crc32c(parts: Sequence[Buffer]) -> str:
@@ -99,9 +104,11 @@ def build_table(
         else:
             chunks[first : first + count] = _sizes(index, rows[row][0])
         points.extend(_point_rows(row, found))
+    channels = {CHANNELS: channel_rows(records)} if CHANNELS in checked_first(format) else {}
     return {
         VOLUMES: volumes,
         ARRAYS: arrays,
+        **channels,
         CHUNKS[format]: chunks if format == 1 else _narrow(chunks),
         POINTS: np.concatenate(points) if points else np.zeros(0, POINT_DTYPE),
         **_packed("ids", [record.id for record in records]),
@@ -164,11 +171,9 @@ def _volume_row(record: VolumeRecord, image: int, subject: int) -> tuple:
         whole.minimum, whole.maximum, whole.mean, whole.std, whole.p005, whole.p995,
         inside.mean, inside.std, inside.p005, inside.p995,
     )  # fmt: skip
-    # A scl_slope near float32's end takes real values beyond it.
-    held = np.clip(figures, -LARGEST, LARGEST).tolist()
     return (
         image, record.shape, record.spacing_mm, record.foreground_box,
-        *held, subject, image + 1, len(record.labels),
+        *held(figures), subject, image + 1, len(record.labels),
     )  # fmt: skip
 
 

@@ -181,15 +181,15 @@ class DeviceReader:
             "table": fetched.rows,
             "start": (starts - origin) // unit,
             "box": np.stack([-origin, shapes - origin], axis=1),
-            "pad": np.array([r.fill for r in requests], np.float32),
+            "pad": np.array([r.fill for r in requests], np.float32),  # (b, c), as all below
             "flip": np.array([r.flip for r in requests]),
         }
         affines = [r.affine for r in requests if r.affine is not None]
         if affines:
-            arrays["scale"] = np.array([a.scale for a in affines], np.float32)
-            arrays["shift"] = np.array([a.shift for a in affines], np.float32)
-        if any(a.clips for a in affines):
-            arrays["clip"] = np.array([a[:2] for a in affines], np.float32)
+            arrays["scale"] = np.array([[a.scale for a in each] for each in affines], np.float32)
+            arrays["shift"] = np.array([[a.shift for a in each] for each in affines], np.float32)
+        if any(a.clips for each in affines for a in each):
+            arrays["clip"] = np.array([[a[:2] for a in each] for each in affines], np.float32)
         moved = to_device(list(arrays.values()), self.device)
         given: dict[str, Any] = dict(zip(arrays, moved, strict=True))
         return assemble_crops(

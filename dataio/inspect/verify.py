@@ -10,6 +10,7 @@ from pathlib import Path
 from mim3d.dataio.chunks.codec import ChunkCodec
 from mim3d.dataio.chunks.shard_writer import checked_digest, chunk_index, n_chunks
 from mim3d.dataio.corpus.arrays import StoredArray, is_shard, metadata_sha256, stored_arrays
+from mim3d.dataio.corpus.channel_rows import CHANNELS
 from mim3d.dataio.corpus.chunk_table import (
     CHECKED,
     HEAD,
@@ -32,7 +33,7 @@ from mim3d.dataio.storage.store import LOCK, Store, open_store
 
 REPAIR = "delete its volume's folder and run the same convert again"
 ROOT_FILES = frozenset(
-    {"zarr.json", MANIFEST, QUARANTINE, HEAD, OFFSETS, SIZES, POINTS, LOCK, *CHECKED}
+    {"zarr.json", MANIFEST, QUARANTINE, HEAD, OFFSETS, SIZES, POINTS, LOCK, CHANNELS, *CHECKED}
 )
 
 

@@ -39,7 +39,9 @@ class LoaderConfig:
     foreground_fraction: float = 0.0
     """Share of crops centred on a voxel of a foreground class; needs `label`."""
     normalise: str = "zscore"
-    """none, zscore, clip-zscore, percentile or window:LOW:HIGH."""
+    """zscore: mean and deviation of the foreground, voxels above Otsu's threshold; clip-zscore: of
+    the foreground clipped to its 0.5 to 99.5 percentiles; percentile: those of all voxels to -1..1;
+    window:LOW:HIGH: real values to -1..1; none. Each channel by itself."""
     augment: str = "none"
     """none, mim, contrastive, segmentation, or upright (segmentation without flips)."""
     dtype: str = "float32"

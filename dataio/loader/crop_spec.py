@@ -21,7 +21,7 @@ class CropJob:
     """What stays the same from batch to batch.
 
     `image_rows` and `label_rows` map a volume to its arrays in the chunk table (-1: none);
-    `intensities` has one entry per volume of the table. With `augmentation.per_view` flips and
+    `intensities` has one entry per channel of every volume. With `augmentation.per_view` flips and
     intensities are left to the graph, for each view has its own. `image_dtype` is what crops are
     read into: float32, or uint16 for the bits of bfloat16.
     """
@@ -46,15 +46,15 @@ def image_request(
         int(job.image_rows[volume]),
         start,
         flip,
-        job.intensities.affine(volume, gain, bias),
-        float(job.intensities.fill[volume]),
+        job.intensities.affines(volume, gain, bias),
+        job.intensities.fills(volume),
     )
 
 
 def label_request(job: CropJob, volume: int, start: Triple, flip: Flip) -> Request:
     """The crop of the volume's label; padding is background."""
     assert job.label_rows is not None
-    return Request(int(job.label_rows[volume]), start, flip, None, 0.0)
+    return Request(int(job.label_rows[volume]), start, flip, None, (0.0,))
 
 
 def crop_job(table: ChunkTable, config: LoaderConfig, volumes: np.ndarray) -> CropJob:
@@ -68,9 +68,9 @@ def crop_job(table: ChunkTable, config: LoaderConfig, volumes: np.ndarray) -> Cr
             "one number: choose subjects, or convert them to corpora of their own"
         )
     label_rows = None if config.label is None else label_arrays(table, config.label)
-    values = intensities(config.normalise, np.asarray(table.volumes), images)
+    values = intensities(config.normalise, table, volumes)
     if config.dtype == "float16":
-        _check_float16(table, config.normalise, largest(values, table.volumes, images), volumes)
+        _check_float16(table, config.normalise, largest(values, table, volumes), volumes)
     return CropJob(
         crop_size=config.crop_size,
         channels=int(channels[0]),
@@ -106,11 +106,12 @@ def make_sampler(
 
 
 def _check_float16(table: ChunkTable, mode: str, values: np.ndarray, volumes: np.ndarray) -> None:
-    """Refuse volumes with voxels that float16 would make infinite."""
-    worst = volumes[int(np.argmax(values[volumes]))]
+    """Refuse volumes with voxels that float16 would make infinite; `values` are their largest."""
+    worst = int(np.argmax(values))
     if values[worst] > LARGEST_FLOAT16:
+        volume = table.volume_id(int(volumes[worst]))
         raise CorpusError(
-            f"{table.root}: with normalise={mode!r} voxels of volume {table.volume_id(worst)} "
+            f"{table.root}: with normalise={mode!r} voxels of volume {volume} "
             f"reach {values[worst]:g}, beyond {LARGEST_FLOAT16:g} of dtype='float16': use "
             "dtype='bfloat16' or another normalisation"
         )

@@ -8,6 +8,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from mim3d.dataio.corpus.channel_rows import CHANNELS
 from mim3d.dataio.corpus.chunk_table import (
     CHECKED,
     HEAD,
@@ -27,7 +28,7 @@ from mim3d.dataio.reader.shard_reader import Shards
 from mim3d.dataio.storage.remote import ADDRESS
 from mim3d.dataio.storage.store import open_store
 
-LOCAL_COPIES = ("zarr.json", MANIFEST, HEAD, *CHECKED, OFFSETS, SIZES, POINTS)
+LOCAL_COPIES = ("zarr.json", MANIFEST, HEAD, *CHECKED, CHANNELS, OFFSETS, SIZES, POINTS)
 
 
 class Corpus:

@@ -1,12 +1,15 @@
-"""Intensity normalisation from the corpus' statistics, as one clip and one multiply-add per volume.
+"""Intensity normalisation from the corpus' statistics: one clip and one multiply-add per channel.
 
-Modes: `none` (real values), `zscore` (foreground mean and deviation), `clip-zscore` (the same after
-clipping to the foreground's 0.5 and 99.5 percentiles), `percentile` (whole-volume 0.5 and 99.5
-percentiles to -1 and 1), `window:LOW:HIGH` (that range, in real units such as HU, to -1 and 1).
+Modes: `none` (real values), `zscore` (mean and deviation of the foreground, the voxels above Otsu's
+threshold), `clip-zscore` (the foreground clipped to its 0.5 and 99.5 percentiles, and the mean and
+deviation of what that leaves), `percentile` (0.5 and 99.5 percentiles of all voxels to -1 and 1),
+`window:LOW:HIGH` (that range, in real units such as HU, to -1 and 1).
 
-Statistics that would leave one value of a volume are not used: a foreground without deviation gives
-way to the whole volume, percentiles that coincide (few bright voxels on a flat ground) to the
-extremes.
+Every channel has statistics of its own, so that its scale changes no other channel's values.
+Statistics that would leave one value of a channel are not used: a foreground without deviation
+gives way to the whole channel, percentiles that coincide (few bright voxels on a flat ground) to
+the extremes. A channel that is one value everywhere, a modality that is missing, stays one value
+(0, but for `none` and `window`).
 """
 
 from dataclasses import dataclass
@@ -14,18 +17,22 @@ from dataclasses import dataclass
 import numpy as np
 
 from mim3d.dataio.chunks.decode import Affine
-from mim3d.dataio.errors import Mim3dError
+from mim3d.dataio.corpus.chunk_table import ChunkTable
+from mim3d.dataio.errors import CorpusError, Mim3dError
 
 MODES = ("none", "zscore", "clip-zscore", "percentile", "window:LOW:HIGH")
 LARGEST = float(np.finfo(np.float32).max)
+Column = np.ndarray
+Moments = tuple[Column, Column]
 
 
 @dataclass(frozen=True)
 class Intensities:
-    """`out = clip(stored, low, high) * scale + shift`, one entry per volume, float32 `(n,)`.
+    """`out = clip(stored, low, high) * scale + shift`, one entry per channel, float32 `(rows,)`.
 
+    Those of volume `v` begin at entry `first[v]` (-1: not among the chosen) and are `n[v]`.
     `fill` is the stored value that stands for air: padding uses it, so that after normalisation
-    it is the darkest value of the volume.
+    it is the darkest value of the channel.
     """
 
     low: np.ndarray
@@ -33,15 +40,28 @@ class Intensities:
     scale: np.ndarray
     shift: np.ndarray
     fill: np.ndarray
+    first: np.ndarray
+    n: np.ndarray
 
-    def affine(self, volume: int, gain: float = 1.0, bias: float = 0.0) -> Affine:
-        """What turns stored voxels of entry `volume` into `gain * normalised + bias`."""
-        return Affine(
-            float(self.low[volume]),
-            float(self.high[volume]),
-            float(np.float32(self.scale[volume] * gain)),
-            float(np.float32(self.shift[volume] * gain + bias)),
+    def affines(self, volume: int, gain: float = 1.0, bias: float = 0.0) -> tuple[Affine, ...]:
+        """What turns stored voxels of each channel of a volume into `gain * normalised + bias`."""
+        return tuple(
+            Affine(
+                float(self.low[row]),
+                float(self.high[row]),
+                float(np.float32(self.scale[row] * gain)),
+                float(np.float32(self.shift[row] * gain + bias)),
+            )
+            for row in self._rows(volume)
         )
+
+    def fills(self, volume: int) -> tuple[float, ...]:
+        """The stored value of air of each channel of a volume."""
+        return tuple(float(self.fill[row]) for row in self._rows(volume))
+
+    def _rows(self, volume: int) -> range:
+        first = int(self.first[volume])
+        return range(first, first + int(self.n[volume]))
 
 
 def parse_mode(mode: str) -> tuple[str, float, float]:
@@ -62,79 +82,129 @@ def parse_mode(mode: str) -> tuple[str, float, float]:
     return name, -np.inf, np.inf
 
 
-def intensities(mode: str, volumes: np.ndarray, images: np.ndarray) -> Intensities:
-    """Normalisation of `volumes` (table rows) whose stored arrays are `images` (rows alike)."""
+def intensities(mode: str, table: ChunkTable, volumes: np.ndarray) -> Intensities:
+    """Normalisation of `volumes` (rows of the table).
+
+    CorpusError with the remedy where one of them lacks the statistics that the mode needs.
+    """
     name, window_low, window_high = parse_mode(mode)
-    low, high = np.full(len(volumes), window_low), np.full(len(volumes), window_high)
-    if name == "clip-zscore":
-        low, high = _foreground_range(volumes)
-    elif name == "percentile":
-        low, high = _range(volumes)
-    if name in {"zscore", "clip-zscore"}:
-        centre, unit = _foreground_moments(volumes)
+    _check(name, table, volumes)
+    rows, images = _of_channels(table, volumes)
+    low, high = np.full(len(rows), window_low), np.full(len(rows), window_high)
+    if name == "zscore":
+        centre, unit = _foreground_moments(rows)
+    elif name == "clip-zscore":
+        (low, high), (centre, unit) = _clipped(rows)
     elif name == "none":
-        centre, unit = np.zeros(len(volumes)), np.ones(len(volumes))
+        centre, unit = np.zeros(len(rows)), np.ones(len(rows))
     else:
+        if name == "percentile":
+            low, high = _range(rows)
         centre, unit = (high + low) / 2, (high - low) / 2
-    return _on_stored_values(volumes, images, (low, high), centre, unit)
+    first = np.full(table.n_volumes, -1, np.int64)
+    n = table.n_channels[volumes]
+    first[volumes] = np.cumsum(n) - n
+    low, high, scale, shift, fill = _on_stored_values(rows, images, (low, high), centre, unit)
+    return Intensities(low, high, scale, shift, fill, first, table.n_channels)
 
 
-def largest(values: Intensities, volumes: np.ndarray, images: np.ndarray) -> np.ndarray:
-    """The largest magnitude of each volume's voxels as they come out; float64 `(n,)`."""
+def largest(values: Intensities, table: ChunkTable, volumes: np.ndarray) -> np.ndarray:
+    """The largest magnitude that voxels of each of `volumes` come out with; float64 `(n,)`."""
+    rows, images = _of_channels(table, volumes)
     slope, intercept = _real(images["slope"]), _real(images["intercept"])
     ends = []
     for name in ("minimum", "maximum"):
-        stored = np.clip((_real(volumes[name]) - intercept) / slope, values.low, values.high)
+        stored = np.clip((_real(rows[name]) - intercept) / slope, values.low, values.high)
         ends.append(np.abs(stored * values.scale + values.shift))
-    return np.maximum(*ends)
+    return np.maximum.reduceat(np.maximum(*ends), values.first[volumes])
 
 
-def _foreground_moments(volumes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Mean and deviation of the foreground, of the whole volume where the foreground has none."""
-    usable = _has_foreground(volumes)
-    mean, std = _real(volumes["foreground_mean"]), _real(volumes["foreground_std"])
-    mean = np.where(usable, mean, _real(volumes["mean"]))
-    return mean, np.where(usable, std, _real(volumes["std"]))
+def _of_channels(table: ChunkTable, volumes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """For every channel of `volumes`, one after the other: its statistics, its stored array."""
+    n = table.n_channels[volumes]
+    within = np.arange(n.sum()) - np.repeat(np.cumsum(n) - n, n)
+    rows = table.channels[np.repeat(table.first_channel[volumes], n) + within]
+    arrays = np.asarray(table.volumes["image"]).astype(np.int64)[volumes]
+    return rows, np.asarray(table.arrays)[np.repeat(arrays, n)]
 
 
-def _foreground_range(volumes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Percentiles of the foreground, or the range of the volume whose moments are used."""
-    low, high = _real(volumes["foreground_p005"]), _real(volumes["foreground_p995"])
-    usable = _has_foreground(volumes) & (low < high)
-    whole_low, whole_high = _range(volumes)
-    return np.where(usable, low, whole_low), np.where(usable, high, whole_high)
+def _check(name: str, table: ChunkTable, volumes: np.ndarray) -> None:
+    """Refuse volumes whose statistics are not of their own channels, or not of clipped voxels."""
+    rows, first = table.channels, table.first_channel[volumes]
+    pooled = np.isnan(rows["mean"][first])
+    if pooled.any():
+        volume = int(volumes[pooled][0])
+        raise CorpusError(
+            f"{table.root}: volume {table.volume_id(volume)} has {table.n_channels[volume]} "
+            "channels and one mean and deviation for all, from an earlier version: run the same "
+            "`mim3d convert` again, which measures each channel"
+        )
+    old = np.isnan(rows["clipped_mean"][first])
+    if name == "clip-zscore" and old.any():
+        volume = table.volume_id(int(volumes[old][0]))
+        raise CorpusError(
+            f"{table.root}: normalise='clip-zscore' needs mean and deviation of clipped voxels, "
+            f"which volume {volume}, from an earlier version, lacks: "
+            "convert the sources into a new folder, or use normalise='zscore' or 'percentile'"
+        )
 
 
-def _range(volumes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Percentiles of the whole volume, its extremes where they coincide."""
-    low, high = _real(volumes["p005"]), _real(volumes["p995"])
+def _foreground_moments(rows: np.ndarray) -> Moments:
+    """Mean and deviation of the foreground, of the whole channel where the foreground has none."""
+    usable = _has_foreground(rows)
+    mean, std = _real(rows["foreground_mean"]), _real(rows["foreground_std"])
+    mean = np.where(usable, mean, _real(rows["mean"]))
+    return mean, np.where(usable, std, _real(rows["std"]))
+
+
+def _clipped(rows: np.ndarray) -> tuple[tuple[Column, Column], Moments]:
+    """Range to clip to, and moments of the voxels clipped to it: of the foreground, else of the
+    whole channel, else its extremes, which clip nothing, with the foreground's own moments."""
+    low, high = _real(rows["minimum"]), _real(rows["maximum"])
+    mean, std = _foreground_moments(rows)
+    for prefix in ("", "foreground_"):
+        p005, p995, centre, unit = (
+            _real(rows[prefix + part]) for part in ("p005", "p995", "clipped_mean", "clipped_std")
+        )
+        usable = (p005 < p995) & (unit > 0)
+        low, high = np.where(usable, p005, low), np.where(usable, p995, high)
+        mean, std = np.where(usable, centre, mean), np.where(usable, unit, std)
+    return (low, high), (mean, std)
+
+
+def _range(rows: np.ndarray) -> tuple[Column, Column]:
+    """Percentiles of the whole channel, its extremes where they coincide."""
+    low, high = _real(rows["p005"]), _real(rows["p995"])
     usable = low < high
-    low = np.where(usable, low, _real(volumes["minimum"]))
-    return low, np.where(usable, high, _real(volumes["maximum"]))
+    low = np.where(usable, low, _real(rows["minimum"]))
+    return low, np.where(usable, high, _real(rows["maximum"]))
 
 
-def _has_foreground(volumes: np.ndarray) -> np.ndarray:
-    """Whether a volume's foreground has a mean and a deviation."""
-    mean, std = _real(volumes["foreground_mean"]), _real(volumes["foreground_std"])
+def _has_foreground(rows: np.ndarray) -> np.ndarray:
+    """Whether a channel's foreground has a mean and a deviation."""
+    mean, std = _real(rows["foreground_mean"]), _real(rows["foreground_std"])
     return np.isfinite(mean) & (std > 0)
 
 
 def _on_stored_values(
-    volumes: np.ndarray,
+    rows: np.ndarray,
     images: np.ndarray,
     clip: tuple[np.ndarray, np.ndarray],
     centre: np.ndarray,
     unit: np.ndarray,
-) -> Intensities:
-    """Fold `real = slope * stored + intercept` into the affine; a constant volume gets unit 1."""
+) -> list[np.ndarray]:
+    """Fold `real = slope * stored + intercept` into the affine: low, high, scale, shift, fill.
+
+    A constant channel gets unit 1.
+    """
     slope, intercept = _real(images["slope"]), _real(images["intercept"])
     unit = np.where(unit > 0, unit, 1.0)
     stored_low, stored_high = ((edge - intercept) / slope for edge in clip)
     scale, shift = slope / unit, (intercept - centre) / unit
-    air = (_real(volumes["minimum"]) - intercept) / slope
+    air = (_real(rows["minimum"]) - intercept) / slope
     fill = np.where(np.isfinite(air), air, 0.0)
     ordered = np.minimum(stored_low, stored_high), np.maximum(stored_low, stored_high)
-    return Intensities(*(part.astype(np.float32) for part in (*ordered, scale, shift, fill)))
+    return [part.astype(np.float32) for part in (*ordered, scale, shift, fill)]
 
 
 def _real(column: np.ndarray) -> np.ndarray:

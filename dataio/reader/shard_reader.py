@@ -8,9 +8,11 @@ not know, and a package without it go chunk by chunk through numcodecs.
 import os
 import threading
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
+from numbers import Real
 from pathlib import Path
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
@@ -40,13 +42,14 @@ Flip = tuple[bool, bool, bool]
 
 
 class Request(NamedTuple):
-    """One crop: a row of `arrays`, its first voxel, flips, intensities, and the stored padding."""
+    """One crop: a row of `arrays`, its first voxel, flips, and per channel intensities and the
+    stored padding."""
 
     row: int
     start: Triple
     flip: Flip
-    affine: Affine | None
-    fill: float
+    affine: tuple[Affine, ...] | None
+    fill: tuple[float, ...]
 
 
 # 64-bit integers are narrowed by now; corpora made before hold some.
@@ -125,17 +128,17 @@ class ShardReader:
         size: Triple,
         out: np.ndarray | None = None,
         *,
-        fill: float = 0,
+        fill: float | Sequence[float] = 0,
         flip: tuple[bool, bool, bool] = NO_FLIP,
-        affine: Affine | None = None,
+        affine: Affine | Sequence[Affine] | None = None,
     ) -> np.ndarray:
         """Read `(c, z, y, x)` voxels of the box of `size` at `start` from array `row`.
 
         The box may overhang the volume; voxels outside get `fill`. `out` may be of another dtype
         (values are cast as numpy does) and any strides; without it the array's own dtype is
         used. `flip` mirrors the result along z, y, x; `affine` applies to voxels and `fill` alike,
-        and needs `out` in float32, or in uint16 for bfloat16. Raises ChunkError for a damaged
-        chunk.
+        and needs `out` in float32, or in uint16 for bfloat16. `fill` and `affine` are one for all
+        channels, or one for each. Raises ChunkError for a damaged chunk.
         """
         array = self.array(row)
         if out is None:
@@ -148,14 +151,17 @@ class ShardReader:
         target = out[:, z, y, x] if any(flip) else out
         (low_z, low_y, low_x), (nz, ny, nx) = start, array.shape
         high_z, high_y, high_x = low_z + size[0], low_y + size[1], low_x + size[2]
+        affines = _each(affine, Affine, array)
         if min(low_z, low_y, low_x) < 0 or high_z > nz or high_y > ny or high_x > nx:
-            out[...] = _through(affine, fill, out.dtype)
+            fills = _each(fill, Real, array)
+            for channel in range(array.channels):
+                out[channel] = _through(affines[channel], fills[channel], out.dtype)
             if low_z >= nz or low_y >= ny or low_x >= nx or min(high_z, high_y, high_x) <= 0:
                 return out
         if affine is None and out.dtype == np.float32 != array.dtype:
-            affine = IDENTITY
+            affines = (IDENTITY,) * array.channels
         for channel in range(array.channels):
-            self._read_channel(array, channel, start, target[channel], affine)
+            self._read_channel(array, channel, start, target[channel], affines[channel])
         return out
 
     def close(self) -> None:
@@ -318,6 +324,15 @@ class ShardReader:
             f"volume {volume}, shard {array.path}, chunk (c {channel}, z {z}, y {y}, x {x}): "
             f"{error}; run `mim3d verify`, then convert the volume again"
         )
+
+
+def _each(given: Any, one: Any, array: StoredArray) -> Sequence[Any]:
+    """What is given for every channel: one for each, or one for all."""
+    if given is None or isinstance(given, one):
+        return (given,) * array.channels
+    if len(given) != array.channels:
+        raise ValueError(f"{len(given)} intensities are given for {array.channels} channels")
+    return given
 
 
 def _size(target: np.ndarray) -> Triple:

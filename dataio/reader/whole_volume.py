@@ -29,11 +29,8 @@ def read_volume(
     record = table.volumes[volume]
     row = int(record["image"])
     z, y, x = (int(size) for size in record["shape"])
-    one = slice(volume, volume + 1)
-    values = intensities(
-        normalise_as, np.asarray(table.volumes[one]), np.asarray(table.arrays[row : row + 1])
-    )
-    image = reader.read_box(row, (0, 0, 0), (z, y, x), affine=values.affine(0))
+    values = intensities(normalise_as, table, np.array([volume]))
+    image = reader.read_box(row, (0, 0, 0), (z, y, x), affine=values.affines(volume))
     spacing = tuple(float(size) for size in record["spacing_mm"])
     return WholeVolume(
         id=table.volume_id(volume),

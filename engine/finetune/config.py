@@ -30,7 +30,9 @@ class LabelledData:
     split: SplitConfig = field(default_factory=SplitConfig)
     """Subjects held out of training; in a study they never pretrain either."""
     normalise: str = "zscore"
-    """zscore, clip-zscore, percentile, window:LO:HI or none."""
+    """zscore: mean and deviation of the foreground, voxels above Otsu's threshold; clip-zscore: of
+    the foreground clipped to its 0.5 to 99.5 percentiles; percentile: those of all voxels to -1..1;
+    window:LOW:HIGH: real values to -1..1; none. Each channel by itself."""
 
 
 @dataclass(frozen=True)

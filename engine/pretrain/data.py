@@ -35,7 +35,9 @@ class DataConfig:
     weighting: Literal["uniform", "voxels", "foreground"] = "uniform"
     """How often a volume is drawn."""
     normalise: str = "zscore"
-    """none, zscore, clip-zscore, percentile or window:LOW:HIGH."""
+    """zscore: mean and deviation of the foreground, voxels above Otsu's threshold; clip-zscore: of
+    the foreground clipped to its 0.5 to 99.5 percentiles; percentile: those of all voxels to -1..1;
+    window:LOW:HIGH: real values to -1..1; none. Each channel by itself."""
     augment: Literal["auto", "none", "mim", "contrastive"] = "auto"
     """auto is contrastive for SimCLR and mim for the others."""
     snap: int = 16

@@ -11,10 +11,11 @@ from hypothesis import strategies as st
 
 from mim3d.dataio.convert.intensity import lattice, otsu, prime_from, profiles
 from mim3d.dataio.convert.label import classes_and_points
+from mim3d.dataio.convert.measure import measured
 from mim3d.dataio.convert.resample import resample_image, resample_label, resampled_grid
 from mim3d.dataio.convert.run import convert
 from mim3d.dataio.convert.values import Values
-from mim3d.dataio.convert.volume import measured, turned_view
+from mim3d.dataio.convert.volume import turned_view
 from mim3d.dataio.convert.volume_ids import safe_id, unique_ids
 from mim3d.dataio.corpus.chunk_table import ChunkTable, PackedStrings
 from mim3d.dataio.corpus.conversion import Conversion
@@ -181,9 +182,10 @@ def test_measures_of_a_turned_view_are_those_of_its_voxels():
     base[2:5, 3:4, 6:9] += 50
     affine = np.array([[0, 0, -2.0, 5], [3, 0, 0, 1], [0, -1, 0, 2], [0, 0, 0, 1]])
     view = turned_view(base, Grid((9, 10, 11), affine), "RAS")
-    found, box = measured(Values(view, 1.0, 0.0))
-    copied, same = measured(Values(np.ascontiguousarray(view), 1.0, 0.0))
-    assert np.isclose(found.whole.mean, copied.whole.mean) and box == same
+    turned = measured(Values(view, 1.0, 0.0))
+    straight = measured(Values(np.ascontiguousarray(view), 1.0, 0.0))
+    (found, box), copied = (turned.whole, turned.box), straight.whole
+    assert np.isclose(found.whole.mean, copied.whole.mean) and box == straight.box
     hit = np.argwhere(view > found.stored_threshold)
     assert box == (tuple(hit.min(axis=0)), tuple(hit.max(axis=0) + 1))
     assert found.whole.maximum == view.max()

@@ -56,7 +56,7 @@ def test_a_table_of_format_1_reads_alike_and_passes_verify(root):
 def test_a_table_of_format_2_has_no_checksum_of_points_and_reads_on(root):
     points = np.array(ChunkTable.open(root).points)
     head = json.loads((root / HEAD).read_text())
-    assert head["format"] == 3
+    assert head["format"] == 4
     assert POINTS in head["crc32c"]
     manifest = (root / MANIFEST).read_bytes()
     made = table_objects(open_store(str(root)), records_of(root), manifest, 32, format=2)

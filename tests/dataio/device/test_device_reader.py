@@ -45,13 +45,19 @@ def reader_of(
     return ShardReader(Corpus.open(root).table, root)
 
 
-def requests_of(affine, seed, n=4, snap=1) -> list[Request]:
+def requests_of(affine, seed, n=4, snap=1, channels=1) -> list[Request]:
+    """Crops whose channels differ in intensities and padding."""
+    affines = affine and tuple(
+        Affine(affine.low + c, affine.high + c, affine.scale * (c + 1), affine.shift - c)
+        for c in range(channels)
+    )
+    fills = tuple(-7.0 * (c + 1) for c in range(channels))
     rng = np.random.default_rng(seed)
     requests = []
     for _ in range(n):
         z, y, x = (int(value) // snap * snap for value in rng.integers(-20, 60, 3))
         a, b, c = (bool(value) for value in rng.integers(0, 2, 3))
-        requests.append(Request(int(rng.integers(0, 3)), (z, y, x), (a, b, c), affine, -7.0))
+        requests.append(Request(int(rng.integers(0, 3)), (z, y, x), (a, b, c), affines, fills))
     return requests
 
 
@@ -81,7 +87,7 @@ def test_crops_equal_the_shard_readers(tmp_path, dtype, codec, channels, chunk, 
     reader = reader_of(tmp_path, dtype, codec, channels, chunk, shuffle)
     device = DeviceReader(reader, CPU, inflate_on_host, budget)
     for seed in range(6):
-        requests = requests_of(AFFINES[seed % 3], seed, snap=16 if seed % 2 else 1)
+        requests = requests_of(AFFINES[seed % 3], seed, 4, 16 if seed % 2 else 1, channels)
         got = device.assemble(device.fetch(requests, SIZE), SIZE)
         for crop, request in zip(got, requests, strict=True):
             np.testing.assert_array_equal(crop, expected(reader, request, np.float32))
@@ -105,7 +111,7 @@ def test_a_budget_beyond_the_corpus_takes_what_the_corpus_needs(tmp_path, dtype,
     for row in range(len(reader.table.volumes)):
         array = reader.array(row)
         for z, y, x in itertools.product(*(range(0, n, 16) for n in array.shape)):
-            request = Request(row, (z, y, x), (False, False, False), None, 0.0)
+            request = Request(row, (z, y, x), (False, False, False), None, (0.0,))
             device.assemble(device.fetch([request], (16, 16, 16)), (16, 16, 16))
     before = device.misses
     for seed in range(4):
@@ -116,7 +122,7 @@ def test_a_budget_beyond_the_corpus_takes_what_the_corpus_needs(tmp_path, dtype,
 def test_labels_keep_their_dtype(tmp_path):
     reader = reader_of(tmp_path, "uint8")
     device = DeviceReader(reader, CPU, inflate_on_host, 1 << 20)
-    requests = [Request(1, (-3, 2, 10), (True, False, True), None, 0.0)]
+    requests = [Request(1, (-3, 2, 10), (True, False, True), None, (0.0,))]
     got = device.assemble(device.fetch(requests, SIZE), SIZE, torch.uint8)
     np.testing.assert_array_equal(got[0], expected(reader, requests[0], np.uint8))
 
@@ -129,14 +135,14 @@ def test_a_damaged_chunk_is_named(tmp_path):
     file.write_bytes(bytes(data))
     device = DeviceReader(reader, CPU, inflate_on_host, 1 << 20)
     with pytest.raises(ChunkError, match=r"volume v0001.*\(c 0, z 0, y 0, x 1\).*crc32c"):
-        device.fetch([Request(1, (0, 0, 0), STILL, None, 0.0)], SIZE)
+        device.fetch([Request(1, (0, 0, 0), STILL, None, (0.0,))], SIZE)
 
 
 def test_volumes_of_two_dtypes_are_refused(tmp_path):
     volumes = [anatomy_like((40, 40, 40), i, dtype) for i, dtype in enumerate(["int16", "uint8"])]
     root = corpus_of(tmp_path / "c.zarr", volumes)
     device = DeviceReader(ShardReader(Corpus.open(root).table, root), CPU, inflate_on_host, 0)
-    requests = [Request(row, (0, 0, 0), STILL, None, 0.0) for row in (0, 1)]
+    requests = [Request(row, (0, 0, 0), STILL, None, (0.0,)) for row in (0, 1)]
     with pytest.raises(CorpusError, match="cache='device' needs all volumes alike"):
         device.fetch(requests, SIZE)
 
@@ -197,7 +203,7 @@ def test_chunks_of_many_crops_are_found_where_they_lie():
 def test_a_snapped_crop_decodes_its_own_chunks_only(tmp_path):
     reader = reader_of(tmp_path, chunk=16)
     device = DeviceReader(reader, CPU, inflate_on_host, 1 << 26)
-    requests = [Request(0, (16, 16, 32), STILL, None, 0.0)]
+    requests = [Request(0, (16, 16, 32), STILL, None, (0.0,))]
     assert len(device.fetch(requests, (32, 16, 48)).known) == 2 * 1 * 3
     assert len(device.fetch([requests[0]._replace(start=(16, 17, 32))], (32, 16, 48)).known) == 12
 
