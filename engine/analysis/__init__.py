@@ -1,3 +1,4 @@
-"""What a study's results say: results, speedup, ledger, summary, ablation, words, verdict,
-statements, figures (for --json).
+"""What a study's results say: results, speedup, ledger, summary, words; fixed_target,
+convergence, family (what is tested),
+naming, verdict (the headline), description (all else), ablation, statements; figures (--json).
 """

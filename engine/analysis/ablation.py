@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, replace
 from statistics import fmean, median, variance
 from typing import Any
 
+from mim3d.engine.analysis.family import primary_share
 from mim3d.engine.analysis.results import Study
 from mim3d.engine.analysis.speedup import paired_difference
 from mim3d.engine.analysis.summary import (
@@ -19,7 +20,7 @@ from mim3d.engine.analysis.summary import (
     primary_target,
     reaches_of,
 )
-from mim3d.engine.analysis.verdict import Statement, primary_share
+from mim3d.engine.analysis.verdict import Statement
 from mim3d.engine.analysis.words import arm_name, difference, spread
 from mim3d.engine.study.config import ARM_SETTINGS, EARLIER_SETTINGS, ENCODER_SETTINGS, SCRATCH
 from mim3d.engine.study.curves import Curve, Reach, best_trained

@@ -4,11 +4,11 @@ from pathlib import Path
 from typing import Any
 
 from mim3d.engine.analysis.ablation import Ablation, read_ablation
+from mim3d.engine.analysis.family import primary_share
 from mim3d.engine.analysis.results import Study
 from mim3d.engine.analysis.speedup import PairedDifference, PairedRatio, bootstrap_interval
 from mim3d.engine.analysis.statements import first_statement
 from mim3d.engine.analysis.summary import ArmSummary, GroupSummary, summarise
-from mim3d.engine.analysis.verdict import primary_share
 
 
 def figures_of(report: Path) -> dict[str, Any]:

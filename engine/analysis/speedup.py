@@ -23,6 +23,7 @@ from mim3d.engine.study.curves import Reach
 MIN_PAIRS = 5
 CLAIM_PAIRS = 10
 LEVEL = 0.95
+ALPHA = 1 - LEVEL
 RESAMPLES = 9999
 TIED = 1e-9
 """Logarithms of ratios that differ by less are the same: rounding is no spread."""
@@ -131,6 +132,17 @@ def holm(p_values: Sequence[float | None]) -> list[float | None]:
         largest = max(largest, min(1.0, (len(p_values) - rank) * p_value))
         corrected[index] = largest
     return corrected
+
+
+def joint_interval(found: PairedRatio, comparisons: int) -> tuple[End, End]:
+    """The t interval of an exact ratio that holds together with those of so many comparisons.
+
+    Formula: Bonferroni, each interval at 1 - 0.05 / comparisons. Of a bound there is none.
+    """
+    if found.bound != "exact" or found.p_value is None:
+        return None, None
+    low, high = _t_ends(np.log(found.per_pair), ALPHA / 2 / comparisons)
+    return math.exp(low), math.exp(high)
 
 
 def bootstrap_interval(found: PairedRatio) -> tuple[End, End]:

@@ -3,14 +3,10 @@
 from collections.abc import Sequence
 
 from mim3d.engine.analysis.ablation import Ablation, ablation_statement
+from mim3d.engine.analysis.description import lost_statement, secondary_statements
 from mim3d.engine.analysis.results import Study
 from mim3d.engine.analysis.summary import GroupSummary
-from mim3d.engine.analysis.verdict import (
-    Statement,
-    headline,
-    lost_statement,
-    secondary_statements,
-)
+from mim3d.engine.analysis.verdict import Statement, headline
 
 
 def first_statement(

@@ -7,6 +7,7 @@ from itertools import product
 from statistics import fmean, stdev
 from typing import Any
 
+from mim3d.engine.analysis.fixed_target import fixed_target
 from mim3d.engine.analysis.ledger import LEDGERS, UNITS, Spending, totals
 from mim3d.engine.analysis.results import Group, Study
 from mim3d.engine.analysis.speedup import (
@@ -61,7 +62,8 @@ class ArmSummary:
 class Comparison:
     """How much faster `first` is than `second` in one group; ledgers are at the primary target.
 
-    `planned` is the number of seeds that either was to have.
+    `along` has the ratio at many scores, `fixed` at the group's fixed one. `planned` is the number
+    of seeds that either was to have.
     """
 
     first: str
@@ -72,11 +74,12 @@ class Comparison:
     final: PairedDifference
     area: PairedDifference
     planned: int
+    fixed: PairedRatio
 
 
 @dataclass(frozen=True)
 class GroupSummary:
-    """All of one group."""
+    """All of one group; `fixed` is the target that tuning seeds set, where there are any."""
 
     group: Group
     reference: str
@@ -85,6 +88,7 @@ class GroupSummary:
     comparisons: tuple[Comparison, ...]
     untrained: tuple[str, ...]
     curves: Mapping[str, Mapping[int, Curve]] = field(repr=False)
+    fixed: Target | None = None
 
     def comparison(self, first: str, second: str) -> Comparison | None:
         """The comparison of two arms, None where it was not made."""
@@ -112,11 +116,14 @@ def summarise_group(study: Study, group: Group) -> GroupSummary:
     pairs = [pair for pair in pairs_of(names, flops_of) if not set(pair) & set(untrained)]
     sides = {arm: side(study, group, arm, curves) for arm in names}
     planned = len(study.planned(group))
+    share = float(settings.get("primary", PRIMARY))
+    score = fixed_target(study, group, reference, share, window)
+    fixed = None if score is None else a_target(share, score, base)
     comparisons = tuple(
-        compare(settings, targets, sides[first], sides[second], base, planned)
+        compare(settings, targets, fixed, sides[first], sides[second], base, planned)
         for first, second in pairs
     )
-    return GroupSummary(group, reference, targets, arms, comparisons, untrained, curves)
+    return GroupSummary(group, reference, targets, arms, comparisons, untrained, curves, fixed)
 
 
 def untrained_score(chance: float, curves: Mapping[str, Mapping[int, Curve]]) -> float:
@@ -138,12 +145,15 @@ def make_targets(
     if not reference:
         return tuple(Target(share, 0.0, "the reference arm has no scores") for share in shares)
     top = fmean(best_trained(curve) for curve in reference.values())
+    return tuple(a_target(share, share * top, base) for share in shares)
+
+
+def a_target(share: float, score: float, base: float) -> Target:
+    """A target, refused within `MIN_GAIN` of what an untrained model scores."""
+    if score >= base + MIN_GAIN:
+        return Target(share, score)
     why = f"is no target: not {MIN_GAIN:g} above the {base:.3f} of an untrained model"
-    scores = [share * top for share in shares]
-    return tuple(
-        Target(share, score, "" if score >= base + MIN_GAIN else f"{score:.3f} {why}")
-        for share, score in zip(shares, scores, strict=True)
-    )
+    return Target(share, score, f"{score:.3f} {why}")
 
 
 def pairs_of(arms: Sequence[str], flops_of: str = "mae") -> list[tuple[str, str]]:
@@ -242,6 +252,7 @@ def summarise_arm(
 def compare(
     settings: Mapping[str, Any],
     targets: Sequence[Target],
+    fixed: Target | None,
     first: Side,
     second: Side,
     base: float,
@@ -262,6 +273,7 @@ def compare(
         paired_difference(first.final, second.final),
         paired_difference(first.areas, second.areas),
         planned,
+        ratio_at(first, second, fixed) if fixed else no_ratio("no tuning run set a score"),
     )
 
 

@@ -4,11 +4,11 @@ import math
 from collections.abc import Sequence
 from statistics import fmean
 
+from mim3d.engine.analysis.family import primary_share
 from mim3d.engine.analysis.ledger import LEDGERS, UNITS
 from mim3d.engine.analysis.results import Study
 from mim3d.engine.analysis.speedup import PairedRatio
 from mim3d.engine.analysis.summary import GroupSummary, primary_target
-from mim3d.engine.analysis.verdict import primary_share
 from mim3d.engine.analysis.words import arm_name, interval_in_words, number, ratio_in_words
 from mim3d.engine.report.pretext import pretraining_name
 from mim3d.engine.report.section import Content, Section, Table

@@ -1,8 +1,8 @@
 """One group of cells: learning curves, what each arm needed and ended with, segmentations."""
 
+from mim3d.engine.analysis.family import primary_share
 from mim3d.engine.analysis.results import Study
 from mim3d.engine.analysis.summary import ArmSummary, GroupSummary, primary_target
-from mim3d.engine.analysis.verdict import primary_share
 from mim3d.engine.analysis.words import arm_name, median_reach, spread
 from mim3d.engine.report.palette import Palette
 from mim3d.engine.report.panels import draw_curves, draw_means, draw_reaches, draw_targets

@@ -1,5 +1,6 @@
 """What a study cannot show, said before somebody else does."""
 
+from mim3d.engine.analysis.convergence import never_found, unconverged
 from mim3d.engine.analysis.results import Study
 from mim3d.engine.analysis.speedup import CLAIM_PAIRS, MIN_PAIRS
 from mim3d.engine.analysis.summary import GroupSummary
@@ -16,7 +17,8 @@ def limits(study: Study, groups: list[GroupSummary]) -> list[str]:
         found.append("The images are generated, not acquired: nothing here is about anatomy.")
     if seeds < MIN_PAIRS:
         found.append(
-            f"{seeds} seed{'s' if seeds > 1 else ''}: no interval is supported below {MIN_PAIRS}."
+            f"{seeds} seed{'s' if seeds > 1 else ''}, too few to test anything: no interval is "
+            f"supported below {MIN_PAIRS}."
         )
     elif seeds < CLAIM_PAIRS:
         found.append(
@@ -25,7 +27,8 @@ def limits(study: Study, groups: list[GroupSummary]) -> list[str]:
         )
     if all(p.get("seed") is None for p in study.pretraining) and study.pretraining:
         found.append(
-            "Each arm was pretrained once: seeds vary the fine-tuning, not the pretraining."
+            "Each arm was pretrained once: seeds vary the fine-tuning, not the pretraining, so "
+            "what is compared are these encoders, not their methods."
         )
     unknown = [arm_name(p["arm"]) for p in study.pretraining if not p["crops"]]
     if unknown:
@@ -36,10 +39,51 @@ def limits(study: Study, groups: list[GroupSummary]) -> list[str]:
     scratch = any(arm.arm == SCRATCH for group in groups for arm in group.arms)
     if not scratch and not study.about.get("ablation"):
         found.append("No scratch arm was run: targets are shares of the first arm's best score.")
+    found += convergence_limits(study, groups)
     found.append(fixed_beforehand(study))
+    found += added_later(study)
     found.append(validation_limit(study))
     found += leak_limits(study)
     found.append("One corpus, one encoder size: other data and models may answer otherwise.")
+    return found
+
+
+def convergence_limits(study: Study, groups: list[GroupSummary]) -> list[str]:
+    """Arms that still rose when their steps ended, and classes that an arm never found."""
+    found = []
+    for group in groups:
+        if rising := unconverged(group):
+            arms = ", ".join(f"{arm_name(arm)} ({gain:+.3f})" for arm, gain in rising.items())
+            found.append(
+                f"Not converged, {group.group.title}: over the last fifth of the steps still "
+                f"rose {arms}. With more steps targets, ratios and final scores may change."
+            )
+        lost = never_found(study, group.group)
+        for classes in dict.fromkeys(map(tuple, lost.values())):
+            arms = [arm_name(arm) for arm, own in lost.items() if tuple(own) == classes]
+            whole = len(arms) == len(study.arms(group.group)) > 1
+            who = "any arm" if whole else ", ".join(arms)
+            names = f"{'es' if len(classes) > 1 else ''} {', '.join(map(str, classes))}"
+            found.append(
+                f"Class{names} {'were' if len(classes) > 1 else 'was'} never found by {who}, "
+                f"{group.group.title}: the mean over classes hides that."
+            )
+    return found
+
+
+def added_later(study: Study) -> list[str]:
+    """Decoders and numbers of labels that joined when results were there to be looked at."""
+    began = study.about.get("began_with", {})
+    now = study.about.get("config", {})
+    found = []
+    for name, words in (("heads", "decoder"), ("labels", "number of labels")):
+        more = [value for value in now.get(name, ()) if name in began and value not in began[name]]
+        if more:
+            shown = ", ".join(map(str, more))
+            found.append(
+                f"Added after the study's first results could be seen: {words} {shown}. What is "
+                "said of it describes and was not planned."
+            )
     return found
 
 

@@ -126,8 +126,12 @@ def draw_ratios(
     palette: Palette,
     lines: Mapping[str, tuple[str, Sequence[RatioPoint]]],
     targets: Sequence[tuple[str, float]],
+    all_bands: bool = False,
 ) -> None:
-    """Ratio against target score, 1 marked: exact ones as a line, bounds as triangles."""
+    """Ratio against target score, 1 marked: exact ones as a line, bounds as triangles.
+
+    Bands are of solid lines alone where there are any, unless `all_bands`.
+    """
     from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
     axes.axhline(1.0, color=palette["ink"], linewidth=0.9)
@@ -143,7 +147,7 @@ def draw_ratios(
             color=palette["muted"],
         )
     solid = [name for name in lines if line_style(name) == "-"]
-    with_bands = solid or list(lines)
+    with_bands = list(lines) if all_bands else solid or list(lines)
     for name, (arm, points) in lines.items():
         colour = palette.arm(arm)
         banded = [(p.score, p.low, p.high) for p in points if p.low and p.high]

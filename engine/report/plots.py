@@ -89,6 +89,17 @@ def arms_legend(figure: Any, n_arms: int, palette: Palette) -> None:
     )
 
 
+def below_legend(figure: Any, palette: Palette, columns: int) -> None:
+    """A legend below the axes, for lines that leave no room inside."""
+    figure.legend(
+        loc="outside lower center",
+        ncol=columns,
+        frameon=False,
+        fontsize=8,
+        labelcolor=palette["ink"],
+    )
+
+
 def arm_dash(arm: str) -> str:
     """Equal-FLOPs arms are dashed."""
     return "--" if arm.endswith("-flops") else "-"

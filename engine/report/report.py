@@ -18,13 +18,13 @@ from mim3d.engine.report.pretext import pretext_sections
 from mim3d.engine.report.provenance import provenance_sections
 from mim3d.engine.report.rates import rates_sections
 from mim3d.engine.report.section import Content, Section
-from mim3d.engine.report.speedup import overview_sections
+from mim3d.engine.report.speedup import speedup_sections
 from mim3d.engine.runs.files import write_text
 
 REPORT, FIGURES = "report.html", "figures"
 SECTIONS: tuple[Callable[[Content], list[Section]], ...] = (
     headline_sections,
-    overview_sections,
+    speedup_sections,
     ablation_sections,
     finetuning_sections,
     pretext_sections,

@@ -3,10 +3,10 @@
 from collections.abc import Sequence
 from dataclasses import replace
 
+from mim3d.engine.analysis.family import Family, primary_share, read_family
 from mim3d.engine.analysis.results import Study
 from mim3d.engine.analysis.speedup import PairedRatio, bootstrap_interval
-from mim3d.engine.analysis.summary import GroupSummary, primary_target
-from mim3d.engine.analysis.verdict import primary_share
+from mim3d.engine.analysis.summary import Comparison, GroupSummary, primary_target
 from mim3d.engine.analysis.words import (
     arm_name,
     difference,
@@ -16,16 +16,124 @@ from mim3d.engine.analysis.words import (
 )
 from mim3d.engine.report.palette import Palette
 from mim3d.engine.report.panels import RatioPoint, draw_ratios
-from mim3d.engine.report.plots import Chart, Plotter, style_axes
-from mim3d.engine.report.section import Content, Section, Table
+from mim3d.engine.report.plots import Chart, Plotter, below_legend, style_axes
+from mim3d.engine.report.section import Block, Charts, Content, Section, Table
 
 HALF = (5.2, 3.1)
+BANDS_IN_WORDS = (
+    "Bands: 95 % t intervals at each score by itself. Where an arm is censored in some seeds, a "
+    "triangle is a bound: ▲ at least, ▼ at most. No mark: bounds point both ways"
+)
 
 
-def overview_sections(content: Content) -> list[Section]:
-    """Every setting side by side, where there are several."""
-    overview = overview_table(content.study, content.groups)
-    return [Section("", (overview,))] if overview else []
+WIDE = (8.6, 3.9)
+
+
+def speedup_sections(content: Content) -> list[Section]:
+    """The ratio along all targets, for the family that is tested; then every setting's."""
+    study = content.study
+    blocks: list[Block] = []
+    group = content.groups[0]
+    family = read_family(study, group)
+    if content.ablation is None and family.members:
+        chart = family_chart(study, group, family, content.plotter)
+        blocks += [Charts((chart,))] if chart else []
+        blocks.append(targets_table(group, family, content.metric))
+    overview = overview_table(study, content.groups)
+    blocks += [overview] if overview else []
+    return [Section("How much faster, by target", tuple(blocks))] if blocks else []
+
+
+def family_chart(
+    study: Study, group: GroupSummary, family: Family, plotter: Plotter
+) -> Chart | None:
+    """The headline's figure: the whole curve of ratio against target, with its band."""
+    lines = ratio_lines_of(family.members)
+    if not lines:
+        return None
+    marks = target_lines(group)
+    if group.fixed and not group.fixed.refused:
+        marks.append((f"{group.fixed.score:g}, tuning seed", group.fixed.score))
+
+    def draw(figure, palette: Palette) -> None:  # noqa: ANN001
+        axes = figure.subplots()
+        metric = study.about.get("metric", "Dice")
+        style_axes(axes, palette, f"target {metric}", "speed-up, geometric mean")
+        draw_ratios(axes, palette, lines, marks, all_bands=True)
+        below_legend(figure, palette, 2)
+
+    alt = (
+        "Speed-up against the target score, of what the headline tests; above 1 the masked arm is "
+        f"faster. {BANDS_IN_WORDS}"
+    )
+    return plotter.chart("speedup-by-target", alt, WIDE, draw)
+
+
+def targets_table(group: GroupSummary, family: Family, metric: str) -> Table:
+    """The family's ratios at a fixed score, at every share, along the curve; and the area."""
+    fixed = group.fixed
+    columns = [f"at {metric} {fixed.score:g},\nfixed beforehand"] if fixed else []
+    for target in group.targets:
+        tested = "\n(tested)" if target.share == family.share else ""
+        columns.append(f"at {100 * target.share:g} %{tested}")
+    header = ("comparison", *columns, "lowest to highest", f"area, {metric}")
+    rows = []
+    for c in family.members:
+        ratios = [c.fixed] if fixed else []
+        ratios += [c.at[target.share] for target in group.targets]
+        name = f"{arm_name(c.first)} over {arm_name(c.second)}"
+        cells = ["\n".join(ratio_and_interval(ratio)) for ratio in ratios]
+        rows.append((name, *cells, extremes(c), area_in_words(c)))
+    note = (
+        "The ratio depends on where the target is set, so the whole curve is the result: lowest "
+        "to highest are its exact ratios over all scores drawn above. Area: mean difference of "
+        f"the mean {metric} over the fine-tuning steps, which needs no target. One column is "
+        "tested, the others describe; 95 % intervals, each by itself."
+    )
+    if fixed:
+        note += (
+            f" {metric} {fixed.score:g} is {100 * fixed.share:g} % of the best score of "
+            f"{arm_name(group.reference)} with the tuning seeds, which are not scored."
+        )
+    return Table("What the target makes of it", header, tuple(rows), note)
+
+
+def extremes(comparison: Comparison) -> str:
+    """`0.84× to 1.62×`: the smallest and largest exact ratio along the targets."""
+    exact = [found.ratio for _, found in comparison.along if found.bound == "exact" and found.ratio]
+    return f"{min(exact):.2f}× to {max(exact):.2f}×" if exact else "–"
+
+
+def area_in_words(comparison: Comparison) -> str:
+    """Mean difference of the area under the curve, with its interval."""
+    area = comparison.area
+    if area.mean is None or area.low is None or area.high is None:
+        return difference(area.mean, None)
+    return f"{area.mean:+.3f}\n{area.low:+.3f} to {area.high:+.3f}"
+
+
+def ratio_and_interval(found: PairedRatio) -> list[str]:
+    """The ratio, and its interval where there is one."""
+    if found.low is None and found.high is None:
+        return [ratio_in_words(found)]
+    return [ratio_in_words(found), interval_in_words(found).removeprefix("95 % interval ")]
+
+
+def ratio_lines_of(
+    comparisons: Sequence[Comparison],
+) -> dict[str, tuple[str, list[RatioPoint]]]:
+    """By its name, a comparison's first arm and its ratios along the targets, where it has any."""
+    lines = {}
+    for comparison in comparisons:
+        points = [
+            RatioPoint(score, found.ratio, found.low, found.high, found.bound)
+            for score, found in comparison.along
+            if found.ratio is not None
+        ]
+        if points:
+            name = f"{arm_name(comparison.first)} over {arm_name(comparison.second)}"
+            lines[name] = (comparison.first, points)
+    return lines
 
 
 def overview_table(study: Study, groups: Sequence[GroupSummary]) -> Table | None:
@@ -58,16 +166,7 @@ def overview_table(study: Study, groups: Sequence[GroupSummary]) -> Table | None
 
 def ratios_chart(study: Study, group: GroupSummary, index: int, plotter: Plotter) -> Chart | None:
     """Ratio of steps against the target score; None where no ratio exists at all."""
-    lines = {}
-    for comparison in group.comparisons:
-        points = [
-            RatioPoint(score, found.ratio, found.low, found.high, found.bound)
-            for score, found in comparison.along
-            if found.ratio is not None
-        ]
-        if points:
-            name = f"{arm_name(comparison.first)} over {arm_name(comparison.second)}"
-            lines[name] = (comparison.first, points)
+    lines = ratio_lines_of(group.comparisons)
     if not lines:
         return None
     targets = target_lines(group)
@@ -77,18 +176,11 @@ def ratios_chart(study: Study, group: GroupSummary, index: int, plotter: Plotter
         axes = figure.subplots()
         style_axes(axes, palette, f"target {metric}", "speed-up, geometric mean")
         draw_ratios(axes, palette, lines, targets)
-        figure.legend(
-            loc="outside lower center",
-            ncol=2,
-            frameon=False,
-            fontsize=8,
-            labelcolor=palette["ink"],
-        )
+        below_legend(figure, palette, 2)
 
     alt = (
-        "Speed-up against the target score; above 1 the first arm is faster. Bands: 95 % t "
-        "intervals, of solid lines alone where there are any. Where an arm is censored in some "
-        "seeds, a triangle is a bound: ▲ at least, ▼ at most. No mark: bounds point both ways"
+        "Speed-up against the target score; above 1 the first arm is faster, of solid lines alone "
+        f"with bands where there are any. {BANDS_IN_WORDS}"
     )
     return plotter.chart(f"ratios-{index}", alt, HALF, draw)
 

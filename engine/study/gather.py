@@ -40,13 +40,13 @@ HELD_OUT = ("validation", "test")
 
 
 def headline_settings(settings: Row, config: Row) -> Row:
-    """What the headline hangs on: target, smoothing, seeds, and the first decoder and labels.
+    """What the headline hangs on: target, smoothing, seeds, arms, the first decoder and labels.
 
-    JSON values. Seeds added once results were seen are a choice too.
+    JSON values. Seeds and arms added once results were seen are a choice too.
     """
     found = {name: settings.get(name) for name in ("targets", "primary", "smoothing")}
     found |= {name: config[name][0] for name in ("heads", "labels") if config.get(name)}
-    return found | ({"seeds": config["seeds"]} if "seeds" in config else {})
+    return found | {name: config[name] for name in ("seeds", "arms") if name in config}
 
 
 def write_plan(
@@ -62,7 +62,11 @@ def write_plan(
     notes += [f"{name} was not run: {error}" for name, error in failed.items()]
     cells = list(cells)
     about = about_study(config, corpus, splits)
-    known = {"asked_first": asked_first(about, out), "failed": failed_rows(cells, failed)}
+    known = {
+        "asked_first": asked_first(about, out),
+        "began_with": began_with(about, out),
+        "failed": failed_rows(cells, failed),
+    }
     plan = {
         "about": about | known,
         "cells": {cell.key: cell_fields(cell) for cell in cells},
@@ -84,6 +88,13 @@ def asked_first(about: Row, out: Path) -> Row | None:
     if any((out / "cells").glob(f"*/{RESULT}")):
         return None
     return headline_settings(about["settings"], about["config"])
+
+
+def began_with(about: Row, out: Path) -> Row:
+    """The decoders and numbers of labels of the first plan: others were added after looking."""
+    if (out / PLAN).exists() and any((out / "cells").glob(f"*/{RESULT}")):
+        return read_json(out / PLAN)["about"].get("began_with", {})
+    return {name: about["config"][name] for name in ("heads", "labels")}
 
 
 def failed_rows(cells: Iterable[Cell], failed: dict[str, str]) -> list[Row]:

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from mim3d.engine.runs.files import write_json, write_jsonl
+from mim3d.engine.runs.files import read_json, write_json, write_jsonl
 
 SPEEDS = {"scratch": 1.0, "simclr": 1.0, "mae": 1.5}
 BUDGET, EVERY, BATCH = 400, 20, 4
@@ -114,4 +114,12 @@ def write_study(
             **about,
         },
     )
+    return folder
+
+
+def own_pretrainings(folder: Path, seeds: int) -> Path:
+    """Give every seed of the study in `folder` a pretraining of its own."""
+    entries = read_json(folder / "pretraining.json")
+    every = [{**entry, "seed": seed} for entry in entries for seed in range(seeds)]
+    write_json(folder / "pretraining.json", every)
     return folder

@@ -5,16 +5,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from synthetic_study import BUDGET, rows_of, write_study
+from synthetic_study import BUDGET, own_pretrainings, rows_of, write_study
 
+from mim3d.engine.analysis.description import secondary_statements
 from mim3d.engine.analysis.results import Group, Study
 from mim3d.engine.analysis.summary import GroupSummary, make_targets, summarise
-from mim3d.engine.analysis.verdict import (
-    fixed_beforehand,
-    gate_statements,
-    headline,
-    secondary_statements,
-)
+from mim3d.engine.analysis.verdict import fixed_beforehand, gate_statements, headline
 from mim3d.engine.analysis.words import median_reach
 from mim3d.engine.finetune.finetune import DIVERGED, RESULT
 from mim3d.engine.report.cost import ledger_table
@@ -79,7 +75,7 @@ def test_targets_within_the_untrained_score_are_refused() -> None:
 
 def test_a_study_that_learned_nothing_states_no_speedup(tmp_path: Path) -> None:
     folder = write_study(tmp_path, tops=dict.fromkeys(("scratch", "simclr", "mae"), 0.01))
-    study, groups = edited(folder)
+    study, groups = edited(own_pretrainings(folder, 5))
     said = headline(study, groups)
     assert said.kind == "warning"
     assert said.text == "No speed-up of MAE over SimCLR can be stated."
@@ -195,7 +191,7 @@ def test_an_unknown_cost_gives_a_dash(tmp_path: Path) -> None:
 def test_the_headline_takes_equal_crops_and_corrects_for_its_choice(tmp_path: Path) -> None:
     speeds = {"scratch": 1.0, "simclr": 1.3, "simclr-flops": 0.8, "mae": 1.5, "simmim": 1.4}
     folder = write_study(tmp_path, seeds=6, speeds=speeds)
-    study, groups = edited(folder)
+    study, groups = edited(own_pretrainings(folder, 6))
     said = headline(study, groups)
     assert "as fast as SimCLR." in said.text
     assert "by Holm as one of 2 masked arms" in said.detail

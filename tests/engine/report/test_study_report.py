@@ -6,18 +6,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from synthetic_study import rows_of, write_study
+from synthetic_study import own_pretrainings, rows_of, write_study
 
+from mim3d.engine.analysis.description import secondary_statements
+from mim3d.engine.analysis.family import headline_family
 from mim3d.engine.analysis.figures import figures_of
 from mim3d.engine.analysis.ledger import LEDGERS, UNITS
 from mim3d.engine.analysis.results import Group, Study
 from mim3d.engine.analysis.summary import pairs_of, summarise
-from mim3d.engine.analysis.verdict import (
-    gate_statements,
-    headline,
-    headline_family,
-    secondary_statements,
-)
+from mim3d.engine.analysis.verdict import gate_statements, headline
 from mim3d.engine.analysis.words import arm_name, median_reach
 from mim3d.engine.errors import ConfigError
 from mim3d.engine.report.finetuning import reaches_table
@@ -36,7 +33,7 @@ def summary(folder: Path) -> tuple[Study, list[Any]]:
 
 
 def test_a_true_speedup_is_found_with_its_interval(tmp_path: Path) -> None:
-    study, groups = summary(write_study(tmp_path, seeds=6))
+    study, groups = summary(own_pretrainings(write_study(tmp_path, seeds=6), 6))
     found = groups[0].comparison("mae", "simclr")
     assert found is not None
     at = found.at[0.9]
@@ -52,7 +49,7 @@ def test_a_true_speedup_is_found_with_its_interval(tmp_path: Path) -> None:
 
 def test_no_difference_is_said_in_words(tmp_path: Path) -> None:
     folder = write_study(tmp_path, seeds=6, speeds={"scratch": 1.0, "simclr": 1.0, "mae": 1.0})
-    said = headline(*summary(folder))
+    said = headline(*summary(own_pretrainings(folder, 6)))
     assert said.text == "No significant speed-up of MAE over SimCLR."
     assert "95 % interval" in said.detail
 
@@ -62,6 +59,7 @@ def test_few_seeds_never_get_an_interval(tmp_path: Path, seeds: int) -> None:
     study, groups = summary(write_study(tmp_path, seeds=seeds))
     said = headline(study, groups)
     assert said.kind == "neutral"
+    assert said.text.startswith("Too few seeds to test a speed-up of")
     assert "no interval can be supported" in said.detail
     page = build_report(tmp_path).read_text()
     assert not re.search(r"95 % interval -?[\d+]", page)
@@ -297,7 +295,54 @@ def test_the_headline_leaves_twins_of_equal_flops_out(tmp_path: Path) -> None:
     study, groups = summary(write_study(tmp_path, speeds=speeds, config=config))
     assert [c.first for c in headline_family(groups[0])] == ["mae"]
     told = [s.text for s in secondary_statements(study, groups)]
-    assert any(text.startswith("MAE (equal FLOPs) converged 1.") for text in told)
+    assert any(text.startswith("This MAE (equal FLOPs) encoder over this SimCLR") for text in told)
+    assert not any("converged" in text for text in told)
     alone = {arm: speed for arm, speed in speeds.items() if arm != "mae"}
     _, groups = summary(write_study(tmp_path, speeds=alone, config=config))
     assert [c.first for c in headline_family(groups[0])] == ["mae-flops"]
+
+
+def test_limits_name_what_had_not_converged_and_classes_never_found(tmp_path: Path) -> None:
+    folder = write_study(tmp_path, speeds={"scratch": 0.3, "simclr": 3.0, "mae": 3.0})
+    study, groups = summary(folder)
+    (line,) = [line for line in limits(study, groups) if line.startswith("Not converged")]
+    assert "scratch (+0.0" in line
+    assert "SimCLR" not in line
+    rows = read_jsonl(folder / "results.jsonl")
+    for row in rows:
+        row["dice_by_class"][1] *= row["arm"] != "mae"
+    write_jsonl(folder / "results.jsonl", rows)
+    lines = limits(*summary(folder))
+    assert any(line.startswith("Class 2 was never found by MAE, UNETR") for line in lines)
+    for row in rows:
+        row["dice_by_class"] = [0.0, 0.0]
+    write_jsonl(folder / "results.jsonl", rows)
+    lines = limits(*summary(folder))
+    assert any(line.startswith("Classes 1, 2 were never found by any arm") for line in lines)
+
+
+def test_a_decoder_added_after_looking_is_told(tmp_path: Path) -> None:
+    config = {"seeds": [0], "heads": ["unetr", "linear"], "labels": [1.0, 8.0]}
+    began = {"heads": ["unetr"], "labels": [1.0, 8.0]}
+    folder = write_study(tmp_path, seeds=1, config=config, began_with=began)
+    lines = limits(*summary(folder))
+    (line,) = [line for line in lines if "could be seen" in line]
+    assert "decoder linear" in line
+    assert "labels" not in line
+    write_json(folder / "study.json", read_json(folder / "study.json") | {"began_with": {}})
+    assert not any("could be seen" in line for line in limits(*summary(folder)))
+
+
+def test_the_headline_figure_is_the_whole_curve_beside_fixed_target_and_area(
+    tmp_path: Path,
+) -> None:
+    folder = write_study(tmp_path, seeds=6)
+    rows = read_jsonl(folder / "results.jsonl")
+    rows += [{**row, "tuning": True} for row in rows_of("scratch", 100, 1.0)]
+    write_jsonl(folder / "results.jsonl", rows)
+    page = build_report(folder).read_text()
+    assert page.index("<h2>How much faster, by target") < page.index("<h2>Fine-tuning: ")
+    assert (folder / "figures" / "speedup-by-target.png").exists()
+    table = page[page.index("What the target makes of it") :]
+    for words in ("fixed beforehand", "at 90 %\n(tested)", "lowest to highest", "area, Dice"):
+        assert words in table

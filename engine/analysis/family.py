@@ -1,0 +1,115 @@
+"""The one family of comparisons that a report tests: named beforehand, corrected together.
+
+Its members are each masked arm over one rival, by steps to the primary target, under the study's
+first decoder and labels. Everything else that a report says is description: measured, with an
+interval by itself, never called significant.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from mim3d.engine.analysis.results import Study
+from mim3d.engine.analysis.speedup import ALPHA, PairedRatio, holm, joint_interval
+from mim3d.engine.analysis.summary import (
+    MIM,
+    PRIMARY,
+    Comparison,
+    GroupSummary,
+    method_of,
+    pairs_of,
+    primary_target,
+)
+from mim3d.engine.study.config import SCRATCH
+
+PAPER_RATIO = 1.40
+"""Speed-up over contrastive pretraining of Chen et al., Masked image modeling advances 3D medical
+image analysis, WACV 2023."""
+Pair = tuple[str, str]
+
+
+@dataclass(frozen=True)
+class Family:
+    """Comparisons with p values by Holm; `size` counts also those named that cannot be tested."""
+
+    members: tuple[Comparison, ...]
+    p_values: tuple[float | None, ...]
+    size: int
+    share: float
+
+    def p_of(self, comparison: Comparison) -> float | None:
+        """The corrected p of a member."""
+        return self.p_values[self.members.index(comparison)]
+
+    def certain(self, comparison: Comparison) -> bool:
+        """Whether a member's ratio differs from 1 with the family's errors at 5 %."""
+        p_value = self.p_of(comparison)
+        return p_value is not None and p_value < ALPHA
+
+    def ratio_of(self, comparison: Comparison) -> PairedRatio:
+        """A member's ratio at the primary target."""
+        return comparison.at[self.share]
+
+    @property
+    def chosen(self) -> Comparison:
+        """The member with the largest ratio, of those certainly faster if any is."""
+        faster = [c for c in self.members if self.ratio_of(c).above_one and self.certain(c)]
+        return max(faster or self.members, key=lambda c: self.ratio_of(c).ratio or 0.0)
+
+    def excludes(self, comparison: Comparison, ratio: float) -> bool:
+        """Whether a member's interval, wide enough for all to hold at once, lies below a ratio.
+
+        A member's ratio cannot be both 1 and `ratio`, so that this and the tests of 1 together
+        keep the family's errors at 5 %.
+        """
+        _, high = joint_interval(self.ratio_of(comparison), self.size)
+        return high is not None and high < ratio
+
+
+def read_family(study: Study, group: GroupSummary) -> Family:
+    """The family of a study's first group, of the comparisons that were made."""
+    share = primary_target(group.targets, primary_share(study)).share
+    members = tuple(headline_family(group))
+    size = max(len(planned_pairs(study, group)), len(members))
+    found = [c.at[share].p_value for c in members] + [None] * (size - len(members))
+    return Family(members, tuple(holm(found)[: len(members)]), size, share)
+
+
+def headline_family(group: GroupSummary) -> list[Comparison]:
+    """The comparisons of the family that were made: untrained arms are compared with nobody."""
+    made = {(c.first, c.second): c for c in group.comparisons}
+    return [made[pair] for pair in family_pairs(list(made), [arm.arm for arm in group.arms])]
+
+
+def planned_pairs(study: Study, group: GroupSummary) -> list[Pair]:
+    """The family as the arms that were asked for name it, whatever became of them."""
+    arms = study.about.get("arms") or [arm.arm for arm in group.arms]
+    flops_of = study.about.get("config", {}).get("flops_of", "mae")
+    return family_pairs(pairs_of(arms, flops_of), arms)
+
+
+def family_pairs(pairs: Sequence[Pair], arms: Sequence[str]) -> list[Pair]:
+    """Each masked arm over one rival: SimCLR at equal crops, else at equal FLOPs, else scratch.
+
+    An arm of equal FLOPs joins only where its twin of equal crops is not of the study, or where
+    the rival is such an arm too: it answers another question.
+    """
+    masked = [pair for pair in pairs if method_of(pair[0]) in MIM]
+    found = masked or [pair for pair in pairs if method_of(pair[0]) != "simclr"]
+    seconds = [second for _, second in found]
+    contrastive = [arm for arm in seconds if method_of(arm) == "simclr"]
+    order = ["simclr", "simclr-flops", *contrastive, SCRATCH]
+    rival = next((arm for arm in order if arm in seconds), None)
+    family = [pair for pair in found if pair[1] == rival]
+    if rival is None or rival.endswith("-flops"):
+        return family
+    return [pair for pair in family if twin_of(pair[0]) not in arms]
+
+
+def twin_of(arm: str) -> str:
+    """`mae` of `mae-flops`; empty for others."""
+    return arm.removesuffix("-flops") if arm.endswith("-flops") else ""
+
+
+def primary_share(study: Study) -> float:
+    """The target share fixed before the study ran."""
+    return float(study.about.get("settings", {}).get("primary", PRIMARY))

@@ -1,0 +1,45 @@
+"""How a statement names an arm: the method only where as many encoders as seeds stand for it."""
+
+from mim3d.engine.analysis.results import Study
+from mim3d.engine.analysis.summary import Comparison, GroupSummary
+from mim3d.engine.analysis.words import arm_name
+from mim3d.engine.study.config import SCRATCH
+
+
+def encoder_name(study: Study, group: GroupSummary, arm: str) -> str:
+    """`MAE` where every seed has its own pretraining, `this MAE encoder` where seeds share one.
+
+    Runs that share an encoder vary by fine-tuning alone: what they show is of that encoder.
+    """
+    name = arm_name(arm)
+    return f"this {name} encoder" if shares_pretraining(study, group, arm) else name
+
+
+def shares_pretraining(study: Study, group: GroupSummary, arm: str) -> bool:
+    """Whether fewer pretrainings than seeds stand behind an arm's scored runs."""
+    seeds = next((found.seeds for found in group.arms if found.arm == arm), ())
+    if arm == SCRATCH or not seeds:
+        return False
+    own = {
+        p["seed"]
+        for p in study.pretraining
+        if p["arm"] == arm and p.get("variant", "") == group.group.variant
+    }
+    return not set(seeds) <= own
+
+
+def one_pretraining(study: Study, group: GroupSummary, comparison: Comparison) -> str:
+    """What a comparison of encoders that all seeds share cannot show."""
+    pair = comparison.first, comparison.second
+    shared = [arm_name(arm) for arm in pair if shares_pretraining(study, group, arm)]
+    if not shared:
+        return ""
+    return (
+        f" All seeds start from one pretraining of {' and of '.join(shared)}: another may stand "
+        "otherwise, and the interval does not count it."
+    )
+
+
+def capital(text: str) -> str:
+    """The text with a capital first letter."""
+    return text[:1].upper() + text[1:]
