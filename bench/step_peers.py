@@ -12,7 +12,7 @@ from torch.nn import functional
 
 from mim3d.dataio.loader.batch import Batch
 from mim3d.engine.models.mae import MAE
-from mim3d.engine.models.methods import StepOutput
+from mim3d.engine.models.objective import StepOutput
 from mim3d.kernels.masking import n_visible
 
 LOSSES = {

@@ -15,4 +15,8 @@ class TrainingError(Mim3dError):
     """A run cannot go on: gradients stay non-finite, the corpus changed, a disk is full."""
 
 
+class DivergedError(TrainingError):
+    """Gradients stayed non-finite; the weights are those before the first such step."""
+
+
 EXIT_OK, EXIT_USER_ERROR, EXIT_LOST = 0, 2, 3

@@ -10,8 +10,8 @@ import tyro
 
 from mim3d.engine.commands.arguments import parse
 from mim3d.engine.commands.outcome import Outcome
+from mim3d.engine.distributed.first_failure import PeerError
 from mim3d.engine.distributed.launch import launch_ranks
-from mim3d.engine.distributed.one_voice import PeerError
 from mim3d.engine.errors import EXIT_USER_ERROR, ConfigError
 from mim3d.engine.pretrain.config import PretrainConfig
 from mim3d.engine.pretrain.pretrain import run_pretrain

@@ -1,1 +1,1 @@
-"""Ranks: process_group, parallel (FSDP2), stop (signals), one_voice (one rank speaks), launch."""
+"""Ranks: process_group, parallel (FSDP2), stop (signals), first_failure, launch."""

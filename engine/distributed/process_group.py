@@ -5,12 +5,16 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
+from typing import Literal, TypeVar, cast
 
 import torch
 import torch.distributed as dist
 
 from mim3d.dataio.errors import Mim3dError
 from mim3d.engine.errors import ConfigError
+
+DeviceKind = Literal["auto", "cpu", "cuda"]
+Decided = TypeVar("Decided")
 
 
 @dataclass(frozen=True)
@@ -34,10 +38,10 @@ class Ranks:
 
 
 @contextmanager
-def process_ranks(timeout_s: float) -> Iterator[Ranks]:
+def process_ranks(timeout_s: float, device_kind: DeviceKind = "auto") -> Iterator[Ranks]:
     """Join the group that exists or make one, and leave what was made as it was found."""
     made = not dist.is_initialized()
-    device = local_device()
+    device = local_device(device_kind)
     if made:
         start_group(device, timedelta(seconds=timeout_s))
     groups = [cpu_group(timeout_s) for _ in range(2)]
@@ -58,22 +62,25 @@ def cpu_group(timeout_s: float) -> dist.ProcessGroup:
     return group
 
 
-def first_decides(ranks: Ranks, act: Callable[[], None]) -> None:
-    """Let the first rank act; an error that a user can mend is raised on every rank alike."""
-    told: list[Mim3dError | None] = [None]
+def first_decides(ranks: Ranks, act: Callable[[], Decided]) -> Decided:
+    """What the first rank's act gave; an error that a user can mend is raised on every rank."""
+    decided: list[object] = [None]
     if ranks.first:
         try:
-            act()
+            decided = [act()]
         except Mim3dError as error:
-            told = [error]
-    dist.broadcast_object_list(told, group=ranks.control, group_src=0)
-    if told[0] is not None:
-        raise told[0]
+            decided = [error]
+    dist.broadcast_object_list(decided, group=ranks.control, group_src=0)
+    if isinstance(decided[0], Mim3dError):
+        raise decided[0]
+    return cast(Decided, decided[0])
 
 
-def local_device() -> torch.device:
-    """This process's GPU, by LOCAL_RANK, or the CPU."""
-    if not torch.cuda.is_available():
+def local_device(kind: DeviceKind = "auto") -> torch.device:
+    """This process's GPU, by LOCAL_RANK, or the CPU; auto takes a GPU where there is one."""
+    if kind == "cpu" or not torch.cuda.is_available():
+        if kind == "cuda":
+            raise ConfigError("device cuda, but no CUDA device is visible: set --device cpu")
         return torch.device("cpu")
     local = int(os.environ.get("LOCAL_RANK", "0"))
     if local >= torch.cuda.device_count():

@@ -14,7 +14,7 @@ from mim3d.engine.distributed.process_group import Ranks
 SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
 
 
-class StopWatch:
+class StopSignal:
     """Whether any rank was signalled, known to all ranks one step later, without waiting.
 
     Each step starts a one-element reduction on the CPU group and reads the one that the step
@@ -48,19 +48,19 @@ class StopWatch:
 
 
 @contextmanager
-def stop_on_signal(ranks: Ranks) -> Iterator[StopWatch]:
+def stop_on_signal(ranks: Ranks) -> Iterator[StopSignal]:
     """Turn SIGTERM and SIGUSR1 into a stop between steps; only the main thread can listen."""
-    watch = StopWatch(ranks)
+    stop = StopSignal(ranks)
 
     def listen(number: int, frame: FrameType | None) -> None:
-        watch.signalled.set()
+        stop.signalled.set()
 
     if threading.current_thread() is not threading.main_thread():
-        yield watch
+        yield stop
         return
     before = {number: signal.signal(number, listen) for number in SIGNALS}
     try:
-        yield watch
+        yield stop
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)

@@ -31,10 +31,9 @@ from mim3d.engine.finetune.network import step_flops
 from mim3d.engine.finetune.segmentation import SegmentationTask
 from mim3d.engine.finetune.splits import Splits, labelled_subset, make_splits
 from mim3d.engine.finetune.task import Task
-from mim3d.engine.pretrain.data import corpus_fit
-from mim3d.engine.pretrain.run_folder import differences
-from mim3d.engine.runs.files import local_sha256, read_json, write_json
+from mim3d.engine.runs.files import differences, local_sha256, read_json, write_json
 from mim3d.engine.runs.folder_lock import sole_writer
+from mim3d.engine.training.corpus import corpus_fit
 from mim3d.engine.training.schedule import lr_at
 
 CONFIG, STATE, RESULT, PICTURES = "config.json", "state.pt", "result.json", "pictures.npz"

@@ -1,5 +1,5 @@
-"""Encoders, pretext methods and decoders: vit, swin; methods, trivial, masked, mae, simmim, simclr;
-unetr, swin_unetr; build (from a configuration to a module), flops.
+"""Encoders, pretext methods and decoders: vit, swin; objective, methods, trivial,
+masked, mae, simmim, simclr; unetr, swin_unetr; build (from a configuration to a module), flops.
 """
 
 import lazy_loader

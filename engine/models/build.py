@@ -1,10 +1,10 @@
 """From a configuration to the module it describes."""
 
 import torch
-from torch import nn
 
 from mim3d.engine.errors import ConfigError
 from mim3d.engine.models.mae import MAE, MAEConfig
+from mim3d.engine.models.objective import Objective
 from mim3d.engine.models.simclr import SimCLR, SimCLRConfig
 from mim3d.engine.models.simmim import SimMIM, SimMIMConfig
 from mim3d.engine.models.swin import SwinConfig, SwinEncoder, SwinSimMIM
@@ -20,14 +20,14 @@ def method_name(method: MethodConfig) -> str:
 
 def build_method(
     method: MethodConfig, vit: ViTConfig, swin: SwinConfig | None, seed: int
-) -> nn.Module:
+) -> Objective:
     """The pretext module, its weights drawn from `seed` on the CPU, the same on any rank."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         return _build(method, vit, swin, seed)
 
 
-def _build(method: MethodConfig, vit: ViTConfig, swin: SwinConfig | None, seed: int) -> nn.Module:
+def _build(method: MethodConfig, vit: ViTConfig, swin: SwinConfig | None, seed: int) -> Objective:
     if isinstance(method, MAEConfig):
         return MAE(method, vit, seed)
     if isinstance(method, SimMIMConfig):

@@ -4,10 +4,11 @@ from abc import abstractmethod
 from typing import Generic, TypeVar
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from mim3d.dataio.loader.batch import Batch
-from mim3d.engine.models.methods import MaskConfig, StepOutput
+from mim3d.engine.models.methods import MaskConfig
+from mim3d.engine.models.objective import Objective, StepOutput
 from mim3d.engine.models.trivial import paste_patches, trivial_losses, voxel_rows
 from mim3d.engine.models.vit import ViTConfig
 from mim3d.kernels.masked_loss import masked_voxel_loss
@@ -16,7 +17,7 @@ from mim3d.kernels.masking import PatchMasks
 Config = TypeVar("Config", bound=MaskConfig)
 
 
-class MaskedMethod(nn.Module, Generic[Config]):
+class MaskedMethod(Objective, Generic[Config]):
     """A module that paints hidden patches; a method says how in `predict`."""
 
     def __init__(self, config: Config, vit: ViTConfig, mask_seed: int) -> None:
@@ -44,10 +45,10 @@ class MaskedMethod(nn.Module, Generic[Config]):
             normalise_target=config.normalise_target,
             denominator=masks.masked_ids.numel() * vit.channels * vit.patch_voxels / share,
         )
-        return StepOutput(loss, self.floors(batch) if measure else {})
+        return StepOutput(loss, self.baselines(batch) if measure else {})
 
     @torch.no_grad()
-    def floors(self, batch: Batch) -> dict[str, Tensor]:
+    def baselines(self, batch: Batch) -> dict[str, Tensor]:
         """Losses of trivial predictors on the same hidden voxels; needs no weights."""
         vit, config = self.vit_config, self.config
         masks = config.draw(self.mask_seed, batch, vit)

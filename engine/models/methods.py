@@ -1,9 +1,7 @@
-"""What all pretext methods share: the step's output and how the masks are drawn."""
+"""How masked methods are configured: which patches are hidden, how painted ones are scored."""
 
 from dataclasses import dataclass
-from typing import Literal, NamedTuple
-
-from torch import Tensor
+from typing import Literal
 
 from mim3d.dataio.loader.batch import Batch
 from mim3d.engine.errors import ConfigError
@@ -12,18 +10,6 @@ from mim3d.kernels.masking import PatchMasks, n_visible, patch_masks
 
 LossKind = Literal["l1", "l2", "smooth_l1"]
 MaskKind = Literal["random", "block", "grid"]
-
-
-class StepOutput(NamedTuple):
-    """Loss of a micro-batch and what else was measured, all as 0-d tensors on the device.
-
-    `loss` is this rank's part of the global mean: the sum over micro-batches and ranks is the
-    loss of the global batch, so gradients are summed across ranks and never averaged.
-    A tuple: FSDP finds the tensors in it.
-    """
-
-    loss: Tensor
-    metrics: dict[str, Tensor]
 
 
 @dataclass(frozen=True)

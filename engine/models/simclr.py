@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from mim3d.dataio.loader.batch import Batch
 from mim3d.engine.errors import ConfigError
-from mim3d.engine.models.methods import StepOutput
+from mim3d.engine.models.objective import Objective, StepOutput
 from mim3d.engine.models.vit import initialise_linear
 from mim3d.kernels.nt_xent import chance_level, nt_xent
 
@@ -35,7 +35,7 @@ class SimCLRConfig:
             )
 
 
-class SimCLR(nn.Module):
+class SimCLR(Objective):
     """Encoder to tokens (b, n, width), their mean, projection head, NT-Xent over all ranks' crops.
 
     The head normalises by layer, not by batch, so its output does not depend on how the global
@@ -70,14 +70,14 @@ class SimCLR(nn.Module):
         # among the ranks, the gradient is not.
         own = loss * (share * world)
         shared = own - own.detach() * (1.0 - 1.0 / world)
-        return StepOutput(shared, self.floors(batch) if measure else {})
+        return StepOutput(shared, self.baselines(batch) if measure else {})
 
     @property
     def world(self) -> int:
         """Ranks whose crops are negatives."""
         return dist.get_world_size(self.group) if dist.is_initialized() else 1
 
-    def floors(self, batch: Batch) -> dict[str, Tensor]:
+    def baselines(self, batch: Batch) -> dict[str, Tensor]:
         """Loss of features that say nothing; needs no weights."""
         chance = chance_level(self.world * batch.image.shape[0])
         return {"chance": torch.tensor(chance, device=batch.image.device)}

@@ -1,5 +1,5 @@
-"""The pretraining run: config, recipes, data; trainer, pretrain; held_out, recorder,
-reconstruction; run_folder; plan (before a run).
+"""The pretraining run: config, recipes, data; pretrain, held_out, reconstruction; run_folder;
+plan (before a run).
 """
 
 import lazy_loader

@@ -6,12 +6,11 @@ import json
 from dataclasses import dataclass, field
 from typing import Any
 
-from torch import nn
-
 from mim3d.engine.distributed.parallel import ParallelConfig
 from mim3d.engine.errors import ConfigError
 from mim3d.engine.models.build import MethodConfig, build_method, method_name
 from mim3d.engine.models.mae import MAEConfig
+from mim3d.engine.models.objective import Objective
 from mim3d.engine.models.simclr import SimCLRConfig
 from mim3d.engine.models.swin import SwinConfig
 from mim3d.engine.models.vit import ViTConfig
@@ -23,6 +22,25 @@ from mim3d.engine.training.schedule import ScheduleConfig
 
 SEED_MARGIN = 1 << 32
 """Seeds derived from a run's own lie above it."""
+
+
+@dataclass(frozen=True)
+class PretrainLog(LogConfig):
+    """What is measured, and how often the pretext is drawn and scored."""
+
+    picture_every: int = 0
+    """Steps between reconstruction pictures; 0 draws at the end only."""
+    held_out_every: int = 0
+    """Steps between scores on held-out subjects; 0 scores at the end only."""
+
+    def __post_init__(self) -> None:
+        """Intervals are not negative."""
+        super().__post_init__()
+        if min(self.picture_every, self.held_out_every) < 0:
+            raise ConfigError(
+                f"log.picture_every {self.picture_every} and log.held_out_every "
+                f"{self.held_out_every} must not be negative; 0 leaves them to the end"
+            )
 
 
 @dataclass(frozen=True)
@@ -38,7 +56,7 @@ class PretrainConfig:
     schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
     parallel: ParallelConfig = field(default_factory=ParallelConfig)
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
-    log: LogConfig = field(default_factory=LogConfig)
+    log: PretrainLog = field(default_factory=PretrainLog)
     global_batch: int = 64
     """Crops of a step over all ranks and micro-batches."""
     steps: int = 1000
@@ -72,7 +90,7 @@ class PretrainConfig:
                 "swin, or MAE with the vit"
             )
 
-    def build(self) -> nn.Module:
+    def build(self) -> Objective:
         """The pretext module with its initial weights, the same on any rank."""
         return build_method(self.method, self.vit, self.swin, self.seed)
 

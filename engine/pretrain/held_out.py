@@ -18,6 +18,8 @@ from mim3d.dataio.loader.loader import Loader
 from mim3d.engine.distributed.process_group import Ranks
 from mim3d.engine.models.simclr import SimCLRConfig
 from mim3d.engine.pretrain.config import PretrainConfig
+from mim3d.engine.pretrain.reconstruction import Pictures, first_crops
+from mim3d.engine.training.trainer import Hook, Trainer
 
 SEED_OFFSET = 1_000_003
 """Crops of held-out subjects are drawn from a seed of their own."""
@@ -71,13 +73,34 @@ class HeldOut:
         self.loader.close()
 
 
+class HeldOutScores(Hook):
+    """Scores in the rows of every so many steps (0: of the last), and a picture beside each."""
+
+    def __init__(self, held_out: HeldOut, model: nn.Module, every: int, pictures: Pictures) -> None:
+        self.held_out, self.model, self.every, self.pictures = held_out, model, every, pictures
+
+    def due(self, step: int, steps: int) -> bool:
+        """Where there is a score there is a row."""
+        return step == steps or (self.every > 0 and step % self.every == 0)
+
+    def after_step(self, trainer: Trainer) -> None:
+        """The pretext's loss on held-out subjects, where this step is one that scores."""
+        if not self.due(trainer.step, trainer.steps):
+            return
+        with trainer.clock.aside():
+            trainer.row |= self.held_out.score(self.model)
+        assert self.held_out.picture_batch is not None
+        batch = first_crops(self.held_out.picture_batch)
+        self.pictures.draw(trainer, f"held-out-{trainer.step:08d}.png", batch)
+
+
 LAST_SHARE = 0.2
 """Rows of the last fifth of a run decide."""
 CLEARLY = 0.95
 """A loss clearly beats another below this share of it."""
 PREFIX = "held_out_"
 """Begins the names of what was scored on held-out subjects."""
-FLOORS = ("patch_mean", "nearest_patch", "chance")
+BASELINES = ("patch_mean", "nearest_patch", "chance")
 
 
 def judge_pretext(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
@@ -91,7 +114,7 @@ def judge_pretext(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
     if not last:
         return {"loss": None, "learned": False}
     verdict: dict[str, Any] = {"loss": mean_of(last, "loss"), "rows": len(last)}
-    for name in FLOORS:
+    for name in BASELINES:
         if any(row.get(name) is not None for row in last):
             verdict[name] = mean_of(last, name)
     gate = verdict.get("patch_mean", verdict.get("chance"))
@@ -105,7 +128,7 @@ def judge_pretext(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
 
 def judge_held_out(row: dict[str, Any]) -> dict[str, Any]:
     """The same verdict for subjects that did not train, from one row."""
-    verdict = {name: row[PREFIX + name] for name in ("loss", *FLOORS) if PREFIX + name in row}
+    verdict = {name: row[PREFIX + name] for name in ("loss", *BASELINES) if PREFIX + name in row}
     gate = verdict.get("patch_mean", verdict.get("chance"))
     verdict["loss_over_floor"] = None if not gate else verdict["loss"] / gate
     verdict["learned"] = bool(gate) and verdict["loss"] < CLEARLY * gate

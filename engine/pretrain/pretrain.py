@@ -6,27 +6,38 @@ An `out` that holds checkpoints of the same configuration is gone on with; one t
 finished run is answered from disk.
 """
 
-import errno
-import os
-from collections.abc import Collection, Iterator
-from contextlib import ExitStack, closing, contextmanager
+from collections.abc import Collection
+from contextlib import ExitStack, closing
 from pathlib import Path
 
-import torch
+from torch import Tensor
 
 from mim3d.dataio.loader.loader import Loader
-from mim3d.dataio.progress import Progress, progress
-from mim3d.engine.distributed.one_voice import one_voice
-from mim3d.engine.distributed.process_group import Ranks, first_decides, process_ranks
+from mim3d.engine.distributed.process_group import Ranks, first_decides
 from mim3d.engine.distributed.stop import stop_on_signal
-from mim3d.engine.errors import ConfigError, TrainingError
+from mim3d.engine.errors import ConfigError
 from mim3d.engine.models.build import method_name
-from mim3d.engine.pretrain.config import PretrainConfig
-from mim3d.engine.pretrain.data import CorpusFit, Subjects, choose_subjects, corpus_fit
-from mim3d.engine.pretrain.held_out import HeldOut
-from mim3d.engine.pretrain.run_folder import PretrainResult, finished_result, open_run
-from mim3d.engine.pretrain.trainer import Training
+from mim3d.engine.models.flops import run_flops
+from mim3d.engine.pretrain.config import (
+    PretrainConfig,
+    config_dict,
+    config_identity,
+    config_sha256,
+)
+from mim3d.engine.pretrain.data import Subjects, choose_subjects
+from mim3d.engine.pretrain.held_out import HeldOut, HeldOutScores, judge_pretext
+from mim3d.engine.pretrain.reconstruction import Pictures
+from mim3d.engine.pretrain.run_folder import RESULT, PretrainResult, finished_result, open_run
+from mim3d.engine.runs.encoder_file import save_encoder
+from mim3d.engine.runs.files import write_json
 from mim3d.engine.runs.folder_lock import sole_writer
+from mim3d.engine.training.checkpoints import RunIdentity
+from mim3d.engine.training.corpus import CorpusFit, corpus_fit, corpus_sha256
+from mim3d.engine.training.metrics import METRICS, Row, rate_basis, read_rows
+from mim3d.engine.training.run import CHECKPOINTS, Run, RunSettings, Sitting
+from mim3d.engine.training.run_state import full_weights
+from mim3d.engine.training.spread import spread
+from mim3d.engine.training.surroundings import explain_full_disk, run_ranks, shown_progress
 
 
 def run_pretrain(config: PretrainConfig, out: str | Path) -> PretrainResult:
@@ -40,9 +51,7 @@ def run_pretrain(config: PretrainConfig, out: str | Path) -> PretrainResult:
     if done is not None:
         return done
     with ExitStack() as stack:
-        stack.enter_context(deterministic_kernels(config.parallel.deterministic))
-        ranks = stack.enter_context(process_ranks(config.parallel.timeout_s))
-        stack.enter_context(one_voice(ranks))
+        ranks = stack.enter_context(run_ranks(config.parallel))
         subjects = subjects_of(config)
         loader = stack.enter_context(open_loader(config, ranks, subjects.train))
         fit = corpus_fit(loader.corpus.table, config.vit, subjects.train)
@@ -51,17 +60,13 @@ def run_pretrain(config: PretrainConfig, out: str | Path) -> PretrainResult:
             held_out = stack.enter_context(closing(HeldOut(config, ranks, subjects.held_out)))
         first_decides(ranks, lambda: stack.enter_context(sole_writer(out)))
         first_decides(ranks, lambda: open_run(out, config, ranks, subjects.held_out))
-        watch = stack.enter_context(stop_on_signal(ranks))
-        shown = stack.enter_context(shown_progress(config, ranks))
-        stack.enter_context(full_disk_told(out))
+        stop = stack.enter_context(stop_on_signal(ranks))
+        title = f"pretrain {method_name(config.method)}"
+        shown = stack.enter_context(shown_progress(title, config.steps, ranks))
+        stack.enter_context(explain_full_disk(out))
         for remark in remarks(config, fit):
             shown.note(remark)
-        training = Training(config, out, ranks, loader, shown, held_out)
-        try:
-            return training.run(watch)
-        finally:
-            watch.settle()
-            training.close()
+        return train(config, Sitting(out, ranks, loader, shown, stop), held_out)
 
 
 def subjects_of(config: PretrainConfig) -> Subjects:
@@ -104,51 +109,70 @@ def remarks(config: PretrainConfig, fit: CorpusFit) -> list[str]:
     return found
 
 
-@contextmanager
-def full_disk_told(out: Path) -> Iterator[None]:
-    """A TrainingError with the remedy where the run's own files no longer find room."""
-    try:
-        yield
-    except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
-            raise
-        raise TrainingError(
-            f"{out} cannot be written: {os.strerror(error.errno)}. Free space there and run the "
-            "same command again: it goes on from the last checkpoint"
-        ) from error
+def train(config: PretrainConfig, sitting: Sitting, held_out: HeldOut | None) -> PretrainResult:
+    """One sitting: to the end, with the encoder's file and the verdict, or until a signal."""
+    ranks, log = sitting.ranks, config.log
+    part = spread(config.build().to(ranks.device), config.optim, config.parallel, ranks)
+    pictures = Pictures(
+        part.module, sitting.out, ranks, log.picture_every, method_name(config.method)
+    )
+    scores = (
+        [HeldOutScores(held_out, part.module, log.held_out_every, pictures)] if held_out else []
+    )
+    settings = settings_of(config, sitting)
+    with closing(Run(sitting, part, settings, before=scores, after=[pictures])) as run:
+        if not run.go():
+            return PretrainResult(sitting.out, run.trainer.step, run.log.last, interrupted=True)
+        weights = full_weights(part.module.get_submodule("encoder"))
+        run.checkpoints.finish()
+    figures = dict(run.log.last)
+    if ranks.first:
+        figures = leave(config, sitting.out, settings.identity, weights)
+    return PretrainResult(sitting.out, config.steps, figures)
 
 
-@contextmanager
-def deterministic_kernels(wanted: bool) -> Iterator[None]:
-    """Choose deterministic kernels for a while; a CPU's are anyway."""
-    if not wanted:
-        yield
-        return
-    before = torch.are_deterministic_algorithms_enabled()
-    # cuBLAS reads this when its first handle is made.
-    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-    torch.use_deterministic_algorithms(True)
-    try:
-        yield
-    finally:
-        torch.use_deterministic_algorithms(before)
+def settings_of(config: PretrainConfig, sitting: Sitting) -> RunSettings:
+    """What the loop must know."""
+    z, y, x = config.vit.crop_size
+    return RunSettings(
+        steps=config.steps,
+        schedule=config.schedule,
+        log=config.log,
+        checkpoint=config.checkpoint,
+        identity=RunIdentity(
+            config_sha256(config_identity(config)),
+            config.data.corpus,
+            corpus_sha256(sitting.loader.corpus),
+        ),
+        basis=rate_basis(
+            config.global_batch,
+            z * y * x * config.vit.channels,
+            run_flops(config.method, config.vit, config.swin),
+            sitting.ranks,
+        ),
+        about=config_dict(config),
+        remedy=(
+            f"The last checkpoint in {sitting.out / CHECKPOINTS} is healthy: lower --schedule.lr, "
+            "set --optim.clip-norm, or use --parallel.precision bf16 or fp32, then go on with a "
+            "copy of it"
+        ),
+        save_after=lambda step: step % config.checkpoint.every == 0,
+    )
 
 
-class Silent:
-    """Progress of the ranks that do not print."""
-
-    def advance(self, items: float = 1.0, status: str = "") -> None:
-        """Show nothing."""
-
-    def note(self, line: str) -> None:
-        """Say nothing: the first rank tells."""
-
-
-@contextmanager
-def shown_progress(config: PretrainConfig, ranks: Ranks) -> Iterator[Progress]:
-    """Progress on the first rank."""
-    if not ranks.first:
-        yield Silent()
-        return
-    with progress(f"pretrain {method_name(config.method)}", config.steps, "steps") as shown:
-        yield shown
+def leave(
+    config: PretrainConfig, out: Path, identity: RunIdentity, weights: dict[str, Tensor]
+) -> Row:
+    """Write the encoder's file and the verdict; the first rank's work."""
+    provenance = {
+        "method": method_name(config.method),
+        "step": config.steps,
+        "normalise": config.data.normalise,
+        "corpus_sha256": identity.corpus_sha256,
+        "config_sha256": identity.config_sha256,
+    }
+    save_encoder(out, config.vit, weights, provenance, config.swin)
+    rows = read_rows(out / METRICS)
+    figures = {**(rows[-1] if rows else {}), "pretext": judge_pretext(rows)}
+    write_json(out / RESULT, figures)
+    return figures

@@ -18,10 +18,9 @@ from mim3d.engine.models.simclr import SimCLRConfig
 from mim3d.engine.models.simmim import SimMIMConfig
 from mim3d.engine.models.swin import SwinConfig
 from mim3d.engine.models.vit import ViTConfig
-from mim3d.engine.pretrain.config import PretrainConfig
+from mim3d.engine.pretrain.config import PretrainConfig, PretrainLog
 from mim3d.engine.pretrain.data import DataConfig
 from mim3d.engine.runs.checkpoint import CheckpointConfig
-from mim3d.engine.training.metrics import LogConfig
 from mim3d.engine.training.optim import OptimConfig
 from mim3d.engine.training.schedule import ScheduleConfig
 
@@ -63,7 +62,7 @@ def demo(method: str) -> PretrainConfig:
         ),
         schedule=ScheduleConfig(lr=2e-3 if method != "simclr" else 1e-3, warmup_steps=60),
         checkpoint=CheckpointConfig(every=300),
-        log=LogConfig(every=20, picture_every=300),
+        log=PretrainLog(every=20, picture_every=300),
         global_batch=16,
         steps=600,
     )
@@ -110,7 +109,7 @@ def openmind() -> PretrainConfig:
         schedule=ScheduleConfig(lr=3e-4, warmup_steps=10_000),
         parallel=ParallelConfig(compile=True, recompute=True),
         checkpoint=CheckpointConfig(every=2000, keep=3),
-        log=LogConfig(every=50, picture_every=10_000),
+        log=PretrainLog(every=50, picture_every=10_000),
         global_batch=512,
         steps=250_000,
     )

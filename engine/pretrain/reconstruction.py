@@ -4,10 +4,12 @@ import dataclasses
 from pathlib import Path
 
 import numpy as np
-import torch
 from torch import Tensor, nn
 
 from mim3d.dataio.loader.batch import Batch
+from mim3d.engine.distributed.process_group import Ranks
+from mim3d.engine.models.objective import Reconstructs
+from mim3d.engine.training.trainer import Hook, Trainer
 
 TITLES = ("input", "masked", "reconstruction")
 PLANES = ("axial", "coronal", "sagittal")
@@ -67,7 +69,36 @@ def first_crops(batch: Batch) -> Batch:
     )
 
 
-def reconstruction(module: nn.Module, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
-    """Crops with hidden patches emptied, and painted, by a method's `reconstruct`."""
-    paint = getattr(module, "reconstruct")  # noqa: B009  a method that only some modules have
-    return paint(batch)
+class Pictures(Hook):
+    """Paints this sitting's first crops every so many steps (0: at the end only), and at the end.
+
+    A method that paints nothing (SimCLR) has no pictures.
+    """
+
+    def __init__(self, module: nn.Module, out: Path, ranks: Ranks, every: int, method: str) -> None:
+        self.module, self.folder, self.ranks = module, out / "pictures", ranks
+        self.every, self.method = every, method
+        self.batch: Batch | None = None
+
+    def after_step(self, trainer: Trainer) -> None:
+        """Keep the first crops; draw them where it is time."""
+        if self.batch is None:
+            assert trainer.stepper.last_batch is not None
+            self.batch = first_crops(trainer.stepper.last_batch)
+        if self.every and trainer.step % self.every == 0:
+            self.draw(trainer, f"step-{trainer.step:08d}.png", self.batch)
+
+    def end(self, trainer: Trainer) -> None:
+        """What the finished model paints."""
+        if trainer.finished and self.batch is not None:
+            self.draw(trainer, f"step-{trainer.step:08d}.png", self.batch)
+
+    def draw(self, trainer: Trainer, name: str, batch: Batch) -> None:
+        """A picture of a batch, painted by the present weights; all ranks take part."""
+        if not isinstance(self.module, Reconstructs):
+            return
+        with trainer.clock.aside():
+            masked, painted = self.module.reconstruct(batch)
+            if self.ranks.first:
+                title = f"{self.method}, step {trainer.step}"
+                draw_reconstruction(self.folder / name, batch.image, masked, painted, title)

@@ -11,15 +11,16 @@ from typing import Any
 import torch
 
 from mim3d.dataio.corpus.manifest import MANIFEST
-from mim3d.dataio.reader.corpus import Corpus
 from mim3d.engine.distributed.parallel import choose_precision
 from mim3d.engine.distributed.process_group import Ranks
-from mim3d.engine.errors import CheckpointError, ConfigError, TrainingError
+from mim3d.engine.errors import CheckpointError, ConfigError
 from mim3d.engine.pretrain.config import PretrainConfig, config_dict, identity_of
 from mim3d.engine.runs.encoder_file import read_card
-from mim3d.engine.runs.files import file_sha256, local_sha256, read_json, write_json
+from mim3d.engine.runs.files import differences, local_sha256, read_json, value_at, write_json
+from mim3d.engine.training.corpus import refuse_changed_corpus
+from mim3d.engine.training.run import CHECKPOINTS
 
-CONFIG, RESULT, METRICS, CHECKPOINTS = "config.json", "pretext.json", "metrics.jsonl", "checkpoints"
+CONFIG, RESULT = "config.json", "pretext.json"
 
 
 @dataclass(frozen=True)
@@ -83,44 +84,6 @@ def refuse_other_config(file: Path, config: PretrainConfig) -> None:
         raise CheckpointError(
             f"{file.parent} holds a run of another configuration: {'; '.join(different[:3])}. "
             "Choose another --out, or the old settings to go on with it"
-        )
-
-
-def differences(stored: Any, wanted: Any, name: str = "") -> list[tuple[str, Any, Any]]:
-    """(field, stored, wanted) for every leaf that differs; None where one has no such field."""
-    pair = [{} if side is None else side for side in (stored, wanted)]
-    if stored != wanted and all(isinstance(side, dict) for side in pair):
-        stored, wanted = pair
-        found: list[tuple[str, Any, Any]] = []
-        for key in {**wanted, **stored}:
-            inner = f"{name}.{key}" if name else key
-            found += differences(stored.get(key), wanted.get(key), inner)
-        return found
-    return [] if stored == wanted else [(name, stored, wanted)]
-
-
-def value_at(plain: Any, name: str) -> Any:
-    """The value of a field `part.field`, None where there is none."""
-    for key in name.split("."):
-        plain = plain.get(key) if isinstance(plain, dict) else None
-    return plain
-
-
-def corpus_sha256(corpus: Corpus) -> str:
-    """Hash of an opened corpus's manifest, the truth of what is in it.
-
-    `corpus.root` holds a copy of it where the corpus lies in an object store.
-    """
-    return file_sha256(corpus.root / MANIFEST)
-
-
-def refuse_changed_corpus(corpus: str, before: str, now: str, step: int) -> None:
-    """A TrainingError where the corpus is not the one that the run began with."""
-    if before != now:
-        raise TrainingError(
-            f"{corpus} has changed since step {step} of this run was saved (manifest {before[:12]}"
-            f" then, {now[:12]} now): resumed, it would draw other crops. Restore that corpus, or "
-            "start a new run with another --out"
         )
 
 

@@ -38,7 +38,8 @@ class CheckpointConfig:
 
 
 State = dict[str, Tensor]
-RNG_PREFIX = "rng."
+RNG_PREFIX, HOOK_PREFIX = "rng.", "rank."
+PER_RANK = (RNG_PREFIX, HOOK_PREFIX)
 """Keys that exist once per rank, so a run at another world size lacks or leaves some."""
 
 
@@ -83,14 +84,14 @@ class Checkpointer:
         try:
             dcp.save(state, storage_writer=writer, process_group=self.ranks.saving)
         except BaseException as error:  # DCP's CheckpointException is no Exception
-            return Saved(facts.step, told(error))
+            return Saved(facts.step, one_line(error))
         return self._commit(facts)
 
     def _finish(self, upload: Future, facts: CheckpointFacts) -> Saved:
         try:
             upload.result()
         except BaseException as error:
-            return Saved(facts.step, told(error))
+            return Saved(facts.step, one_line(error))
         return self._commit(facts)
 
     def _commit(self, facts: CheckpointFacts) -> Saved:
@@ -100,7 +101,7 @@ class Checkpointer:
             files.commit(self.root, facts)
             files.prune(self.root, self.config.keep, self.config.keep_best, facts.step)
         except (OSError, CheckpointError) as error:
-            return Saved(facts.step, told(error))
+            return Saved(facts.step, one_line(error))
         return Saved(facts.step)
 
     def wait(self) -> Saved | None:
@@ -211,13 +212,13 @@ def load_tensors(folder: Path, state: State, group: dist.ProcessGroup | None = N
     try:
         dcp.load(wanted, storage_reader=reader, planner=TensorPlanner(), process_group=group)
     except dcp.api.CheckpointException as error:
-        raise CheckpointError(f"{folder} cannot be loaded: {told(error)}") from None
+        raise CheckpointError(f"{folder} cannot be loaded: {one_line(error)}") from None
 
 
 def check_keys(folder: Path, stored: set[str], wanted: set[str]) -> None:
     """A CheckpointError naming what is missing and what is foreign."""
-    missing = sorted(key for key in wanted - stored if not key.startswith(RNG_PREFIX))
-    foreign = sorted(key for key in stored - wanted if not key.startswith(RNG_PREFIX))
+    missing = sorted(key for key in wanted - stored if not key.startswith(PER_RANK))
+    foreign = sorted(key for key in stored - wanted if not key.startswith(PER_RANK))
     if missing or foreign:
         raise CheckpointError(
             f"{folder} is of another model: it lacks {missing[:5] or 'nothing'} "
@@ -225,7 +226,7 @@ def check_keys(folder: Path, stored: set[str], wanted: set[str]) -> None:
         )
 
 
-def told(error: BaseException) -> str:
+def one_line(error: BaseException) -> str:
     """One line of an error, the first failure where DCP lists one per rank."""
     failures = getattr(error, "failures", None)
     if failures:

@@ -13,7 +13,7 @@ import os
 import re
 import shutil
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +43,8 @@ class CheckpointFacts:
     """Mean loss since the checkpoint before; lower is better."""
     seconds: float = 0.0
     """Training time so far."""
+    hooks: dict[str, Any] = field(default_factory=dict)
+    """What hooks of the loop keep, by name: evaluations so far."""
 
 
 def step_folder(root: Path, step: int) -> Path:

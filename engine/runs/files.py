@@ -79,3 +79,23 @@ def file_sha256(path: Path) -> str:
     """Hash of a file's bytes."""
     with path.open("rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def differences(stored: Any, wanted: Any, name: str = "") -> list[tuple[str, Any, Any]]:
+    """(field, stored, wanted) for every leaf that differs; None where one has no such field."""
+    pair = [{} if side is None else side for side in (stored, wanted)]
+    if stored != wanted and all(isinstance(side, dict) for side in pair):
+        stored, wanted = pair
+        found: list[tuple[str, Any, Any]] = []
+        for key in {**wanted, **stored}:
+            inner = f"{name}.{key}" if name else key
+            found += differences(stored.get(key), wanted.get(key), inner)
+        return found
+    return [] if stored == wanted else [(name, stored, wanted)]
+
+
+def value_at(plain: Any, name: str) -> Any:
+    """The value of a field `part.field`, None where there is none."""
+    for key in name.split("."):
+        plain = plain.get(key) if isinstance(plain, dict) else None
+    return plain

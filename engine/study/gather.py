@@ -17,7 +17,6 @@ from mim3d.engine.finetune.classification import absent_targets, read_targets
 from mim3d.engine.finetune.finetune import DIVERGED, PICTURES, RESULT
 from mim3d.engine.finetune.segmentation import absent_classes
 from mim3d.engine.finetune.splits import Splits
-from mim3d.engine.pretrain.run_folder import corpus_sha256
 from mim3d.engine.runs.encoder_file import read_card
 from mim3d.engine.runs.files import read_json, write_json, write_jsonl
 from mim3d.engine.study.config import (
@@ -34,6 +33,7 @@ from mim3d.engine.study.config import (
 )
 from mim3d.engine.study.plan import Cell, arm_names, given_path, pretraining_key, pretrainings
 from mim3d.engine.study.pretext import external_row, pretraining_row
+from mim3d.engine.training.corpus import corpus_sha256
 
 PLAN = "plan.json"
 HELD_OUT = ("validation", "test")

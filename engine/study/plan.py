@@ -14,11 +14,10 @@ from mim3d.engine.models.mae import MAEConfig
 from mim3d.engine.models.simclr import SimCLRConfig
 from mim3d.engine.models.simmim import SimMIMConfig
 from mim3d.engine.models.vit import ViTConfig
-from mim3d.engine.pretrain.config import PretrainConfig
+from mim3d.engine.pretrain.config import PretrainConfig, PretrainLog
 from mim3d.engine.pretrain.data import DataConfig
 from mim3d.engine.runs.checkpoint import CheckpointConfig
 from mim3d.engine.study.config import METHODS, StudyConfig, Variant
-from mim3d.engine.training.metrics import LogConfig
 from mim3d.engine.training.optim import OptimConfig
 from mim3d.engine.training.schedule import ScheduleConfig
 
@@ -203,7 +202,7 @@ def pretrain_config(
             lr=variant.lr or arm.lr, warmup_steps=max(1, min(steps // 10, 1000))
         ),
         checkpoint=CheckpointConfig(every=max(steps // 4, 100), keep=1, keep_best=False),
-        log=LogConfig(every=max(steps // LOGGED_ROWS, 1), tensorboard=False),
+        log=PretrainLog(every=max(steps // LOGGED_ROWS, 1), tensorboard=False),
         global_batch=global_batch,
         steps=steps,
         seed=pretraining.seed or 0,

@@ -1,7 +1,6 @@
-"""Measurement of a run: stages of a step, rates, utilisation, memory, and where rows go."""
+"""Rows of a run: what is in them (rates, utilisation, memory) and where they go."""
 
 import json
-import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,7 +9,9 @@ from typing import Any, Protocol
 import psutil
 import torch
 
+from mim3d.engine.distributed.process_group import Ranks
 from mim3d.engine.errors import ConfigError
+from mim3d.engine.models.flops import peak_bf16
 from mim3d.engine.runs.files import finite, write_jsonl
 
 
@@ -24,10 +25,6 @@ class LogConfig:
     """Also write TensorBoard events."""
     wandb: bool = False
     """Also log to Weights & Biases (pip install wandb)."""
-    picture_every: int = 0
-    """Steps between reconstruction pictures; 0 draws at the end only."""
-    held_out_every: int = 0
-    """Steps between scores on held-out subjects; 0 scores at the end only."""
     profile_step: int = 0
     """First step of a torch.profiler window; 0 takes no trace."""
     profile_steps: int = 3
@@ -39,60 +36,17 @@ class LogConfig:
         """Intervals are at least one step."""
         if min(self.every, self.profile_steps, self.max_bad_steps) < 1:
             raise ConfigError("log.every, log.profile_steps and log.max_bad_steps: at least 1")
-        if min(self.picture_every, self.held_out_every, self.profile_step) < 0:
+        if self.profile_step < 0:
             raise ConfigError(
-                f"log.picture_every {self.picture_every}, log.held_out_every {self.held_out_every} "
-                f"and log.profile_step {self.profile_step} must not be negative; 0 turns them off"
+                f"log.profile_step {self.profile_step} must not be negative; 0 turns it off"
             )
 
 
 Row = dict[str, Any]
+METRICS = "metrics.jsonl"
+"""File of a run's folder with its rows."""
 WANDB_ID = "wandb-id"
 """File of a run's folder with its id at Weights & Biases."""
-
-
-class StageClock:
-    """Seconds of each stage of a step: host time on a CPU, device events on a GPU.
-
-    On a GPU it is active in logging steps only, and reading it waits for the device.
-    """
-
-    def __init__(self, device: torch.device) -> None:
-        self.on_gpu = device.type == "cuda"
-        self.active = False
-        self._marks: list[tuple[str, float | torch.cuda.Event]] = []
-
-    def begin(self, active: bool) -> None:
-        """Start a step."""
-        self.active = active
-        self._marks.clear()
-        self.mark("")
-
-    def mark(self, stage: str) -> None:
-        """The stage that ends here."""
-        if not self.active:
-            return
-        if self.on_gpu:
-            event = torch.cuda.Event(enable_timing=True)
-            event.record()
-            self._marks.append((stage, event))
-        else:
-            self._marks.append((stage, time.perf_counter()))
-
-    def read(self) -> dict[str, float]:
-        """Seconds by stage of the step just done; stages of one name add up."""
-        if self.on_gpu:
-            torch.cuda.synchronize()
-        spent: dict[str, float] = {}
-        for (_, began), (stage, ended) in zip(self._marks, self._marks[1:], strict=False):
-            if isinstance(began, torch.cuda.Event):
-                assert isinstance(ended, torch.cuda.Event)
-                seconds = began.elapsed_time(ended) / 1e3
-            else:
-                assert not isinstance(ended, torch.cuda.Event)
-                seconds = ended - began
-            spent[stage] = spent.get(stage, 0.0) + seconds
-        return spent
 
 
 @dataclass
@@ -130,6 +84,15 @@ class RateBasis:
     peak: float | None
     """bf16 peak of one device, FLOP/s; None where unknown, as for a CPU."""
     world: int
+
+
+def rate_basis(
+    global_batch: int, voxels_per_crop: int, flops_per_crop: float, ranks: Ranks
+) -> RateBasis:
+    """Constants of a run's rates on these ranks."""
+    on_gpu = ranks.device.type == "cuda"
+    peak = peak_bf16(torch.cuda.get_device_name(ranks.device)) if on_gpu else None
+    return RateBasis(global_batch, voxels_per_crop, flops_per_crop, peak, ranks.world)
 
 
 def memory_row(device: torch.device) -> Row:

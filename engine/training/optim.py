@@ -8,7 +8,7 @@ updates no rank, and nothing waits for the device.
 
 import importlib.util
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -84,11 +84,29 @@ class OptimConfig:
             )
 
 
+def parameter_groups(
+    named: Mapping[str, nn.Parameter],
+    local: Mapping[str, Tensor],
+    config: OptimConfig,
+    lr_scale: Callable[[str], float],
+) -> list[dict[str, Any]]:
+    """Pieces by what they share: whether they decay, and the scale of their rate."""
+    groups: dict[tuple[bool, float], list[Tensor]] = {}
+    for on in (True, False):
+        for name, parameter in named.items():
+            if decayed(name, parameter) == on:
+                groups.setdefault((on, lr_scale(name)), []).append(local[name])
+    return [
+        {"params": pieces, "weight_decay": config.weight_decay if on else 0.0, "lr_scale": scale}
+        for (on, scale), pieces in groups.items()
+    ]
+
+
 class ShardedOptimiser:
     """AdamW (torch's or apex's fused) or LAMB (ours or apex's) on a rank's pieces of parameters.
 
     Pieces are the local shards of FSDP parameters; a parameter that one rank holds whole is its
-    own piece.
+    own piece. `lr_scale` gives a parameter's share of the rate, by its name.
     """
 
     def __init__(
@@ -98,12 +116,13 @@ class ShardedOptimiser:
         group: dist.ProcessGroup,
         *,
         scaled: bool = False,
+        lr_scale: Callable[[str], float] = lambda name: 1.0,
     ) -> None:
         self.config, self.group, self.scaled = config, group, scaled
         self.named = {name: p for name, p in parameters if p.requires_grad}
         self.local = {name: self._piece(p) for name, p in self.named.items()}
         self.device = next(iter(self.local.values())).device
-        self.inner = self._make_inner()
+        self.inner = self._make_inner(parameter_groups(self.named, self.local, config, lr_scale))
         self.steps_done = torch.zeros((), device=self.device)
         for name, piece in self.local.items():
             # The count stands in every state because torch's fused kernel advances it per tensor.
@@ -125,18 +144,8 @@ class ShardedOptimiser:
             )
         return parameter
 
-    def _make_inner(self) -> torch.optim.Optimizer:
+    def _make_inner(self, groups: list[dict[str, Any]]) -> torch.optim.Optimizer:
         config = self.config
-        groups: list[dict[str, Any]] = [
-            {
-                "params": [
-                    p for name, p in self.local.items() if decayed(name, self.named[name]) == on
-                ],
-                "weight_decay": config.weight_decay if on else 0.0,
-            }
-            for on in (True, False)
-        ]
-        groups = [group for group in groups if group["params"]]
         common = {"lr": 0.0, "betas": (config.beta1, config.beta2), "eps": config.eps}
         if config.impl == "torch":
             if config.kind == "lamb":
@@ -184,7 +193,7 @@ class ShardedOptimiser:
 
     def _update(self, lr: float, scale: Tensor, bad: Tensor) -> None:
         for group in self.inner.param_groups:
-            group["lr"] = lr
+            group["lr"] = lr * group["lr_scale"]
         if self.config.impl == "torch":
             self.inner.grad_scale, self.inner.found_inf = scale, bad  # pyright: ignore[reportAttributeAccessIssue]
             self.inner.step()

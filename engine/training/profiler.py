@@ -1,16 +1,16 @@
 """A torch.profiler window over a few steps, written as a trace that chrome://tracing opens."""
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
 
 from mim3d.engine.distributed.process_group import Ranks
 from mim3d.engine.training.metrics import LogConfig
+from mim3d.engine.training.trainer import Hook, Trainer
 
 
-class ProfileWindow:
+class Profile(Hook):
     """Profiles steps `profile_step` to `profile_step + profile_steps - 1` on the first rank.
 
     A run that ends sooner, at its last of `steps` or by a signal, leaves the trace of what it did.
@@ -28,20 +28,24 @@ class ProfileWindow:
         self.file = out / f"trace-step-{self.first_step:08d}.json.gz"
         self._profile: torch.profiler.profile | None = None
 
-    @contextmanager
-    def window(self, done: int) -> Iterator[None]:
-        """Around the step that follows `done` finished ones."""
-        step = done + 1
-        if self.first_step and step == self.first_step:
+    def before_step(self, trainer: Trainer) -> None:
+        """Open the window before its first step."""
+        if self.first_step and trainer.step + 1 == self.first_step:
             self.settle()
             self._profile = torch.profiler.profile(record_shapes=True)
             self._profile.start()
-        yield
-        if step >= self.last_step:
-            self.close()
 
-    def close(self) -> None:
-        """End a window that is open and write its trace, also of a run that is told to stop."""
+    def after_step(self, trainer: Trainer) -> None:
+        """Close it after its last."""
+        if trainer.step >= self.last_step:
+            self.write()
+
+    def end(self, trainer: Trainer) -> None:
+        """Close a window that the run's end has cut short."""
+        self.write()
+
+    def write(self) -> None:
+        """Write the trace of a window that is open."""
         if self._profile is None:
             return
         self.settle()

@@ -1,12 +1,15 @@
-"""What a checkpoint of a run holds: weights, optimiser, random generators; all of it tensors."""
+"""What a checkpoint of a run holds: weights, optimiser, each rank's own; all of it tensors."""
+
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
 from mim3d.engine.distributed.process_group import Ranks
-from mim3d.engine.runs.checkpoint import RNG_PREFIX, State
+from mim3d.engine.runs.checkpoint import HOOK_PREFIX, RNG_PREFIX, State
 from mim3d.engine.training.optim import ShardedOptimiser
+from mim3d.engine.training.trainer import Hook
 
 
 def run_state(module: nn.Module, optimiser: ShardedOptimiser) -> State:
@@ -37,6 +40,25 @@ def restore_rng(state: State, ranks: Ranks) -> None:
     torch.set_rng_state(state[f"{RNG_PREFIX}cpu.{ranks.rank}"])
     if ranks.device.type == "cuda":
         torch.cuda.set_rng_state(state[f"{RNG_PREFIX}cuda.{ranks.rank}"], ranks.device)
+
+
+def hook_tensors(hooks: Sequence[Hook], ranks: Ranks) -> State:
+    """What hooks keep of this rank, under keys of its own."""
+    return {
+        f"{HOOK_PREFIX}{hook.name}.{key}.{ranks.rank}": tensor
+        for hook in hooks
+        for key, tensor in hook.rank_state().items()
+    }
+
+
+def restore_hooks(state: State, hooks: Sequence[Hook], ranks: Ranks) -> None:
+    """Hand this rank's hooks what was loaded into `hook_tensors`'s tensors."""
+    for hook in hooks:
+        kept = {
+            key: state[f"{HOOK_PREFIX}{hook.name}.{key}.{ranks.rank}"] for key in hook.rank_state()
+        }
+        if kept:
+            hook.load_rank_state(kept)
 
 
 def full_weights(module: nn.Module) -> dict[str, Tensor]:

@@ -3,7 +3,6 @@
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import Protocol, runtime_checkable
 
 import torch
 import torch.distributed as dist
@@ -12,17 +11,9 @@ from torch.distributed.fsdp import FSDPModule
 
 from mim3d.dataio.loader.batch import Batch
 from mim3d.engine.distributed.process_group import Ranks
-from mim3d.engine.training.metrics import StageClock
+from mim3d.engine.models.objective import HasBaselines
+from mim3d.engine.training.clocks import StageClock
 from mim3d.engine.training.optim import ShardedOptimiser
-
-
-@runtime_checkable
-class Floored(Protocol):
-    """A method that can tell what predictors without knowledge come to."""
-
-    def floors(self, batch: Batch) -> dict[str, Tensor]:
-        """Their losses on a batch, 0-d on the device."""
-        ...
 
 
 @dataclass
@@ -30,12 +21,42 @@ class StepFigures:
     """What a step measured, still on the device."""
 
     grad_norm: Tensor
+    losses: list[Tensor]
+    """This rank's parts of the loss, one a micro-batch."""
     metrics: dict[str, Tensor] = field(default_factory=dict)
     waited: float = 0.0
 
 
+class MeanLoss:
+    """Mean of the loss over steps, from this rank's parts, which are summed on the device."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.total = torch.zeros((), device=device)
+        self.steps = 0
+
+    def add(self, losses: list[Tensor]) -> None:
+        """One more step."""
+        for loss in losses:
+            self.total += loss
+        self.steps += 1
+
+    def clear(self) -> None:
+        """Begin anew."""
+        self.total.zero_()
+        self.steps = 0
+
+    def state(self) -> dict[str, Tensor]:
+        """What a resumed run must have, of this rank."""
+        return {"total": self.total, "steps": torch.tensor(float(self.steps))}
+
+    def load_state(self, state: dict[str, Tensor]) -> None:
+        """Take up what `state` gave."""
+        self.total.copy_(state["total"])
+        self.steps = int(state["steps"])
+
+
 class Stepper:
-    """Runs steps of a sharded model; `window_loss` sums this rank's part since it was read."""
+    """Runs steps of a sharded model."""
 
     def __init__(
         self,
@@ -49,13 +70,12 @@ class Stepper:
         self.ranks, self.grad_accum = ranks, grad_accum
         self.share = 1.0 / (ranks.world * grad_accum)
         self.clock = StageClock(ranks.device)
-        self.window_loss = torch.zeros((), device=ranks.device)
         self.last_batch: Batch | None = None
 
     def step(self, lr: float, measure: bool) -> StepFigures:
-        """One update at rate `lr`; `measure` adds trivial predictors and stage times."""
+        """One update at rate `lr`; `measure` adds the baselines' losses and stage times."""
         self.clock.begin(active=measure)
-        waited, metrics = 0.0, {}
+        waited, losses, metrics = 0.0, [], {}
         for i_micro in range(self.grad_accum):
             began = time.perf_counter()
             batch = next(self.batches)
@@ -64,32 +84,30 @@ class Stepper:
             last = i_micro == self.grad_accum - 1
             if self.grad_accum > 1 and isinstance(self.model, FSDPModule):
                 self.model.set_requires_gradient_sync(last)
-            metrics = self._micro_step(batch, measure and last)
+            losses.append(self._micro_step(batch))
+            if measure and last and isinstance(self.model, HasBaselines):
+                # Apart from the forward pass, whose time a row tells: up to half as long again.
+                metrics = self.model.baselines(batch)
+                self.clock.mark("measure")
             self.last_batch = batch
         norm = self.optimiser.step(lr)
         self.clock.mark("optimiser")
-        return StepFigures(norm, metrics, waited)
+        return StepFigures(norm, losses, metrics, waited)
 
-    def _micro_step(self, batch: Batch, measure: bool) -> dict[str, Tensor]:
+    def _micro_step(self, batch: Batch) -> Tensor:
         loss = self.model(batch, self.share).loss
         self.clock.mark("forward")
-        self.window_loss += loss.detach()
         (loss * self.optimiser.loss_scale if self.optimiser.scaled else loss).backward()
         self.clock.mark("backward")
-        if not (measure and isinstance(self.model, Floored)):
-            return {}
-        # Apart from the forward pass, whose time a row tells: it is up to half as long again.
-        metrics = self.model.floors(batch)
-        self.clock.mark("measure")
-        return metrics
+        return loss.detach()
 
-    def read(self, figures: StepFigures, steps: int) -> dict[str, float]:
+    def read(self, figures: StepFigures, mean: MeanLoss) -> dict[str, float]:
         """Figures as numbers, reduced over ranks: the one place where the host waits.
 
-        `loss` is the mean over the `steps` since the last reading; trivial losses are this step's.
+        `loss` is the mean, the baselines' losses are this step's.
         """
         names = list(figures.metrics)
-        parts = [self.window_loss / steps]
+        parts = [mean.total / mean.steps]
         parts += [figures.metrics[name].to(parts[0]) / self.ranks.world for name in names]
         sums = torch.stack(parts)
         if self.ranks.world > 1:
@@ -99,6 +117,5 @@ class Stepper:
             [figures.grad_norm, optimiser.bad_total, optimiser.bad_in_row, optimiser.loss_scale]
         )
         values = torch.cat([sums, same]).tolist()
-        self.window_loss.zero_()
         keys = ["loss", *names, "grad_norm", "bad_steps", "bad_in_row", "loss_scale"]
         return dict(zip(keys, values, strict=True))

@@ -22,12 +22,13 @@ from mim3d.dataio.corpus.conversion import Conversion
 from mim3d.dataio.sources.discover import discover
 from mim3d.dataio.sources.phantom import make_cohort
 from mim3d.engine.models.swin import SwinConfig
-from mim3d.engine.pretrain import trainer as training
 from mim3d.engine.pretrain.config import PretrainConfig
 from mim3d.engine.pretrain.pretrain import run_pretrain
 from mim3d.engine.pretrain.recipes import recipe
 from mim3d.engine.runs import checkpoint_files
+from mim3d.engine.training.checkpoints import Checkpoints
 from mim3d.engine.training.train_step import StepFigures, Stepper
+from mim3d.engine.training.trainer import Trainer
 
 
 def make_corpus(folder: Path, subjects: int = 4) -> Path:
@@ -75,17 +76,17 @@ def small_config(corpus: Path | str, method: str = "mae", **changes: object) -> 
     return dataclasses.replace(config, **changes)
 
 
-def before_step(step: int, rank: int, act: Callable[[training.Training], object]) -> None:
+def before_step(step: int, rank: int, act: Callable[[Trainer], object]) -> None:
     """Call `act` on that rank when it is about to do that step, in the first round only."""
-    plain = training.Training._one_step
+    plain = Trainer.one_step
 
-    def one_step(self: training.Training) -> None:
+    def one_step(self: Trainer) -> None:
         first_round = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") == "0"
-        if self.step + 1 == step and self.ranks.rank == rank and first_round:
+        if self.step + 1 == step and self.stepper.ranks.rank == rank and first_round:
             act(self)
         plain(self)
 
-    training.Training._one_step = one_step
+    Trainer.one_step = one_step
 
 
 def kill(*_: object) -> None:
@@ -98,9 +99,10 @@ def full_disk(*_: object) -> None:
     raise OSError(errno.ENOSPC, "No space left on device")
 
 
-def die_after_the_commit(run: training.Training) -> None:
+def die_after_the_commit(trainer: Trainer) -> None:
     """Wait for checkpoint 3, which is written in the background, and end this process."""
-    while not (run.out / "checkpoints" / "step-00000003").exists():
+    saver = next(hook for hook in trainer.hooks if isinstance(hook, Checkpoints)).checkpointer
+    while not (saver.root / "step-00000003").exists():
         time.sleep(0.05)
     kill()
 

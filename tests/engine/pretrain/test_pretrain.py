@@ -18,14 +18,15 @@ from small_run import make_corpus, small_config
 from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 
 from mim3d.dataio.errors import CorpusError
-from mim3d.engine.errors import CheckpointError, ConfigError, TrainingError
+from mim3d.engine.errors import CheckpointError, ConfigError, DivergedError, TrainingError
 from mim3d.engine.models import masked
 from mim3d.engine.models.swin import SwinConfig
-from mim3d.engine.pretrain import trainer as training
+from mim3d.engine.pretrain import reconstruction
 from mim3d.engine.pretrain.pretrain import run_pretrain
 from mim3d.engine.runs.encoder_file import load_encoder, load_swin
 from mim3d.engine.training import metrics
 from mim3d.engine.training.metrics import read_rows
+from mim3d.engine.training.trainer import Trainer
 
 # What resuming must not change; the rest of a row is time.
 EXACT = ("step", "lr", "loss", "patch_mean", "nearest_patch", "grad_norm")
@@ -75,14 +76,14 @@ def unfinish(finished, out, *, drop=()):
 
 def interrupt_at(monkeypatch, step):
     """Send this process SIGTERM when it is about to do that step."""
-    plain = training.Training._one_step
+    plain = Trainer.one_step
 
     def one_step(self):
         if self.step + 1 == step:
             signal.raise_signal(signal.SIGTERM)
         plain(self)
 
-    monkeypatch.setattr(training.Training, "_one_step", one_step)
+    monkeypatch.setattr(Trainer, "one_step", one_step)
 
 
 def test_a_run_leaves_what_it_promises(finished, corpus):
@@ -226,7 +227,7 @@ def test_bad_gradients(corpus, tmp_path, monkeypatch, bad):
     if len(bad) == 1:
         assert run_pretrain(config, out).figures["bad_steps"] == 1
         return
-    with pytest.raises(TrainingError, match=r"not finite in 4 steps in a row.*is healthy"):
+    with pytest.raises(DivergedError, match=r"not finite in 4 steps in a row.*is healthy"):
         run_pretrain(config, out)
     kept = torch.cat([t.flatten() for t in healthy_state(out).values()])
     assert kept.isfinite().all()
@@ -473,13 +474,13 @@ def test_measuring_is_no_part_of_the_forward_pass(finished):
 
 
 def test_pictures_and_scores_are_left_out_of_the_rates(corpus, tmp_path, monkeypatch):
-    plain = training.draw_reconstruction
+    plain = reconstruction.draw_reconstruction
 
     def slow(*args):
         time.sleep(1.0)
         plain(*args)
 
-    monkeypatch.setattr(training, "draw_reconstruction", slow)
+    monkeypatch.setattr(reconstruction, "draw_reconstruction", slow)
     config = changed(small_config(corpus, steps=4), "log", picture_every=2, held_out_every=2)
     config = changed(config, "data", held_out=0.25, held_out_crops=4)
     run_pretrain(config, tmp_path / "run")

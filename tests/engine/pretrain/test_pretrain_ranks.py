@@ -17,7 +17,7 @@ from small_run import make_corpus
 from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 
 from mim3d.engine.runs import checkpoint_files
-from mim3d.engine.runs.checkpoint import RNG_PREFIX, load_tensors
+from mim3d.engine.runs.checkpoint import PER_RANK, load_tensors
 from mim3d.engine.runs.checkpoint_reader import SafeReader
 from mim3d.engine.training.metrics import read_rows
 
@@ -95,8 +95,8 @@ def assert_same_state(out, other):
     mine, theirs = (
         stored_tensors(checkpoint_files.committed(run / "checkpoints")[0]) for run in (out, other)
     )
-    kept = {key for key in theirs if not key.startswith(RNG_PREFIX)}
-    assert kept == {key for key in mine if not key.startswith(RNG_PREFIX)}
+    kept = {key for key in theirs if not key.startswith(PER_RANK)}
+    assert kept == {key for key in mine if not key.startswith(PER_RANK)}
     assert mine["optim.steps_done"] == theirs["optim.steps_done"] == 8
     moments = [key for key in kept if ".exp_avg" in key]
     assert moments

@@ -15,15 +15,15 @@ from mim3d.engine.models.swin import SwinConfig
 from mim3d.engine.models.vit import ViTConfig
 from mim3d.engine.pretrain.config import (
     PretrainConfig,
+    PretrainLog,
     config_dict,
     config_identity,
     config_sha256,
     identity_of,
 )
 from mim3d.engine.pretrain.recipes import RECIPES, recipe
-from mim3d.engine.pretrain.run_folder import differences
 from mim3d.engine.runs.checkpoint import CheckpointConfig
-from mim3d.engine.training.metrics import LogConfig
+from mim3d.engine.runs.files import differences
 from mim3d.engine.training.optim import OptimConfig
 from mim3d.engine.training.schedule import ScheduleConfig
 
@@ -170,8 +170,8 @@ def test_initial_weights_follow_the_seed_alone():
         (lambda: ScheduleConfig(lr=float("nan")), "schedule.lr nan must be positive"),
         (lambda: ScheduleConfig(lr=float("inf")), "schedule.lr inf must be positive"),
         (lambda: ParallelConfig(timeout_s=-5.0), "parallel.timeout_s -5.0"),
-        (lambda: LogConfig(picture_every=-2), "log.picture_every -2"),
-        (lambda: PretrainConfig(log=LogConfig(profile_step=9), steps=8), "profile_step 9 lies"),
+        (lambda: PretrainLog(picture_every=-2), "log.picture_every -2"),
+        (lambda: PretrainConfig(log=PretrainLog(profile_step=9), steps=8), "profile_step 9 lies"),
         (lambda: PretrainConfig(seed=-1), r"seed -1 must lie in"),
         (lambda: PretrainConfig(SimCLRConfig(), global_batch=1), "global_batch 1.*no negatives"),
         (lambda: ViTConfig(mlp_ratio=-1.0), "vit.mlp_ratio -1.0"),

@@ -10,6 +10,7 @@ from small_run import before_step, make_corpus, small_config
 from mim3d.engine.errors import ConfigError
 from mim3d.engine.pretrain.pretrain import run_pretrain
 from mim3d.engine.training.metrics import WANDB_ID, WeightsAndBiases, read_rows
+from mim3d.engine.training.trainer import Trainer
 
 wandb = pytest.importorskip("wandb")
 BLOCK = 32768
@@ -53,9 +54,7 @@ def test_an_interrupted_run_is_one_page(tmp_path, monkeypatch):
     config = dataclasses.replace(config, log=dataclasses.replace(config.log, wandb=True))
     run = tmp_path / "run"
     with monkeypatch.context() as patch:
-        from mim3d.engine.pretrain import trainer as training
-
-        patch.setattr(training.Training, "_one_step", training.Training._one_step)
+        patch.setattr(Trainer, "one_step", Trainer.one_step)
         before_step(6, 0, lambda _: (_ for _ in ()).throw(KeyboardInterrupt))
         with pytest.raises(KeyboardInterrupt):
             run_pretrain(config, run)

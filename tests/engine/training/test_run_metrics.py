@@ -7,11 +7,11 @@ import torch
 
 from mim3d.engine.errors import ConfigError
 from mim3d.engine.pretrain.reconstruction import draw_reconstruction, mid_slice
+from mim3d.engine.training.clocks import StageClock
 from mim3d.engine.training.metrics import (
     JsonLines,
     LoaderDeltas,
     RateBasis,
-    StageClock,
     WeightsAndBiases,
     Window,
     memory_row,

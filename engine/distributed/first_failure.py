@@ -1,6 +1,6 @@
 """One rank tells why a run of many ended; the others end too, quietly and soon.
 
-    with one_voice(ranks):
+    with first_failure(ranks):
         train()
 
 The rank that fails first leaves its reason in the ranks' store and raises its own error. Others,
@@ -9,6 +9,7 @@ Where nobody left a reason a rank was killed, and the first that notices says so
 launcher does.
 """
 
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -19,8 +20,11 @@ from mim3d.engine.distributed.process_group import Ranks
 from mim3d.engine.errors import TrainingError
 
 CLAIM, REASON = "mim3d-failed", "mim3d-failed-why"
-LOST_SIGNS = ("connection", "gloo", "nccl", "peer", "socket", "timed out", "broken pipe", "timeout")
-"""Words of a collective that broke off because another rank is gone."""
+LOST_GLOO = re.compile(
+    r"gloo|connection (closed|reset|refused)|broken pipe|socket|timed out waiting|nccl",
+    re.IGNORECASE,
+)
+"""What a plain RuntimeError says where gloo lost a rank: it has no exception type of its own."""
 
 
 class PeerError(TrainingError):
@@ -28,16 +32,16 @@ class PeerError(TrainingError):
 
 
 @contextmanager
-def one_voice(ranks: Ranks) -> Iterator[None]:
+def first_failure(ranks: Ranks) -> Iterator[None]:
     """Let the first failing rank's error through; on the others raise PeerError."""
     try:
         yield
     except Exception as error:
         if ranks.world == 1 or isinstance(error, PeerError):
             raise
-        told = reason_of_another(ranks.rank, error)
-        if told is not None:
-            raise PeerError(told) from None
+        reason = reason_of_another(ranks.rank, error)
+        if reason is not None:
+            raise PeerError(reason) from None
         if not is_lost_peer(error):
             raise
         lost = (
@@ -64,11 +68,14 @@ def reason_of_another(rank: int, error: Exception) -> str | None:
 
 
 def is_lost_peer(error: BaseException) -> bool:
-    """Whether a collective broke off, as against a mistake in the arithmetic."""
+    """Whether a collective broke off, as against a mistake in the arithmetic.
+
+    torch's own types say so (NCCL's, the store's and the network's errors are DistErrors); of
+    gloo's, which are plain RuntimeErrors, the text does.
+    """
     if isinstance(error, dist.DistError):
         return True
-    text = str(error).lower()
-    return isinstance(error, RuntimeError) and any(sign in text for sign in LOST_SIGNS)
+    return type(error) is RuntimeError and LOST_GLOO.search(str(error)) is not None
 
 
 def first_line(error: BaseException) -> str:

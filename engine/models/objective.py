@@ -1,0 +1,48 @@
+"""What training asks of a model: a loss for a batch; baselines and pictures where it has them."""
+
+from typing import NamedTuple, Protocol, runtime_checkable
+
+from torch import Tensor, nn
+
+from mim3d.dataio.loader.batch import Batch
+
+
+class StepOutput(NamedTuple):
+    """Loss of a micro-batch and what else was measured, all as 0-d tensors on the device.
+
+    `loss` is this rank's part of the global mean: the sum over micro-batches and ranks is the
+    loss of the global batch, so gradients are summed across ranks and never averaged.
+    A tuple: FSDP finds the tensors in it.
+    """
+
+    loss: Tensor
+    metrics: dict[str, Tensor]
+
+
+class Objective(nn.Module):
+    """What is trained: a pretext method, or a downstream task around its network."""
+
+    def forward(self, batch: Batch, share: float = 1.0, measure: bool = False) -> StepOutput:
+        """Loss of a micro-batch, which is `share` of the global batch.
+
+        `measure` adds what is compared with the loss, such as baselines.
+        """
+        raise NotImplementedError
+
+
+@runtime_checkable
+class HasBaselines(Protocol):
+    """A method that can tell what predictors without knowledge come to."""
+
+    def baselines(self, batch: Batch) -> dict[str, Tensor]:
+        """Their losses on a batch, 0-d on the device."""
+        ...
+
+
+@runtime_checkable
+class Reconstructs(Protocol):
+    """A method that can paint what was hidden from it."""
+
+    def reconstruct(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """Crops with hidden patches emptied and painted: two (b, c, z, y, x) float32 volumes."""
+        ...

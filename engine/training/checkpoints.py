@@ -1,0 +1,115 @@
+"""When a run is saved, and how it goes on: the hook around the `Checkpointer`."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from mim3d.dataio.loader.loader import Loader
+from mim3d.engine.distributed.process_group import Ranks
+from mim3d.engine.runs.checkpoint import Checkpointer, State
+from mim3d.engine.runs.checkpoint_files import CheckpointFacts
+from mim3d.engine.training.corpus import refuse_changed_corpus
+from mim3d.engine.training.log import Log
+from mim3d.engine.training.run_state import (
+    hook_tensors,
+    restore_hooks,
+    restore_rng,
+    rng_state,
+    run_state,
+)
+from mim3d.engine.training.spread import Spread
+from mim3d.engine.training.trainer import Hook, Trainer
+
+
+@dataclass(frozen=True)
+class RunIdentity:
+    """What a checkpoint must belong to, to be gone on with."""
+
+    config_sha256: str
+    """Of what decides what is learned."""
+    corpus: str
+    """Folder or address, for people."""
+    corpus_sha256: str
+    """Of its manifest."""
+
+
+class Checkpoints(Hook):
+    """Saves a run after the steps that `save_after` names, when told to stop, and at its end.
+
+    Stands after the hooks whose state it saves.
+    """
+
+    def __init__(
+        self,
+        checkpointer: Checkpointer,
+        spread: Spread,
+        loader: Loader,
+        log: Log,
+        identity: RunIdentity,
+        save_after: Callable[[int], bool],
+    ) -> None:
+        self.checkpointer, self.optimiser, self.loader = checkpointer, spread.optimiser, loader
+        self.log, self.identity, self.save_after = log, identity, save_after
+        self.state_tensors: State = run_state(spread.module, spread.optimiser)
+        self.saved_step = -1
+
+    @property
+    def ranks(self) -> Ranks:
+        """Who saves."""
+        return self.checkpointer.ranks
+
+    def restore(self, trainer: Trainer) -> None:
+        """Take up the newest whole checkpoint, where there is one."""
+        own = {**rng_state(self.ranks), **hook_tensors(trainer.hooks, self.ranks)}
+        identity = self.identity
+        facts = self.checkpointer.restore({**self.state_tensors, **own}, identity.config_sha256)
+        if facts is None:
+            return
+        refuse_changed_corpus(
+            identity.corpus, facts.corpus_sha256, identity.corpus_sha256, facts.step
+        )
+        self.optimiser.after_load()
+        for hook in trainer.hooks:
+            hook.load_state(facts.hooks.get(hook.name, {}))
+        if facts.world == self.ranks.world:
+            restore_rng(own, self.ranks)
+            restore_hooks(own, trainer.hooks, self.ranks)
+        self.loader.load_state_dict(facts.loader)
+        trainer.step = self.saved_step = facts.step
+        trainer.seconds_before = facts.seconds
+        self.log.shown.advance(facts.step, "resumed")
+        self.log.shown.note(f"going on from the checkpoint of step {facts.step}")
+
+    def after_step(self, trainer: Trainer) -> None:
+        """Save, where it is time; the last step is saved at the end."""
+        if self.save_after(trainer.step) and not trainer.finished:
+            self.save(trainer)
+
+    def end(self, trainer: Trainer) -> None:
+        """Save the last step, or that after which the run was told to stop."""
+        self.save(trainer)
+
+    def save(self, trainer: Trainer) -> None:
+        """Begin to write a checkpoint of the present step."""
+        if trainer.step == self.saved_step:
+            return
+        facts = CheckpointFacts(
+            step=trainer.step,
+            config_sha256=self.identity.config_sha256,
+            corpus_sha256=self.identity.corpus_sha256,
+            loader=dict(self.loader.state_dict()),
+            world=self.ranks.world,
+            score=self.log.mean_loss_since_save(),
+            seconds=trainer.clock.seconds,
+            hooks={hook.name: kept for hook in trainer.hooks if (kept := hook.state())},
+        )
+        own = {**rng_state(self.ranks), **hook_tensors(trainer.hooks, self.ranks)}
+        self.checkpointer.save({**self.state_tensors, **own}, facts)
+        self.saved_step = trainer.step
+
+    def finish(self) -> None:
+        """Wait for the last save; a CheckpointError where it failed."""
+        self.checkpointer.finish()
+
+    def close(self) -> None:
+        """Let a save under way end."""
+        self.checkpointer.shut()

@@ -1,0 +1,57 @@
+"""Whether a corpus suits a model, and whether it is still the one that a run began with."""
+
+from collections.abc import Collection
+from dataclasses import dataclass
+
+import numpy as np
+
+from mim3d.dataio.corpus.chunk_table import ChunkTable, choose_volumes
+from mim3d.dataio.corpus.manifest import MANIFEST
+from mim3d.dataio.reader.corpus import Corpus
+from mim3d.engine.errors import ConfigError, TrainingError
+from mim3d.engine.models.vit import ViTConfig
+from mim3d.engine.runs.files import file_sha256
+
+
+@dataclass(frozen=True)
+class CorpusFit:
+    """What there is to say before the first crop is read."""
+
+    volumes: int
+    """Volumes of the chosen subjects."""
+    padded: int
+    """Of these, smaller than the crop on some axis: what is missing is padding, and is learned."""
+
+
+def corpus_fit(
+    table: ChunkTable, vit: ViTConfig, subjects: Collection[str] | None = None
+) -> CorpusFit:
+    """Count the volumes of `subjects` (None: all); ConfigError where their channels are others."""
+    rows = choose_volumes(table, None, subjects)
+    images = np.asarray(table.volumes["image"])[rows].astype(np.int64)
+    channels = np.unique(np.asarray(table.arrays["channels"])[images])
+    if channels.tolist() != [vit.channels]:
+        raise ConfigError(
+            f"vit.channels is {vit.channels}, the volumes of {table.root} have "
+            f"{', '.join(map(str, channels))}: set --vit.channels, or choose subjects that have it"
+        )
+    shapes = np.asarray(table.volumes["shape"])[rows]
+    return CorpusFit(len(rows), int((shapes < np.array(vit.crop_size)).any(axis=1).sum()))
+
+
+def corpus_sha256(corpus: Corpus) -> str:
+    """Hash of an opened corpus's manifest, the truth of what is in it.
+
+    `corpus.root` holds a copy of it where the corpus lies in an object store.
+    """
+    return file_sha256(corpus.root / MANIFEST)
+
+
+def refuse_changed_corpus(corpus: str, before: str, now: str, step: int) -> None:
+    """A TrainingError where the corpus is not the one that the run began with."""
+    if before != now:
+        raise TrainingError(
+            f"{corpus} has changed since step {step} of this run was saved (manifest {before[:12]}"
+            f" then, {now[:12]} now): resumed, it would draw other crops. Restore that corpus, or "
+            "start a new run with another --out"
+        )

@@ -1,0 +1,107 @@
+"""A run put together: the loop with the hooks that every run has, around those it brings."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from mim3d.dataio.loader.loader import Loader
+from mim3d.dataio.progress import Progress
+from mim3d.engine.distributed.process_group import Ranks
+from mim3d.engine.distributed.stop import StopSignal
+from mim3d.engine.runs.checkpoint import CheckpointConfig, Checkpointer
+from mim3d.engine.training.checkpoints import Checkpoints, RunIdentity
+from mim3d.engine.training.log import Log, StopDiverged
+from mim3d.engine.training.metrics import LogConfig, RateBasis
+from mim3d.engine.training.profiler import Profile
+from mim3d.engine.training.schedule import ScheduleConfig, lr_at
+from mim3d.engine.training.spread import Spread
+from mim3d.engine.training.train_step import Stepper
+from mim3d.engine.training.trainer import Hook, Trainer
+
+CHECKPOINTS = "checkpoints"
+"""Folder of a run's checkpoints."""
+
+
+@dataclass(frozen=True)
+class Sitting:
+    """Where a run goes on: its folder, this rank, its batches, and who listens."""
+
+    out: Path
+    ranks: Ranks
+    loader: Loader
+    shown: Progress
+    stop: StopSignal
+
+
+@dataclass(frozen=True)
+class RunSettings:
+    """What the loop must know of a run's configuration."""
+
+    steps: int
+    schedule: ScheduleConfig
+    log: LogConfig
+    checkpoint: CheckpointConfig
+    identity: RunIdentity
+    basis: RateBasis
+    about: Mapping[str, Any]
+    """The configuration in plain values, for Weights & Biases."""
+    remedy: str
+    """What to change, and how to go on, where the run diverges."""
+    save_after: Callable[[int], bool]
+    """Steps after which a checkpoint is written."""
+
+
+class Run:
+    """One sitting of a run; `before` are hooks whose figures stand in rows, `after` the others."""
+
+    def __init__(
+        self,
+        sitting: Sitting,
+        part: Spread,
+        settings: RunSettings,
+        before: Sequence[Hook] = (),
+        after: Sequence[Hook] = (),
+    ) -> None:
+        out, ranks, loader = sitting.out, sitting.ranks, sitting.loader
+        self.sitting, self.steps = sitting, settings.steps
+        saver = Checkpointer(out / CHECKPOINTS, settings.checkpoint, ranks, sitting.shown.note)
+        self.log = Log(settings.log, out, ranks, settings.basis, loader, sitting.shown)
+        self.log.about, self.log.communication_s = settings.about, part.communication_s()
+        self.checkpoints = Checkpoints(
+            saver, part, loader, self.log, settings.identity, settings.save_after
+        )
+        hooks = [
+            *before,
+            self.log,
+            StopDiverged(settings.log, saver.wait, settings.remedy),
+            *after,
+            Profile(settings.log, out, ranks, settings.steps, self.settle),
+            self.checkpoints,
+        ]
+        stepper = Stepper(part.module, part.optimiser, loader, ranks, part.parallel.grad_accum)
+        rate = partial(lr_at, settings.schedule, steps=settings.steps)
+        self.trainer = Trainer(stepper, rate, settings.steps, hooks)
+        self.checkpoints.restore(self.trainer)
+
+    def go(self) -> bool:
+        """Train to the end, or until told to stop; whether it came to the end."""
+        finished = self.trainer.run(self.sitting.stop)
+        if not finished:
+            self.checkpoints.finish()
+            self.sitting.shown.note(
+                f"told to stop: step {self.trainer.step} of {self.steps} is saved in "
+                f"{self.sitting.out}. Run the same command again to go on"
+            )
+        return finished
+
+    def settle(self) -> None:
+        """Let collectives of other threads end."""
+        self.sitting.stop.settle()
+        self.checkpoints.checkpointer.settle()
+
+    def close(self) -> None:
+        """Release what hooks hold."""
+        self.sitting.stop.settle()
+        self.trainer.close()
