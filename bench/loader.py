@@ -21,7 +21,7 @@ from mim3d.dataio.chunks.boxes import Triple
 from mim3d.dataio.chunks.decode import IDENTITY
 from mim3d.dataio.loader.loader import Loader, LoaderConfig
 from mim3d.dataio.loader.sampler import Sampler
-from mim3d.dataio.reader.corpus import Corpus
+from mim3d.dataio.reader.corpus import opened_corpus
 from mim3d.dataio.reader.shard_reader import ShardReader
 from mim3d.engine.commands.arguments import parse
 from mim3d.engine.commands.outcome import Outcome
@@ -200,7 +200,8 @@ def _readers(
     root: Path, shapes: Sequence[tuple[int, ...]], n_crops: int
 ) -> dict[str, tuple[int, Round]]:
     """mim3d's bare reader at three snaps, and straight to bfloat16."""
-    table = Corpus.open(root).table
+    with opened_corpus(root) as (corpus, _):
+        table = corpus.table
     reader = ShardReader(table, root)
 
     def bare(volume: int, start: Triple, out: np.ndarray) -> None:

@@ -120,7 +120,8 @@ def chosen_config(options: StepBench, ranks: Ranks) -> PretrainConfig:
         raise ConfigError(f"--peers times MAE's eager recipe; {options.recipe} is no MAE")
     data = config.data
     if options.cache != "recipe":
-        data = dataclasses.replace(data, cache=options.cache)
+        loader = dataclasses.replace(data.loader, cache=options.cache)
+        data = dataclasses.replace(data, loader=loader)
     batch = options.global_batch or config.global_batch
     return dataclasses.replace(config, global_batch=batch, data=data)
 

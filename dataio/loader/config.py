@@ -3,16 +3,19 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from numbers import Integral
-from typing import Any
+from typing import Any, Literal, get_args
 
 from mim3d.dataio.chunks.boxes import Triple
 from mim3d.dataio.errors import Mim3dError
-from mim3d.dataio.loader.augment import augmentation
-from mim3d.dataio.loader.sampler import WEIGHTINGS
+from mim3d.dataio.loader.augment import Augmentation, augmentation
+from mim3d.dataio.loader.sampler import WEIGHTINGS, Weighting
 from mim3d.dataio.reader.normalisation import parse_mode
 
-DTYPES = ("float32", "float16", "bfloat16")
-CACHES = ("none", "host", "device")
+Augment = Literal["none", "auto", "mim", "contrastive", "segmentation", "upright"]
+Dtype = Literal["float32", "float16", "bfloat16"]
+Cache = Literal["none", "host", "device"]
+CachePolicy = Literal["keep", "lru"]
+OnError = Literal["raise", "replace"]
 
 
 @dataclass(frozen=True)
@@ -34,7 +37,7 @@ class LoaderConfig:
     """Seed of sampling and augmentation."""
     snap: int = 16
     """Align crop starts to multiples of so many voxels; 1 turns it off."""
-    weighting: str = "uniform"
+    weighting: Weighting = "uniform"
     """uniform (each volume once per epoch), voxels, or foreground (its box)."""
     foreground_fraction: float = 0.0
     """Share of crops centred on a voxel of a foreground class; needs `label`."""
@@ -42,17 +45,17 @@ class LoaderConfig:
     """zscore: mean and deviation of the foreground, voxels above Otsu's threshold; clip-zscore: of
     the foreground clipped to its 0.5 to 99.5 percentiles; percentile: those of all voxels to -1..1;
     window:LOW:HIGH: real values to -1..1; none. Each channel by itself."""
-    augment: str = "none"
-    """none, mim, contrastive, segmentation, or upright (segmentation without flips)."""
-    dtype: str = "float32"
-    """float32, float16 or bfloat16."""
-    cache: str = "none"
-    """Keep compressed chunks: none, host or device."""
+    augment: Augment = "none"
+    """auto is contrastive for two views and mim for one; upright is segmentation without flips."""
+    dtype: Dtype = "float32"
+    """Of the crops."""
+    cache: Cache = "none"
+    """Where compressed chunks are kept."""
     cache_bytes: int = 1 << 30
     """Budget of the cache per rank."""
-    cache_policy: str = "keep"
+    cache_policy: CachePolicy = "keep"
     """keep what came in first (a scan of a corpus too large hits its share), or lru."""
-    on_error: str = "raise"
+    on_error: OnError = "raise"
     """raise, or replace: a crop with a damaged chunk gives way to another, and is counted. A shard
     that vanished or may not be read raises always: one rank alone may have lost it."""
     nodes: int = 1
@@ -72,10 +75,11 @@ class LoaderConfig:
             raise Mim3dError(f"seed={self.seed!r} must be a whole number")
         _check_crop_size(self.crop_size)
         _one_of("views", self.views, (1, 2))
-        _one_of("dtype", self.dtype, DTYPES)
-        _one_of("cache", self.cache, CACHES)
-        _one_of("cache_policy", self.cache_policy, ("keep", "lru"))
-        _one_of("on_error", self.on_error, ("raise", "replace"))
+        _one_of("augment", self.augment, get_args(Augment))
+        _one_of("dtype", self.dtype, get_args(Dtype))
+        _one_of("cache", self.cache, get_args(Cache))
+        _one_of("cache_policy", self.cache_policy, get_args(CachePolicy))
+        _one_of("on_error", self.on_error, get_args(OnError))
         _one_of("weighting", self.weighting, WEIGHTINGS)
         if self.cache == "device" and self.cache_policy != "keep":
             raise Mim3dError("cache_policy='lru' is for cache='host'; on a device chunks are kept")
@@ -90,8 +94,7 @@ class LoaderConfig:
         parse_mode(self.normalise)
         if self.label is not None and self.views == 2:
             raise Mim3dError("views=2 has no aligned label: drop `label` or use one view")
-        kind = augmentation(self.augment)
-        if self.views == 2 and not kind.per_view:
+        if self.views == 2 and not self.augmentation.per_view:
             raise Mim3dError(
                 f"views=2 with augment={self.augment!r}: both views would be drawn as one; use "
                 "augment='contrastive'"
@@ -100,6 +103,12 @@ class LoaderConfig:
             raise Mim3dError(f"foreground_fraction={self.foreground_fraction} must lie in [0, 1]")
         if self.foreground_fraction and self.label is None:
             raise Mim3dError("foreground_fraction needs `label`: whose foreground is meant?")
+
+    @property
+    def augmentation(self) -> Augmentation:
+        """What `augment` names."""
+        automatic = "contrastive" if self.views == 2 else "mim"
+        return augmentation(automatic if self.augment == "auto" else self.augment)
 
 
 def _one_of(name: str, value: object, allowed: tuple[object, ...]) -> None:

@@ -7,7 +7,7 @@ import numpy as np
 from mim3d.dataio.chunks.boxes import Triple
 from mim3d.dataio.corpus.chunk_table import ChunkTable, label_arrays
 from mim3d.dataio.errors import CorpusError
-from mim3d.dataio.loader.augment import Augmentation, augmentation
+from mim3d.dataio.loader.augment import Augmentation
 from mim3d.dataio.loader.config import LoaderConfig
 from mim3d.dataio.loader.sampler import LabelPoints, Nodes, Sampler, volume_weights
 from mim3d.dataio.reader.normalisation import Intensities, intensities, largest
@@ -75,7 +75,7 @@ def crop_job(table: ChunkTable, config: LoaderConfig, volumes: np.ndarray) -> Cr
         crop_size=config.crop_size,
         channels=int(channels[0]),
         views=config.views,
-        augmentation=augmentation(config.augment),
+        augmentation=config.augmentation,
         intensities=values,
         image_rows=image_rows,
         label_rows=label_rows,

@@ -12,10 +12,10 @@ import threading
 import time
 from collections import deque
 from collections.abc import Collection, Iterator, Mapping
+from contextlib import ExitStack
 from dataclasses import replace
 from numbers import Integral
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from types import TracebackType
 from typing import Any, NoReturn, Self
 
@@ -33,10 +33,9 @@ from mim3d.dataio.loader.dali import DaliGraph, GraphSpec, feed_order
 from mim3d.dataio.loader.device_source import DeviceSource
 from mim3d.dataio.loader.graph import DirectGraph
 from mim3d.dataio.loader.state import run_order
-from mim3d.dataio.reader.corpus import Corpus
+from mim3d.dataio.reader.corpus import Corpus, opened_corpus
 from mim3d.dataio.reader.host_cache import HostCache
-from mim3d.dataio.reader.local_shards import LocalShards
-from mim3d.dataio.reader.shard_reader import ShardReader, Shards
+from mim3d.dataio.reader.shard_reader import ShardReader
 
 __all__ = ["Batch", "Loader", "LoaderConfig"]
 
@@ -64,7 +63,8 @@ class Loader:
         if not (isinstance(rank, Integral) and isinstance(world, Integral) and 0 <= rank < world):
             raise Mim3dError(f"rank={rank!r} is not a whole number below world={world!r}")
         self.device = _usable(torch.device(device))
-        self.corpus, shards, self._folder = _open(corpus)
+        self._opened = ExitStack()
+        self.corpus, shards = self._opened.enter_context(opened_corpus(corpus))
         self.config, self.rank, self.world = config, rank, world
         table = self.corpus.table
         volumes = choose_volumes(table, config.label, subjects)
@@ -143,8 +143,7 @@ class Loader:
             self._closed = True
             self._stop()
             self._source.close()
-            if self._folder is not None:
-                self._folder.cleanup()
+            self._opened.close()
 
     def __enter__(self) -> Self:
         return self
@@ -257,18 +256,6 @@ class Loader:
             sample=torch.from_numpy(raw.samples.sample),
             step=self._step,
         )
-
-
-def _open(
-    corpus: str | Path | Corpus,
-) -> tuple[Corpus, Shards, TemporaryDirectory[str] | None]:
-    """Open a corpus in a folder or at an address; the folder holds a remote corpus' table."""
-    if isinstance(corpus, str) and "://" in corpus:
-        from mim3d.dataio.reader.corpus import open_remote
-
-        return open_remote(corpus)
-    opened = corpus if isinstance(corpus, Corpus) else Corpus.open(corpus)
-    return opened, LocalShards(opened.root), None
 
 
 def _usable(device: torch.device) -> torch.device:

@@ -12,6 +12,7 @@ nodes belongs to a run as its seed does, and ranks may change as long as it stay
 
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import Literal, get_args
 
 import numpy as np
 
@@ -19,7 +20,8 @@ from mim3d.dataio.chunks.boxes import Triple
 from mim3d.dataio.errors import Mim3dError
 from mim3d.dataio.loader.counter_random import below, bits, permutation, uniform
 
-WEIGHTINGS = ("uniform", "voxels", "foreground")
+Weighting = Literal["uniform", "voxels", "foreground"]
+WEIGHTINGS: tuple[Weighting, ...] = get_args(Weighting)
 # Streams of random numbers; epochs take EPOCH + epoch.
 START, FOREGROUND, POINT, AUGMENT, REPLACE, CLASS = 1, 4, 5, 6, 7, 8
 OFFSET, SPLITS, EPOCH, NODE_EPOCH = 9, 10, 1 << 32, 1 << 48

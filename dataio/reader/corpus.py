@@ -74,7 +74,7 @@ class Corpus:
         return table if self.address is None else replace(table, root=self.address)
 
 
-def open_remote(address: str) -> tuple[Corpus, RemoteShards, tempfile.TemporaryDirectory[str]]:
+def _open_remote(address: str) -> tuple[Corpus, RemoteShards, tempfile.TemporaryDirectory[str]]:
     """Open a corpus in an object store; its table lies in a folder that dies with the third."""
     shards = RemoteShards(address)
     folder = tempfile.TemporaryDirectory(prefix="mim3d-table-")
@@ -88,15 +88,22 @@ def open_remote(address: str) -> tuple[Corpus, RemoteShards, tempfile.TemporaryD
 
 
 @contextmanager
-def opened_corpus(place: str | Path) -> Iterator[tuple[Corpus, Shards]]:
-    """Open it and close it; CorpusError where there is none. A remote table is fetched first."""
-    if not is_address(place):
+def opened_corpus(place: str | Path | Corpus) -> Iterator[tuple[Corpus, Shards]]:
+    """The one way to open a corpus by folder or address; closed at the end.
+
+    CorpusError where there is none. A remote table is fetched first; an open `Corpus` of a folder
+    is taken as it is.
+    """
+    if isinstance(place, Corpus) and place.address is None:
+        yield place, LocalShards(place.root)
+    elif isinstance(place, Corpus) or is_address(place):
+        address = place.address if isinstance(place, Corpus) else place
+        corpus, shards, folder = _open_remote(str(address))
+        with folder:
+            yield corpus, shards
+    else:
         corpus = Corpus.open(place)
         yield corpus, LocalShards(corpus.root)
-        return
-    corpus, shards, folder = open_remote(str(place))
-    with folder:
-        yield corpus, shards
 
 
 def is_address(place: str | Path) -> bool:

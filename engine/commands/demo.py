@@ -9,7 +9,7 @@ from typing import Any
 from mim3d.dataio.convert.run import ConversionReport, convert
 from mim3d.dataio.errors import Rejection
 from mim3d.dataio.progress import progress
-from mim3d.dataio.reader.corpus import Corpus
+from mim3d.dataio.reader.corpus import Corpus, opened_corpus
 from mim3d.dataio.sources.discover import discover
 from mim3d.dataio.sources.phantom import make_cohort
 from mim3d.engine.analysis.figures import figures_of
@@ -137,7 +137,8 @@ def convert_source(source: str, corpus: Path) -> ConversionReport:
 def study_config(config: DemoConfig, corpus: Path) -> StudyConfig:
     """The study recipe `demo` on this corpus."""
     study = demo_study()
-    label = config.label or only_label(Corpus.open(corpus))
+    with opened_corpus(corpus) as (opened, _):
+        label = config.label or only_label(opened)
     return replace(
         study,
         seeds=tuple(range(config.seeds)),

@@ -14,7 +14,7 @@ from mim3d.engine.models.objective import Objective
 from mim3d.engine.models.simclr import SimCLRConfig
 from mim3d.engine.models.swin import SwinConfig
 from mim3d.engine.models.vit import ViTConfig
-from mim3d.engine.pretrain.data import DataConfig
+from mim3d.engine.pretrain.data import DECIDED_ELSEWHERE, DataConfig
 from mim3d.engine.runs.checkpoint import CheckpointConfig
 from mim3d.engine.training.metrics import LogConfig
 from mim3d.engine.training.optim import OptimConfig
@@ -106,16 +106,27 @@ class PretrainConfig:
 
 
 def config_dict(config: object) -> dict[str, Any]:
-    """Plain nested values of a configuration, with the method's name."""
+    """Plain nested values of a configuration, with the method's name.
+
+    The loader's stand under `data`, as their options do and as every version has stored them.
+    """
     plain = json.loads(json.dumps(dataclasses.asdict(config), default=str))  # pyright: ignore
     if isinstance(config, PretrainConfig):
         plain["method"]["name"] = method_name(config.method)
+        loader = plain["data"].pop("loader")
+        plain["data"] |= {k: v for k, v in loader.items() if k not in DECIDED_ELSEWHERE}
     return plain
 
 
 NOT_IDENTITY = ("checkpoint", "log", "parallel", "dealt", "environment")
 """Parts that a resumed run may change: they do not decide what is learned (but for SimCLR's
 gradient accumulation, see `identity_of`)."""
+HOW_DATA_ARRIVE = (
+    *("corpus", "cache", "cache_bytes", "cache_policy", "threads", "prefetch", "held_out_crops"),
+)
+"""Fields of `data` that a resumed run may change."""
+OFF = {"held_out": 0.0, "held_out_subjects": [], "nodes": 1, "node_rotation": 0.0}
+"""Fields of `data` that came later, with the value that stands for their absence."""
 
 
 def config_identity(config: PretrainConfig) -> dict[str, Any]:
@@ -127,10 +138,10 @@ def identity_of(stored: dict[str, Any]) -> dict[str, Any]:
     """The same of a configuration's plain values, as `config_dict` makes them."""
     plain = {key: value for key, value in stored.items() if key not in NOT_IDENTITY}
     plain["data"] = dict(plain["data"])
-    for key in ("corpus", "cache", "cache_bytes", "threads", "prefetch", "held_out_crops"):
+    for key in HOW_DATA_ARRIVE:
         plain["data"].pop(key, None)
-    for key in ("held_out", "held_out_subjects"):
-        if not plain["data"].get(key):  # runs from before these existed stay what they were
+    for key, off in OFF.items():
+        if plain["data"].get(key, off) == off:  # runs from before these existed stay what they were
             plain["data"].pop(key, None)
     accum = stored.get("parallel", {}).get("grad_accum", 1)
     if plain["method"].get("name") == "simclr" and accum > 1:

@@ -2,8 +2,10 @@
 
 import hashlib
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Literal
+from dataclasses import dataclass, field, replace
+from typing import Annotated
+
+import tyro
 
 from mim3d.dataio.loader.config import LoaderConfig
 from mim3d.dataio.reader.corpus import opened_corpus
@@ -11,6 +13,17 @@ from mim3d.engine.errors import ConfigError
 from mim3d.engine.models.build import MethodConfig
 from mim3d.engine.models.simclr import SimCLRConfig
 from mim3d.engine.models.vit import ViTConfig
+
+DECIDED_ELSEWHERE = {
+    "crop_size": "set vit.crop_size",
+    "micro_batch": "set global_batch and parallel.grad_accum",
+    "views": "the method decides",
+    "seed": "set seed",
+    "label": "pretraining reads none",
+    "foreground_fraction": "pretraining reads no label; data.weighting foreground draws from boxes",
+    "dtype": "pretraining reads float32, and parallel.precision decides what it computes in",
+}
+"""Fields of the loader that a pretraining run sets itself, and what to do about each."""
 
 
 @dataclass(frozen=True)
@@ -28,26 +41,8 @@ class DataConfig:
     held_out_crops: int = 64
     """Crops of held-out subjects that a score is the mean of, always the same: whole batches of
     the run, so as many or the next more (a row's held_out_crops)."""
-    weighting: Literal["uniform", "voxels", "foreground"] = "uniform"
-    """How often a volume is drawn."""
-    normalise: str = "zscore"
-    """zscore: mean and deviation of the foreground, voxels above Otsu's threshold; clip-zscore: of
-    the foreground clipped to its 0.5 to 99.5 percentiles; percentile: those of all voxels to -1..1;
-    window:LOW:HIGH: real values to -1..1; none. Each channel by itself."""
-    augment: Literal["auto", "none", "mim", "contrastive"] = "auto"
-    """auto is contrastive for SimCLR and mim for the others."""
-    snap: int = 16
-    """Crops start at multiples of this many voxels: fewer chunks are read."""
-    cache: Literal["none", "host", "device"] = "host"
-    """Where compressed chunks stay."""
-    cache_bytes: int = 4 << 30
-    """Budget of that cache."""
-    on_error: Literal["raise", "replace"] = "raise"
-    """A damaged chunk stops the run, or is replaced and counted."""
-    threads: int = 2
-    """Reading and decoding threads of a rank."""
-    prefetch: int = 2
-    """Batches made ahead."""
+    loader: Annotated[LoaderConfig, tyro.conf.arg(name="")] = field(default_factory=LoaderConfig)
+    """How crops are drawn and read; what DECIDED_ELSEWHERE names is not told here."""
 
     def __post_init__(self) -> None:
         """A share below one, told once."""
@@ -62,27 +57,21 @@ class DataConfig:
                 f"data.held_out {self.held_out} and data.held_out_subjects exclude one another, "
                 f"and data.subjects: {sorted(both)[:3]} stand in both lists"
             )
+        default = LoaderConfig()
+        for name, where in DECIDED_ELSEWHERE.items():
+            if (value := getattr(self.loader, name)) != getattr(default, name):
+                raise ConfigError(f"data.loader.{name} {value!r} does not count: {where}")
 
     def loader_config(
         self, vit: ViTConfig, method: MethodConfig, micro_batch: int, seed: int
     ) -> LoaderConfig:
         """The loader's configuration for one rank."""
-        contrastive = isinstance(method, SimCLRConfig)
-        automatic = "contrastive" if contrastive else "mim"
-        return LoaderConfig(
+        return replace(
+            self.loader,
             crop_size=vit.crop_size,
             micro_batch=micro_batch,
-            views=2 if contrastive else 1,
+            views=2 if isinstance(method, SimCLRConfig) else 1,
             seed=seed,
-            snap=self.snap,
-            weighting=self.weighting,
-            normalise=self.normalise,
-            augment=automatic if self.augment == "auto" else self.augment,
-            cache=self.cache,
-            cache_bytes=self.cache_bytes,
-            on_error=self.on_error,
-            threads=self.threads,
-            prefetch=self.prefetch,
         )
 
 

@@ -33,13 +33,14 @@ class HeldOut:
         micro_batch = config.micro_batch(ranks.world)
         self.batches = max(1, -(-config.data.held_out_crops // (micro_batch * ranks.world)))
         self.crops = self.batches * micro_batch * ranks.world
-        data = config.data
-        if not isinstance(config.method, SimCLRConfig):
-            data = dataclasses.replace(data, augment="none")
-        drawn = data.loader_config(config.vit, config.method, micro_batch, config.seed)
+        contrastive = isinstance(config.method, SimCLRConfig)
+        seed = config.seed + SEED_OFFSET
+        drawn = config.data.loader_config(config.vit, config.method, micro_batch, seed)
         self.loader = Loader(
-            data.corpus,
-            dataclasses.replace(drawn, seed=config.seed + SEED_OFFSET, cache="host"),
+            config.data.corpus,
+            dataclasses.replace(
+                drawn, augment=drawn.augment if contrastive else "none", cache="host"
+            ),
             rank=ranks.rank,
             world=ranks.world,
             device=ranks.device,

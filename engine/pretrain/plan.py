@@ -98,7 +98,9 @@ def make_plan(
         "gathered_gb": width * gathered / 1e9,
         "accumulated_gb": accumulated_bytes(config, shards, gpus) / 1e9,
         "activation_gb": width * activation_values(config) * micro_batch / 1e9,
-        "cache_gb": config.data.cache_bytes / 1e9 if config.data.cache == "device" else 0.0,
+        "cache_gb": config.data.loader.cache_bytes / 1e9
+        if config.data.loader.cache == "device"
+        else 0.0,
     }
     network = network_bytes(config, shards, gpus, width)
     return Plan(

@@ -167,7 +167,7 @@ def leave(
     provenance = {
         "method": method_name(config.method),
         "step": config.steps,
-        "normalise": config.data.normalise,
+        "normalise": config.data.loader.normalise,
         "corpus_sha256": identity.corpus_sha256,
         "config_sha256": identity.config_sha256,
     }

@@ -10,6 +10,7 @@ plain starting points by size, `openmind-*` is for corpora of a hundred thousand
 from collections.abc import Callable
 from dataclasses import replace
 
+from mim3d.dataio.loader.config import LoaderConfig
 from mim3d.engine.distributed.parallel import ParallelConfig
 from mim3d.engine.errors import ConfigError
 from mim3d.engine.models.build import MethodConfig
@@ -32,6 +33,8 @@ SIZES = {
     "h": (1280, 32, 16),
 }
 """Width, depth and heads of the encoder by name."""
+LOADER = LoaderConfig(augment="auto", cache="host", threads=2)
+"""What the recipes begin with: compressed chunks stay in memory, crops are augmented."""
 MIM_METHODS: dict[str, MethodConfig] = {
     "mae": MAEConfig(loss="l1", normalise_target=False),
     "simmim": SimMIMConfig(loss="l1"),
@@ -58,7 +61,12 @@ def demo(method: str) -> PretrainConfig:
         vit=sized_vit("tiny", 32, 8),
         # Flips would hide how anatomy lies, which a minute is too short to learn both ways.
         data=DataConfig(
-            snap=8, cache_bytes=1 << 30, augment="contrastive" if method == "simclr" else "none"
+            loader=replace(
+                LOADER,
+                snap=8,
+                cache_bytes=1 << 30,
+                augment="contrastive" if method == "simclr" else "none",
+            )
         ),
         schedule=ScheduleConfig(lr=2e-3 if method != "simclr" else 1e-3, warmup_steps=60),
         checkpoint=CheckpointConfig(every=300),
@@ -74,7 +82,9 @@ def paper(method: str, channels: int) -> PretrainConfig:
     return PretrainConfig(
         method=MIM_METHODS[method],
         vit=sized_vit("b", 96, 16, channels),
-        data=DataConfig(normalise=normalise, cache_bytes=32 << 30, threads=8),
+        data=DataConfig(
+            loader=replace(LOADER, normalise=normalise, cache_bytes=32 << 30, threads=8)
+        ),
         optim=OptimConfig(weight_decay=0.05),
         schedule=ScheduleConfig(lr=1e-4, warmup_steps=1000),
         global_batch=128,
@@ -92,7 +102,7 @@ def mae_vit(size: str, crop: int, patch: int) -> PretrainConfig:
     return PretrainConfig(
         method=MAEConfig(loss="l2"),
         vit=sized_vit(size, crop, patch),
-        data=DataConfig(cache="device", cache_bytes=64 << 30, threads=8),
+        data=DataConfig(loader=replace(LOADER, cache="device", cache_bytes=64 << 30, threads=8)),
         schedule=ScheduleConfig(lr=3e-4, warmup_steps=2000),
         parallel=ParallelConfig(compile=True),
         global_batch=256,
@@ -105,7 +115,7 @@ def openmind() -> PretrainConfig:
     base = mae_vit("l", 160, 8)
     return replace(
         base,
-        data=replace(base.data, cache="host", cache_bytes=256 << 30, threads=16),
+        data=DataConfig(loader=replace(LOADER, cache_bytes=256 << 30, threads=16)),
         schedule=ScheduleConfig(lr=3e-4, warmup_steps=10_000),
         parallel=ParallelConfig(compile=True, recompute=True),
         checkpoint=CheckpointConfig(every=2000, keep=3),

@@ -5,6 +5,7 @@ from dataclasses import dataclass, replace
 from itertools import product
 from pathlib import Path
 
+from mim3d.dataio.loader.config import LoaderConfig
 from mim3d.engine.errors import ConfigError
 from mim3d.engine.finetune.config import FinetuneConfig, Head
 from mim3d.engine.finetune.splits import Splits
@@ -192,10 +193,13 @@ def pretrain_config(
         data=DataConfig(
             corpus=config.data.corpus,
             subjects=splits.pretrain,
-            normalise=config.data.normalise,
-            augment="auto" if contrastive else plan.mim_augment,
-            snap=plan.snap,
-            threads=1,
+            loader=LoaderConfig(
+                normalise=config.data.normalise,
+                augment="auto" if contrastive else plan.mim_augment,
+                snap=plan.snap,
+                cache="host",
+                cache_bytes=4 << 30,
+            ),
         ),
         optim=OptimConfig(weight_decay=plan.weight_decay),
         schedule=ScheduleConfig(

@@ -52,7 +52,11 @@ def small_config(corpus: Path | str, method: str = "mae", **changes: object) -> 
         base,
         method=part,
         vit=dataclasses.replace(base.vit, crop_size=(16, 16, 32), width=24, depth=2, heads=2),
-        data=dataclasses.replace(base.data, corpus=str(corpus), threads=1),
+        data=dataclasses.replace(
+            base.data,
+            corpus=str(corpus),
+            loader=dataclasses.replace(base.data.loader, threads=1),
+        ),
         schedule=dataclasses.replace(base.schedule, warmup_steps=2),
         checkpoint=dataclasses.replace(base.checkpoint, every=3),
         log=dataclasses.replace(base.log, every=1, tensorboard=False, picture_every=0),

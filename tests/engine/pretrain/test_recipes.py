@@ -91,7 +91,11 @@ def test_identity_leaves_out_what_does_not_decide():
     same = dataclasses.replace(
         config,
         checkpoint=CheckpointConfig(every=7),
-        data=dataclasses.replace(config.data, corpus="/elsewhere", threads=9),
+        data=dataclasses.replace(
+            config.data,
+            corpus="/elsewhere",
+            loader=dataclasses.replace(config.data.loader, threads=9),
+        ),
     )
     other = dataclasses.replace(config, seed=1)
     hashes = [config_sha256(config_identity(c)) for c in (config, same, other)]

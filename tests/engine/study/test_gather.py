@@ -1,6 +1,8 @@
 """A study's results are gathered from its finished parts, whatever became of the rest."""
 
 import json
+import re
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,6 +17,7 @@ from mim3d.engine.analysis.summary import pairs_of, summarise
 from mim3d.engine.analysis.verdict import gate_statements, headline
 from mim3d.engine.commands import compare as command
 from mim3d.engine.errors import ConfigError
+from mim3d.engine.finetune.config import LabelledData
 from mim3d.engine.finetune.splits import Splits
 from mim3d.engine.models.mae import MAEConfig
 from mim3d.engine.models.vit import ViT3D, ViTConfig
@@ -23,6 +26,7 @@ from mim3d.engine.report.limits import leak_limits
 from mim3d.engine.runs.encoder_file import save_encoder
 from mim3d.engine.runs.files import read_json, read_jsonl, write_json, write_jsonl
 from mim3d.engine.study import gather as gathering
+from mim3d.engine.study import run as study_run
 from mim3d.engine.study.config import ArmPlan, FinetunePlan, PretrainPlan, StudyConfig
 from mim3d.engine.study.gather import gather, places, write_plan
 from mim3d.engine.study.plan import Cell, pretrainings, scored_cells, tuning_cells
@@ -313,3 +317,31 @@ def test_classification_is_reported_by_its_own_metrics(tmp_path: Path) -> None:
     assert "classification, all labels" in page
     study = Study.load(tmp_path)
     assert json.dumps(headline(study, summarise(study)).whole)
+
+
+def test_a_study_of_an_earlier_version_is_drawn_and_not_mixed_with_another(
+    config: StudyConfig, corpus: Corpus, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Version 0.1.0 kept a variant's settings in plan.json, under names of its own."""
+    cells = plan(replace(config, arms=("mae",)), corpus, tmp_path)
+    text = json.loads((tmp_path / "plan.json").read_text())
+    text["pretrainings"] = [{"arm": "mae", "variant": {"pretrain_lr": 0.0005}, "seed": None}]
+    text["cells"][cells[0].key]["variant"] = "pretrain_lr 0.0005"
+    text["about"] |= {"ablation": "rates", "ablation_axes": ["pretrain_lr"]}
+    text["about"]["variants"] = {"pretrain_lr 0.0005": {"pretrain_lr": 0.0005}}
+    write_json(tmp_path / "plan.json", text)
+    finish(tmp_path, cells[0])
+    folder = tmp_path / "pretrain" / "mae_pretrain-lr-0.0005"
+    made = {"method": {"name": "mae"}, "global_batch": 8, "steps": 4}
+    write_json(folder / "config.json", made)
+    write_json(folder / "pretext.json", {"learned": True, "loss": 0.5, "floor": 1.0})
+    (folder / "metrics.jsonl").write_text('{"step": 0, "loss": 1.0}\n')
+    monkeypatch.setattr(study_run, "opened_corpus", lambda place: nullcontext((corpus, None)))
+    here = replace(config, data=LabelledData("c.zarr"))
+    with pytest.raises(ConfigError, match=r"varied pretrain_lr, .* into another --out") as refused:
+        study_run.run_study(here, tmp_path)
+    words = re.search(r"`mim3d compare (.*?)`", str(refused.value))
+    assert words is not None
+    assert command.main(words[1].split()).exit_code == 0
+    (row,) = read_json(tmp_path / "pretraining.json")
+    assert (row["variant"], row["crops"]) == ("pretrain_lr 0.0005", 32)

@@ -132,7 +132,7 @@ def test_a_search_of_pretext_settings_leaves_the_test_subjects_alone() -> None:
         own = getattr(run.method, "mask_ratio", None) or getattr(run.method, "temperature", None)
         arm = key.split("_")[0]
         by_arm.setdefault(arm, set()).add((run.schedule.lr, own))
-        assert run.data.augment == ("auto" if arm == "simclr" else "none")
+        assert run.data.loader.augment == ("auto" if arm == "simclr" else "none")
     assert {len(settings) for settings in by_arm.values()} == {4}
     cells = scored_cells(config, {})
     assert {finetune_config(config, cell, SPLITS, OUT).test for cell in cells} == {()}
