@@ -31,6 +31,14 @@ from mim3d.engine.study.config import (
     plain,
     settings_in_words,
 )
+from mim3d.engine.study.origin import (
+    SHOWN,
+    foreign_source,
+    kept_origin,
+    own_cells,
+    wanted_origin,
+    wanted_settings,
+)
 from mim3d.engine.study.plan import Cell, arm_names, given_path, pretraining_key, pretrainings
 from mim3d.engine.study.pretext import external_row, pretraining_row
 from mim3d.engine.training.corpus import corpus_sha256
@@ -71,9 +79,16 @@ def write_plan(
         "about": about | known,
         "cells": {cell.key: cell_fields(cell) for cell in cells},
         "pretrainings": [
-            {"arm": p.arm, "variant": p.variant.name, "seed": p.seed, "key": p.key}
+            {
+                "arm": p.arm,
+                "variant": p.variant.name,
+                "seed": p.seed,
+                "key": p.key,
+                "settings_sha256": wanted_settings(config, p, splits),
+            }
             for p in pretrainings(config)
         ],
+        "origins": {cell.key: wanted_origin(config, cell, splits) for cell in cells},
         "given": {arm: path for arm in arm_names(config) if (path := given_path(config, arm))},
         "corpus_sha256": corpus_sha256(corpus),
         "notes": notes,
@@ -114,7 +129,9 @@ def gather(out: Path) -> bool:
     if not (out / PLAN).exists():
         return False
     plan = read_json(out / PLAN)
-    done = {key: about for key, about in plan["cells"].items() if result_file(out, key).exists()}
+    finished = [key for key in plan["cells"] if result_file(out, key).exists()]
+    own, left_out = own_cells(plan, finished, out)
+    done = {key: plan["cells"][key] for key in own}
     if not done:
         return False
     rows: list[Row] = []
@@ -122,14 +139,15 @@ def gather(out: Path) -> bool:
     remarks: dict[str, list[Row]] = {}
     for key, fields in done.items():
         result = read_json(result_file(out, key))
-        about = fields | {"n_labelled": len(result["subjects"]["train"])}
+        about = fields | {"n_labelled": len(result["subjects"]["train"])} | origin_fields(out, key)
         pictures = Path("cells") / key / PICTURES
         shown = {"pictures": str(pictures)} if (out / pictures).exists() else {}
         rows += [{**about, **row, **shown} for row in result["rows"]]
         cases += [{**about, **case} for case in result["cases"]]
         for note in result["notes"]:
             remarks.setdefault(note, []).append(fields)
-    notes = [*plan["notes"], *cell_notes(remarks, list(done.values()), plan["notes"])]
+    notes = [*plan["notes"], *left_out]
+    notes += cell_notes(remarks, list(done.values()), plan["notes"])
     write_jsonl(out / RESULTS, rows)
     write_jsonl(out / CASES, cases)
     write_json(out / PRETRAINING, pretraining_rows(plan, out))
@@ -140,6 +158,12 @@ def gather(out: Path) -> bool:
 def result_file(out: Path, key: str) -> Path:
     """Where a cell leaves its result."""
     return out / "cells" / key / RESULT
+
+
+def origin_fields(out: Path, key: str) -> Row:
+    """The first digits of the hash of the encoder that a cell started from, where it is kept."""
+    kept = kept_origin(out / "cells" / key)
+    return {"pretraining_sha256": kept["weights_sha256"][:SHOWN]} if kept else {}
 
 
 def cell_fields(cell: Cell) -> Row:
@@ -163,6 +187,7 @@ def pretraining_rows(plan: Row, out: Path) -> list[Row]:
         pretraining_row(one, out)
         for one in map(named, plan["pretrainings"])
         if (out / "pretrain" / one["key"] / "pretext.json").exists()
+        and not foreign_source({"pretraining": one["key"], **one}, out)
     ]
     return rows + [
         external_row(arm, Path(path), held_out, plan["corpus_sha256"], out)

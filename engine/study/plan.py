@@ -217,11 +217,18 @@ def init_of(config: StudyConfig, cell: Cell, out: Path) -> str:
     """Where a cell's encoder comes from, empty for scratch."""
     if cell.arm == "scratch":
         return ""
-    path = given_path(config, cell.arm)
-    if path:
-        return path
+    pretraining = pretraining_of(config, cell)
+    if pretraining is None:
+        return given_path(config, cell.arm)
+    return str(out / "pretrain" / pretraining.key)
+
+
+def pretraining_of(config: StudyConfig, cell: Cell) -> Pretraining | None:
+    """The study's own pretraining that a cell starts from, None of scratch and of given arms."""
+    if not is_pretrained_here(config, cell.arm):
+        return None
     seed = cell.seed if config.pretrain.per_seed else None
-    return str(out / "pretrain" / Pretraining(cell.arm, cell.variant.of(cell.arm), seed).key)
+    return Pretraining(cell.arm, cell.variant.of(cell.arm), seed)
 
 
 def finetune_config(config: StudyConfig, cell: Cell, splits: Splits, out: Path) -> FinetuneConfig:

@@ -25,6 +25,7 @@ def pretraining_row(wanted: Row, out: Path) -> Row:
         "variant": wanted["variant"],
         "seed": wanted["seed"],
         **row,
+        "sha256": weights_sha256(folder),
         "picture": keep_picture(folder, out / "pictures" / f"{wanted['key']}.png", out),
     }
 
@@ -51,6 +52,12 @@ def external_row(
         "given": str(given),
         "leaked": leaked,
     }
+
+
+def weights_sha256(folder: Path) -> str:
+    """The hash of a run's encoder as its card has it, empty where it has none."""
+    card = folder / CARD
+    return str(read_json(card).get("weights_sha256", "")) if card.is_file() else ""
 
 
 def run_of(given: Path) -> Path | None:

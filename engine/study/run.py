@@ -26,6 +26,7 @@ from mim3d.engine.runs.folder_lock import sole_writer
 from mim3d.engine.study.config import EARLIER_SETTINGS, SCRATCH, StudyConfig
 from mim3d.engine.study.curves import Curve, area_under
 from mim3d.engine.study.gather import PLAN, gather, write_plan
+from mim3d.engine.study.origin import foreign_origin, foreign_source, keep_origin, wanted_origin
 from mim3d.engine.study.plan import (
     Cell,
     finetune_config,
@@ -77,14 +78,17 @@ def run_phases(config: StudyConfig, corpus: Corpus, out: Path) -> StudyResult:
     tuning = tuning_cells(config)
     # Cells that wait for no pretraining and no tuning fill the cores beside the pretrainings.
     free = [] if tuning else [c for c in scored_cells(config, {}) if waits_for_nothing(config, c)]
+    free = of_their_pretraining(config, free, splits, out)
     first = [*pretrain_tasks(config, splits, out), *cell_tasks(config, free, splits, out)]
     failed: dict[str, str] = {}
     keep_results(config, corpus, splits, failed, out)
     failed |= run_tasks(first, workers, "pretraining")
     keep_results(config, corpus, splits, failed, out)
+    tuning = of_their_pretraining(config, tuning, splits, out)
     failed |= run_tasks(cell_tasks(config, tuning, splits, out), workers, "tuning")
     keep_results(config, corpus, splits, failed, out)
     cells = [c for c in scored_cells(config, choose_lr(tuning, out)) if c.key not in failed]
+    cells = of_their_pretraining(config, cells, splits, out)
     failed |= run_tasks(cell_tasks(config, cells, splits, out), workers, "fine-tuning")
     if not keep_results(config, corpus, splits, failed, out):
         first_failure = next(iter(failed.items()), ("", "no cell was run"))
@@ -97,7 +101,8 @@ def keep_results(
 ) -> bool:
     """Name all parts of the study and gather those that are done; whether there are any."""
     tuning = tuning_cells(config)
-    cells = [*tuning, *scored_cells(config, choose_lr(tuning, out))]
+    chosen = choose_lr(of_their_pretraining(config, tuning, splits, out), out)
+    cells = [*tuning, *scored_cells(config, chosen)]
     write_plan(config, corpus, splits, cells, failed, out)
     return gather(out)
 
@@ -134,6 +139,23 @@ def pretrain_one(config: Any, folder: Path) -> None:
     shutil.rmtree(folder / "checkpoints", ignore_errors=True)
 
 
+def of_their_pretraining(
+    config: StudyConfig, cells: list[Cell], splits: Splits, out: Path
+) -> list[Cell]:
+    """Cells whose encoder is the one asked for; the others neither run nor choose rates.
+
+    One that stopped half-way with another encoder is told as it is tried.
+    """
+    found = []
+    for cell in cells:
+        wanted = wanted_origin(config, cell, splits)
+        finished = (out / "cells" / cell.key / RESULT).exists()
+        why = foreign_source(wanted, out) or (finished and foreign_origin(wanted, cell.key, out))
+        if not why:
+            found.append(cell)
+    return found
+
+
 def cell_tasks(config: StudyConfig, cells: list[Cell], splits: Splits, out: Path) -> list[Task]:
     """Cells without a result as tasks; ConfigError where a result is of other settings."""
     tasks = []
@@ -148,6 +170,7 @@ def cell_tasks(config: StudyConfig, cells: list[Cell], splits: Splits, out: Path
 
 def run_cell(config: FinetuneConfig, out: Path, key: str) -> None:
     """One fine-tuning run, with progress."""
+    keep_origin(config.init, out / "cells" / key)
     with progress(key, config.steps, "steps") as shown:
         run_finetune(config, out / "cells" / key, shown.advance, keep_model=False)
 

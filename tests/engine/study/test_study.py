@@ -203,8 +203,8 @@ def test_workers_end_with_a_study_that_was_killed(tmp_path: Path) -> None:
     script = f"""
 import time
 from pathlib import Path
-from mim3d.engine.pool import Task, run_tasks
-from mim3d.engine.json_file import write_json
+from mim3d.engine.study.pool import Task, run_tasks
+from mim3d.engine.runs.files import write_json
 if __name__ == "__main__":
     tasks = [Task(f"sleep {{n}}", time.sleep, (600 + n,)) for n in range(2)]
     tasks += [Task("late", write_json, (Path({str(tmp_path)!r}) / "late.json", 1))]

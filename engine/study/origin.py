@@ -1,0 +1,132 @@
+"""Which pretraining a cell started from, kept beside its result and held against what is asked.
+
+`origin.json` in a cell's folder has `weights_sha256` of the encoder and `settings_sha256` of the
+run that made it (None of an encoder given by path without its run). Cells of earlier versions
+have none; of them only the pretraining that lies there now can be checked.
+"""
+
+from collections.abc import Iterable
+from pathlib import Path
+
+from mim3d.engine.errors import CheckpointError, ConfigError
+from mim3d.engine.finetune.splits import Splits
+from mim3d.engine.pretrain.config import config_identity, config_sha256, identity_of
+from mim3d.engine.runs.encoder_file import read_card
+from mim3d.engine.runs.files import file_sha256, read_json, write_json
+from mim3d.engine.study.config import Row, StudyConfig
+from mim3d.engine.study.plan import Cell, Pretraining, given_path, pretrain_config, pretraining_of
+
+ORIGIN = "origin.json"
+SHOWN = 16
+"""Digits of a hash that rows carry."""
+
+
+def wanted_settings(config: StudyConfig, pretraining: Pretraining, splits: Splits) -> str:
+    """Hash of the settings that a pretraining is asked to have."""
+    return config_sha256(config_identity(pretrain_config(config, pretraining, splits)))
+
+
+def wanted_origin(config: StudyConfig, cell: Cell, splits: Splits) -> Row:
+    """Where a cell's encoder is to come from, and by which settings; empty of scratch."""
+    pretraining = pretraining_of(config, cell)
+    if pretraining is not None:
+        settings = wanted_settings(config, pretraining, splits)
+        return {"pretraining": pretraining.key, "settings_sha256": settings}
+    given = given_path(config, cell.arm)
+    return {"given": given} if given else {}
+
+
+def source_of(wanted: Row, out: Path) -> Path:
+    """Where the encoder lies that a cell of the study in `out` is to start from."""
+    return Path(wanted["given"]) if "given" in wanted else out / "pretrain" / wanted["pretraining"]
+
+
+def keep_origin(source: str, folder: Path) -> None:
+    """Store what a cell is about to start from; ConfigError where it began from other weights."""
+    if not source:
+        return
+    now, file = origin_of(source), folder / ORIGIN
+    then = read_json(file) if file.exists() else now
+    if then["weights_sha256"] != now["weights_sha256"]:
+        raise ConfigError(
+            f"{folder} began from another encoder than {source} holds now (sha256 "
+            f"{then['weights_sha256'][:12]} then, {now['weights_sha256'][:12]} now): delete "
+            f"{folder} to run it anew"
+        )
+    write_json(file, now)
+
+
+def origin_of(source: str) -> Row:
+    """Hashes of an encoder's weights and of the settings of its run."""
+    weights, card = read_card(source)
+    return {
+        "weights_sha256": card.get("weights_sha256") or file_sha256(weights),
+        "settings_sha256": settings_of(weights.parent),
+    }
+
+
+def settings_of(run: Path) -> str | None:
+    """Hash of a run's settings, None where it does not tell them."""
+    try:
+        return config_sha256(identity_of(read_json(run / "config.json")))
+    except (OSError, KeyError, TypeError, ValueError):
+        return None
+
+
+def kept_origin(folder: Path) -> Row:
+    """What a cell started from, empty where that was not kept."""
+    return read_json(folder / ORIGIN) if (folder / ORIGIN).exists() else {}
+
+
+def foreign_source(wanted: Row, out: Path) -> str:
+    """Why the encoder that lies there is not the one asked for; empty where it is, or none does."""
+    if not wanted.get("settings_sha256"):
+        return ""
+    folder = source_of(wanted, out)
+    made = settings_of(folder)
+    if made is None or made == wanted["settings_sha256"]:
+        return ""
+    return f"{folder} holds a pretraining of other settings"
+
+
+def foreign_origin(wanted: Row, key: str, out: Path) -> str:
+    """Why a cell's result is not of the pretraining asked for; empty where it may be."""
+    kept = kept_origin(out / "cells" / key)
+    if not wanted:
+        return ""
+    if not kept:
+        return foreign_source(wanted, out)
+    settings = wanted.get("settings_sha256")
+    if settings and kept["settings_sha256"] != settings:
+        return "started from a pretraining of other settings"
+    source = source_of(wanted, out)
+    try:
+        now = origin_of(str(source))
+    except (CheckpointError, OSError):
+        return ""  # the encoder is gone; the cell's own record agrees
+    if now["weights_sha256"] != kept["weights_sha256"]:
+        return f"started from another encoder than {source} holds now"
+    return ""
+
+
+def own_cells(plan: Row, keys: Iterable[str], out: Path) -> tuple[list[str], list[str]]:
+    """Of finished cells those of the pretraining asked for, and notes on the others."""
+    own: list[str] = []
+    others: dict[tuple[str, str], list[str]] = {}
+    for key in keys:
+        if why := foreign_origin(plan.get("origins", {}).get(key, {}), key, out):
+            others.setdefault((why, plan["cells"][key]["arm"]), []).append(key)
+        else:
+            own.append(key)
+    return own, [foreign_note(why, arm, found, out) for (why, arm), found in others.items()]
+
+
+def foreign_note(why: str, arm: str, keys: list[str], out: Path) -> str:
+    """What is left out of the results, why, and how to have it run."""
+    shown = ", ".join(str(out / "cells" / key) for key in keys[:2])
+    more = f" and {len(keys) - 2} more" if len(keys) > 2 else ""
+    runs = f"{len(keys)} result{'s' if len(keys) > 1 else ''}"
+    return (
+        f"{runs} of {arm} left out: {why}. Delete {shown}{more}, and the pretraining where it is "
+        "of other settings, to run them anew with the same command; or choose another --out"
+    )
