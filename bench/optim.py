@@ -16,13 +16,8 @@ from mim3d.engine.distributed.parallel import make_mesh, shard_group, shard_mode
 from mim3d.engine.distributed.process_group import Ranks, process_ranks
 from mim3d.engine.pretrain.config import PretrainConfig
 from mim3d.engine.pretrain.recipes import recipe
-from mim3d.engine.training.optim import (
-    OptimConfig,
-    ShardedOptimiser,
-    apex_problem,
-    decayed,
-    load_apex,
-)
+from mim3d.engine.training.config import OptimConfig
+from mim3d.engine.training.optim import ShardedOptimiser, apex_problem, decayed, load_apex
 
 LR = 1e-4
 BYTES_PER_PARAMETER = 28

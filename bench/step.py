@@ -30,9 +30,8 @@ from mim3d.engine.distributed.parallel import (
 )
 from mim3d.engine.distributed.process_group import Ranks, process_ranks
 from mim3d.engine.errors import ConfigError
-from mim3d.engine.models.build import method_name
+from mim3d.engine.models.config import MAEConfig, method_name
 from mim3d.engine.models.flops import peak_bf16, run_flops
-from mim3d.engine.models.mae import MAEConfig
 from mim3d.engine.pretrain.config import PretrainConfig
 from mim3d.engine.pretrain.recipes import recipe
 from mim3d.engine.training.optim import ShardedOptimiser

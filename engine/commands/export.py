@@ -7,7 +7,8 @@ import tyro
 
 from mim3d.engine.commands.arguments import parse
 from mim3d.engine.commands.outcome import Outcome
-from mim3d.engine.runs.export import Axes, Format, export_encoder
+from mim3d.engine.runs.config import Axes, Format
+from mim3d.engine.runs.export import export_encoder
 
 DESCRIPTION = """Write a pretrained encoder for other libraries.
 

@@ -1,1 +1,1 @@
-"""Ranks: process_group, parallel (FSDP2), stop (signals), first_failure, launch."""
+"""Ranks: config (no torch), process_group, parallel (FSDP2), stop (signals), first_failure, launch."""

@@ -7,9 +7,8 @@ type. Where it would only copy every weight and gradient once a step, the model 
 import dataclasses
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 from itertools import pairwise
-from typing import Any, Literal
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -17,46 +16,8 @@ from torch import nn
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 
+from mim3d.engine.distributed.config import ParallelConfig
 from mim3d.engine.errors import ConfigError
-
-Precision = Literal["auto", "fp32", "bf16", "fp16"]
-
-
-@dataclass(frozen=True)
-class ParallelConfig:
-    """How the model is spread over ranks and how a step is computed."""
-
-    replicate: int = 1
-    """Groups of ranks that each hold the whole model (HSDP); 1 shards over all ranks (FSDP)."""
-    grad_accum: int = 1
-    """Micro-batches of a step."""
-    precision: Precision = "auto"
-    """auto is bf16 where the GPU has it, fp16 with a loss scaler where not, fp32 on a CPU."""
-    recompute: bool = False
-    """Rebuild activations of blocks in backward: less memory, a third more arithmetic."""
-    compile: bool = False
-    """torch.compile every block."""
-    reshard_after_forward: bool = True
-    """Free a block's gathered parameters after its forward pass."""
-    min_block_parameters: int = 1_000_000
-    """Smaller blocks are gathered with the root: a collective of their own would cost more."""
-    one_rank: Literal["whole", "sharded"] = "whole"
-    """A single rank in fp32: the model as it is, or FSDP all the same, copying it each step."""
-    deterministic: bool = False
-    """Deterministic kernels on a GPU, slower: there, bitwise repeats and resumes need it."""
-    timeout_s: float = 600.0
-    """A rank that waits this long for another ends the run."""
-
-    def __post_init__(self) -> None:
-        """Counts are at least one."""
-        if min(self.replicate, self.grad_accum) < 1:
-            raise ConfigError(
-                f"parallel.replicate {self.replicate} and parallel.grad_accum {self.grad_accum} "
-                "must be at least 1"
-            )
-        if not self.timeout_s > 0.0:
-            raise ConfigError(f"parallel.timeout_s {self.timeout_s} must be positive")
-
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 

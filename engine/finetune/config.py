@@ -9,10 +9,9 @@ import tyro
 
 from mim3d.engine.errors import ConfigError
 from mim3d.engine.finetune.splits import SplitConfig
-from mim3d.engine.models.swin import SwinConfig
-from mim3d.engine.models.vit import ViTConfig
+from mim3d.engine.models.config import SwinConfig, ViTConfig
 from mim3d.engine.runs.encoder_file import read_card
-from mim3d.engine.training.schedule import ScheduleConfig
+from mim3d.engine.training.config import ScheduleConfig
 
 Head = Literal["unetr", "tokens", "linear", "classify"]
 

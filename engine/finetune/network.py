@@ -9,11 +9,12 @@ from torch import nn
 
 from mim3d.engine.errors import ConfigError
 from mim3d.engine.finetune.config import FinetuneConfig
+from mim3d.engine.models.config import SwinConfig, ViTConfig
 from mim3d.engine.models.flops import encoder_flops
-from mim3d.engine.models.swin import SwinConfig, SwinEncoder
+from mim3d.engine.models.swin import SwinEncoder
 from mim3d.engine.models.swin_unetr import SwinDecoder, SwinSegmentationNet
 from mim3d.engine.models.unetr import LinearDecoder, MonaiDecoder, SegmentationNet, UNETRDecoder
-from mim3d.engine.models.vit import ViT3D, ViTConfig
+from mim3d.engine.models.vit import ViT3D
 from mim3d.engine.runs.encoder_file import load_encoder, load_swin
 
 

@@ -1,8 +1,9 @@
-from .mae import MAE, MAEConfig
-from .simclr import SimCLR, SimCLRConfig
-from .simmim import SimMIM, SimMIMConfig
-from .swin import SwinConfig, SwinEncoder
-from .vit import ViT3D, ViTConfig
+from .config import MAEConfig, SimCLRConfig, SimMIMConfig, SwinConfig, ViTConfig
+from .mae import MAE
+from .simclr import SimCLR
+from .simmim import SimMIM
+from .swin import SwinEncoder
+from .vit import ViT3D
 
 __all__ = [
     "MAE",

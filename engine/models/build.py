@@ -3,19 +3,19 @@
 import torch
 
 from mim3d.engine.errors import ConfigError
-from mim3d.engine.models.mae import MAE, MAEConfig
+from mim3d.engine.models.config import (
+    MAEConfig,
+    MethodConfig,
+    SimMIMConfig,
+    SwinConfig,
+    ViTConfig,
+)
+from mim3d.engine.models.mae import MAE
 from mim3d.engine.models.objective import Objective
-from mim3d.engine.models.simclr import SimCLR, SimCLRConfig
-from mim3d.engine.models.simmim import SimMIM, SimMIMConfig
-from mim3d.engine.models.swin import SwinConfig, SwinEncoder, SwinSimMIM
-from mim3d.engine.models.vit import ViT3D, ViTConfig
-
-MethodConfig = MAEConfig | SimMIMConfig | SimCLRConfig
-
-
-def method_name(method: MethodConfig) -> str:
-    """mae, simmim or simclr."""
-    return type(method).__name__.removesuffix("Config").lower()
+from mim3d.engine.models.simclr import SimCLR
+from mim3d.engine.models.simmim import SimMIM
+from mim3d.engine.models.swin import SwinEncoder, SwinSimMIM
+from mim3d.engine.models.vit import ViT3D
 
 
 def build_method(

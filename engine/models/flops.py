@@ -8,11 +8,14 @@ no gradient. Recomputed activations do not count: they are not work the model as
 import re
 from dataclasses import dataclass
 
-from mim3d.engine.models.mae import MAEConfig
-from mim3d.engine.models.simclr import SimCLRConfig
-from mim3d.engine.models.simmim import SimMIMConfig
-from mim3d.engine.models.swin import STRIDE, SwinConfig, swin_stages
-from mim3d.engine.models.vit import ViTConfig
+from mim3d.engine.models.config import (
+    MAEConfig,
+    SimCLRConfig,
+    SimMIMConfig,
+    SwinConfig,
+    ViTConfig,
+)
+from mim3d.engine.models.swin import STRIDE, swin_stages
 from mim3d.kernels.masking import n_visible
 
 PEAK_BF16 = {

@@ -1,43 +1,14 @@
 """Masked autoencoder: the encoder sees visible patches only, a light decoder paints the rest."""
 
-from dataclasses import dataclass
-
 import torch
 from torch import Tensor, nn
 
-from mim3d.engine.errors import ConfigError
+from mim3d.engine.models.config import MAEConfig, ViTConfig
 from mim3d.engine.models.masked import MaskedMethod
-from mim3d.engine.models.methods import MaskConfig
-from mim3d.engine.models.vit import Block, ViT3D, ViTConfig, initialise_linear, sincos_positions
+from mim3d.engine.models.vit import Block, ViT3D, initialise_linear, sincos_positions
 from mim3d.kernels.decoder_tokens import decoder_tokens
 from mim3d.kernels.masking import PatchMasks
 from mim3d.kernels.patch_rows import gather_patch_rows
-
-
-@dataclass(frozen=True)
-class MAEConfig(MaskConfig):
-    """Masked autoencoder (He et al. 2022) on volumes."""
-
-    decoder_width: int = 512
-    """Features of a decoder token."""
-    decoder_depth: int = 8
-    """Decoder blocks."""
-    decoder_heads: int = 16
-    """Attention heads of the decoder; must divide decoder_width."""
-
-    def __post_init__(self) -> None:
-        """Check the decoder's shape too."""
-        super().__post_init__()
-        if self.decoder_depth < 0 or self.decoder_width < 6:
-            raise ConfigError(
-                f"method.decoder_depth {self.decoder_depth} must not be negative and "
-                f"method.decoder_width {self.decoder_width} at least 6"
-            )
-        if self.decoder_heads < 1 or self.decoder_width % self.decoder_heads:
-            raise ConfigError(
-                f"method.decoder_heads {self.decoder_heads} must divide method.decoder_width "
-                f"{self.decoder_width}"
-            )
 
 
 class MAE(MaskedMethod[MAEConfig]):

@@ -7,10 +7,10 @@ import torch
 from torch import Tensor
 
 from mim3d.dataio.loader.batch import Batch
-from mim3d.engine.models.methods import MaskConfig
+from mim3d.engine.models.config import MaskConfig, ViTConfig
+from mim3d.engine.models.masks import draw_masks
 from mim3d.engine.models.objective import Objective, StepOutput
 from mim3d.engine.models.trivial import paste_patches, trivial_losses, voxel_rows
-from mim3d.engine.models.vit import ViTConfig
 from mim3d.kernels.masked_loss import masked_voxel_loss
 from mim3d.kernels.masking import PatchMasks
 
@@ -35,7 +35,7 @@ class MaskedMethod(Objective, Generic[Config]):
         trivial predictors.
         """
         vit, config = self.vit_config, self.config
-        masks = config.draw(self.mask_seed, batch, vit)
+        masks = draw_masks(config, self.mask_seed, batch, vit)
         loss = masked_voxel_loss(
             self.predict(batch.image, masks),
             batch.image,
@@ -51,14 +51,14 @@ class MaskedMethod(Objective, Generic[Config]):
     def baselines(self, batch: Batch) -> dict[str, Tensor]:
         """Losses of trivial predictors on the same hidden voxels; needs no weights."""
         vit, config = self.vit_config, self.config
-        masks = config.draw(self.mask_seed, batch, vit)
+        masks = draw_masks(config, self.mask_seed, batch, vit)
         return trivial_losses(batch.image, masks, vit, config.loss, config.normalise_target)
 
     @torch.no_grad()
     def reconstruct(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """Crops with hidden patches emptied and painted: two (b, c, z, y, x) float32 volumes."""
         vit = self.vit_config
-        masks = self.config.draw(self.mask_seed, batch, vit)
+        masks = draw_masks(self.config, self.mask_seed, batch, vit)
         painted = self.predict(batch.image, masks).float()
         if painted.dim() == 5:
             painted = voxel_rows(painted, masks.masked_ids, vit)

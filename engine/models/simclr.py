@@ -1,38 +1,15 @@
 """SimCLR: two views of a crop attract, all other crops of the global batch repel."""
 
-from dataclasses import dataclass
-
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
 from mim3d.dataio.loader.batch import Batch
 from mim3d.engine.errors import ConfigError
+from mim3d.engine.models.config import SimCLRConfig
 from mim3d.engine.models.objective import Objective, StepOutput
 from mim3d.engine.models.vit import initialise_linear
 from mim3d.kernels.nt_xent import chance_level, nt_xent
-
-
-@dataclass(frozen=True)
-class SimCLRConfig:
-    """SimCLR (Chen et al. 2020) on volumes, the contrastive control."""
-
-    temperature: float = 0.1
-    """Divides the cosine similarities."""
-    projection_width: int = 128
-    """Features that are compared."""
-    projection_hidden: int = 512
-    """Hidden features of the projection head."""
-
-    def __post_init__(self) -> None:
-        """Refuse temperatures that divide by nothing."""
-        if not self.temperature > 0.0:
-            raise ConfigError(f"method.temperature {self.temperature} must be positive")
-        if min(self.projection_width, self.projection_hidden) < 1:
-            raise ConfigError(
-                f"method.projection_width {self.projection_width} and method.projection_hidden "
-                f"{self.projection_hidden} must be at least 1"
-            )
 
 
 class SimCLR(Objective):

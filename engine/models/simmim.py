@@ -1,22 +1,12 @@
 """SimMIM: the encoder sees every token, hidden ones replaced by a mask token; one linear head."""
 
-from dataclasses import dataclass
-
 import torch
 from torch import Tensor, nn
 
+from mim3d.engine.models.config import SimMIMConfig, ViTConfig
 from mim3d.engine.models.masked import MaskedMethod
-from mim3d.engine.models.methods import MaskConfig
-from mim3d.engine.models.vit import ViT3D, ViTConfig, initialise_linear
+from mim3d.engine.models.vit import ViT3D, initialise_linear
 from mim3d.kernels.masking import PatchMasks
-
-
-@dataclass(frozen=True)
-class SimMIMConfig(MaskConfig):
-    """SimMIM (Xie et al. 2022) on volumes."""
-
-    normalise_target: bool = False
-    """Subtract each hidden patch's mean and divide by its deviation before comparing."""
 
 
 class SimMIM(MaskedMethod[SimMIMConfig]):

@@ -7,49 +7,13 @@ import torch
 from torch import Tensor, nn
 
 from mim3d.engine.errors import ConfigError
+from mim3d.engine.models.config import SimMIMConfig, SwinConfig, ViTConfig
 from mim3d.engine.models.masked import MaskedMethod
-from mim3d.engine.models.simmim import SimMIMConfig
-from mim3d.engine.models.vit import ViTConfig, initialise_linear
+from mim3d.engine.models.vit import initialise_linear
 from mim3d.kernels.masking import PatchMasks
 
 STRIDE = 32
 """Voxels of the deepest feature map's cell: patches of 2, then four mergings."""
-
-
-@dataclass(frozen=True)
-class SwinConfig:
-    """Shape of MONAI's SwinTransformer, with SwinUNETR's names."""
-
-    feature_size: int = 48
-    """Features of the first stage; must be a multiple of 12."""
-    depths: tuple[int, int, int, int] = (2, 2, 2, 2)
-    """Blocks of each stage."""
-    heads: tuple[int, int, int, int] = (3, 6, 12, 24)
-    """Attention heads of each stage."""
-    window: int = 7
-    """Edge of the attention window, in tokens."""
-
-    def __post_init__(self) -> None:
-        """MONAI's SwinUNETR asks for multiples of 12."""
-        if self.feature_size < 12 or self.feature_size % 12:
-            raise ConfigError(f"swin.feature_size {self.feature_size} must be a multiple of 12")
-        if min(*self.depths, *self.heads, self.window) < 1:
-            raise ConfigError(
-                f"swin.depths {self.depths}, swin.heads {self.heads} and swin.window {self.window} "
-                "must be at least 1"
-            )
-        for i_stage, heads in enumerate(self.heads):
-            width = self.feature_size << i_stage
-            if width % heads:
-                raise ConfigError(
-                    f"swin.heads {self.heads}: {heads} must divide the {width} features of stage "
-                    f"{i_stage + 1} (swin.feature_size {self.feature_size})"
-                )
-
-    @property
-    def width(self) -> int:
-        """Features of the deepest map."""
-        return 16 * self.feature_size
 
 
 @dataclass(frozen=True)

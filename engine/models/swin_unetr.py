@@ -10,8 +10,8 @@ from monai.networks.nets.swin_unetr import SwinUNETR
 from torch import Tensor, nn
 
 from mim3d.engine.errors import ConfigError
-from mim3d.engine.models.swin import STRIDE, SwinConfig, SwinEncoder
-from mim3d.engine.models.vit import ViTConfig
+from mim3d.engine.models.config import SwinConfig, ViTConfig
+from mim3d.engine.models.swin import STRIDE, SwinEncoder
 
 
 class SwinDecoder(nn.Module):

@@ -3,8 +3,7 @@
 import torch
 from torch import Tensor
 
-from mim3d.engine.models.methods import LossKind
-from mim3d.engine.models.vit import ViTConfig
+from mim3d.engine.models.config import LossKind, ViTConfig
 from mim3d.kernels.masked_loss import masked_voxel_loss
 from mim3d.kernels.masking import PatchMasks
 from mim3d.kernels.patch_moments import EPSILON, normalised_rows

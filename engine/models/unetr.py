@@ -14,7 +14,8 @@ from monai.networks.nets.unetr import UNETR
 from torch import Tensor, nn
 
 from mim3d.engine.errors import ConfigError
-from mim3d.engine.models.vit import ViT3D, ViTConfig
+from mim3d.engine.models.config import ViTConfig
+from mim3d.engine.models.vit import ViT3D
 
 NORM = "instance"
 Factor = tuple[int, int, int]

@@ -1,8 +1,6 @@
 """The 3D vision transformer that every method trains: pre-norm blocks over patch rows."""
 
 import math
-from dataclasses import dataclass
-from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -10,70 +8,8 @@ from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
 from mim3d.engine.errors import ConfigError
-from mim3d.kernels.patch_rows import gather_patch_rows, row_width
-
-
-@dataclass(frozen=True)
-class ViTConfig:
-    """Shape of the encoder; `crop_size` and `patch_size` in voxels, array order (z, y, x)."""
-
-    crop_size: tuple[int, int, int] = (96, 96, 96)
-    """Voxels of the sub-volume fed to the model."""
-    patch_size: tuple[int, int, int] = (16, 16, 16)
-    """Voxels of one token; must divide crop_size on every axis."""
-    channels: int = 1
-    """Input channels (modalities)."""
-    width: int = 768
-    """Features of a token."""
-    depth: int = 12
-    """Transformer blocks."""
-    heads: int = 12
-    """Attention heads; must divide width."""
-    mlp_ratio: float = 4.0
-    """Hidden features of a block's MLP, as a multiple of width."""
-    position: Literal["sincos", "learned"] = "sincos"
-    """Fixed sine-cosine or learned positions."""
-
-    def __post_init__(self) -> None:
-        """Refuse shapes that do not tile, naming both values."""
-        for axis, crop, patch in zip("zyx", self.crop_size, self.patch_size, strict=True):
-            if patch < 1 or crop < patch or crop % patch:
-                raise ConfigError(
-                    f"vit.patch_size {self.patch_size} must divide vit.crop_size {self.crop_size}"
-                    f" on axis {axis}: choose a multiple of {max(patch, 1)} voxels"
-                )
-        if self.heads < 1 or self.width % self.heads:
-            raise ConfigError(f"vit.heads {self.heads} must divide vit.width {self.width}")
-        if min(self.channels, self.depth) < 1 or self.width < 6:
-            raise ConfigError(
-                f"vit.channels {self.channels} and vit.depth {self.depth} must be at least 1 and "
-                f"vit.width {self.width} at least 6"
-            )
-        if not self.width * self.mlp_ratio >= 1.0:
-            raise ConfigError(
-                f"vit.mlp_ratio {self.mlp_ratio} of vit.width {self.width} is no feature"
-            )
-
-    @property
-    def grid(self) -> tuple[int, int, int]:
-        """Patches along z, y, x."""
-        z, y, x = (c // p for c, p in zip(self.crop_size, self.patch_size, strict=True))
-        return z, y, x
-
-    @property
-    def n_patches(self) -> int:
-        """Tokens of a crop."""
-        return self.grid[0] * self.grid[1] * self.grid[2]
-
-    @property
-    def patch_voxels(self) -> int:
-        """Voxels of a patch in one channel."""
-        return self.patch_size[0] * self.patch_size[1] * self.patch_size[2]
-
-    @property
-    def row_width(self) -> int:
-        """Elements of a patch row: channels * patch_voxels, padded to a multiple of 16."""
-        return row_width(self.channels, self.patch_size)
+from mim3d.engine.models.config import ViTConfig
+from mim3d.kernels.patch_rows import gather_patch_rows
 
 
 class Attention(nn.Module):

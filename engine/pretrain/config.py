@@ -6,19 +6,21 @@ import json
 from dataclasses import dataclass, field
 from typing import Any
 
-from mim3d.engine.distributed.parallel import ParallelConfig
+from mim3d.engine.distributed.config import ParallelConfig
 from mim3d.engine.errors import ConfigError
-from mim3d.engine.models.build import MethodConfig, build_method, method_name
-from mim3d.engine.models.mae import MAEConfig
+from mim3d.engine.models.build import build_method
+from mim3d.engine.models.config import (
+    MAEConfig,
+    MethodConfig,
+    SimCLRConfig,
+    SwinConfig,
+    ViTConfig,
+    method_name,
+)
 from mim3d.engine.models.objective import Objective
-from mim3d.engine.models.simclr import SimCLRConfig
-from mim3d.engine.models.swin import SwinConfig
-from mim3d.engine.models.vit import ViTConfig
 from mim3d.engine.pretrain.data import DECIDED_ELSEWHERE, DataConfig
-from mim3d.engine.runs.checkpoint import CheckpointConfig
-from mim3d.engine.training.metrics import LogConfig
-from mim3d.engine.training.optim import OptimConfig
-from mim3d.engine.training.schedule import ScheduleConfig
+from mim3d.engine.runs.config import CheckpointConfig
+from mim3d.engine.training.config import LogConfig, OptimConfig, ScheduleConfig
 
 SEED_MARGIN = 1 << 32
 """Seeds derived from a run's own lie above it."""

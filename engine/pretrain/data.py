@@ -10,9 +10,7 @@ import tyro
 from mim3d.dataio.loader.config import LoaderConfig
 from mim3d.dataio.reader.corpus import opened_corpus
 from mim3d.engine.errors import ConfigError
-from mim3d.engine.models.build import MethodConfig
-from mim3d.engine.models.simclr import SimCLRConfig
-from mim3d.engine.models.vit import ViTConfig
+from mim3d.engine.models.config import MethodConfig, SimCLRConfig, ViTConfig
 
 DECIDED_ELSEWHERE = {
     "crop_size": "set vit.crop_size",

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from mim3d.dataio.loader.batch import Batch
 from mim3d.dataio.loader.loader import Loader
 from mim3d.engine.distributed.process_group import Ranks
-from mim3d.engine.models.simclr import SimCLRConfig
+from mim3d.engine.models.config import SimCLRConfig
 from mim3d.engine.pretrain.config import PretrainConfig
 from mim3d.engine.pretrain.reconstruction import Pictures, first_crops
 from mim3d.engine.training.trainer import Hook, Trainer

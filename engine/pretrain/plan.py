@@ -31,9 +31,8 @@ from mim3d.engine.distributed.parallel import (
     transformer_blocks,
 )
 from mim3d.engine.errors import ConfigError
+from mim3d.engine.models.config import MAEConfig, SimCLRConfig
 from mim3d.engine.models.flops import run_flops
-from mim3d.engine.models.mae import MAEConfig
-from mim3d.engine.models.simclr import SimCLRConfig
 from mim3d.engine.models.swin import swin_stages
 from mim3d.engine.pretrain.config import PretrainConfig
 from mim3d.engine.training.metrics import read_rows

@@ -16,7 +16,7 @@ from mim3d.dataio.loader.loader import Loader
 from mim3d.engine.distributed.process_group import Ranks, first_decides
 from mim3d.engine.distributed.stop import stop_on_signal
 from mim3d.engine.errors import ConfigError
-from mim3d.engine.models.build import method_name
+from mim3d.engine.models.config import method_name
 from mim3d.engine.models.flops import run_flops
 from mim3d.engine.pretrain.config import (
     PretrainConfig,

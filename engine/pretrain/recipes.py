@@ -11,19 +11,20 @@ from collections.abc import Callable
 from dataclasses import replace
 
 from mim3d.dataio.loader.config import LoaderConfig
-from mim3d.engine.distributed.parallel import ParallelConfig
+from mim3d.engine.distributed.config import ParallelConfig
 from mim3d.engine.errors import ConfigError
-from mim3d.engine.models.build import MethodConfig
-from mim3d.engine.models.mae import MAEConfig
-from mim3d.engine.models.simclr import SimCLRConfig
-from mim3d.engine.models.simmim import SimMIMConfig
-from mim3d.engine.models.swin import SwinConfig
-from mim3d.engine.models.vit import ViTConfig
+from mim3d.engine.models.config import (
+    MAEConfig,
+    MethodConfig,
+    SimCLRConfig,
+    SimMIMConfig,
+    SwinConfig,
+    ViTConfig,
+)
 from mim3d.engine.pretrain.config import PretrainConfig, PretrainLog
 from mim3d.engine.pretrain.data import DataConfig
-from mim3d.engine.runs.checkpoint import CheckpointConfig
-from mim3d.engine.training.optim import OptimConfig
-from mim3d.engine.training.schedule import ScheduleConfig
+from mim3d.engine.runs.config import CheckpointConfig
+from mim3d.engine.training.config import OptimConfig, ScheduleConfig
 
 SIZES = {
     "tiny": (96, 6, 3),

@@ -1,4 +1,4 @@
-"""What a run leaves on disk: files, folder_lock; checkpoint, checkpoint_files, checkpoint_reader;
+"""What a run leaves on disk: config (no torch), files, folder_lock; checkpoint, checkpoint_files, checkpoint_reader;
 encoder_file, nnunet_form, export.
 """
 

@@ -10,32 +10,11 @@ import torch.distributed.checkpoint as dcp
 from torch import Tensor
 
 from mim3d.engine.distributed.process_group import Ranks
-from mim3d.engine.errors import CheckpointError, ConfigError
+from mim3d.engine.errors import CheckpointError
 from mim3d.engine.runs import checkpoint_files as files
 from mim3d.engine.runs.checkpoint_files import CheckpointFacts
 from mim3d.engine.runs.checkpoint_reader import SafeReader, TensorPlanner, read_metadata
-
-
-@dataclass(frozen=True)
-class CheckpointConfig:
-    """When the run is saved."""
-
-    every: int = 1000
-    """Steps between checkpoints; the last step and an interruption are saved anyway."""
-    keep: int = 2
-    """Newest checkpoints kept."""
-    keep_best: bool = True
-    """Also keep the one with the lowest mean loss since the one before."""
-    asynchronous: bool = True
-    """Write while training goes on."""
-
-    def __post_init__(self) -> None:
-        """At least one must stay, two for a way back from damage."""
-        if self.every < 1 or self.keep < 1:
-            raise ConfigError(
-                f"checkpoint.every {self.every} and checkpoint.keep {self.keep} must be at least 1"
-            )
-
+from mim3d.engine.runs.config import CheckpointConfig
 
 State = dict[str, Tensor]
 RNG_PREFIX, HOOK_PREFIX = "rng.", "rank."

@@ -14,8 +14,9 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from mim3d.engine.errors import CheckpointError
-from mim3d.engine.models.swin import SwinConfig, SwinEncoder
-from mim3d.engine.models.vit import ViT3D, ViTConfig
+from mim3d.engine.models.config import SwinConfig, ViTConfig
+from mim3d.engine.models.swin import SwinEncoder
+from mim3d.engine.models.vit import ViT3D
 from mim3d.engine.runs.files import file_sha256, write_json
 
 WEIGHTS, CARD = "encoder.safetensors", "encoder.json"

@@ -14,15 +14,16 @@ import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
 from mim3d.engine.errors import ConfigError
-from mim3d.engine.models.swin import SwinConfig
-from mim3d.engine.models.vit import ViT3D, ViTConfig
+from mim3d.engine.models.config import SwinConfig, ViTConfig
+from mim3d.engine.models.vit import ViT3D
+from mim3d.engine.runs.config import Axes, Format
 from mim3d.engine.runs.encoder_file import (
     card_vit,
     load_encoder,
@@ -34,8 +35,6 @@ from mim3d.engine.runs.encoder_file import (
 from mim3d.engine.runs.files import file_sha256
 from mim3d.engine.runs.nnunet_form import write_nnunet
 
-Format = Literal["safetensors", "monai-unetr", "monai-swinunetr", "nnunet"]
-Axes = Literal["xyz", "zyx"]
 UNETR_PATCH, UNETR_DEPTH = (16, 16, 16), 12
 """MONAI's UNETR has these built in."""
 

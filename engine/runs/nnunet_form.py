@@ -14,7 +14,8 @@ import torch
 from torch import Tensor
 
 from mim3d.engine.errors import ConfigError
-from mim3d.engine.models.vit import ViT3D, ViTConfig
+from mim3d.engine.models.config import ViTConfig
+from mim3d.engine.models.vit import ViT3D
 from mim3d.engine.runs.encoder_file import load_encoder
 
 NETWORK, TRAINER = "Mim3dPrimus", "PretrainedTrainer_Mim3d"

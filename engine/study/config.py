@@ -12,11 +12,13 @@ import tyro
 
 from mim3d.engine.errors import ConfigError
 from mim3d.engine.finetune.config import Head, LabelledData
-from mim3d.engine.models.mae import MAEConfig
-from mim3d.engine.models.simclr import SimCLRConfig
-from mim3d.engine.models.simmim import SimMIMConfig
-from mim3d.engine.models.swin import SwinConfig
-from mim3d.engine.models.vit import ViTConfig
+from mim3d.engine.models.config import (
+    MAEConfig,
+    SimCLRConfig,
+    SimMIMConfig,
+    SwinConfig,
+    ViTConfig,
+)
 
 METHODS = ("mae", "simmim", "simclr")
 ARM_SETTINGS = {

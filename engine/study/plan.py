@@ -9,18 +9,19 @@ from mim3d.dataio.loader.config import LoaderConfig
 from mim3d.engine.errors import ConfigError
 from mim3d.engine.finetune.config import FinetuneConfig, Head
 from mim3d.engine.finetune.splits import Splits
-from mim3d.engine.models.build import MethodConfig
+from mim3d.engine.models.config import (
+    MAEConfig,
+    MethodConfig,
+    SimCLRConfig,
+    SimMIMConfig,
+    ViTConfig,
+)
 from mim3d.engine.models.flops import crop_flops
-from mim3d.engine.models.mae import MAEConfig
-from mim3d.engine.models.simclr import SimCLRConfig
-from mim3d.engine.models.simmim import SimMIMConfig
-from mim3d.engine.models.vit import ViTConfig
 from mim3d.engine.pretrain.config import PretrainConfig, PretrainLog
 from mim3d.engine.pretrain.data import DataConfig
-from mim3d.engine.runs.checkpoint import CheckpointConfig
+from mim3d.engine.runs.config import CheckpointConfig
 from mim3d.engine.study.config import METHODS, StudyConfig, Variant
-from mim3d.engine.training.optim import OptimConfig
-from mim3d.engine.training.schedule import ScheduleConfig
+from mim3d.engine.training.config import OptimConfig, ScheduleConfig
 
 LOGGED_ROWS = 60
 

@@ -7,11 +7,13 @@ from itertools import product
 from mim3d.engine.errors import ConfigError
 from mim3d.engine.finetune.config import TINY, LabelledData
 from mim3d.engine.finetune.splits import SplitConfig
-from mim3d.engine.models.mae import MAEConfig
-from mim3d.engine.models.simclr import SimCLRConfig
-from mim3d.engine.models.simmim import SimMIMConfig
-from mim3d.engine.models.swin import SwinConfig
-from mim3d.engine.models.vit import ViTConfig
+from mim3d.engine.models.config import (
+    MAEConfig,
+    SimCLRConfig,
+    SimMIMConfig,
+    SwinConfig,
+    ViTConfig,
+)
 from mim3d.engine.study.config import ArmPlan, FinetunePlan, PretrainPlan, StudyConfig, Variant
 
 SMALL_MAE = MAEConfig(decoder_width=64, decoder_depth=2, decoder_heads=4, loss="l2")

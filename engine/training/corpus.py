@@ -9,7 +9,7 @@ from mim3d.dataio.corpus.chunk_table import ChunkTable, choose_volumes
 from mim3d.dataio.corpus.manifest import MANIFEST
 from mim3d.dataio.reader.corpus import Corpus
 from mim3d.engine.errors import ConfigError, TrainingError
-from mim3d.engine.models.vit import ViTConfig
+from mim3d.engine.models.config import ViTConfig
 from mim3d.engine.runs.files import file_sha256
 
 

@@ -11,11 +11,11 @@ from mim3d.dataio.loader.loader import Loader
 from mim3d.dataio.progress import Progress
 from mim3d.engine.distributed.process_group import Ranks
 from mim3d.engine.errors import DivergedError
+from mim3d.engine.training.config import LogConfig
 from mim3d.engine.training.metrics import (
     METRICS,
     JsonLines,
     LoaderDeltas,
-    LogConfig,
     RateBasis,
     Row,
     Sink,

@@ -14,34 +14,6 @@ from mim3d.engine.errors import ConfigError
 from mim3d.engine.models.flops import peak_bf16
 from mim3d.engine.runs.files import finite, write_jsonl
 
-
-@dataclass(frozen=True)
-class LogConfig:
-    """What is measured and where it goes; metrics.jsonl is always written."""
-
-    every: int = 20
-    """Steps between rows; only these steps wait for the device."""
-    tensorboard: bool = True
-    """Also write TensorBoard events."""
-    wandb: bool = False
-    """Also log to Weights & Biases (pip install wandb)."""
-    profile_step: int = 0
-    """First step of a torch.profiler window; 0 takes no trace."""
-    profile_steps: int = 3
-    """Length of that window."""
-    max_bad_steps: int = 10
-    """Stop after this many steps in a row with non-finite gradients."""
-
-    def __post_init__(self) -> None:
-        """Intervals are at least one step."""
-        if min(self.every, self.profile_steps, self.max_bad_steps) < 1:
-            raise ConfigError("log.every, log.profile_steps and log.max_bad_steps: at least 1")
-        if self.profile_step < 0:
-            raise ConfigError(
-                f"log.profile_step {self.profile_step} must not be negative; 0 turns it off"
-            )
-
-
 Row = dict[str, Any]
 METRICS = "metrics.jsonl"
 """File of a run's folder with its rows."""

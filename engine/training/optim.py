@@ -7,11 +7,9 @@ updates no rank, and nothing waits for the device.
 """
 
 import importlib.util
-import math
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -20,6 +18,7 @@ from torch.distributed.tensor import DTensor
 from torch.nn.utils import get_total_norm
 
 from mim3d.engine.errors import ConfigError
+from mim3d.engine.training.config import OptimConfig
 from mim3d.engine.training.lamb import ShardedLamb
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
@@ -49,39 +48,6 @@ def decayed(name: str, parameter: Tensor) -> bool:
     Positions as in SimMIM's and Swin's own code (no_weight_decay, no_weight_decay_keywords).
     """
     return parameter.dim() >= 2 and not name.endswith(POSITIONS)
-
-
-@dataclass(frozen=True)
-class OptimConfig:
-    """The optimiser; the rate's course is in `schedule`."""
-
-    impl: Literal["torch", "apex"] = "torch"
-    """torch.optim.AdamW(fused=True) and LAMB in torch, or NVIDIA apex's fused kernels."""
-    kind: Literal["adamw", "lamb"] = "adamw"
-    """lamb scales each matrix's update to its norm, for very large batches."""
-    weight_decay: float = 0.05
-    """Decoupled decay of matrices; vectors (norms, biases, tokens) have none."""
-    beta1: float = 0.9
-    """Decay of the first moment."""
-    beta2: float = 0.95
-    """Decay of the second moment."""
-    eps: float = 1e-8
-    """Added to the root of the second moment."""
-    clip_norm: float = 1.0
-    """Largest norm of the global gradient; 0 turns clipping off."""
-
-    def __post_init__(self) -> None:
-        """Refuse what would diverge, or quietly do something else."""
-        if not (0.0 <= self.beta1 < 1.0 and 0.0 <= self.beta2 < 1.0):
-            raise ConfigError(
-                f"optim.beta1 {self.beta1} and optim.beta2 {self.beta2} must lie in [0, 1)"
-            )
-        least = min(self.weight_decay, self.clip_norm)
-        if not (least >= 0.0 and self.eps > 0.0 and math.isfinite(self.weight_decay)):
-            raise ConfigError(
-                f"optim.weight_decay {self.weight_decay} and optim.clip_norm {self.clip_norm} must "
-                f"not be negative, optim.eps {self.eps} must be positive"
-            )
 
 
 def parameter_groups(

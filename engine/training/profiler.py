@@ -6,7 +6,7 @@ from pathlib import Path
 import torch
 
 from mim3d.engine.distributed.process_group import Ranks
-from mim3d.engine.training.metrics import LogConfig
+from mim3d.engine.training.config import LogConfig
 from mim3d.engine.training.trainer import Hook, Trainer
 
 

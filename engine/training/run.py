@@ -10,12 +10,14 @@ from mim3d.dataio.loader.loader import Loader
 from mim3d.dataio.progress import Progress
 from mim3d.engine.distributed.process_group import Ranks
 from mim3d.engine.distributed.stop import StopSignal
-from mim3d.engine.runs.checkpoint import CheckpointConfig, Checkpointer
+from mim3d.engine.runs.checkpoint import Checkpointer
+from mim3d.engine.runs.config import CheckpointConfig
 from mim3d.engine.training.checkpoints import Checkpoints, RunIdentity
+from mim3d.engine.training.config import LogConfig, ScheduleConfig
 from mim3d.engine.training.log import Log, StopDiverged
-from mim3d.engine.training.metrics import LogConfig, RateBasis
+from mim3d.engine.training.metrics import RateBasis
 from mim3d.engine.training.profiler import Profile
-from mim3d.engine.training.schedule import ScheduleConfig, lr_at
+from mim3d.engine.training.schedule import lr_at
 from mim3d.engine.training.spread import Spread
 from mim3d.engine.training.train_step import Stepper
 from mim3d.engine.training.trainer import Hook, Trainer

@@ -1,33 +1,8 @@
 """Learning rate as a pure function of the step."""
 
 import math
-from dataclasses import dataclass
-from typing import Literal
 
-from mim3d.engine.errors import ConfigError
-
-
-@dataclass(frozen=True)
-class ScheduleConfig:
-    """Linear warm-up, then a cosine down to a share of the peak, or constant."""
-
-    lr: float = 1.5e-4
-    """Peak learning rate."""
-    kind: Literal["cosine", "constant"] = "cosine"
-    """Course after the warm-up."""
-    warmup_steps: int = 100
-    """Steps of linear warm-up."""
-    final_share: float = 0.0
-    """Share of the peak that the cosine falls to; it arrives where a step more would begin."""
-
-    def __post_init__(self) -> None:
-        """Refuse rates that cannot train."""
-        finite = math.isfinite(self.lr) and self.lr > 0.0
-        if not finite or not 0.0 <= self.final_share <= 1.0 or self.warmup_steps < 0:
-            raise ConfigError(
-                f"schedule.lr {self.lr} must be positive, schedule.final_share {self.final_share} "
-                f"in [0, 1] and schedule.warmup_steps {self.warmup_steps} not negative"
-            )
+from mim3d.engine.training.config import ScheduleConfig
 
 
 def lr_at(schedule: ScheduleConfig, step: int, steps: int) -> float:

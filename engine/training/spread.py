@@ -7,8 +7,8 @@ import torch
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import register_fsdp_forward_method
 
+from mim3d.engine.distributed.config import ParallelConfig
 from mim3d.engine.distributed.parallel import (
-    ParallelConfig,
     choose_precision,
     communication_seconds,
     make_mesh,
@@ -17,7 +17,8 @@ from mim3d.engine.distributed.parallel import (
 )
 from mim3d.engine.distributed.process_group import Ranks
 from mim3d.engine.models.objective import Objective, Reconstructs
-from mim3d.engine.training.optim import OptimConfig, ShardedOptimiser
+from mim3d.engine.training.config import OptimConfig
+from mim3d.engine.training.optim import ShardedOptimiser
 
 
 @dataclass(frozen=True)

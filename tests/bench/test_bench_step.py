@@ -5,8 +5,9 @@ from mim3d.bench.step import main
 from mim3d.bench.step_peers import EagerMAE
 from mim3d.dataio.loader.batch import Batch
 from mim3d.engine.errors import ConfigError
-from mim3d.engine.models.mae import MAE, MAEConfig
-from mim3d.engine.models.vit import ViTConfig
+from mim3d.engine.models.config import MAEConfig, ViTConfig
+from mim3d.engine.models.mae import MAE
+from mim3d.engine.models.masks import draw_masks
 
 VIT = ViTConfig((8, 12, 16), (4, 6, 4), channels=2, width=24, depth=1, heads=2)
 
@@ -24,7 +25,7 @@ def test_the_eager_recipe_is_the_same_function(monkeypatch, loss, normalise):
     volume = torch.randn(2, 2, 8, 12, 16)
     zeros = torch.zeros(2, dtype=torch.int64)
     batch = Batch(volume, None, None, zeros, torch.zeros(2, 3).long(), torch.arange(2), 0)
-    masks = config.draw(0, batch, VIT)
+    masks = draw_masks(config, 0, batch, VIT)
     order = torch.cat([masks.visible_ids, masks.masked_ids], dim=1)
     noise = torch.zeros(2, 16).scatter_(1, order, torch.arange(16.0).expand(2, -1))
     fused(batch).loss.backward()

@@ -21,7 +21,7 @@ from mim3d.dataio.convert.run import convert
 from mim3d.dataio.corpus.conversion import Conversion
 from mim3d.dataio.sources.discover import discover
 from mim3d.dataio.sources.phantom import make_cohort
-from mim3d.engine.models.swin import SwinConfig
+from mim3d.engine.models.config import SwinConfig
 from mim3d.engine.pretrain.config import PretrainConfig
 from mim3d.engine.pretrain.pretrain import run_pretrain
 from mim3d.engine.pretrain.recipes import recipe

@@ -22,7 +22,8 @@ from mim3d.engine.finetune.finetune import Session, run_finetune
 from mim3d.engine.finetune.network import build_segmentation, require_same_shape, step_flops
 from mim3d.engine.finetune.segmentation import SegmentationTask, middle_slice, n_classes
 from mim3d.engine.finetune.splits import SplitConfig
-from mim3d.engine.models.vit import ViT3D, ViTConfig
+from mim3d.engine.models.config import ViTConfig
+from mim3d.engine.models.vit import ViT3D
 from mim3d.engine.runs.encoder_file import save_encoder
 
 VIT = ViTConfig((16, 16, 16), (8, 8, 8), width=12, depth=2, heads=2)

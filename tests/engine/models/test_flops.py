@@ -6,12 +6,16 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from mim3d.dataio.loader.batch import Batch
+from mim3d.engine.models.config import (
+    MAEConfig,
+    SimCLRConfig,
+    SimMIMConfig,
+    SwinConfig,
+    ViTConfig,
+)
 from mim3d.engine.models.flops import crop_flops, encoder_flops, peak_bf16, run_flops
-from mim3d.engine.models.mae import MAEConfig
-from mim3d.engine.models.simclr import SimCLRConfig
-from mim3d.engine.models.simmim import SimMIMConfig
-from mim3d.engine.models.swin import SwinConfig, SwinEncoder
-from mim3d.engine.models.vit import ViT3D, ViTConfig
+from mim3d.engine.models.swin import SwinEncoder
+from mim3d.engine.models.vit import ViT3D
 from mim3d.engine.pretrain.recipes import recipe
 
 

@@ -7,11 +7,17 @@ import torch
 
 from mim3d.dataio.loader.batch import Batch
 from mim3d.engine.errors import ConfigError
-from mim3d.engine.models.mae import MAE, MAEConfig
-from mim3d.engine.models.simmim import SimMIM, SimMIMConfig
-from mim3d.engine.models.swin import SwinConfig, SwinSimMIM
+from mim3d.engine.models.config import (
+    MAEConfig,
+    SimMIMConfig,
+    SwinConfig,
+    ViTConfig,
+)
+from mim3d.engine.models.mae import MAE
+from mim3d.engine.models.masks import draw_masks
+from mim3d.engine.models.simmim import SimMIM
+from mim3d.engine.models.swin import SwinSimMIM
 from mim3d.engine.models.trivial import nearest_visible, put_rows, trivial_losses, voxel_rows
-from mim3d.engine.models.vit import ViTConfig
 from mim3d.kernels.masking import PatchMasks
 
 VIT = ViTConfig((8, 12, 16), (4, 6, 4), channels=2, width=24, depth=1, heads=2)
@@ -40,7 +46,7 @@ def test_scored_voxels_are_exactly_the_hidden_ones(kind, normalise):
     model = make(kind, normalise_target=normalise, mask_ratio=0.6, loss="l2").double()
     volume = torch.randn(2, 2, 8, 12, 16, dtype=torch.float64)
     batch = make_batch(volume)
-    masks = model.config.draw(0, batch, VIT)
+    masks = draw_masks(model.config, 0, batch, VIT)
     predicted = model.predict(volume, masks).detach()
     hidden_voxels = put_rows(
         torch.zeros_like(volume), masks, torch.ones_like(predicted), VIT
@@ -66,10 +72,10 @@ def test_masks_follow_the_sample_and_not_its_place(kind):
     model = make(kind)
     volume = torch.randn(3, 2, 8, 12, 16)
     batch = make_batch(volume)
-    whole = model.config.draw(7, batch, VIT).masked
+    whole = draw_masks(model.config, 7, batch, VIT).masked
     batch.sample = torch.tensor([2, 0, 1])
-    assert torch.equal(model.config.draw(7, batch, VIT).masked, whole[[2, 0, 1]])
-    assert not torch.equal(model.config.draw(8, batch, VIT).masked, whole[[2, 0, 1]])
+    assert torch.equal(draw_masks(model.config, 7, batch, VIT).masked, whole[[2, 0, 1]])
+    assert not torch.equal(draw_masks(model.config, 8, batch, VIT).masked, whole[[2, 0, 1]])
 
 
 @pytest.mark.parametrize("kind", ["mae", "simmim"])
@@ -106,7 +112,7 @@ def test_trivial_losses_have_their_meaning():
     """Zero for normalised targets costs sqrt(2/pi) a voxel in L1 on Gaussian noise, 1 in L2."""
     vit = ViTConfig((32, 32, 32), (8, 8, 8), width=12, depth=1, heads=2)
     volume = torch.randn(4, 1, 32, 32, 32, generator=torch.Generator().manual_seed(0))
-    masks = MAEConfig().draw(0, make_batch(volume), vit)
+    masks = draw_masks(MAEConfig(), 0, make_batch(volume), vit)
     l2 = trivial_losses(volume, masks, vit, "l2", True)
     l1 = trivial_losses(volume, masks, vit, "l1", True)
     assert l2["patch_mean"] == pytest.approx(1.0, abs=0.01)
@@ -131,7 +137,7 @@ def test_nearest_is_in_voxels_not_in_patches():
 
 def test_rows_put_back_restore_the_volume():
     volume = torch.randn(2, 2, 8, 12, 16)
-    masks = MAEConfig().draw(0, make_batch(volume), VIT)
+    masks = draw_masks(MAEConfig(), 0, make_batch(volume), VIT)
     rows = voxel_rows(volume, masks.masked_ids, VIT)
     assert torch.equal(put_rows(volume, masks, rows, VIT), volume)
 
@@ -142,7 +148,7 @@ def test_reconstruction_keeps_visible_voxels(normalise):
     volume = torch.randn(2, 2, 8, 12, 16)
     batch = make_batch(volume)
     masked, painted = model.reconstruct(batch)
-    masks = model.config.draw(0, batch, VIT)
+    masks = draw_masks(model.config, 0, batch, VIT)
     visible = voxel_rows(painted, masks.visible_ids, VIT)
     assert torch.equal(visible, voxel_rows(volume, masks.visible_ids, VIT))
     assert not torch.equal(painted, volume)
@@ -158,7 +164,7 @@ def test_ratio_must_hide_some(ratio):
 def test_block_masks_hide_whole_cubes():
     vit = ViTConfig((32, 32, 32), (4, 4, 4), width=12, depth=1, heads=2)
     config = SimMIMConfig(mask_ratio=0.5, mask_kind="block", mask_unit=2)
-    masks = config.draw(0, make_batch(torch.zeros(1, 1, 32, 32, 32)), vit)
+    masks = draw_masks(config, 0, make_batch(torch.zeros(1, 1, 32, 32, 32)), vit)
     cubes = masks.masked.reshape(4, 2, 4, 2, 4, 2).permute(0, 2, 4, 1, 3, 5).reshape(64, 8)
     assert (cubes.all(1) | ~cubes.any(1)).all()
     assert masks.masked.sum() == 256
@@ -172,7 +178,7 @@ def test_swin_simmim_scores_hidden_voxels_and_learns():
     z, y, x = torch.meshgrid(*(torch.linspace(0, 3, 32),) * 3, indexing="ij")
     volume = (torch.sin(z + y) + torch.cos(x))[None, None].repeat(2, 1, 1, 1, 1)
     batch = make_batch(volume)
-    masks = model.config.draw(0, batch, vit)
+    masks = draw_masks(model.config, 0, batch, vit)
     predicted = model.predict(volume, masks)
     assert predicted.shape == volume.shape
     changed = put_rows(volume, masks, voxel_rows(volume, masks.masked_ids, vit) + 1.0, vit)

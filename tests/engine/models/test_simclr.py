@@ -5,9 +5,10 @@ import torch
 
 from mim3d.dataio.loader.batch import Batch
 from mim3d.engine.errors import ConfigError
-from mim3d.engine.models.simclr import SimCLR, SimCLRConfig
-from mim3d.engine.models.swin import SwinConfig, SwinEncoder
-from mim3d.engine.models.vit import ViT3D, ViTConfig
+from mim3d.engine.models.config import SimCLRConfig, SwinConfig, ViTConfig
+from mim3d.engine.models.simclr import SimCLR
+from mim3d.engine.models.swin import SwinEncoder
+from mim3d.engine.models.vit import ViT3D
 
 VIT = ViTConfig((8, 8, 8), (4, 4, 4), width=24, depth=1, heads=2)
 

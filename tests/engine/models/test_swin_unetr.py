@@ -13,9 +13,9 @@ from mim3d.engine.finetune.config import FinetuneConfig, LabelledData
 from mim3d.engine.finetune.finetune import run_finetune
 from mim3d.engine.finetune.network import build_segmentation, step_flops
 from mim3d.engine.finetune.splits import SplitConfig, Splits
-from mim3d.engine.models.swin import SwinConfig, SwinEncoder
+from mim3d.engine.models.config import SwinConfig, ViTConfig
+from mim3d.engine.models.swin import SwinEncoder
 from mim3d.engine.models.swin_unetr import SwinDecoder, SwinSegmentationNet
-from mim3d.engine.models.vit import ViTConfig
 from mim3d.engine.pretrain.pretrain import run_pretrain
 from mim3d.engine.study.config import StudyConfig
 from mim3d.engine.study.plan import pretrain_config, pretrainings

@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from mim3d.engine.errors import ConfigError
+from mim3d.engine.models.config import ViTConfig
 from mim3d.engine.models.unetr import (
     LinearDecoder,
     MonaiDecoder,
@@ -11,7 +12,7 @@ from mim3d.engine.models.unetr import (
     UNETRDecoder,
     stage_factors,
 )
-from mim3d.engine.models.vit import ViT3D, ViTConfig
+from mim3d.engine.models.vit import ViT3D
 
 TINY = ViTConfig((16, 16, 16), (8, 8, 8), width=24, depth=4, heads=2)
 MONAI_SHAPE = ViTConfig((32, 32, 32), (16, 16, 16), width=24, depth=12, heads=2)

@@ -5,7 +5,8 @@ from hypothesis import strategies as st
 
 from mim3d.engine.distributed.parallel import set_recompute
 from mim3d.engine.errors import ConfigError
-from mim3d.engine.models.vit import ViT3D, ViTConfig
+from mim3d.engine.models.config import ViTConfig
+from mim3d.engine.models.vit import ViT3D
 from mim3d.kernels.patch_rows import gather_patch_rows
 
 SMALL = ViTConfig((8, 12, 16), (4, 6, 4), channels=2, width=24, depth=2, heads=3)

@@ -15,9 +15,8 @@ from mim3d.engine.distributed.parallel import (
     transformer_blocks,
 )
 from mim3d.engine.errors import ConfigError
+from mim3d.engine.models.config import SwinConfig, ViTConfig
 from mim3d.engine.models.flops import run_flops
-from mim3d.engine.models.swin import SwinConfig
-from mim3d.engine.models.vit import ViTConfig
 from mim3d.engine.pretrain.plan import (
     Shards,
     accumulated_bytes,

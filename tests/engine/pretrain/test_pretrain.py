@@ -20,7 +20,7 @@ from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 from mim3d.dataio.errors import CorpusError
 from mim3d.engine.errors import CheckpointError, ConfigError, DivergedError, TrainingError
 from mim3d.engine.models import masked
-from mim3d.engine.models.swin import SwinConfig
+from mim3d.engine.models.config import SwinConfig
 from mim3d.engine.pretrain import reconstruction
 from mim3d.engine.pretrain.pretrain import run_pretrain
 from mim3d.engine.runs.encoder_file import load_encoder, load_swin

@@ -5,14 +5,16 @@ import pytest
 import torch
 
 from mim3d.engine.commands.pretrain import arguments as parse
-from mim3d.engine.distributed.parallel import ParallelConfig
+from mim3d.engine.distributed.config import ParallelConfig
 from mim3d.engine.errors import ConfigError
-from mim3d.engine.models.build import method_name
-from mim3d.engine.models.mae import MAEConfig
-from mim3d.engine.models.simclr import SimCLRConfig
-from mim3d.engine.models.simmim import SimMIMConfig
-from mim3d.engine.models.swin import SwinConfig
-from mim3d.engine.models.vit import ViTConfig
+from mim3d.engine.models.config import (
+    MAEConfig,
+    SimCLRConfig,
+    SimMIMConfig,
+    SwinConfig,
+    ViTConfig,
+    method_name,
+)
 from mim3d.engine.pretrain.config import (
     PretrainConfig,
     PretrainLog,
@@ -22,10 +24,9 @@ from mim3d.engine.pretrain.config import (
     identity_of,
 )
 from mim3d.engine.pretrain.recipes import RECIPES, recipe
-from mim3d.engine.runs.checkpoint import CheckpointConfig
+from mim3d.engine.runs.config import CheckpointConfig
 from mim3d.engine.runs.files import differences
-from mim3d.engine.training.optim import OptimConfig
-from mim3d.engine.training.schedule import ScheduleConfig
+from mim3d.engine.training.config import OptimConfig, ScheduleConfig
 
 
 @pytest.mark.parametrize("name", RECIPES)

@@ -15,8 +15,7 @@ from mim3d.engine.errors import TrainingError
 from mim3d.engine.finetune.config import FinetuneConfig, LabelledData
 from mim3d.engine.finetune.finetune import run_finetune
 from mim3d.engine.finetune.splits import SplitConfig
-from mim3d.engine.models.mae import MAEConfig
-from mim3d.engine.models.vit import ViTConfig
+from mim3d.engine.models.config import MAEConfig, ViTConfig
 from mim3d.engine.pretrain.pretrain import run_pretrain
 from mim3d.engine.runs.files import read_jsonl
 from mim3d.engine.study.config import ArmPlan, FinetunePlan, PretrainPlan, StudyConfig

@@ -11,8 +11,9 @@ import pytest
 import torch
 
 from mim3d.engine.errors import CheckpointError, ConfigError
-from mim3d.engine.models.swin import SwinConfig, SwinEncoder
-from mim3d.engine.models.vit import ViT3D, ViTConfig
+from mim3d.engine.models.config import SwinConfig, ViTConfig
+from mim3d.engine.models.swin import SwinEncoder
+from mim3d.engine.models.vit import ViT3D
 from mim3d.engine.runs.encoder_file import load_encoder, save_encoder
 from mim3d.engine.runs.export import export_encoder
 

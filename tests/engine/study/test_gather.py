@@ -19,8 +19,8 @@ from mim3d.engine.commands import compare as command
 from mim3d.engine.errors import ConfigError
 from mim3d.engine.finetune.config import LabelledData
 from mim3d.engine.finetune.splits import Splits
-from mim3d.engine.models.mae import MAEConfig
-from mim3d.engine.models.vit import ViT3D, ViTConfig
+from mim3d.engine.models.config import MAEConfig, ViTConfig
+from mim3d.engine.models.vit import ViT3D
 from mim3d.engine.report.headline import leaks
 from mim3d.engine.report.limits import leak_limits
 from mim3d.engine.runs.encoder_file import save_encoder

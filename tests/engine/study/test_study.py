@@ -22,9 +22,8 @@ from mim3d.engine.commands import compare as command
 from mim3d.engine.errors import ConfigError, TrainingError
 from mim3d.engine.finetune.config import LabelledData
 from mim3d.engine.finetune.splits import SplitConfig
-from mim3d.engine.models.mae import MAEConfig
-from mim3d.engine.models.simclr import SimCLRConfig
-from mim3d.engine.models.vit import ViT3D, ViTConfig
+from mim3d.engine.models.config import MAEConfig, SimCLRConfig, ViTConfig
+from mim3d.engine.models.vit import ViT3D
 from mim3d.engine.report.report import build_report
 from mim3d.engine.runs.encoder_file import save_encoder
 from mim3d.engine.runs.files import read_json, read_jsonl, write_json

@@ -7,8 +7,8 @@ import pytest
 
 from mim3d.engine.errors import ConfigError
 from mim3d.engine.finetune.splits import Splits
+from mim3d.engine.models.config import MAEConfig
 from mim3d.engine.models.flops import crop_flops
-from mim3d.engine.models.mae import MAEConfig
 from mim3d.engine.runs.files import write_json
 from mim3d.engine.study.config import FinetunePlan, StudyConfig, Variant, plain
 from mim3d.engine.study.plan import (

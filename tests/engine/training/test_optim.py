@@ -6,12 +6,15 @@ import torch
 from torch import nn
 from torch.distributed.tensor import DTensor
 
-from mim3d.engine.distributed.parallel import ParallelConfig, make_mesh, shard_group, shard_model
+from mim3d.engine.distributed.config import ParallelConfig
+from mim3d.engine.distributed.parallel import make_mesh, shard_group, shard_model
 from mim3d.engine.distributed.process_group import process_ranks
 from mim3d.engine.errors import ConfigError
-from mim3d.engine.models.swin import SwinConfig, SwinEncoder
-from mim3d.engine.models.vit import ViT3D, ViTConfig
-from mim3d.engine.training.optim import SCALE_START, OptimConfig, ShardedOptimiser, decayed
+from mim3d.engine.models.config import SwinConfig, ViTConfig
+from mim3d.engine.models.swin import SwinEncoder
+from mim3d.engine.models.vit import ViT3D
+from mim3d.engine.training.config import OptimConfig
+from mim3d.engine.training.optim import SCALE_START, ShardedOptimiser, decayed
 
 
 @pytest.fixture

@@ -5,7 +5,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mim3d.engine.errors import ConfigError
-from mim3d.engine.training.schedule import ScheduleConfig, lr_at
+from mim3d.engine.training.config import ScheduleConfig
+from mim3d.engine.training.schedule import lr_at
 
 
 def test_warm_up_then_cosine_by_hand():

@@ -1,0 +1,44 @@
+"""How a model is spread over ranks, as a user tells it; imports no torch."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+from mim3d.engine.errors import ConfigError
+
+Precision = Literal["auto", "fp32", "bf16", "fp16"]
+
+
+@dataclass(frozen=True)
+class ParallelConfig:
+    """How the model is spread over ranks and how a step is computed."""
+
+    replicate: int = 1
+    """Groups of ranks that each hold the whole model (HSDP); 1 shards over all ranks (FSDP)."""
+    grad_accum: int = 1
+    """Micro-batches of a step."""
+    precision: Precision = "auto"
+    """auto is bf16 where the GPU has it, fp16 with a loss scaler where not, fp32 on a CPU."""
+    recompute: bool = False
+    """Rebuild activations of blocks in backward: less memory, a third more arithmetic."""
+    compile: bool = False
+    """torch.compile every block."""
+    reshard_after_forward: bool = True
+    """Free a block's gathered parameters after its forward pass."""
+    min_block_parameters: int = 1_000_000
+    """Smaller blocks are gathered with the root: a collective of their own would cost more."""
+    one_rank: Literal["whole", "sharded"] = "whole"
+    """A single rank in fp32: the model as it is, or FSDP all the same, copying it each step."""
+    deterministic: bool = False
+    """Deterministic kernels on a GPU, slower: there, bitwise repeats and resumes need it."""
+    timeout_s: float = 600.0
+    """A rank that waits this long for another ends the run."""
+
+    def __post_init__(self) -> None:
+        """Counts are at least one."""
+        if min(self.replicate, self.grad_accum) < 1:
+            raise ConfigError(
+                f"parallel.replicate {self.replicate} and parallel.grad_accum {self.grad_accum} "
+                "must be at least 1"
+            )
+        if not self.timeout_s > 0.0:
+            raise ConfigError(f"parallel.timeout_s {self.timeout_s} must be positive")

@@ -1,0 +1,90 @@
+"""What every training run can be told of its optimiser, rate and measurement; imports no torch."""
+
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+from mim3d.engine.errors import ConfigError
+
+
+@dataclass(frozen=True)
+class OptimConfig:
+    """The optimiser; the rate's course is in `schedule`."""
+
+    impl: Literal["torch", "apex"] = "torch"
+    """torch.optim.AdamW(fused=True) and LAMB in torch, or NVIDIA apex's fused kernels."""
+    kind: Literal["adamw", "lamb"] = "adamw"
+    """lamb scales each matrix's update to its norm, for very large batches."""
+    weight_decay: float = 0.05
+    """Decoupled decay of matrices; vectors (norms, biases, tokens) have none."""
+    beta1: float = 0.9
+    """Decay of the first moment."""
+    beta2: float = 0.95
+    """Decay of the second moment."""
+    eps: float = 1e-8
+    """Added to the root of the second moment."""
+    clip_norm: float = 1.0
+    """Largest norm of the global gradient; 0 turns clipping off."""
+
+    def __post_init__(self) -> None:
+        """Refuse what would diverge, or quietly do something else."""
+        if not (0.0 <= self.beta1 < 1.0 and 0.0 <= self.beta2 < 1.0):
+            raise ConfigError(
+                f"optim.beta1 {self.beta1} and optim.beta2 {self.beta2} must lie in [0, 1)"
+            )
+        least = min(self.weight_decay, self.clip_norm)
+        if not (least >= 0.0 and self.eps > 0.0 and math.isfinite(self.weight_decay)):
+            raise ConfigError(
+                f"optim.weight_decay {self.weight_decay} and optim.clip_norm {self.clip_norm} must "
+                f"not be negative, optim.eps {self.eps} must be positive"
+            )
+
+
+@dataclass(frozen=True)
+class ScheduleConfig:
+    """Linear warm-up, then a cosine down to a share of the peak, or constant."""
+
+    lr: float = 1.5e-4
+    """Peak learning rate."""
+    kind: Literal["cosine", "constant"] = "cosine"
+    """Course after the warm-up."""
+    warmup_steps: int = 100
+    """Steps of linear warm-up."""
+    final_share: float = 0.0
+    """Share of the peak that the cosine falls to; it arrives where a step more would begin."""
+
+    def __post_init__(self) -> None:
+        """Refuse rates that cannot train."""
+        finite = math.isfinite(self.lr) and self.lr > 0.0
+        if not finite or not 0.0 <= self.final_share <= 1.0 or self.warmup_steps < 0:
+            raise ConfigError(
+                f"schedule.lr {self.lr} must be positive, schedule.final_share {self.final_share} "
+                f"in [0, 1] and schedule.warmup_steps {self.warmup_steps} not negative"
+            )
+
+
+@dataclass(frozen=True)
+class LogConfig:
+    """What is measured and where it goes; metrics.jsonl is always written."""
+
+    every: int = 20
+    """Steps between rows; only these steps wait for the device."""
+    tensorboard: bool = True
+    """Also write TensorBoard events."""
+    wandb: bool = False
+    """Also log to Weights & Biases (pip install wandb)."""
+    profile_step: int = 0
+    """First step of a torch.profiler window; 0 takes no trace."""
+    profile_steps: int = 3
+    """Length of that window."""
+    max_bad_steps: int = 10
+    """Stop after this many steps in a row with non-finite gradients."""
+
+    def __post_init__(self) -> None:
+        """Intervals are at least one step."""
+        if min(self.every, self.profile_steps, self.max_bad_steps) < 1:
+            raise ConfigError("log.every, log.profile_steps and log.max_bad_steps: at least 1")
+        if self.profile_step < 0:
+            raise ConfigError(
+                f"log.profile_step {self.profile_step} must not be negative; 0 turns it off"
+            )
