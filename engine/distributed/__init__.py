@@ -1,1 +1,1 @@
-"""Ranks: config (no torch), process_group, parallel (FSDP2), stop (signals), first_failure, launch."""
+"""Ranks: config, process_group, parallel (FSDP2), stop (signals), first_failure, launch."""

@@ -1,5 +1,6 @@
-"""Encoders, pretext methods and decoders: vit, swin; objective, methods, trivial,
-masked, mae, simmim, simclr; unetr, swin_unetr; build (from a configuration to a module), flops.
+"""Encoders, pretext methods and decoders: config (imports no torch), vit, swin;
+objective, masks, trivial, masked, mae, simmim, simclr; unetr, swin_unetr;
+build (from a configuration to a module), flops.
 """
 
 import lazy_loader
