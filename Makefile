@@ -38,10 +38,12 @@ bench: $(VENV)/.test
 lint: $(VENV)/.lint build/names
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/clang-format --dry-run -Werror dataio/native/*.[ch]
 	$(BIN)/pyright --pythonpath $(BIN)/python
 
 format: $(VENV)/.lint
 	$(BIN)/ruff format .
+	$(BIN)/clang-format -i dataio/native/*.[ch]
 	$(BIN)/ruff check --fix .
 
 dev: $(VENV)/.lint $(VENV)/.test build/names

@@ -26,6 +26,7 @@ from mim3d.dataio.loader.augment import ViewDraws, augmentation, draw_view
 from mim3d.dataio.loader.dali import DaliGraph, feed_order
 from mim3d.dataio.loader.graph import GraphSpec
 from mim3d.dataio.loader.loader import Loader, LoaderConfig
+from mim3d.dataio.native.extension import not_built
 from mim3d.engine.distributed.process_group import process_ranks
 from mim3d.kernels.masking import patch_masks
 
@@ -107,8 +108,8 @@ def check_group() -> None:
 
 def check_loops() -> None:
     """The compiled loops are there: without them the loader's figures are numpy's."""
-    for module in ("_crops", "_chunks"):
-        importlib.import_module(f"mim3d.dataio.native.{module}")
+    if missing := not_built():
+        raise ImportError(f"not built: {', '.join(missing)}")
 
 
 def check_corpus(folder: Path) -> None:

@@ -31,7 +31,6 @@ REQUIRED = [
     "tyro",
     "rich",
 ]
-LOOPS = ("_crops", "_chunks")
 DALI = ("nvidia-dali-cuda130", "nvidia-dali-cuda120")
 
 
@@ -88,7 +87,7 @@ def optional_parts() -> list[Optional]:
     """DALI, nvCOMP, apex and the rest, each with its remedy when missing."""
     return [
         _dali(),
-        _compiled_loops(),
+        _c_loops(),
         _distribution("nvidia-libnvcomp-cu13", "GPU decompression", "pip install 'mim3d[cuda13]'"),
         _apex(),
         _distribution("obstore", "s3://, gs://, http:// corpora", "pip install 'mim3d[remote]'"),
@@ -164,18 +163,19 @@ def _dali() -> Optional:
     return Optional("nvidia-dali", True, f"{found[0][0]} {found[0][1]} (the loader's graph)")
 
 
-def _compiled_loops() -> Optional:
-    """The C loops that install with the package where there is a compiler."""
-    missing = [name for name in LOOPS if find_spec(f"mim3d.dataio.native.{name}") is None]
-    if not missing:
-        from mim3d.dataio.native.extension import crop_loops
+def _c_loops() -> Optional:
+    """The loops that install with the package where there is a compiler."""
+    from mim3d.dataio.native.extension import LOOPS, crop_loops, not_built
 
-        by = f"chunks to crops by {crop_loops().instructions()}"
-        return Optional("compiled loops", True, f"built ({by}, volumes to chunks)")
+    missing = not_built()
+    if not missing:
+        does = f"{', '.join(LOOPS.values())}; by {crop_loops().instructions()}"
+        return Optional("loops in C", True, f"built ({does})")
+    left = ", ".join(f"{name} ({LOOPS[name]})" for name in missing)
     return Optional(
-        "compiled loops",
+        "loops in C",
         False,
-        f"{', '.join(missing)} not built: numcodecs and numpy give the same bits, slower; "
+        f"not built: {left}; numcodecs and numpy give the same bits, slower; "
         "install a C compiler and pip install again",
     )
 

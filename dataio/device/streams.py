@@ -1,8 +1,8 @@
 """Stored chunks to one buffer of raw lz4 or zstd streams, as a batched decompressor wants them.
 
-Two ways with equal bytes: a compiled loop (`native/pack.h`) that checks and packs many chunks per
+Two ways with equal bytes: a loop in C (`native/streams.c`) that checks and packs many chunks per
 call without the GIL, and `blosc_frame.parse_frame`, stream by stream, for what the loop leaves
-alone and where the extension was not built.
+alone and where it was not built.
 """
 
 from collections.abc import Sequence
@@ -12,7 +12,7 @@ import numpy as np
 
 from mim3d.dataio.chunks.decode import checked_frame
 from mim3d.dataio.device.blosc_frame import CODECS, Frame, parse_frame
-from mim3d.dataio.native.extension import crop_loops
+from mim3d.dataio.native.extension import stream_loops
 
 ALIGN = 16  # bytes
 STREAM_OVERHEAD = 48
@@ -78,7 +78,7 @@ class StreamPacker:
 
     def add(self, stored: Sequence[np.ndarray]) -> None:
         """Check and pack chunks, frame and crc32c each; FrameError for one that is damaged."""
-        loop = crop_loops()
+        loop = stream_loops()
         begin = 0
         while begin < len(stored) and loop is not None:
             at = self._done

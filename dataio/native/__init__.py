@@ -1,1 +1,1 @@
-"""The compiled loops (crops.c, chunks.c) and the one place that loads them: extension."""
+"""The loops in C (crops.c, chunks.c, streams.c; README.md) and what loads them: extension."""

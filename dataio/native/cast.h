@@ -8,8 +8,8 @@
 #include <string.h>
 
 #include "instructions.h"
+#include "planes.h"
 
-enum { MAX_TYPESIZE = 4 };
 enum { COPY = 0, FLOAT32 = 1, BFLOAT16 = 2 };
 
 /* What becomes of a voxel, and where the crop lies: strides in bytes, negative where flipped. */
@@ -59,21 +59,19 @@ static inline float changed(const Cast *cast, float v, int clip) {
     return v + cast->shift;
 }
 
-/* Copy n of at most `most` < 64 bytes, in two pieces that may overlap. */
+/* n >= size bytes in two pieces that may overlap, where `most` >= size; 0 where n is less. */
+static ALWAYS_INLINE int put_ends(void *to, const void *from, size_t n, size_t size, size_t most) {
+    if (size > most || n < size) return 0;
+    memcpy(to, from, size);
+    memcpy((uint8_t *)to + n - size, (const uint8_t *)from + n - size, size);
+    return 1;
+}
+
+/* Copy n of at most `most` < 64 bytes. */
 static ALWAYS_INLINE void put_some(void *to, const void *from, size_t n, size_t most) {
-#define PIECES(size)                                                                             \
-    if (size <= most && n >= size) {                                                                           \
-        memcpy(to, from, size);                                                                  \
-        memcpy((uint8_t *)to + n - size, (const uint8_t *)from + n - size, size);                \
-        return;                                                                                  \
-    }
-    PIECES(32)
-    PIECES(16)
-    PIECES(8)
-    PIECES(4)
-    PIECES(2)
-    PIECES(1)
-#undef PIECES
+    (void)(put_ends(to, from, n, 32, most) || put_ends(to, from, n, 16, most) ||
+           put_ends(to, from, n, 8, most) || put_ends(to, from, n, 4, most) ||
+           put_ends(to, from, n, 2, most) || put_ends(to, from, n, 1, most));
 }
 
 #include "lanes_plain.h"

@@ -4,8 +4,7 @@
    and at odd addresses. Rows are taken in the order of the memory and written into chunks that
    stay in the cache. The GIL is released; shapes and starts are checked against the buffers. */
 
-#define PY_SSIZE_T_CLEAN
-#include <Python.h>
+#include "module.h"
 #include <stdint.h>
 #include <string.h>
 #include "crc32c.h"
@@ -16,7 +15,6 @@
 #define FAST
 #endif
 
-#define ALWAYS_INLINE inline __attribute__((always_inline))
 #define ANYWHERE __attribute__((aligned(1), may_alias))
 
 typedef uint8_t u1 ANYWHERE;
@@ -24,65 +22,96 @@ typedef uint16_t u2 ANYWHERE;
 typedef uint32_t u4 ANYWHERE;
 typedef uint64_t u8 ANYWHERE;
 
-/* An axis: how many steps, and the bytes of one in the source and in the chunks. */
+/* Along an axis: how many steps, and the bytes of one in the source and in the chunks. */
 typedef struct {
     Py_ssize_t n, from, to;
-} Axis;
+} Steps;
 
 enum { AHEAD = 8 }; /* rows */
 
-#define SAME(value) (value)
+static ALWAYS_INLINE u1 swapped_u1(u1 value) { return value; }
+static ALWAYS_INLINE u2 swapped_u2(u2 value) { return __builtin_bswap16(value); }
+static ALWAYS_INLINE u4 swapped_u4(u4 value) { return __builtin_bswap32(value); }
+static ALWAYS_INLINE u8 swapped_u8(u8 value) { return __builtin_bswap64(value); }
 
-/* Constant steps let the compiler vectorise what it inlines. */
-#define COPIER(type, swapped)                                                                    \
-    static ALWAYS_INLINE void row_##type(const char *restrict from, char *restrict to,           \
-                                         Py_ssize_t n, Py_ssize_t step, int swap) {              \
-        for (Py_ssize_t i = 0; i < n; i++) {                                                     \
-            type value = *(const type *)(from + i * step);                                       \
-            *(type *)(to + i * (Py_ssize_t)sizeof(type)) = swap ? swapped(value) : value;        \
-        }                                                                                        \
-    }                                                                                            \
-    FAST static void copy_##type(const char *from, char *to, const Axis *axes, Py_ssize_t n,     \
-                                 int back, int swap) {                                           \
-        const Py_ssize_t size = sizeof(type);                                                    \
-        Axis a = axes[0], b = axes[1], c = axes[2];                                              \
-        for (Py_ssize_t i = 0; i < a.n; i++)                                                     \
-        for (Py_ssize_t j = 0; j < b.n; j++)                                                     \
-        for (Py_ssize_t k = 0; k < c.n; k++) {                                                   \
-            const char *in = from + i * a.from + j * b.from + k * c.from;                        \
-            char *out = to + i * a.to + j * b.to + k * c.to;                                     \
-            __builtin_prefetch(in + AHEAD * c.from);                                             \
-            if (!back && !swap) memcpy(out, in, n * size);                                       \
-            else if (!back) row_##type(in, out, n, size, 1);                                     \
-            else if (!swap) row_##type(in, out, n, -size, 0);                                    \
-            else row_##type(in, out, n, -size, 1);                                               \
-        }                                                                                        \
+/* A row of voxels of one type: a macro, as a function has its type once. The step is constant where
+   this is inlined, which lets the compiler vectorise it. */
+#define ROW(type)                                                                                  \
+    static ALWAYS_INLINE void row_##type(const char *restrict from, char *restrict to,             \
+                                         Py_ssize_t n, Py_ssize_t step, int swap) {                \
+        for (Py_ssize_t i = 0; i < n; i++) {                                                       \
+            type value = *(const type *)(from + i * step);                                         \
+            *(type *)(to + i * (Py_ssize_t)sizeof(type)) = swap ? swapped_##type(value) : value;   \
+        }                                                                                          \
     }
+ROW(u1)
+ROW(u2)
+ROW(u4)
+ROW(u8)
 
-COPIER(u1, SAME)
-COPIER(u2, __builtin_bswap16)
-COPIER(u4, __builtin_bswap32)
-COPIER(u8, __builtin_bswap64)
+static ALWAYS_INLINE void row(const Py_ssize_t size, const char *from, char *to, Py_ssize_t n,
+                              Py_ssize_t step, int swap) {
+    if (size == 1) row_u1(from, to, n, step, swap);
+    else if (size == 2) row_u2(from, to, n, step, swap);
+    else if (size == 4) row_u4(from, to, n, step, swap);
+    else row_u8(from, to, n, step, swap);
+}
+
+static ALWAYS_INLINE void copy_rows(const Py_ssize_t size, const char *from, char *to,
+                                    const Steps *steps, Py_ssize_t n, int back, int swap) {
+    Steps a = steps[0], b = steps[1], c = steps[2];
+    for (Py_ssize_t i = 0; i < a.n; i++)
+        for (Py_ssize_t j = 0; j < b.n; j++)
+            for (Py_ssize_t k = 0; k < c.n; k++) {
+                const char *in = from + i * a.from + j * b.from + k * c.from;
+                char *out = to + i * a.to + j * b.to + k * c.to;
+                __builtin_prefetch(in + AHEAD * c.from);
+                if (!back && !swap) memcpy(out, in, n * size);
+                else if (!back) row(size, in, out, n, size, 1);
+                else if (!swap) row(size, in, out, n, -size, 0);
+                else row(size, in, out, n, -size, 1);
+            }
+}
+
+FAST static void copy_u1(const char *from, char *to, const Steps *steps, Py_ssize_t n, int back,
+                         int swap) {
+    copy_rows(1, from, to, steps, n, back, swap);
+}
+
+FAST static void copy_u2(const char *from, char *to, const Steps *steps, Py_ssize_t n, int back,
+                         int swap) {
+    copy_rows(2, from, to, steps, n, back, swap);
+}
+
+FAST static void copy_u4(const char *from, char *to, const Steps *steps, Py_ssize_t n, int back,
+                         int swap) {
+    copy_rows(4, from, to, steps, n, back, swap);
+}
+
+FAST static void copy_u8(const char *from, char *to, const Steps *steps, Py_ssize_t n, int back,
+                         int swap) {
+    copy_rows(8, from, to, steps, n, back, swap);
+}
 
 /* Copy the `n` chunks from `from` on, of each `size` (z, y, x) voxels. */
 static void copy(const Py_buffer *voxels, const Py_buffer *chunks, const char *from, char *to,
                  Py_ssize_t n, const Py_ssize_t *size, int swap) {
-    Axis axes[3] = {{size[0], voxels->strides[0], chunks->strides[1]},
-                    {size[1], voxels->strides[1], chunks->strides[2]},
-                    {n, chunks->shape[3] * voxels->strides[2], chunks->strides[0]}};
+    Steps steps[3] = {{size[0], voxels->strides[0], chunks->strides[1]},
+                      {size[1], voxels->strides[1], chunks->strides[2]},
+                      {n, chunks->shape[3] * voxels->strides[2], chunks->strides[0]}};
     int back = voxels->strides[2] < 0;
     for (int i = 0; i < 3; i++) /* forward in memory, which the processor foresees */
-        if (axes[i].from < 0) {
-            from += (axes[i].n - 1) * axes[i].from;
-            to += (axes[i].n - 1) * axes[i].to;
-            axes[i].from = -axes[i].from;
-            axes[i].to = -axes[i].to;
+        if (steps[i].from < 0) {
+            from += (steps[i].n - 1) * steps[i].from;
+            to += (steps[i].n - 1) * steps[i].to;
+            steps[i].from = -steps[i].from;
+            steps[i].to = -steps[i].to;
         }
     switch (voxels->itemsize) {
-    case 1: copy_u1(from, to, axes, size[2], back, 0); break;
-    case 2: copy_u2(from, to, axes, size[2], back, swap); break;
-    case 4: copy_u4(from, to, axes, size[2], back, swap); break;
-    case 8: copy_u8(from, to, axes, size[2], back, swap); break;
+    case 1: copy_u1(from, to, steps, size[2], back, 0); break;
+    case 2: copy_u2(from, to, steps, size[2], back, swap); break;
+    case 4: copy_u4(from, to, steps, size[2], back, swap); break;
+    case 8: copy_u8(from, to, steps, size[2], back, swap); break;
     }
 }
 
@@ -90,24 +119,20 @@ static void copy(const Py_buffer *voxels, const Py_buffer *chunks, const char *f
    zeros beyond the volume's edge. A whole row at once, for its memory is read in long runs. */
 static PyObject *gather(PyObject *self, PyObject *args) {
     (void)self;
-    PyObject *voxels_object, *chunks_object;
+    PyObject *objects[2];
     Py_ssize_t z, y;
-    int swap;
-    if (!PyArg_ParseTuple(args, "OnnOp", &voxels_object, &z, &y, &chunks_object, &swap))
-        return NULL;
-    Py_buffer voxels, chunks;
-    if (PyObject_GetBuffer(voxels_object, &voxels, PyBUF_STRIDES)) return NULL;
-    if (PyObject_GetBuffer(chunks_object, &chunks, PyBUF_C_CONTIGUOUS | PyBUF_WRITABLE)) {
-        PyBuffer_Release(&voxels);
-        return NULL;
-    }
+    int swap, held = 0, fits = 0;
+    if (!PyArg_ParseTuple(args, "OnnOp", &objects[0], &z, &y, &objects[1], &swap)) return NULL;
+    Py_buffer views[2];
+    const int flags[2] = {PyBUF_STRIDES, WRITE};
+    if (!hold_buffers(objects, flags, 2, views, &held)) goto done;
+    const Py_buffer voxels = views[0], chunks = views[1];
     Py_ssize_t bytes = voxels.itemsize;
-    int fits = voxels.ndim == 3 && chunks.ndim == 4 && chunks.itemsize == bytes && chunks.len &&
-               (bytes == 1 || bytes == 2 || bytes == 4 || bytes == 8) &&
-               (voxels.strides[2] == bytes || voxels.strides[2] == -bytes) && z >= 0 && y >= 0 &&
-               z < voxels.shape[0] && y < voxels.shape[1] &&
-               voxels.shape[2] > 0 &&
-               (voxels.shape[2] - 1) / chunks.shape[3] + 1 == chunks.shape[0];
+    fits = voxels.ndim == 3 && chunks.ndim == 4 && chunks.itemsize == bytes && chunks.len &&
+           (bytes == 1 || bytes == 2 || bytes == 4 || bytes == 8) &&
+           (voxels.strides[2] == bytes || voxels.strides[2] == -bytes) && z >= 0 && y >= 0 &&
+           z < voxels.shape[0] && y < voxels.shape[1] && voxels.shape[2] > 0 &&
+           (voxels.shape[2] - 1) / chunks.shape[3] + 1 == chunks.shape[0];
     if (!fits) {
         PyErr_SetString(PyExc_ValueError, "voxels, start and chunks do not fit each other");
     } else {
@@ -127,8 +152,8 @@ static PyObject *gather(PyObject *self, PyObject *args) {
         if (rest) copy(&voxels, &chunks, from, to + whole * chunks.strides[0], 1, size, swap);
         Py_END_ALLOW_THREADS
     }
-    PyBuffer_Release(&chunks);
-    PyBuffer_Release(&voxels);
+done:
+    release_buffers(views, held);
     if (!fits) return NULL;
     Py_RETURN_NONE;
 }
@@ -137,7 +162,7 @@ static PyObject *gather(PyObject *self, PyObject *args) {
 typedef int (*Compress)(int level, int shuffle, size_t itemsize, size_t n, const void *from,
                         void *to, size_t room, const char *name, size_t block, int threads);
 
-enum { FRAME_OVERHEAD = 16, CRC = 4 }; /* bytes a frame can be longer than its chunk; a checksum */
+enum { FRAME_OVERHEAD = 16 }; /* bytes a frame can be longer than its chunk */
 
 typedef struct {
     Compress compress;
@@ -157,13 +182,13 @@ static Py_ssize_t encode_all(const Codec *codec, const Py_buffer *chunks, uint8_
         const char *chunk = (const char *)chunks->buf + i * n;
         marks[2 * i] = marks[2 * i + 1] = 0;
         if (all_zero(chunk, n)) continue;
-        int got = codec->compress(codec->level, codec->shuffle, chunks->itemsize, n, chunk, to + used,
-                                  n + FRAME_OVERHEAD, codec->name, codec->block, 1);
+        int got = codec->compress(codec->level, codec->shuffle, chunks->itemsize, n, chunk,
+                                  to + used, n + FRAME_OVERHEAD, codec->name, codec->block, 1);
         if (got <= 0 || got > n + FRAME_OVERHEAD) return -1 - i;
         uint32_t crc = crc32c(to + used, got);
         used += got;
-        for (int k = 0; k < CRC; k++) to[used++] = (uint8_t)(crc >> 8 * k);
-        marks[2 * i] = (uint32_t)(got + CRC);
+        for (int k = 0; k < CRC_BYTES; k++) to[used++] = (uint8_t)(crc >> 8 * k);
+        marks[2 * i] = (uint32_t)(got + CRC_BYTES);
         marks[2 * i + 1] = crc;
     }
     return used;
@@ -185,18 +210,16 @@ static PyObject *encode(PyObject *self, PyObject *args) {
     Py_buffer views[3];
     PyObject *result = NULL;
     int held = 0;
-    for (; held < 3; held++)
-        if (PyObject_GetBuffer(objects[held], &views[held],
-                               PyBUF_C_CONTIGUOUS | (held ? PyBUF_WRITABLE : 0)))
-            goto done;
+    const int flags[3] = {PyBUF_C_CONTIGUOUS, WRITE, WRITE};
+    if (!hold_buffers(objects, flags, 3, views, &held)) goto done;
     const Py_buffer *chunks = &views[0], *out = &views[1], *marks = &views[2];
     int fits = function && codec.block > 0 && chunks->ndim > 1 && chunks->len > 0 &&
                chunks->itemsize > 0 && chunks->itemsize < 256;
     if (fits) {
         Py_ssize_t count = chunks->shape[0], n = chunks->len / count;
-        fits = n <= INT32_MAX - FRAME_OVERHEAD - CRC && marks->itemsize == sizeof(uint32_t) &&
+        fits = n <= INT32_MAX - FRAME_OVERHEAD - CRC_BYTES && marks->itemsize == sizeof(uint32_t) &&
                marks->len / (Py_ssize_t)(2 * sizeof(uint32_t)) >= count &&
-               out->len / (n + FRAME_OVERHEAD + CRC) >= count;
+               out->len / (n + FRAME_OVERHEAD + CRC_BYTES) >= count;
     }
     if (!fits) {
         PyErr_SetString(PyExc_ValueError, "chunks, codec and room do not fit each other");
@@ -211,35 +234,36 @@ static PyObject *encode(PyObject *self, PyObject *args) {
                      chunks->shape[0], codec.name);
     else result = PyLong_FromSsize_t(used);
 done:
-    while (held) PyBuffer_Release(&views[--held]);
+    release_buffers(views, held);
     return result;
 }
 
-/* The least voxel, and the largest of every plane across z, y and x. */
-#define PROFILER(type)                                                                           \
-    FAST static void profile_##type(const Py_buffer *voxels, char *const *out) {                 \
-        type *restrict along_z = (type *)out[1], *restrict along_y = (type *)out[2];             \
-        type *restrict along_x = (type *)out[3];                                                 \
-        const char *from = voxels->buf;                                                          \
-        type least = *(const type *)from;                                                        \
-        memcpy(along_x, from, voxels->shape[2] * sizeof(type));                                  \
-        for (Py_ssize_t z = 0; z < voxels->shape[0]; z++) {                                      \
-            for (Py_ssize_t y = 0; y < voxels->shape[1]; y++) {                                  \
-                const type *restrict in =                                                        \
-                    (const type *)(from + z * voxels->strides[0] + y * voxels->strides[1]);      \
-                type most = in[0], low = in[0];                                                  \
-                for (Py_ssize_t x = 0; x < voxels->shape[2]; x++) {                              \
-                    type value = in[x], before = along_x[x];                                     \
-                    along_x[x] = before > value ? before : value;                                \
-                    most = most > value ? most : value;                                          \
-                    low = low < value ? low : value;                                             \
-                }                                                                                \
-                if (z == 0 || most > along_y[y]) along_y[y] = most;                              \
-                if (y == 0 || most > along_z[z]) along_z[z] = most;                              \
-                if (low < least) least = low;                                                    \
-            }                                                                                    \
-        }                                                                                        \
-        *(type *)out[0] = least;                                                                 \
+/* The least voxel, and the largest of every plane across z, y and x: a macro for the types, as a
+   function has its type once. */
+#define PROFILER(type)                                                                             \
+    FAST static void profile_##type(const Py_buffer *voxels, char *const *out) {                   \
+        type *restrict along_z = (type *)out[1], *restrict along_y = (type *)out[2];               \
+        type *restrict along_x = (type *)out[3];                                                   \
+        const char *from = voxels->buf;                                                            \
+        type least = *(const type *)from;                                                          \
+        memcpy(along_x, from, voxels->shape[2] * sizeof(type));                                    \
+        for (Py_ssize_t z = 0; z < voxels->shape[0]; z++) {                                        \
+            for (Py_ssize_t y = 0; y < voxels->shape[1]; y++) {                                    \
+                const type *restrict in =                                                          \
+                    (const type *)(from + z * voxels->strides[0] + y * voxels->strides[1]);        \
+                type most = in[0], low = in[0];                                                    \
+                for (Py_ssize_t x = 0; x < voxels->shape[2]; x++) {                                \
+                    type value = in[x], before = along_x[x];                                       \
+                    along_x[x] = before > value ? before : value;                                  \
+                    most = most > value ? most : value;                                            \
+                    low = low < value ? low : value;                                               \
+                }                                                                                  \
+                if (z == 0 || most > along_y[y]) along_y[y] = most;                                \
+                if (y == 0 || most > along_z[z]) along_z[z] = most;                                \
+                if (low < least) least = low;                                                      \
+            }                                                                                      \
+        }                                                                                          \
+        *(type *)out[0] = least;                                                                   \
     }
 
 PROFILER(uint8_t)
@@ -253,15 +277,13 @@ static PyObject *profiles(PyObject *self, PyObject *args) {
     (void)self;
     PyObject *objects[5];
     int sign, held = 0, fits = 0;
-    if (!PyArg_ParseTuple(args, "OpOOOO", &objects[0], &sign, &objects[1], &objects[2],
-                          &objects[3], &objects[4]))
+    if (!PyArg_ParseTuple(args, "OpOOOO", &objects[0], &sign, &objects[1], &objects[2], &objects[3],
+                          &objects[4]))
         return NULL;
     Py_buffer views[5];
     char *out[4];
-    for (; held < 5; held++)
-        if (PyObject_GetBuffer(objects[held], &views[held],
-                               held ? PyBUF_C_CONTIGUOUS | PyBUF_WRITABLE : PyBUF_STRIDES))
-            goto done;
+    const int flags[5] = {PyBUF_STRIDES, WRITE, WRITE, WRITE, WRITE};
+    if (!hold_buffers(objects, flags, 5, views, &held)) goto done;
     Py_ssize_t size = views[0].itemsize;
     fits = views[0].ndim == 3 && (size == 1 || size == 2) && views[0].strides[2] == size;
     for (int i = 0; fits && i < 4; i++) {
@@ -278,7 +300,7 @@ static PyObject *profiles(PyObject *self, PyObject *args) {
     else (sign ? profile_int16_t : profile_uint16_t)(&views[0], out);
     Py_END_ALLOW_THREADS
 done:
-    while (held) PyBuffer_Release(&views[--held]);
+    release_buffers(views, held);
     if (!fits) return NULL;
     Py_RETURN_NONE;
 }
@@ -289,8 +311,8 @@ static PyMethodDef methods[] = {
     {"profiles", profiles, METH_VARARGS, "The least voxel, and the largest of every plane."},
     {NULL, NULL, 0, NULL},
 };
-static struct PyModuleDef module = {
-    PyModuleDef_HEAD_INIT, .m_name = "_chunks", .m_size = -1, .m_methods = methods};
+static struct PyModuleDef module = {PyModuleDef_HEAD_INIT, .m_name = "_chunks", .m_size = -1,
+                                    .m_methods = methods};
 
 PyMODINIT_FUNC PyInit__chunks(void) {
     crc_prepare();

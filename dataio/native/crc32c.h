@@ -11,7 +11,7 @@
 #include <string.h>
 #include "instructions.h"
 
-enum { LANE = 256 };
+enum { LANE = 256, CRC_BYTES = 4 };
 static uint32_t crc_table[8][256], crc_advance[4][256];
 
 static uint32_t crc_zeros(uint32_t crc, int n) {
@@ -42,8 +42,8 @@ static inline uint32_t crc_moved(uint32_t crc) {
 
 static uint32_t crc_by_tables(uint32_t crc, const uint8_t *p, size_t n) {
     for (; n >= 8; n -= 8, p += 8) {
-        uint32_t low = crc ^ (p[0] | (uint32_t)p[1] << 8 | (uint32_t)p[2] << 16 |
-                              (uint32_t)p[3] << 24);
+        uint32_t low =
+            crc ^ (p[0] | (uint32_t)p[1] << 8 | (uint32_t)p[2] << 16 | (uint32_t)p[3] << 24);
         crc = crc_table[7][low & 255] ^ crc_table[6][low >> 8 & 255] ^
               crc_table[5][low >> 16 & 255] ^ crc_table[4][low >> 24] ^ crc_table[3][p[4]] ^
               crc_table[2][p[5]] ^ crc_table[1][p[6]] ^ crc_table[0][p[7]];
@@ -53,23 +53,24 @@ static uint32_t crc_by_tables(uint32_t crc, const uint8_t *p, size_t n) {
 }
 
 #if X86
-__attribute__((target("sse4.2"))) static uint32_t crc_by_instruction(uint32_t crc,
-                                                                     const uint8_t *p, size_t n) {
-    uint64_t a = crc, b, c, word;
-#define STEP(lane, at)                                                                           \
-    memcpy(&word, at, 8);                                                                        \
-    lane = __builtin_ia32_crc32di(lane, word)
+static ALWAYS_INLINE SSE_TARGET uint64_t crc_of_eight(uint64_t crc, const uint8_t *p) {
+    uint64_t word;
+    memcpy(&word, p, 8);
+    return __builtin_ia32_crc32di(crc, word);
+}
+
+SSE_TARGET static uint32_t crc_by_instruction(uint32_t crc, const uint8_t *p, size_t n) {
+    uint64_t a = crc, b, c;
     for (; n >= 3 * LANE; n -= 3 * LANE, p += 3 * LANE) {
         b = c = 0;
         for (int i = 0; i < LANE; i += 8) {
-            STEP(a, p + i);
-            STEP(b, p + LANE + i);
-            STEP(c, p + 2 * LANE + i);
+            a = crc_of_eight(a, p + i);
+            b = crc_of_eight(b, p + LANE + i);
+            c = crc_of_eight(c, p + 2 * LANE + i);
         }
         a = crc_moved(crc_moved((uint32_t)a) ^ (uint32_t)b) ^ (uint32_t)c;
     }
-    for (; n >= 8; n -= 8, p += 8) { STEP(a, p); }
-#undef STEP
+    for (; n >= 8; n -= 8, p += 8) a = crc_of_eight(a, p);
     uint32_t rest = (uint32_t)a;
     while (n--) rest = __builtin_ia32_crc32qi(rest, *p++);
     return rest;
@@ -77,9 +78,10 @@ __attribute__((target("sse4.2"))) static uint32_t crc_by_instruction(uint32_t cr
 
 /* 16 bytes of `sum`, as a polynomial, times what carries them over `by`'s distance, added to the
    bytes there. */
-#define CARRY(sum, by, next)                                                                     \
-    _mm512_ternarylogic_epi64(_mm512_clmulepi64_epi128(sum, by, 0x00),                           \
-                              _mm512_clmulepi64_epi128(sum, by, 0x11), next, 0x96)
+static ALWAYS_INLINE AVX512_TARGET __m512i carried(__m512i sum, __m512i by, __m512i next) {
+    return _mm512_ternarylogic_epi64(_mm512_clmulepi64_epi128(sum, by, 0x00),
+                                     _mm512_clmulepi64_epi128(sum, by, 0x11), next, 0x96);
+}
 
 /* n >= 64. The constants are x^(8 d + 32) and x^(8 d - 32) modulo the polynomial for distances d of
    256 and 64 bytes, their bits reversed and moved up by one. */
@@ -93,21 +95,20 @@ AVX512_TARGET static uint32_t crc_by_carrying(uint32_t crc, const uint8_t *p, si
         __m512i b = _mm512_loadu_si512(p), c = _mm512_loadu_si512(p + 64);
         __m512i d = _mm512_loadu_si512(p + 128);
         for (p += 192, n -= 192; n >= 256; p += 256, n -= 256) {
-            a = CARRY(a, far, _mm512_loadu_si512(p));
-            b = CARRY(b, far, _mm512_loadu_si512(p + 64));
-            c = CARRY(c, far, _mm512_loadu_si512(p + 128));
-            d = CARRY(d, far, _mm512_loadu_si512(p + 192));
+            a = carried(a, far, _mm512_loadu_si512(p));
+            b = carried(b, far, _mm512_loadu_si512(p + 64));
+            c = carried(c, far, _mm512_loadu_si512(p + 128));
+            d = carried(d, far, _mm512_loadu_si512(p + 192));
         }
-        b = CARRY(a, near, b);
-        c = CARRY(b, near, c);
-        a = CARRY(c, near, d);
+        b = carried(a, near, b);
+        c = carried(b, near, c);
+        a = carried(c, near, d);
     }
-    for (; n >= 64; p += 64, n -= 64) a = CARRY(a, near, _mm512_loadu_si512(p));
+    for (; n >= 64; p += 64, n -= 64) a = carried(a, near, _mm512_loadu_si512(p));
     uint8_t left[64];
     _mm512_storeu_si512(left, a);
     return crc_by_instruction(crc_by_instruction(0, left, sizeof left), p, n);
 }
-#undef CARRY
 #endif
 
 static uint32_t crc32c(const uint8_t *p, size_t n) {

@@ -1,23 +1,40 @@
-"""The compiled loops, loaded: None where they were not built."""
+"""The loops in C, loaded: None where they were not built, and numpy gives the same, slower."""
 
 import importlib
-from functools import lru_cache
+from functools import cache
 from typing import Any
 
+LOOPS = {
+    "_chunks": "volumes to chunks",
+    "_crops": "chunks to crops",
+    "_streams": "chunks to streams for the GPU",
+}
+"""Each module by name, and what it does."""
 
-@lru_cache(maxsize=1)
+
 def chunk_loops() -> Any:
     """Volumes to chunks (chunks.c); None where it was not built."""
-    return _extension("_chunks")
+    return loaded("_chunks")
 
 
-@lru_cache(maxsize=1)
 def crop_loops() -> Any:
-    """Stored chunks to crops and to packed streams (crops.c); None where it was not built."""
-    return _extension("_crops")
+    """Stored chunks to crops (crops.c); None where it was not built."""
+    return loaded("_crops")
 
 
-def _extension(name: str) -> Any:
+def stream_loops() -> Any:
+    """Stored chunks to packed streams (streams.c); None where it was not built."""
+    return loaded("_streams")
+
+
+def not_built() -> list[str]:
+    """Names of the modules that are not there."""
+    return [name for name in LOOPS if loaded(name) is None]
+
+
+@cache
+def loaded(name: str) -> Any:
+    """The module of that name; None where it was not built."""
     try:
         return importlib.import_module(f"mim3d.dataio.native.{name}")
     except ImportError:

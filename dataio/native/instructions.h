@@ -7,9 +7,10 @@
 #if defined(__x86_64__) && (defined(__clang__) || __GNUC__ >= 9)
 #define X86 1
 #include <immintrin.h>
+#define SSE_TARGET __attribute__((target("sse4.2")))
 #define AVX2_TARGET __attribute__((target("avx2")))
 /* Ice Lake, Zen 4 and later. */
-#define AVX512_TARGET                                                                            \
+#define AVX512_TARGET                                                                              \
     __attribute__((target("sse4.2,pclmul,avx2,avx512f,avx512bw,avx512vl,gfni,vpclmulqdq")))
 #else
 #define X86 0

@@ -6,9 +6,15 @@
 #define LANE_FUNCTION static ALWAYS_INLINE AVX2_TARGET
 enum { LANES_avx2 = 16 };
 typedef __m128i Bytes_avx2;
-typedef struct { __m128i first, second; } Words_avx2;
-typedef struct { __m256i first, second; } Ints_avx2;
-typedef struct { __m256 first, second; } Floats_avx2;
+typedef struct {
+    __m128i first, second;
+} Words_avx2;
+typedef struct {
+    __m256i first, second;
+} Ints_avx2;
+typedef struct {
+    __m256 first, second;
+} Floats_avx2;
 
 LANE_FUNCTION Bytes_avx2 bytes_avx2(const uint8_t *p, int reversed) {
     __m128i v = _mm_loadu_si128((const __m128i *)p);

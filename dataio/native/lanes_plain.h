@@ -64,9 +64,7 @@ static ALWAYS_INLINE Floats_plain changed_plain(Floats_plain v, const Cast *cast
 static ALWAYS_INLINE void put_1_plain(void *to, Bytes_plain v) { memcpy(to, &v, sizeof v); }
 static ALWAYS_INLINE void put_2_plain(void *to, Words_plain v) { memcpy(to, &v, sizeof v); }
 static ALWAYS_INLINE void put_4_plain(void *to, Ints_plain v) { memcpy(to, &v, sizeof v); }
-static ALWAYS_INLINE void put_float32_plain(void *to, Floats_plain v) {
-    memcpy(to, &v, sizeof v);
-}
+static ALWAYS_INLINE void put_float32_plain(void *to, Floats_plain v) { memcpy(to, &v, sizeof v); }
 
 static ALWAYS_INLINE void put_bfloat16_plain(void *to, Floats_plain v) {
     Ints_plain bits = (Ints_plain)v, is_nan = (Ints_plain)(v != v);

@@ -3,9 +3,10 @@
 #pragma once
 #include <stdint.h>
 #include <string.h>
+#include "codes.h"
 #include "instructions.h"
 
-enum { SLACK = 64, BAD_LZ4 = 2 };
+enum { SLACK = 64 }; /* bytes behind a block that may be touched */
 
 /* Add the bytes that extend a length of 15; 0 when the input ends within. */
 static int longer(const uint8_t **in, const uint8_t *end, size_t *length) {
@@ -24,11 +25,16 @@ static int longer(const uint8_t **in, const uint8_t *end, size_t *length) {
    so that none waits for another. */
 static ALWAYS_INLINE void repeat(uint8_t *to, size_t back, size_t n) {
     /* With back < 8: the bytes to repeat, how they fill eight, and how many periods those are. */
-    static const uint64_t mask[8] = {0, 0xFF, 0xFFFF, 0xFFFFFF, 0xFFFFFFFF, 0xFFFFFFFFFF,
-                                     0xFFFFFFFFFFFF, 0xFFFFFFFFFFFFFF};
-    static const uint64_t times[8] = {0, 0x0101010101010101, 0x0001000100010001,
-                                      0x0001000001000001, 0x0000000100000001, 0x0000010000000001,
-                                      0x0001000000000001, 0x0100000000000001};
+    static const uint64_t mask[8] = {0,          0xFF,         0xFFFF,         0xFFFFFF,
+                                     0xFFFFFFFF, 0xFFFFFFFFFF, 0xFFFFFFFFFFFF, 0xFFFFFFFFFFFFFF};
+    static const uint64_t times[8] = {0,
+                                      0x0101010101010101,
+                                      0x0001000100010001,
+                                      0x0001000001000001,
+                                      0x0000000100000001,
+                                      0x0000010000000001,
+                                      0x0001000000000001,
+                                      0x0100000000000001};
     static const uint8_t whole[8] = {0, 8, 8, 6, 8, 5, 6, 7};
     uint8_t *stop = to + n, bytes[32];
     const uint8_t *from = to - back;

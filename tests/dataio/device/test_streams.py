@@ -13,7 +13,7 @@ from mim3d.dataio.device.inflate import inflate_on_host
 from mim3d.dataio.device.streams import ALIGN, FrameError, StreamPacker
 from mim3d.kernels.assemble import unshuffle
 
-needs_loop = pytest.mark.skipif(stream_pack.crop_loops() is None, reason="the loop is not built")
+needs_loop = pytest.mark.skipif(stream_pack.stream_loops() is None, reason="the loop is not built")
 
 
 def stored(voxels, codec=b"lz4", level=5, shuffle=1, block=65536) -> np.ndarray:
@@ -69,7 +69,7 @@ def test_both_ways_pack_what_decodes_to_the_voxels(codec, dtype, n, kinds, level
     assert not (streams.rows[:, 0] % ALIGN).any()
     assert packer.used <= packer.room
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(stream_pack, "crop_loops", lambda: None)
+        patch.setattr(stream_pack, "stream_loops", lambda: None)
         parsed, parsed_streams = packed(chunks, itemsize, nbytes, parts)
     assert parsed_streams.codec == streams.codec
     np.testing.assert_array_equal(parsed_streams.counts, streams.counts)
@@ -119,7 +119,7 @@ def test_no_frame_is_written_beyond_the_room(flips, codec, level, cut, room):
     chunk = np.concatenate([frame, np.frombuffer(checksum, np.uint8)])
     out = np.full(room + 64, 0xA5, np.uint8)
     rows = np.full((4, 4), -7, np.int64)
-    code, done, used, n_rows = stream_pack.crop_loops().pack(
+    code, done, used, n_rows = stream_pack.stream_loops().pack(
         [chunk], 8192, 2, out[:room], 0, rows[:2], 0, np.zeros(1, np.int64),
         np.zeros((1, 3), np.int64),
     )  # fmt: skip
@@ -140,4 +140,4 @@ def test_what_does_not_fit_is_refused(change):
     for place, value in change.items():
         arguments[place] = value
     with pytest.raises(ValueError, match="do not fit"):
-        stream_pack.crop_loops().pack(*arguments)
+        stream_pack.stream_loops().pack(*arguments)

@@ -1,13 +1,13 @@
-/* blosc frames to raw lz4 and zstd streams, laid out for a batched decompressor; blosc_frame.py has
+/* Stored chunks to raw lz4 and zstd streams, laid out for a batched decompressor; blosc_frame.py has
    the same in Python, stream by stream. What blosc left uncompressed is wrapped: an lz4 block of
    literals only, or a zstd frame of one raw block. */
 
-#pragma once
-#include "bits.h"
+#include "module.h"
 #include "crc32c.h"
 #include "frame.h"
+#include "transpose.h"
 
-enum { NO_ROOM = 8, PACK_ALIGN = 16, ZSTD_BLOCK = 1 << 17 };
+enum { PACK_ALIGN = 16, ZSTD_BLOCK = 1 << 17 };
 enum { LZ4_FORMAT = 1, ZSTD_FORMAT = 4 };
 
 typedef struct {
@@ -60,10 +60,10 @@ static void shuffle_block(const uint8_t *plain, size_t length, size_t size, int 
     for (size_t b = 0; b < size && bits; b++)
         for (size_t j = 0; j < count / 8; j++) {
             uint64_t eight = 0;
+            for (int k = 0; k < 8; k++) eight |= (uint64_t)plain[(8 * j + k) * size + b] << 8 * k;
+            eight = transposed(eight);
             for (int k = 0; k < 8; k++)
-                eight |= (uint64_t)plain[(8 * j + k) * size + b] << 8 * k;
-            TRANSPOSE(eight);
-            for (int k = 0; k < 8; k++) to[(8 * b + k) * (count / 8) + j] = (uint8_t)(eight >> 8 * k);
+                to[(8 * b + k) * (count / 8) + j] = (uint8_t)(eight >> 8 * k);
         }
 }
 
@@ -103,4 +103,69 @@ static int pack_chunk(Pack *pack, const uint8_t *data, size_t nbytes, int64_t *l
     }
     layout[0] = block, layout[1] = bits != 0, layout[2] = format;
     return 0;
+}
+
+/* pack(list of stored chunks, chunk bytes, voxel bytes, out (bytes), used, rows (m, 4) int64, number
+   of rows, counts (n) int64, layouts (n, 3) int64) -> (code, chunks done, used, rows); see
+   device/streams.py. */
+static PyObject *pack_chunks(PyObject *self, PyObject *args) {
+    (void)self;
+    PyObject *list, *objects[4], *result = NULL;
+    Py_ssize_t total, size, used, n_rows, done = 0;
+    if (!PyArg_ParseTuple(args, "O!nnOnOnOO", &PyList_Type, &list, &total, &size, &objects[0],
+                          &used, &objects[1], &n_rows, &objects[2], &objects[3]))
+        return NULL;
+    Py_buffer outs[4], *views = NULL;
+    Py_ssize_t n = PyList_GET_SIZE(list), held = 0;
+    int opened = 0, code = 0;
+    const int flags[4] = {WRITE, WRITE, WRITE, WRITE};
+    uint8_t *shuffled = NULL;
+    if (!hold_buffers(objects, flags, 4, outs, &opened)) goto release;
+    if (total < 1 || size < 1 || size > 255 || total % size || used < 0 || used > outs[0].len ||
+        n_rows < 0 || n_rows > outs[1].len / 32 || outs[2].len < 8 * n || outs[3].len < 24 * n) {
+        PyErr_SetString(PyExc_ValueError, "chunks, rows and room do not fit each other");
+        goto release;
+    }
+    views = PyMem_Calloc(n + 1, sizeof *views);
+    shuffled = PyMem_Malloc(total);
+    if (!views || !shuffled) {
+        PyErr_NoMemory();
+        goto release;
+    }
+    if (!hold_list(list, views, &held)) goto release;
+    Pack pack = {outs[0].buf,      used,  outs[0].len, outs[1].buf, n_rows,
+                 outs[1].len / 32, total, size,        shuffled};
+    int64_t *counts = outs[2].buf, *layouts = outs[3].buf;
+    Py_BEGIN_ALLOW_THREADS
+    for (; done < n; done++) {
+        size_t before = pack.n_rows, began = pack.used;
+        code = pack_chunk(&pack, views[done].buf, views[done].len, layouts + 3 * done);
+        if (code) { /* nothing of it stays */
+            pack.n_rows = before, pack.used = began;
+            break;
+        }
+        counts[done] = pack.n_rows - before;
+    }
+    Py_END_ALLOW_THREADS
+    result = Py_BuildValue("innn", code, done, (Py_ssize_t)pack.used, (Py_ssize_t)pack.n_rows);
+release:
+    release_buffers(views, held);
+    release_buffers(outs, opened);
+    PyMem_Free(views);
+    PyMem_Free(shuffled);
+    return result;
+}
+
+static PyMethodDef methods[] = {
+    {"pack", pack_chunks, METH_VARARGS, "Lay the streams of chunks side by side."},
+    {"instructions", use_instructions, METH_VARARGS, "The instruction set in use."},
+    {NULL, NULL, 0, NULL},
+};
+static struct PyModuleDef module = {PyModuleDef_HEAD_INIT, .m_name = "_streams", .m_size = -1,
+                                    .m_methods = methods};
+
+PyMODINIT_FUNC PyInit__streams(void) {
+    crc_prepare();
+    choose_instructions("");
+    return PyModule_Create(&module);
 }
