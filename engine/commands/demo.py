@@ -24,7 +24,7 @@ from mim3d.engine.study.run import run_study
 DESCRIPTION = """NIfTI -> corpus -> MAE and SimCLR pretraining -> fine-tuning -> convergence report.
 
 Without --data it draws a synthetic cohort; about five minutes on two CPU cores. Interrupted, it
-goes on where it stopped. At this size the honest answer is often "no significant speed-up".
+goes on where it stopped. Its two seeds are too few to test anything, and the report says so.
 """
 
 

@@ -6,6 +6,7 @@ from mim3d.engine.analysis.speedup import CLAIM_PAIRS, MIN_PAIRS
 from mim3d.engine.analysis.summary import GroupSummary
 from mim3d.engine.analysis.verdict import fixed_beforehand
 from mim3d.engine.analysis.words import arm_name
+from mim3d.engine.report.rates import unequal_tuning
 from mim3d.engine.study.config import SCRATCH, Row
 
 
@@ -42,6 +43,8 @@ def limits(study: Study, groups: list[GroupSummary]) -> list[str]:
     found += convergence_limits(study, groups)
     found.append(fixed_beforehand(study))
     found += added_later(study)
+    if not study.about.get("ablation"):
+        found += unequal_tuning(study)
     found.append(validation_limit(study))
     found += leak_limits(study)
     found.append("One corpus, one encoder size: other data and models may answer otherwise.")

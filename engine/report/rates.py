@@ -1,4 +1,4 @@
-"""The report's table of the rates that were tried: one grid for every arm, and what it chose."""
+"""What each arm was tuned by: settings of its pretext task, and one grid of rates for every arm."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -6,7 +6,7 @@ from typing import Any
 from mim3d.engine.analysis.results import Study, decoder_name
 from mim3d.engine.analysis.words import arm_name
 from mim3d.engine.report.section import Content, Section, Table
-from mim3d.engine.study.config import labels_in_words
+from mim3d.engine.study.config import SCRATCH, labels_in_words
 from mim3d.engine.study.curves import Curve, area_under
 
 Rates = tuple[float, float]
@@ -14,9 +14,66 @@ Rates = tuple[float, float]
 
 
 def rates_sections(content: Content) -> list[Section]:
-    """The grid's section, where rates were chosen from one."""
-    table = rates_table(content.study)
-    return [Section("Learning rates", (table,))] if table else []
+    """How much each arm was tuned, and the grid where rates were chosen from one."""
+    tables = [effort_table(content.study), rates_table(content.study)]
+    found = tuple(table for table in tables if table is not None)
+    return [Section("Tuning", found)] if found else []
+
+
+def effort_table(study: Study) -> Table | None:
+    """Settings that each arm was tried with; None of an ablation, which is about settings."""
+    if study.about.get("ablation"):
+        return None
+    search, rates = study.about.get("search", {}), tried_rates(study)
+    rows = []
+    for arm in dict.fromkeys(arm for group in study.groups() for arm in study.arms(group)):
+        known = search.get(arm.removesuffix("-flops"), {})
+        pretext = (
+            (f"{known['settings']}", f"{known['crops']:,}") if known else ("not recorded", "–")
+        )
+        if arm == SCRATCH:
+            pretext = ("–", "–")
+        rows.append((arm_name(arm), *pretext, str(max(len(rates.get(arm, ())), 1))))
+    header = ("arm", "settings of\nthe pretext task", "crops of each", "rates of\nfine-tuning")
+    note = (
+        "How many settings each arm was tried with before its scored runs, on seeds that are not "
+        "scored. Arms that were tuned unequally differ by that too."
+    )
+    return Table("How much each arm was tuned", header, tuple(rows), note)
+
+
+def tried_rates(study: Study) -> dict[str, set[Rates]]:
+    """By arm, the pairs of rates of its tuning runs."""
+    found: dict[str, set[Rates]] = {}
+    for row in study.rows:
+        if row.get("tuning"):
+            found.setdefault(row["arm"], set()).add((row["lr"], row.get("encoder_lr_scale", 1.0)))
+    return found
+
+
+def unequal_tuning(study: Study) -> list[str]:
+    """What is not equal, or not known, of how much the arms were tuned."""
+    arms = {p["arm"].removesuffix("-flops") for p in study.pretraining}
+    search = study.about.get("search", {})
+    missing = sorted(arms - search.keys())
+    found = []
+    if missing:
+        names = ", ".join(map(arm_name, missing))
+        found.append(
+            f"How many settings of the pretext task were tried is not recorded of {names}: an arm "
+            "that was tuned less may be slower for that alone."
+        )
+    counts = {arm: (search[arm]["settings"], search[arm]["crops"]) for arm in arms - {*missing}}
+    if len(set(counts.values())) > 1:
+        words = ", ".join(
+            f"{arm_name(a)} {n} of {c:,} crops" for a, (n, c) in sorted(counts.items())
+        )
+        found.append(f"The pretext tasks were not tuned equally: {words}.")
+    rates = {arm: len(own) for arm, own in tried_rates(study).items()}
+    if len(set(rates.values())) > 1:
+        words = ", ".join(f"{arm_name(arm)} {number}" for arm, number in rates.items())
+        found.append(f"The arms were not fine-tuned with equally many rates: {words}.")
+    return found
 
 
 def rates_table(study: Study) -> Table | None:

@@ -76,8 +76,9 @@ class PretrainPlan:
     """Crops start at multiples of so many voxels."""
     mim_augment: Literal["none", "mim"] = "mim"
     """Flips and intensities of the masked methods' crops; contrastive views always have theirs."""
-    per_seed: bool = False
-    """Pretrain anew for every seed, so that seeds vary pretraining too."""
+    per_seed: bool = True
+    """Pretrain anew for every seed, so that seeds vary pretraining too; where they share one
+    pretraining the report speaks of that encoder, not of its method."""
 
     def __post_init__(self) -> None:
         if self.crops < 1:
@@ -210,6 +211,9 @@ class StudyConfig:
     ablation_axes: tuple[str, ...] = ()
     """The settings it varies: one gives curves, two a heat map."""
     variants: Annotated[tuple[Variant, ...], tyro.conf.Suppress] = (Variant(),)
+    pretext_search: str = ""
+    """Folder of the finished study `pretext` that chose the pretext tasks' settings: the report
+    tells how many settings each arm was tried with."""
     score_test: bool = True
     """Score the test subjects; off where settings are searched, so that the test stays unseen."""
     workers: int = 0

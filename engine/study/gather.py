@@ -41,6 +41,7 @@ from mim3d.engine.study.origin import (
 )
 from mim3d.engine.study.plan import Cell, arm_names, given_path, pretraining_key, pretrainings
 from mim3d.engine.study.pretext import external_row, pretraining_row
+from mim3d.engine.study.search import search_tried
 from mim3d.engine.training.corpus import corpus_sha256
 
 PLAN = "plan.json"
@@ -275,6 +276,7 @@ def about_study(config: StudyConfig, corpus: Corpus, splits: Splits) -> Row:
             "primary": config.primary,
             "tasks": config.tasks,
         },
+        "search": search_tried(config.pretext_search),
         "ablation": config.ablation,
         "ablation_axes": config.ablation_axes,
         "variants": {

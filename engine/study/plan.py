@@ -97,7 +97,8 @@ def pretrainings(config: StudyConfig) -> list[Pretraining]:
     """Every pretraining of the study, each once."""
     seeds: tuple[int | None, ...] = (None,)
     if config.pretrain.per_seed:
-        seeds = (*config.finetune.tuning_seeds, *config.seeds)
+        tuning = config.finetune.tuning_seeds if len(config.finetune.lr_grid) > 1 else ()
+        seeds = (*tuning, *config.seeds)
     wanted = (
         Pretraining(arm, variant.of(arm), seed)
         for arm, variant, seed in product(arm_names(config), config.variants, seeds)

@@ -31,6 +31,7 @@ def demo() -> StudyConfig:
             mae=ArmPlan(replace(SMALL_MAE, mask_ratio=0.6), lr=1e-3, global_batch=8),
             simmim=ArmPlan(SimMIMConfig(), lr=2e-3, global_batch=8),
             simclr=ArmPlan(SMALL_SIMCLR, lr=1e-3, global_batch=32),
+            per_seed=False,
         ),
         finetune=FinetunePlan(steps=168, eval_every=12, lr=(2e-3,)),
     )
@@ -143,7 +144,7 @@ def ablation(name: str, axes: tuple[str, ...], variants: list[Variant]) -> Study
         heads=("tokens",),
         labels=(1.0,),
         matching=("crops",),
-        pretrain=replace(base.pretrain, crops=48_000),
+        pretrain=replace(base.pretrain, crops=48_000, per_seed=False),
         finetune=replace(
             base.finetune, steps=300, lr=(1e-2,), encoder_lr_scale=(0.1,), tuning_seeds=()
         ),
@@ -182,23 +183,24 @@ def ablate_labels() -> StudyConfig:
 
 
 def search_pretext() -> StudyConfig:
-    """Settings of every pretext task, four each, chosen by a seed that no study scores.
+    """Settings of every pretext task, eight each, chosen by a seed that no study scores.
 
-    Masked arms vary rate and mask ratio, SimCLR rate and temperature. The test subjects are not
-    looked at, and not in any training set either. At 16,000 crops SimCLR's temperatures rank
-    otherwise than at 96,000, so search longer (--pretrain.crops) where a claim hangs on it.
+    Every arm varies rate and batch; masked arms their mask ratio, SimCLR its temperature. All at
+    the length of study `hippocampus`: at 16,000 crops SimCLR's temperatures rank otherwise than at
+    96,000. The test subjects are not looked at, and not in any training set either.
     """
-    own = ((0.6, 0.1), (0.75, 0.5))
+    base, own = hippocampus(), ((0.6, 0.1), (0.75, 0.5))
+    grid = product((5e-4, 1.5e-3), (16, 64), own)
     variants = [
-        Variant(lr=lr, mask_ratio=mask_ratio, temperature=temperature)
-        for lr, (mask_ratio, temperature) in product((5e-4, 1.5e-3), own)
+        Variant(lr=lr, global_batch=batch, mask_ratio=mask_ratio, temperature=temperature)
+        for lr, batch, (mask_ratio, temperature) in grid
     ]
-    found = ablation("pretext", ("lr", "mask_ratio", "temperature"), variants)
+    found = ablation("pretext", ("lr", "global_batch", "mask_ratio", "temperature"), variants)
     return replace(
         found,
         arms=("simclr", "mae", "simmim"),
         seeds=(100,),
-        pretrain=replace(found.pretrain, crops=16_000),
+        pretrain=replace(base.pretrain, per_seed=False),
         finetune=FinetunePlan(
             steps=180,
             eval_every=15,

@@ -346,3 +346,25 @@ def test_the_headline_figure_is_the_whole_curve_beside_fixed_target_and_area(
     table = page[page.index("What the target makes of it") :]
     for words in ("fixed beforehand", "at 90 %\n(tested)", "lowest to highest", "area, Dice"):
         assert words in table
+
+
+def test_how_much_each_arm_was_tuned_is_told(tmp_path: Path) -> None:
+    folder = write_study(tmp_path)
+    assert any("not recorded of MAE, SimCLR" in line for line in limits(*summary(folder)))
+    about = read_json(folder / "study.json")
+    equal = {arm: {"settings": 8, "crops": 96000, "seeds": [100]} for arm in ("mae", "simclr")}
+    write_json(folder / "study.json", about | {"search": equal})
+    assert not any("tuned" in line or "tried" in line for line in limits(*summary(folder)))
+    page = build_report(folder).read_text()
+    assert "How much each arm was tuned" in page
+    assert "96,000" in page
+    equal["simclr"] = equal["simclr"] | {"settings": 4}
+    write_json(folder / "study.json", about | {"search": equal})
+    (line,) = [line for line in limits(*summary(folder)) if "not tuned equally" in line]
+    assert "MAE 8 of 96,000 crops, SimCLR 4 of 96,000 crops" in line
+    rows = read_jsonl(folder / "results.jsonl")
+    for arm, rates in (("mae", (1e-3, 1e-2)), ("simclr", (1e-3,))):
+        rows += [{**r, "tuning": True, "lr": lr} for lr in rates for r in rows_of(arm, 100, 1.0)]
+    write_jsonl(folder / "results.jsonl", rows)
+    (line,) = [line for line in limits(*summary(folder)) if "equally many rates" in line]
+    assert "MAE 2, SimCLR 1" in line

@@ -32,7 +32,7 @@ OUT = Path("study")
 @pytest.mark.parametrize("name", STUDIES)
 def test_every_named_study_plans(name: str) -> None:
     config = study(name)
-    wanted, cells = pretrainings(config), scored_cells(config, {})
+    wanted, cells = pretrainings(config), [*tuning_cells(config), *scored_cells(config, {})]
     assert len({p.key for p in wanted}) == len(wanted)
     assert len({c.key for c in cells}) == len(cells)
     inits = {finetune_config(config, cell, SPLITS, OUT).init for cell in cells} - {""}
@@ -126,14 +126,15 @@ def test_the_encoders_rate_is_the_grids_second_axis() -> None:
 def test_a_search_of_pretext_settings_leaves_the_test_subjects_alone() -> None:
     config = study("pretext")
     made = {p.key: pretrain_config(config, p, SPLITS) for p in pretrainings(config)}
-    assert len(made) == 12
-    by_arm: dict[str, set[tuple[float, float | None]]] = {}
+    assert len(made) == 24
+    by_arm: dict[str, set[tuple[float, int, float | None]]] = {}
     for key, run in made.items():
         own = getattr(run.method, "mask_ratio", None) or getattr(run.method, "temperature", None)
         arm = key.split("_")[0]
-        by_arm.setdefault(arm, set()).add((run.schedule.lr, own))
+        by_arm.setdefault(arm, set()).add((run.schedule.lr, run.global_batch, own))
         assert run.data.loader.augment == ("auto" if arm == "simclr" else "none")
-    assert {len(settings) for settings in by_arm.values()} == {4}
+    assert {len(settings) for settings in by_arm.values()} == {8}
+    assert {run.global_batch * run.steps for run in made.values()} == {96_000}
     cells = scored_cells(config, {})
     assert {finetune_config(config, cell, SPLITS, OUT).test for cell in cells} == {()}
 
@@ -149,6 +150,16 @@ def test_variants_touch_only_arms_they_matter_to() -> None:
     method = method_config(config, "mae", variant)
     assert isinstance(method, MAEConfig)
     assert (method.mask_ratio, method.decoder_depth, method.decoder_width) == (0.5, 1, 32)
+
+
+@pytest.mark.parametrize("name", ["hippocampus", "swin", "paper", "paper-swin"])
+def test_studies_that_claim_something_pretrain_for_every_seed(name: str) -> None:
+    config = study(name)
+    by_arm: dict[str, set[int | None]] = {}
+    for one in pretrainings(config):
+        by_arm.setdefault(one.arm, set()).add(one.seed)
+    wanted = {*config.finetune.tuning_seeds, *config.seeds}
+    assert all(seeds == wanted for seeds in by_arm.values())
 
 
 def test_pretraining_per_seed() -> None:
