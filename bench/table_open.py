@@ -10,8 +10,9 @@ from typing import Any
 
 import numpy as np
 
-from mim3d.dataio.corpus.chunk_table import HEAD, TABLE_FORMAT, checked_first, crc_of, head_crc
 from mim3d.dataio.corpus.manifest import MANIFEST, Intensity, LabelRecord, VolumeRecord
+from mim3d.dataio.corpus.table_file import TABLE, packed
+from mim3d.dataio.corpus.table_rows import TABLE_FORMAT, section_of
 from mim3d.dataio.corpus.table_writer import build_table
 
 SHAPE = (160, 192, 160)  # 150 chunks of 32^3
@@ -56,18 +57,17 @@ def write_synthetic_table(root: Path, entries: int) -> None:
         replace(first, id=f"volume-{i:07d}", subject=f"sub-{i // 2:07d}") for i in range(entries)
     ]
     tables = build_table(records, 32, lambda *_: index, lambda _: points)
-    for name, array in tables.items():
-        np.save(root / name, array)
     with (root / MANIFEST).open("wb") as manifest:
         manifest.truncate(entries)  # only its size is looked at
-    body = {
+    facts = {
         "format": TABLE_FORMAT,
         "label_names": ["seg"],
         "manifest_bytes": entries,
         "manifest_sha256": sha256(b"").hexdigest(),
-        "crc32c": {name: crc_of(root / name) for name in checked_first(TABLE_FORMAT)},
     }
-    (root / HEAD).write_text(json.dumps(body | {"self_crc32c": head_crc(body)}))
+    parts = packed(facts, {section_of(name): array for name, array in tables.items()})
+    with (root / TABLE).open("wb") as file:
+        file.writelines(parts)
 
 
 def synthetic_record() -> VolumeRecord:

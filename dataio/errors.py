@@ -25,6 +25,10 @@ class CorpusError(Mim3dError):
     """A corpus is missing, incomplete, stale or of another format version."""
 
 
+class CorpusWarning(UserWarning):
+    """A corpus can be read, and something about it is not as a finished conversion leaves it."""
+
+
 class ChunkError(CorpusError):
     """A stored chunk fails its checksum or cannot be decoded; names volume, shard and chunk."""
 

@@ -8,7 +8,8 @@ from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mim3d.dataio.convert.job import Job, JobResult, run_job
+from mim3d.dataio.convert.job import Job, JobResult
+from mim3d.dataio.convert.work import run_job
 from mim3d.dataio.errors import Mim3dError, Rejection
 from mim3d.dataio.storage.store import open_store
 

@@ -22,9 +22,11 @@ HashesOf = Callable[[Sequence[Source]], Mapping[Paths, tuple[str, ...]]]
 
 @dataclass
 class Recognised:
-    """Sources to work on, each with the records the corpus has of it, and what was listed twice."""
+    """Sources to work on, each with the records the corpus has of it, groups of records that none
+    of them is the source of, and what was listed twice."""
 
     sources: list[tuple[Source, Group]] = field(default_factory=list)
+    others: list[Group] = field(default_factory=list)
     duplicates: list[Rejection] = field(default_factory=list)
 
 
@@ -57,6 +59,8 @@ def recognise(
     for source in unique:
         group = matched.get(source.paths, ())
         found.sources.append((with_known_labels(source, group, named), group))
+    taken = {record.id for _, group in found.sources for record in group}
+    found.others = [group for group in groups if group[0].id not in taken]
     return found
 
 

@@ -15,7 +15,8 @@ from multiprocessing.connection import Connection, wait
 from queue import SimpleQueue
 from typing import Any
 
-from mim3d.dataio.convert.job import Job, JobResult, run_job
+from mim3d.dataio.convert.job import Job, JobResult
+from mim3d.dataio.convert.work import run_job
 from mim3d.dataio.errors import Rejection
 
 TRIES = 2

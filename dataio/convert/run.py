@@ -1,51 +1,43 @@
-"""Sources to a corpus: the run around the jobs, which alone commits.
+"""Sources to a corpus: the run around the jobs, which alone commits (see `corpus.writer`)."""
 
-Commit protocol: a volume's folder is written whole under a temporary name and renamed; at most a
-second later everything written is synced and manifest lines are appended. chunks.json, which makes
-the chunk table valid, goes first and comes last. At the end the manifest is rewritten sorted, so
-the result does not depend on the order of the work or on how often it was interrupted.
-"""
-
-import json
 import os
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from importlib.metadata import version
 from pathlib import Path
-from typing import Any
 
 from mim3d.dataio.convert.job import Job, JobResult
-from mim3d.dataio.convert.known_sources import HashesOf, base_id, recognise, record_paths
+from mim3d.dataio.convert.kept import source_of
+from mim3d.dataio.convert.known_sources import (
+    Group,
+    HashesOf,
+    base_id,
+    recognise,
+    record_paths,
+)
 from mim3d.dataio.convert.pool import run_jobs
 from mim3d.dataio.convert.volume_ids import unique_ids
-from mim3d.dataio.corpus import ome
-from mim3d.dataio.corpus.chunk_table import HEAD
+from mim3d.dataio.corpus.arrays import missized
 from mim3d.dataio.corpus.conversion import Conversion
-from mim3d.dataio.corpus.manifest import (
-    MANIFEST,
-    VolumeRecord,
-    intact_records,
-    latest,
-    manifest_bytes,
-    record_line,
-)
-from mim3d.dataio.corpus.quarantine import QUARANTINE, quarantine_bytes
-from mim3d.dataio.corpus.root import check_recipe, root_document
-from mim3d.dataio.corpus.table_writer import write_table
+from mim3d.dataio.corpus.manifest import VolumeRecord
+from mim3d.dataio.corpus.writer import CorpusWriter
 from mim3d.dataio.errors import CorpusError, Rejection
 from mim3d.dataio.progress import progress
 from mim3d.dataio.sources.source import Source
-from mim3d.dataio.storage.store import LOCK, Store, open_store
+from mim3d.dataio.storage.remote import ADDRESS
+from mim3d.dataio.storage.store import Store, open_store
 
-COMMIT_INTERVAL_S = 1.0
 Runner = Callable[[Sequence[Job], int], Iterator[JobResult]]
 
 
 @dataclass(frozen=True)
 class ConversionReport:
-    """What a run did; sizes in bytes, `bytes_in` as the files are, `voxel_bytes` decoded."""
+    """What a run did; sizes in bytes, `bytes_in` as the files are, `voxel_bytes` decoded.
+
+    `mended` are volumes that were damaged and were made anew, in words; `gone` sources that are no
+    more while their volumes are still there; `n_removed` volumes that were taken out.
+    """
 
     n_converted: int
     n_unchanged: int
@@ -56,6 +48,22 @@ class ConversionReport:
     bytes_out: int
     seconds: float
     rejections: tuple[Rejection, ...] = field(default=())
+    mended: tuple[str, ...] = ()
+    gone: tuple[str, ...] = ()
+    n_removed: int = 0
+
+
+@dataclass(frozen=True)
+class Rerun:
+    """What a run over a corpus that is there looks at, and may take out."""
+
+    verify: bool = False
+    """Read every byte of the volumes that are kept, and make damaged ones anew; without it sizes,
+    metadata and indexes are looked at."""
+    rehash: bool = False
+    """Read every source, also those whose size and times say that they are unchanged."""
+    prune: bool = False
+    """Take out volumes whose sources are no more."""
 
 
 def convert(
@@ -66,6 +74,7 @@ def convert(
     workers: int | None = None,
     skipped: Sequence[Rejection] = (),
     runner: Runner = run_jobs,
+    rerun: Rerun | None = None,
 ) -> ConversionReport:
     """Convert sources into the corpus at `destination`, going on where an earlier run stopped.
 
@@ -73,147 +82,146 @@ def convert(
     the jobs: processes of this machine, or a cluster. Raises CorpusError if another process writes
     there, it is no corpus or has another recipe, and StoreError where it cannot be written.
     """
-    began = time.monotonic()
     conversion = conversion or Conversion()
     check_destination(str(destination))
     store = open_store(destination)
+    rejections = {Rejection(s.path, s.code, s.detail) for s in skipped}
     with store.lock():
-        run = Run(store, conversion)
-        run.open()
-        n_workers = workers or usable_cpus()
-        jobs, duplicates = run.jobs(sources, hashes_by(runner, n_workers, store, conversion))
-        rejections = {Rejection(s.path, s.code, s.detail) for s in skipped} | set(duplicates)
-        results: list[JobResult] = []
-        voxel_bytes = 0
-        with progress("convert", len(jobs), "volumes") as shown, run.committing():
-            for result in runner(jobs, n_workers):
-                run.take(result)
-                rejections.update(result.rejections)
-                results.append(result)
-                voxel_bytes += result.voxel_bytes
-                shown.advance(1, _rate(voxel_bytes, result, time.monotonic() - began))
-        rejections.update(run.lost())
-        run.close(rejections)
-    done = [result for result in results if result.records and not result.unchanged]
-    return ConversionReport(
-        n_converted=sum(len(result.records) for result in done),
-        n_unchanged=sum(result.unchanged for result in results),
-        n_quarantined=len(rejections),
-        n_volumes=len(run.records),
-        bytes_in=sum(result.bytes_in for result in done),
-        voxel_bytes=sum(result.voxel_bytes for result in done),
-        bytes_out=sum(_stored_bytes(record) for result in done for record in result.records),
-        seconds=time.monotonic() - began,
-        rejections=tuple(sorted(rejections)),
-    )
+        run = Run(CorpusWriter(store, conversion), runner, workers or usable_cpus())
+        run.writer.open()
+        jobs, duplicates = run.jobs(sources, rerun or Rerun())
+        return run.carry_out(jobs, rejections.union(duplicates), prune=bool(rerun and rerun.prune))
 
 
 class Run:
-    """A corpus opened for writing: what it holds, and how that grows by one result."""
+    """Jobs over a corpus that is open for writing, and what becomes of them."""
 
-    def __init__(self, store: Store, conversion: Conversion) -> None:
-        self.store, self.conversion = store, conversion
-        self.records: dict[str, VolumeRecord] = {}
-        self._unlisted: list[str] = []
-        self._pending: list[JobResult] = []
-        self._committed = time.monotonic()
+    def __init__(self, writer: CorpusWriter, runner: Runner, workers: int) -> None:
+        self.writer, self.runner, self.workers = writer, runner, workers
+        self.began = time.monotonic()
+        self.results: list[JobResult] = []
+        self._listed: set[str] = set()
 
-    def open(self) -> None:
-        """Check what stands there, drop what was never committed, and mark the table stale."""
-        if self.store.exists("zarr.json"):
-            check_recipe(self.store, self.conversion)
-            self._recover()
-        else:
-            _refuse_foreign(self.store)
-            document = root_document(self.conversion, version("mim3d"))
-            self.store.replace("zarr.json", [ome.json_bytes(document)])
-        self.store.delete(HEAD)
-        for name in orphans(self.store, self.records):
-            self.store.delete(name)
-
-    def lost(self) -> list[Rejection]:
-        """Volumes whose manifest line was damaged and whose source was not among the jobs."""
-        detail = "its manifest line was damaged and its source not among those given: convert it"
-        return [Rejection(id, "lost", detail) for id in self._unlisted if id not in self.records]
-
-    def _recover(self) -> None:
-        text = self.store.get(MANIFEST) if self.store.exists(MANIFEST) else b""
-        records, damaged = intact_records(text, f"{self.store.url}/{MANIFEST}")
-        self.records = {record.id: record for record in latest(records)}
-        whole = text.endswith(b"\n")
-        if damaged or (not whole and self.store.exists(HEAD)):  # of a corpus that was complete
-            self._unlisted = orphans(self.store, self.records)
-        if damaged or (text and not whole):
-            # A torn last line would swallow the next one appended.
-            self._rewrite()
-
-    def _rewrite(self) -> bytes:
-        text = manifest_bytes(self.records.values())
-        self.store.replace(MANIFEST, [text])
-        return text
-
-    def jobs(
-        self, sources: Sequence[Source], hashes_of: HashesOf
-    ) -> tuple[list[Job], list[Rejection]]:
-        """A job per source with its id and what is known of it; repeated sources are rejected."""
-        found = recognise(sources, self.records.values(), hashes_of)
-        taken = [(base_id(r), record_paths(r)) for r in self.records.values()]
+    def jobs(self, sources: Sequence[Source], rerun: Rerun) -> tuple[list[Job], list[Rejection]]:
+        """A job per source with its id and what is known of it, then one per volume that is none
+        of theirs; repeated sources are rejected."""
+        writer = self.writer
+        hashes_of = hashes_by(self.runner, self.workers, writer.store, writer.conversion)
+        found = recognise(sources, writer.records.values(), hashes_of)
+        if rerun.prune and writer.records and not any(group for _, group in found.sources):
+            raise CorpusError(
+                f"{writer.store.url}: --prune, and none of the sources given is in the corpus: "
+                "name the folder that it was made of, or take volumes out by `mim3d remove`"
+            )
+        taken = [(base_id(r), record_paths(r)) for r in writer.records.values()]
         new = [source for source, group in found.sources if not group]
         ids = iter(unique_ids(new, taken))
+        of_corpus = self._job_of(rerun)
         jobs = [
-            Job(
-                source,
-                base_id(group[0]) if group else next(ids),
-                group,
-                self.store.url,
-                self.conversion,
-            )
+            of_corpus(source, base_id(group[0]) if group else next(ids), group)
             for source, group in found.sources
         ]
-        return jobs, found.duplicates
+        self._listed = {job.id for job in jobs}
+        others = [
+            replace(of_corpus(source_of(group), base_id(group[0]), group), listed=False)
+            for group in found.others
+        ]
+        return jobs + others, found.duplicates
+
+    def _job_of(self, rerun: Rerun) -> Callable[[Source, str, Group], Job]:
+        """What makes a job; of a bucket's volumes one listing tells the sizes."""
+        store, seen = self.writer.store, self.writer.seen
+        remote = bool(ADDRESS.match(store.url)) and bool(self.writer.records)
+        sizes = store.sizes() if remote else None
+
+        def job(source: Source, id: str, group: Group) -> Job:
+            known = {} if rerun.rehash else {p: seen[p] for p in source.paths if p in seen}
+            return Job(
+                *(source, id, group, store.url, self.writer.conversion),
+                look="all" if rerun.verify else "small" if sizes is None else "none",
+                damage=missized_among(group, sizes),
+                seen=known,
+            )
+
+        return job
+
+    def carry_out(
+        self, jobs: Sequence[Job], rejections: set[Rejection], *, prune: bool = False
+    ) -> ConversionReport:
+        """Do the jobs, commit what they give, and close the corpus."""
+        voxel_bytes = 0
+        with progress("convert", len(jobs), "volumes") as shown, self._committing():
+            for result in self.runner(jobs, self.workers):
+                self._take(result)
+                rejections.update(self._told(result))
+                voxel_bytes += result.voxel_bytes
+                shown.advance(1, _rate(voxel_bytes, result, time.monotonic() - self.began))
+        n_before = len(self.writer.records)
+        if prune:
+            self._prune()
+        rejections.update(self.writer.lost())
+        rejections.update(self.writer.close(rejections))
+        return self._report(rejections, n_before - len(self.writer.records), pruned=prune)
 
     @contextmanager
-    def committing(self) -> Iterator[None]:
+    def _committing(self) -> Iterator[None]:
         """Commit what was taken, also when the work ends by an error or by Ctrl-C."""
         try:
             yield
         finally:
-            self.commit()
+            self.writer.commit()
 
-    def take(self, result: JobResult) -> None:
-        """Keep a result for the next commit, at most a second away."""
-        if result.records:
-            self._pending.append(result)
-        if time.monotonic() - self._committed > COMMIT_INTERVAL_S:
-            self.commit()
+    def _take(self, result: JobResult) -> None:
+        """Keep a result; a source that became bad has no records and so keeps its earlier volume,
+        unless nothing of that is left."""
+        self.results.append(result)
+        self.writer.seen.update(result.seen)
+        if result.damage:
+            self.writer.damaged.update(result.stale)
+            left = {id: self.writer.store.sizes(id) for id in result.stale}
+            self.writer.remove([id for id in result.stale if not left[id]])
+        self.writer.take(result.records, result.stale)
 
-    def commit(self) -> None:
-        """Sync the data of all results taken, then append their lines.
+    def _told(self, result: JobResult) -> list[Rejection]:
+        if not result.damage or any(map(self.writer.store.sizes, result.stale)):
+            return list(result.rejections)
+        detail = "nothing is left of its folder, and its source cannot make it anew"
+        return [
+            Rejection(each.path, "lost", f"volume {result.id}: {detail}")
+            for each in result.rejections
+        ]
 
-        A source that became bad has no records here and so keeps its earlier volume.
-        """
-        if self._pending:
-            self.store.sync()
-        new = {record.id: record for result in self._pending for record in result.records}
-        gone = {id for result in self._pending for id in result.stale} - set(new)
-        self.records.update(new)
-        if gone:
-            self.records = {id: r for id, r in self.records.items() if id not in gone}
-            self._rewrite()
-        elif new:
-            lines = "".join(record_line(record) + "\n" for record in new.values())
-            self.store.append(MANIFEST, lines.encode())
-        for id in gone:
-            self.store.delete(id)
-        self._pending.clear()
-        self._committed = time.monotonic()
+    def _prune(self) -> None:
+        gone = [result for result in self.results if result.gone]
+        self.writer.remove({id for result in gone for id in result.stale})
 
-    def close(self, rejections: set[Rejection]) -> None:
-        """Write quarantine, sorted manifest and chunk table, in this order."""
-        self.store.replace(QUARANTINE, [quarantine_bytes(rejections)])
-        text = self._rewrite()
-        ordered = [self.records[id] for id in sorted(self.records)]
-        write_table(self.store, ordered, text, self.conversion.chunk)
+    def _report(
+        self, rejections: set[Rejection], n_removed: int, *, pruned: bool
+    ) -> ConversionReport:
+        done = [result for result in self.results if result.records and not result.unchanged]
+        unchanged = [r for r in self.results if r.unchanged and r.id in self._listed]
+        gone = {path for result in self.results for path in result.gone}
+        return ConversionReport(
+            n_converted=sum(len(result.records) for result in done),
+            n_unchanged=len(unchanged),
+            n_quarantined=len(rejections),
+            n_volumes=len(self.writer.records),
+            bytes_in=sum(result.bytes_in for result in done),
+            voxel_bytes=sum(result.voxel_bytes for result in done),
+            bytes_out=sum(_stored_bytes(record) for result in done for record in result.records),
+            seconds=time.monotonic() - self.began,
+            rejections=tuple(sorted(rejections)),
+            mended=tuple(sorted(r.mended for r in self.results if r.mended)),
+            gone=() if pruned else tuple(sorted(gone)),
+            n_removed=n_removed,
+        )
+
+
+def missized_among(group: Group, sizes: dict[str, int] | None) -> str:
+    """What a listing of the corpus shows to be wrong with volumes; empty where nothing is."""
+    if sizes is None:
+        return ""
+    return next(filter(None, (missized(record, sizes) for record in group)), "")
 
 
 def hashes_by(runner: Runner, workers: int, store: Store, conversion: Conversion) -> HashesOf:
@@ -234,21 +242,6 @@ def hashes_by(runner: Runner, workers: int, store: Store, conversion: Conversion
     return hashes_of
 
 
-def orphans(store: Store, records: Mapping[str, Any]) -> list[str]:
-    """Volumes an interrupted run left without a manifest line."""
-    return [n for n in store.folders() if n not in records and _is_volume(store, n)]
-
-
-def _is_volume(store: Store, name: str) -> bool:
-    """Whether a folder was written by a conversion; anything else is somebody's own."""
-    if not store.exists(f"{name}/zarr.json"):
-        return False
-    try:
-        return "mim3d" in json.loads(store.get(f"{name}/zarr.json"))["attributes"]
-    except (ValueError, KeyError, TypeError):
-        return False
-
-
 def check_destination(destination: str) -> None:
     """CorpusError where a destination can be no folder."""
     if not destination.strip():
@@ -257,16 +250,6 @@ def check_destination(destination: str) -> None:
         raise CorpusError(
             f"{destination}: is a file, and a corpus is a folder; name a new one (and quote a glob "
             "of sources: '*.nii.gz')"
-        )
-
-
-def _refuse_foreign(store: Store) -> None:
-    """A folder with anything else in it is not ours to tidy."""
-    other = next((key for key in store.walk() if key != LOCK), None)
-    if other is not None:
-        raise CorpusError(
-            f"{store.url}: not a corpus, but not empty either (it holds {other}); "
-            "choose a new destination"
         )
 
 

@@ -1,6 +1,7 @@
-"""The format on disk: conversion (how it was made), manifest (what is in), quarantine (what is
-not), root and ome (Zarr's metadata), arrays (a volume's arrays), chunk_table, channel_rows and
-table_writer.
+"""The format on disk: names, conversion (how it was made), manifest (what is in), quarantine (what
+is not), root and ome (Zarr's metadata), arrays (a volume's objects and whether they are whole);
+table_rows, channel_rows, table_file, table_head, chunk_table, table_writer and table_reuse (where
+every chunk lies); seen_files and replacing (notes of a conversion), writer (which commits).
 """
 
 import lazy_loader

@@ -1,12 +1,17 @@
-"""The arrays of a volume and their keys, as its record tells."""
+"""The arrays of a volume, every object of its folder, and whether these are what was written."""
 
 import hashlib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
+import numpy as np
 from typing_extensions import Buffer
 
+from mim3d.dataio.chunks.shard_writer import checked_digest, chunk_index, n_chunks
 from mim3d.dataio.corpus.manifest import VolumeRecord
+from mim3d.dataio.storage.store import Store
+
+INDEX_ENTRY, INDEX_CRC = 16, 4  # bytes of a shard's index: an entry per chunk, its checksum
 
 
 @dataclass(frozen=True)
@@ -17,18 +22,35 @@ class StoredArray:
     shape: tuple[int, ...]
     dtype: str
     sha256: str
+    nbytes: int
 
     @property
     def shard_key(self) -> str:
         """Key of its one shard."""
         return f"{self.path}/c" + "/0" * len(self.shape)
 
+    def sides(self, chunk: int) -> tuple[int, ...]:
+        """Shape of its inner chunks, `chunk` being their side."""
+        return (1,) * (len(self.shape) - 3) + (chunk,) * 3
+
+    def n_chunks(self, chunk: int) -> int:
+        """Inner chunks in all."""
+        return n_chunks(self.shape, self.sides(chunk))
+
 
 def stored_arrays(record: VolumeRecord) -> list[StoredArray]:
     """The image and the labels of a record."""
-    image = StoredArray(f"{record.id}/0", record.array_shape, record.dtype, record.shard_sha256)
+    image = StoredArray(
+        f"{record.id}/0",
+        record.array_shape,
+        record.dtype,
+        record.shard_sha256,
+        record.shard_bytes,
+    )
     labels = [
-        StoredArray(f"{record.id}/labels/{a.name}/0", record.shape, a.dtype, a.shard_sha256)
+        StoredArray(
+            f"{record.id}/labels/{a.name}/0", record.shape, a.dtype, a.shard_sha256, a.shard_bytes
+        )
         for a in record.labels
     ]
     return [image, *labels]
@@ -39,6 +61,17 @@ def is_shard(key: str) -> bool:
     return key.startswith(("0/c/", "labels/")) and "/0/c/" in f"/{key}"
 
 
+def expected_keys(record: VolumeRecord) -> list[str]:
+    """Every object of a volume's folder, relative to it."""
+    arrays = [array.path.removeprefix(f"{record.id}/") for array in stored_arrays(record)]
+    shards = [array.shard_key.removeprefix(f"{record.id}/") for array in stored_arrays(record)]
+    keys = ["zarr.json", "nifti/zarr.json", "nifti/c/0", *shards]
+    keys += [f"{path}/zarr.json" for path in arrays]
+    if record.labels:
+        keys += ["labels/zarr.json", *(f"labels/{a.name}/zarr.json" for a in record.labels)]
+    return keys
+
+
 def metadata_sha256(objects: Mapping[str, Iterable[Buffer]]) -> str:
     """Hash of everything in a volume's folder but the shards, names included."""
     digest = hashlib.sha256()
@@ -47,3 +80,50 @@ def metadata_sha256(objects: Mapping[str, Iterable[Buffer]]) -> str:
         digest.update(f"{key}\0{len(content)}\0".encode())
         digest.update(content)
     return digest.hexdigest()
+
+
+def missized(record: VolumeRecord, sizes: Mapping[str, int]) -> str:
+    """What a listing (key -> bytes) shows to be wrong with a volume; empty where nothing is."""
+    shards = {array.shard_key: array.nbytes for array in stored_arrays(record)}
+    for key in (f"{record.id}/{name}" for name in expected_keys(record)):
+        if key not in sizes:
+            return f"{key} is missing"
+        if sizes[key] != shards.get(key, sizes[key]):
+            return f"{key} has {sizes[key]} bytes, {shards[key]} were written"
+    return ""
+
+
+def damage(store: Store, record: VolumeRecord, chunk: int, *, thorough: bool = False) -> str:
+    """What is wrong with a volume's folder; empty where nothing is found.
+
+    Looked at are presence and sizes of its objects, the hash of its metadata and the shards'
+    indexes; chunks only where this is to be `thorough`, as that reads everything.
+    """
+    if wrong := missized(record, store.sizes(record.id)):
+        return wrong
+    keys = [key for key in expected_keys(record) if not is_shard(key)]
+    if metadata_sha256({key: [store.get(f"{record.id}/{key}")] for key in keys}) != (
+        record.metadata_sha256
+    ):
+        return f"{record.id}: its zarr.json files or NIfTI header are not what was written"
+    for array in stored_arrays(record):
+        count = array.n_chunks(chunk)
+        try:
+            if not thorough:
+                tail = store.tail(array.shard_key, count * INDEX_ENTRY + INDEX_CRC)
+                if not follow_each_other(chunk_index(tail, count), array.nbytes):
+                    return f"{array.shard_key}: its chunks do not follow each other"
+            elif checked_digest(store.get(array.shard_key), count) != array.sha256:
+                return f"{array.shard_key}: its content is not what was written"
+        except ValueError as error:
+            return f"{array.shard_key}: {error}"
+    return ""
+
+
+def follow_each_other(index: np.ndarray, nbytes: int) -> bool:
+    """Whether the chunks of an index (n, 2) lie one behind the other in a shard of `nbytes`."""
+    offsets, sizes = index.astype(np.int64).T
+    begins = np.cumsum(sizes) - sizes
+    stored = sizes > 0
+    ends = int(sizes.sum()) + len(index) * INDEX_ENTRY + INDEX_CRC
+    return bool((offsets[stored] == begins[stored]).all()) and ends == nbytes

@@ -1,67 +1,58 @@
 """The packed table of every inner chunk's byte range, memory-mapped and shared by all ranks.
 
-Five tables and two packed lists of strings, each a plain .npy file, and `chunks.json` beside them.
-Rows of `volumes` are in the order of the sorted manifest; `volumes["image"]` is the row in `arrays`
-of the image, `first_label` .. `first_label + n_labels` are those of its labels; chunks of an array
-are entries `first_chunk` .. `first_chunk + n_chunks` in C order of the (c) z y x grid of chunks.
-Chunks of a shard lie one behind the other in that order, so their sizes say where they are: two
-bytes a chunk, four where one has more than 65,535. Tables of format 1 have offset and size.
+Five tables and two packed lists of strings in one file (`table_file`); before format 5, each a
+plain .npy file, with `chunks.json` beside them. Rows
+of `volumes` are in the order of the sorted manifest; `volumes["image"]` is the row in `arrays` of
+the image, `first_label` .. `first_label + n_labels` are those of its labels; chunks of an array are
+entries `first_chunk` .. `first_chunk + n_chunks` in C order of the (c) z y x grid of chunks. Chunks
+of a shard lie one behind the other in that order, so their sizes say where they are: two bytes a
+chunk, four where one has more than 65,535. Tables of format 1 have offset and size.
 
 Opening checks what is small; what grows with chunks and points is checked where it is first used:
-an array's sizes, which must add up to its shard, and the points, by their checksum in chunks.json
-(which tables before format 3 lack). `channel_rows` says what the rows of `channels` are, which
-tables before format 4 lack.
+an array's sizes, which must add up to its shard, and the points, by their checksum (which tables
+before format 3 lack). `channel_rows` says what the rows of `channels` are, which tables before
+format 4 lack. A manifest may hold more lines than the table knows, while a conversion goes
+on or where one was interrupted: the table tells of what was there before.
 """
 
-import json
-from collections.abc import Collection, Sequence
+from collections.abc import Collection
 from dataclasses import dataclass
 from functools import cached_property
-from hashlib import sha256
 from pathlib import Path
 
-import google_crc32c
 import numpy as np
 
+from mim3d.dataio.corpus.arrays import INDEX_CRC, INDEX_ENTRY
 from mim3d.dataio.corpus.channel_rows import CHANNEL_DTYPE, CHANNELS, rows_of_volumes
-from mim3d.dataio.corpus.manifest import MANIFEST
-from mim3d.dataio.errors import CorpusError, Mim3dError
-
-TABLE_FORMAT = 4
-READABLE_FORMATS = (1, 2, 3, 4)
-HEAD = "chunks.json"
-VOLUMES, ARRAYS = "chunks.volumes.npy", "chunks.arrays.npy"
-SIZES, POINTS = "chunks.sizes.npy", "chunks.points.npy"
-OFFSETS = "chunks.offsets.npy"  # format 1
-CHUNKS = {1: OFFSETS, 2: SIZES, 3: SIZES, 4: SIZES}
-STRINGS = ("ids", "subjects")
-CHECKED = (
-    VOLUMES,
-    ARRAYS,
-    *(f"chunks.{name}{part}.npy" for name in STRINGS for part in ("", "_offsets")),
+from mim3d.dataio.corpus.names import check_names, check_packed_names
+from mim3d.dataio.corpus.table_file import (
+    TABLE,
+    TableFileError,
+    crc_of_bytes,
+    mapped_arrays,
 )
-REMEDY = "run the same `mim3d convert` again to complete it"
-READ_BYTES = 1 << 22
-INDEX_ENTRY, INDEX_CRC = 16, 4  # bytes of a shard's index: an entry per chunk, its checksum
-# label -1 is the image, else an index into label_names; shape and chunk are z, y, x.
-ARRAY_DTYPE = np.dtype([
-    ("volume", "<u4"), ("label", "<i2"), ("dtype", "S8"), ("channels", "<u2"),
-    ("shape", "<u4", 3), ("chunk", "<u2", 3), ("first_chunk", "<u8"), ("n_chunks", "<u4"),
-    ("slope", "<f8"), ("intercept", "<f8"), ("shard_bytes", "<u8"),
-])  # fmt: skip
-VOLUME_DTYPE = np.dtype([
-    ("image", "<u4"), ("shape", "<u4", 3), ("spacing_mm", "<f4", 3),
-    ("foreground_box", "<u4", (2, 3)),
-    ("minimum", "<f4"), ("maximum", "<f4"), ("mean", "<f4"), ("std", "<f4"),
-    ("p005", "<f4"), ("p995", "<f4"),
-    ("foreground_mean", "<f4"), ("foreground_std", "<f4"),
-    ("foreground_p005", "<f4"), ("foreground_p995", "<f4"),
-    ("subject", "<u4"), ("first_label", "<u4"), ("n_labels", "<u2"),
-])  # fmt: skip
-# Format 1. nbytes 0: the chunk is absent and holds the fill value 0.
-CHUNK_DTYPE = np.dtype([("offset", "<u8"), ("nbytes", "<u4")])
-# Up to 64 voxels of each foreground class of each label array, for foreground oversampling.
-POINT_DTYPE = np.dtype([("array", "<u4"), ("cls", "<u2"), ("zyx", "<u4", 3)])
+from mim3d.dataio.corpus.table_head import (
+    checked_first,
+    crc_of,
+    damaged,
+    mapped,
+    read_head,
+    replaced_in,
+)
+from mim3d.dataio.corpus.table_rows import (
+    ARRAYS,
+    CHUNK_DTYPE,
+    CHUNKS,
+    ONE_FILE,
+    POINT_DTYPE,
+    POINTS,
+    SECTIONS,
+    SIZES,
+    STRINGS,
+    VOLUMES,
+    section_of,
+)
+from mim3d.dataio.errors import CorpusError, Mim3dError
 
 
 class PackedStrings:
@@ -94,6 +85,7 @@ class ChunkTable:
     `root` names the corpus, a folder or an address; the table's own files lie in `folder`.
     `chunks` holds the size of each chunk, or in format 1 records of offset and size: see `ranges`.
     `unchecked_points` are what `points` gives once they pass `points_crc` (None: not known).
+    `replaced` are volumes that are no longer those the table tells of (None: it may be any).
     """
 
     root: str
@@ -107,6 +99,7 @@ class ChunkTable:
     points_crc: str | None = None
     folder: str = ""
     stored_channels: np.ndarray | None = None
+    replaced: frozenset[str] | None = frozenset()
 
     @classmethod
     def open(cls, corpus_root: str | Path) -> "ChunkTable":
@@ -116,28 +109,77 @@ class ChunkTable:
         """
         root = Path(corpus_root)
         head = read_head(root)
+        if head["format"] >= ONE_FILE:
+            table = cls.of_file(root, head)
+        else:
+            table = cls._of_files(root, head)
+        table._check()
+        return table
+
+    @classmethod
+    def of_file(cls, root: Path, head: dict) -> "ChunkTable":
+        """Map the one file in a folder, of which `head` is the head."""
+        file = root / TABLE
+        try:
+            found = mapped_arrays(file, head, SECTIONS)
+        except (TableFileError, OSError, ValueError, KeyError, TypeError) as error:
+            raise damaged(file, str(error)) from error
+        for name in set(SECTIONS) - {section_of(SIZES), section_of(POINTS)}:
+            if crc_of_bytes(found[name].view(np.uint8)) != head["sections"][name]["crc32c"]:
+                raise damaged(file, f"its {name} fail their checksum")
+        part = {name: found[section_of(name)] for name in (VOLUMES, ARRAYS, SIZES, POINTS)}
+        ids, subjects = (PackedStrings(found[name], found[f"{name}_offsets"]) for name in STRINGS)
+        crc = head["sections"][section_of(POINTS)]["crc32c"]
+        return cls(
+            *(str(root), part[VOLUMES], part[ARRAYS], part[SIZES], part[POINTS], ids, subjects),
+            tuple(head["label_names"]), crc, str(root), found["channels"], replaced_in(root),
+        )  # fmt: skip
+
+    @classmethod
+    def _of_files(cls, root: Path, head: dict) -> "ChunkTable":
         for name in checked_first(head["format"]):
             if crc_of(root / name) != head["crc32c"][name]:
-                raise _damaged(root / name, "fails its checksum")
-        volumes, arrays = _mapped(root / VOLUMES), _mapped(root / ARRAYS)
+                raise damaged(root / name, "fails its checksum")
+        volumes, arrays = mapped(root / VOLUMES), mapped(root / ARRAYS)
         n_chunks = int(arrays["first_chunk"][-1] + arrays["n_chunks"][-1]) if len(arrays) else 0
         kinds = [CHUNK_DTYPE] if head["format"] == 1 else [np.dtype("<u2"), np.dtype("<u4")]
-        chunks = _mapped(root / CHUNKS[head["format"]], kinds, n_chunks)
-        points = _mapped(root / POINTS, [POINT_DTYPE])
+        chunks = mapped(root / CHUNKS[head["format"]], kinds, n_chunks)
+        points = mapped(root / POINTS, [POINT_DTYPE])
         ids, subjects = (
-            PackedStrings(*(_mapped(root / f"chunks.{name}{s}.npy") for s in ("", "_offsets")))
+            PackedStrings(*(mapped(root / f"chunks.{name}{s}.npy") for s in ("", "_offsets")))
             for name in STRINGS
         )
         names = tuple(head["label_names"])
         crc = head["crc32c"].get(POINTS)
         channels = None
         if CHANNELS in checked_first(head["format"]):
-            n_channels = int(arrays["channels"][volumes["image"]].sum())
-            channels = _mapped(root / CHANNELS, [CHANNEL_DTYPE], n_channels)
+            channels = mapped(root / CHANNELS, [CHANNEL_DTYPE])
         return cls(
-            str(root), volumes, arrays, chunks, points, ids, subjects, names, crc, str(root),
-            channels,
-        )  # fmt: skip
+            *(str(root), volumes, arrays, chunks, points, ids, subjects, names, crc, str(root)),
+            *(channels, replaced_in(root)),
+        )
+
+    def _check(self) -> None:
+        """CorpusError where names could lead out of the corpus or rows point at none."""
+        where = f"{self.root}: the chunk table"
+        check_packed_names(self.ids.blob, self.ids.offsets, where)
+        check_names(self.label_names, where)
+        arrays, n = self.arrays, len(self.volumes)
+        counts = np.asarray(arrays["n_chunks"]).astype(np.int64)
+        grid = -(-arrays["shape"].astype(np.int64) // np.maximum(arrays["chunk"], 1))
+        stored = None if self.stored_channels is None else len(self.stored_channels)
+        fits = (
+            len(self.ids) == n
+            and bool((np.cumsum(counts) - counts == arrays["first_chunk"]).all())
+            and bool((grid.prod(axis=1) * arrays["channels"] == counts).all())
+            and int(counts.sum()) == len(self.chunks)
+            and bool((arrays["volume"] < n).all() and (self.volumes["image"] < len(arrays)).all())
+            and bool((arrays["label"] < len(self.label_names)).all())
+            and bool((self.volumes["subject"] < max(len(self.subjects), 1)).all())
+            and stored in (None, int(self.n_channels.sum()))
+        )
+        if not fits:
+            raise damaged(f"{self.root}/{TABLE}", "its rows do not fit each other")
 
     @property
     def n_volumes(self) -> int:
@@ -165,10 +207,14 @@ class ChunkTable:
     @cached_property
     def points(self) -> np.ndarray:
         """Sample points of all label arrays, in their order; CorpusError if they are damaged."""
-        file = Path(self.folder or self.root) / POINTS
-        if self.points_crc is not None and crc_of(file) != self.points_crc:
-            raise _damaged(file, "the sample points fail their checksum")
+        content = np.asarray(self.unchecked_points)
+        if self.points_crc is not None and self._crc_of_points(content) != self.points_crc:
+            raise damaged(f"{self.root}/{TABLE}", "the sample points fail their checksum")
         return self.unchecked_points
+
+    def _crc_of_points(self, content: np.ndarray) -> str:
+        older = Path(self.folder or self.root) / POINTS
+        return crc_of(older) if older.is_file() else crc_of_bytes(content.view(np.uint8))
 
     @cached_property
     def _summed(self) -> bytearray:
@@ -188,7 +234,7 @@ class ChunkTable:
         found = int(self.sizes(slice(first, first + n)).sum())
         if found != expected:
             told = f"sizes of {self.shard_path(row)} add up to {found} bytes, not to {expected}"
-            raise _damaged(f"{self.root}/{HEAD}", f"the chunk {told}: the table is damaged")
+            raise damaged(f"{self.root}/{TABLE}", f"the {told}")
         self._summed[row] = 1
 
     def ranges(self, row: int, count: int | None = None) -> tuple[np.ndarray, np.ndarray]:
@@ -287,84 +333,3 @@ def _of_subjects(table: ChunkTable, wanted: set[str]) -> np.ndarray:
         )
     chosen = np.array([name in wanted for name in names])
     return chosen[np.asarray(table.volumes["subject"])]
-
-
-def read_head(root: Path) -> dict:
-    """`chunks.json` of a corpus, checked against the format and the manifest's size."""
-    file = root / HEAD
-    if not file.is_file():
-        raise CorpusError(f"{root}: the chunk table is missing ({HEAD}); {REMEDY}")
-    try:
-        head = json.loads(file.read_bytes())
-        body = {key: value for key, value in head.items() if key != "self_crc32c"}
-        intact = head["self_crc32c"] == head_crc(body)
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
-        intact, head = False, {}
-    if not intact:
-        raise _damaged(file, "damaged")
-    if head["format"] not in READABLE_FORMATS:
-        known = ", ".join(map(str, READABLE_FORMATS))
-        raise CorpusError(f"{file}: format {head['format']}, this version reads {known}")
-    size = (root / MANIFEST).stat().st_size if (root / MANIFEST).is_file() else -1
-    if size != head["manifest_bytes"]:
-        raise CorpusError(
-            f"{root}: the chunk table was made for a manifest of {head['manifest_bytes']} bytes, "
-            f"now it has {size}: a conversion did not finish; {REMEDY}"
-        )
-    return head
-
-
-def check_manifest(root: Path, text: bytes) -> None:
-    """CorpusError unless these bytes are the manifest that the table was made of."""
-    if sha256(text).hexdigest() != read_head(root)["manifest_sha256"]:
-        raise CorpusError(
-            f"{root / MANIFEST}: damaged: not the manifest that {HEAD} was made for; restore it, "
-            "or run the same `mim3d convert` again"
-        )
-
-
-def checked_first(format: int) -> tuple[str, ...]:
-    """Files with a checksum in chunks.json that opening compares."""
-    return (*CHECKED, CHANNELS) if format >= 4 else CHECKED
-
-
-def checked_later(format: int) -> tuple[str, ...]:
-    """Files with a checksum in chunks.json that opening does not look at."""
-    return (POINTS,) if format >= 3 else ()
-
-
-def head_crc(body: dict) -> str:
-    """Checksum of chunks.json's own fields."""
-    return f"{google_crc32c.value(json.dumps(body, sort_keys=True).encode()):08x}"
-
-
-def crc_of(file: Path) -> str:
-    """crc32c of a file; an unreadable one is a CorpusError with the remedy."""
-    crc = 0
-    try:
-        with file.open("rb", buffering=0) as opened:
-            while block := opened.read(READ_BYTES):
-                crc = google_crc32c.extend(crc, block)
-    except OSError as error:
-        raise CorpusError(f"{file}: cannot be read ({error.strerror}); {REMEDY}") from error
-    return f"{crc:08x}"
-
-
-def _damaged(file: Path | str, what: str) -> CorpusError:
-    return CorpusError(f"{file}: {what}; delete {HEAD}, then {REMEDY}")
-
-
-def _mapped(file: Path, dtypes: Sequence[np.dtype] = (), length: int | None = None) -> np.ndarray:
-    """A .npy file as memory map, of one of `dtypes` and of `length` where these are told."""
-    try:
-        mapped = np.load(file, mmap_mode="r", allow_pickle=False)
-    except Exception as error:  # numpy's parser of headers raises whatever Python's own does
-        raise _damaged(file, f"cannot be mapped ({error})") from error
-    end = getattr(mapped, "offset", 0) + mapped.nbytes
-    if mapped.ndim != 1 or end != file.stat().st_size:
-        raise _damaged(file, f"its header speaks of {mapped.shape} entries, {end} bytes in all")
-    if dtypes and mapped.dtype not in dtypes:
-        raise _damaged(file, f"holds {mapped.dtype}, not {dtypes[0]}")
-    if length is not None and mapped.shape != (length,):
-        raise _damaged(file, f"has {mapped.shape} entries, the arrays {length}")
-    return mapped

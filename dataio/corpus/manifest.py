@@ -8,11 +8,13 @@ from typing import Any
 
 import google_crc32c
 
+from mim3d.dataio.corpus.names import check_names
 from mim3d.dataio.errors import CorpusError
 from mim3d.dataio.geometry import Affine, Triple
 
 MANIFEST = "manifest.jsonl"
 CRC_KEY = "crc32c"
+GONE_KEY = "gone"
 
 
 @dataclass(frozen=True)
@@ -147,6 +149,13 @@ class VolumeRecord:
         return self.shape if self.channels == 1 else (self.channels, *self.shape)
 
 
+@dataclass(frozen=True)
+class Gone:
+    """A line of a manifest that is being written: the volume told of before is no more."""
+
+    id: str
+
+
 def sealed_line(fields: dict[str, Any]) -> str:
     """JSON of the fields in one line, with the crc32c of that JSON as last key."""
     body = json.dumps(fields, allow_nan=False, ensure_ascii=True, separators=(",", ":"))
@@ -165,8 +174,8 @@ def open_line(line: str, where: str) -> dict[str, Any]:
     )
     if not intact:
         raise CorpusError(
-            f"{where}: this line fails its checksum; restore the file, or run the same "
-            "`mim3d convert` again, which makes anew what the line told of"
+            f"{where}: this line fails its checksum; run the same `mim3d convert` again, which "
+            "makes anew what the line told of"
         )
     return json.loads(body)
 
@@ -178,6 +187,11 @@ def _seal_of(crc: str) -> str:
 def record_line(record: VolumeRecord) -> str:
     """The manifest's line of a record, without the newline."""
     return sealed_line(_fields(record))
+
+
+def gone_line(id: str) -> str:
+    """The line that takes a volume out, without the newline."""
+    return sealed_line({GONE_KEY: id})
 
 
 def _fields(record: VolumeRecord) -> dict[str, Any]:
@@ -195,11 +209,28 @@ def _fields(record: VolumeRecord) -> dict[str, Any]:
 
 def parse_record(line: str, where: str = MANIFEST) -> VolumeRecord:
     """The record of a manifest line; CorpusError if it fails its checksum."""
+    entry = parse_entry(line, where)
+    if isinstance(entry, Gone):
+        raise CorpusError(f"{where}: takes {entry.id} out, and tells of no volume")
+    return entry
+
+
+def parse_entry(line: str, where: str = MANIFEST) -> VolumeRecord | Gone:
+    """What a manifest's line tells; CorpusError if it fails its checksum, or if the names in it
+    could lead out of the corpus."""
     fields = open_line(line, where)
     try:
-        return _record(fields)
-    except (KeyError, TypeError) as error:
-        raise CorpusError(f"{where}: not a volume record of this version ({error})") from error
+        entry = Gone(fields[GONE_KEY]) if GONE_KEY in fields else _record(fields)
+        labels = () if isinstance(entry, Gone) else entry.labels
+        check_names([entry.id, *(label.name for label in labels)], where)
+        return entry
+    except (KeyError, TypeError, AttributeError, ValueError) as error:
+        if isinstance(error, CorpusError):
+            raise
+        raise CorpusError(
+            f"{where}: not a volume record of this version ({error}); use the version of mim3d "
+            "that wrote the corpus, or convert into a new one"
+        ) from error
 
 
 def _record(fields: dict[str, Any]) -> VolumeRecord:
@@ -224,29 +255,31 @@ def _label(fields: dict[str, Any]) -> LabelRecord:
     return LabelRecord(classes=classes, **fields)
 
 
-def iter_manifest(text: bytes, where: str = MANIFEST) -> Iterator[VolumeRecord]:
-    """Records of a manifest's bytes; a last line without newline was never committed."""
+def iter_manifest(text: bytes, where: str = MANIFEST) -> Iterator[VolumeRecord | Gone]:
+    """What a manifest's lines tell; a last line without newline was never committed."""
     end = text.rfind(b"\n") + 1
     for number, line in enumerate(text[:end].split(b"\n")[:-1], start=1):
-        yield parse_record(line.decode("utf-8", "replace"), f"{where}, line {number}")
+        yield parse_entry(line.decode("utf-8", "replace"), f"{where}, line {number}")
 
 
 def intact_records(
     text: bytes, where: str = MANIFEST
 ) -> tuple[list[VolumeRecord], list[CorpusError]]:
-    """Records of the lines that pass their checksums, and what is wrong with each other line.
+    """The records that stand, of the lines that pass their checksums, and what is wrong with each
+    other line.
 
     A last line without newline was never committed and is neither.
     """
-    records, damaged = [], []
+    records: list[VolumeRecord | Gone] = []
+    damaged: list[CorpusError] = []
     end = text.rfind(b"\n") + 1
     for number, line in enumerate(text[:end].split(b"\n")[:-1], start=1):
         try:
             told = f"{where}, line {number}"
-            records.append(parse_record(line.decode("utf-8", "replace"), told))
+            records.append(parse_entry(line.decode("utf-8", "replace"), told))
         except CorpusError as error:
             damaged.append(error)
-    return records, damaged
+    return latest(records), damaged
 
 
 def read_manifest(path: Path) -> list[VolumeRecord]:
@@ -257,9 +290,16 @@ def read_manifest(path: Path) -> list[VolumeRecord]:
     return latest(iter_manifest(file.read_bytes(), str(file)))
 
 
-def latest(records: Iterable[VolumeRecord]) -> list[VolumeRecord]:
-    """One record per id: while a conversion runs, a later line stands for an earlier one."""
-    return list({record.id: record for record in records}.values())
+def latest(entries: Iterable[VolumeRecord | Gone]) -> list[VolumeRecord]:
+    """One record per id: while a conversion runs, a later line stands for an earlier one, or takes
+    it out."""
+    found: dict[str, VolumeRecord] = {}
+    for entry in entries:
+        if isinstance(entry, Gone):
+            found.pop(entry.id, None)
+        else:
+            found[entry.id] = entry
+    return list(found.values())
 
 
 def manifest_bytes(records: Iterable[VolumeRecord]) -> bytes:

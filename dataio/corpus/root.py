@@ -1,5 +1,6 @@
 """The corpus's root zarr.json: format version and recipe, sealed by a checksum."""
 
+import io
 import json
 import re
 from importlib.metadata import version
@@ -9,6 +10,7 @@ import google_crc32c
 
 from mim3d.dataio.corpus.conversion import FORMAT, Conversion
 from mim3d.dataio.corpus.ome import json_bytes
+from mim3d.dataio.corpus.table_file import TABLE, read_head_of
 from mim3d.dataio.errors import CorpusError
 from mim3d.dataio.storage.store import Store
 
@@ -43,15 +45,67 @@ def read_root(text: bytes, where: str) -> dict[str, Any]:
         facts, seal = attributes["mim3d"], attributes["crc32c"]
         format = facts["format"]
     except (ValueError, KeyError, TypeError) as error:
-        raise CorpusError(f"{where}: not a corpus of mim3d (its zarr.json says so)") from error
+        raise DamagedRootError(
+            f"{where}: not a corpus of mim3d (its zarr.json says so); if it was one, `mim3d verify "
+            f"{where} --mend` or the same `mim3d convert` mends it"
+        ) from error
     if seal != _seal(facts):
-        raise CorpusError(
-            f"{where}/zarr.json: fails its checksum; run the same `mim3d convert` again, which "
-            "mends it"
+        raise DamagedRootError(
+            f"{where}/zarr.json: fails its checksum; run the same `mim3d convert` again, or "
+            f"`mim3d verify {where} --mend`: either mends it"
         )
     if format != FORMAT:
-        raise CorpusError(f"{where}: corpus format {format}, this version reads {FORMAT}")
+        raise CorpusError(
+            f"{where}: corpus format {format}, this version reads {FORMAT}; install the version of "
+            f"mim3d that wrote it ({facts.get('written_by')})"
+        )
     return facts
+
+
+class DamagedRootError(CorpusError):
+    """A root's zarr.json is not what was written."""
+
+
+def root_facts(store: Store) -> dict[str, Any] | None:
+    """The root's facts, of its zarr.json or, where that is damaged or gone, of the chunk table,
+    which repeats them; None where neither tells. CorpusError for another format."""
+    try:
+        return read_root(store.get("zarr.json"), store.url)
+    except (DamagedRootError, FileNotFoundError):
+        pass
+    try:
+        return read_head_of(io.BytesIO(store.get(TABLE))).get("root")
+    except (OSError, ValueError):
+        return None
+
+
+def recipe_of(store: Store) -> Conversion:
+    """The recipe a corpus was made by; CorpusError where nothing tells it any more."""
+    facts = root_facts(store)
+    if facts is None:
+        raise DamagedRootError(
+            f"{store.url}: neither zarr.json nor the chunk table tells how it was made; run the "
+            "same `mim3d convert` again, which mends them"
+        )
+    given = BEFORE | facts["conversion"]
+    try:
+        fields: dict[str, Any] = {
+            k: tuple(v) if isinstance(v, list) else v for k, v in given.items()
+        }
+        return Conversion(**fields)
+    except TypeError as error:
+        raise CorpusError(
+            f"{store.url}: was made with options this version does not know ({error}); install "
+            f"the version of mim3d that wrote it ({facts.get('written_by')})"
+        ) from error
+
+
+def mend_root(store: Store) -> None:
+    """Write zarr.json anew where it is not what was written and the facts are known."""
+    facts = root_facts(store)
+    whole = None if facts is None else json_bytes(sealed_document(facts))
+    if whole is not None and (not store.exists("zarr.json") or store.get("zarr.json") != whole):
+        store.replace("zarr.json", [whole])
 
 
 def check_recipe(store: Store, conversion: Conversion) -> None:
@@ -59,10 +113,11 @@ def check_recipe(store: Store, conversion: Conversion) -> None:
 
     A damaged zarr.json that was of these options is written anew.
     """
+    mend_root(store)
     text = store.get("zarr.json")
     try:
         facts = read_root(text, store.url)
-    except CorpusError:
+    except DamagedRootError:
         whole = undamaged_root(text, conversion)
         if whole is None:
             raise

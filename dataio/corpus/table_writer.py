@@ -5,6 +5,7 @@ import json
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from hashlib import sha256
+from typing import Any
 
 import google_crc32c
 import numpy as np
@@ -12,23 +13,26 @@ from typing_extensions import Buffer
 
 from mim3d.dataio.chunks.shard_writer import chunk_index, n_chunks
 from mim3d.dataio.corpus.channel_rows import CHANNELS, channel_rows, held
-from mim3d.dataio.corpus.chunk_table import (
+from mim3d.dataio.corpus.manifest import LabelRecord, VolumeRecord
+from mim3d.dataio.corpus.ome import unpack_points
+from mim3d.dataio.corpus.root import root_facts
+from mim3d.dataio.corpus.table_file import TABLE, packed
+from mim3d.dataio.corpus.table_head import checked_first, checked_later, head_crc
+from mim3d.dataio.corpus.table_rows import (
     ARRAY_DTYPE,
     ARRAYS,
     CHUNK_DTYPE,
     CHUNKS,
     HEAD,
+    OLD_ARRAY_DTYPE,
+    ONE_FILE,
     POINT_DTYPE,
     POINTS,
     TABLE_FORMAT,
     VOLUME_DTYPE,
     VOLUMES,
-    checked_first,
-    checked_later,
-    head_crc,
+    section_of,
 )
-from mim3d.dataio.corpus.manifest import LabelRecord, VolumeRecord
-from mim3d.dataio.corpus.ome import unpack_points
 from mim3d.dataio.errors import CorpusError
 from mim3d.dataio.storage.store import Store
 
@@ -37,12 +41,7 @@ BATCH = 1024
 # (array path, axes, chunks) -> (n, 2) offsets and lengths; label path -> class -> (n, 3) points.
 IndexReader = Callable[[str, int, int], np.ndarray]
 PointReader = Callable[[str], dict[int, np.ndarray]]
-
-
-def write_table(store: Store, records: Sequence[VolumeRecord], manifest: bytes, chunk: int) -> None:
-    """Write the table of the finished manifest; chunks.json last, as it makes the rest valid."""
-    for name, parts in table_objects(store, records, manifest, chunk).items():
-        store.replace(name, parts)
+Readers = tuple[IndexReader, PointReader]
 
 
 def table_objects(
@@ -51,20 +50,26 @@ def table_objects(
     manifest: bytes,
     chunk: int,
     format: int = TABLE_FORMAT,
+    readers: Readers | None = None,
 ) -> dict[str, Sequence[Buffer]]:
-    """The table's files in parts, chunks.json last; `records` sorted by id, as the manifest is.
+    """The table's file in parts, or its files with chunks.json last; `records` sorted by id, as
+    the manifest is.
 
     Formats before the last are how tables were once written, for comparison with one.
     """
-    table = build_table(records, chunk, index_reader(store), point_reader(store), format)
-    objects: dict[str, Sequence[Buffer]] = {n: _npy(array) for n, array in table.items()}
-    body = {
+    readers = readers or (index_reader(store), point_reader(store))
+    table = build_table(records, chunk, *readers, format)
+    body: dict[str, Any] = {
         "format": format,
         "label_names": label_names(records),
         "manifest_bytes": len(manifest),
         "manifest_sha256": sha256(manifest).hexdigest(),
-        "crc32c": {n: _crc32c(objects[n]) for n in checked_files(format)},
     }
+    if format >= ONE_FILE:
+        body["root"] = root_facts(store)
+        return {TABLE: packed(body, {section_of(name): table[name] for name in table})}
+    objects: dict[str, Sequence[Buffer]] = {n: _npy(array) for n, array in table.items()}
+    body["crc32c"] = {n: _crc32c(objects[n]) for n in checked_files(format)}
     head = json.dumps(body | {"self_crc32c": head_crc(body)}, indent=1).encode()
     return objects | {HEAD: [head]}
 
@@ -107,13 +112,25 @@ def build_table(
     channels = {CHANNELS: channel_rows(records)} if CHANNELS in checked_first(format) else {}
     return {
         VOLUMES: volumes,
-        ARRAYS: arrays,
+        ARRAYS: arrays if format >= ONE_FILE else _without_hashes(arrays),
         **channels,
         CHUNKS[format]: chunks if format == 1 else _narrow(chunks),
         POINTS: np.concatenate(points) if points else np.zeros(0, POINT_DTYPE),
         **_packed("ids", [record.id for record in records]),
         **_packed("subjects", subjects),
     }
+
+
+def _without_hashes(arrays: np.ndarray) -> np.ndarray:
+    older = np.zeros(len(arrays), OLD_ARRAY_DTYPE)
+    for name in older.dtype.names or ():
+        older[name] = arrays[name]
+    return older
+
+
+def shard_tag(sha256: str) -> int:
+    """The beginning of a shard's hash, as rows of `arrays` have it."""
+    return int(sha256[:16] or "0", 16)
 
 
 def _sizes(index: np.ndarray, path: str) -> np.ndarray:
@@ -123,7 +140,7 @@ def _sizes(index: np.ndarray, path: str) -> np.ndarray:
     if not np.array_equal(offsets[sizes > 0], expected[sizes > 0]):
         raise CorpusError(
             f"{path}: its chunks do not follow each other in C order, so another program wrote "
-            "the shard; delete the volume's folder and run `mim3d convert` again"
+            "the shard; `mim3d verify CORPUS --mend` makes it anew"
         )
     return sizes
 
@@ -189,10 +206,10 @@ def _array_row(
     dtype = np.dtype(record.dtype if label is None else label.dtype).newbyteorder("<").str
     channels = record.channels if label is None else 1
     scaling = (record.slope, record.intercept) if label is None else (1.0, 0.0)
-    nbytes = record.shard_bytes if label is None else label.shard_bytes
+    made = record if label is None else label
     return (
         volume, number, dtype.encode(), channels, record.shape, (chunk,) * 3,
-        first_chunk, count, *scaling, nbytes,
+        first_chunk, count, *scaling, made.shard_bytes, shard_tag(made.shard_sha256),
     )  # fmt: skip
 
 
@@ -245,7 +262,7 @@ def index_reader(store: Store) -> IndexReader:
             return chunk_index(store.tail(key, count * 16 + 4), count)
         except (ValueError, FileNotFoundError) as error:
             raise CorpusError(
-                f"{store.url}: shard {key}: {error}; mim3d verify tells more"
+                f"{store.url}: shard {key}: {error}; `mim3d verify {store.url} --mend` mends it"
             ) from error
 
     return read

@@ -8,32 +8,35 @@ from functools import partial
 from pathlib import Path
 
 from mim3d.dataio.chunks.codec import ChunkCodec
-from mim3d.dataio.chunks.shard_writer import checked_digest, chunk_index, n_chunks
-from mim3d.dataio.corpus.arrays import StoredArray, is_shard, metadata_sha256, stored_arrays
-from mim3d.dataio.corpus.channel_rows import CHANNELS
-from mim3d.dataio.corpus.chunk_table import (
-    CHECKED,
-    HEAD,
-    OFFSETS,
-    POINTS,
-    READABLE_FORMATS,
-    SIZES,
-    TABLE_FORMAT,
+from mim3d.dataio.chunks.shard_writer import checked_digest, chunk_index
+from mim3d.dataio.corpus.arrays import (
+    StoredArray,
+    expected_keys,
+    is_shard,
+    metadata_sha256,
+    stored_arrays,
 )
 from mim3d.dataio.corpus.conversion import Conversion
-from mim3d.dataio.corpus.manifest import MANIFEST, VolumeRecord, intact_records, latest
+from mim3d.dataio.corpus.manifest import MANIFEST, VolumeRecord, intact_records
 from mim3d.dataio.corpus.ome import json_bytes
 from mim3d.dataio.corpus.quarantine import QUARANTINE, parse_quarantine
-from mim3d.dataio.corpus.root import read_root, sealed_document
+from mim3d.dataio.corpus.replacing import REPLACING
+from mim3d.dataio.corpus.root import read_root, root_facts, sealed_document
+from mim3d.dataio.corpus.seen_files import SEEN
+from mim3d.dataio.corpus.table_file import TABLE
+from mim3d.dataio.corpus.table_rows import HEAD, OLD_TABLE_FILES, READABLE_FORMATS, TABLE_FORMAT
 from mim3d.dataio.corpus.table_writer import table_objects
+from mim3d.dataio.corpus.writer import orphans
 from mim3d.dataio.errors import CorpusError, Mim3dError
 from mim3d.dataio.nifti.file import source_hash
 from mim3d.dataio.progress import progress
 from mim3d.dataio.storage.store import LOCK, Store, open_store
 
-REPAIR = "delete its volume's folder and run the same convert again"
+REPAIR = "`mim3d verify CORPUS --mend` makes the volume anew from its source"
+MEND = "`mim3d verify CORPUS --mend` mends it"
+CONVERT = "run the same `mim3d convert` again, which makes anew what it told of"
 ROOT_FILES = frozenset(
-    {"zarr.json", MANIFEST, QUARANTINE, HEAD, OFFSETS, SIZES, POINTS, LOCK, CHANNELS, *CHECKED}
+    {"zarr.json", MANIFEST, QUARANTINE, SEEN, REPLACING, TABLE, LOCK, *OLD_TABLE_FILES}
 )
 
 
@@ -54,6 +57,8 @@ class Verification:
     n_chunks: int
     nbytes: int
     problems: tuple[Problem, ...]
+    volumes: tuple[str, ...] = ()
+    """Ids of volumes of which something is damaged or missing."""
 
 
 def verify(
@@ -64,17 +69,19 @@ def verify(
     CorpusError where there is no corpus at all; everything else is a `Problem`.
     """
     store = open_store(corpus)
-    if not store.exists("zarr.json"):
+    if not store.exists("zarr.json") and not store.exists(TABLE):
         raise CorpusError(f"{corpus}: not a corpus: it has no zarr.json")
     problems: list[Problem] = []
     records = _manifest(store, problems)
     chunk = _root(store, records, problems)
     problems += _quarantine(store)
     checked = partial(_volume, store, chunk)
-    counts = [0, 0]
+    counts, damaged = [0, 0], []
     with progress("verify", len(records), "volumes") as shown, ThreadPoolExecutor(workers) as pool:
-        for found, n, nbytes in pool.map(checked, records):
+        volumes = zip(records, pool.map(checked, records), strict=True)
+        for record, (found, n, nbytes) in volumes:
             problems += found
+            damaged += [record.id] if found else []
             counts[0] += n
             counts[1] += nbytes
             shown.advance(1)
@@ -82,7 +89,8 @@ def verify(
     problems += _extra(store, records)
     if sources:
         problems += _sources(records, byte_budget)
-    return Verification(len(records), counts[0], counts[1], tuple(sorted(set(problems))))
+    found = tuple(sorted(set(problems)))
+    return Verification(len(records), counts[0], counts[1], found, tuple(damaged))
 
 
 def _root(store: Store, records: Sequence[VolumeRecord], problems: list[Problem]) -> int:
@@ -91,11 +99,15 @@ def _root(store: Store, records: Sequence[VolumeRecord], problems: list[Problem]
         text = store.get("zarr.json")
         facts = read_root(text, store.url)
         if text != json_bytes(sealed_document(facts)):
-            detail = "not the document that was written; run the same convert again to mend it"
+            detail = f"not the document that was written; {MEND}"
             problems.append(Problem("zarr.json", "bad-root", detail))
         return int(facts["conversion"]["chunk"])
-    except CorpusError as error:
-        problems.append(Problem("zarr.json", "bad-root", str(error)))
+    except (CorpusError, FileNotFoundError) as error:
+        gone = isinstance(error, FileNotFoundError)
+        detail = f"is missing; {MEND}" if gone else str(error)
+        problems.append(Problem("zarr.json", "missing" if gone else "bad-root", detail))
+        if facts := root_facts(store):
+            return int(facts["conversion"]["chunk"])
         told = (_chunk_side(store, f"{record.id}/0/zarr.json") for record in records)
         return next(filter(None, told), Conversion().chunk)
 
@@ -112,36 +124,29 @@ def _chunk_side(store: Store, key: str) -> int:
 def _manifest(store: Store, problems: list[Problem]) -> list[VolumeRecord]:
     """Records of all lines that pass; the others are problems."""
     if not store.exists(MANIFEST):
-        problems.append(Problem(MANIFEST, "missing", "no manifest: nothing is committed"))
+        detail = f"no manifest: nothing is committed; {CONVERT}"
+        problems.append(Problem(MANIFEST, "missing", detail))
         return []
     text = store.get(MANIFEST)
     if text and not text.endswith(b"\n"):
-        detail = "ends within a line: a conversion was interrupted; run it again"
+        detail = f"ends within a line: a conversion was interrupted; {CONVERT}"
         problems.append(Problem(MANIFEST, "torn-line", detail))
     records, damaged = intact_records(text)
     problems += [Problem(MANIFEST, "bad-line", str(error)) for error in damaged]
-    return sorted(latest(records), key=lambda record: record.id)
+    if store.exists(REPLACING):
+        detail = f"a conversion that replaces volumes goes on, or was interrupted; {MEND}"
+        problems.append(Problem(REPLACING, "interrupted", detail))
+    return sorted(records, key=lambda record: record.id)
 
 
 def _quarantine(store: Store) -> list[Problem]:
     if not store.exists(QUARANTINE):
-        return [Problem(QUARANTINE, "missing", "a conversion did not finish; run it again")]
+        return [Problem(QUARANTINE, "missing", f"a conversion did not finish; {CONVERT}")]
     try:
         parse_quarantine(store.get(QUARANTINE))
     except CorpusError as error:
-        return [Problem(QUARANTINE, "bad-line", str(error))]
+        return [Problem(QUARANTINE, "bad-line", f"{error}; {MEND}")]
     return []
-
-
-def expected_keys(record: VolumeRecord) -> list[str]:
-    """Every object of a volume's folder, relative to it."""
-    arrays = [array.path.removeprefix(f"{record.id}/") for array in stored_arrays(record)]
-    shards = [array.shard_key.removeprefix(f"{record.id}/") for array in stored_arrays(record)]
-    keys = ["zarr.json", "nifti/zarr.json", "nifti/c/0", *shards]
-    keys += [f"{path}/zarr.json" for path in arrays]
-    if record.labels:
-        keys += ["labels/zarr.json", *(f"labels/{a.name}/zarr.json" for a in record.labels)]
-    return keys
 
 
 def _volume(store: Store, chunk: int, record: VolumeRecord) -> tuple[list[Problem], int, int]:
@@ -155,7 +160,7 @@ def _volume(store: Store, chunk: int, record: VolumeRecord) -> tuple[list[Proble
     n, nbytes = 0, 0
     for array in stored_arrays(record):
         data = _fetch(store, "", [array.shard_key], problems).get(array.shard_key, [b""])[0]
-        count = n_chunks(array.shape, _sides(array, chunk))
+        count = array.n_chunks(chunk)
         if data and not _same(data, count, array.sha256):
             problems += _damage(array, chunk, data)
         n += count
@@ -186,17 +191,13 @@ def _same(data: bytes, count: int, sha256: str) -> bool:
         return False
 
 
-def _sides(array: StoredArray, chunk: int) -> tuple[int, ...]:
-    return (1,) * (len(array.shape) - 3) + (chunk,) * 3
-
-
 def _damage(array: StoredArray, chunk: int, data: bytes) -> Iterator[Problem]:
     """Which chunks of a shard with a wrong hash fail."""
-    key, sides = array.shard_key, _sides(array, chunk)
-    codec = ChunkCodec("lz4", array.dtype, sides)
+    key = array.shard_key
+    codec = ChunkCodec("lz4", array.dtype, array.sides(chunk))
     n_bad = 0
     try:
-        index = chunk_index(data, n_chunks(array.shape, sides))
+        index = chunk_index(data, array.n_chunks(chunk))
     except ValueError as error:
         yield Problem(key, "bad-index", f"{error}; {REPAIR}")
         return
@@ -207,7 +208,7 @@ def _damage(array: StoredArray, chunk: int, data: bytes) -> Iterator[Problem]:
             codec.decode(data[offset : offset + nbytes], f"chunk {number}")
         except CorpusError as error:
             n_bad += 1
-            yield Problem(key, "bad-chunk", str(error))
+            yield Problem(key, "bad-chunk", f"{error}; {REPAIR}")
     if not n_bad:
         detail = "its hash is not the manifest's, though every chunk passes its checksum"
         yield Problem(key, "bad-hash", f"{detail}; {REPAIR}")
@@ -215,24 +216,25 @@ def _damage(array: StoredArray, chunk: int, data: bytes) -> Iterator[Problem]:
 
 def _table(store: Store, records: Sequence[VolumeRecord], chunk: int) -> list[Problem]:
     """Whether the chunk table is what the manifest and the shards make it."""
-    remedy = "delete chunks.json and run the same convert again"
     try:
-        format = _table_format(store)
-        objects = table_objects(store, records, store.get(MANIFEST), chunk, format)
+        manifest = store.get(MANIFEST)
+        objects = table_objects(store, records, manifest, chunk, _table_format(store))
     except (OSError, Mim3dError, ValueError, KeyError) as error:
-        return [Problem(HEAD, "not-checked", f"the table cannot be rebuilt to compare: {error}")]
+        return [Problem(TABLE, "not-checked", f"cannot be made anew to compare: {error}; {MEND}")]
     problems = []
     for name, parts in objects.items():
         if not store.exists(name):
-            problems.append(Problem(name, "missing", f"the chunk table is not there; {remedy}"))
+            problems.append(Problem(name, "missing", f"the chunk table is not there; {MEND}"))
         elif store.get(name) != b"".join(map(bytes, parts)):
             detail = "is not what the manifest and the shards say"
-            problems.append(Problem(name, "bad-table", f"{detail}; {remedy}"))
+            problems.append(Problem(name, "bad-table", f"{detail}; {MEND}"))
     return problems
 
 
 def _table_format(store: Store) -> int:
     """Format of the table that is there, the newest where it does not tell."""
+    if store.exists(TABLE):
+        return TABLE_FORMAT
     try:
         format = json.loads(store.get(HEAD))["format"]
     except (OSError, ValueError, KeyError, TypeError):
@@ -243,10 +245,15 @@ def _table_format(store: Store) -> int:
 def _extra(store: Store, records: Sequence[VolumeRecord]) -> Iterator[Problem]:
     """Objects that nothing accounts for."""
     known = {f"{record.id}/{key}" for record in records for key in expected_keys(record)}
+    ours = set(orphans(store, {record.id for record in records}))
     for key in store.walk():
-        if key not in known and key not in ROOT_FILES:
-            detail = "belongs to no committed volume: left by an interrupted conversion or put here"
-            yield Problem(key, "orphan", f"{detail}; run convert again or delete it")
+        if key in known or key in ROOT_FILES:
+            continue
+        if key.split("/")[0] in ours:
+            detail = f"belongs to no committed volume: left by an interrupted conversion; {MEND}"
+        else:
+            detail = "was not written by a conversion: move it elsewhere"
+        yield Problem(key, "orphan", detail)
 
 
 def _sources(records: Sequence[VolumeRecord], budget: int) -> Iterator[Problem]:
@@ -262,5 +269,6 @@ def _sources(records: Sequence[VolumeRecord], budget: int) -> Iterator[Problem]:
                 yield Problem(path, "source-gone", str(error))
                 continue
             if not same:
-                detail = f"changed since {record.id} was converted; run convert again"
+                detail = f"changed since {record.id} was converted"
+                detail += "; run the same `mim3d convert` again, which converts it anew"
                 yield Problem(path, "source-changed", detail)

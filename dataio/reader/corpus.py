@@ -1,6 +1,7 @@
 """A corpus opened for reading."""
 
 import tempfile
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -8,27 +9,22 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from mim3d.dataio.corpus.channel_rows import CHANNELS
-from mim3d.dataio.corpus.chunk_table import (
-    CHECKED,
-    HEAD,
-    OFFSETS,
-    POINTS,
-    SIZES,
-    ChunkTable,
-    check_manifest,
-)
+from mim3d.dataio.corpus.chunk_table import ChunkTable
 from mim3d.dataio.corpus.manifest import MANIFEST, VolumeRecord, iter_manifest, latest
 from mim3d.dataio.corpus.quarantine import QUARANTINE, parse_quarantine
+from mim3d.dataio.corpus.replacing import REPLACING
 from mim3d.dataio.corpus.root import read_root
-from mim3d.dataio.errors import CorpusError, Rejection
+from mim3d.dataio.corpus.table_file import TABLE
+from mim3d.dataio.corpus.table_head import known_records, manifest_size, read_head
+from mim3d.dataio.corpus.table_rows import HEAD, OLD_TABLE_FILES
+from mim3d.dataio.errors import CorpusError, CorpusWarning, Rejection, StoreError
 from mim3d.dataio.reader.local_shards import LocalShards
 from mim3d.dataio.reader.remote_shards import RemoteShards
 from mim3d.dataio.reader.shard_reader import Shards
 from mim3d.dataio.storage.remote import ADDRESS
 from mim3d.dataio.storage.store import open_store
 
-LOCAL_COPIES = ("zarr.json", MANIFEST, HEAD, *CHECKED, CHANNELS, OFFSETS, SIZES, POINTS)
+LOCAL_COPIES = ("zarr.json", TABLE, MANIFEST)
 
 
 class Corpus:
@@ -47,44 +43,70 @@ class Corpus:
         root = Path(path)
         file = root / "zarr.json"
         if not file.is_file():
+            if (root / TABLE).is_file():
+                raise CorpusError(
+                    f"{address or root}: its zarr.json is missing; `mim3d verify {address or root} "
+                    "--mend` makes it anew"
+                )
             what = "no such folder" if not root.exists() else "not a corpus: it has no zarr.json"
             raise CorpusError(f"{root}: {what}; `mim3d convert SRC {root}` makes one")
         return cls(root, read_root(file.read_bytes(), address or str(root)), address)
 
     @cached_property
     def records(self) -> list[VolumeRecord]:
-        """Every committed volume, sorted by id once the conversion is complete.
+        """Every committed volume, sorted by id once the conversion is complete; where one goes on
+        or was interrupted, those that the chunk table knows.
 
         CorpusError where a line is damaged, or the manifest is not the one the chunk table knows.
         """
         file = self.root / MANIFEST
         if not file.is_file():
             raise CorpusError(f"{self.root}: nothing is committed yet; run mim3d convert again")
-        complete = (self.root / HEAD).is_file()
         text = file.read_bytes()
-        records = latest(iter_manifest(text, str(file)))
-        if complete and (self.root / HEAD).is_file():  # else a conversion goes on
-            check_manifest(self.root, text)
-        return records
+        if (self.root / TABLE).is_file() or (self.root / HEAD).is_file():
+            return known_records(self.root, text)
+        return latest(iter_manifest(text, str(file)))  # a first conversion goes on
 
     @cached_property
     def table(self) -> ChunkTable:
-        """The packed chunk table, memory-mapped."""
+        """The packed chunk table, memory-mapped; a CorpusWarning tells where it is not all."""
         table = ChunkTable.open(self.root)
-        return table if self.address is None else replace(table, root=self.address)
+        name = self.address or str(self.root)
+        beyond = manifest_size(self.root) - read_head(self.root)["manifest_bytes"]
+        replacing = "volumes are being replaced" if table.replaced != frozenset() else ""
+        newer = f"{beyond} bytes of the manifest are newer than the chunk table" if beyond else ""
+        if told := " and ".join(filter(None, (newer, replacing))):
+            warnings.warn(
+                f"{name}: {told}: a conversion goes on, or was interrupted (run the same `mim3d "
+                f"convert` again then); what was there before is read",
+                CorpusWarning,
+                stacklevel=2,
+            )
+        return replace(table, root=name)
 
 
 def _open_remote(address: str) -> tuple[Corpus, RemoteShards, tempfile.TemporaryDirectory[str]]:
     """Open a corpus in an object store; its table lies in a folder that dies with the third."""
     shards = RemoteShards(address)
     folder = tempfile.TemporaryDirectory(prefix="mim3d-table-")
-    for name in LOCAL_COPIES:
-        data = shards.whole(name)
+    held = {name: shards.whole(name) for name in LOCAL_COPIES}
+    held[REPLACING] = being_replaced(address)
+    if held[TABLE] is None:
+        held |= {name: shards.whole(name) for name in OLD_TABLE_FILES}
+    for name, data in held.items():
         if data is not None:
             (Path(folder.name) / name).write_bytes(data)
-    if not (Path(folder.name) / "zarr.json").exists():
+    if held["zarr.json"] is None and held[TABLE] is None:
         raise CorpusError(f"{address}: no corpus here (it has no zarr.json)")
     return Corpus.open(folder.name, address=shards.address), shards, folder
+
+
+def being_replaced(address: str) -> bytes | None:
+    """The note of what a conversion is replacing in a bucket; over http it cannot be asked for."""
+    try:
+        return open_store(address).get(REPLACING)
+    except (FileNotFoundError, StoreError):
+        return None
 
 
 @contextmanager

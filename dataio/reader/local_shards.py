@@ -43,12 +43,16 @@ class OpenFile:
             os.close(fd)
 
 
-def cut_short(path: Path, end: int, nbytes: int) -> CorpusError:
+def cut_short(path: Path, end: int, nbytes: int, corpus: Path | str) -> CorpusError:
     """What to raise for a file that was cut off while it was open."""
     return CorpusError(
-        f"{path}: ends at byte {end}, it had {nbytes} when it was opened; run `mim3d verify` on "
-        "the corpus"
+        f"{path}: ends at byte {end}, it had {nbytes} when it was opened; {mending(corpus)}"
     )
+
+
+def mending(corpus: Path | str) -> str:
+    """The remedy for a volume that is not what was written."""
+    return f"`mim3d verify {corpus} --mend` makes the volume anew from its source"
 
 
 class LocalShards:
@@ -113,7 +117,7 @@ class LocalShards:
         while done < len(window):
             got = os.preadv(file.fd, [window[done:]], offset + done)
             if got == 0:
-                raise cut_short(self.root / path, offset + done, file.nbytes)
+                raise cut_short(self.root / path, offset + done, file.nbytes, self.root)
             done += got
 
     def _buffer(self, nbytes: int) -> np.ndarray:
@@ -127,15 +131,15 @@ class LocalShards:
             file = self._open_or_make_room(path)
         except FileNotFoundError:
             raise CorpusError(
-                f"{self.root / path}: this shard is in the manifest but not on disk; restore it "
-                "or run `mim3d convert` again"
+                f"{self.root / path}: this shard is in the manifest but not on disk; "
+                f"{mending(self.root)}"
             ) from None
         except OSError as error:
             raise CorpusError(f"{self.root / path}: cannot be read: {error.strerror}") from error
         if file.nbytes != nbytes:
             raise CorpusError(
-                f"{self.root / path}: has {file.nbytes} bytes, the chunk table says {nbytes}: the "
-                "table is stale; run `mim3d convert` again to rebuild it"
+                f"{self.root / path}: has {file.nbytes} bytes, the chunk table says {nbytes}; "
+                f"{mending(self.root)}"
             )
         return file
 

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from mim3d.dataio.errors import CorpusError
-from mim3d.dataio.reader.local_shards import coalesce
+from mim3d.dataio.reader.local_shards import coalesce, mending
 from mim3d.dataio.storage.remote import first_line, locate
 
 # A round trip costs more than so many bytes between two ranges.
@@ -44,7 +44,7 @@ class RemoteShards:
             if len(data) != length:
                 raise CorpusError(
                     f"{self.address}/{path}: has {len(data)} of {length} bytes at {begin}; the "
-                    f"chunk table says the shard has {nbytes}: run `mim3d convert` again"
+                    f"chunk table says the shard has {nbytes}: {mending(self.address)}"
                 )
             for i in members:
                 at = offsets[i] - begin
@@ -90,7 +90,7 @@ class RemoteShards:
         except FileNotFoundError:
             raise CorpusError(
                 f"{self.address}/{path}: this shard is in the manifest but not in the store; "
-                "restore it or run `mim3d convert` again"
+                f"{mending(self.address)}"
             ) from None
         return np.frombuffer(memoryview(data), np.uint8)
 

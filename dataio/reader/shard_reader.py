@@ -36,7 +36,7 @@ from mim3d.dataio.chunks.decode import (
 )
 from mim3d.dataio.corpus.chunk_table import ChunkTable
 from mim3d.dataio.errors import ChunkError, CorpusError
-from mim3d.dataio.reader.local_shards import LocalShards, OpenFile, cut_short
+from mim3d.dataio.reader.local_shards import LocalShards, OpenFile, cut_short, mending
 
 Flip = tuple[bool, bool, bool]
 
@@ -247,7 +247,7 @@ class ShardReader:
         if done.code == IO_ERROR:
             raise CorpusError(f"{self._file(array)}: cannot be read: {os.strerror(done.detail)}")
         if done.code == SHORT_FILE:
-            raise cut_short(self._file(array), done.detail, array.nbytes)
+            raise cut_short(self._file(array), done.detail, array.nbytes, self.table.root)
         number = int(_chunks(array, channel, start, target)[done.chunk])
         problem = self._damage(array, number)
         if problem is None and done.code == BAD_CRC and again:
@@ -322,7 +322,7 @@ class ShardReader:
         volume = self.table.volume_id(int(self.table.arrays[array.row]["volume"]))
         return ChunkError(
             f"volume {volume}, shard {array.path}, chunk (c {channel}, z {z}, y {y}, x {x}): "
-            f"{error}; run `mim3d verify`, then convert the volume again"
+            f"{error}; {mending(self.table.root)}"
         )
 
 

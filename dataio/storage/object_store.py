@@ -95,6 +95,16 @@ class RemoteStore:
             if PARTS not in key:
                 yield key[skip:]
 
+    def sizes(self, prefix: str = "") -> dict[str, int]:
+        """Bytes of the objects under a prefix, a thousand a request."""
+        base = self.key(prefix) + "/" if prefix else (self.prefix and self.prefix + "/")
+        skip = len(self.prefix) + 1 if self.prefix else 0
+        return {
+            found["path"][skip:]: int(found["size"])
+            for found in self._objects(base)
+            if PARTS not in found["path"]
+        }
+
     def folders(self) -> list[str]:
         """Names directly under the corpus that hold objects."""
         import obstore
@@ -150,13 +160,17 @@ class RemoteStore:
                         obstore.delete(self.store, key)
 
     def _listed(self, prefix: str) -> Iterator[str]:
-        """Keys that begin with a prefix; object stores list whole path parts only."""
+        """Keys that begin with a prefix."""
+        return (found["path"] for found in self._objects(prefix))
+
+    def _objects(self, prefix: str) -> Iterator[Any]:
+        """Objects whose keys begin with a prefix; object stores list whole path parts only."""
         import obstore
 
         folder = prefix.rsplit("/", 1)[0] if "/" in prefix else ""
         with self._told(prefix):
             for batch in obstore.list(self.store, folder or None):
-                yield from (o["path"] for o in batch if o["path"].startswith(prefix))
+                yield from (found for found in batch if found["path"].startswith(prefix))
 
     @contextmanager
     def _told(self, key: str) -> Iterator[None]:

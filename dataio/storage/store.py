@@ -72,6 +72,10 @@ class Store(Protocol):
         """Keys under a prefix (a folder), in any order."""
         ...
 
+    def sizes(self, prefix: str = "") -> dict[str, int]:
+        """Bytes of every object under a prefix (a folder), by key; none where there is none."""
+        ...
+
     def folders(self) -> list[str]:
         """Names directly under the root that hold objects."""
         ...
@@ -162,6 +166,24 @@ class LocalStore:
         for folder, _, names in os.walk(base):
             for name in names:
                 yield (Path(folder) / name).relative_to(self.root).as_posix()
+
+    def sizes(self, prefix: str = "") -> dict[str, int]:
+        """Bytes of the files under a folder."""
+        found: dict[str, int] = {}
+        waiting = [(str(self.path(prefix)) if prefix else str(self.root), prefix)]
+        while waiting:
+            folder, key = waiting.pop()
+            try:
+                entries = list(os.scandir(folder))
+            except (FileNotFoundError, NotADirectoryError):
+                continue
+            for entry in entries:
+                inner = f"{key}/{entry.name}".lstrip("/")
+                if entry.is_dir(follow_symlinks=False):
+                    waiting.append((entry.path, inner))
+                elif entry.is_file():
+                    found[inner] = entry.stat().st_size
+        return found
 
     def folders(self) -> list[str]:
         """Folders directly under the root."""

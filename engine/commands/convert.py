@@ -9,7 +9,7 @@ import tyro
 from rich.console import Console
 
 from mim3d.dataio.convert.forecast import Expected, Forecast, forecast, megavoxels, volume_count
-from mim3d.dataio.convert.run import ConversionReport, convert, usable_cpus
+from mim3d.dataio.convert.run import ConversionReport, Rerun, convert, usable_cpus
 from mim3d.dataio.convert.volume_ids import unique_ids
 from mim3d.dataio.corpus.conversion import Conversion
 from mim3d.dataio.errors import Mim3dError, Rejection
@@ -41,6 +41,7 @@ class ConvertArgs:
     """Address of a Dask scheduler whose workers share the file system, instead of processes."""
     dry_run: bool = False
     """List what would be converted and skipped, with size and time; write nothing."""
+    rerun: Annotated[Rerun, tyro.conf.arg(name="")] = field(default_factory=Rerun)
     options: Annotated[Conversion, tyro.conf.arg(name="")] = field(default_factory=Conversion)
 
     def __post_init__(self) -> None:
@@ -70,6 +71,7 @@ def main(words: list[str]) -> Outcome:
         args.options,
         workers=args.workers,
         skipped=skipped,
+        rerun=args.rerun,
         **runner,
     )
     return show_report(report, args.destination, found)
@@ -118,6 +120,7 @@ def show_report(report: ConversionReport, destination: str, found: Discovery) ->
         f"{report.bytes_in / 1e6:.1f} MB of files, {report.voxel_bytes / 1e6:.1f} MB of voxels, "
         f"{report.bytes_out / 1e6:.1f} MB stored, {rate:.0f} MB/s"
     )
+    show_upkeep(console, report)
     show_warnings(console, found.warnings)
     show_rejections(console, report.rejections, f"{destination}/quarantine.jsonl")
     figures = {
@@ -126,6 +129,27 @@ def show_report(report: ConversionReport, destination: str, found: Discovery) ->
     figures |= {"layout": found.layout, "quarantine": counted(report.rejections)}
     figures["warnings"] = list(found.warnings)
     return Outcome(figures, lost=report.n_quarantined)
+
+
+def show_upkeep(console: Console, report: ConversionReport) -> None:
+    """What became of volumes that were there before."""
+    if report.mended:
+        console.print(f"{len(report.mended)} damaged volumes made anew:")
+        show_some(console, report.mended)
+    if report.n_removed:
+        console.print(f"{report.n_removed} volumes removed")
+    if report.gone:
+        told = "sources are no more, their volumes are kept (--prune removes them):"
+        console.print(f"{len(report.gone)} {told}")
+        show_some(console, report.gone)
+
+
+def show_some(console: Console, lines: Sequence[str]) -> None:
+    """The first lines, and how many more there are."""
+    for line in lines[:LISTED]:
+        console.print(f"  {line}", markup=False)
+    if len(lines) > LISTED:
+        console.print(f"  ... and {len(lines) - LISTED} more")
 
 
 def show_forecast(

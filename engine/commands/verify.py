@@ -6,9 +6,10 @@ from typing import Annotated
 import tyro
 from rich.console import Console
 
-from mim3d.dataio.convert.run import usable_cpus
+from mim3d.dataio.convert.run import ConversionReport, usable_cpus
+from mim3d.dataio.convert.upkeep import mend
 from mim3d.dataio.errors import Mim3dError
-from mim3d.dataio.inspect.verify import verify
+from mim3d.dataio.inspect.verify import Verification, verify
 from mim3d.engine.commands.arguments import parse
 from mim3d.engine.commands.outcome import Outcome
 
@@ -23,6 +24,9 @@ class VerifyArgs:
     """Corpus folder or address."""
     sources: bool = False
     """Also read the source files and compare them with what was converted."""
+    mend: bool = False
+    """Make what is damaged anew: volumes from their sources, the table and zarr.json from the
+    rest; then check again."""
     workers: int | None = None
     """Threads; all usable CPUs by default."""
 
@@ -38,19 +42,17 @@ def main(words: list[str]) -> Outcome:
         words,
         "mim3d verify",
         "Read a whole corpus and compare it with its manifest: hashes of shards and "
-        "metadata, checksums of chunks and tables, files that belong to nothing. Changes nothing.",
+        "metadata, checksums of chunks and tables, files that belong to nothing. Changes nothing, "
+        "unless asked to mend.",
     )
-    found = verify(args.corpus, workers=args.workers or usable_cpus(), sources=args.sources)
+    workers = args.workers or usable_cpus()
     console = Console(soft_wrap=True, highlight=False)
-    console.print(
-        f"{args.corpus}: {found.n_volumes} volumes, {found.n_chunks} chunks, "
-        f"{found.nbytes / 1e6:.1f} MB read: "
-        + (f"[bold]{len(found.problems)} problems[/bold]" if found.problems else "all intact")
-    )
-    for problem in found.problems[:LISTED]:
-        console.print(f"  {problem.where}: {problem.code}: {problem.detail}", markup=False)
-    if len(found.problems) > LISTED:
-        console.print(f"  ... and {len(found.problems) - LISTED} more")
+    found = verify(args.corpus, workers=workers, sources=args.sources)
+    show(console, args.corpus, found)
+    if args.mend and found.problems:
+        show_mended(console, mend(args.corpus, found.volumes, workers=args.workers))
+        found = verify(args.corpus, workers=workers, sources=args.sources)
+        show(console, args.corpus, found)
     figures = {
         "volumes": found.n_volumes,
         "chunks": found.n_chunks,
@@ -58,3 +60,25 @@ def main(words: list[str]) -> Outcome:
         "problems": [vars(problem) for problem in found.problems],
     }
     return Outcome(figures, lost=len(found.problems))
+
+
+def show(console: Console, corpus: str, found: Verification) -> None:
+    """What was found, its first problems in words."""
+    console.print(
+        f"{corpus}: {found.n_volumes} volumes, {found.n_chunks} chunks, "
+        f"{found.nbytes / 1e6:.1f} MB read: "
+        + (f"[bold]{len(found.problems)} problems[/bold]" if found.problems else "all intact")
+    )
+    for problem in found.problems[:LISTED]:
+        detail = problem.detail.replace("verify CORPUS", f"verify {corpus}")
+        console.print(f"  {problem.where}: {problem.code}: {detail}", markup=False)
+    if len(found.problems) > LISTED:
+        console.print(f"  ... and {len(found.problems) - LISTED} more")
+
+
+def show_mended(console: Console, report: ConversionReport) -> None:
+    """What was made anew, and what could not be."""
+    console.print(f"{len(report.mended)} volumes made anew", markup=False)
+    for rejection in report.rejections:
+        if rejection.code in ("damaged", "lost"):
+            console.print(f"  not mended: {rejection.detail}", markup=False)

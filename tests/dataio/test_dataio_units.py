@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from old_tables import section
 
 from mim3d.dataio.convert.intensity import lattice, otsu, prime_from, profiles
 from mim3d.dataio.convert.label import classes_and_points
@@ -21,6 +22,7 @@ from mim3d.dataio.corpus.chunk_table import ChunkTable, PackedStrings
 from mim3d.dataio.corpus.conversion import Conversion
 from mim3d.dataio.corpus.manifest import manifest_bytes, parse_record, read_manifest, record_line
 from mim3d.dataio.corpus.ome import pack_points, unpack_points
+from mim3d.dataio.corpus.table_file import TABLE
 from mim3d.dataio.errors import CorpusError, Mim3dError, SourceError
 from mim3d.dataio.geometry import Grid, obliquity_deg, reorientation
 from mim3d.dataio.reader.corpus import Corpus
@@ -124,18 +126,22 @@ def test_points_lie_in_their_class(corpus):
         assert (voxels[tuple(points["zyx"].T)] == points["cls"]).all()
 
 
-@pytest.mark.parametrize("name", ["chunks.volumes.npy", "chunks.ids.npy", "chunks.arrays.npy"])
+@pytest.mark.parametrize("name", ["volumes", "ids", "arrays", "subjects_offsets"])
 def test_a_damaged_table_is_refused(corpus, tmp_path, name):
     import shutil
 
     shutil.copytree(corpus.root, tmp_path / "c")
-    content = bytearray((tmp_path / "c" / name).read_bytes())
-    content[-1] ^= 1
-    (tmp_path / "c" / name).write_bytes(bytes(content))
-    with pytest.raises(CorpusError, match="fails its checksum"):
+    begin, nbytes = section(tmp_path / "c", name)
+    content = bytearray((tmp_path / "c" / TABLE).read_bytes())
+    content[begin + nbytes - 1] ^= 1
+    (tmp_path / "c" / TABLE).write_bytes(bytes(content))
+    with pytest.raises(CorpusError, match="fail their checksum"):
         ChunkTable.open(tmp_path / "c")
-    (tmp_path / "c" / name).unlink()
-    with pytest.raises(CorpusError, match="cannot be read"):
+    (tmp_path / "c" / TABLE).write_bytes(bytes(content[: begin + 1]))
+    with pytest.raises(CorpusError, match=f"verify {tmp_path / 'c'} --mend"):
+        ChunkTable.open(tmp_path / "c")
+    (tmp_path / "c" / TABLE).unlink()
+    with pytest.raises(CorpusError, match="is missing"):
         ChunkTable.open(tmp_path / "c")
 
 

@@ -3,10 +3,9 @@
 from dataclasses import replace
 from pathlib import Path
 
-from mim3d.dataio.corpus.chunk_table import HEAD
+from old_tables import write_as_format
+
 from mim3d.dataio.corpus.manifest import MANIFEST, VolumeRecord, manifest_bytes, read_manifest
-from mim3d.dataio.corpus.table_writer import table_objects
-from mim3d.dataio.storage.store import open_store
 
 
 def made_before_channels(root: Path, chunk: int = 16) -> Path:
@@ -14,11 +13,7 @@ def made_before_channels(root: Path, chunk: int = 16) -> Path:
     records = [without_channels(record) for record in read_manifest(root)]
     text = manifest_bytes(records)
     (root / MANIFEST).write_bytes(text)
-    (root / HEAD).unlink()
-    (root / "chunks.channels.npy").unlink()
-    objects = table_objects(open_store(str(root)), records, text, chunk, format=3)
-    for name, parts in objects.items():
-        (root / name).write_bytes(b"".join(map(bytes, parts)))
+    write_as_format(root, 3, chunk)
     return root
 
 

@@ -17,6 +17,7 @@ from mim3d.dataio.convert.run import convert
 from mim3d.dataio.corpus.conversion import Conversion
 from mim3d.dataio.corpus.manifest import VolumeRecord
 from mim3d.dataio.corpus.quarantine import parse_quarantine
+from mim3d.dataio.corpus.seen_files import SEEN
 from mim3d.dataio.errors import CorpusError
 from mim3d.dataio.inspect.verify import verify
 from mim3d.dataio.reader.corpus import Corpus
@@ -58,7 +59,7 @@ def load(path: Path | str) -> nib.Nifti1Image:
 
 def tree_hash(root: Path) -> str:
     digest = hashlib.sha256()
-    for path in sorted(p for p in root.rglob("*") if p.is_file()):
+    for path in sorted(p for p in root.rglob("*") if p.is_file() and p.name != SEEN):
         digest.update(f"{path.relative_to(root)}\0".encode() + path.read_bytes())
     return digest.hexdigest()
 

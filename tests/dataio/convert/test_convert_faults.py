@@ -13,11 +13,14 @@ import nibabel as nib
 import numpy as np
 import pytest
 
-from mim3d.dataio.convert.job import Job, run_job
+from mim3d.dataio.convert.job import Job
 from mim3d.dataio.convert.pool import Pool, run_jobs
 from mim3d.dataio.convert.run import convert
+from mim3d.dataio.convert.work import run_job
 from mim3d.dataio.corpus.conversion import Conversion
 from mim3d.dataio.corpus.manifest import read_manifest
+from mim3d.dataio.corpus.seen_files import SEEN
+from mim3d.dataio.corpus.table_file import TABLE
 from mim3d.dataio.errors import CorpusError, StoreError
 from mim3d.dataio.inspect.verify import verify
 from mim3d.dataio.reader.corpus import Corpus
@@ -28,7 +31,7 @@ from mim3d.dataio.storage.store import LocalStore
 
 def tree_hash(root: Path) -> str:
     digest = hashlib.sha256()
-    for path in sorted(p for p in root.rglob("*") if p.is_file()):
+    for path in sorted(p for p in root.rglob("*") if p.is_file() and p.name != SEEN):
         digest.update(f"{path.relative_to(root)}\0".encode() + path.read_bytes())
     return digest.hexdigest()
 
@@ -188,7 +191,7 @@ def test_sigkill_at_any_moment(made, whole, tmp_path, workers):
 
 def test_a_half_written_corpus_opens_as_far_as_it_goes(made, tmp_path):
     convert(made, tmp_path / "c", workers=1)
-    (tmp_path / "c" / "chunks.json").unlink()
+    (tmp_path / "c" / TABLE).unlink()
     lines = (tmp_path / "c" / "manifest.jsonl").read_bytes()
     (tmp_path / "c" / "manifest.jsonl").write_bytes(lines[: len(lines) * 2 // 3])
     corpus = Corpus.open(tmp_path / "c")
@@ -274,7 +277,7 @@ def test_an_unforeseen_failure_is_one_source_only(made, tmp_path, monkeypatch):
     def broken(*args):
         raise ZeroDivisionError("a reader's bug")
 
-    monkeypatch.setattr("mim3d.dataio.convert.job.read_images", broken)
+    monkeypatch.setattr("mim3d.dataio.convert.work.read_images", broken)
     result = run_job(Job(made[0], "a", (), str(tmp_path), Conversion()))
     assert result.rejections[0].code == "unforeseen"
     assert "ZeroDivisionError" in result.rejections[0].detail

@@ -16,6 +16,7 @@ from mim3d.dataio.convert.dask_runner import connect, outcome, results_of
 from mim3d.dataio.convert.job import Job
 from mim3d.dataio.convert.run import convert
 from mim3d.dataio.corpus.conversion import Conversion
+from mim3d.dataio.corpus.seen_files import SEEN
 from mim3d.dataio.errors import Mim3dError, StoreError
 from mim3d.dataio.sources.discover import discover
 from mim3d.dataio.sources.phantom import make_cohort
@@ -84,7 +85,7 @@ def connect_when_ready(address: str, n_workers: int):
 
 def tree_hash(root: Path) -> str:
     digest = hashlib.sha256()
-    for file in sorted(p for p in root.rglob("*") if p.is_file()):
+    for file in sorted(p for p in root.rglob("*") if p.is_file() and p.name != SEEN):
         digest.update(file.relative_to(root).as_posix().encode() + file.read_bytes())
     return digest.hexdigest()
 

@@ -11,6 +11,7 @@ from mim3d.dataio.convert import known_sources
 from mim3d.dataio.convert.known_sources import recognise
 from mim3d.dataio.convert.run import convert
 from mim3d.dataio.corpus.manifest import VolumeRecord
+from mim3d.dataio.corpus.seen_files import SEEN
 from mim3d.dataio.inspect.verify import verify
 from mim3d.dataio.reader.corpus import Corpus
 from mim3d.dataio.sources.discover import discover
@@ -45,7 +46,7 @@ def records(corpus: Path) -> dict[str, VolumeRecord]:
 
 
 def files(corpus: Path) -> dict[str, bytes]:
-    paths = (p for p in corpus.rglob("*") if p.is_file())
+    paths = (p for p in corpus.rglob("*") if p.is_file() and p.name != SEEN)
     return {str(p.relative_to(corpus)): p.read_bytes() for p in paths}
 
 

@@ -1,19 +1,21 @@
 """The chunk table's formats: sizes that follow each other, and the older offsets and sizes."""
 
-import json
-
 import numpy as np
 import pytest
+from old_tables import section, write_as_format
 
 from mim3d.bench.corpora import anatomy_like, corpus_of
-from mim3d.dataio.corpus.chunk_table import HEAD, OFFSETS, POINTS, SIZES, ChunkTable
+from mim3d.dataio.convert.run import convert
+from mim3d.dataio.corpus import table_reuse
+from mim3d.dataio.corpus.chunk_table import ChunkTable
 from mim3d.dataio.corpus.conversion import Conversion
-from mim3d.dataio.corpus.manifest import MANIFEST, iter_manifest
-from mim3d.dataio.corpus.table_writer import build_table, table_objects
+from mim3d.dataio.corpus.manifest import read_manifest
+from mim3d.dataio.corpus.table_file import TABLE, read_file_head
+from mim3d.dataio.corpus.table_rows import OFFSETS, SIZES
+from mim3d.dataio.corpus.table_writer import build_table
 from mim3d.dataio.errors import CorpusError
 from mim3d.dataio.inspect.verify import verify
 from mim3d.dataio.reader.shard_reader import ShardReader
-from mim3d.dataio.storage.store import open_store
 
 
 @pytest.fixture
@@ -24,20 +26,12 @@ def root(tmp_path):
     return corpus_of(tmp_path / "c.zarr", volumes, labels, conversion=Conversion(chunk=32))
 
 
-def records_of(root):
-    return list(iter_manifest((root / MANIFEST).read_bytes(), MANIFEST))
-
-
 def test_a_table_of_format_1_reads_alike_and_passes_verify(root):
     new = ChunkTable.open(root)
     ranges = [new.ranges(row) for row in range(len(new.arrays))]
     voxels = ShardReader(new, root).read_box(2, (3, 5, 7), (30, 40, 60))
     assert any((sizes == 0).any() for _, sizes in ranges)
-    store = open_store(str(root))
-    manifest = (root / MANIFEST).read_bytes()
-    for name, parts in table_objects(store, records_of(root), manifest, 32, format=1).items():
-        (root / name).write_bytes(b"".join(map(bytes, parts)))
-    (root / SIZES).unlink()
+    write_as_format(root, 1, 32)
     old = ChunkTable.open(root)
     for row, (offsets, sizes) in enumerate(ranges):
         present = sizes > 0
@@ -55,13 +49,8 @@ def test_a_table_of_format_1_reads_alike_and_passes_verify(root):
 
 def test_a_table_of_format_2_has_no_checksum_of_points_and_reads_on(root):
     points = np.array(ChunkTable.open(root).points)
-    head = json.loads((root / HEAD).read_text())
-    assert head["format"] == 4
-    assert POINTS in head["crc32c"]
-    manifest = (root / MANIFEST).read_bytes()
-    made = table_objects(open_store(str(root)), records_of(root), manifest, 32, format=2)
-    for name, parts in made.items():
-        (root / name).write_bytes(b"".join(map(bytes, parts)))
+    assert read_file_head(root / TABLE)["format"] == 5
+    write_as_format(root, 2, 32)
     old = ChunkTable.open(root)
     assert old.points_crc is None
     np.testing.assert_array_equal(old.points, points)
@@ -73,12 +62,41 @@ def test_a_table_of_format_2_has_no_checksum_of_points_and_reads_on(root):
         ShardReader(ChunkTable.open(root), root).read_box(0, (0, 0, 0), (9, 9, 9))
 
 
+@pytest.mark.parametrize("format", [1, 2, 3, 4])
+def test_an_older_table_becomes_one_file_with_the_next_conversion(root, format):
+    whole = (root / TABLE).read_bytes()
+    write_as_format(root, format, 32)
+    assert list(root.glob("chunks.*.npy"))
+    convert([], root, Conversion(chunk=32))
+    assert (root / TABLE).read_bytes() == whole
+    assert [file.name for file in root.glob("chunks.*")] == [TABLE]
+
+
+def test_rows_of_the_table_are_used_again_where_nothing_changed(root, monkeypatch):
+    whole = (root / TABLE).read_bytes()
+    monkeypatch.setattr(table_reuse, "index_reader", lambda store: pytest.fail)
+    monkeypatch.setattr(table_reuse, "point_reader", lambda store: pytest.fail)
+    convert([], root, Conversion(chunk=32))
+    assert (root / TABLE).read_bytes() == whole
+
+
+@pytest.mark.parametrize("name", ["sizes", "points", "arrays", "head"])
+def test_rows_of_a_damaged_table_are_not_used_again(root, name):
+    whole = (root / TABLE).read_bytes()
+    begin, nbytes = section(root, name)
+    damaged = bytearray(whole)
+    damaged[begin + nbytes // 2] ^= 16
+    (root / TABLE).write_bytes(damaged)
+    convert([], root, Conversion(chunk=32))
+    assert (root / TABLE).read_bytes() == whole
+
+
 def test_sizes_take_two_bytes_where_they_fit(root):
     def table(largest: int) -> np.ndarray:
         sizes = np.full(12, 100)
         sizes[3] = largest
         index = np.stack([np.cumsum(sizes) - sizes, sizes], axis=1)
-        return build_table(records_of(root), 32, lambda *_: index, lambda _: {})[SIZES]
+        return build_table(read_manifest(root), 32, lambda *_: index, lambda _: {})[SIZES]
 
     assert table(65535).dtype == np.uint16
     assert table(65536).dtype == np.uint32
@@ -88,7 +106,7 @@ def test_sizes_take_two_bytes_where_they_fit(root):
 def test_a_shard_with_gaps_is_refused(root):
     index = np.stack([np.arange(12) * 101, np.full(12, 100)], axis=1)
     with pytest.raises(CorpusError, match="v0000/0: its chunks do not follow"):
-        build_table(records_of(root), 32, lambda *_: index, lambda _: {})
+        build_table(read_manifest(root), 32, lambda *_: index, lambda _: {})
 
 
 def test_intensities_beyond_float32_are_held_at_its_ends(tmp_path, recwarn):

@@ -9,6 +9,7 @@ from matplotlib.colors import to_rgb
 from matplotlib.image import imread
 
 from mim3d.dataio.convert.run import convert
+from mim3d.dataio.corpus.table_file import TABLE
 from mim3d.dataio.inspect.montage import (
     LABEL_COLOURS,
     Plane,
@@ -121,7 +122,7 @@ def test_a_montage_of_no_volume_is_one_line(corpus, tmp_path, capsys, number):
 
 def test_a_half_written_corpus_is_shown_as_far_as_it_goes(corpus, tmp_path, capsys):
     half = shutil.copytree(corpus.root, tmp_path / "half.zarr")
-    (half / "chunks.json").unlink()
+    (half / TABLE).unlink()
     assert main(["inspect", str(half), "--out", str(tmp_path / "out")]) == 0
     told = capsys.readouterr().out
     assert "6 of 6 subjects" in told

@@ -14,6 +14,7 @@ from mim3d.dataio.chunks.codec import ChunkCodec
 from mim3d.dataio.chunks.shard_writer import ShardStream
 from mim3d.dataio.convert.run import convert
 from mim3d.dataio.corpus.conversion import Conversion
+from mim3d.dataio.corpus.seen_files import SEEN
 from mim3d.dataio.errors import ChunkError, CorpusError
 from mim3d.dataio.inspect.verify import verify
 from mim3d.dataio.reader.corpus import Corpus
@@ -46,7 +47,7 @@ def flipped(root: Path, file: Path, bit: int):
 
 
 def files(root: Path) -> list[Path]:
-    return sorted(p for p in root.rglob("*") if p.is_file())
+    return sorted(p for p in root.rglob("*") if p.is_file() and p.name != SEEN)
 
 
 def test_intact(root):
@@ -83,7 +84,7 @@ def test_a_damaged_chunk_is_named_with_its_volume(root):
 
 
 @pytest.mark.parametrize(
-    "victim", ["manifest.jsonl", "chunks.json", "quarantine.jsonl", "v0/nifti/c/0"]
+    "victim", ["manifest.jsonl", "chunks.table", "quarantine.jsonl", "v0/nifti/c/0"]
 )
 def test_a_missing_file_is_found(root, victim, tmp_path):
     copy = tmp_path / "c"

@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 
 from mim3d.dataio.corpus.channel_rows import CHANNEL_DTYPE
-from mim3d.dataio.corpus.chunk_table import ARRAY_DTYPE, VOLUME_DTYPE, ChunkTable, PackedStrings
+from mim3d.dataio.corpus.chunk_table import ChunkTable, PackedStrings
+from mim3d.dataio.corpus.table_rows import ARRAY_DTYPE, VOLUME_DTYPE
 from mim3d.dataio.errors import CorpusError, Mim3dError
 from mim3d.dataio.reader.normalisation import intensities, largest
 

@@ -138,7 +138,7 @@ def test_a_store_that_stays_down_is_told(address, faults, kind, monkeypatch):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["zarr.json", "chunks.json", "chunks.sizes.npy"])
+@pytest.mark.parametrize("name", ["zarr.json", "chunks.table"])
 @pytest.mark.parametrize("kind", ["503", "drop", "cut"])
 def test_the_table_comes_through_faults_that_pass(address, local, faults, kind, name):
     faults.kind, faults.times, faults.at = kind, 2, name

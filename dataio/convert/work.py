@@ -1,0 +1,152 @@
+"""One source, whole: read, checked, encoded, written. Runs in any process, commits nothing."""
+
+from collections.abc import Callable
+from dataclasses import replace
+
+from mim3d.dataio.chunks.codec import single_threaded
+from mim3d.dataio.convert.job import Job, JobResult, label_rejection
+from mim3d.dataio.convert.kept import (
+    FileHashes,
+    gone_files,
+    kept,
+    known_damage,
+    lost_labels,
+    parts_of,
+)
+from mim3d.dataio.convert.label import Label, read_label
+from mim3d.dataio.convert.volume import Volume, read_images, volumes
+from mim3d.dataio.convert.volume_ids import safe_id
+from mim3d.dataio.convert.volume_writer import volume_objects
+from mim3d.dataio.corpus.conversion import Conversion
+from mim3d.dataio.corpus.replacing import note_replacing
+from mim3d.dataio.corpus.seen_files import stamp_of
+from mim3d.dataio.errors import Rejection, SourceError, StoreError
+from mim3d.dataio.sources.source import Source
+from mim3d.dataio.storage.store import open_store
+
+
+class BadLabelsError(Exception):
+    """Labels of a source that cannot be stored, by name; `at_once` if nothing was written yet."""
+
+    def __init__(self, errors: dict[str, SourceError], at_once: bool) -> None:
+        super().__init__(", ".join(errors))
+        self.errors, self.at_once = errors, at_once
+
+
+def run_job(job: Job) -> JobResult:
+    """Convert one source into the store; a bad source is a rejection, a failing store raises."""
+    single_threaded()
+    hashes = FileHashes(job)
+    if job.only_hash:
+        return _rejecting(job, lambda: JobResult(job.id, hashes=_image_hashes(job, hashes)))
+    damage = known_damage(job) if job.known else ""
+    result = _rejecting(job, lambda: _done(job, hashes, damage))
+    stale = tuple(record.id for record in job.known)
+    result = replace(result, stale=stale, seen=hashes.found)
+    if not damage:
+        return result
+    if result.records:
+        return replace(result, mended=damage)
+    told = tuple(beyond_mending(job, damage, each) for each in result.rejections)
+    return replace(result, damage=damage, gone=gone_files(job.source), rejections=told)
+
+
+def _done(job: Job, hashes: FileHashes, damage: str) -> JobResult:
+    if job.known and not damage and (held := kept(job, hashes)):
+        return held
+    return _convert(job, hashes, is_whole=bool(job.known) and not damage)
+
+
+def beyond_mending(job: Job, damage: str, why: Rejection) -> Rejection:
+    """A damaged volume whose source cannot make it anew."""
+    corpus = job.destination
+    detail = (
+        f"volume {job.id} is damaged ({damage}), and its source cannot make it anew "
+        f"({why.path}: {why.detail}); bring that back and run `mim3d verify {corpus} --mend`, or "
+        f"take the volume out by `mim3d remove {corpus} --volume {job.known[0].id}`"
+    )
+    return Rejection(why.path, "damaged", detail)
+
+
+def _image_hashes(job: Job, hashes: FileHashes) -> tuple[str, ...]:
+    return tuple(map(hashes.of, job.source.images))
+
+
+def _rejecting(job: Job, work: Callable[[], JobResult]) -> JobResult:
+    """What the work gives; a rejection where the source is bad, whatever that shows itself by."""
+    try:
+        return work()
+    except SourceError as error:
+        return JobResult(job.id, rejections=(Rejection.of(error),))
+    except StoreError:
+        raise
+    except MemoryError:
+        detail = "did not fit into memory; use fewer --workers or a smaller --byte-budget"
+        rejection = Rejection(job.source.images[0], "out-of-memory", detail)
+        return JobResult(job.id, rejections=(rejection,))
+    except Exception as error:
+        # No reader foresees every broken file, and one of them must not end a run of thousands.
+        detail = f"cannot be converted: {type(error).__name__}: {error}"
+        rejection = Rejection(job.source.images[0], "unforeseen", detail)
+        return JobResult(job.id, rejections=(rejection,))
+
+
+def _convert(job: Job, hashes: FileHashes, *, is_whole: bool) -> JobResult:
+    """Convert a source, without those of its labels that are bad: they do not cost the image."""
+    names = sorted(job.source.labels)
+    if len({safe_id(name).casefold() for name in names}) < len(names):
+        detail = f"labels {names} have the same name once made safe for a path"
+        raise SourceError("label-name", job.source.images[0], f"{detail}; rename them")
+    rejections: list[Rejection] = []
+    source = job.source
+    while True:
+        try:
+            return replace(_converted(job, source, hashes), rejections=tuple(rejections))
+        except BadLabelsError as bad:
+            if is_whole and bad.at_once and (lost := lost_labels(job, bad.errors)):
+                return lost
+            outcome = "was converted without it"
+            rejections += [label_rejection(job, error, outcome) for error in bad.errors.values()]
+            good = {n: path for n, path in source.labels.items() if n not in bad.errors}
+            source = replace(source, labels=good)
+
+
+def _converted(job: Job, source: Source, hashes: FileHashes) -> JobResult:
+    """Write the volumes of a source; BadLabelsError before the first that cannot be whole."""
+    conversion, store = job.conversion, open_store(job.destination)
+    before = {path: stamp_of(parts_of(path)) for path in source.paths}
+    files = read_images(source, conversion)
+    records, voxel_bytes = [], 0
+    known = {record.id for record in job.known}
+    for volume in volumes(files, conversion):
+        labels = _labels(source, volume, conversion, at_once=not records)
+        id = job.id if volume.frame < 0 else f"{job.id}--t{volume.frame:03d}"
+        objects, record = volume_objects(id, source, files, volume, labels, conversion)
+        if id in known:
+            note_replacing(store, [id])
+        store.put_folder(id, objects)
+        records.append(record())
+        voxel_bytes += volume.values.voxels.nbytes + sum(label.voxels.nbytes for label in labels)
+        del volume, labels, objects, record  # or the next frame would be made beside this one
+    read = [*zip(source.images, records[0].source_hash, strict=True)] if records else []
+    read += [(label.source, label.source_hash) for label in records[0].labels] if records else []
+    for path, hash in read:
+        hashes.note(path, before[path], hash)
+    bytes_in = sum(file.nbytes for file in files)
+    return JobResult(job.id, tuple(records), bytes_in=bytes_in, voxel_bytes=voxel_bytes)
+
+
+def _labels(
+    source: Source, volume: Volume, conversion: Conversion, *, at_once: bool
+) -> list[Label]:
+    labels: list[Label] = []
+    errors: dict[str, SourceError] = {}
+    for name in sorted(source.labels):
+        path = source.labels[name]
+        try:
+            labels.append(read_label(safe_id(name), path, volume, source.images[0], conversion))
+        except SourceError as error:
+            errors[name] = error
+    if errors:
+        raise BadLabelsError(errors, at_once)
+    return labels

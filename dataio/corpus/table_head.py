@@ -1,0 +1,149 @@
+"""The head of a chunk table, of one file or of several, and the manifest that it was made of."""
+
+import json
+from collections.abc import Sequence
+from hashlib import sha256
+from pathlib import Path
+
+import google_crc32c
+import numpy as np
+
+from mim3d.dataio.corpus.channel_rows import CHANNELS
+from mim3d.dataio.corpus.manifest import (
+    MANIFEST,
+    VolumeRecord,
+    iter_manifest,
+    latest,
+    manifest_bytes,
+)
+from mim3d.dataio.corpus.replacing import REPLACING, parse_replacing
+from mim3d.dataio.corpus.table_file import TABLE, read_file_head
+from mim3d.dataio.corpus.table_rows import CHECKED, HEAD, POINTS, READABLE_FORMATS
+from mim3d.dataio.errors import CorpusError
+
+REMEDY_OF_MANIFEST = "run the same `mim3d convert` again, which makes anew what it told of"
+REMEDY = "`mim3d verify {} --mend` makes it anew"
+READ_BYTES = 1 << 22
+
+
+def read_head(root: Path) -> dict:
+    """The table's head, checked against the format and the manifest's size."""
+    head = _file_head(root) if (root / TABLE).is_file() else _json_head(root)
+    if head["format"] not in READABLE_FORMATS:
+        known = ", ".join(map(str, READABLE_FORMATS))
+        raise CorpusError(
+            f"{root}: its chunk table is of format {head['format']}, this version reads {known}; "
+            f"{REMEDY.format(root)}"
+        )
+    size = manifest_size(root)
+    if size < head["manifest_bytes"]:
+        raise CorpusError(
+            f"{root / MANIFEST}: has {size} bytes, and had {head['manifest_bytes']} when the chunk "
+            f"table was made; {REMEDY_OF_MANIFEST}"
+        )
+    return head
+
+
+def manifest_size(root: Path) -> int:
+    """Bytes of the manifest, 0 where there is none."""
+    return (root / MANIFEST).stat().st_size if (root / MANIFEST).is_file() else 0
+
+
+def _file_head(root: Path) -> dict:
+    try:
+        return read_file_head(root / TABLE)
+    except (OSError, ValueError, RecursionError) as error:
+        raise damaged(root / TABLE, str(error)) from error
+
+
+def _json_head(root: Path) -> dict:
+    file = root / HEAD
+    if not file.is_file():
+        raise CorpusError(
+            f"{root}: the chunk table is missing ({TABLE}): a conversion did not finish; run the "
+            "same `mim3d convert` again to complete it"
+        )
+    try:
+        head = json.loads(file.read_bytes())
+        body = {key: value for key, value in head.items() if key != "self_crc32c"}
+        intact = head["self_crc32c"] == head_crc(body)
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        intact, head = False, {}
+    if not intact:
+        raise damaged(file, "damaged")
+    return head
+
+
+def known_records(root: Path, text: bytes) -> list[VolumeRecord]:
+    """The records that the table knows, of a manifest that may have grown since.
+
+    CorpusError where it is not the manifest that the table was made of.
+    """
+    head = read_head(root)
+    known = text[: head["manifest_bytes"]]
+    if sha256(known).hexdigest() == head["manifest_sha256"]:
+        return latest(iter_manifest(known, str(root / MANIFEST)))
+    # The new table stands, and the conversion ended before the manifest was put in order.
+    records = sorted(latest(iter_manifest(text, str(root / MANIFEST))), key=lambda r: r.id)
+    if sha256(manifest_bytes(records)).hexdigest() == head["manifest_sha256"]:
+        return records
+    raise CorpusError(
+        f"{root / MANIFEST}: damaged: not the manifest that the chunk table was made of; "
+        f"{REMEDY_OF_MANIFEST}"
+    )
+
+
+def replaced_in(root: Path) -> frozenset[str] | None:
+    """Volumes that a conversion is replacing, or was when it was interrupted."""
+    file = root / REPLACING
+    return parse_replacing(file.read_bytes()) if file.is_file() else frozenset()
+
+
+def checked_first(format: int) -> tuple[str, ...]:
+    """Files with a checksum in chunks.json that opening compares."""
+    return (*CHECKED, CHANNELS) if format >= 4 else CHECKED
+
+
+def checked_later(format: int) -> tuple[str, ...]:
+    """Files with a checksum in chunks.json that opening does not look at."""
+    return (POINTS,) if format >= 3 else ()
+
+
+def head_crc(body: dict) -> str:
+    """Checksum of chunks.json's own fields."""
+    return f"{google_crc32c.value(json.dumps(body, sort_keys=True).encode()):08x}"
+
+
+def crc_of(file: Path) -> str:
+    """crc32c of a file; an unreadable one is a CorpusError with the remedy."""
+    crc = 0
+    try:
+        with file.open("rb", buffering=0) as opened:
+            while block := opened.read(READ_BYTES):
+                crc = google_crc32c.extend(crc, block)
+    except OSError as error:
+        raise CorpusError(
+            f"{file}: cannot be read ({error.strerror}); {REMEDY.format(file.parent)}"
+        ) from error
+    return f"{crc:08x}"
+
+
+def damaged(file: Path | str, what: str) -> CorpusError:
+    """The error for a table's file that is not what was written."""
+    return CorpusError(f"{file}: {what}; {REMEDY.format(Path(file).parent)}")
+
+
+def mapped(file: Path, dtypes: Sequence[np.dtype] = (), length: int | None = None) -> np.ndarray:
+    """A .npy file as memory map, of one of `dtypes` and of `length` where these are told."""
+    try:
+        content = np.load(file, mmap_mode="r", allow_pickle=False)
+    except Exception as error:  # numpy's parser of headers raises whatever Python's own does
+        raise damaged(file, f"cannot be mapped ({error})") from error
+    end = getattr(content, "offset", 0) + content.nbytes
+    if content.ndim != 1 or end != file.stat().st_size:
+        raise damaged(file, f"its header speaks of {content.shape} entries, {end} bytes in all")
+    if dtypes and content.dtype not in dtypes:
+        raise damaged(file, f"holds {content.dtype}, not {dtypes[0]}")
+    if length is not None and content.shape != (length,):
+        raise damaged(file, f"has {content.shape} entries, the arrays {length}")
+    return content

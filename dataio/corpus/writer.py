@@ -1,0 +1,188 @@
+"""A corpus opened for writing: what it holds, and how that grows, shrinks and is committed.
+
+Commit protocol: a volume's folder is written whole under a temporary name and renamed; at most a
+second later everything written is synced and lines are appended to the manifest: of volumes, and of
+volumes that are no more. At the end the chunk table, one file, is exchanged at once, and the
+manifest is rewritten sorted, so the result does not depend on the order of the work or on how often
+it was interrupted. Until then the old table stands, and tells of what was there before.
+"""
+
+import json
+import time
+from collections.abc import Collection, Container, Iterable, Sequence
+from contextlib import ExitStack
+from importlib.metadata import version
+
+from typing_extensions import Buffer
+
+from mim3d.dataio.corpus import ome
+from mim3d.dataio.corpus.chunk_table import ChunkTable
+from mim3d.dataio.corpus.conversion import Conversion
+from mim3d.dataio.corpus.manifest import (
+    MANIFEST,
+    VolumeRecord,
+    gone_line,
+    intact_records,
+    manifest_bytes,
+    record_line,
+)
+from mim3d.dataio.corpus.quarantine import QUARANTINE, quarantine_bytes
+from mim3d.dataio.corpus.replacing import REPLACING, note_replacing
+from mim3d.dataio.corpus.root import check_recipe, root_document
+from mim3d.dataio.corpus.seen_files import SEEN, SeenFile, parse_seen, seen_bytes
+from mim3d.dataio.corpus.table_file import TABLE
+from mim3d.dataio.corpus.table_reuse import reusing, table_that_stands
+from mim3d.dataio.corpus.table_rows import HEAD, OLD_TABLE_FILES
+from mim3d.dataio.corpus.table_writer import table_objects
+from mim3d.dataio.errors import CorpusError, Rejection
+from mim3d.dataio.storage.store import LOCK, Store
+
+COMMIT_INTERVAL_S = 1.0
+
+
+class CorpusWriter:
+    """The records of a corpus and what happens to them; only the lock's holder may have one."""
+
+    def __init__(self, store: Store, conversion: Conversion) -> None:
+        self.store, self.conversion = store, conversion
+        self.records: dict[str, VolumeRecord] = {}
+        self.seen: dict[str, SeenFile] = {}
+        self.damaged: set[str] = set()
+        """Volumes whose damage was told already."""
+        self._unlisted: list[str] = []
+        self._new: dict[str, VolumeRecord] = {}
+        self._gone: set[str] = set()
+        self._committed = time.monotonic()
+
+    def open(self) -> None:
+        """Check what stands there and drop what was never committed."""
+        if self.store.exists("zarr.json") or self.store.exists(TABLE):
+            check_recipe(self.store, self.conversion)
+            self._recover()
+        else:
+            _refuse_foreign(self.store)
+            document = root_document(self.conversion, version("mim3d"))
+            self.store.replace("zarr.json", [ome.json_bytes(document)])
+        for name in orphans(self.store, self.records):
+            self.store.delete(name)
+        if self.store.exists(SEEN):
+            self.seen = parse_seen(self.store.get(SEEN))
+
+    def lost(self) -> list[Rejection]:
+        """Volumes whose manifest line was damaged and whose source was not among the jobs."""
+        detail = "its manifest line was damaged and its source not among those given: convert it"
+        return [Rejection(id, "lost", detail) for id in self._unlisted if id not in self.records]
+
+    def _recover(self) -> None:
+        text = self.store.get(MANIFEST) if self.store.exists(MANIFEST) else b""
+        records, damaged = intact_records(text, f"{self.store.url}/{MANIFEST}")
+        self.records = {record.id: record for record in records}
+        whole = text.endswith(b"\n")
+        was_complete = self.store.exists(TABLE) or self.store.exists(HEAD)
+        if damaged or (not whole and was_complete):
+            self._unlisted = orphans(self.store, self.records)
+        if damaged or (text and not whole):
+            # A torn last line would swallow the next one appended.
+            self._rewrite()
+
+    def _rewrite(self) -> bytes:
+        text = manifest_bytes(self.records.values())
+        self.store.replace(MANIFEST, [text])
+        return text
+
+    def take(self, records: Iterable[VolumeRecord], stale: Collection[str]) -> None:
+        """Keep records for the next commit, at most a second away, in place of the stale ones."""
+        new = {record.id: record for record in records}
+        if new:
+            self._new |= new
+            self._gone = (self._gone | set(stale)) - set(new)
+        if time.monotonic() - self._committed > COMMIT_INTERVAL_S:
+            self.commit()
+
+    def remove(self, ids: Collection[str]) -> None:
+        """Take volumes out: their folders, and with the next commit their records."""
+        self._gone |= set(ids)
+
+    def commit(self) -> None:
+        """Sync the data of all that was taken, then append the lines that tell of it."""
+        gone = self._gone & set(self.records)
+        if self._new or gone:
+            self.store.sync()
+        if gone:
+            note_replacing(self.store, sorted(gone))
+        self.records.update(self._new)
+        self.records = {id: r for id, r in self.records.items() if id not in gone}
+        lines = [record_line(record) for record in self._new.values()]
+        lines += [gone_line(id) for id in sorted(gone)]
+        if lines:
+            self.store.append(MANIFEST, "".join(line + "\n" for line in lines).encode())
+        for id in sorted(gone):
+            self.store.delete(id)
+        self._new, self._gone = {}, set()
+        self._committed = time.monotonic()
+
+    def close(self, rejections: set[Rejection]) -> list[Rejection]:
+        """Write quarantine, chunk table and sorted manifest, in this order, and drop the notes of
+        what was replaced; what turned out to be damaged on the way is returned, and quarantined."""
+        self.commit()
+        ordered = [self.records[id] for id in sorted(self.records)]
+        text = manifest_bytes(ordered)
+        with ExitStack() as held:
+            old = table_that_stands(self.store, held)
+            parts, told = self._table(ordered, text, old)
+            self.store.replace(QUARANTINE, [quarantine_bytes(rejections | set(told))])
+            self.store.replace(SEEN, [seen_bytes(self._seen_of(ordered))])
+            self.store.replace(TABLE, parts)
+        self.store.replace(MANIFEST, [text])
+        for name in OLD_TABLE_FILES if self.store.exists(HEAD) else ():
+            self.store.delete(name)
+        if self.store.exists(REPLACING):
+            self.store.delete(REPLACING)
+        return told
+
+    def _table(
+        self, ordered: list[VolumeRecord], text: bytes, old: ChunkTable | None
+    ) -> tuple[Sequence[Buffer], list[Rejection]]:
+        """The table's file, and volumes that are damaged though nothing told of it before."""
+        told: dict[str, Rejection] = {}
+
+        def damaged(path: str, error: Exception) -> None:
+            id = path.split("/", maxsplit=1)[0]
+            if id not in self.damaged:
+                detail = f"is damaged ({error}); `mim3d verify {self.store.url} --mend` mends it"
+                told[id] = Rejection(id, "damaged", f"volume {id} {detail}")
+
+        readers = reusing(self.store, old, ordered, damaged)
+        chunk = self.conversion.chunk
+        objects = table_objects(self.store, ordered, text, chunk, readers=readers)
+        return objects[TABLE], list(told.values())
+
+    def _seen_of(self, records: list[VolumeRecord]) -> dict[str, SeenFile]:
+        """What was seen of the files that the records tell of, and of no others."""
+        paths = {path for r in records for path in (*r.sources, *(a.source for a in r.labels))}
+        return {path: self.seen[path] for path in paths if path in self.seen}
+
+
+def orphans(store: Store, records: Container[str]) -> list[str]:
+    """Volumes an interrupted run left without a manifest line."""
+    return [n for n in store.folders() if n not in records and _is_volume(store, n)]
+
+
+def _is_volume(store: Store, name: str) -> bool:
+    """Whether a folder was written by a conversion; anything else is somebody's own."""
+    if not store.exists(f"{name}/zarr.json"):
+        return False
+    try:
+        return "mim3d" in json.loads(store.get(f"{name}/zarr.json"))["attributes"]
+    except (ValueError, KeyError, TypeError):
+        return False
+
+
+def _refuse_foreign(store: Store) -> None:
+    """A folder with anything else in it is not ours to tidy."""
+    other = next((key for key in store.walk() if key != LOCK), None)
+    if other is not None:
+        raise CorpusError(
+            f"{store.url}: not a corpus, but not empty either (it holds {other}); "
+            "choose a new destination"
+        )
