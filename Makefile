@@ -1,5 +1,5 @@
 # The two commands: `make demo` and `make test`. Each sets itself up in .venv; a second run is fast.
-#   PYTHON=python3.12   which interpreter (3.11 or 3.12)
+#   PYTHON=python3.12   which interpreter (3.11 to 3.13)
 #   TORCH=2.11.0        another torch; TORCH=system uses the one the interpreter already has
 #   CUDA=12             DALI for CUDA 12 drivers instead of 13
 #   JOBS=4              test processes
@@ -16,12 +16,13 @@ CONSTRAINTS := $(VENV)/constraints.txt
 BUILD = $(BIN)/python -c "import torch; print(torch.__version__, torch.version.cuda)"
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: help demo test test-fast lint format dev bench clean
+.PHONY: help demo test test-fast lint format dev bench docs clean
 help:
 	@echo "make demo    NIfTI -> corpus -> pretraining -> fine-tuning -> demo/report.html"
 	@echo "make test    the whole test suite (test-fast leaves the slow ones out)"
 	@echo "make bench   throughput of every stage beside its peers"
 	@echo "make lint    ruff and pyright;  make dev  everything, and the git hooks"
+	@echo "make docs    the documentation, into build/site"
 
 demo: $(VENV)/.run
 	$(BIN)/mim3d demo $(ARGS)
@@ -34,6 +35,9 @@ test-fast: $(VENV)/.test
 
 bench: $(VENV)/.test
 	$(BIN)/mim3d bench all --peers $(ARGS)
+
+docs: $(VENV)/.docs build/names
+	$(BIN)/mkdocs build --strict --quiet
 
 lint: $(VENV)/.lint build/names
 	$(BIN)/ruff check .
@@ -57,8 +61,8 @@ build/names:
 
 # torch first and alone: what is installed later finds it satisfied and leaves the build as it is.
 $(VENV)/.torch: constraints.txt
-	@$(PYTHON) -c "import sys; v = sys.version_info[:2]; sys.exit(0 if v in ((3, 11), (3, 12)) else \
-	  'mim3d needs Python 3.11 or 3.12, this is %d.%d: make PYTHON=python3.12 ...' % v)"
+	@$(PYTHON) -c "import sys; v = sys.version_info[:2]; sys.exit(0 if (3, 11) <= v <= (3, 13) else \
+	  'mim3d needs Python 3.11 to 3.13, this is %d.%d: make PYTHON=python3.12 ...' % v)"
 	@echo "Setting up $(VENV) ($$($(PYTHON) --version), torch $(TORCH)); a few minutes the first time"
 ifeq ($(TORCH),system)
 	$(PYTHON) -m venv --system-site-packages $(VENV)
@@ -80,13 +84,16 @@ define install
 endef
 
 $(VENV)/.run: $(VENV)/.torch pyproject.toml $(wildcard dataio/native/*.c dataio/native/*.h)
-	$(call install,cuda$(CUDA))
+	$(call install,study$(comma)cuda$(CUDA))
 
 $(VENV)/.test: $(VENV)/.run
 	$(call install,cuda$(CUDA)$(comma)test)
 
 $(VENV)/.lint: $(VENV)/.test
 	$(call install,cuda$(CUDA)$(comma)test$(comma)lint)
+
+$(VENV)/.docs: $(VENV)/.test
+	$(call install,cuda$(CUDA)$(comma)test$(comma)docs)
 
 comma := ,
 

@@ -1,6 +1,7 @@
 """NIfTI corpora -> verified sharded Zarr -> batches of crops on the device.
 
-Loose files, which everything here uses: errors, geometry, memory, progress.
+Loose files, which everything here uses: errors, extras (what is installed on request), geometry,
+memory, progress.
 
 Folders, each importing only what stands above it:
     native    the compiled loops

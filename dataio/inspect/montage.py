@@ -6,19 +6,22 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.colors import to_hex, to_rgb
-from matplotlib.figure import Figure
-from matplotlib.patches import Patch
-from matplotlib.patheffects import withStroke
 from nibabel.orientations import aff2axcodes
 
 from mim3d.dataio.corpus.chunk_table import ChunkTable
 from mim3d.dataio.corpus.manifest import VolumeRecord
 from mim3d.dataio.errors import Mim3dError
+from mim3d.dataio.extras import extra
 from mim3d.dataio.inspect.histograms import COLOURS
 from mim3d.dataio.reader.shard_reader import ShardReader
+
+with extra():
+    from matplotlib.axes import Axes
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.colors import to_hex, to_rgb
+    from matplotlib.figure import Figure
+    from matplotlib.patches import Patch
+    from matplotlib.patheffects import withStroke
 
 PLANES = ("axial", "coronal", "sagittal")
 OPPOSITE = {"L": "R", "R": "L", "A": "P", "P": "A", "S": "I", "I": "S"}

@@ -11,6 +11,7 @@ from contextlib import redirect_stdout
 from importlib.metadata import version
 from pathlib import Path
 
+from mim3d.dataio.extras import extra
 from mim3d.engine.commands.outcome import Outcome
 from mim3d.engine.errors import EXIT_USER_ERROR
 
@@ -45,7 +46,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         return EXIT_USER_ERROR
     try:
         json_file, rest = split_json_flag(words[1:])
-        outcome = run_command(name, rest)
+        with extra():
+            outcome = run_command(name, rest)
         if json_file is not None and outcome.writes_json:
             write_figures(json_file, outcome)
     except (ValueError, OSError) as error:

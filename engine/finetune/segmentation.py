@@ -8,11 +8,10 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from monai.inferers.utils import sliding_window_inference
-from monai.losses.dice import DiceCELoss
 from torch import Tensor, nn
 
 from mim3d.dataio.corpus.manifest import VolumeRecord
+from mim3d.dataio.extras import extra
 from mim3d.dataio.loader.batch import Batch
 from mim3d.dataio.reader.corpus import Corpus
 from mim3d.dataio.reader.shard_reader import ShardReader, Shards
@@ -29,6 +28,10 @@ from mim3d.engine.finetune.dice import (
 )
 from mim3d.engine.finetune.network import build_segmentation
 from mim3d.engine.finetune.task import Evaluation
+
+with extra():
+    from monai.inferers.utils import sliding_window_inference
+    from monai.losses.dice import DiceCELoss
 
 WINDOWS_AT_ONCE = 4
 PICTURES = 3

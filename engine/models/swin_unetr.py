@@ -6,12 +6,15 @@ Brain Tumors in MRI Images".
 
 from collections.abc import Sequence
 
-from monai.networks.nets.swin_unetr import SwinUNETR
 from torch import Tensor, nn
 
+from mim3d.dataio.extras import extra
 from mim3d.engine.errors import ConfigError
 from mim3d.engine.models.config import SwinConfig, ViTConfig
 from mim3d.engine.models.swin import STRIDE, SwinEncoder
+
+with extra():
+    from monai.networks.nets.swin_unetr import SwinUNETR
 
 
 class SwinDecoder(nn.Module):

@@ -8,14 +8,17 @@ Formula: Hatamizadeh et al. 2022, "UNETR: Transformers for 3D Medical Image Segm
 from collections.abc import Sequence
 from itertools import pairwise
 
-from monai.networks.blocks.dynunet_block import UnetOutBlock, UnetResBlock, get_conv_layer
-from monai.networks.blocks.unetr_block import UnetrBasicBlock, UnetrUpBlock
-from monai.networks.nets.unetr import UNETR
 from torch import Tensor, nn
 
+from mim3d.dataio.extras import extra
 from mim3d.engine.errors import ConfigError
 from mim3d.engine.models.config import ViTConfig
 from mim3d.engine.models.vit import ViT3D
+
+with extra():
+    from monai.networks.blocks.dynunet_block import UnetOutBlock, UnetResBlock, get_conv_layer
+    from monai.networks.blocks.unetr_block import UnetrBasicBlock, UnetrUpBlock
+    from monai.networks.nets.unetr import UNETR
 
 NORM = "instance"
 Factor = tuple[int, int, int]

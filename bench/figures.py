@@ -1,0 +1,186 @@
+"""Tables of README and docs, written from the JSON under `results/`.
+
+    python -m mim3d.bench.figures          # write them again
+    python -m mim3d.bench.figures --check  # or only say where text and JSON differ
+
+A table stands between `<!-- figures NAME -->` and `<!-- end figures -->`; nobody edits it by hand.
+"""
+
+import argparse
+import json
+import re
+import sys
+from collections.abc import Callable, Iterable, Sequence
+from functools import cache
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+from mim3d.bench.reports import figures
+
+ROOT = Path(__file__).resolve().parents[1]
+RESULTS = Path(__file__).resolve().parent / "results"
+CONVERT = "2026-11-25-convert-cpu/convert.json"
+LOADER = {
+    "generated": "2026-11-26-loader-cpu/loader.json",
+    "real": "2026-11-26-loader-cpu/loader-real.json",
+}
+STUDY = "2026-11-25-hippocampus-stronger-control"
+TEN_SEEDS = f"{STUDY}/ten-seeds"
+FEW_LABELS = "2026-11-26-hippocampus-few-labels"
+BLOCK = re.compile(r"(<!-- figures (\S+) -->\n).*?(<!-- end figures -->)", re.DOTALL)
+
+
+def convert_table() -> str:
+    """Conversion on a CPU: ratios, memory, many volumes."""
+    told = read(CONVERT)["convert"]
+    ratios, floor, table = told["ratios"], told["floor_s"], told["chunk_table"]
+    compiled = told["jobs"]["mim3d"]["cpu_s"] / (floor["libdeflate"] + floor["encode_compiled"])
+    script = times(ratios["script_over_mim3d_cpu"])
+    rows = [
+        ("a nibabel + zarr-python script, CPU time over mim3d's", script),
+        ("mim3d over inflating and encoding alone", times(ratios["mim3d_over_floor_cpu"])),
+        ("the same, where the yardstick encodes by the compiled loop too", times(compiled)),
+        ("two workers over one", times(ratios["two_workers_speed"])),
+        ("peak memory over the largest volume", times(ratios["peak_over_largest_volume"])),
+        (f"opening a corpus of {table['n']:,} volumes", f"{table['open_s']:.2f} s"),
+        ("memory it takes, per rank", f"{table['private_mb']:.1f} MB"),
+    ]
+    return markdown(["conversion, `.nii.gz` to lz4 chunks of 16³", "measured"], rows)
+
+
+def loader_table() -> str:
+    """Crops per CPU-second against what one would use instead."""
+    told = {kind: read(file)["loader"] for kind, file in LOADER.items()}
+    rates = [
+        ("crops read", "mim3d reader, snap 16"),
+        ("crops read in bfloat16", "mim3d reader, bf16"),
+        ("crops through the loader", "mim3d loader"),
+        ("crops through the loader, with z-score and flips", "mim3d loader, normalised + flips"),
+    ]
+    over = [
+        ("over blosc2 zstd-8, as nnU-Net and nnssl store", "blosc2 zstd-8 (nnU-Net, nnssl)"),
+        ("over blosc2 lz4", "blosc2 lz4"),
+        ("over tensorstore on the same corpus", "tensorstore, same corpus"),
+        ("over MONAI's CacheDataset", "MONAI CacheDataset"),
+        ("over an uncompressed memory map", "npy memmap"),
+    ]
+    rows = [
+        (name, *(f"{told[kind]['rates'][key]['per_cpu_s']:.0f}" for kind in LOADER))
+        for name, key in rates
+    ]
+    rows += [
+        (f"reader {name}", *(times(told[kind]["reader_over"][key]) for kind in LOADER))
+        for name, key in over
+    ]
+    return markdown(["96³ crops per CPU-second", "generated volumes", "real volumes"], rows)
+
+
+ARMS = {
+    "SimMIM": "simmim",
+    "MAE": "mae",
+    "SimMIM, SimCLR's FLOPs": "simmim-flops",
+    "MAE, SimCLR's FLOPs": "mae-flops",
+}
+
+
+def study_table() -> str:
+    """Steps to 90 % of scratch's best Dice: SimCLR's over the masked arms'."""
+    columns = {
+        "UNETR, 10 seeds": (TEN_SEEDS, "UNETR decoder, all labels"),
+        "linear decoder, 5 seeds": (STUDY, "linear decoder, all labels"),
+        "UNETR, 8 labelled subjects": (FEW_LABELS, "UNETR decoder, 8 labelled subjects"),
+        "linear, 8 labelled subjects": (FEW_LABELS, "linear decoder, 8 labelled subjects"),
+    }
+    groups = [study(folder)["groups"][group] for folder, group in columns.values()]
+    rows = [
+        (name, *(ratio(group["speedup"].get(f"{arm}/simclr")) for group in groups))
+        for name, arm in ARMS.items()
+    ]
+    return markdown(["times as fast as SimCLR (95 % interval)", *columns], rows)
+
+
+def dice_table() -> str:
+    """Final Dice on test subjects, mean over seeds."""
+    groups = study(STUDY)["groups"]
+    arms = ["scratch", "simclr", "mae", "simmim", "mae-flops", "simmim-flops"]
+    rows = []
+    for title, group in groups.items():
+        final = [group["final"].get(arm, {}).values() for arm in arms]
+        rows.append((title.split(" decoder")[0], *(mean(scores) for scores in final)))
+    names = ["scratch", "SimCLR", "MAE", "SimMIM", "MAE, equal FLOPs", "SimMIM, equal FLOPs"]
+    return markdown(["decoder", *names], rows)
+
+
+TABLES: dict[str, Callable[[], str]] = {
+    "convert": convert_table,
+    "loader": loader_table,
+    "study": study_table,
+    "dice": dice_table,
+}
+
+
+@cache
+def read(file: str) -> Any:
+    """JSON of a file under `results/`."""
+    return json.loads((RESULTS / file).read_text())
+
+
+@cache
+def study(folder: str) -> dict[str, Any]:
+    """A kept study's numbers, from its rows."""
+    with TemporaryDirectory() as out:
+        return figures(RESULTS / folder, Path(out))
+
+
+def times(value: float) -> str:
+    """`18.1×`, `0.94×`."""
+    return f"{value:.1f}×" if value >= 10 else f"{value:.2f}×"
+
+
+def ratio(told: dict[str, Any] | None) -> str:
+    """A ratio at 90 % with its interval; a bound is told as one."""
+    if told is None:
+        return "–"
+    at = told["0.9"]
+    bound = {"exact": "", "at least": "at least ", "at most": "at most "}[at["bound"]]
+    return f"{bound}{at['ratio']:.2f} ({at['low']:.2f} to {at['high']:.2f})"
+
+
+def mean(scores: Iterable[float]) -> str:
+    """Mean over seeds, three digits."""
+    found = list(scores)
+    return f"{sum(found) / len(found):.3f}" if found else "–"
+
+
+def markdown(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A Markdown table: words to the left, numbers to the right."""
+    lines = [head, ["---", *["---:"] * (len(head) - 1)], *rows]
+    return "".join(f"| {' | '.join(cells)} |\n" for cells in lines)
+
+
+def rewritten(text: str) -> str:
+    """The text with every table of figures as the JSON has it now."""
+    return BLOCK.sub(lambda found: found[1] + TABLES[found[2]]() + found[3], text)
+
+
+def pages() -> list[Path]:
+    """Texts that may hold tables of figures."""
+    return [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+
+
+def main(words: Sequence[str] | None = None) -> int:
+    """Write the tables again, or with --check tell which page is behind (exit code 1)."""
+    parser = argparse.ArgumentParser(prog="python -m mim3d.bench.figures", description=__doc__)
+    parser.add_argument("--check", action="store_true", help="write nothing; 1 where text differs")
+    check = parser.parse_args(words).check
+    behind = [page for page in pages() if rewritten(page.read_text()) != page.read_text()]
+    for page in behind:
+        print(f"{page.relative_to(ROOT)}: {'differs from' if check else 'written from'} the JSON")
+        if not check:
+            page.write_text(rewritten(page.read_text()))
+    return int(check and bool(behind))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
