@@ -5,10 +5,14 @@ python .ci/wheel_is_whole.py --installed  what this interpreter imports
 """
 
 import sys
+import tomllib
 import zipfile
 from importlib.util import find_spec
+from pathlib import Path
 
-LOOPS = ("mim3d.dataio.native._crops", "mim3d.dataio.native._chunks")
+PROJECT = Path(__file__).resolve().parents[1] / "pyproject.toml"
+SETUPTOOLS = tomllib.loads(PROJECT.read_text())["tool"]["setuptools"]
+LOOPS = tuple(module["name"] for module in SETUPTOOLS["ext-modules"])
 
 
 def missing_of(wheel: str) -> list[str]:

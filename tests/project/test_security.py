@@ -4,16 +4,17 @@ import json
 from dataclasses import replace
 from pathlib import Path
 
-import nibabel as nib
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from nibabel.nifti1 import Nifti1Extension, Nifti1Image
 from synthetic_study import write_study
 
 from mim3d.dataio.convert.run import convert
 from mim3d.dataio.convert.volume_ids import safe_id
-from mim3d.dataio.corpus.manifest import MANIFEST, NAME, read_manifest, record_line
+from mim3d.dataio.corpus.manifest import MANIFEST, read_manifest, record_line
+from mim3d.dataio.corpus.names import NAME
 from mim3d.dataio.sources.discover import discover
 from mim3d.engine.commands.cli import main
 from mim3d.engine.report.report import build_report
@@ -26,11 +27,11 @@ def corpus(tmp_path: Path) -> Path:
     voxels = np.arange(20**3, dtype=np.int16).reshape(20, 20, 20)
     for folder in ("imagesTr", "labelsTr"):
         (tmp_path / "in" / folder).mkdir(parents=True)
-        image = nib.nifti1.Nifti1Image(voxels % (2 if folder == "labelsTr" else 30000), np.eye(4))
+        image = Nifti1Image(voxels % (2 if folder == "labelsTr" else 30000), np.eye(4))
         image.header["descrip"] = TEXT
         image.header["intent_name"] = TEXT
-        image.header.extensions.append(nib.nifti1.Nifti1Extension("comment", TEXT.encode()))
-        nib.save(image, tmp_path / "in" / folder / "a.nii.gz")
+        image.header.extensions.append(Nifti1Extension("comment", TEXT.encode()))
+        image.to_filename(tmp_path / "in" / folder / "a.nii.gz")
     convert(discover(str(tmp_path / "in")).sources, tmp_path / "c.zarr", workers=1)
     return tmp_path / "c.zarr"
 
@@ -41,6 +42,7 @@ def corpus(tmp_path: Path) -> Path:
 @pytest.mark.parametrize("part", ["id", "label"])
 def test_a_forged_name_writes_nowhere(corpus: Path, tmp_path: Path, name, part, capsys) -> None:
     (record,) = read_manifest(corpus)
+    record = replace(record, warnings=("the manifest may grow, not shrink",))
     forged = replace(record, id=name)
     if part == "label":
         forged = replace(record, labels=(replace(record.labels[0], name=name),))
@@ -49,7 +51,7 @@ def test_a_forged_name_writes_nowhere(corpus: Path, tmp_path: Path, name, part, 
     assert main(["export-nifti", str(corpus), str(tmp_path / "deep/er/out")]) == 2
     assert sorted(tmp_path.rglob("*")) == before
     told = capsys.readouterr().err
-    assert f"the name {name!r} is none that mim3d gives" in told
+    assert f"{name!r} is not the name of a volume or label" in told
     assert len(told.strip().splitlines()) == 1
 
 
