@@ -1,5 +1,5 @@
 from .assemble import assemble_crops
-from .masked_loss import masked_voxel_loss
+from .masked_loss import masked_channel_losses, masked_voxel_loss
 from .masking import patch_masks
 from .nt_xent import nt_xent
 from .patch_rows import gather_patch_rows
@@ -7,6 +7,7 @@ from .patch_rows import gather_patch_rows
 __all__ = [
     "assemble_crops",
     "gather_patch_rows",
+    "masked_channel_losses",
     "masked_voxel_loss",
     "nt_xent",
     "patch_masks",

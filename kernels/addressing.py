@@ -40,6 +40,36 @@ def row_offset(
 
 
 @jit
+def split_rows(i_row, n_ids, CHANNELS: tl.constexpr):
+    """Patch (i_sample * n_ids + its place), sample and channel of rows, a channel of a patch each:
+    row = patch * CHANNELS + channel."""
+    i_place = i_row // CHANNELS
+    return i_place, i_place // n_ids, i_row % CHANNELS
+
+
+@jit
+def of_channel(p_tensor, channel, stride_c, ALIGN: tl.constexpr, CHANNELS: tl.constexpr,
+               TILE: tl.constexpr):  # fmt: skip
+    """Pointer to each row's channel, [ROWS, 1] if TILE, else [ROWS]; the tensor's own for one."""
+    if CHANNELS > 1:
+        offset = channel.to(tl.int64) * stride_c * ALIGN
+        p_tensor += offset[:, None] if TILE else offset
+    return p_tensor
+
+
+@jit
+def written_elements(o_element, channel, COUNT: tl.constexpr, WIDTH: tl.constexpr,
+                     CHANNELS: tl.constexpr):  # fmt: skip
+    """Elements that each row writes of a token WIDTH wide, [1 or ROWS, BLOCK]: its COUNT voxels,
+    and where it is the last channel the padding too."""
+    ROOM: tl.constexpr = WIDTH - (CHANNELS - 1) * COUNT
+    mask = (o_element < ROOM)[None, :]
+    if (CHANNELS > 1) & (ROOM > COUNT):
+        mask = mask & ((o_element < COUNT)[None, :] | (channel == CHANNELS - 1)[:, None])
+    return mask
+
+
+@jit
 def plain_offsets(
     i_sample, i_patch, o_element, stride_b, stride_c, stride_z, stride_y, stride_x, gy, gx,
     PZ: tl.constexpr, PY: tl.constexpr, PX: tl.constexpr, ALIGN: tl.constexpr,
@@ -126,16 +156,16 @@ def first_voxels(
 
 
 @jit
-def apply_affine(values, i_sample, p_scale, p_shift, TILE: tl.constexpr):
-    """values * scale + shift of each row's sample; values [ROWS, BLOCK] if TILE, else [ROWS].
+def apply_affine(values, i_factor, p_scale, p_shift, TILE: tl.constexpr):
+    """values * scale + shift, `i_factor` of each row; values [ROWS, BLOCK] if TILE, else [ROWS].
 
     Factors are loaded once per row: broadcasting the index first would load them per element.
     """
     if p_scale is not None:
-        scale = tl.load(p_scale + i_sample)
+        scale = tl.load(p_scale + i_factor)
         values = values * (scale[:, None] if TILE else scale)
     if p_shift is not None:
-        shift = tl.load(p_shift + i_sample)
+        shift = tl.load(p_shift + i_factor)
         values = values + (shift[:, None] if TILE else shift)
     return values
 

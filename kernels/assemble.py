@@ -26,6 +26,7 @@ from mim3d.kernels.patch_grid import (
     check_device,
     check_per_sample,
     check_range,
+    for_each_channel,
     take_crop,
 )
 
@@ -73,10 +74,10 @@ def assemble_crops(
     check_per_sample(start, table, "start", (b, 3), torch.int64)
     check_per_sample(box, table, "box", (b, 2, 3), torch.int64)
     pad, scale, shift = (
-        _per_channel(each, table, name, ())
+        for_each_channel(each, table, name)
         for each, name in ((pad, "pad"), (scale, "scale"), (shift, "shift"))
     )
-    clip = _per_channel(clip, table, "clip", (2,))
+    clip = for_each_channel(clip, table, "clip", (2,))
     check_per_sample(flip, table, "flip", (b, 3), torch.bool)
     if (box is None) != (pad is None):
         raise ValueError("box and pad belong together: give both or neither")
@@ -89,18 +90,6 @@ def assemble_crops(
         chunks, table.contiguous(), start, box, pad, clip, scale, shift, flip,
         crop, chunk, dtype, shuffle, block_bytes, start_unit, out_dtype, triton,
     )  # fmt: skip
-
-
-def _per_channel(
-    given: Tensor | None, table: Tensor, name: str, rest: tuple[int, ...]
-) -> Tensor | None:
-    """(b, c, *rest) float32 as given, or the one value of each sample for all of its channels."""
-    b, c = table.shape[:2]
-    if given is not None and given.dim() == 1 + len(rest):
-        check_per_sample(given, table, name, (b, *rest), torch.float32)
-        return given[:, None].expand(b, c, *rest)
-    check_per_sample(given, table, name, (b, c, *rest), torch.float32)
-    return given
 
 
 def _check(

@@ -1,22 +1,24 @@
 """Masked-voxel loss straight from the raw volume, with its gradient in the same pass.
 
     masked_voxel_loss(prediction, volume, masked_ids, patch_size, kind="l1") -> scalar
+    masked_channel_losses(...) -> (scalar, its part from each channel (c,), detached)
 
 Patchified targets are never materialised: each program holds its patches' voxels in registers,
-normalises them if asked, and writes d loss / d prediction beside one partial sum per patch.
+normalises them if asked, and writes d loss / d prediction beside one partial sum per channel of a
+patch.
     l1         |d|                              gradient sign(d), sign(0) = 0
     l2         d^2                              2 d
     smooth_l1  d^2 / (2 beta) if |d| < beta     d / beta, clipped to [-1, 1]
                else |d| - beta / 2
-with d = prediction - target. Normalised targets are MAE's: (v - mean) / sqrt(var + 1e-6) over the
-c * p voxels of a patch, unbiased variance, in two passes with the first voxel subtracted.
+with d = prediction - target. Normalised targets are MAE's: (v - mean) / sqrt(var + 1e-6) over the p
+voxels of one channel of a patch, unbiased variance, in two passes with the first voxel subtracted.
 The loss is sum(weight * term) / denominator; the denominator is a host number, so nothing waits
 for the GPU. Partial sums are added in a fixed order: results repeat bit for bit.
 """
 
 import math
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, TypedDict, Unpack
 
 import torch
 from torch import Tensor
@@ -32,6 +34,7 @@ from mim3d.kernels.patch_grid import (
     check_range,
     check_sampling,
     check_volume,
+    for_each_channel,
     grid_shape,
     patch_index,
     patch_view,
@@ -43,7 +46,37 @@ from mim3d.kernels.patch_moments import normalised_rows
 KINDS = ("l1", "l2", "smooth_l1")
 
 
+class LossOptions(TypedDict, total=False):
+    """Options of the loss; see `masked_channel_losses` for their defaults and meaning."""
+
+    kind: str
+    beta: float
+    normalise_target: bool
+    weight: Tensor | None
+    denominator: float | None
+    scale: Tensor | None
+    shift: Tensor | None
+    flip: Tensor | None
+    start: Tensor | None
+    crop_size: Sequence[int] | None
+    backend: str
+
+
 def masked_voxel_loss(
+    prediction: Tensor,
+    volume: Tensor,
+    masked_ids: Tensor,
+    patch_size: Sequence[int],
+    **options: Unpack[LossOptions],
+) -> Tensor:
+    """Loss over the masked patches' voxels as a float32 scalar, differentiable in `prediction`.
+
+    Arguments as for `masked_channel_losses`.
+    """
+    return masked_channel_losses(prediction, volume, masked_ids, patch_size, **options)[0]
+
+
+def masked_channel_losses(
     prediction: Tensor,
     volume: Tensor,
     masked_ids: Tensor,
@@ -60,8 +93,8 @@ def masked_voxel_loss(
     start: Tensor | None = None,
     crop_size: Sequence[int] | None = None,
     backend: str = "auto",
-) -> Tensor:
-    """Loss over the masked patches' voxels as a float32 scalar, differentiable in `prediction`.
+) -> tuple[Tensor, Tensor]:
+    """Loss as a scalar, differentiable in `prediction`, and each channel's part of it (c,), not.
 
     prediction: (b, m, k) for the masked tokens in the order of masked_ids, k = c * p or the padded
     row_width, or dense (b, c, z, y, x) over the crop, of which only masked patches count (their
@@ -78,22 +111,23 @@ def masked_voxel_loss(
     _check_prediction(prediction, volume, masked_ids, patch, crop)
     if weight is not None:
         weight = _checked_weight(weight, volume)
-    n_voxels = volume.shape[1] * patch[0] * patch[1] * patch[2]
+    n_voxels = patch[0] * patch[1] * patch[2]
     if kind not in KINDS or not 0 < beta < math.inf:
         raise ValueError(
             f"kind is {kind!r} and beta {beta}; one of {', '.join(KINDS)}, finite beta > 0"
         )
     if normalise_target and n_voxels < 2:
-        raise ValueError("normalise_target needs patches of at least 2 voxels")
+        raise ValueError("normalise_target needs patches of at least 2 voxels a channel")
     if denominator is None and not masked_ids.shape[0]:
         raise ValueError("the batch is empty: give a denominator, or there is nothing to divide by")
     # Left open where it may be, so that a compiled graph serves batches of any size.
     count = None if denominator is None else float(denominator)
     if count is None and prediction.dtype == torch.float16:
-        count = float(masked_ids.numel() * n_voxels)
+        count = float(masked_ids.numel() * volume.shape[1] * n_voxels)
     if count is not None and not 0 < count < math.inf:
         raise ValueError(f"denominator is {count}; it must be positive and finite")
     triton = choose(prediction, backend, volume.dtype) == "triton"
+    scale, shift = (for_each_channel(t, volume, "scale") for t in (scale, shift))
     arguments = (
         volume, masked_ids, weight, scale, shift, flip, start,
         patch, crop, kind, float(beta), normalise_target, count,
@@ -104,7 +138,13 @@ def masked_voxel_loss(
             1.0 if count is None else split_denominator(prediction.dtype, kind, count)[1]
         )
         return MaskedVoxelLoss.apply(prediction, arguments, left_to_apply, triton)
-    return torch.ops.mim3d.masked_voxel_loss(prediction, *arguments, False, triton)[0]
+    losses, _ = torch.ops.mim3d.masked_voxel_loss(prediction, *arguments, False, triton)
+    return total(losses), losses
+
+
+def total(losses: Tensor) -> Tensor:
+    """The sum (0-d) of the channels' parts; of one, that part itself."""
+    return losses.view(()) if len(losses) == 1 else losses.sum()
 
 
 def _check_prediction(
@@ -143,12 +183,13 @@ class MaskedVoxelLoss(torch.autograd.Function):
     @staticmethod
     def forward(
         ctx: Any, prediction: Tensor, arguments: tuple[Any, ...], left_to_apply: float, triton: bool
-    ) -> Tensor:
-        """Loss; the gradient is computed beside it and saved."""
-        loss, gradient = torch.ops.mim3d.masked_voxel_loss(prediction, *arguments, True, triton)
+    ) -> tuple[Tensor, Tensor]:
+        """Loss and its parts; the gradient is computed beside it and saved."""
+        losses, gradient = torch.ops.mim3d.masked_voxel_loss(prediction, *arguments, True, triton)
         ctx.save_for_backward(gradient)
         ctx.left_to_apply, ctx.triton = left_to_apply, triton
-        return loss
+        ctx.mark_non_differentiable(losses)
+        return total(losses), losses
 
     @staticmethod
     def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor, None, None, None]:
@@ -169,11 +210,11 @@ def reference(
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
     """The truth: pick the masked patches, normalise, score, differentiate by hand."""
     dtype = torch.float64 if prediction.dtype == torch.float64 else torch.float32
-    index = patch_index(masked_ids, grid_shape(crop_size, patch_size))
+    index, channels = patch_index(masked_ids, grid_shape(crop_size, patch_size)), volume.shape[1]
     patches = take_patches(volume, masked_ids, patch_size, crop_size, start, flip)
-    target = affine_intensity(patches.flatten(2), scale, shift, dtype)
+    target = affine_intensity(patches, scale, shift, dtype).flatten(2)
     if normalise:
-        target = normalised_rows(target)
+        target = normalised_rows(target, channels)
     dense = prediction.dim() == 5
     n_voxels = target.shape[2]
     picked = patch_view(prediction, patch_size)[index].flatten(2) if dense else prediction
@@ -183,16 +224,17 @@ def reference(
         weights = take_patches(weight, masked_ids, patch_size, crop_size, start, flip)
         weights = weights.flatten(2).to(dtype)
         term, slope = term * weights, slope * weights
-    loss = term.sum() / denominator
+    parts = term.sum() if channels == 1 else term.unflatten(2, (channels, -1)).sum((0, 1, 3))
+    losses = (parts / denominator).view(channels)
     if not with_gradient:
-        return loss, prediction.new_empty(0)
+        return losses, prediction.new_empty(0)
     slope = (slope * split_denominator(prediction.dtype, kind, denominator)[0]).to(prediction.dtype)
     gradient = empty_gradient(prediction).zero_()
     if dense:
         patch_view(gradient, patch_size)[index] = slope.view(patches.shape)
     else:
         gradient[..., :n_voxels] = slope
-    return loss, gradient
+    return losses, gradient
 
 
 def reference_terms(difference: Tensor, kind: str, beta: float) -> tuple[Tensor, Tensor]:
@@ -231,8 +273,8 @@ def _fake(
     normalise: bool, denominator: float | None, with_gradient: bool, triton: bool,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
     dtype = torch.float64 if prediction.dtype == torch.float64 else torch.float32
-    loss = prediction.new_empty((), dtype=dtype)
-    return loss, empty_gradient(prediction) if with_gradient else prediction.new_empty(0)
+    losses = prediction.new_empty(volume.shape[1], dtype=dtype)
+    return losses, empty_gradient(prediction) if with_gradient else prediction.new_empty(0)
 
 
 torch.library.define(

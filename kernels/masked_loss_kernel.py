@@ -1,12 +1,13 @@
 # ruff: noqa: ANN001, ANN201 (Triton's device functions have no Python types)
 """The masked-voxel loss as one Triton kernel: loss and gradient in a single pass.
 
-    launch_loss(prediction, volume, masked_ids, ...) -> (loss, gradient)
+    launch_loss(prediction, volume, masked_ids, ...) -> (losses (c,), gradient)
 
-One program takes ROWS patches whole: their voxels are read once, stay in registers through mean,
-variance and score, and the gradient is written where the prediction was read. Bytes moved per
-masked voxel are those of volume + prediction + gradient. Patches beyond 16,384 voxels are scored in
-chunks, with their moments from a kernel of their own. masked_loss.py holds the API and reference.
+One program takes ROWS whole channels of patches: their voxels are read once, stay in registers
+through mean, variance and score, and the gradient is written where the prediction was read. Bytes
+moved per masked voxel are those of volume + prediction + gradient. Patches beyond 16,384 voxels are
+scored in chunks, with their moments from a kernel of their own. masked_loss.py holds the API and
+reference.
 """
 
 from collections.abc import Sequence
@@ -21,15 +22,18 @@ from mim3d.kernels.addressing import (
     first_voxels,
     layout_of,
     load_voxels,
+    of_channel,
     plain_offsets,
+    split_rows,
     walked_strides,
+    written_elements,
 )
 from mim3d.kernels.backend import cdiv, jit, next_power_of_2, on_device, tl
 from mim3d.kernels.patch_grid import grid_shape
 from mim3d.kernels.patch_moments import EPSILON, launch_moments, normalised
 
 TILE = 4096  # elements a program handles where nothing forces more
-MAX_TILE = 16384  # elements of c * p whose statistics one program holds in registers
+MAX_TILE = 16384  # voxels of a patch whose statistics one program holds in registers
 
 
 @jit
@@ -47,6 +51,27 @@ def loss_terms(difference, beta, KIND: tl.constexpr):
 
 
 @jit
+def load_prediction(
+    p_prediction, i_sample, i_token, i_patch, channel, o_element, m_voxel,
+    prediction_b, prediction_c, prediction_z, prediction_y, prediction_x, gy, gx,
+    CHANNELS: tl.constexpr, PZ: tl.constexpr, PY: tl.constexpr, PX: tl.constexpr,
+    ALIGN: tl.constexpr, DENSE: tl.constexpr,
+):  # fmt: skip
+    """Predicted voxels [ROWS, BLOCK] as float32, of tokens (b, m, k) or dense (b, c, z, y, x)."""
+    if DENSE:
+        offsets = plain_offsets(
+            i_sample, i_patch, o_element, prediction_b, prediction_c, prediction_z, prediction_y,
+            prediction_x, gy, gx, PZ, PY, PX, ALIGN,
+        )  # fmt: skip
+        p_channel = of_channel(p_prediction, channel, prediction_c, ALIGN, CHANNELS, True)
+    else:
+        row = i_sample.to(tl.int64) * prediction_b + i_token.to(tl.int64) * prediction_c
+        offsets = (row * ALIGN)[:, None] + (o_element.to(tl.int64) * prediction_x)[None, :]
+        p_channel = of_channel(p_prediction, channel, prediction_x, PZ * PY * PX, CHANNELS, True)
+    return tl.load(p_channel + offsets, mask=m_voxel, other=0).to(tl.float32)
+
+
+@jit
 def loss_kernel(
     p_prediction, p_volume, p_ids, p_weight, p_scale, p_shift, p_flip, p_start, p_moments,
     p_partial, p_gradient, n_rows, n_ids, inverse_denominator, gradient_scale, beta,
@@ -60,48 +85,46 @@ def loss_kernel(
     GRADIENT_ALIGN: tl.constexpr, WIDTH: tl.constexpr, DENSE: tl.constexpr, KIND: tl.constexpr,
     NORMALISE: tl.constexpr, EPS: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """Partial loss and gradient of ROWS patches x BLOCK elements. Grid (rows / ROWS, chunks).
+    """Partial loss and gradient of ROWS rows x BLOCK elements. Grid (rows / ROWS, chunks).
 
-    Token form: p_ids (b, m) int64 names each row's patch, prediction_b/c/x are its strides.
-    Dense form: rows are all patches; p_ids (b, n) uint8 says which count, others get gradient 0.
+    A row is one channel of a patch, the channels of a patch one after the other.
+    Token form: p_ids (b, m) int64 names each patch, prediction_b/c/x are its strides.
+    Dense form: of all patches; p_ids (b, n) uint8 says which count, others get gradient 0.
     """
-    COUNT: tl.constexpr = CHANNELS * PZ * PY * PX
+    COUNT: tl.constexpr = PZ * PY * PX
     i_row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
     m_row = i_row < n_rows
     i_row = tl.where(m_row, i_row, 0)
-    i_sample = i_row // n_ids
+    i_place, i_sample, channel = split_rows(i_row, n_ids, CHANNELS)
+    i_factor = i_sample * CHANNELS + channel
     m_scored = m_row
     if DENSE:
-        i_patch = i_row % n_ids
-        m_scored = m_row & (tl.load(p_ids + i_row) != 0)
+        i_patch = i_place % n_ids
+        m_scored = m_row & (tl.load(p_ids + i_place) != 0)
     else:
-        i_patch = tl.load(p_ids + i_row).to(tl.int32)
+        i_patch = tl.load(p_ids + i_place).to(tl.int32)
     o_element = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     m_element = o_element < COUNT
     m_voxel = m_scored[:, None] & m_element[None, :]
-    if DENSE:
-        o_prediction = plain_offsets(
-            i_sample, i_patch, o_element, prediction_b, prediction_c, prediction_z, prediction_y,
-            prediction_x, gy, gx, PZ, PY, PX, PREDICTION_ALIGN,
-        )  # fmt: skip
-    else:
-        i_token = (i_row - i_sample * n_ids).to(tl.int64)
-        o_prediction = (
-            (i_sample.to(tl.int64) * prediction_b + i_token * prediction_c) * PREDICTION_ALIGN
-        )[:, None] + (o_element.to(tl.int64) * prediction_x)[None, :]
-    b_prediction = tl.load(p_prediction + o_prediction, mask=m_voxel, other=0).to(tl.float32)
+    b_prediction = load_prediction(
+        p_prediction, i_sample, i_place - i_sample * n_ids, i_patch, channel, o_element, m_voxel,
+        prediction_b, prediction_c, prediction_z, prediction_y, prediction_x, gy, gx,
+        CHANNELS, PZ, PY, PX, PREDICTION_ALIGN, DENSE,
+    )  # fmt: skip
+    p_voxels = of_channel(p_volume, channel, stride_c, ALIGN, CHANNELS, True)
     b_target = load_voxels(
-        p_volume, i_sample, i_patch, o_element, m_voxel, p_flip, p_start,
+        p_voxels, i_sample, i_patch, o_element, m_voxel, p_flip, p_start,
         stride_b, stride_c, stride_z, stride_y, stride_x, gz, gy, gx, sz, sy, sx,
         PZ, PY, PX, ALIGN,
     )  # fmt: skip
-    b_target = apply_affine(b_target, i_sample, p_scale, p_shift, True)
+    b_target = apply_affine(b_target, i_factor, p_scale, p_shift, True)
     if NORMALISE == "inline":
+        p_voxel = of_channel(p_volume, channel, stride_c, ALIGN, CHANNELS, False)
         b_first = first_voxels(
-            p_volume, i_sample, i_patch, m_scored, p_flip, p_start,
+            p_voxel, i_sample, i_patch, m_scored, p_flip, p_start,
             stride_b, stride_z, stride_y, stride_x, gz, gy, gx, sz, sy, sx, PZ, PY, PX, ALIGN,
         )  # fmt: skip
-        b_first = apply_affine(b_first, i_sample, p_scale, p_shift, False)[:, None]
+        b_first = apply_affine(b_first, i_factor, p_scale, p_shift, False)[:, None]
         b_target = normalised(b_target, m_voxel, b_first, COUNT, EPS)
     if NORMALISE == "given":
         p_row = p_moments + 3 * i_row.to(tl.int64)
@@ -109,8 +132,9 @@ def loss_kernel(
         b_target = (b_target - tl.load(p_row + 1)[:, None]) * tl.load(p_row + 2)[:, None]
     term, slope = loss_terms(b_prediction - b_target, beta, KIND)
     if p_weight is not None:
+        p_weights = of_channel(p_weight, channel, weight_c, WEIGHT_ALIGN, CHANNELS, True)
         b_weight = load_voxels(
-            p_weight, i_sample, i_patch, o_element, m_voxel, p_flip, p_start,
+            p_weights, i_sample, i_patch, o_element, m_voxel, p_flip, p_start,
             weight_b, weight_c, weight_z, weight_y, weight_x, gz, gy, gx, sz, sy, sx,
             PZ, PY, PX, WEIGHT_ALIGN,
         )  # fmt: skip
@@ -126,15 +150,19 @@ def loss_kernel(
                 i_sample, i_patch, o_element, gradient_b, gradient_c, gradient_z, gradient_y,
                 gradient_x, gy, gx, PZ, PY, PX, GRADIENT_ALIGN,
             )  # fmt: skip
+            p_written = of_channel(p_gradient, channel, gradient_c, GRADIENT_ALIGN, CHANNELS, True)
             m_gradient = m_row[:, None] & m_element[None, :]
         else:
-            o_gradient = i_row.to(tl.int64)[:, None] * WIDTH + o_element[None, :]
-            m_gradient = m_row[:, None] & (o_element < WIDTH)[None, :]
-        tl.store(p_gradient + o_gradient, b_gradient, mask=m_gradient)
+            o_gradient = i_place.to(tl.int64)[:, None] * WIDTH + o_element[None, :]
+            p_written = of_channel(p_gradient, channel, 1, COUNT, CHANNELS, True)
+            m_gradient = m_row[:, None] & written_elements(
+                o_element, channel, COUNT, WIDTH, CHANNELS
+            )
+        tl.store(p_written + o_gradient, b_gradient, mask=m_gradient)
 
 
 def tile(n_voxels: int, normalise: bool) -> tuple[int, int, int]:
-    """(ROWS, BLOCK, num_warps): 32 elements a thread, whole patches where statistics need them."""
+    """(ROWS, BLOCK, num_warps): 32 elements a thread, whole rows where statistics need them."""
     block = min(next_power_of_2(n_voxels), MAX_TILE if normalise else TILE)
     return max(1, TILE // block), block, max(4, block // 1024)
 
@@ -145,15 +173,16 @@ def launch_loss(
     patch_size: Sequence[int], crop_size: Sequence[int], kind: str, beta: float,
     normalise: bool, denominator: float, with_gradient: bool,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
-    """Run the kernel on checked arguments; an empty gradient where none is asked for."""
+    """Run the kernel on checked arguments: the loss of each channel (c,), whose sum is the loss,
+    and an empty gradient where none is asked for."""
     channels, (pz, py, px) = volume.shape[1], patch_size
     grid, dense = grid_shape(crop_size, patch_size), prediction.dim() == 5
-    n_voxels = channels * pz * py * px
-    width = n_voxels if dense else prediction.shape[2]
+    n_voxels = pz * py * px
+    width = channels * n_voxels if dense else prediction.shape[2]
     ids = masked_flags(masked_ids, grid) if dense else masked_ids.contiguous()
-    n_rows = ids.numel()
-    rows, block, warps = tile(width, normalise)
-    chunks = cdiv(width, block)
+    n_rows, room = ids.numel() * channels, width - (channels - 1) * n_voxels
+    rows, block, warps = tile(room, normalise)
+    chunks = cdiv(room, block)
     partial = torch.empty(n_rows, chunks, dtype=torch.float32, device=volume.device)
     gradient = empty_gradient(prediction) if with_gradient else None
     sampling = (scale, shift, as_bytes(flip), start)
@@ -177,7 +206,8 @@ def launch_loss(
             GRADIENT_ALIGN=written.align, WIDTH=width, DENSE=dense, KIND=kind, NORMALISE=mode,
             EPS=EPSILON, ROWS=rows, BLOCK=block, num_warps=warps,
         )  # fmt: skip
-    return partial.sum(), prediction.new_empty(0) if gradient is None else gradient
+    losses = partial.sum() if channels == 1 else partial.view(-1, channels, chunks).sum((0, 2))
+    return losses.view(channels), prediction.new_empty(0) if gradient is None else gradient
 
 
 def token_layout(prediction: Tensor) -> Layout:

@@ -108,11 +108,11 @@ def check_sampling(
 ) -> Size:
     """Check the per-sample arguments against the volume and return the crop size (cz, cy, cx).
 
-    scale, shift: (b,) float32; flip: (b, 3) bool; start: (b, 3) int64, voxels, (z, y, x).
+    scale, shift: (b, c) or (b,) float32; flip: (b, 3) bool; start: (b, 3) int64, voxels, (z, y, x).
     """
     b = volume.shape[0]
-    check_per_sample(scale, volume, "scale", (b,), torch.float32)
-    check_per_sample(shift, volume, "shift", (b,), torch.float32)
+    for_each_channel(scale, volume, "scale")
+    for_each_channel(shift, volume, "shift")
     check_per_sample(flip, volume, "flip", (b, 3), torch.bool)
     check_per_sample(start, volume, "start", (b, 3), torch.int64)
     space = as_size(volume.shape[2:], "the volume's space")
@@ -141,6 +141,21 @@ def check_per_sample(
     check_device(tensor, volume, name)
     if tensor.requires_grad:
         raise ValueError(f"{name} requires a gradient, but it is data here: detach it")
+
+
+def for_each_channel(
+    given: Tensor | None, volume: Tensor, name: str, rest: tuple[int, ...] = ()
+) -> Tensor | None:
+    """(b, c, *rest) float32: as given, or what is given for each sample, (b, *rest), repeated.
+
+    ValueError where it is neither; `volume` is (b, c, ...).
+    """
+    b, c = volume.shape[:2]
+    if given is not None and given.dim() == 1 + len(rest):
+        check_per_sample(given, volume, name, (b, *rest), torch.float32)
+        return given[:, None].expand(b, c, *rest)
+    check_per_sample(given, volume, name, (b, c, *rest), torch.float32)
+    return given
 
 
 def take_crop(
@@ -216,13 +231,16 @@ def take_patches(
 
 
 def affine_intensity(
-    values: Tensor, scale: Tensor | None, shift: Tensor | None, dtype: torch.dtype
+    patches: Tensor, scale: Tensor | None, shift: Tensor | None, dtype: torch.dtype
 ) -> Tensor:
-    """values * scale + shift per sample, in `dtype`, each operation rounded on its own."""
-    values = values.to(dtype)
-    shape = (-1,) + (1,) * (values.dim() - 1)
+    """values * scale + shift of patches (b, k, c, pz, py, px), factors (b, c), in `dtype`.
+
+    Each operation is rounded on its own.
+    """
+    values = patches.to(dtype)
+    shape = (values.shape[0], 1, values.shape[2], 1, 1, 1)
     if scale is not None:
-        values = values * scale.to(dtype).view(shape)
+        values = values * scale.to(dtype).reshape(shape)
     if shift is not None:
-        values = values + shift.to(dtype).view(shape)
+        values = values + shift.to(dtype).reshape(shape)
     return values

@@ -3,8 +3,8 @@
 
     gather_patch_rows(volume (b, c, z, y, x), patch_ids (b, v), patch_size) -> (b, v, k)
 
-One pass reads only the patches asked for: crop, flip and per-sample intensity (scale, shift) are
-folded into addressing and registers. k = row_width(c, patch_size); the padding reads as zero.
+One pass reads only the patches asked for: crop, flip and intensity (scale, shift of each channel)
+are folded into addressing and registers. k = row_width(c, patch_size); the padding reads as zero.
 Element order c, pz, py, px; ids count patches in C order over the crop's (z, y, x) grid.
 There is no backward: volumes are data.
 """
@@ -15,7 +15,15 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from mim3d.kernels.addressing import apply_affine, as_bytes, layout_of, load_voxels
+from mim3d.kernels.addressing import (
+    apply_affine,
+    as_bytes,
+    layout_of,
+    load_voxels,
+    of_channel,
+    split_rows,
+    written_elements,
+)
 from mim3d.kernels.backend import cdiv, choose, jit, next_power_of_2, on_device, tl
 from mim3d.kernels.patch_grid import (
     affine_intensity,
@@ -24,6 +32,7 @@ from mim3d.kernels.patch_grid import (
     check_range,
     check_sampling,
     check_volume,
+    for_each_channel,
     grid_shape,
     row_width,
     take_patches,
@@ -40,24 +49,27 @@ def gather_kernel(
     CHANNELS: tl.constexpr, PZ: tl.constexpr, PY: tl.constexpr, PX: tl.constexpr,
     ALIGN: tl.constexpr, WIDTH: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """Copy ROWS patches x BLOCK elements. Grid (rows / ROWS, WIDTH / BLOCK)."""
+    """Copy ROWS rows, a channel of a patch each, x BLOCK elements. Grid (rows / ROWS, chunks)."""
+    COUNT: tl.constexpr = PZ * PY * PX
     i_row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
     m_row = i_row < n_rows
-    i_sample = i_row // n_ids
-    i_patch = tl.load(p_ids + i_row, mask=m_row, other=0).to(tl.int32)
+    i_place, i_sample, channel = split_rows(i_row, n_ids, CHANNELS)
+    i_patch = tl.load(p_ids + i_place, mask=m_row, other=0).to(tl.int32)
     o_element = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
-    m_voxel = m_row[:, None] & (o_element < CHANNELS * PZ * PY * PX)[None, :]
+    m_voxel = m_row[:, None] & (o_element < COUNT)[None, :]
     i_sample = tl.where(m_row, i_sample, 0)
+    p_voxels = of_channel(p_volume, channel, stride_c, ALIGN, CHANNELS, True)
     b_value = load_voxels(
-        p_volume, i_sample, i_patch, o_element, m_voxel, p_flip, p_start,
+        p_voxels, i_sample, i_patch, o_element, m_voxel, p_flip, p_start,
         stride_b, stride_c, stride_z, stride_y, stride_x, gz, gy, gx, sz, sy, sx,
         PZ, PY, PX, ALIGN,
     )  # fmt: skip
-    b_value = apply_affine(b_value, i_sample, p_scale, p_shift, True)
+    b_value = apply_affine(b_value, i_sample * CHANNELS + channel, p_scale, p_shift, True)
     b_value = tl.where(m_voxel, b_value, 0.0)
-    o_row = i_row.to(tl.int64)[:, None] * WIDTH + o_element[None, :]
-    m_out = m_row[:, None] & (o_element < WIDTH)[None, :]
-    tl.store(p_rows + o_row, b_value.to(p_rows.dtype.element_ty), mask=m_out)
+    o_row = i_place.to(tl.int64)[:, None] * WIDTH + o_element[None, :]
+    m_out = m_row[:, None] & written_elements(o_element, channel, COUNT, WIDTH, CHANNELS)
+    p_out = of_channel(p_rows, channel, 1, COUNT, CHANNELS, True)
+    tl.store(p_out + o_row, b_value.to(p_rows.dtype.element_ty), mask=m_out)
 
 
 def gather_patch_rows(
@@ -75,12 +87,12 @@ def gather_patch_rows(
 ) -> Tensor:
     """Rows (b, v, k) of the patches `patch_ids` (b, v) int64.
 
-    scale, shift (b,) float32: value * scale + shift, computed in float32; flip (b, 3) bool over
-    (z, y, x) of the crop; start (b, 3) int64, the crop's first voxel; crop_size defaults to the
-    whole volume. Voxels where the crop overhangs the volume read as raw 0. out_dtype defaults to
-    the volume's if floating, else bfloat16 on a GPU and float32 on a CPU. Both backends give the
-    same bits. Ids outside the grid are refused on a CPU; on a GPU nothing looks, for that would
-    wait for it.
+    scale, shift (b, c), or (b,) for all channels, float32: value * scale + shift, in float32; flip
+    (b, 3) bool over (z, y, x) of the crop; start (b, 3) int64, the crop's first voxel; crop_size
+    defaults to the whole volume. Voxels where the crop overhangs the volume read as raw 0.
+    out_dtype defaults to the volume's if floating, else bfloat16 on a GPU and float32 on a CPU.
+    Both backends give the same bits. Ids outside the grid are refused on a CPU; on a GPU nothing
+    looks, for that would wait for it.
     """
     check_volume(volume)
     check_ids(patch_ids, volume, "patch_ids")
@@ -91,6 +103,7 @@ def gather_patch_rows(
     if dtype not in OUT_DTYPES:
         raise ValueError(f"out_dtype is {dtype}; one of {', '.join(map(str, OUT_DTYPES))}")
     triton = choose(volume, backend, dtype) == "triton"
+    scale, shift = (for_each_channel(t, volume, "scale") for t in (scale, shift))
     return torch.ops.mim3d.gather_patch_rows(
         volume, patch_ids, scale, shift, flip, start, patch, crop, dtype, triton
     )
@@ -109,9 +122,9 @@ def reference(
     patch_size: Sequence[int], crop_size: Sequence[int], dtype: torch.dtype,
 ) -> Tensor:  # fmt: skip
     """The truth: take the patches, intensity, cast, pad."""
-    picked = take_patches(volume, patch_ids, patch_size, crop_size, start, flip).flatten(2)
+    picked = take_patches(volume, patch_ids, patch_size, crop_size, start, flip)
     compute = torch.float64 if torch.float64 in (dtype, volume.dtype) else torch.float32
-    rows = affine_intensity(picked, scale, shift, compute).to(dtype)
+    rows = affine_intensity(picked, scale, shift, compute).flatten(2).to(dtype)
     width = row_width(volume.shape[1], patch_size)
     return torch.nn.functional.pad(rows, (0, width - rows.shape[2]))
 
@@ -131,10 +144,11 @@ def launch_gather(
     (b, channels), (_, v) = volume.shape[:2], patch_ids.shape
     width = row_width(channels, patch_size)
     rows = torch.empty(b, v, width, dtype=dtype, device=volume.device)
-    n_rows, (per_program, block) = b * v, tile(width)
+    room = width - (channels - 1) * math.prod(patch_size)
+    n_rows, (per_program, block) = b * v * channels, tile(room)
     layout, (pz, py, px) = layout_of(volume, patch_size), patch_size
     with on_device(volume):
-        gather_kernel[(cdiv(n_rows, per_program), cdiv(width, block))](
+        gather_kernel[(cdiv(n_rows, per_program), cdiv(room, block))](
             volume, patch_ids.contiguous(), scale, shift, as_bytes(flip), start, rows, n_rows, v,
             *layout.strides, *grid_shape(crop_size, patch_size), *volume.shape[2:],
             CHANNELS=channels, PZ=pz, PY=py, PX=px, ALIGN=layout.align, WIDTH=width,

@@ -21,9 +21,10 @@ def trivial_losses(
     """
     hidden = voxel_rows(volume, masks.masked_ids, vit)
     near = voxel_rows(volume, nearest_visible(masks, vit), vit)
-    mean = hidden.mean(-1, keepdim=True).expand_as(hidden)
+    apart = hidden.unflatten(-1, (vit.channels, -1))
+    mean = apart.mean(-1, keepdim=True).expand_as(apart).flatten(-2)
     if normalise_target:
-        mean, near = torch.zeros_like(hidden), normalised_rows(near)
+        mean, near = torch.zeros_like(hidden), normalised_rows(near, vit.channels)
     return {
         name: masked_voxel_loss(
             guess.contiguous(),

@@ -153,7 +153,11 @@ CONFIGURATIONS: dict[str, tuple[Callable[[], list[Launch]], int, bool]] = {
     "loss patch 12": (lambda: loss(patch=(12, 12, 12)), 112, False),
     "loss patch 32": (lambda: loss(patch=CUBE32), 96, True),
     "loss 2 channels": (lambda: loss(channels=2), 80, True),
-    "loss 4 channels": (lambda: loss(channels=4), 112, True),
+    "loss 4 channels": (lambda: loss(channels=4), 80, True),
+    "loss 4 channels, patch 12": (lambda: loss(channels=4, patch=(12, 12, 12)), 112, False),
+    "loss 4 channels dense": (lambda: loss(channels=4, dense=True), 96, True),
+    "loss 4 channels, patch 32": (lambda: loss(channels=4, patch=CUBE32), 96, True),
+    "loss 3 channels, rows padded": (lambda: loss(channels=3, patch=(6, 6, 6)), 128, False),
     "loss one channel last": (lambda: loss(layout="last"), 80, True),
     "loss 4 channels last": (lambda: loss(channels=4, layout="last"), 112, False),
     "loss begun at one voxel": (lambda: loss(layout="begun at one"), 80, False),
@@ -171,6 +175,7 @@ CONFIGURATIONS: dict[str, tuple[Callable[[], list[Launch]], int, bool]] = {
     "rows patch 8": (lambda: rows(patch=CUBE8, scale=SCALE), 96, True),
     "rows patch 12": (lambda: rows(patch=(12, 12, 12)), 80, False),
     "rows 4 channels": (lambda: rows(channels=4), 64, True),
+    "rows 3 channels, padded": (lambda: rows(channels=3, patch=(6, 6, 6)), 96, False),
     "rows one channel last": (lambda: rows(layout="last"), 64, True),
     "rows begun at one voxel": (lambda: rows(layout="begun at one"), 64, False),
     "crops int16": (crops, 64, False),
@@ -260,6 +265,6 @@ def test_per_sample_factors_are_loaded_once_per_row() -> None:
 
 def test_a_spill_would_be_seen() -> None:
     """The check can fail: 16,384 elements on one warp do not fit its registers."""
-    (launch,) = loss(channels=4)
+    (launch,) = loss(patch=(16, 32, 32))
     starved = Launch(launch.kernel, launch.arguments, {"num_warps": 1}, launch.grid)
     assert compile_launch(starved, 90).stack > 0

@@ -7,7 +7,7 @@ from torch.autograd import forward_ad
 
 from mim3d.kernels import masked_loss_kernel, patch_moments
 from mim3d.kernels.backend import INTERPRETED
-from mim3d.kernels.masked_loss import KINDS, masked_voxel_loss
+from mim3d.kernels.masked_loss import KINDS, masked_channel_losses, masked_voxel_loss
 from mim3d.kernels.patch_grid import row_width
 
 BACKENDS = [
@@ -44,11 +44,15 @@ def patchify(volume: Tensor, patch) -> Tensor:
 
 
 def maes_loss(prediction, volume, ids, patch, kind, normalise, weight=None) -> Tensor:
-    """facebookresearch/mae forward_loss over the masked patches; prediction tokens or dense."""
+    """facebookresearch/mae forward_loss over the masked patches; prediction tokens or dense.
+
+    Normalised targets by the mean and variance of each channel's part of a patch.
+    """
     target = patchify(volume.double(), patch)
     if normalise:
-        mean, var = target.mean(-1, keepdim=True), target.var(-1, keepdim=True)
-        target = (target - mean) / (var + 1e-6) ** 0.5
+        apart = target.unflatten(-1, (volume.shape[1], -1))
+        mean, var = apart.mean(-1, keepdim=True), apart.var(-1, keepdim=True)
+        target = ((apart - mean) / (var + 1e-6) ** 0.5).flatten(-2)
     index = ids[..., None].expand(-1, -1, target.shape[2])
     if prediction.dim() == 5:
         prediction = patchify(prediction, patch).gather(1, index)
@@ -95,6 +99,102 @@ def test_value_and_gradient(where, kind, normalise, form):
         kind=kind, normalise_target=normalise, backend=backend,
     )  # fmt: skip
     wanted = value_and_gradient(maes_loss, prediction.double(), volume, ids, PATCH, kind, normalise)
+    assert_close(got, wanted)
+
+
+FORMS = ("token", "padded", "dense")
+
+
+def three_modalities(scales=(1.0, 100.0, 5000.0)):
+    """A volume (2, 3, 8, 10, 9) of channels on very different scales and offsets, and its ids."""
+    volume = torch.stack(
+        [(random_volume((2, 8, 10, 9), torch.float32, k) + 200 * k) * s / 50
+         for k, s in enumerate(scales)], 1
+    )  # fmt: skip
+    return volume, random_ids(2, 12, 5)
+
+
+def predictions(form, seed=3):
+    generator = torch.Generator().manual_seed(seed)
+    width = {"token": 180, "padded": row_width(3, PATCH), "dense": 0}[form]
+    shape = (2, 3, 8, 10, 9) if form == "dense" else (2, 5, width)
+    return torch.randn(shape, generator=generator)
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("chunked", [False, True])
+@pytest.mark.parametrize("kind", KINDS)
+def test_each_channel_is_normalised_and_scored_by_itself(where, kind, chunked, form, monkeypatch):
+    """The parts are those of each channel scored alone, their sum and gradient MAE's in float64."""
+    backend, device = where
+    if chunked:
+        monkeypatch.setattr(masked_loss_kernel, "MAX_TILE", 32)
+        monkeypatch.setattr(patch_moments, "BLOCK", 32)
+    volume, ids = three_modalities()
+    prediction, options = predictions(form), {"kind": kind, "normalise_target": True}
+    got = value_and_gradient(
+        masked_voxel_loss, prediction.to(device), volume.to(device), ids.to(device), PATCH,
+        backend=backend, **options,
+    )  # fmt: skip
+    wanted = value_and_gradient(maes_loss, prediction.double(), volume, ids, PATCH, kind, True)
+    assert_close(got, wanted)
+    loss, parts = masked_channel_losses(
+        prediction.to(device), volume.to(device), ids.to(device), PATCH, backend=backend, **options
+    )
+    assert parts.shape == (3,) and not parts.requires_grad
+    torch.testing.assert_close(parts.sum(), loss)
+    for c in range(3):
+        own = prediction[:, c : c + 1] if form == "dense" else prediction[..., 60 * c : 60 * c + 60]
+        alone = maes_loss(own.double(), volume[:, c : c + 1], ids, PATCH, kind, True)
+        torch.testing.assert_close(3 * parts[c].cpu().double(), alone, rtol=2e-6, atol=0)
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_the_scale_of_one_channel_is_nothing_to_the_others(where, form):
+    backend, device = where
+    prediction, ids = predictions(form).to(device), three_modalities()[1].to(device)
+
+    def parts(*scales):
+        volume = three_modalities(scales)[0].to(device)
+        _, found = masked_channel_losses(
+            prediction, volume, ids, PATCH, normalise_target=True, backend=backend
+        )
+        return found
+
+    plain, scaled = parts(1.0, 1.0, 1.0), parts(1.0, 4096.0, 1.0)
+    assert torch.equal(plain[[0, 2]], scaled[[0, 2]])
+    torch.testing.assert_close(plain[1], scaled[1], rtol=1e-4, atol=0)
+
+
+def test_a_channel_without_spread_has_targets_of_zero_and_no_nan(where):
+    backend, device = where
+    volume, ids = three_modalities()
+    volume[:, 1] = 12345.678
+    prediction = predictions("token")
+    prediction[..., 60:120] = 0
+    leaf = prediction.to(device).requires_grad_()
+    loss, parts = masked_channel_losses(
+        leaf, volume.to(device), ids.to(device), PATCH, normalise_target=True, backend=backend
+    )
+    (gradient,) = torch.autograd.grad(loss, leaf)
+    assert parts[1] == 0 and parts.isfinite().all() and gradient.isfinite().all()
+    assert not gradient[..., 60:120].any()
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_every_channel_may_have_an_intensity_of_its_own(where, form):
+    backend, device = where
+    volume, ids = three_modalities()
+    scale = torch.tensor([[1.0, 0.01, 0.0002], [2.0, 0.02, 0.0004]])
+    shift = torch.tensor([[0.5, -3.0, 1.0], [0.0, 2.0, -1.0]])
+    prediction = predictions(form)
+    got = value_and_gradient(
+        masked_voxel_loss, prediction.to(device), volume.to(device), ids.to(device), PATCH,
+        kind="l2", scale=scale.to(device), shift=shift.to(device), backend=backend,
+    )  # fmt: skip
+    wide = (2, 3, 1, 1, 1)
+    values = volume.double() * scale.view(wide) + shift.view(wide)
+    wanted = value_and_gradient(maes_loss, prediction.double(), values, ids, PATCH, "l2", False)
     assert_close(got, wanted)
 
 
@@ -172,9 +272,9 @@ def test_one_masked_and_all_but_one(where, masked):
 
 def test_patches_beyond_one_tile_are_scored_in_chunks(where, monkeypatch):
     backend, device = where
-    monkeypatch.setattr(masked_loss_kernel, "TILE", 64)
-    monkeypatch.setattr(masked_loss_kernel, "MAX_TILE", 64)
-    monkeypatch.setattr(patch_moments, "BLOCK", 64)
+    monkeypatch.setattr(masked_loss_kernel, "TILE", 32)
+    monkeypatch.setattr(masked_loss_kernel, "MAX_TILE", 32)
+    monkeypatch.setattr(patch_moments, "BLOCK", 32)
     volume, ids = random_volume(SHAPE), random_ids(2, 12, 2)
     prediction = torch.randn(2, 2, COUNT)
     got = value_and_gradient(

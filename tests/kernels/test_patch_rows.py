@@ -91,6 +91,21 @@ def test_rows_are_the_patches_voxels(where, name):
     assert not rows[..., count:].any()
 
 
+@pytest.mark.parametrize("patch", [(3, 5, 3), (2, 2, 4)])
+def test_every_channel_may_have_an_intensity_of_its_own(where, patch):
+    """(3, 5, 3) has rows padded after the last channel, (2, 2, 4) has none."""
+    backend, device = where
+    volume, ids = random_volume((2, 3, 6, 10, 12)), random_ids(2, 12, 5)
+    scale, shift = torch.rand(2, 3), torch.rand(2, 3) - 0.5
+    rows = gather_patch_rows(
+        volume.to(device), ids.to(device), patch, scale=scale.to(device), shift=shift.to(device),
+        out_dtype=torch.float32, backend=backend,
+    )  # fmt: skip
+    values = volume.float() * scale.view(2, 3, 1, 1, 1) + shift.view(2, 3, 1, 1, 1)
+    truth = gather_patch_rows(values, ids, patch, backend="reference")
+    assert torch.equal(rows.cpu(), truth)
+
+
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_every_volume_dtype_gives_the_references_bits(where, dtype):
     backend, device = where
