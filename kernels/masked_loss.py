@@ -137,14 +137,10 @@ def masked_channel_losses(
         left_to_apply = (
             1.0 if count is None else split_denominator(prediction.dtype, kind, count)[1]
         )
-        return MaskedVoxelLoss.apply(prediction, arguments, left_to_apply, triton)
-    losses, _ = torch.ops.mim3d.masked_voxel_loss(prediction, *arguments, False, triton)
-    return total(losses), losses
-
-
-def total(losses: Tensor) -> Tensor:
-    """The sum (0-d) of the channels' parts; of one, that part itself."""
-    return losses.view(()) if len(losses) == 1 else losses.sum()
+        loss, parts = MaskedVoxelLoss.apply(prediction, arguments, left_to_apply, triton)
+    else:
+        loss, parts, _ = torch.ops.mim3d.masked_voxel_loss(prediction, *arguments, False, triton)
+    return loss, parts if volume.shape[1] > 1 else loss.detach().view(1)
 
 
 def _check_prediction(
@@ -185,11 +181,12 @@ class MaskedVoxelLoss(torch.autograd.Function):
         ctx: Any, prediction: Tensor, arguments: tuple[Any, ...], left_to_apply: float, triton: bool
     ) -> tuple[Tensor, Tensor]:
         """Loss and its parts; the gradient is computed beside it and saved."""
-        losses, gradient = torch.ops.mim3d.masked_voxel_loss(prediction, *arguments, True, triton)
+        run = torch.ops.mim3d.masked_voxel_loss
+        loss, parts, gradient = run(prediction, *arguments, True, triton)
         ctx.save_for_backward(gradient)
         ctx.left_to_apply, ctx.triton = left_to_apply, triton
-        ctx.mark_non_differentiable(losses)
-        return total(losses), losses
+        ctx.mark_non_differentiable(parts)
+        return loss, parts
 
     @staticmethod
     def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor, None, None, None]:
@@ -207,7 +204,7 @@ def reference(
     scale: Tensor | None, shift: Tensor | None, flip: Tensor | None, start: Tensor | None,
     patch_size: Sequence[int], crop_size: Sequence[int], kind: str, beta: float,
     normalise: bool, denominator: float, with_gradient: bool,
-) -> tuple[Tensor, Tensor]:  # fmt: skip
+) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
     """The truth: pick the masked patches, normalise, score, differentiate by hand."""
     dtype = torch.float64 if prediction.dtype == torch.float64 else torch.float32
     index, channels = patch_index(masked_ids, grid_shape(crop_size, patch_size)), volume.shape[1]
@@ -224,17 +221,20 @@ def reference(
         weights = take_patches(weight, masked_ids, patch_size, crop_size, start, flip)
         weights = weights.flatten(2).to(dtype)
         term, slope = term * weights, slope * weights
-    parts = term.sum() if channels == 1 else term.unflatten(2, (channels, -1)).sum((0, 1, 3))
-    losses = (parts / denominator).view(channels)
+    if channels == 1:
+        loss, parts = term.sum() / denominator, term.new_empty(0)
+    else:
+        parts = term.unflatten(2, (channels, -1)).sum((0, 1, 3)) / denominator
+        loss = parts.sum()
     if not with_gradient:
-        return losses, prediction.new_empty(0)
+        return loss, parts, prediction.new_empty(0)
     slope = (slope * split_denominator(prediction.dtype, kind, denominator)[0]).to(prediction.dtype)
     gradient = empty_gradient(prediction).zero_()
     if dense:
         patch_view(gradient, patch_size)[index] = slope.view(patches.shape)
     else:
         gradient[..., :n_voxels] = slope
-    return losses, gradient
+    return loss, parts, gradient
 
 
 def reference_terms(difference: Tensor, kind: str, beta: float) -> tuple[Tensor, Tensor]:
@@ -254,7 +254,7 @@ def _masked_voxel_loss(
     scale: Tensor | None, shift: Tensor | None, flip: Tensor | None, start: Tensor | None,
     patch_size: Sequence[int], crop_size: Sequence[int], kind: str, beta: float,
     normalise: bool, denominator: float | None, with_gradient: bool, triton: bool,
-) -> tuple[Tensor, Tensor]:  # fmt: skip
+) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
     if denominator is None:
         denominator = float(masked_ids.numel() * volume.shape[1] * math.prod(patch_size))
     check_range(masked_ids, 0, math.prod(grid_shape(crop_size, patch_size)), "masked_ids")
@@ -271,10 +271,13 @@ def _fake(
     scale: Tensor | None, shift: Tensor | None, flip: Tensor | None, start: Tensor | None,
     patch_size: Sequence[int], crop_size: Sequence[int], kind: str, beta: float,
     normalise: bool, denominator: float | None, with_gradient: bool, triton: bool,
-) -> tuple[Tensor, Tensor]:  # fmt: skip
+) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
     dtype = torch.float64 if prediction.dtype == torch.float64 else torch.float32
-    losses = prediction.new_empty(volume.shape[1], dtype=dtype)
-    return losses, empty_gradient(prediction) if with_gradient else prediction.new_empty(0)
+    channels = volume.shape[1]
+    loss = prediction.new_empty((), dtype=dtype)
+    parts = prediction.new_empty(channels if channels > 1 else 0, dtype=dtype)
+    gradient = empty_gradient(prediction) if with_gradient else prediction.new_empty(0)
+    return loss, parts, gradient
 
 
 torch.library.define(
@@ -282,7 +285,7 @@ torch.library.define(
     "(Tensor prediction, Tensor volume, Tensor masked_ids, Tensor? weight, Tensor? scale,"
     " Tensor? shift, Tensor? flip, Tensor? start, int[] patch_size, int[] crop_size, str kind,"
     " float beta, bool normalise, float? denominator, bool with_gradient, bool triton)"
-    " -> (Tensor, Tensor)",
+    " -> (Tensor, Tensor, Tensor)",
 )
 torch.library.impl("mim3d::masked_voxel_loss", ("cpu", "cuda"), _masked_voxel_loss)
 torch.library.register_fake("mim3d::masked_voxel_loss", _fake)

@@ -1,7 +1,7 @@
 # ruff: noqa: ANN001, ANN201 (Triton's device functions have no Python types)
 """The masked-voxel loss as one Triton kernel: loss and gradient in a single pass.
 
-    launch_loss(prediction, volume, masked_ids, ...) -> (losses (c,), gradient)
+    launch_loss(prediction, volume, masked_ids, ...) -> (loss, parts (c,), gradient)
 
 One program takes ROWS whole channels of patches: their voxels are read once, stay in registers
 through mean, variance and score, and the gradient is written where the prediction was read. Bytes
@@ -172,9 +172,9 @@ def launch_loss(
     scale: Tensor | None, shift: Tensor | None, flip: Tensor | None, start: Tensor | None,
     patch_size: Sequence[int], crop_size: Sequence[int], kind: str, beta: float,
     normalise: bool, denominator: float, with_gradient: bool,
-) -> tuple[Tensor, Tensor]:  # fmt: skip
-    """Run the kernel on checked arguments: the loss of each channel (c,), whose sum is the loss,
-    and an empty gradient where none is asked for."""
+) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+    """Run the kernel on checked arguments: the loss, its part from each channel (c,) and the
+    gradient; empty are the parts of one channel, and a gradient that is not asked for."""
     channels, (pz, py, px) = volume.shape[1], patch_size
     grid, dense = grid_shape(crop_size, patch_size), prediction.dim() == 5
     n_voxels = pz * py * px
@@ -206,8 +206,11 @@ def launch_loss(
             GRADIENT_ALIGN=written.align, WIDTH=width, DENSE=dense, KIND=kind, NORMALISE=mode,
             EPS=EPSILON, ROWS=rows, BLOCK=block, num_warps=warps,
         )  # fmt: skip
-    losses = partial.sum() if channels == 1 else partial.view(-1, channels, chunks).sum((0, 2))
-    return losses.view(channels), prediction.new_empty(0) if gradient is None else gradient
+    gradient = prediction.new_empty(0) if gradient is None else gradient
+    if channels == 1:
+        return partial.sum(), partial.new_empty(0), gradient
+    parts = partial.view(-1, channels, chunks).sum((0, 2))
+    return parts.sum(), parts, gradient
 
 
 def token_layout(prediction: Tensor) -> Layout:

@@ -189,5 +189,8 @@ def gate_statement(pretraining: Row) -> Statement:
         return Statement("neutral", f"{name} is compared as it was given.", figures)
     if pretraining["trained"]:
         return Statement("finding", f"{name} learned its pretext task.", figures)
+    if behind := pretraining.get("behind"):
+        which = f"Channel{'s' if len(behind) > 1 else ''} {', '.join(map(str, behind))} (from 0)"
+        figures += f" {which} predicted no better than by each patch's own mean."
     text = f"{name} did not learn its pretext task, so {who} is not compared."
     return Statement("warning", text, figures)

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Annotated, Any, Literal
 
@@ -10,7 +11,7 @@ import tyro
 from mim3d.engine.errors import ConfigError
 from mim3d.engine.finetune.splits import SplitConfig
 from mim3d.engine.models.config import SwinConfig, ViTConfig
-from mim3d.engine.runs.encoder_file import read_card
+from mim3d.engine.runs.encoder_file import STATISTICS, read_card
 from mim3d.engine.training.config import ScheduleConfig
 
 Head = Literal["unetr", "tokens", "linear", "classify"]
@@ -153,14 +154,35 @@ def stored_identity(stored: dict[str, Any]) -> dict[str, Any]:
 
 def input_mismatch(config: FinetuneConfig) -> list[str]:
     """A line where the encoder was pretrained on intensities of another scale than it will get."""
-    before = read_card(config.init)[1].get("normalise") if config.init else None
-    if before is None or before == config.data.normalise:
+    if not config.init:
         return []
+    _, card = read_card(config.init)
+    before = card.get("normalise")
+    if before is None:
+        return []
+    if before == config.data.normalise:
+        how = earlier_statistics(card)
+        return [
+            f"{config.init} was pretrained by an earlier version, whose {before} had {how}: other "
+            "intensities than it gets now; pretrain it again to have the same"
+        ] * bool(how)
     return [
         f"{config.init} was pretrained with normalise {before} and is fine-tuned with "
         f"{config.data.normalise}: other intensities than it knows; --data.normalise {before} "
         "gives it those"
     ]
+
+
+def earlier_statistics(card: Mapping[str, Any]) -> str:
+    """In what the normalisation that an encoder was pretrained with differs from today's."""
+    if card.get("statistics", 1) >= STATISTICS:
+        return ""
+    told = []
+    if card["vit"].get("channels", 1) > 1 and card["normalise"] in ("zscore", "percentile"):
+        told.append("the same statistics for all channels")
+    if card["normalise"] == "clip-zscore":
+        told.append("the mean and deviation of unclipped voxels")
+    return " and ".join(told)
 
 
 TINY = ViTConfig((32, 32, 32), (8, 8, 8), width=96, depth=6, heads=3)

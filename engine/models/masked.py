@@ -10,8 +10,8 @@ from mim3d.dataio.loader.batch import Batch
 from mim3d.engine.models.config import MaskConfig, ViTConfig
 from mim3d.engine.models.masks import draw_masks
 from mim3d.engine.models.objective import Objective, StepOutput
-from mim3d.engine.models.trivial import paste_patches, trivial_losses, voxel_rows
-from mim3d.kernels.masked_loss import masked_voxel_loss
+from mim3d.engine.models.trivial import paste_patches, per_channel, trivial_losses, voxel_rows
+from mim3d.kernels.masked_loss import masked_channel_losses
 from mim3d.kernels.masking import PatchMasks
 
 Config = TypeVar("Config", bound=MaskConfig)
@@ -32,11 +32,11 @@ class MaskedMethod(Objective, Generic[Config]):
         """Loss over the hidden voxels of `batch.image` (b, c, z, y, x).
 
         `share` is this micro-batch's part of the global batch. `measure` adds the losses of
-        trivial predictors.
+        trivial predictors. The loss of each channel is told where there are several.
         """
         vit, config = self.vit_config, self.config
         masks = draw_masks(config, self.mask_seed, batch, vit)
-        loss = masked_voxel_loss(
+        loss, parts = masked_channel_losses(
             self.predict(batch.image, masks),
             batch.image,
             masks.masked_ids,
@@ -45,7 +45,8 @@ class MaskedMethod(Objective, Generic[Config]):
             normalise_target=config.normalise_target,
             denominator=masks.masked_ids.numel() * vit.channels * vit.patch_voxels / share,
         )
-        return StepOutput(loss, self.baselines(batch) if measure else {})
+        metrics = per_channel("loss", parts, share)
+        return StepOutput(loss, metrics | self.baselines(batch) if measure else metrics)
 
     @torch.no_grad()
     def baselines(self, batch: Batch) -> dict[str, Tensor]:

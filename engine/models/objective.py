@@ -7,6 +7,11 @@ from torch import Tensor, nn
 from mim3d.dataio.loader.batch import Batch
 
 
+def channel_name(name: str, channel: int) -> str:
+    """Name of a figure that is of one channel of several."""
+    return f"{name}_channel_{channel}"
+
+
 class StepOutput(NamedTuple):
     """Loss of a micro-batch and what else was measured, all as 0-d tensors on the device.
 

@@ -4,7 +4,8 @@ import torch
 from torch import Tensor
 
 from mim3d.engine.models.config import LossKind, ViTConfig
-from mim3d.kernels.masked_loss import masked_voxel_loss
+from mim3d.engine.models.objective import channel_name
+from mim3d.kernels.masked_loss import masked_channel_losses
 from mim3d.kernels.masking import PatchMasks
 from mim3d.kernels.patch_moments import EPSILON, normalised_rows
 from mim3d.kernels.patch_rows import gather_patch_rows
@@ -14,10 +15,11 @@ from mim3d.kernels.patch_rows import gather_patch_rows
 def trivial_losses(
     volume: Tensor, masks: PatchMasks, vit: ViTConfig, loss: LossKind, normalise_target: bool
 ) -> dict[str, Tensor]:
-    """Losses of two predictors on the same hidden voxels, each a 0-d tensor.
+    """Losses of two predictors on the same hidden voxels, each a 0-d tensor; of several channels
+    those of each too.
 
-    `patch_mean` knows each hidden patch's own mean (zero where targets are normalised);
-    `nearest_patch` copies the nearest visible patch.
+    `patch_mean` knows the mean of each channel of a hidden patch (zero where targets are
+    normalised); `nearest_patch` copies the nearest visible patch.
     """
     hidden = voxel_rows(volume, masks.masked_ids, vit)
     near = voxel_rows(volume, nearest_visible(masks, vit), vit)
@@ -25,8 +27,9 @@ def trivial_losses(
     mean = apart.mean(-1, keepdim=True).expand_as(apart).flatten(-2)
     if normalise_target:
         mean, near = torch.zeros_like(hidden), normalised_rows(near, vit.channels)
-    return {
-        name: masked_voxel_loss(
+    found: dict[str, Tensor] = {}
+    for name, guess in (("patch_mean", mean), ("nearest_patch", near)):
+        found[name], parts = masked_channel_losses(
             guess.contiguous(),
             volume,
             masks.masked_ids,
@@ -34,8 +37,17 @@ def trivial_losses(
             kind=loss,
             normalise_target=normalise_target,
         )
-        for name, guess in (("patch_mean", mean), ("nearest_patch", near))
-    }
+        found |= per_channel(name, parts)
+    return found
+
+
+def per_channel(name: str, parts: Tensor, share: float = 1.0) -> dict[str, Tensor]:
+    """Means over each channel's own voxels, of its parts (c,) of `share` of a mean over all; none
+    for one channel."""
+    if len(parts) == 1:
+        return {}
+    means = (parts.detach() * (len(parts) / share)).unbind()
+    return {channel_name(name, channel): mean for channel, mean in enumerate(means)}
 
 
 def voxel_rows(volume: Tensor, patch_ids: Tensor, vit: ViTConfig) -> Tensor:
@@ -65,13 +77,15 @@ def paste_patches(
 ) -> tuple[Tensor, Tensor]:
     """The crop with hidden patches emptied, and with `predicted` (b, m, c*p) in their place.
 
-    Predictions of normalised targets get the true patch's mean and deviation back, as MAE's own
-    pictures do: the model is never asked for them.
+    Predictions of normalised targets get the true mean and deviation back, as MAE's own pictures
+    do: the model is never asked for them.
     """
     if normalise_target:
-        truth = voxel_rows(volume, masks.masked_ids, vit)
+        apart = (vit.channels, vit.patch_voxels)
+        truth = voxel_rows(volume, masks.masked_ids, vit).unflatten(-1, apart)
         deviation = (truth.var(-1, keepdim=True) + EPSILON).sqrt()
-        predicted = predicted * deviation + truth.mean(-1, keepdim=True)
+        predicted = predicted.unflatten(-1, apart) * deviation + truth.mean(-1, keepdim=True)
+        predicted = predicted.flatten(-2)
     empty = torch.full_like(predicted, float(volume.float().min()))
     return put_rows(volume, masks, empty, vit), put_rows(volume, masks, predicted, vit)
 

@@ -1,4 +1,5 @@
-"""The pretraining run: config, recipes, data; pretrain, held_out, reconstruction; run_folder;
+"""The pretraining run: config, recipes, data; pretrain, held_out, verdict,
+reconstruction; run_folder;
 plan (before a run).
 """
 

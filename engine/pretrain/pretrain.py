@@ -25,10 +25,11 @@ from mim3d.engine.pretrain.config import (
     config_sha256,
 )
 from mim3d.engine.pretrain.data import Subjects, choose_subjects
-from mim3d.engine.pretrain.held_out import HeldOut, HeldOutScores, judge_pretext
+from mim3d.engine.pretrain.held_out import HeldOut, HeldOutScores
 from mim3d.engine.pretrain.reconstruction import Pictures
 from mim3d.engine.pretrain.run_folder import RESULT, PretrainResult, finished_result, open_run
-from mim3d.engine.runs.encoder_file import save_encoder
+from mim3d.engine.pretrain.verdict import judge_pretext
+from mim3d.engine.runs.encoder_file import STATISTICS, save_encoder
 from mim3d.engine.runs.files import write_json
 from mim3d.engine.runs.folder_lock import sole_writer
 from mim3d.engine.training.checkpoints import RunIdentity
@@ -106,6 +107,11 @@ def remarks(config: PretrainConfig, fit: CorpusFit) -> list[str]:
             f"{fit.padded} of {fit.volumes} volumes are smaller than vit.crop_size "
             f"{config.vit.crop_size} on some axis: their crops are padded, and padding is learned"
         )
+    if fit.lacking:
+        found.append(
+            f"{fit.lacking} of {fit.volumes} volumes lack a channel (it is one value everywhere): "
+            "it comes as 0, and nothing is learned from it"
+        )
     return found
 
 
@@ -168,6 +174,7 @@ def leave(
         "method": method_name(config.method),
         "step": config.steps,
         "normalise": config.data.loader.normalise,
+        "statistics": STATISTICS,
         "corpus_sha256": identity.corpus_sha256,
         "config_sha256": identity.config_sha256,
     }

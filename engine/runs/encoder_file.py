@@ -22,6 +22,11 @@ from mim3d.engine.runs.files import file_sha256, write_json
 WEIGHTS, CARD = "encoder.safetensors", "encoder.json"
 
 
+STATISTICS = 2
+"""What is told as `statistics` in the card of an encoder: 2 since channels are normalised one by
+one and clip-zscore takes the moments of clipped voxels; those before have none."""
+
+
 def save_encoder(
     path: Path,
     vit: ViTConfig,

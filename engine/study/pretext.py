@@ -103,6 +103,7 @@ def run_row(folder: Path) -> dict[str, Any]:
         "trained": bool(verdict["learned"]),
         "loss": verdict.get("loss"),
         "floor": verdict.get("floor"),
+        "behind": verdict.get("behind", []),
         "nearest_patch": verdict.get("nearest_patch"),
         "curve": [[row["step"], row["loss"]] for row in metrics[::every] if "loss" in row],
         "crops_per_s": rates[len(rates) // 2] if rates else None,

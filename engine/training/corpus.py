@@ -21,6 +21,8 @@ class CorpusFit:
     """Volumes of the chosen subjects."""
     padded: int
     """Of these, smaller than the crop on some axis: what is missing is padding, and is learned."""
+    lacking: int = 0
+    """Of these, with a channel of several that is one value everywhere: a missing modality."""
 
 
 def corpus_fit(
@@ -36,7 +38,16 @@ def corpus_fit(
             f"{', '.join(map(str, channels))}: set --vit.channels, or choose subjects that have it"
         )
     shapes = np.asarray(table.volumes["shape"])[rows]
-    return CorpusFit(len(rows), int((shapes < np.array(vit.crop_size)).any(axis=1).sum()))
+    padded = int((shapes < np.array(vit.crop_size)).any(axis=1).sum())
+    lacking = 0 if vit.channels == 1 else lacking_a_channel(table, rows, vit.channels)
+    return CorpusFit(len(rows), padded, lacking)
+
+
+def lacking_a_channel(table: ChunkTable, rows: np.ndarray, channels: int) -> int:
+    """How many of these volumes, of so many channels each, have one that is constant."""
+    places = table.first_channel[rows][:, None] + np.arange(channels)
+    found = table.channels[places]
+    return int((found["minimum"] == found["maximum"]).any(axis=1).sum())
 
 
 def corpus_sha256(corpus: Corpus) -> str:

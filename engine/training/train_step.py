@@ -84,27 +84,29 @@ class Stepper:
             last = i_micro == self.grad_accum - 1
             if self.grad_accum > 1 and isinstance(self.model, FSDPModule):
                 self.model.set_requires_gradient_sync(last)
-            losses.append(self._micro_step(batch))
+            loss, metrics = self._micro_step(batch)
+            losses.append(loss)
             if measure and last and isinstance(self.model, HasBaselines):
                 # Apart from the forward pass, whose time a row tells: up to half as long again.
-                metrics = self.model.baselines(batch)
+                metrics = metrics | self.model.baselines(batch)
                 self.clock.mark("measure")
             self.last_batch = batch
         norm = self.optimiser.step(lr)
         self.clock.mark("optimiser")
         return StepFigures(norm, losses, metrics, waited)
 
-    def _micro_step(self, batch: Batch) -> Tensor:
-        loss = self.model(batch, self.share).loss
+    def _micro_step(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
+        """Its part of the loss, and what the forward pass measured beside it."""
+        loss, metrics = self.model(batch, self.share)
         self.clock.mark("forward")
         (loss * self.optimiser.loss_scale if self.optimiser.scaled else loss).backward()
         self.clock.mark("backward")
-        return loss.detach()
+        return loss.detach(), metrics
 
     def read(self, figures: StepFigures, mean: MeanLoss) -> dict[str, float]:
         """Figures as numbers, reduced over ranks: the one place where the host waits.
 
-        `loss` is the mean, the baselines' losses are this step's.
+        `loss` is the mean, the losses of channels and baselines are this step's.
         """
         names = list(figures.metrics)
         parts = [mean.total / mean.steps]

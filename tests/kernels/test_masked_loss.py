@@ -417,11 +417,12 @@ def test_gradcheck(kind, form):
     assert torch.autograd.gradcheck(loss, (prediction,))
 
 
-def test_registration_is_sound(where):
+@pytest.mark.parametrize("channels", [1, 2])
+def test_registration_is_sound(where, channels):
     backend, device = where
-    volume, ids = random_volume((2, 1, 4, 4, 4)).to(device), random_ids(2, 8, 2).to(device)
-    tokens, dense = torch.randn(2, 2, 8), torch.randn(2, 1, 4, 4, 4)
-    transposed = torch.randn(2, 8, 2).transpose(1, 2)
+    volume, ids = random_volume((2, channels, 4, 4, 4)).to(device), random_ids(2, 8, 2).to(device)
+    tokens, dense = torch.randn(2, 2, 8 * channels), torch.randn(2, channels, 4, 4, 4)
+    transposed = torch.randn(2, 8 * channels, 2).transpose(1, 2)
     options = ((2, 2, 2), (4, 4, 4), "l1", 1.0, True, 32.0, True, backend == "triton")
     for prediction in (tokens, transposed, dense, dense.transpose(2, 4)):
         torch.library.opcheck(

@@ -166,6 +166,22 @@ def test_the_gate_looks_at_the_pretraining_of_every_scored_seed(tmp_path: Path) 
     assert "SimCLR, seed 3, did not learn its pretext task, so SimCLR is not compared." in said
 
 
+def test_the_gate_names_the_channels_that_were_not_learned(tmp_path: Path) -> None:
+    """Their loss as a whole is far below the patch mean's, which would else look like a mistake."""
+    folder = write_study(tmp_path)
+    entries = read_json(folder / "pretraining.json")
+    for entry in entries:
+        if entry["arm"] == "mae":
+            entry |= {"trained": False, "loss": 0.5, "floor": 1.0, "behind": [1, 2]}
+    write_json(folder / "pretraining.json", entries)
+    study, _ = edited(folder)
+    said = [s.whole for s in gate_statements(study) if s.text.startswith("MAE")]
+    assert any(
+        "Channels 1, 2 (from 0) predicted no better than by each patch's own mean." in line
+        for line in said
+    )
+
+
 def test_each_seed_pays_for_its_own_pretraining(tmp_path: Path) -> None:
     folder = write_study(tmp_path)
     per_seed(folder, {})

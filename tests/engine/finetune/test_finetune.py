@@ -24,7 +24,7 @@ from mim3d.engine.finetune.segmentation import SegmentationTask, middle_slice, n
 from mim3d.engine.finetune.splits import SplitConfig
 from mim3d.engine.models.config import ViTConfig
 from mim3d.engine.models.vit import ViT3D
-from mim3d.engine.runs.encoder_file import save_encoder
+from mim3d.engine.runs.encoder_file import STATISTICS, save_encoder
 
 VIT = ViTConfig((16, 16, 16), (8, 8, 8), width=12, depth=2, heads=2)
 
@@ -302,6 +302,29 @@ def test_intensities_that_the_encoder_does_not_know_are_told(
     data = replace(config.data, normalise="window:-175:250")
     assert input_mismatch(replace(config, init=str(tmp_path), data=data)) == []
     assert input_mismatch(config) == []
+
+
+@pytest.mark.parametrize(
+    ("normalise", "channels", "told"),
+    [
+        ("zscore", 1, ""),
+        ("zscore", 2, "the same statistics for all channels"),
+        ("window:0:9", 2, ""),
+        ("clip-zscore", 1, "the mean and deviation of unclipped voxels"),
+    ],
+)
+def test_an_encoder_of_a_version_that_pooled_channels_is_told(
+    config: FinetuneConfig, tmp_path: Path, normalise: str, channels: int, told: str
+) -> None:
+    vit = replace(VIT, channels=channels)
+    given = replace(
+        config, init=str(tmp_path), vit=vit, data=replace(config.data, normalise=normalise)
+    )
+    save_encoder(tmp_path, vit, ViT3D(vit).state_dict(), {"normalise": normalise})
+    assert [told in line for line in input_mismatch(given)] == [True] * bool(told)
+    now = {"normalise": normalise, "statistics": STATISTICS}
+    save_encoder(tmp_path, vit, ViT3D(vit).state_dict(), now)
+    assert input_mismatch(given) == []
 
 
 def test_another_number_of_channels_is_told_before_the_first_step(

@@ -1,6 +1,6 @@
 import pytest
 
-from mim3d.engine.pretrain.held_out import judge_pretext
+from mim3d.engine.pretrain.verdict import judge_pretext
 
 
 def rows(losses, **floors):
@@ -33,3 +33,45 @@ def test_a_floor_that_is_null_in_some_rows_is_that_of_the_others() -> None:
     told = rows([0.5] * 10, patch_mean=1.0)
     told[-1]["patch_mean"] = None
     assert judge_pretext(told)["floor"] == 1.0
+
+
+def of_channels(losses, means, prefix=""):
+    figures = {f"{prefix}loss": sum(losses) / len(losses)}
+    figures[f"{prefix}patch_mean"] = sum(means) / len(means)
+    for i, (loss, mean) in enumerate(zip(losses, means, strict=True)):
+        figures[f"{prefix}loss_channel_{i}"] = loss
+        figures[f"{prefix}patch_mean_channel_{i}"] = mean
+    return figures
+
+
+@pytest.mark.parametrize(
+    ("losses", "behind"),
+    [
+        ([0.2, 0.2, 0.9], []),
+        ([0.2, 0.2, 1.0], [2]),
+        ([0.2, 1.2, 1.1], [1, 2]),
+        ([0.2, None, 0.4], [1]),
+    ],
+)
+def test_a_channel_predicted_no_better_than_by_its_patch_mean_is_not_learned(losses, behind):
+    row = of_channels([0.2, 0.2, 0.4], [1.0, 1.0, 1.0])
+    row |= {f"loss_channel_{i}": loss for i, loss in enumerate(losses)}
+    verdict = judge_pretext([{"step": i, **row} for i in range(10)])
+    assert verdict["loss"] < 0.95 * verdict["patch_mean"]
+    assert verdict["behind"] == behind
+    assert verdict["learned"] is not bool(behind)
+    assert [each["loss"] for each in verdict["channels"]] == losses
+    assert not any("_channel_" in name for name in verdict)
+
+
+def test_nothing_is_asked_of_a_channel_that_every_crop_lacks():
+    row = of_channels([0.2, 0.001], [1.0, 0.0])
+    assert judge_pretext([row])["learned"]
+
+
+def test_held_out_subjects_are_judged_by_channel_too():
+    row = of_channels([0.2, 0.3], [1.0, 1.0]) | of_channels([0.2, 1.3], [1.0, 1.0], "held_out_")
+    verdict = judge_pretext([row])
+    assert verdict["learned"] and not verdict["held_out"]["learned"]
+    assert verdict["held_out"]["behind"] == [1]
+    assert verdict["held_out"]["channels"][1] == {"loss": 1.3, "patch_mean": 1.0}

@@ -346,13 +346,13 @@ def test_another_precision_goes_on_with_gradients_of_the_same_size(
 def test_a_half_type_scores_against_the_voxels_as_they_were_read(corpus, tmp_path, monkeypatch):
     """Rounded to bfloat16, raw CT of 1000 HU would be a target to the nearest 8."""
     seen = []
-    plain = masked.masked_voxel_loss
+    plain = masked.masked_channel_losses
 
     def spy(predicted, volume, *args, **named):
         seen.append((predicted.dtype, volume.dtype))
         return plain(predicted, volume, *args, **named)
 
-    monkeypatch.setattr(masked, "masked_voxel_loss", spy)
+    monkeypatch.setattr(masked, "masked_channel_losses", spy)
     run_pretrain(changed(small_config(corpus), "parallel", precision="bf16"), tmp_path / "run")
     assert set(seen) == {(torch.bfloat16, torch.float32)}
 
