@@ -10,7 +10,7 @@ from typing import Any
 
 from mim3d.engine.analysis.family import primary_share
 from mim3d.engine.analysis.results import Study
-from mim3d.engine.analysis.speedup import paired_difference
+from mim3d.engine.analysis.speedup import MIN_PAIRS, paired_difference
 from mim3d.engine.analysis.summary import (
     MIN_GAIN,
     ArmSummary,
@@ -204,11 +204,21 @@ def ablation_statement(study: Study, ablation: Ablation) -> Statement:
         sentences = [growth(ablation.of(arm)) for arm in ablation.arms]
         return Statement("neutral", text, " ".join(sentences))
     sentences = [best_of(ablation.of(arm)) for arm in ablation.arms]
+    sentences.append(untested(ablation))
     if not any(setting.learned for setting in ablation.settings):
         text = f"{title} varied: no setting learned its pretext task, so none is named best."
         return Statement("warning", text, " ".join(sentences))
     text = f"{title} varied: where final {metric} was largest."
     return Statement("neutral", text, " ".join(sentences))
+
+
+def untested(ablation: Ablation) -> str:
+    """That no lead was tested, beside how far the seeds of one setting spread."""
+    seeds = min((len(s.curves) for s in ablation.settings), default=0)
+    few = f"{seeds} seed{'s' if seeds != 1 else ''}, too few to test: " * (seeds < MIN_PAIRS)
+    if ablation.noise is None:
+        return f"{few}how far seeds of one setting spread is not known."
+    return f"{few}no lead was tested, and seeds of one setting spread by ± {ablation.noise:.3f}."
 
 
 def growth(settings: Sequence[Setting]) -> str:
@@ -233,5 +243,5 @@ def best_of(settings: Sequence[Setting]) -> str:
     if len(ranked) == 1:
         return f"{lead_in}.{gate}"
     lead = paired_difference(ranked[0].final, ranked[1].final)
-    shown = difference(lead.mean, lead.p_value).replace("\n", ", ")
+    shown = difference(lead.mean, None)
     return f"{lead_in}, {shown} before {ranked[1].name}.{gate}"

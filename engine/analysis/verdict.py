@@ -55,7 +55,8 @@ def rival_in_words(family: Family, comparison: Comparison) -> str:
         return f"{name}: no ratio ({found.why})."
     p_value = family.p_of(comparison)
     test = "" if p_value is None else f", {p_in_words(p_value)} by Holm"
-    return f"{name}: {ratio_in_words(found)}{test}.{excluded_in_words(family, comparison)}"
+    excluded = excluded_in_words(family, comparison, brief=True)
+    return f"{name}: {ratio_in_words(found)}{test}.{excluded}"
 
 
 def nothing_to_compare(group: GroupSummary) -> Statement:
@@ -107,12 +108,12 @@ def undecided(first: str, second: str, family: Family, comparison: Comparison) -
     return f"No significant speed-up of {first} over {second}."
 
 
-def excluded_in_words(family: Family, comparison: Comparison) -> str:
+def excluded_in_words(family: Family, comparison: Comparison, brief: bool = False) -> str:
     """That the interval excludes the speed-up that was reported elsewhere, where it does."""
     contrastive = method_of(comparison.second) == "simclr" and method_of(comparison.first) in MIM
     if not contrastive or not family.excludes(comparison, PAPER_RATIO):
         return ""
-    joint = "" if family.size == 1 else f", widened for {family.size} comparisons,"
+    joint = "" if family.size == 1 or brief else f", widened for {family.size} comparisons,"
     return f" The interval{joint} excludes {PAPER_RATIO:.2f}×."
 
 

@@ -14,7 +14,7 @@ from mim3d.engine.analysis.ablation import DAGGER, Ablation, Setting, words
 from mim3d.engine.analysis.results import Study
 from mim3d.engine.analysis.words import arm_name, median_reach
 from mim3d.engine.report.palette import Palette
-from mim3d.engine.report.plots import Chart, Plotter, arms_legend, style_axes
+from mim3d.engine.report.plots import NARROW, Chart, Drawing, Plotter, arms_legend, style_axes
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -250,7 +250,7 @@ def score_lines(ablation: Ablation, name: str, metric: str, plotter: Plotter) ->
         axes.set_ylim(bottom=0)
 
     alt = f"Final {metric} by {words(name)}"
-    return plotter.chart(f"ablation-{name}", alt, HALF, draw)
+    return plotter.chart(f"ablation-{name}", alt, HALF, draw, Drawing(NARROW, draw))
 
 
 def steps_lines(ablation: Ablation, name: str, plotter: Plotter) -> Chart:
@@ -273,7 +273,7 @@ def steps_lines(ablation: Ablation, name: str, plotter: Plotter) -> Chart:
         axes.set_ylim(bottom=0)
 
     alt = f"Steps to the target by {words(name)}"
-    return plotter.chart(f"ablation-steps-{name}", alt, HALF, draw)
+    return plotter.chart(f"ablation-steps-{name}", alt, HALF, draw, Drawing(NARROW, draw))
 
 
 def draw_lines(

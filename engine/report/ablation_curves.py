@@ -7,14 +7,22 @@ from mim3d.engine.analysis.ablation import DAGGER, Ablation, Setting
 from mim3d.engine.analysis.results import Study
 from mim3d.engine.analysis.words import arm_name
 from mim3d.engine.report.palette import Palette
-from mim3d.engine.report.plots import Chart, Plotter, arms_legend, style_axes
+from mim3d.engine.report.plots import (
+    NARROW,
+    Chart,
+    Drawing,
+    Plotter,
+    arms_legend,
+    is_narrow,
+    style_axes,
+)
 from mim3d.engine.study.config import Row
 from mim3d.engine.study.curves import Curve, band
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-WIDTH, PANEL_HEIGHT, MOST_COLUMNS = 8.6, 1.4, 5
+WIDTH, PANEL_HEIGHT, MOST_COLUMNS, FEW_COLUMNS = 8.6, 1.4, 5, 2
 Panels = Mapping[str, Sequence[tuple[str, Sequence[Curve]]]]
 """By title, the curves of each arm in that panel."""
 
@@ -123,16 +131,16 @@ def multiples(
     mark: float | None = None,
 ) -> Chart:
     """A small panel for each setting on common axes; a lone arm's other settings stand behind."""
-    rows = -(-len(panels) // columns)
     arms = list(dict.fromkeys(arm for panel in panels.values() for arm, _ in panel))
     mixed = any(len(panel) > 1 for panel in panels.values())
-    size = (WIDTH, PANEL_HEIGHT * rows + 0.4 + 0.25 * mixed)
     others = [c for panel in panels.values() for _, curves in panel if (c := list(curves))]
 
     def draw(figure: Any, palette: Palette) -> None:
         from matplotlib.ticker import MaxNLocator
 
-        grid = figure.subplots(rows, columns, squeeze=False, sharex=True, sharey=True)
+        across = FEW_COLUMNS if is_narrow(figure) else columns
+        rows = -(-len(panels) // across)
+        grid = figure.subplots(rows, across, squeeze=False, sharex=True, sharey=True)
         for axes in grid.flat[len(panels) :]:
             axes.set_axis_off()
         for axes, (title, panel) in zip(grid.flat, panels.items(), strict=False):
@@ -153,7 +161,11 @@ def multiples(
                 axes.set_ylim(bottom=0)
         label_figure(figure, grid[0, 0], palette, labels, arms if mixed else ())
 
-    return plotter.chart(name, alt, size, draw)
+    def size(width: float, across: int) -> tuple[float, float]:
+        return width, PANEL_HEIGHT * -(-len(panels) // across) + 0.4 + 0.25 * mixed
+
+    narrow = Drawing(size(NARROW[0], FEW_COLUMNS), draw)
+    return plotter.chart(name, alt, size(WIDTH, columns), draw, narrow)
 
 
 def label_figure(

@@ -7,7 +7,16 @@ from mim3d.engine.analysis.words import arm_name, median_reach, spread
 from mim3d.engine.report.palette import Palette
 from mim3d.engine.report.panels import draw_curves, draw_means, draw_reaches, draw_targets
 from mim3d.engine.report.pictures import segmentations
-from mim3d.engine.report.plots import Chart, Plotter, legend, panel_title, style_axes
+from mim3d.engine.report.plots import (
+    NARROW,
+    Chart,
+    Drawing,
+    Plotter,
+    is_narrow,
+    legend,
+    panel_title,
+    style_axes,
+)
 from mim3d.engine.report.scores import final_table
 from mim3d.engine.report.section import Block, Charts, Content, Section, Table
 from mim3d.engine.report.speedup import ratios_chart, speedup_table, target_lines
@@ -56,9 +65,10 @@ def curves_chart(study: Study, group: GroupSummary, index: int, plotter: Plotter
     panels = [[arm] for arm in shown] if len(shown) > MOST_BANDS else [list(shown)]
 
     def draw(figure, palette: Palette) -> None:  # noqa: ANN001
-        row = figure.subplots(1, len(panels), sharey=True, squeeze=False)[0]
+        shape = (len(panels), 1) if is_narrow(figure) else (1, len(panels))
+        row = figure.subplots(*shape, sharey=True, squeeze=False).flat
         for axes, own in zip(row, panels, strict=True):
-            first = axes is row[0]
+            first = own is panels[0] or is_narrow(figure)
             style_axes(axes, palette, "fine-tuning steps", f"validation {metric}" if first else "")
             draw_targets(axes, palette, targets if first else [("", score) for _, score in targets])
             draw_means(axes, palette, {a: c for a, c in shown.items() if a not in own})
@@ -77,7 +87,8 @@ def curves_chart(study: Study, group: GroupSummary, index: int, plotter: Plotter
     )
     if len(panels) > 1:
         alt += "; in each panel the means of the other arms without their seeds"
-    return plotter.chart(f"curves-{index}", alt, WIDE, draw)
+    stacked = Drawing((NARROW[0], 2.1 * len(panels) + 0.4), draw)
+    return plotter.chart(f"curves-{index}", alt, WIDE, draw, stacked)
 
 
 def reaches_chart(study: Study, group: GroupSummary, index: int, plotter: Plotter) -> Chart | None:
@@ -96,7 +107,7 @@ def reaches_chart(study: Study, group: GroupSummary, index: int, plotter: Plotte
         draw_reaches(axes, palette, reaches, arm_name)
 
     alt = f"Steps to {100 * target.share:g} % of the reference, a mark per seed"
-    return plotter.chart(f"steps-{index}", alt, HALF, draw)
+    return plotter.chart(f"steps-{index}", alt, HALF, draw, Drawing(NARROW, draw))
 
 
 def reaches_table(group: GroupSummary) -> Table:

@@ -127,10 +127,12 @@ def draw_ratios(
     lines: Mapping[str, tuple[str, Sequence[RatioPoint]]],
     targets: Sequence[tuple[str, float]],
     all_bands: bool = False,
+    fixed: tuple[str, float] | None = None,
 ) -> None:
     """Ratio against target score, 1 marked: exact ones as a line, bounds as triangles.
 
-    Bands are of solid lines alone where there are any, unless `all_bands`.
+    Bands are of solid lines alone where there are any, unless `all_bands`. `fixed` is a target
+    named along its line, for it may stand close to another.
     """
     from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
@@ -142,6 +144,18 @@ def draw_ratios(
             (score, 1.0),
             xycoords=("data", "axes fraction"),
             ha="left" if index == len(targets) - 1 else "right",
+            va="bottom",
+            fontsize=7.5,
+            color=palette["muted"],
+        )
+    if fixed:
+        axes.axvline(fixed[1], color=palette["muted"], linewidth=0.9, linestyle=(0, (4, 3)))
+        axes.annotate(
+            f"{fixed[0]} ",
+            (fixed[1], 0.02),
+            xycoords=("data", "axes fraction"),
+            rotation=90,
+            ha="right",
             va="bottom",
             fontsize=7.5,
             color=palette["muted"],

@@ -20,13 +20,26 @@ if TYPE_CHECKING:
 Draw = Callable[["Figure", Palette], None]
 
 
+NARROW = (3.9, 2.9)
+"""Size in inches of a chart on a phone: type of 8 points is then about 11 pixels tall."""
+
+
+@dataclass(frozen=True)
+class Drawing:
+    """What a chart is drawn by, and its size in inches."""
+
+    size: tuple[float, float]
+    draw: Draw
+
+
 @dataclass(frozen=True)
 class Chart:
-    """One figure: name of its PNG, alternative text, inline SVG."""
+    """One figure: name of its PNG, alternative text, inline SVG, and the one that phones get."""
 
     name: str
     alt: str
     svg: str
+    narrow_svg: str = ""
 
 
 @dataclass(frozen=True)
@@ -36,12 +49,25 @@ class Plotter:
     folder: Path
     others: Mapping[str, str] = field(default_factory=dict)
 
-    def chart(self, name: str, alt: str, size: tuple[float, float], draw: Draw) -> Chart:
-        """Draw a chart twice: a PNG, and an SVG whose colours are CSS variables."""
+    def chart(
+        self,
+        name: str,
+        alt: str,
+        size: tuple[float, float],
+        draw: Draw,
+        narrow: Drawing | None = None,
+    ) -> Chart:
+        """Draw a chart as a PNG and as an SVG whose colours are CSS variables.
+
+        `narrow` is what screens below 600 pixels get instead; without it they scroll.
+        """
         self.folder.mkdir(parents=True, exist_ok=True)
         light = new_figure(size, draw, Palette(LIGHT, self.others))
         light.savefig(self.folder / f"{name}.png", dpi=160, facecolor="white")
-        return Chart(name, alt, self.inline(name, alt, size, draw))
+        svg, small = self.inline(name, alt, size, draw), ""
+        if narrow:
+            small = self.inline(f"{name}-narrow", alt, narrow.size, narrow.draw)
+        return Chart(name, alt, svg, small)
 
     def inline(self, name: str, alt: str, size: tuple[float, float], draw: Draw) -> str:
         """The chart as an <svg> element that takes its colours from the page."""
@@ -82,7 +108,7 @@ def arms_legend(figure: Any, n_arms: int, palette: Palette) -> None:
     """One row above the panels that share it."""
     figure.legend(
         loc="outside upper center",
-        ncol=n_arms,
+        ncol=min(n_arms, 3) if is_narrow(figure) else n_arms,
         frameon=False,
         fontsize=8,
         labelcolor=palette["ink"],
@@ -90,14 +116,19 @@ def arms_legend(figure: Any, n_arms: int, palette: Palette) -> None:
 
 
 def below_legend(figure: Any, palette: Palette, columns: int) -> None:
-    """A legend below the axes, for lines that leave no room inside."""
+    """A legend below the axes, for lines that leave no room inside; one column on a phone."""
     figure.legend(
         loc="outside lower center",
-        ncol=columns,
+        ncol=1 if is_narrow(figure) else columns,
         frameon=False,
         fontsize=8,
         labelcolor=palette["ink"],
     )
+
+
+def is_narrow(figure: Any) -> bool:
+    """Whether a figure is drawn for a phone."""
+    return figure.get_figwidth() <= NARROW[0]
 
 
 def arm_dash(arm: str) -> str:

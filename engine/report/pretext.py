@@ -8,7 +8,7 @@ from mim3d.engine.analysis.words import arm_name, number
 from mim3d.engine.report.ablation_curves import pretext_charts
 from mim3d.engine.report.palette import Palette
 from mim3d.engine.report.pictures import reconstructions
-from mim3d.engine.report.plots import Chart, Plotter, arm_dash, style_axes
+from mim3d.engine.report.plots import NARROW, Chart, Drawing, Plotter, arm_dash, style_axes
 from mim3d.engine.report.section import Block, Charts, Content, Section, Table
 from mim3d.engine.study.config import Row
 
@@ -62,7 +62,7 @@ def pretext_chart(pretraining: Sequence[Row], plotter: Plotter) -> Chart | None:
         axes.legend(loc="upper right", frameon=False, fontsize=8.5, labelcolor=palette["ink"])
 
     alt = "Pretext loss over that of a trivial predictor, by crops seen"
-    return plotter.chart("pretext", alt, HALF, draw)
+    return plotter.chart("pretext", alt, HALF, draw, Drawing(NARROW, draw))
 
 
 def pretraining_table(study: Study) -> Table | None:

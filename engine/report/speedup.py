@@ -16,7 +16,7 @@ from mim3d.engine.analysis.words import (
 )
 from mim3d.engine.report.palette import Palette
 from mim3d.engine.report.panels import RatioPoint, draw_ratios
-from mim3d.engine.report.plots import Chart, Plotter, below_legend, style_axes
+from mim3d.engine.report.plots import NARROW, Chart, Drawing, Plotter, below_legend, style_axes
 from mim3d.engine.report.section import Block, Charts, Content, Section, Table
 
 HALF = (5.2, 3.1)
@@ -51,22 +51,22 @@ def family_chart(
     lines = ratio_lines_of(family.members)
     if not lines:
         return None
-    marks = target_lines(group)
+    marks, fixed = target_lines(group), None
     if group.fixed and not group.fixed.refused:
-        marks.append((f"{group.fixed.score:g}, tuning seed", group.fixed.score))
+        fixed = (f"{group.fixed.score:g}, fixed by tuning seeds", group.fixed.score)
 
     def draw(figure, palette: Palette) -> None:  # noqa: ANN001
         axes = figure.subplots()
         metric = study.about.get("metric", "Dice")
         style_axes(axes, palette, f"target {metric}", "speed-up, geometric mean")
-        draw_ratios(axes, palette, lines, marks, all_bands=True)
+        draw_ratios(axes, palette, lines, marks, all_bands=True, fixed=fixed)
         below_legend(figure, palette, 2)
 
     alt = (
         "Speed-up against the target score, of what the headline tests; above 1 the masked arm is "
         f"faster. {BANDS_IN_WORDS}"
     )
-    return plotter.chart("speedup-by-target", alt, WIDE, draw)
+    return plotter.chart("speedup-by-target", alt, WIDE, draw, Drawing(NARROW, draw))
 
 
 def targets_table(group: GroupSummary, family: Family, metric: str) -> Table:
@@ -182,7 +182,8 @@ def ratios_chart(study: Study, group: GroupSummary, index: int, plotter: Plotter
         "Speed-up against the target score; above 1 the first arm is faster, of solid lines alone "
         f"with bands where there are any. {BANDS_IN_WORDS}"
     )
-    return plotter.chart(f"ratios-{index}", alt, HALF, draw)
+    narrow = Drawing((NARROW[0], NARROW[1] + 0.13 * len(lines)), draw)
+    return plotter.chart(f"ratios-{index}", alt, HALF, draw, narrow)
 
 
 def target_lines(group: GroupSummary) -> list[tuple[str, float]]:
