@@ -368,3 +368,16 @@ def test_how_much_each_arm_was_tuned_is_told(tmp_path: Path) -> None:
     write_jsonl(folder / "results.jsonl", rows)
     (line,) = [line for line in limits(*summary(folder)) if "equally many rates" in line]
     assert "MAE 2, SimCLR 1" in line
+
+
+def test_phones_get_one_panel_across(tmp_path: Path) -> None:
+    page = build_report(write_study(tmp_path)).read_text()
+    assert "max-width: 599.98px" in page
+    figures = re.findall(r"<figure>.*?</figure>", page, flags=re.DOTALL)
+    curves = next(f for f in figures if "against fine-tuning steps" in f)
+    assert 'class="wide"' in curves
+    wide, narrow = re.findall(r'viewBox="0 0 ([\d.]+) ([\d.]+)"', curves)
+    assert float(wide[0]) > float(wide[1])
+    assert float(narrow[0]) < float(narrow[1])  # three arms, one below the other
+    assert float(narrow[0]) < 300
+    assert all('class="narrow"' in f or 'class="scroll"' in f for f in figures)
