@@ -8,7 +8,9 @@ Folders, each importing only what stands above it:
     storage   bytes to and from folders and buckets
     nifti     one NIfTI file, read whole and checked
     chunks    one chunk, both ways
-    sources   which files belong together: images, labels, subjects
+    subjects  whose a scan is, by names or as told
+    labels    which files are labels, and of which images
+    sources   which files belong together: layouts, options, downloads
     corpus    the format on disk
     convert   sources -> corpus
     reader    boxes of voxels from a corpus

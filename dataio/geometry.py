@@ -63,6 +63,19 @@ class Grid:
         z, y, x = (b - a for a, b in zip(start, end, strict=True))
         return Grid((z, y, x), affine)
 
+    def turned_like(self, other: "Grid") -> "tuple[Reorientation, Grid]":
+        """The permutation and flips that bring this grid's axes nearest to another's, and this grid
+        after them.
+        """
+        change = reorientation(self.affine, axis_codes(other.affine))
+        shape = (self.shape[2], self.shape[1], self.shape[0])
+        x, y, z = (shape[axis] for axis in change.axes)
+        return change, Grid((z, y, x), change.affine(self.affine, shape))
+
+    def is_same_space(self, other: "Grid") -> bool:
+        """Whether both hold the same voxels, perhaps in another order of axes or directions."""
+        return not other.difference(self.turned_like(other)[1])
+
 
 KEEP = "keep"
 

@@ -8,7 +8,7 @@ from math import prod
 
 from mim3d.dataio.convert.label import read_label
 from mim3d.dataio.convert.volume import read_images, volumes
-from mim3d.dataio.convert.volume_ids import safe_id
+from mim3d.dataio.convert.volume_ids import label_facts, safe_id
 from mim3d.dataio.convert.volume_writer import volume_objects
 from mim3d.dataio.corpus.conversion import Conversion
 from mim3d.dataio.errors import Rejection, SourceError
@@ -114,10 +114,16 @@ def expect(source: Source, conversion: Conversion) -> tuple[Expected, list[Rejec
 def _size_on_grid(path: str, first: NiftiHeader, source: Source, conversion: Conversion) -> int:
     """Bytes of a channel's or label's voxels; SourceError if they are not on the first's grid."""
     header = read_header(path, conversion.byte_budget)
-    if difference := header_grid(first).difference(header_grid(header)):
+    if difference := other_grid(header_grid(first), header_grid(header), path in source.images):
         detail = f"not on the grid of {source.images[0]}: {difference}"
         raise SourceError("other-grid", path, detail)
     return header.end - header.offset
+
+
+def other_grid(first: Grid, other: Grid, is_channel: bool) -> str:
+    """What sets the grid of a channel, or of a label that may be turned, apart from an image's."""
+    difference = first.difference(other)
+    return "" if difference and not is_channel and other.is_same_space(first) else difference
 
 
 def header_grid(header: NiftiHeader) -> Grid:
@@ -164,7 +170,9 @@ def converted_sizes(
         labels = []
         for name, path in sorted(source.labels.items()):
             try:
-                labels.append(read_label(safe_id(name), path, volume, source.images[0], conversion))
+                told = label_facts(source, safe_id(name)).ignore
+                args = (path, volume, source.images[0], conversion, told)
+                labels.append(read_label(safe_id(name), *args))
             except SourceError as error:
                 rejected.append(Rejection.of(error))
         objects, _ = volume_objects("taste", source, files, volume, labels, conversion)

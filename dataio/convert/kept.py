@@ -4,12 +4,13 @@ from dataclasses import replace
 from pathlib import Path
 
 from mim3d.dataio.convert.job import Job, JobResult, label_rejection
-from mim3d.dataio.convert.volume_ids import safe_id
+from mim3d.dataio.convert.volume_ids import label_facts, safe_id
 from mim3d.dataio.corpus.arrays import damage
 from mim3d.dataio.corpus.manifest import VolumeRecord
 from mim3d.dataio.corpus.seen_files import SeenFile, stamp_of
 from mim3d.dataio.errors import SourceError
 from mim3d.dataio.nifti.file import is_remote, pair_paths, source_hash
+from mim3d.dataio.nifti.merged import masks_of
 from mim3d.dataio.sources.source import Source
 from mim3d.dataio.storage.store import open_store
 
@@ -37,7 +38,9 @@ class FileHashes:
 
 
 def parts_of(path: str) -> tuple[str, ...]:
-    """The files behind a source's path: two for a .hdr and .img pair."""
+    """The files behind a source's path: two for a .hdr and .img pair, all of a merged label."""
+    if masks := masks_of(path):
+        return tuple(part for _, mask in masks for part in parts_of(mask))
     return pair_paths(path) or (path,)
 
 
@@ -108,9 +111,18 @@ def retold(record: VolumeRecord, source: Source) -> VolumeRecord:
         record,
         sources=source.images,
         subject=source.subject or source.id,
+        subject_from=source.subject_from,
+        subject_doubt=source.doubt,
         group=source.group,
         split=source.split,
-        labels=tuple(replace(a, source=paths.get(a.name, a.source)) for a in record.labels),
+        labels=tuple(
+            replace(
+                a,
+                source=paths.get(a.name, a.source),
+                class_names=dict(sorted(label_facts(source, a.name).names.items())),
+            )
+            for a in record.labels
+        ),
     )
 
 
@@ -124,4 +136,9 @@ def source_of(group: tuple[VolumeRecord, ...]) -> Source:
         first.subject,
         first.group,
         first.split,
+        first.subject_from,
+        first.subject_doubt,
+        first.channel_names,
+        {label.name: label.class_names for label in first.labels},
+        {label.name: label.ignore for label in first.labels if label.ignore is not None},
     )

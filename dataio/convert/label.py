@@ -4,24 +4,33 @@ from dataclasses import dataclass
 from math import prod
 
 import numpy as np
+import xxhash
 
 from mim3d.dataio.convert.resample import resample_label, resampled_grid
 from mim3d.dataio.convert.volume import Volume, file_grid, turned_view
 from mim3d.dataio.corpus.conversion import Conversion
 from mim3d.dataio.errors import SourceError
+from mim3d.dataio.geometry import axis_codes
 from mim3d.dataio.memory import forget, room_for
-from mim3d.dataio.nifti.file import read_nifti
+from mim3d.dataio.nifti.file import hash_text, read_nifti
+from mim3d.dataio.nifti.merged import masks_of
 
 POINTS_PER_CLASS = 64
 POINTS_PER_LABEL = 4096
 MAX_CLASS = 65535
 BLOCK = 1 << 16
+ROUNDED = 1e-3  # further off, a value is no class that lost its last digits
+IGNORED, FAR_BELOW = 255, 128
 INTEGERS = ("uint8", "int16", "uint16", "int32")
 
 
 @dataclass(frozen=True)
 class Label:
-    """A label array ready to be stored; `points` are class -> (n, 3) voxels in z, y, x."""
+    """A label array ready to be stored; `points` are class -> (n, 3) voxels in z, y, x.
+
+    Voxels of the value `ignore`, `n_ignored` of them, are in no class. `notes` say what was made
+    of the file: rounded, turned, merged.
+    """
 
     name: str
     voxels: np.ndarray
@@ -29,22 +38,68 @@ class Label:
     points: dict[int, np.ndarray]
     source: str
     hash: str
+    ignore: int | None = None
+    n_ignored: int = 0
+    notes: tuple[str, ...] = ()
+
+
+@dataclass
+class LabelFile:
+    """One label file on its image's grid: its voxels, hash, and what was done to it."""
+
+    voxels: np.ndarray
+    hash: str
+    notes: list[str]
 
 
 def read_label(
-    name: str, path: str, volume: Volume, image_path: str, conversion: Conversion
+    name: str,
+    path: str,
+    volume: Volume,
+    image_path: str,
+    conversion: Conversion,
+    ignore: int | None = None,
 ) -> Label:
     """Read a label and bring it to the stored grid of its volume.
 
-    Raises SourceError other-grid, label-frames, label-not-integer or label-range.
+    `ignore` is the value that means untold, 255 where nothing is said and it stands alone above the
+    classes. Raises SourceError other-grid, label-frames, label-not-integer or label-range.
     """
     forget()  # what the image was read from would stay beside the label
+    if parts := masks_of(path):
+        file = merged_file(name, parts, volume, image_path, conversion)
+    else:
+        file = label_file(name, path, volume, image_path, conversion)
+    notes, hash = tuple(file.notes), file.hash
+    given = [file.voxels]
+    del file
+    given.append(turned_view(given.pop(), volume.file_grid, conversion.orientation))
+    voxels = _placed(given, volume, conversion)
+    classes, points = classes_and_points(voxels)
+    ignored = ignored_value(classes, ignore)
+    n_ignored = classes.pop(ignored, 0) if ignored is not None else 0
+    if n_ignored and ignored is not None:
+        points.pop(ignored, None)
+        notes += (f"label {name!r}: {n_ignored} voxels of {ignored} are ignored, no class",)
+    return Label(name, voxels, classes, points, path, hash, ignored, n_ignored, notes)
+
+
+def label_file(
+    name: str, path: str, volume: Volume, image_path: str, conversion: Conversion
+) -> LabelFile:
+    """The classes of one file in the axes of its image; SourceError as `read_label` has it."""
     file = read_nifti(path, conversion.byte_budget)
+    notes: list[str] = []
     grid = file_grid(file)
     difference = volume.file_grid.difference(grid)
+    change = None
     if difference:
-        detail = f"label {name!r} is not on the grid of {image_path}: {difference}"
-        raise SourceError("other-grid", path, f"{detail}; resample it onto the image's grid")
+        change, turned = grid.turned_like(volume.file_grid)
+        if volume.file_grid.difference(turned):
+            detail = f"label {name!r} is not on the grid of {image_path}: {difference}"
+            raise SourceError("other-grid", path, f"{detail}; resample it onto the image's grid")
+        codes = axis_codes(grid.affine), axis_codes(volume.file_grid.affine)
+        notes.append(f"label {name!r}: turned from {codes[0]} to its image's {codes[1]}, exactly")
     n_frames = file.header.n_frames
     if n_frames not in (1, volume.n_frames):
         detail = f"label {name!r} has {n_frames} frames, the image {volume.n_frames}"
@@ -52,19 +107,59 @@ def read_label(
     header, hash = file.header, file.hash
     given = [file.voxels[volume.frame if n_frames > 1 else 0]]
     del file
-    given.append(whole_classes(given.pop(), header.slope, header.intercept, name, path))
-    given.append(turned_view(given.pop(), volume.file_grid, conversion.orientation))
-    voxels = _placed(given, volume, conversion)
-    classes, points = classes_and_points(voxels)
-    return Label(name, voxels, classes, points, path, hash)
+    given.append(whole_classes(given.pop(), header.slope, header.intercept, name, path, notes))
+    if change is not None:
+        given.append(change.view(given.pop().transpose(2, 1, 0)).transpose(2, 1, 0))
+    return LabelFile(given.pop(), hash, notes)
+
+
+def merged_file(
+    name: str,
+    parts: list[tuple[int, str]],
+    volume: Volume,
+    image_path: str,
+    conversion: Conversion,
+) -> LabelFile:
+    """Masks laid over each other in ascending order of their classes, each as its class."""
+    kind = np.uint8 if parts[-1][0] <= np.iinfo(np.uint8).max else np.uint16
+    out = np.zeros(volume.file_grid.shape, kind)
+    digest = xxhash.xxh3_128()
+    notes: list[str] = []
+    overlap = 0
+    for number, path in parts:
+        mask = label_file(name, path, volume, image_path, conversion)
+        digest.update(f"{number} {mask.hash} ".encode())
+        notes += [note for note in mask.notes if note not in notes]
+        inside = mask.voxels != 0
+        overlap += int((out[inside] != 0).sum())
+        out[inside] = number
+        forget()
+    if overlap:
+        notes.append(f"label {name!r}: {overlap} voxels are in several masks, the highest class is")
+    return LabelFile(out, hash_text(digest), notes)
+
+
+def ignored_value(classes: dict[int, int], told: int | None) -> int | None:
+    """The value that is no class: the one told, else 255 where classes are few and far below it."""
+    if told is not None:
+        return told
+    others = [number for number in classes if number != IGNORED]
+    return IGNORED if IGNORED in classes and max(others, default=0) < FAR_BELOW else None
 
 
 def whole_classes(
-    raw: np.ndarray, slope: float, intercept: float, name: str, path: str
+    raw: np.ndarray,
+    slope: float,
+    intercept: float,
+    name: str,
+    path: str,
+    notes: list[str] | None = None,
 ) -> np.ndarray:
     """The smallest of uint8, int16, uint16, int32 that holds every class exactly.
 
-    In the memory of `raw` where it may be written, which then holds nothing else.
+    In the memory of `raw` where it may be written, which then holds nothing else. Values within
+    ROUNDED of a whole number are rounded, and `notes` say so: floats through an integer header's
+    scaling come back so.
     """
     if (slope, intercept) == (1.0, 0.0) and raw.dtype == np.uint8:
         return raw
@@ -72,18 +167,23 @@ def whole_classes(
     fractions = f"label {name!r} holds fractions or NaN: it is no segmentation"
     if not np.isfinite(ends).all():
         raise SourceError("label-not-integer", path, f"{fractions}; threshold or round it")
-    low, high = min(ends), max(ends)
+    low, high = (round(end) for end in sorted(ends))
     if high > MAX_CLASS or low < -MAX_CLASS:
         detail = f"label {name!r} has classes {low:g} to {high:g}, beyond {MAX_CLASS}"
         raise SourceError("label-range", path, f"{detail}; renumber them")
     kind = next(k for k in INTEGERS if np.iinfo(k).min <= low and high <= np.iinfo(k).max)
     whole = room_for(raw, np.dtype(kind))
+    largest = 0.0
     # Slab by slab: float64 of a whole label would be eight times its size.
     for voxels, out in zip(raw, whole, strict=True):
         real = slope * voxels.astype(np.float64) + intercept
-        if (np.rint(real) != real).any():
+        nearest = np.rint(real)
+        largest = max(largest, float(np.abs(nearest - real).max()))
+        if not largest <= ROUNDED:
             raise SourceError("label-not-integer", path, f"{fractions}; threshold or round it")
-        out[...] = real
+        out[...] = nearest
+    if largest and notes is not None:
+        notes.append(f"label {name!r}: values up to {largest:.1g} off whole numbers are rounded")
     return whole
 
 

@@ -37,6 +37,7 @@ class ConversionReport:
 
     `mended` are volumes that were damaged and were made anew, in words; `gone` sources that are no
     more while their volumes are still there; `n_removed` volumes that were taken out.
+    `records` is all that the corpus holds now, by id.
     """
 
     n_converted: int
@@ -51,6 +52,7 @@ class ConversionReport:
     mended: tuple[str, ...] = ()
     gone: tuple[str, ...] = ()
     n_removed: int = 0
+    records: tuple[VolumeRecord, ...] = field(default=())
 
 
 @dataclass(frozen=True)
@@ -201,6 +203,7 @@ class Run:
         done = [result for result in self.results if result.records and not result.unchanged]
         unchanged = [r for r in self.results if r.unchanged and r.id in self._listed]
         gone = {path for result in self.results for path in result.gone}
+        records = self.writer.records
         return ConversionReport(
             n_converted=sum(len(result.records) for result in done),
             n_unchanged=len(unchanged),
@@ -214,6 +217,7 @@ class Run:
             mended=tuple(sorted(r.mended for r in self.results if r.mended)),
             gone=() if pruned else tuple(sorted(gone)),
             n_removed=n_removed,
+            records=tuple(records[id] for id in sorted(records)),
         )
 
 

@@ -5,6 +5,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from mim3d.dataio.convert.few_values import few_values
 from mim3d.dataio.convert.intensity import Statistics
 from mim3d.dataio.convert.measure import CHANNEL_AXIS, Measured, as_channels, measured
 from mim3d.dataio.convert.resample import check_size, resample_channels, resampled_grid
@@ -47,7 +48,7 @@ class Volume:
     `voxels` is (z, y, x) or (c, z, y, x), often a view with negative strides or foreign byte
     order. `file_grid` is the source's own, before reorientation; `oriented_grid` is after it and
     before resampling and cropping, and is what labels are compared with. `crop` is the part of the
-    resampled grid that is kept.
+    resampled grid that is kept. `n_values` is few_values' of the source.
     """
 
     values: Values
@@ -60,6 +61,7 @@ class Volume:
     n_frames: int
     affine_code: int
     warnings: tuple[str, ...]
+    n_values: int = 0
 
     @property
     def statistics(self) -> Statistics:
@@ -140,6 +142,7 @@ def _put_real(to: np.ndarray, plane: np.ndarray, file: NiftiFile) -> float:
 def _volume(given: list[Values], file: NiftiFile, frame: int, conversion: Conversion) -> Volume:
     """The volume of the one in `given`, which is emptied: nobody holds what is replaced."""
     before = file_grid(file)
+    n_values = few_values(given[-1].voxels, given[-1].slope, given[-1].intercept)
     stored = as_stored(given.pop(), conversion.nan_policy, file.path)
     values, oriented = _oriented(stored, before, conversion.orientation)
     del stored
@@ -157,7 +160,9 @@ def _volume(given: list[Values], file: NiftiFile, frame: int, conversion: Conver
     n_frames = file.header.n_frames if frame >= 0 else 1
     told = (*_warnings(file, values), *_channel_warnings(values, found))
     code = file.header.affine_code
-    return Volume(values, grid, before, oriented, crop, found, frame, n_frames, code, told)
+    return Volume(
+        values, grid, before, oriented, crop, found, frame, n_frames, code, told, n_values
+    )  # fmt: skip
 
 
 def _oriented(values: Values, grid: Grid, target: str) -> tuple[Values, Grid]:

@@ -3,7 +3,8 @@
 import hashlib
 import re
 import unicodedata
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 
 from mim3d.dataio.sources.source import Source
 
@@ -35,6 +36,20 @@ def safe_id(wanted: str) -> str:
 def short_hash(text: str) -> str:
     """Eight hexadecimal digits of the SHA-256 of a text."""
     return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:8]
+
+
+@dataclass(frozen=True)
+class LabelFacts:
+    """What a source says of one of its labels: names of classes, and the value that is none."""
+
+    names: Mapping[int, str]
+    ignore: int | None
+
+
+def label_facts(source: Source, name: str) -> LabelFacts:
+    """What a source says of the label that is stored under this name."""
+    given = next((known for known in source.labels if safe_id(known) == name), name)
+    return LabelFacts(source.class_names.get(given, {}), source.ignore.get(given))
 
 
 def unique_ids(

@@ -1,6 +1,7 @@
 """One volume and its labels to one folder of the store, and the manifest record that commits it."""
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
 
 import numpy as np
 from typing_extensions import Buffer
@@ -9,6 +10,7 @@ from mim3d.dataio.chunks.codec import ChunkCodec, shard_metadata
 from mim3d.dataio.chunks.shard_writer import ShardStream
 from mim3d.dataio.convert.label import Label
 from mim3d.dataio.convert.volume import Volume
+from mim3d.dataio.convert.volume_ids import label_facts
 from mim3d.dataio.corpus import ome
 from mim3d.dataio.corpus.arrays import metadata_sha256
 from mim3d.dataio.corpus.conversion import Conversion
@@ -40,8 +42,13 @@ def volume_objects(
         objects["labels/zarr.json"] = (ome.labels_group([label.name for label in labels]),)
 
     def record() -> VolumeRecord:
-        told = tuple(map(_label_record, labels, shards))
-        return _record(id, source, files, volume, told, shard, metadata_sha256(objects))
+        told = tuple(
+            _label_record(label, each, label_facts(source, label.name).names)
+            for label, each in zip(labels, shards, strict=True)
+        )
+        made = _record(id, source, files, volume, told, shard, metadata_sha256(objects))
+        notes = (note for label in labels for note in label.notes)
+        return replace(made, warnings=(*made.warnings, *notes))
 
     return objects, record
 
@@ -72,7 +79,7 @@ def _label_objects(
     return _array_objects(objects, f"{path}/0", label.voxels, conversion)
 
 
-def _label_record(label: Label, shard: ShardStream) -> LabelRecord:
+def _label_record(label: Label, shard: ShardStream, names: Mapping[int, str]) -> LabelRecord:
     return LabelRecord(
         label.name,
         label.voxels.dtype.name,
@@ -81,6 +88,9 @@ def _label_record(label: Label, shard: ShardStream) -> LabelRecord:
         label.hash,
         shard.sha256,
         shard.nbytes,
+        dict(sorted(names.items())),
+        label.ignore,
+        label.n_ignored,
     )
 
 
@@ -96,6 +106,14 @@ def _array_objects(
     objects[f"{path}/zarr.json"] = (ome.json_bytes(document),)
     objects[f"{path}/c" + "/0" * voxels.ndim] = shard
     return shard
+
+
+def channel_names(source: Source, volume: Volume) -> tuple[str, ...]:
+    """Names of the volume's channels, where the source names as many (or one for each frame)."""
+    names = source.channel_names
+    if len(names) == volume.channels:
+        return names
+    return (names[volume.frame],) if len(names) == volume.n_frames and volume.frame >= 0 else ()
 
 
 def _record(
@@ -149,4 +167,8 @@ def _record(
             ChannelRecord(each.whole, each.foreground, each.rule, each.threshold)
             for each in volume.measures.by_channel
         ),
+        subject_from=source.subject_from,
+        subject_doubt=source.doubt,
+        channel_names=channel_names(source, volume),
+        n_values=volume.n_values,
     )

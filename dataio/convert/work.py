@@ -15,7 +15,7 @@ from mim3d.dataio.convert.kept import (
 )
 from mim3d.dataio.convert.label import Label, read_label
 from mim3d.dataio.convert.volume import Volume, read_images, volumes
-from mim3d.dataio.convert.volume_ids import safe_id
+from mim3d.dataio.convert.volume_ids import label_facts, safe_id
 from mim3d.dataio.convert.volume_writer import volume_objects
 from mim3d.dataio.corpus.conversion import Conversion
 from mim3d.dataio.corpus.replacing import note_replacing
@@ -144,7 +144,9 @@ def _labels(
     for name in sorted(source.labels):
         path = source.labels[name]
         try:
-            labels.append(read_label(safe_id(name), path, volume, source.images[0], conversion))
+            told = label_facts(source, safe_id(name)).ignore
+            args = (path, volume, source.images[0], conversion, told)
+            labels.append(read_label(safe_id(name), *args))
         except SourceError as error:
             errors[name] = error
     if errors:

@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -56,6 +56,8 @@ class ChannelRecord:
 class LabelRecord:
     """One label array of a volume; `classes` maps class to voxel count, background included.
 
+    `class_names` are the source's. Voxels of `ignore` are in no class, `n_ignored` of them.
+
     `shard_sha256` is the SHA-256 of the shard's checksums (`shard_writer.shard_digest`).
     """
 
@@ -66,6 +68,9 @@ class LabelRecord:
     source_hash: str
     shard_sha256: str
     shard_bytes: int
+    class_names: dict[int, str] = field(default_factory=dict)
+    ignore: int | None = None
+    n_ignored: int = 0
 
 
 @dataclass(frozen=True)
@@ -83,6 +88,9 @@ class VolumeRecord:
     (`shard_writer.shard_digest`). Of several channels, `intensity`, `foreground` and its threshold
     are over all of them together, for a table at a glance; `by_channel` has those of each, and the
     box is around the foreground of any. With one channel, `by_channel` is empty.
+    `subject_from` is the rule that named the subject ("told" where a person, a table or a layout
+    states it) and `subject_doubt` why it may be wrong; `channel_names` are the source's. `n_values`
+    is how many values an image of few integers holds (a label map among images?), else 0.
     """
 
     id: str
@@ -121,6 +129,10 @@ class VolumeRecord:
     n_frames: int = 1
     warnings: tuple[str, ...] = ()
     by_channel: tuple[ChannelRecord, ...] = ()
+    subject_from: str = ""
+    subject_doubt: str = ""
+    channel_names: tuple[str, ...] = ()
+    n_values: int = 0
 
     @property
     def channel_records(self) -> tuple[ChannelRecord, ...]:
@@ -236,6 +248,7 @@ def parse_entry(line: str, where: str = MANIFEST) -> VolumeRecord | Gone:
 def _record(fields: dict[str, Any]) -> VolumeRecord:
     for name in ("sources", "source_hash", "shape", "spacing_mm", "original_shape", "warnings"):
         fields[name] = tuple(fields[name])
+    fields["channel_names"] = tuple(fields.get("channel_names", ()))
     for name in ("affine", "original_affine", "foreground_box"):
         fields[name] = tuple(map(tuple, fields[name]))
     fields["intensity"] = Intensity(**fields["intensity"])
@@ -252,7 +265,8 @@ def _channel(fields: dict[str, Any]) -> ChannelRecord:
 
 def _label(fields: dict[str, Any]) -> LabelRecord:
     classes = {int(number): count for number, count in fields.pop("classes").items()}
-    return LabelRecord(classes=classes, **fields)
+    names = {int(number): name for number, name in fields.pop("class_names", {}).items()}
+    return LabelRecord(classes=classes, class_names=names, **fields)
 
 
 def iter_manifest(text: bytes, where: str = MANIFEST) -> Iterator[VolumeRecord | Gone]:

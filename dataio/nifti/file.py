@@ -11,6 +11,7 @@ from mim3d.dataio.errors import SourceError
 from mim3d.dataio.memory import scratch
 from mim3d.dataio.nifti.gzip_stream import MAX_RATIO, inflate, is_gzip, peek
 from mim3d.dataio.nifti.header import HEADER_BYTES, NiftiHeader, parse_header
+from mim3d.dataio.nifti.merged import masks_of
 
 MOST_TAIL = 1024  # bytes of padding after the voxels that are believed
 PAIRS = {".hdr": ".img", ".img": ".hdr", ".HDR": ".IMG", ".IMG": ".HDR"}
@@ -83,12 +84,15 @@ def pair_paths(path: str) -> tuple[str, str] | None:
 
 
 def source_hash(path: str, budget: int) -> str:
-    """Hash of a source's bytes, header file first for a pair, as `read_nifti` records it.
+    """Hash of a source's bytes, header file first for a pair, as `read_nifti` records it; of the
+    classes and hashes of its masks for a merged label.
 
     XXH3 tells a changed file, not a forged one; SHA-256 took an eighth of inflating and encoding.
     """
     digest = xxhash.xxh3_128()
-    for part in pair_paths(path) or (path,):
+    for number, mask in masks_of(path):
+        digest.update(f"{number} {source_hash(mask, budget)} ".encode())
+    for part in () if masks_of(path) else pair_paths(path) or (path,):
         digest.update(read_source_bytes(part, budget))
     return hash_text(digest)
 
@@ -164,7 +168,11 @@ HEAD_BYTES = 64 * 1024
 
 
 def read_header(path: str, budget: int) -> NiftiHeader:
-    """Checked header of a file; of a remote one only its first bytes are asked for."""
+    """Checked header of a file, of the first mask of a merged label; of a remote one only its first
+    bytes are asked for.
+    """
+    if parts := masks_of(path):
+        return read_header(parts[0][1], budget)
     pair = pair_paths(path)
     place = pair[0] if pair else path
     data = remote_start(place, budget) if is_remote(place) else local_start(place)

@@ -12,6 +12,7 @@ SIDECARS = (
 )
 MODALITIES = frozenset(
     {"t1", "t1w", "t1c", "t1ce", "t1n", "t1gd", "t2", "t2w", "t2f", "t2star", "flair", "dwi", "adc"}
+    | {"pt", "ir", "mprage", "mp2rage", "suv", "ctres", "hbv", "t2spir", "t1dual", "cect", "ncct"}
     | {"pd", "pdw", "swi", "ct", "cta", "mr", "mra", "pet", "suvr", "bold", "asl"}
 )
 IMAGE_WORDS = frozenset(
@@ -57,20 +58,8 @@ def stem(name: str) -> str:
 
 def without_last_word(name: str) -> tuple[str, str]:
     """Split `case_seg` into `case` and `seg` at the last `_` or `-`; ("", name) without one."""
-    match = re.fullmatch(r"(.+)[_-]([^_-]+)", name)
+    match = re.fullmatch(r"(.*[^_-])[_-]+([^_-]+)", name)
     return (match[1], match[2].lower()) if match else ("", name.lower())
-
-
-def subject_of(name: str) -> str:
-    """Subject a stem names: `sub-XX` where it stands, else the stem without modality words."""
-    bids = re.search(r"(?:^|[_/])(sub-[A-Za-z0-9]+)", name)
-    if bids:
-        return bids[1]
-    rest, word = without_last_word(name)
-    while rest and word in MODALITIES:
-        name = rest
-        rest, word = without_last_word(name)
-    return name
 
 
 def cases_of(name: str) -> list[str]:

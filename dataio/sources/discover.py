@@ -3,6 +3,7 @@
 import posixpath
 import re
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 from mim3d.dataio.errors import SourceError
@@ -15,21 +16,25 @@ from mim3d.dataio.sources import (
     layout_nnssl,
     layout_nnunet,
 )
+from mim3d.dataio.sources.options import SourceOptions
 from mim3d.dataio.sources.source import Discovery
+from mim3d.dataio.sources.subjects import as_told
+from mim3d.dataio.sources.table import TABLES
 from mim3d.dataio.sources.tree import LocalTree, Tree, glob_pattern, is_corpus
 from mim3d.dataio.storage.remote import ADDRESS
 
 LAYOUTS = ("auto", "folder", "msd", "nnunet", "bids", "nnssl", "csv")
-TABLES = (".csv", ".tsv")
 WILD = re.compile(r"[*?\[]")
 
 
-def discover(source: str, layout: str = "auto") -> Discovery:
+def discover(source: str, layout: str = "auto", options: SourceOptions | None = None) -> Discovery:
     """List the sources of a folder, glob, single file, datalist, table, address or `msd:Task...`.
 
-    `layout` names one of LAYOUTS where detection would choose another. Raises SourceError where
-    nothing can be found; single bad entries are in `Discovery.skipped`.
+    `layout` names one of LAYOUTS where detection would choose another; `options` are what a person
+    tells beside. Raises SourceError where nothing can be found; single bad entries are in
+    `Discovery.skipped`.
     """
+    options = options or SourceOptions()
     if layout not in LAYOUTS:
         raise ValueError(f"layout must be one of {', '.join(LAYOUTS)}, got {layout!r}")
     if not source:
@@ -49,7 +54,7 @@ def discover(source: str, layout: str = "auto") -> Discovery:
         found = find_in_folder(tree, layout)
     if not found.sources:
         raise SourceError("no-images", source, nothing_found(tree, found))
-    return found
+    return as_told(replace(found, root=tree.root), options)
 
 
 def split_source(source: str) -> tuple[str, str, bool]:
@@ -126,10 +131,8 @@ def detect(tree: Tree) -> str:
     tops = {name.split("/", 1)[0] for name in tree.names if "/" in name}
     if "imagesTr" in tops:
         return "msd"
-    has_subjects = any(re.fullmatch(r"sub-[A-Za-z0-9]+", top) for top in tops)
-    if has_subjects and any(
-        layout_bids.parse(n) for n in tree.names if n.startswith("sub-") and is_image(n)
-    ):
+    images = [name for name in tree.names if is_image(name)]
+    if images and 2 * len(layout_bids.bids_files(images)) > len(images):
         return "bids"
     return "folder"
 

@@ -1,37 +1,52 @@
 """Layout `bids`: `sub-XX[/ses-YY]/anat/sub-XX_ses-YY_T1w.nii.gz` with labels in derivatives.
 
-A file is a label where its suffix is `dseg`, `mask`, `roi` or `probseg`; it belongs to the image of
-the same subject, session and entities. Where several images fit, `space-T1w` or a suffix kept in
-the name (`..._T1w_label-lesion_mask`) decides; otherwise the label is skipped, never guessed.
+A data set is what stands around its `sub-XX` folders: below the root, in `rawdata/`, or in folders
+of several data sets, whose `sub-01` are different people. A file is a label where its suffix says
+so (`dseg`, `mask`, `msk`, `label-SC_seg`, ...); it belongs to the image of the same subject,
+session and entities. Where several fit, `space-T1w`, a suffix kept in the name
+(`..._T1w_label-lesion_mask`), its folder (`anat`) and at last its grid decide; otherwise it is left
+out, never guessed.
 """
 
 import posixpath
+import re
 from collections import defaultdict
-from dataclasses import dataclass
+from collections.abc import Iterable
+from dataclasses import dataclass, field
 
 from mim3d.dataio.errors import Rejection, SourceError
+from mim3d.dataio.labels.grids import on_its_grid
+from mim3d.dataio.labels.words import is_label_word
 from mim3d.dataio.nifti.names import is_image, stem
 from mim3d.dataio.sources.source import Discovery, Source
 from mim3d.dataio.sources.tree import Tree
+from mim3d.dataio.subjects.people import is_passage
 
-LABEL_SUFFIXES = {"dseg", "mask", "roi", "probseg"}
-OF_THE_LABEL = {"label", "desc", "space", "res", "den", "atlas", "seg", "method"}
+PLAIN_SUFFIXES = {"dseg", "seg", "segmentation", "msk", "label", "labels", "gt"}
+OF_THE_LABEL = {"label", "desc", "space", "res", "den", "atlas", "seg", "method", "model", "thresh"}
 NATIVE_SPACES = {"orig", "individual", "native", "scanner"}
+SUBJECT = re.compile(r"sub-[A-Za-z0-9]+")
+RAW = ("rawdata", "raw", "sourcedata")
 
 
 @dataclass(frozen=True)
 class BidsName:
-    """A BIDS file name taken apart; `hints` are words before the suffix that are no entity."""
+    """A BIDS file name taken apart; `hints` are words before the suffix that are no entity.
+
+    `dataset` is the folder of its data set, empty for the root.
+    """
 
     file: str
     entities: tuple[tuple[str, str], ...]
     hints: tuple[str, ...]
     suffix: str
+    dataset: str = ""
 
     @property
     def subject(self) -> str:
-        """`sub-XX`."""
-        return "sub-" + dict(self.entities)["sub"]
+        """`sub-XX`, after the folders that tell its data set from others."""
+        place = [part for part in self.dataset.split("/") if part and not is_passage(part)]
+        return "/".join([*place, "sub-" + dict(self.entities)["sub"]])
 
     @property
     def own(self) -> frozenset[tuple[str, str]]:
@@ -39,44 +54,124 @@ class BidsName:
         return frozenset((k, v) for k, v in self.entities if k not in OF_THE_LABEL)
 
     @property
+    def space(self) -> str:
+        """The space told, empty where it is the scanner's."""
+        space = dict(self.entities).get("space", "")
+        return "" if space in NATIVE_SPACES else space
+
+    @property
+    def is_label(self) -> bool:
+        """Whether the suffix tells a label."""
+        return is_label_word(self.suffix)
+
+    @property
     def label_name(self) -> str:
-        """Name of a label: its label and desc entities, `seg` for a plain dseg."""
+        """Name of a label: its label, seg and desc entities, `seg` for a plain dseg."""
         told = dict(self.entities)
-        parts = [told[k] for k in ("label", "desc") if k in told]
-        return "_".join(parts) or ("seg" if self.suffix == "dseg" else self.suffix)
+        parts = [told[k] for k in ("label", "seg", "desc") if k in told]
+        return "_".join(parts) or ("seg" if self.suffix in PLAIN_SUFFIXES else self.suffix)
 
 
-def parse(file: str) -> BidsName | None:
+def parse(file: str, dataset: str = "") -> BidsName | None:
     """Take a file name apart; None where it is no BIDS name (`sub-XX_..._suffix`)."""
-    words = stem(file).split("_")
-    pairs = [tuple(w.split("-", 1)) for w in words[:-1] if "-" in w]
+    *words, suffix = stem(file).split("_")
+    kind, dash, which = suffix.partition("-")
+    if dash and is_label_word(kind):  # the spinal cord toolbox's `_seg-manual`
+        words, suffix = [*words, f"desc-{which}"], kind
+    pairs = [tuple(w.split("-", 1)) for w in words if "-" in w]
     entities = tuple((k, v) for k, v in pairs if k and v)
-    if not entities or entities[0][0] != "sub" or "-" in words[-1]:
+    if not entities or entities[0][0] != "sub" or "-" in suffix:
         return None
-    hints = tuple(w for w in words[:-1] if "-" not in w)
-    return BidsName(file, entities, hints, words[-1])
+    hints = tuple(w for w in words if "-" not in w)
+    return BidsName(file, entities, hints, suffix, dataset)
 
 
-def find(tree: Tree) -> Discovery:
+def place_in(file: str) -> tuple[str, str] | None:
+    """Data set and kind ("raw", "derivatives", "sourcedata") of a file below a `sub-XX` folder."""
+    parts = file.split("/")[:-1]
+    at = next((i for i, part in enumerate(parts) if SUBJECT.fullmatch(part)), None)
+    if at is None:
+        return None
+    above = parts[:at]
+    if "derivatives" in above:
+        return "/".join(without_raw(above[: above.index("derivatives")])), "derivatives"
+    kind = "sourcedata" if "sourcedata" in above else "raw"
+    return "/".join(without_raw(above)), kind
+
+
+def without_raw(folders: list[str]) -> list[str]:
+    """Folders above a subject without a last `rawdata`."""
+    return folders[:-1] if folders and folders[-1] in RAW else folders
+
+
+def bids_files(names: Iterable[str]) -> list[str]:
+    """Images and labels that stand in a `sub-XX` folder and are called so."""
+    return [n for n in names if is_image(n) and place_in(n) and parse(n)]
+
+
+@dataclass
+class Dataset:
+    """The files of one data set."""
+
+    raw: list[BidsName] = field(default_factory=list)
+    derived: list[BidsName] = field(default_factory=list)
+    labels: list[BidsName] = field(default_factory=list)
+    copies: list[BidsName] = field(default_factory=list)
+    maps: list[BidsName] = field(default_factory=list)
+
+    def add(self, name: BidsName, kind: str) -> None:
+        """File a name by what it is and where it stands."""
+        if name.suffix in ("probseg", "probsegmentation"):
+            self.maps.append(name)
+        elif name.is_label:
+            self.labels.append(name)
+        else:
+            of_kind = {"raw": self.raw, "derivatives": self.derived, "sourcedata": self.copies}
+            of_kind[kind].append(name)
+
+    @property
+    def images(self) -> list[BidsName]:
+        """Raw images; where there are none, what the pipelines made of them."""
+        return self.raw or self.copies or self.derived
+
+    @property
+    def left(self) -> list[BidsName]:
+        """Other images: made from the raw ones, their copies, and probability maps."""
+        used = {name.file for name in self.images}
+        return [n for n in (*self.derived, *self.copies, *self.maps) if n.file not in used]
+
+
+def find(tree: Tree, names: Iterable[str] | None = None) -> Discovery:
     """Sources of every raw image, with the labels of the raw tree and of `derivatives`."""
-    images: list[BidsName] = []
-    labels: list[BidsName] = []
+    datasets: dict[str, Dataset] = defaultdict(Dataset)
     skipped = list(tree.problems)
-    for name in tree.names:
-        top = name.split("/", 1)[0]
-        if not is_image(name) or not (top.startswith("sub-") or top == "derivatives"):
+    for name in tree.names if names is None else names:
+        place = place_in(name) if is_image(name) else None
+        if place is None or any(part.startswith(".") for part in name.split("/")):
             continue
-        parsed = parse(name)
+        parsed = parse(name, place[0])
         if parsed is None:
             skipped.append(Rejection(tree.path(name), "bad-name", "is not named sub-XX_..._suffix"))
-        elif parsed.suffix in LABEL_SUFFIXES:
-            labels.append(parsed)
-        elif top != "derivatives":
-            images.append(parsed)
-    if not images:
+        else:
+            datasets[place[0]].add(parsed, place[1])
+    if not any(dataset.images for dataset in datasets.values()):
         raise SourceError("no-images", tree.root, "has no sub-XX/**/sub-XX_*.nii[.gz] image")
-    owned = attach(tree, images, labels, skipped)
-    return Discovery(tuple(source(tree, i, owned[i.file]) for i in images), tuple(skipped), "bids")
+    sources = []
+    for dataset in datasets.values():
+        owned = attach(tree, dataset.images, dataset.labels, skipped)
+        sources += [source(tree, image, owned[image.file]) for image in dataset.images]
+    return Discovery(tuple(sources), tuple(skipped), "bids", notes=notes_on(datasets))
+
+
+def notes_on(datasets: dict[str, Dataset]) -> tuple[str, ...]:
+    """What of the data sets is not converted, though nothing is wrong with it."""
+    left = [name.file for dataset in datasets.values() for name in dataset.left]
+    if not left:
+        return ()
+    return (
+        f"{len(left)} files are left out that were made from the raw images, are copies of them or "
+        f"probability maps (such as {left[0]}); name their folder as SRC to convert those",
+    )
 
 
 def attach(
@@ -88,33 +183,52 @@ def attach(
         by_subject[image.subject].append(image)
     owned: dict[str, dict[str, str]] = defaultdict(dict)
     for label in labels:
-        owners = owners_of(label, by_subject[label.subject])
-        if len(owners) == 1:
-            names = owned[owners[0].file]
+        fitting = owners_of(label, by_subject[label.subject])
+        owners = fitting if len(fitting) == 1 else sharing_grid(tree, label, fitting)
+        for owner in owners:
+            names = owned[owner.file]
             name = label.label_name
             names[name if name not in names else unused(name, label, names)] = label.file
-        else:
-            code = "ambiguous-label" if owners else "label-without-image"
-            told = ", ".join(posixpath.basename(o.file) for o in owners[:4])
-            why = f"may belong to {told}" if owners else "fits no image of its subject and session"
+        if not owners:
+            code = "ambiguous-label" if fitting else "label-without-image"
+            told = ", ".join(posixpath.basename(o.file) for o in fitting[:4])
+            why = (
+                f"may belong to {told} and is on the grid of none; name it like its image"
+                if fitting
+                else "fits no image of its subject and session"
+            )
             skipped.append(Rejection(tree.path(label.file), code, why))
     return owned
 
 
+def sharing_grid(tree: Tree, label: BidsName, images: list[BidsName]) -> list[BidsName]:
+    """Those of several images that have the label's voxels."""
+    paths = [tree.path(image.file) for image in images]
+    return [images[i] for i in on_its_grid(tree.path(label.file), paths)] if images else []
+
+
 def owners_of(label: BidsName, images: list[BidsName]) -> list[BidsName]:
     """Images that a label fits, narrowed by its space and by suffixes kept in its name."""
-    space = dict(label.entities).get("space", "")
     fitting = [i for i in images if i.own == label.own] or [i for i in images if i.own >= label.own]
     if label.hints:
         return [i for i in fitting if i.suffix in label.hints]
-    if space and space not in NATIVE_SPACES:
-        return [i for i in fitting if space in {i.suffix, dict(i.entities).get("space")}]
-    return fitting
+    if label.space:
+        return [i for i in fitting if label.space in {i.suffix, i.space}]
+    native = [i for i in fitting if not i.space] or fitting
+    beside = [i for i in native if kind_folder(i) == kind_folder(label)]
+    return beside or native
+
+
+def kind_folder(name: BidsName) -> str:
+    """`anat`, `dwi`, ...: the last folder above a file."""
+    return posixpath.basename(posixpath.dirname(name.file))
 
 
 def unused(name: str, label: BidsName, taken: dict[str, str]) -> str:
     """A name that no other label of the image has: with the pipeline's, then with a number."""
-    pipeline = label.file.split("/")[1] if label.file.startswith("derivatives/") else "raw"
+    parts = label.file.split("/")
+    at = parts.index("derivatives") + 1 if "derivatives" in parts else 0
+    pipeline = parts[at] if at and not SUBJECT.fullmatch(parts[at]) else "raw"
     candidate, number = f"{name}_{pipeline}", 2
     while candidate in taken:
         candidate, number = f"{name}_{pipeline}_{number}", number + 1
@@ -123,9 +237,12 @@ def unused(name: str, label: BidsName, taken: dict[str, str]) -> str:
 
 def source(tree: Tree, image: BidsName, labels: dict[str, str]) -> Source:
     """One image of one subject and session."""
+    place = posixpath.dirname(image.subject)
     return Source(
-        id=stem(image.file),
+        id="_".join(filter(None, [place.replace("/", "_"), stem(image.file)])),
         images=(tree.path(image.file),),
         labels={name: tree.path(file) for name, file in labels.items()},
         subject=image.subject,
+        group=place,
+        subject_from="BIDS names",
     )

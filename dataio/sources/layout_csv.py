@@ -4,25 +4,23 @@ Columns: `image` (several channels: `image_0`, `image_1`, ...), and where there 
 `label:NAME`, `subject`, `group`, `split`, `id`. Comma, semicolon or tab; header in any case.
 """
 
-import csv
-import io
 import re
 
 from mim3d.dataio.errors import Rejection, SourceError
 from mim3d.dataio.nifti.names import stem
 from mim3d.dataio.sources.source import Discovery, Source
 from mim3d.dataio.sources.subjects import named_by_path
+from mim3d.dataio.sources.table import SUBJECT_COLUMNS, Row, read_table
 from mim3d.dataio.sources.tree import Tree
 
 ALIASES = {
     "image": ("image", "image_path", "img", "path", "file", "filename"),
     "label": ("label", "label_path", "seg", "segmentation", "mask"),
-    "subject": ("subject", "subject_id", "patient", "patient_id", "participant_id"),
+    "subject": SUBJECT_COLUMNS,
     "group": ("group", "site", "center", "dataset"),
     "split": ("split", "fold", "partition"),
     "id": ("id", "case", "case_id", "name"),
 }
-Row = dict[str, str]
 
 
 def find(tree: Tree, file: str) -> Discovery:
@@ -41,22 +39,7 @@ def find(tree: Tree, file: str) -> Discovery:
 
 def read_rows(tree: Tree, file: str) -> tuple[list[Row], dict[str, list[str]]]:
     """Rows as dicts and the columns of each role; SourceError without an image column."""
-    text = tree.read_text(file)
-    header = text.split("\n", 1)[0]
-    delimiter = max(",;\t", key=header.count)
-    reader = csv.DictReader(io.StringIO(text, newline=""), delimiter=delimiter)
-    try:
-        rows = [
-            {
-                k.strip().lower(): (v or "").strip()
-                for k, v in r.items()
-                if isinstance(k, str) and not isinstance(v, list)
-            }
-            for r in reader
-        ]
-        names = [n.strip().lower() for n in reader.fieldnames or []]
-    except csv.Error as error:
-        raise SourceError("bad-csv", tree.path(file), f"is not a table ({error})") from error
+    rows, names = read_table(tree.read_text(file), tree.path(file))
     columns = {role: [a for a in known if a in names][:1] for role, known in ALIASES.items()}
     if not columns["image"]:
         columns["image"] = sorted(

@@ -1,20 +1,21 @@
 """Layout `folder`: every NIfTI file below a folder, or those a glob names.
 
-What labels are is in `label_pairing`, whose the images are in `subjects`.
+What labels are is in `labels`, whose the images are in `subjects`.
 """
 
 import posixpath
 import re
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterable
 
 from mim3d.dataio.errors import Rejection
+from mim3d.dataio.labels.grids import on_its_grid
+from mim3d.dataio.labels.pairing import Pairing, pair_labels
+from mim3d.dataio.labels.words import is_label_folder
 from mim3d.dataio.nifti.names import SIDECARS, data_of, header_of, is_data_of_pair, is_image, stem
-from mim3d.dataio.sources.label_name import is_label_folder
-from mim3d.dataio.sources.label_pairing import Pairing, pair_labels
 from mim3d.dataio.sources.source import Discovery, Source
-from mim3d.dataio.sources.subjects import images_below, subject_from
 from mim3d.dataio.sources.tree import Tree
+from mim3d.dataio.subjects.people import people_of
 
 
 def find(tree: Tree, names: Iterable[str] | None = None) -> Discovery:
@@ -22,21 +23,42 @@ def find(tree: Tree, names: Iterable[str] | None = None) -> Discovery:
     wanted = [n for n in (tree.names if names is None else names) if not hidden(n)]
     images, skipped = images_among(tree, wanted)
     pairing = pair_labels(images)
+    keep_to_grids(tree, pairing)
     skipped += [Rejection(tree.path(n), *told) for n, told in sorted(pairing.skipped.items())]
     labels = pairing.label_files
     kept = [n for n in images if n not in labels]
-    crowd = images_below(kept)
+    people = people_of(kept, tree.root)
     sources = [
         Source(
             id=re.sub("/+", "_", posixpath.join(posixpath.dirname(name), stem(name))),
             images=(tree.path(name),),
             labels={k: tree.path(v) for k, v in pairing.labels.get(name, {}).items()},
-            subject=subject_from(name, crowd),
+            subject=person.subject,
+            subject_from=person.rule,
+            doubt=person.doubt,
         )
-        for name in kept
+        for name, person in zip(kept, people, strict=True)
     ]
     problems = (*tree.problems, *skipped)
     return Discovery(tuple(sources), problems, "folder", doubts(tree, pairing, kept))
+
+
+def keep_to_grids(tree: Tree, pairing: Pairing) -> None:
+    """Of several images that share a label by name, only those on whose grid it is keep it.
+
+    Where none is, all do: the conversion tells what sets them apart.
+    """
+    owners: dict[str, list[tuple[str, str]]] = defaultdict(list)
+    for image, found in pairing.labels.items():
+        for key, label in found.items():
+            owners[label].append((image, key))
+    for label, several in owners.items():
+        if len(several) < 2:
+            continue
+        fitting = on_its_grid(tree.path(label), [tree.path(image) for image, _ in several])
+        for i, (image, key) in enumerate(several):
+            if fitting and i not in fitting:
+                del pairing.labels[image][key]
 
 
 def doubts(tree: Tree, pairing: Pairing, kept: list[str]) -> tuple[str, ...]:

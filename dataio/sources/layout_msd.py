@@ -8,11 +8,15 @@ by name.
 
 import json
 import posixpath
-from collections.abc import Mapping
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from mim3d.dataio.errors import Rejection, SourceError
-from mim3d.dataio.nifti.names import is_image, stem, subject_of
+from mim3d.dataio.nifti.names import stem
+from mim3d.dataio.sources import layout_folder, layout_nnunet
+from mim3d.dataio.sources.class_names import classes_of, modalities_of, with_names
 from mim3d.dataio.sources.source import Discovery, Source
 from mim3d.dataio.sources.subjects import named_by_path
 from mim3d.dataio.sources.tree import Tree
@@ -23,7 +27,11 @@ SUBJECT_KEYS = ("subject", "subject_id", "patient", "patient_id")
 
 def find(tree: Tree, file: str = "dataset.json") -> Discovery:
     """Sources of the datalist `file`, whose paths are relative to the tree."""
-    sections = read_sections(tree, file)
+    content = read_content(tree, file)
+    sections = read_sections(tree, file, content)
+    described = content if isinstance(content, dict) else {}
+    classes, ignore = classes_of(described)
+    channels = modalities_of(described)
     sources: list[Source] = []
     names: list[str] = []
     skipped: list[Rejection] = []
@@ -36,7 +44,17 @@ def find(tree: Tree, file: str = "dataset.json") -> Discovery:
             elif not isinstance(entry, str | dict):
                 why = f"entry {number} of `{section}` is {entry!r}, not a path or an object"
                 skipped.append(Rejection(tree.path(file), "bad-entry", why))
-    return Discovery(tuple(named_by_path(names, sources)), tuple(skipped), "msd")
+    sources = [with_names(source, channels, classes, ignore) for source in sources]
+    notes = frames_note(channels, sources)
+    return Discovery(tuple(named_by_path(names, sources)), tuple(skipped), "msd", notes=notes)
+
+
+def frames_note(channels: Sequence[str], sources: Sequence[Source]) -> tuple[str, ...]:
+    """A note where the modalities lie in the fourth dimension of one file."""
+    if len(channels) < 2 or not any(len(source.images) == 1 for source in sources):
+        return ()
+    told = f"{len(channels)} modalities ({', '.join(channels)})"
+    return (f"{told}: --time-axis channels keeps those of one file together",)
 
 
 def first_image(entry: object) -> str:
@@ -44,14 +62,18 @@ def first_image(entry: object) -> str:
     return as_paths(entry.get("image") if isinstance(entry, dict) else entry)[0]
 
 
-def read_sections(tree: Tree, file: str) -> dict[str, list[Any]]:
-    """Lists of the datalist by section name; SourceError where there are none."""
+def read_content(tree: Tree, file: str) -> Any:
+    """The JSON of a datalist; SourceError where it is none."""
     try:
-        content = json.loads(tree.read_text(file))
+        return json.loads(tree.read_text(file))
     except ValueError as error:
         if isinstance(error, SourceError):
             raise
         raise SourceError("bad-json", tree.path(file), f"is not JSON ({error})") from error
+
+
+def read_sections(tree: Tree, file: str, content: Any) -> dict[str, list[Any]]:
+    """Lists of the datalist by section name; SourceError where there are none."""
     if isinstance(content, list):
         content = {"training": content}
     sections = {k: content[k] for k in SPLITS if isinstance(content, dict) and content.get(k)}
@@ -117,23 +139,20 @@ def as_paths(value: object) -> list[str]:
 
 
 def find_without_json(tree: Tree) -> Discovery:
-    """Sources of imagesTr, labelsTr and imagesTs paired by file name."""
-    known = set(tree.names)
-    sources, skipped = [], list(tree.problems)
-    for name in tree.names:
-        folder, base = posixpath.split(name)
-        if folder not in {"imagesTr", "imagesTs"} or not is_image(base) or base.startswith("."):
+    """Sources of imagesTr, labelsTr and imagesTs paired by name; of channels, a case each."""
+    if ending := layout_nnunet.ending_of_channels(tree.names):
+        return layout_nnunet.find_without_json(tree, ending)
+    inside = [n for n in tree.names if re.match(r"(images|labels)(Tr|Ts|Va|Val)/", n)]
+    found = layout_folder.find(tree, inside)
+    sources, skipped = [], list(found.skipped)
+    for source in found.sources:
+        folder = posixpath.basename(posixpath.dirname(source.images[0]))
+        if not folder.startswith("images"):
+            sources.append(source)
             continue
-        label = folder.replace("images", "labels") + "/" + base
-        if label not in known and folder == "imagesTr":
-            skipped.append(Rejection(tree.path(label), "missing-label", f"is not there for {name}"))
-        sources.append(
-            Source(
-                id=stem(base),
-                images=(tree.path(name),),
-                labels={"seg": tree.path(label)} if label in known else {},
-                subject=subject_of(stem(base)),
-                split="train" if folder == "imagesTr" else "test",
-            )
-        )
-    return Discovery(tuple(sources), tuple(skipped), "msd")
+        if not source.labels and folder == "imagesTr":
+            why = f"has no label in labelsTr called like {posixpath.basename(source.images[0])}"
+            skipped.append(Rejection(source.images[0], "missing-label", why))
+        split = {"imagesTr": "train", "imagesTs": "test"}.get(folder, "val")
+        sources.append(replace(source, id=stem(source.images[0]), split=split))
+    return replace(found, sources=tuple(sources), skipped=tuple(skipped), layout="msd")

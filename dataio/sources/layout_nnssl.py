@@ -71,6 +71,7 @@ def read(
         images=(path,),
         labels={name: mask for name, mask in found.items() if mask is not None},
         subject=person,
+        subject_from="told",
     )
 
 

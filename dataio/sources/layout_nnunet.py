@@ -3,13 +3,17 @@
 import json
 import posixpath
 import re
-from collections import defaultdict
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from mim3d.dataio.errors import Rejection, SourceError
-from mim3d.dataio.nifti.names import SUFFIXES, subject_of
+from mim3d.dataio.nifti.names import SUFFIXES
+from mim3d.dataio.sources.class_names import classes_of, modalities_of, with_names
 from mim3d.dataio.sources.source import Discovery, Source
+from mim3d.dataio.sources.subjects import with_person
 from mim3d.dataio.sources.tree import Tree
+from mim3d.dataio.subjects.people import people_of
 
 FOLDERS = {"imagesTr": "train", "imagesTs": "test"}
 Channels = dict[int, str]
@@ -31,7 +35,59 @@ def find(tree: Tree, file: str = "dataset.json") -> Discovery:
         sources = listed_cases(tree, described["dataset"], skipped)
     else:
         sources = cases_in_folders(tree, ending, len(names), skipped)
-    return Discovery(tuple(sources), tuple(skipped), "nnunet")
+    classes, ignore = classes_of(described)
+    sources = [with_names(one, modalities_of(described), classes, ignore) for one in sources]
+    people = people_of([f"{source.id}.nii" for source in sources], tree.root)
+    return Discovery(tuple(map(with_person, sources, people)), tuple(skipped), "nnunet")
+
+
+def find_without_json(tree: Tree, ending: str) -> Discovery:
+    """Sources of the folders alone: as many channels a case as most cases have."""
+    skipped = list(tree.problems)
+    per_case = Counter(len(channels) for channels in channels_by_case(tree.names, ending).values())
+    (n_channels, _), *others = per_case.most_common()
+    sources = cases_in_folders(tree, ending, n_channels, skipped)
+    people = people_of([f"{source.id}.nii" for source in sources], tree.root)
+    note = f"no dataset.json: {n_channels} channels a case, by names that end in _0000, _0001, ..."
+    notes = (note,) if n_channels > 1 or others else ()
+    return Discovery(
+        tuple(map(with_person, sources, people)), tuple(skipped), "nnunet", notes=notes
+    )
+
+
+def channels_by_case(names: Iterable[str], ending: str) -> dict[tuple[str, str], Channels]:
+    """Files by (folder, case) and channel."""
+    pattern = re.compile(rf"(imagesTr|imagesTs)/([^/.][^/]*)_(\d{{4}}){re.escape(ending)}")
+    cases: dict[tuple[str, str], Channels] = defaultdict(dict)
+    for name in names:
+        if match := pattern.fullmatch(name):
+            cases[match[1], match[2]][int(match[3])] = name
+    return cases
+
+
+def ending_of_channels(names: Sequence[str]) -> str:
+    """The files' ending where folders without dataset.json hold channels of cases, else empty.
+
+    They do where labels are called after cases without the number, or all of several cases have the
+    same channels from 0; `amos_0001` with a label of the same name is a case.
+    """
+    known = set(names)
+    for ending in SUFFIXES:
+        cases = channels_by_case(names, ending)
+        labels = [f"{f.replace('images', 'labels')}/{case}{ending}" for f, case in cases]
+        n_labelled = sum(label in known for label in labels)
+        sets = {tuple(sorted(channels)) for channels in cases.values()}
+        alike = (
+            len(sets) == 1
+            and len(cases) > 1
+            and all(
+                list(channels) == list(range(len(channels))) and len(channels) > 1
+                for channels in sets
+            )
+        )
+        if n_labelled or alike:
+            return ending
+    return ""
 
 
 def read_description(tree: Tree, file: str) -> dict[str, Any]:
@@ -49,13 +105,12 @@ def cases_in_folders(
     tree: Tree, ending: str, n_channels: int, skipped: list[Rejection]
 ) -> list[Source]:
     """Cases by file name: every channel 0..n-1 must be there (n from the case where unknown)."""
-    pattern = re.compile(rf"(imagesTr|imagesTs)/(.+)_(\d{{4}}){re.escape(ending)}")
-    cases: dict[tuple[str, str], Channels] = defaultdict(dict)
+    cases = channels_by_case(tree.names, ending)
+    used = {file for channels in cases.values() for file in channels.values()}
     for name in tree.names:
-        match = pattern.fullmatch(name)
-        if match and not match[2].startswith("."):
-            cases[match[1], match[2]][int(match[3])] = name
-        elif posixpath.dirname(name) in FOLDERS and name.lower().endswith(SUFFIXES):
+        is_hidden = posixpath.basename(name).startswith(".")
+        of_folder = posixpath.dirname(name) in FOLDERS and name.lower().endswith(SUFFIXES)
+        if of_folder and name not in used and not is_hidden:
             why = f"is not named CASE_0000{ending}"
             skipped.append(Rejection(tree.path(name), "bad-name", why))
     known = set(tree.names)
@@ -64,7 +119,7 @@ def cases_in_folders(
         missing = set(range(n_channels or max(channels) + 1)) - set(channels)
         if missing:
             first = f"{folder}/{case}_{min(missing):04d}{ending}"
-            why = f"is not there, but dataset.json declares {n_channels} channels"
+            why = f"is not there, but {n_channels} channels are declared or usual here"
             skipped.append(Rejection(tree.path(first), "missing-channel", why))
             continue
         label = f"{folder.replace('images', 'labels')}/{case}{ending}"
@@ -105,6 +160,5 @@ def source(tree: Tree, case: str, images: list[str], labels: dict[str, str], spl
         id=case,
         images=tuple(tree.path(i) for i in images),
         labels={k: tree.path(v) for k, v in labels.items()},
-        subject=subject_of(case),
         split=split,
     )

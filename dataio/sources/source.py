@@ -14,7 +14,10 @@ class Source:
     one per channel of a multi-modal volume, all on one grid: a local path or an s3://, gs:// or
     http(s):// address. `labels` maps a label's name (`seg` where the layout has no name for it) to
     its path. `subject` and `group` (dataset, site, left/right pair) are what splits must not cut
-    through; `split` is what the layout said ("train", "test", ...), or empty.
+    through; `split` is what the layout said ("train", "test", ...), or empty. `subject_from` is the
+    rule that gave the subject ("told" where a table or a person said it) and `doubt` why it may be
+    wrong. `channel_names` are the channels' modalities and `class_names` the classes' names by
+    label, where the layout tells them; `ignore` is the value of a label that is no class.
     """
 
     id: str
@@ -23,6 +26,11 @@ class Source:
     subject: str = ""
     group: str = ""
     split: str = ""
+    subject_from: str = ""
+    doubt: str = ""
+    channel_names: tuple[str, ...] = ()
+    class_names: Mapping[str, Mapping[int, str]] = field(default_factory=dict)
+    ignore: Mapping[str, int] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if not self.images:
@@ -40,10 +48,13 @@ class Source:
 class Discovery:
     """Sources in a stable order, everything left out, and the layout they were read by.
 
-    `warnings` are for a person: what was taken for something that it may not be.
+    `warnings` are for a person: what was taken for something that it may not be; `notes` are what
+    is worth knowing and is no doubt. `root` is the folder or address that names are shown below.
     """
 
     sources: tuple[Source, ...]
     skipped: tuple[Rejection, ...] = ()
     layout: str = ""
     warnings: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
+    root: str = ""

@@ -2,7 +2,7 @@
 
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Annotated
 
 import tyro
@@ -13,9 +13,13 @@ from mim3d.dataio.convert.run import ConversionReport, Rerun, convert, usable_cp
 from mim3d.dataio.convert.volume_ids import unique_ids
 from mim3d.dataio.corpus.conversion import Conversion
 from mim3d.dataio.errors import Mim3dError, Rejection
+from mim3d.dataio.inspect.doubts import corpus_doubts, people_in
 from mim3d.dataio.nifti.names import is_image
 from mim3d.dataio.sources.discover import LAYOUTS, discover
+from mim3d.dataio.sources.options import SourceOptions
 from mim3d.dataio.sources.source import Discovery, Source
+from mim3d.dataio.sources.subjects import grouped
+from mim3d.dataio.subjects.grouping import Grouping
 from mim3d.engine.commands.arguments import UsageError, parse
 from mim3d.engine.commands.outcome import Outcome
 
@@ -42,6 +46,7 @@ class ConvertArgs:
     dry_run: bool = False
     """List what would be converted and skipped, with size and time; write nothing."""
     rerun: Annotated[Rerun, tyro.conf.arg(name="")] = field(default_factory=Rerun)
+    telling: Annotated[SourceOptions, tyro.conf.arg(name="")] = field(default_factory=SourceOptions)
     options: Annotated[Conversion, tyro.conf.arg(name="")] = field(default_factory=Conversion)
 
     def __post_init__(self) -> None:
@@ -56,7 +61,7 @@ def main(words: list[str]) -> Outcome:
     args = arguments(words)
     if not args.destination.strip():
         raise Mim3dError("DST is empty; name a folder for the corpus")
-    found = discover(args.source, args.layout)
+    found = discover(args.source, args.layout, args.telling)
     skipped = tuple(Rejection(s.path, s.code, s.detail) for s in found.skipped)
     if args.dry_run:
         return show_forecast(forecast(found.sources, args.options), skipped, args, found)
@@ -121,14 +126,16 @@ def show_report(report: ConversionReport, destination: str, found: Discovery) ->
         f"{report.bytes_out / 1e6:.1f} MB stored, {rate:.0f} MB/s"
     )
     show_upkeep(console, report)
-    show_warnings(console, found.warnings)
+    people = people_in(report.records)
+    show_people(console, people, found.notes)
+    warnings = doubts_of(found, corpus_doubts(report.records))
+    show_warnings(console, warnings)
     show_rejections(console, report.rejections, f"{destination}/quarantine.jsonl")
-    figures = {
-        name: getattr(report, name) for name in report.__dataclass_fields__ if name != "rejections"
-    }
+    left = ("rejections", "records")
+    figures = {name: getattr(report, name) for name in vars(report) if name not in left}
     figures |= {"layout": found.layout, "quarantine": counted(report.rejections)}
-    figures["warnings"] = list(found.warnings)
-    return Outcome(figures, lost=report.n_quarantined)
+    figures |= {"n_subjects": people.n_subjects, "warnings": warnings}
+    return Outcome(figures, lost=report.n_quarantined + len(warnings))
 
 
 def show_upkeep(console: Console, report: ConversionReport) -> None:
@@ -174,7 +181,10 @@ def show_forecast(
         f"{expected.stored_bytes / 1e6:.1f} MB, about {seconds:.1f} s with {workers} workers "
         f"({how}); nothing was written"
     )
-    show_warnings(console, found.warnings)
+    people = grouped(replace(found, sources=tuple(i.source for i in expected.expected)))
+    show_people(console, people, found.notes)
+    warnings = doubts_of(found, people.doubts)
+    show_warnings(console, warnings)
     rejections = (*skipped, *expected.rejections)
     show_rejections(console, rejections, "")
     figures = {
@@ -186,9 +196,24 @@ def show_forecast(
         "estimated_seconds": seconds,
         "found": [facts_of(id, i) for id, i in zip(ids, expected.expected, strict=True)],
         "skipped": [vars(rejection) for rejection in rejections],
-        "warnings": list(found.warnings),
+        "subjects": people.n_subjects,
+        "warnings": warnings,
     }
-    return Outcome(figures, lost=0)
+    return Outcome(figures, lost=len(warnings))
+
+
+def doubts_of(found: Discovery, others: Sequence[str]) -> list[str]:
+    """Every warning, once."""
+    return list(dict.fromkeys((*found.warnings, *others)))
+
+
+def show_people(console: Console, people: Grouping, notes: Sequence[str]) -> None:
+    """N volumes of M subjects, how names were grouped, and what is worth knowing."""
+    console.print(f"{people.line}:", markup=False)
+    for example in people.examples:
+        console.print(f"  {example}", markup=False)
+    for note in notes:
+        console.print(f"note: {note}", markup=False)
 
 
 HEADINGS = ("id", "x y z", "frames", "dtype", "axes", "Mvoxels", "labels", "subject")

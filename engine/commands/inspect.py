@@ -11,6 +11,7 @@ from rich.console import Console
 from mim3d.dataio.corpus.manifest import VolumeRecord
 from mim3d.dataio.corpus.quarantine import QUARANTINE
 from mim3d.dataio.errors import CorpusError, Mim3dError, Rejection
+from mim3d.dataio.inspect.doubts import corpus_doubts, people_in
 from mim3d.dataio.inspect.summary import (
     Summary,
     class_table,
@@ -71,13 +72,26 @@ def show(corpus: Corpus, shards: Shards, args: InspectArgs) -> Outcome:
     console = Console(width=None if Console().is_terminal else 120)
     by_code = counted(r.code for r in rejected)
     print_tables(console, records, summary, rejected, args.rows)
+    doubts = show_doubts(console, records)
     pictures: list[str] = []
     if args.pictures:
         pictures, missing = draw(corpus, shards, args)
         console.print("drawn: " + ", ".join(pictures), markup=False, soft_wrap=True)
         if missing:
             console.print(f"no montage: {missing}", markup=False, soft_wrap=True)
-    return Outcome({**asdict(summary), "quarantined": by_code, "pictures": pictures})
+    figures = {**asdict(summary), "quarantined": by_code, "pictures": pictures, "doubts": doubts}
+    return Outcome(figures, lost=len(doubts))
+
+
+def show_doubts(console: Console, records: Sequence[VolumeRecord]) -> list[str]:
+    """How volumes were grouped, by example, and what may be wrong with it."""
+    people, doubts = people_in(records), list(corpus_doubts(records))
+    console.print(f"{people.line}:", markup=False)
+    for example in people.examples:
+        console.print(f"  {example}", markup=False, soft_wrap=True)
+    for doubt in doubts:
+        console.print(f"warning: {doubt}", markup=False, soft_wrap=True)
+    return doubts
 
 
 def print_tables(

@@ -25,13 +25,15 @@ DATAIO = {
     "storage": "",
     "nifti": "storage",
     "chunks": "native",
-    "sources": "nifti storage",
+    "subjects": "nifti",
+    "labels": "nifti subjects",
+    "sources": "labels subjects nifti storage",
     "corpus": "chunks storage",
     "convert": "sources nifti corpus chunks storage native",
     "reader": "corpus chunks storage",
     "device": "reader corpus chunks native",
     "loader": "device reader corpus chunks",
-    "inspect": "reader corpus nifti chunks storage",
+    "inspect": "reader corpus subjects nifti chunks storage",
 }
 ENGINE = {
     "models": "",

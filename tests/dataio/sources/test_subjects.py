@@ -5,11 +5,11 @@ import json
 import pytest
 
 from mim3d.dataio.sources.discover import discover
-from mim3d.dataio.sources.subjects import images_below, subject_from
+from mim3d.dataio.subjects.people import people_of
 
 
 def subjects(*names: str) -> list[str]:
-    return [subject_from(name, images_below(names)) for name in names]
+    return [person.subject for person in people_of(names, "root")]
 
 
 @pytest.mark.parametrize("visit", ["visit{}", "ses-{}", "timepoint_{}", "2019-01-0{}", "m{}2"])
@@ -23,7 +23,7 @@ def test_many_visits_of_many_kinds_are_one_subject():
     names = [f"p1/visit{v}/{k}.nii" for v in range(9) for k in kinds]
     names += [f"p2/visit{v}/anat/p2_visit{v}_{k}.nii" for v in range(9) for k in kinds]
     assert set(subjects(*names[:36])) == {"p1"}
-    assert set(subjects(*names[36:])) == {"p2/p2"}
+    assert set(subjects(*names[36:])) == {"p2"}
 
 
 def test_visits_above_people_are_not_their_subject():

@@ -105,9 +105,69 @@ def test_a_dry_run_tells_bad_labels_and_keeps_their_images(folder, tmp_path, cap
 def test_what_is_taken_for_an_image_is_warned_of(folder, tmp_path, capsys):
     (folder / "mask_of_me.nii.gz").write_bytes((folder / "case0.nii.gz").read_bytes())
     words = ["convert", str(folder), str(tmp_path / "c"), "--workers", "1"]
-    assert main([*words, "--json", str(tmp_path / "figures.json")]) == 0
+    assert main([*words, "--json", str(tmp_path / "figures.json")]) == 3
     assert "warning: " in (told := capsys.readouterr().out) and "mask_of_me.nii.gz" in told
-    assert len(figures(tmp_path)["warnings"]) == 1
+    called, copied = figures(tmp_path)["warnings"]
+    assert "called like a label" in called and "same content under several subjects" in copied
+    again = [*words, "--accept-doubts", "--json", str(tmp_path / "figures.json")]
+    assert main(again) == 0 and figures(tmp_path)["warnings"] == []
+    assert main(["inspect", str(tmp_path / "c"), "--no-pictures"]) == 0
+
+
+def test_a_label_map_among_images_is_told_by_its_voxels(folder, tmp_path, capsys):
+    parts = np.random.default_rng(1).integers(0, 4, (30, 31, 32)).astype(np.int16)
+    nib.save(nib.Nifti1Image(parts, np.diag([-1, 1, 1, 1])), folder / "other.nii.gz")
+    words = ["convert", str(folder), str(tmp_path / "c"), "--workers", "1"]
+    assert main(words) == 3
+    told = capsys.readouterr().out
+    assert "1 image of 4 hold few whole numbers (4 in" in told and "other.nii.gz" in told
+    (tmp_path / "cohort.csv").write_text("image,label\nimages/case0.nii.gz,images/other.nii.gz\n")
+    words = ["convert", str(tmp_path / "cohort.csv"), str(tmp_path / "d"), "--workers", "1"]
+    assert main(words) == 0
+
+
+def test_subjects_are_shown_doubted_and_told(folder, tmp_path, capsys):
+    for number, name in enumerate(("P1_1", "P1_2", "P2_1")):
+        (folder / f"case{number}.nii.gz").rename(folder / f"{name}.nii.gz")
+    words = ["convert", str(folder), str(tmp_path / "c"), "--workers", "1"]
+    for command in ([*words, "--dry-run"], words, ["inspect", words[2], "--no-pictures"]):
+        assert main(command) == 3
+        told = " ".join(capsys.readouterr().out.split())
+        assert "3 volumes of 3 subjects" in told and "numbers of 2 people" in told
+    table = tmp_path / "who.csv"
+    table.write_text("file,subject\nP1_1,A\nP1_2.nii.gz,A\nP2_1,B\n")
+    for how in (["--subject", "^(P[0-9]+)_"], ["--subjects", str(table)], ["--accept-doubts"]):
+        assert main([*words, *how]) == 0
+        n = 3 if how == ["--accept-doubts"] else 2
+        assert f"3 volumes of {n} subjects" in capsys.readouterr().out
+        assert main(["inspect", words[2], "--no-pictures"]) == 0
+    assert main([*words, "--dataset", "ours", "--subject", "^(P[0-9]+)_"]) == 0
+    assert "ours/P1 (by told) has 2" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("how", "told"),
+    [
+        (["--subject", "(P1"], "no regular expression"),
+        (["--subject", "^X"], "tells the subject of none of 3 files such as case0.nii.gz"),
+        (["--subjects", "none.csv"], "cannot be read"),
+        (["--subject", "a", "--subjects", "b"], "tell one"),
+    ],
+)
+def test_subjects_told_wrongly_end_in_one_line(folder, tmp_path, capsys, how, told):
+    assert main(["convert", str(folder), str(tmp_path / "c"), *how]) == 2
+    assert told in capsys.readouterr().err
+
+
+def test_a_pattern_or_table_that_leaves_some_out_is_told(folder, tmp_path, capsys):
+    words = ["convert", str(folder), str(tmp_path / "c"), "--workers", "1"]
+    assert main([*words, "--subject", "(case0)"]) == 3
+    assert (
+        "--subject tells no subject of 2 volumes (such as case1.nii.gz)" in capsys.readouterr().out
+    )
+    (tmp_path / "who.tsv").write_text("file\tsubject\ncase0\tA\ncase1\tB\ncase2\tC\nx\tD\n")
+    assert main([*words, "--subjects", str(tmp_path / "who.tsv")]) == 3
+    assert "1 row of" in (out := capsys.readouterr().out) and "(such as x) name no file" in out
 
 
 @pytest.mark.parametrize(

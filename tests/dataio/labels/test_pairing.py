@@ -2,7 +2,7 @@
 
 import pytest
 
-from mim3d.dataio.sources.label_pairing import pair_labels
+from mim3d.dataio.labels.pairing import pair_labels
 
 
 def paired(*names: str) -> dict[str, dict[str, str]]:

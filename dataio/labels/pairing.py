@@ -5,20 +5,34 @@ that fits. Where two could have it, or two want the same place, it is left out a
 """
 
 import posixpath
-from collections import defaultdict
-from collections.abc import Iterable, Iterator
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 
-from mim3d.dataio.nifti.names import stem
-from mim3d.dataio.sources.folder_images import FolderImages, Match, index_images
-from mim3d.dataio.sources.label_name import (
+from mim3d.dataio.labels.folder_images import (
+    CASE,
+    LOOSE,
+    FolderImages,
+    Index,
+    Match,
+    index_images,
+)
+from mim3d.dataio.labels.words import (
+    OFFICIAL,
+    bare_word,
     ending_word,
     is_label_folder,
     label_folders,
+    label_key,
     leading_word,
     twins_of,
 )
+from mim3d.dataio.nifti.names import stem
+from mim3d.dataio.subjects.people import PLAIN_FOLDER
+from mim3d.dataio.subjects.words import occasion_in
 
+MOST_AROUND = 60  # images around a label that are believed to be one person's
+MOST_ALIKE = 50  # files of one name, which then tells nobody
 TOLD = 4  # candidates named in a reason
 Folders = dict[str, FolderImages]
 
@@ -44,11 +58,13 @@ def pair_labels(names: list[str]) -> Pairing:
     """Pair NIfTI files with the labels among them, in time linear in their number.
 
     Labels are: `case_seg` beside `case` or `case_t1`; `segmentation-0` beside `volume-0`; `lesion`
-    beside a subject's few images; a file in `labelsTr/` named like one in `imagesTr/`; a file in
-    `labels/NAME/` named like one in `images/`; a file in `segmentations/` below a subject's images.
+    beside a subject's few images or above them; a file in `labelsTr/` named like one in
+    `imagesTr/`; a file in `labels/NAME/` named like one in `images/`; a file in `segmentations/`
+    below a subject's images; a file in `lung-masks/` called like one image elsewhere.
     A label word with nothing beside it is an image, and doubtful.
     """
-    homes = label_homes(names)
+    names_of = exact_names(names)
+    homes = label_homes(names, names_of)
     called = {n for n in names if homes[n] or called_label(stem(n))}
     folders = index_images(n for n in names if n not in called)
     matches = {
@@ -60,7 +76,8 @@ def pair_labels(names: list[str]) -> Pairing:
         for name in names
         if name in called
     }
-    matches |= matches_of_subjects(matches, homes, folders)
+    matches |= matches_elsewhere(matches, homes, names_of)
+    matches |= matches_of_occasions(matches, homes, folders)
     pairing = settled(matches)
     judge_unowned(pairing, matches, homes)
     pairing.doubtful += [n for n in names if n not in called and is_label_folder(_folder(n))]
@@ -69,19 +86,38 @@ def pair_labels(names: list[str]) -> Pairing:
 
 def called_label(whole: str) -> bool:
     """Whether a stem has a label word at its end or at its beginning."""
-    return bool(ending_word(f"x_{whole}")[1] or leading_word(whole)[0])
+    is_label = bool(ending_word(f"x_{whole}")[1] or leading_word(whole)[0])
+    return is_label or bool(OFFICIAL.match(whole))
 
 
-def label_homes(names: Iterable[str]) -> dict[str, list[str]]:
+def exact_names(names: Iterable[str]) -> Index:
+    """Files by their stem, in every folder."""
+    found: Index = defaultdict(list)
+    for name in names:
+        found[stem(name)].append(name)
+    return found
+
+
+def label_homes(names: Sequence[str], names_of: Index) -> dict[str, list[str]]:
     """Label folders of each file, innermost first: those that stand below or beside images."""
     holding = {_folder(name) for name in names}
     standing = {above for folder in holding for above in _upwards(folder)}
     known: dict[str, bool] = {}
+    alike = folders_like_others(names, names_of)
+    occasions = {
+        posixpath.dirname(folder)
+        for folder in holding
+        if not label_folders(posixpath.join(folder, "x"))
+    }
 
     def stands(folder: str) -> bool:
         if folder not in known:
             beside = any(twin in standing for twin in twins_of(folder))
-            known[folder] = beside or posixpath.dirname(folder) in holding
+            sure = is_label_folder(folder)
+            below = sure and (
+                posixpath.dirname(folder) in holding or posixpath.dirname(folder) in occasions
+            )
+            known[folder] = beside or below or folder in alike
         return known[folder]
 
     by_folder = {
@@ -114,27 +150,109 @@ def places_across(name: str, homes: list[str]) -> Iterator[tuple[str, str]]:
         yield posixpath.dirname(home), key
 
 
-def matches_of_subjects(
+def folders_like_others(names: Iterable[str], names_of: Index) -> set[str]:
+    """Folders that sound like labels and most of whose files are called like one beside them."""
+    total: Counter[str] = Counter()
+    twins: Counter[str] = Counter()
+    for name in names:
+        for folder in label_folders(name):
+            total[folder] += 1
+            twins[folder] += bool(named_alike(name, folder, names_of))
+    return {folder for folder, count in total.items() if 2 * twins[folder] > count}
+
+
+def named_alike(name: str, home: str, names_of: Index) -> list[str]:
+    """Files called like a label, outside its folder but below that one's parent."""
+    whole = stem(name)
+    parent = posixpath.dirname(home)
+    above = f"{parent}/" if parent else ""
+    for case in filter(None, (whole, ending_word(whole)[0])):
+        if len(names_of.get(case, ())) > MOST_ALIKE:
+            return []
+        found = [
+            other
+            for other in names_of.get(case, ())
+            if other.startswith(above) and not label_folders(other)
+        ]
+        if found:
+            return found
+    return []
+
+
+def matches_elsewhere(
+    matches: dict[str, Match], homes: dict[str, list[str]], names_of: Index
+) -> dict[str, Match]:
+    """Matches of labels whose namesakes lie in folders that are not called after images."""
+    found = {}
+    for name, match in matches.items():
+        if match.owners or match.candidates:
+            continue
+        for home in homes[name]:
+            others = named_alike(name, home, names_of)
+            if len(others) == 1:
+                found[name] = Match(tuple(others), rank=CASE)
+            elif others:
+                found[name] = Match(candidates=tuple(others))
+            if others:
+                break
+    return found
+
+
+def matches_of_occasions(
     matches: dict[str, Match], homes: dict[str, list[str]], folders: Folders
 ) -> dict[str, Match]:
-    """Matches of labels that are called after organs: they belong to the one subject above.
+    """Matches of labels called after organs or nobody: they are of the one visit around them.
 
     Not where any label of the folder is named like an image: then the others miss theirs.
     """
     by_name = {home for name, match in matches.items() if match.owners for home in homes[name]}
+    below = images_below(folders)
     found = {}
     for name, match in matches.items():
-        home = next((h for h in homes[name] if posixpath.dirname(h) in folders), None)
-        if match.owners or match.candidates or home is None or home in by_name:
+        home = next(iter(homes[name]), None)
+        is_bare = bool(bare_word(stem(name)) or OFFICIAL.match(stem(name)))
+        if match.owners or match.candidates or home in by_name or not (home or is_bare):
             continue
-        above = folders[posixpath.dirname(home)]
-        if above.is_one_subject:
+        place = _folder(home) if home is not None else _folder(name)
+        if OFFICIAL.match(posixpath.basename(place)):
+            place = _folder(place)
+        images = below.get(place, [])
+        case = occasion_in(ending_word(stem(name))[0])
+        of_case = [image for image in images if case and occasion_in(stem(image)) == case]
+        images = of_case or images
+        if not images:
+            continue
+        if len(images) > MOST_AROUND or len({occasion(image, place) for image in images}) > 1:
+            found[name] = Match(candidates=tuple(images))
+        elif home is not None:
             inner = _folder(name)[len(home) + 1 :]
-            key = "_".join([*filter(None, inner.split("/")), stem(name)])
-            found[name] = Match(tuple(above.names), key, key)
+            word = bare_word(stem(name))
+            word = word or (ending_word(stem(name))[1] if of_case else "")
+            key = "_".join([*filter(None, inner.split("/")), word or stem(name)])
+            found[name] = Match(tuple(images), label_key(key) if word else key, key)
         else:
-            found[name] = Match(candidates=tuple(above.names))
+            word = bare_word(stem(name)) or "seg"
+            found[name] = Match(tuple(images), label_key(word), word, LOOSE)
     return found
+
+
+def images_below(folders: Folders) -> dict[str, list[str]]:
+    """Images of each folder and of all below it; of a crowd only the first ones too many."""
+    found: dict[str, list[str]] = defaultdict(list)
+    for folder, images in folders.items():
+        for above in _upwards(folder):
+            if len(found[above]) <= MOST_AROUND:
+                found[above] += images.names[: MOST_AROUND + 1]
+    return found
+
+
+def occasion(image: str, place: str) -> str:
+    """Whose image a file below a folder is and of which visit, by all that its path tells there."""
+    rest = image[len(place) + 1 :] if place else image
+    parts = [part for part in _folder(rest).split("/") if part and not PLAIN_FOLDER.fullmatch(part)]
+    told = [occasion_in(part) for part in parts if not part.startswith("VSD.")]
+    whole = "" if stem(rest).startswith("VSD.") else occasion_in(stem(rest))
+    return "/".join(filter(None, (*told, whole)))
 
 
 def settled(matches: dict[str, Match]) -> Pairing:
@@ -154,6 +272,7 @@ def settled(matches: dict[str, Match]) -> Pairing:
         for label in others:
             word = matches[label].word
             alike = [o for o in others if matches[o].claim == matches[label].claim]
+            alike = [o for o in alike if matches[o].word == word]
             is_free = (owner, word) not in wanted and len(alike) == 1
             if is_free and matches[label].rank == matches[best].rank and word != key:
                 pairing.labels[owner][word] = label

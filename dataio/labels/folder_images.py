@@ -5,8 +5,8 @@ from collections import defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
-from mim3d.dataio.nifti.names import cases_of, stem
-from mim3d.dataio.sources.label_name import (
+from mim3d.dataio.labels.words import (
+    bare_word,
     claim_of,
     ending_word,
     label_key,
@@ -14,6 +14,8 @@ from mim3d.dataio.sources.label_name import (
     numbers_of,
     tells_visit,
 )
+from mim3d.dataio.nifti.names import cases_of, stem
+from mim3d.dataio.subjects.words import occasion_in
 
 MOST_IMAGES_OF_A_SUBJECT = 12  # a folder with more is a collection, not one person
 EXACT, CASE, LOOSE = 0, 1, 2
@@ -52,7 +54,7 @@ class FolderImages:
         whole = stem(name)
         cases = cases_of(whole)
         self.names.append(name)
-        self.cores.add(cases[-1])
+        self.cores.add(occasion_in(cases[-1]))
         self.by_stem[whole].append(name)
         for case in filter(None, cases[1:]):
             self.by_case[case].append(name)
@@ -63,26 +65,28 @@ class FolderImages:
 
     @property
     def is_one_subject(self) -> bool:
-        """Whether the folder holds one person's images: few, alike but for modality words."""
+        """Whether the folder holds one visit's images: few, alike but for the kind of image."""
         return len(self.cores) == 1 and len(self.names) <= MOST_IMAGES_OF_A_SUBJECT
 
     def beside(self, name: str) -> Match:
         """What a file called a label in this very folder belongs to."""
         whole = stem(name)
         base, word = ending_word(whole)
+        match = self.of_number(whole)
+        if match.owners:
+            return match
+        if word_alone := bare_word(whole):
+            if self.is_one_subject:
+                return Match(tuple(self.names), label_key(word_alone), word_alone)
+            return Match(candidates=tuple(self.names))
         if base:
             match = self.of_case(base, word)
             if match.owners or match.candidates:
                 return match
-        elif word := bare_word(whole):
-            if self.is_one_subject:
-                return Match(tuple(self.names), label_key(word), word)
-            return Match(candidates=tuple(self.names))
-        match = self.of_number(whole)
-        if not match.owners and base and self.is_one_subject and self.cores == {""}:
+        if base and self.is_one_subject and self.cores == {""}:
             # `brain_mask` beside `t1` and `flair`: the folder itself is the case.
             return Match(tuple(self.names), whole, whole, LOOSE)
-        return match
+        return self.of_described(base, word) if base else match
 
     def across(self, name: str) -> Match:
         """What a file in a label folder belongs to here, by name."""
@@ -116,6 +120,17 @@ class FolderImages:
         owners = self.by_stem.get(number) or self.by_number.get(number) or []
         return Match(tuple(owners), label_key(word), word, CASE)
 
+    def of_described(self, base: str, word: str) -> Match:
+        """Images of `case_tumor_seg`: those of the longest case that it begins with."""
+        for found in reversed(list(re.finditer("[_-]", base))):
+            case, rest = base[: found.start()], base[found.end() :]
+            owners = self.by_stem.get(case) or self.by_case.get(case)
+            if owners and tells_visit(rest):
+                return Match(candidates=tuple(owners))
+            if owners:
+                return Match(tuple(owners), f"{rest}_{word}", f"{rest}_{word}", LOOSE)
+        return Match()
+
     def of_prefix(self, whole: str) -> Match:
         """Images of `case_liver` in a label folder: the longest stem that it begins with."""
         for found in reversed(list(re.finditer("[_-]", whole))):
@@ -125,11 +140,6 @@ class FolderImages:
             if owners:
                 return Match(candidates=tuple(owners))
         return Match()
-
-
-def bare_word(whole: str) -> str:
-    """The stem in small letters where it is a label word and nothing else."""
-    return whole.lower() if ending_word(f"x_{whole}")[1] == whole.lower() else ""
 
 
 def index_images(names: Iterable[str]) -> dict[str, FolderImages]:

@@ -1,0 +1,176 @@
+"""How volumes were grouped into people, shown by example, and where names look otherwise."""
+
+import posixpath
+import re
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+from mim3d.dataio.nifti.names import stem
+from mim3d.dataio.subjects.words import has_digit, is_gathering, tells_no_person, words_of
+
+TOLD = frozenset({"told", "accepted"})
+SHOWN, NAMES = 3, 3
+MOST_VISITS = 12  # more of one name are people of a site rather than visits of a person
+REMEDY = "say who is who with --subject REGEX or --subjects FILE.csv, or --accept-doubts"
+
+
+@dataclass(frozen=True)
+class Scan:
+    """What grouping needs of a volume: its subject, its file, and the rule that joined them.
+
+    `rule` is in TOLD where a person said so: nothing of it is doubted. `doubt` says why the rule
+    may be wrong.
+    """
+
+    subject: str
+    file: str
+    rule: str = ""
+    doubt: str = ""
+
+
+@dataclass(frozen=True)
+class Grouping:
+    """N volumes of M subjects, a few examples, and what may be wrong, each in a line."""
+
+    n_volumes: int
+    n_subjects: int
+    examples: tuple[str, ...]
+    doubts: tuple[str, ...]
+
+    @property
+    def line(self) -> str:
+        """`8 volumes of 4 subjects`."""
+        return f"{counted(self.n_volumes, 'volume')} of {counted(self.n_subjects, 'subject')}"
+
+
+def counted(number: int, what: str) -> str:
+    """`1 volume`, `2 volumes`."""
+    return f"{number} {what}{'' if number == 1 else 's'}"
+
+
+def grouping(scans: Iterable[Scan]) -> Grouping:
+    """Volumes by subject, with examples of the largest groups and every doubt."""
+    people: dict[str, list[Scan]] = defaultdict(list)
+    n_volumes = 0
+    for scan in scans:
+        people[scan.subject].append(scan)
+        n_volumes += 1
+    doubts = (*told_doubts(people), *visit_doubts(people), *place_doubts(people))
+    return Grouping(n_volumes, len(people), examples(people), doubts)
+
+
+def examples(people: Mapping[str, Sequence[Scan]]) -> tuple[str, ...]:
+    """`P1 (by folders) has 3: t1, t2, flair`: the largest group of each rule first."""
+    by_rule: dict[str, list[str]] = defaultdict(list)
+    for subject in sorted(people, key=lambda s: (-len(people[s]), s)):
+        by_rule[people[subject][0].rule].append(subject)
+    chosen = [subjects[turn] for turn in range(SHOWN) for subjects in by_rule.values()
+              if len(subjects) > turn]  # fmt: skip
+    lines = []
+    for subject in chosen[:SHOWN]:
+        scans = people[subject]
+        by = f" (by {scans[0].rule})" if scans[0].rule else ""
+        lines.append(f"{subject}{by} has {len(scans)}: {some(short_names(scans))}")
+    return tuple(lines)
+
+
+def short_names(scans: Sequence[Scan]) -> list[str]:
+    """Names of files; with their folders where those alone tell them apart."""
+    names = [stem(scan.file) for scan in scans]
+    if len(set(names)) == len(names):
+        return names
+    return ["/".join([*scan.file.split("/")[-3:-1], stem(scan.file)]) for scan in scans]
+
+
+def some(names: Sequence[str]) -> str:
+    """The first few, and how many more."""
+    more = f" and {len(names) - NAMES} more" if len(names) > NAMES else ""
+    return ", ".join(names[:NAMES]) + more
+
+
+def told_doubts(people: Mapping[str, Sequence[Scan]]) -> list[str]:
+    """What the rules themselves were unsure of, one line a reason."""
+    unsure: dict[str, list[Scan]] = defaultdict(list)
+    for scans in people.values():
+        for scan in scans:
+            if scan.doubt and scan.rule not in TOLD:
+                unsure[scan.doubt].append(scan)
+    return [
+        f"{counted(len(scans), 'volume')} may belong to other subjects than told ({doubt}; such as "
+        f"{scans[0].file} of {scans[0].subject}): {REMEDY}"
+        for doubt, scans in unsure.items()
+    ]
+
+
+def visit_doubts(people: Mapping[str, Sequence[Scan]]) -> list[str]:
+    """Subjects that may be visits, dates, time points or sides of one person."""
+    families: dict[tuple[str, str], list[str]] = defaultdict(list)
+    for subject, scans in people.items():
+        if any(scan.rule in TOLD or scan.rule.startswith("MSD") for scan in scans):
+            continue
+        for kind, whole in wholes_of(subject):
+            families[kind, whole].append(subject)
+    doubts = []
+    for kind in dict.fromkeys(kind for kind, _ in families):
+        groups = {whole: found for (k, whole), found in families.items() if k == kind}
+        several = {w: [*found, w] if w in people else found for w, found in groups.items()}
+        several = {w: f for w, f in several.items() if 1 < len(f) <= MOST_VISITS}
+        is_one_prefix = kind == "numbers" and len(groups) == 1 and not people.keys() & groups
+        if not several or is_one_prefix or 2 * len(several) < len(groups):
+            continue
+        first = next(iter(several))
+        n = sum(map(len, several.values()))
+        people_told = "1 person" if len(several) == 1 else f"{len(several)} people"
+        doubts.append(
+            f"{n} subjects may be {kind} of {people_told} (such as "
+            f"{some(sorted(several[first]))}): {REMEDY}"
+        )
+    return doubts
+
+
+def wholes_of(subject: str) -> list[tuple[str, str]]:
+    """Whom a subject may be a part of, and what its name then tells: visits, numbers, series."""
+    folder, last = posixpath.split(subject)
+    found = []
+    words = words_of(last)
+    rest = [word for word in words if word.role in {"who", "image"}]
+    if len(rest) < len(words) and not tells_no_person(last):
+        times = {w.role for w in words if w.role in {"visit", "date", "side", "run"}}
+        if times:
+            name = "_".join(word.text for word in rest)
+            found.append(("visits, dates or sides", posixpath.join(folder, name)))
+    elif words and all(word.role == "date" for word in words):
+        found.append(("visits, dates or sides", folder))
+    base, number = last_number(last)
+    if number and has_digit(base) and not is_gathering(base.rstrip("-_0123456789")):
+        found.append(("numbers", posixpath.join(folder, base)))
+    above = posixpath.basename(folder)
+    if has_digit(above) and not is_gathering(above):
+        found.append(("files or series", folder))
+    return found
+
+
+def last_number(name: str) -> tuple[str, str]:
+    """A name cut before a last short number or letter, as visits have it: `P1_2`, `P1_b`."""
+    words = words_of(name)
+    if len(words) < 2 or not re.fullmatch(r"\d{1,3}|[a-eA-E]", words[-1].text):
+        return "", ""
+    return name[: words[-1].start].rstrip("-_. "), words[-1].text
+
+
+def place_doubts(people: Mapping[str, Sequence[Scan]]) -> list[str]:
+    """Names that stand in several folders: one person, or people of several data sets?"""
+    homes: dict[str, set[str]] = defaultdict(set)
+    for subject, scans in people.items():
+        folder, last = posixpath.split(subject)
+        if folder and not (last.isdigit() and len(last) < 4) and scans[0].rule not in TOLD:
+            homes[last].add(folder)
+    shared = {last: sorted(found) for last, found in homes.items() if len(found) > 1}
+    if not shared:
+        return []
+    last, found = next(iter(sorted(shared.items())))
+    return [
+        f"{counted(len(shared), 'name')} of subjects stand in several folders and are taken for "
+        f"several people (such as {last} in {some(found)}): {REMEDY}"
+    ]
