@@ -133,7 +133,7 @@ def test_subjects_are_shown_doubted_and_told(folder, tmp_path, capsys):
     for command in ([*words, "--dry-run"], words, ["inspect", words[2], "--no-pictures"]):
         assert main(command) == 3
         told = " ".join(capsys.readouterr().out.split())
-        assert "3 volumes of 3 subjects" in told and "numbers of 2 people" in told
+        assert "3 volumes of 3 subjects" in told and "numbers of 1 person" in told
     table = tmp_path / "who.csv"
     table.write_text("file,subject\nP1_1,A\nP1_2.nii.gz,A\nP2_1,B\n")
     for how in (["--subject", "^(P[0-9]+)_"], ["--subjects", str(table)], ["--accept-doubts"]):
