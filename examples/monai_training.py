@@ -15,7 +15,7 @@ import torch
 from monai.losses.dice import DiceCELoss
 from monai.networks.nets.unet import UNet
 
-from mim3d.dataio.loader.loader import Loader, LoaderConfig
+from mim3d import Loader, LoaderConfig
 
 
 def train(corpus: str, steps: int, classes: int, checkpoint: Path | None = None) -> list[float]:
