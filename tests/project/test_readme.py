@@ -11,7 +11,8 @@ from mim3d.dataio.sources.phantom import make_cohort
 
 README = ROOT / "README.md"
 DOCS = sorted((ROOT / "docs").rglob("*.md"))
-PAGES = [README, *DOCS, ROOT / "CONTRIBUTING.md", ROOT / "LOG.md", ROOT / "CHANGELOG.md"]
+OTHERS = ["CONTRIBUTING.md", "LOG.md", "CHANGELOG.md", "examples/README.md"]
+PAGES = [README, *DOCS, *(ROOT / name for name in OTHERS)]
 RESULTS = sorted((ROOT / "bench/results").rglob("*.md"))
 LINK = re.compile(r"\]\(([^)#\s]+)(?:#[^)]*)?\)")
 LANGUAGES = {"sh", "python", "text", "json", "console", "yaml", "bibtex"}
