@@ -1,5 +1,7 @@
 """The family of tested statements: false alarms of a whole report, both kinds of seeds, limits."""
 
+import gzip
+import json
 import re
 from dataclasses import replace
 from functools import cache
@@ -28,9 +30,10 @@ CLAIM = re.compile(r"\bconverged\b|(?<!No )\bsignificant\b|p [=<]", re.IGNORECAS
 @cache
 def real_study() -> Study:
     """Ten seeds of four arms, as they were measured."""
-    study = Study.load(REAL)
-    rows = [row for row in study.rows if not row.get("tuning")]
-    return replace(study, rows=rows, cases=[])
+    lines = gzip.decompress((REAL / "results.jsonl.gz").read_bytes()).splitlines()
+    rows = [row for line in lines if not (row := json.loads(line)).get("tuning")]
+    about, pretraining = (read_json(REAL / f"{name}.json") for name in ("study", "pretraining"))
+    return Study(about, rows, [], pretraining, REAL)
 
 
 def permuted(seed: int, n_seeds: int) -> Study:
