@@ -4,7 +4,6 @@ from dataclasses import dataclass
 from functools import lru_cache
 from itertools import product
 
-import nibabel as nib
 import numpy as np
 
 from mim3d.dataio.errors import Mim3dError
@@ -105,7 +104,9 @@ class Reorientation:
 
 def axis_codes(affine: np.ndarray) -> str:
     """Closest anatomical direction of each axis, such as "LPS"."""
-    codes = nib.orientations.ornt2axcodes(_closest_axes(affine))
+    from nibabel.orientations import ornt2axcodes  # nibabel takes long to load
+
+    codes = ornt2axcodes(_closest_axes(affine))
     return "".join(code or "?" for code in codes)
 
 
@@ -116,9 +117,11 @@ def _closest_axes(affine: np.ndarray) -> np.ndarray:
 
 @lru_cache(maxsize=1024)
 def _closest_axes_of(linear: bytes) -> np.ndarray:
+    from nibabel.orientations import io_orientation
+
     affine = np.eye(4)
     affine[:3, :3] = np.frombuffer(linear).reshape(3, 3)
-    return nib.orientations.io_orientation(affine)
+    return io_orientation(affine)
 
 
 def check_orientation(target: str) -> None:
@@ -135,8 +138,10 @@ def reorientation(affine: np.ndarray, target: str) -> Reorientation:
     """Permutation and flips that bring the closest axes of `affine` to `target`."""
     if target == KEEP:
         return Reorientation((0, 1, 2), (False, False, False))
-    wanted = nib.orientations.axcodes2ornt(tuple(target))
-    change = nib.orientations.ornt_transform(_closest_axes(affine), wanted)
+    from nibabel.orientations import axcodes2ornt, ornt_transform
+
+    wanted = axcodes2ornt(tuple(target))
+    change = ornt_transform(_closest_axes(affine), wanted)
     axes, flips = [0, 0, 0], [False, False, False]
     for source, (destination, sign) in enumerate(change):
         axes[int(destination)] = source

@@ -19,7 +19,7 @@ from mim3d.dataio.convert.known_sources import (
 from mim3d.dataio.convert.pool import run_jobs
 from mim3d.dataio.convert.volume_ids import unique_ids
 from mim3d.dataio.corpus.arrays import missized
-from mim3d.dataio.corpus.conversion import Conversion
+from mim3d.dataio.corpus.conversion import Conversion, Rerun
 from mim3d.dataio.corpus.manifest import VolumeRecord
 from mim3d.dataio.corpus.writer import CorpusWriter
 from mim3d.dataio.errors import CorpusError, Rejection
@@ -53,19 +53,6 @@ class ConversionReport:
     gone: tuple[str, ...] = ()
     n_removed: int = 0
     records: tuple[VolumeRecord, ...] = field(default=())
-
-
-@dataclass(frozen=True)
-class Rerun:
-    """What a run over a corpus that is there looks at, and may take out."""
-
-    verify: bool = False
-    """Read every byte of the volumes that are kept, and make damaged ones anew; without it sizes,
-    metadata and indexes are looked at."""
-    rehash: bool = False
-    """Read every source, also those whose size and times say that they are unchanged."""
-    prune: bool = False
-    """Take out volumes whose sources are no more."""
 
 
 def convert(

@@ -28,9 +28,9 @@ class Conversion:
     chunk: int = 16
     """Side of the cubic inner chunk in voxels; crops that start on its multiples decode no more."""
     orientation: str = "RAS"
-    """RAS or any such code, by permutation and flips only; "keep" for as is (also --orient)."""
+    """RAS or any such code, by permutation and flips only; "keep" for as is."""
     spacing_mm: tuple[float, float, float] | None = None
-    """Resample to this voxel size, z y x; images anti-aliased (also --spacing)."""
+    """Resample to this voxel size, z y x; images anti-aliased."""
     dtype: Literal["native", "uint8", "int16", "float32"] = "native"
     """Stored dtype; int16 and uint8 quantise with a recorded slope, intercept and error."""
     window: tuple[float, float] | None = None
@@ -84,3 +84,16 @@ class Conversion:
         fields = asdict(self)
         del fields["byte_budget"]
         return {key: list(v) if isinstance(v, tuple) else v for key, v in fields.items()}
+
+
+@dataclass(frozen=True)
+class Rerun:
+    """What a run over a corpus that is there looks at, and may take out."""
+
+    verify: bool = False
+    """Read every byte of the volumes that are kept, and make damaged ones anew; without it sizes,
+    metadata and indexes are looked at."""
+    rehash: bool = False
+    """Read every source, also those whose size and times say that they are unchanged."""
+    prune: bool = False
+    """Take out volumes whose sources are no more."""

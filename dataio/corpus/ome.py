@@ -4,7 +4,6 @@ import base64
 import json
 from typing import Any
 
-import nibabel as nib
 import numpy as np
 
 from mim3d.dataio.geometry import Grid
@@ -82,6 +81,8 @@ def nifti_header(
     No text of the source's header is carried over: it may name a person.
     """
     shape = grid.shape[::-1] if channels == 1 else (*grid.shape[::-1], 1, channels)
+    import nibabel as nib  # takes long to load
+
     kind = nib.Nifti1Header if max(shape) <= NIFTI_MAX else nib.Nifti2Header
     header = kind()
     header.set_data_shape(shape)

@@ -1,21 +1,20 @@
 """Words of a command line to typed arguments, by tyro; what is wrong with them in one line."""
 
-import io
-import re
-import sys
-from collections.abc import Sequence
-from contextlib import redirect_stderr
-from typing import Any, TypeVar
+import dataclasses
+from collections.abc import Collection, Mapping, Sequence
+from functools import partial
+from typing import Annotated, Any, TypeVar, cast
 
 import tyro
+from tyro import _errors as tyro_errors  # its hook for errors; pyproject.toml holds the version
+from tyro.constructors import StructConstructorSpec, StructFieldSpec
 
 from mim3d.dataio.errors import Mim3dError
 
 Arguments = TypeVar("Arguments")
-FRAME = re.compile(r"[╭╰╮╯│─]")
-MARKUP = re.compile(r"\[/?bold\]")
-NONE_OR = re.compile(r"\{None\}\|(\{[^}\n]*\}|\S+)")
-JSON_HELP = "--json FILE: write the figures there as well, as every command does."
+JSON_HELP = "With --json FILE the figures are written there as well, as by every command."
+LeftOut = Mapping[type, Collection[str]]
+Aliases = Mapping[type, Mapping[str, str]]
 
 
 class UsageError(Mim3dError):
@@ -27,54 +26,128 @@ def parse(
     words: Sequence[str],
     prog: str,
     description: str | None = None,
-    **options: Any,
+    *,
+    default: Arguments | None = None,
+    left_out: LeftOut | None = None,
+    aliases: Aliases | None = None,
 ) -> Arguments:
     """The arguments in the words; UsageError in one line where they are none.
 
-    `options` are tyro.cli's own. `--help` prints and exits as it always did.
+    Every field of `default` (nested ones too) is an option, but those of the classes in `left_out`
+    that other settings make idle: they keep their value. `--help` prints and exits.
     """
-    told = captured("utf-8")
-    try:
-        with redirect_stderr(told):
-            arguments = tyro.cli(
-                kind, args=list(words), prog=prog, description=description, **options
-            )
-    except SystemExit as ended:
-        if not ended.code:
-            raise
-        raise UsageError(f"{in_one_line(text_of(told))}; see {prog} --help") from None
-    print(text_of(told), end="", file=sys.stderr)
-    return arguments
+
+    def refuse(event: tyro_errors.ParseErrorEvent) -> None:
+        raise UsageError(f"{in_one_line(event, words)}; see {prog} --help")
+
+    with tyro_errors.on_parse_error(refuse):
+        return tyro.cli(
+            kind,
+            args=list(words),
+            prog=prog,
+            description=f"{(description or kind.__doc__ or '').rstrip()}\n\n{JSON_HELP}",
+            config=(tyro.conf.AvoidSubcommands, tyro.conf.DisallowNone),
+            registry=fields_of(left_out or {}, aliases or {}),
+            default=tyro.constructors.MISSING_NONPROP if default is None else default,
+        )
 
 
-def in_one_line(box: str) -> str:
-    """What a box of tyro's says before its help texts begin."""
-    parts = re.split(r"[─-]{10,}[ │]*\n", box.partition("\n")[2])
-    body = next(filter(str.strip, parts), "")
-    text = NONE_OR.sub(r"\1", " ".join(MARKUP.sub("", FRAME.sub(" ", body)).split()))
-    found = re.match(r"Error parsing (\S+): no type matching (.+) could be .* from \[(.*?)\]", text)
-    if found:
-        return f"{found[1]} takes {found[2].strip('{}')}, got {found[3].replace(chr(39), '')}"
-    text = re.sub(r"^Error parsing (\S+): ", r"\1: ", text).rstrip(".")
-    return re.sub(r"^\w+Args: ", "", text) or "the arguments cannot be read"
+def fields_of(left_out: LeftOut, aliases: Aliases) -> tyro.constructors.ConstructorRegistry:
+    """A registry in which fields of some dataclasses are no options, or have other names too."""
+    registry = tyro.constructors.ConstructorRegistry()
+    asked: list[type] = []
+
+    @registry.struct_rule
+    def rule(info: tyro.constructors.StructTypeInfo) -> StructConstructorSpec | None:
+        kind = info.type
+        if kind in asked or not (kind in left_out or kind in aliases):
+            return None
+        asked.append(kind)
+        whole = cast(StructConstructorSpec, registry.get_struct_spec(info))
+        asked.remove(kind)
+        others, idle = aliases.get(kind, {}), left_out.get(kind, ())
+        fields = [also_called(field, others) for field in whole.fields if field.name not in idle]
+        if not idle:
+            return dataclasses.replace(whole, fields=tuple(fields))
+        start = info.default
+        return StructConstructorSpec(partial(dataclasses.replace, start), tuple(fields))
+
+    return registry
 
 
-def captured(encoding: str) -> io.TextIOWrapper:
-    """A stream in memory; its encoding decides how tyro draws its frames."""
-    return io.TextIOWrapper(io.BytesIO(), encoding=encoding, write_through=True)
+def also_called(field: StructFieldSpec, aliases: Mapping[str, str]) -> StructFieldSpec:
+    """The field with its other name, where it has one."""
+    if field.name not in aliases:
+        return field
+    kind: Any = Annotated[field.type, tyro.conf.arg(aliases=(aliases[field.name],))]
+    return dataclasses.replace(field, type=kind)
 
 
-def text_of(stream: io.TextIOWrapper) -> str:
-    """What was written to a captured stream."""
-    stream.seek(0)
-    return stream.read()
+def in_one_line(event: tyro_errors.ParseErrorEvent, words: Sequence[str]) -> str:
+    """What is wrong, as one clause."""
+    match event:
+        case tyro_errors.MissingArgs():
+            missing = "; ".join(described(found.arg) for found in event.missing_arguments)
+            unknown = ", ".join(event.unrecognized_tokens)
+            clause = f"missing {missing}" + (f"; unrecognized: {unknown}" if unknown else "")
+        case tyro_errors.UnrecognizedArgs():
+            clause = f"Unrecognized options: {', '.join(event.tokens)}"
+        case tyro_errors.InvalidChoice():
+            clause = f"{named(event.argument)} takes {' | '.join(event.choices)}, got {event.value}"
+        case tyro_errors.BadValue():
+            clause = taken(event.argument, words)
+        case tyro_errors.InstantiationFailure(argument=None):
+            clause = event.message
+        case tyro_errors.InstantiationFailure(argument=wrong) if wrong and wrong.is_positional():
+            clause = f"{named(wrong)}: {event.message}"
+        case tyro_errors.InstantiationFailure(argument=argument):
+            clause = taken(argument, words)
+        case _:
+            clause = "the arguments cannot be read"
+    return clause
 
 
-def readable_help(text: str) -> str:
-    """tyro's help without its `{None}|`, its frames kept in line, and with what it leaves out."""
+def described(argument: Any) -> str:
+    """An argument with what it takes and what it is for."""
+    name = named(argument)
+    takes = "" if argument.is_positional() else f" {metavar(argument)}"
+    help = argument.field.helptext
+    text = " ".join(str(help() if callable(help) else help).split()).rstrip(".")
+    return f"{name}{takes} ({text})"
 
-    def shorter(found: re.Match[str]) -> str:
-        bare = found[1].strip("{}")
-        return bare + " " * (len(found[0]) - len(bare))
 
-    return f"{NONE_OR.sub(shorter, text).rstrip()}\n{JSON_HELP}\n"
+def taken(argument: Any, words: Sequence[str]) -> str:
+    """What an argument takes, and what it was given."""
+    if argument.is_positional():
+        return f"missing {described(argument)}"
+    given = values_of(argument.lowered.name_or_flags, words)
+    return f"{named(argument)} takes {metavar(argument)}, got {', '.join(given) or 'nothing'}"
+
+
+def metavar(argument: Any) -> str:
+    """The kind of its values."""
+    return str(argument.lowered.metavar).strip("{}")
+
+
+def named(argument: Any) -> str:
+    """An option by its full name, which stands behind its aliases; a place by what stands there."""
+    if not argument.is_positional():
+        return argument.lowered.name_or_flags[-1]
+    place = str(argument.lowered.metavar)
+    return argument.field.intern_name.upper() if place.startswith("{") else place
+
+
+def values_of(flags: Collection[str], words: Sequence[str]) -> list[str]:
+    """The words that follow an option up to the next one."""
+    names = {flag.replace("_", "-") for flag in flags}
+    found: list[str] = []
+    reading = False
+    for word in words:
+        name, equals, value = word.partition("=")
+        if name.replace("_", "-") in names:
+            found, reading = ([value] if equals else []), not equals
+        elif word.startswith("--"):
+            reading = False
+        elif reading:
+            found.append(word)
+    return found

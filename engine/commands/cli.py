@@ -7,7 +7,6 @@ import os
 import sys
 import traceback
 from collections.abc import Sequence
-from contextlib import redirect_stdout
 from importlib.metadata import version
 from pathlib import Path
 
@@ -95,16 +94,7 @@ def split_json_flag(words: Sequence[str]) -> tuple[Path | None, list[str]]:
 def run_command(name: str, words: Sequence[str]) -> Outcome:
     """Import the command's module (lazily: `env` must not wait for torch) and call its `main`."""
     module = importlib.import_module(f"mim3d.engine.commands.{name.replace('-', '_')}")
-    if not {"-h", "--help"}.intersection(words):
-        return module.main(list(words))
-    from mim3d.engine.commands.arguments import captured, readable_help, text_of
-
-    shown = captured(sys.stdout.encoding or "utf-8")
-    try:
-        with redirect_stdout(shown):
-            return module.main(list(words))
-    finally:
-        print(readable_help(text_of(shown)), end="")
+    return module.main(list(words))
 
 
 def one_line(error: Exception) -> str:

@@ -10,7 +10,7 @@ from mim3d.engine.commands.arguments import parse
 from mim3d.engine.commands.outcome import Outcome
 from mim3d.engine.errors import ConfigError
 from mim3d.engine.study.config import StudyConfig
-from mim3d.engine.study.recipes import STUDIES, study
+from mim3d.engine.study.recipes import STUDIES, idle_fields, study
 from mim3d.engine.study.variation import NAMES, varied
 
 
@@ -30,13 +30,14 @@ class StudyArgs:
 def main(words: list[str]) -> Outcome:
     """Run the study named by the first word, or draw its report again."""
     name, rest = split_study(words)
+    config = study(name)
     args = parse(
         StudyArgs,
         rest,
         prog=f"mim3d compare {name or 'STUDY'}",
-        default=StudyArgs(config=study(name)),
+        default=StudyArgs(config=config),
         description=description(),
-        config=(tyro.conf.AvoidSubcommands,),
+        left_out=idle_fields(config),
     )
     from mim3d.engine.analysis.figures import figures_of
     from mim3d.engine.report.report import build_report

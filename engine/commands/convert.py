@@ -3,15 +3,12 @@
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import tyro
 from rich.console import Console
 
-from mim3d.dataio.convert.forecast import Expected, Forecast, forecast, megavoxels, volume_count
-from mim3d.dataio.convert.run import ConversionReport, Rerun, convert, usable_cpus
-from mim3d.dataio.convert.volume_ids import unique_ids
-from mim3d.dataio.corpus.conversion import Conversion
+from mim3d.dataio.corpus.conversion import Conversion, Rerun
 from mim3d.dataio.errors import Mim3dError, Rejection
 from mim3d.dataio.inspect.doubts import corpus_doubts, people_in
 from mim3d.dataio.nifti.names import is_image
@@ -23,9 +20,13 @@ from mim3d.dataio.subjects.grouping import Grouping
 from mim3d.engine.commands.arguments import UsageError, parse
 from mim3d.engine.commands.outcome import Outcome
 
+if TYPE_CHECKING:
+    from mim3d.dataio.convert.forecast import Expected, Forecast
+    from mim3d.dataio.convert.run import ConversionReport
+
 LISTED = 20
-ALIASES = {"--spacing": "--spacing-mm", "--orient": "--orientation"}
-OF_SEVERAL = ("--spacing-mm", "--window")
+ALIASES = {Conversion: {"spacing_mm": "--spacing", "orientation": "--orient"}}
+OF_SEVERAL = ("--spacing-mm", "--spacing", "--window")
 
 
 @dataclass(frozen=True)
@@ -64,7 +65,11 @@ def main(words: list[str]) -> Outcome:
     found = discover(args.source, args.layout, args.telling)
     skipped = tuple(Rejection(s.path, s.code, s.detail) for s in found.skipped)
     if args.dry_run:
+        from mim3d.dataio.convert.forecast import forecast
+
         return show_forecast(forecast(found.sources, args.options), skipped, args, found)
+    from mim3d.dataio.convert.run import convert
+
     runner = {}
     if args.dask is not None:
         from mim3d.dataio.convert.dask_runner import dask_runner
@@ -88,11 +93,12 @@ def arguments(words: list[str]) -> ConvertArgs:
     try:
         return parse(
             ConvertArgs,
-            plain_words(words),
+            apart(words),
             "mim3d convert",
             "Convert NIfTI files into a verified, sharded Zarr corpus. Run it again to go on after "
             "an interruption or to add files; unchanged sources are skipped. The defaults change "
             "no voxel. Exit code 3 tells that sources were quarantined (quarantine.jsonl).",
+            aliases=ALIASES,
         )
     except UsageError as error:
         files = [word for word in words if is_image(word)]
@@ -102,20 +108,17 @@ def arguments(words: list[str]) -> ConvertArgs:
         raise
 
 
-def plain_words(words: list[str]) -> list[str]:
-    """The words with `--spacing` and `--orient` by their full names, `--window=LOW,HIGH` apart."""
-    plain: list[str] = []
+def apart(words: list[str]) -> list[str]:
+    """The words with the values of `--window=LOW,HIGH` and its like as words of their own."""
+    found: list[str] = []
     for word in words:
         name, equals, value = word.partition("=")
-        full = ALIASES.get(name, name)
-        if equals and full in OF_SEVERAL:
-            plain += [full, *value.replace(",", " ").split()]
-        else:
-            plain.append(f"{full}={value}" if equals else full)
-    return plain
+        several = equals and name in OF_SEVERAL
+        found += [name, *value.replace(",", " ").split()] if several else [word]
+    return found
 
 
-def show_report(report: ConversionReport, destination: str, found: Discovery) -> Outcome:
+def show_report(report: "ConversionReport", destination: str, found: Discovery) -> Outcome:
     """Summary of a finished run."""
     console = Console(soft_wrap=True, highlight=False)
     rate = report.voxel_bytes / max(report.seconds, 1e-9) / 1e6
@@ -138,7 +141,7 @@ def show_report(report: ConversionReport, destination: str, found: Discovery) ->
     return Outcome(figures, lost=report.n_quarantined + len(warnings))
 
 
-def show_upkeep(console: Console, report: ConversionReport) -> None:
+def show_upkeep(console: Console, report: "ConversionReport") -> None:
     """What became of volumes that were there before."""
     if report.mended:
         console.print(f"{len(report.mended)} damaged volumes made anew:")
@@ -160,9 +163,13 @@ def show_some(console: Console, lines: Sequence[str]) -> None:
 
 
 def show_forecast(
-    expected: Forecast, skipped: Sequence[Rejection], args: ConvertArgs, found: Discovery
+    expected: "Forecast", skipped: Sequence[Rejection], args: ConvertArgs, found: Discovery
 ) -> Outcome:
     """What a dry run found: the first sources as lines, all of them in the figures."""
+    from mim3d.dataio.convert.forecast import volume_count
+    from mim3d.dataio.convert.run import usable_cpus
+    from mim3d.dataio.convert.volume_ids import unique_ids
+
     console = Console(soft_wrap=True, highlight=False)
     workers = args.workers or usable_cpus()
     ids = unique_ids([item.source for item in expected.expected], [])
@@ -219,8 +226,10 @@ def show_people(console: Console, people: Grouping, notes: Sequence[str]) -> Non
 HEADINGS = ("id", "x y z", "frames", "dtype", "axes", "Mvoxels", "labels", "subject")
 
 
-def row_of(id: str, item: Expected) -> tuple[str, ...]:
+def row_of(id: str, item: "Expected") -> tuple[str, ...]:
     """One source's cells, as HEADINGS has them."""
+    from mim3d.dataio.convert.forecast import megavoxels
+
     source: Source = item.source
     return (
         *(id, " ".join(map(str, item.shape)), str(item.n_frames), item.dtype, item.orientation),
@@ -228,7 +237,7 @@ def row_of(id: str, item: Expected) -> tuple[str, ...]:
     )
 
 
-def facts_of(id: str, item: Expected) -> dict[str, object]:
+def facts_of(id: str, item: "Expected") -> dict[str, object]:
     """One source as the figures have it."""
     source = item.source
     return {

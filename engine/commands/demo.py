@@ -4,22 +4,20 @@ import json
 import re
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from mim3d.dataio.convert.run import ConversionReport, convert
 from mim3d.dataio.errors import Rejection
 from mim3d.dataio.progress import progress
 from mim3d.dataio.reader.corpus import Corpus, opened_corpus
 from mim3d.dataio.sources.discover import discover
-from mim3d.dataio.sources.phantom import make_cohort
-from mim3d.engine.analysis.figures import figures_of
 from mim3d.engine.commands.arguments import parse
 from mim3d.engine.commands.outcome import Outcome
 from mim3d.engine.errors import ConfigError
-from mim3d.engine.report.report import build_report
 from mim3d.engine.study.config import StudyConfig
 from mim3d.engine.study.recipes import demo as demo_study
-from mim3d.engine.study.run import run_study
+
+if TYPE_CHECKING:
+    from mim3d.dataio.convert.run import ConversionReport
 
 DESCRIPTION = """NIfTI -> corpus -> MAE and SimCLR pretraining -> fine-tuning -> convergence report.
 
@@ -78,13 +76,17 @@ class DemoConfig:
 class DemoResult:
     """The study's report and figures beside what converting lost."""
 
-    conversion: ConversionReport
+    conversion: "ConversionReport"
     report: Path
     figures: dict[str, Any]
 
 
 def run_demo(config: DemoConfig) -> DemoResult:
     """Run every stage, each told in one line; raises Mim3dError where a stage cannot go on."""
+    from mim3d.engine.analysis.figures import figures_of
+    from mim3d.engine.report.report import build_report
+    from mim3d.engine.study.run import run_study
+
     folder = config.folder
     claim(config, folder)
     source = config.data or str(draw_cohort(config, folder / "phantom"))
@@ -117,13 +119,17 @@ def claim(config: DemoConfig, folder: Path) -> None:
 
 def draw_cohort(config: DemoConfig, folder: Path) -> Path:
     """Write the phantom cohort, or find it written."""
+    from mim3d.dataio.sources.phantom import make_cohort
+
     say(1, f"drawing {config.subjects} synthetic subjects in {folder}")
     with progress("draw", config.subjects, "subjects") as shown:
         return make_cohort(folder, config.subjects, advance=lambda: shown.advance(1))
 
 
-def convert_source(source: str, corpus: Path) -> ConversionReport:
+def convert_source(source: str, corpus: Path) -> "ConversionReport":
     """Convert what can be converted and tell what was left out, a line a file."""
+    from mim3d.dataio.convert.run import convert
+
     found = discover(source)
     skipped = tuple(Rejection(s.path, s.code, s.detail) for s in found.skipped)
     report = convert(found.sources, str(corpus), skipped=skipped)
@@ -151,11 +157,11 @@ def only_label(corpus: Corpus) -> str:
     """The corpus's only label name; a ConfigError where there is none, or a choice."""
     names = sorted({label.name for record in corpus.records for label in record.labels})
     if len(names) != 1:
-        told = f"the labels {', '.join(names)}: name one with --label" if names else (
+        has = f"the labels {', '.join(names)}: name one with --label" if names else (
             "no labels, and fine-tuning needs some: use a layout that carries them "
             "(imagesTr/ + labelsTr/, dataset.json or a CSV with image,label columns)"
         )  # fmt: skip
-        raise ConfigError(f"{corpus.root} has {told}")
+        raise ConfigError(f"{corpus.root} has {has}")
     return names[0]
 
 

@@ -2,13 +2,13 @@
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
 
 import tyro
 
 from mim3d.engine.commands.arguments import parse
 from mim3d.engine.commands.outcome import Outcome
 from mim3d.engine.runs.config import Axes, Format
-from mim3d.engine.runs.export import export_encoder
 
 DESCRIPTION = """Write a pretrained encoder for other libraries.
 
@@ -24,11 +24,11 @@ A JSON card beside the weights tells where they come from and how to build the n
 class ExportArgs:
     """What to export, as what, and where to."""
 
-    run: tyro.conf.Positional[Path]
+    run: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")]
     """Folder of a finished `mim3d pretrain`, or its encoder.safetensors."""
     format: tyro.conf.Positional[Format]
     """safetensors, monai-unetr, monai-swinunetr or nnunet."""
-    target: tyro.conf.Positional[Path]
+    target: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="DST")]
     """File to write, ending in .safetensors, for nnunet in .pth."""
     axes: Axes | None = None
     """Order of a volume's axes in the other library; xyz (MONAI's loaders) for monai-unetr."""
@@ -37,6 +37,8 @@ class ExportArgs:
 def main(words: list[str]) -> Outcome:
     """Run the command."""
     args = parse(ExportArgs, words, "mim3d export", DESCRIPTION)
+    from mim3d.engine.runs.export import export_encoder
+
     axes: Axes = args.axes or ("xyz" if args.format == "monai-unetr" else "zyx")
     done = export_encoder(args.run, args.format, args.target, axes)
     print(f"{done.tensors} tensors in {done.weights}, card {done.card}")

@@ -2,19 +2,17 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
 
-from mim3d.dataio.corpus.manifest import VolumeRecord
 from mim3d.dataio.errors import CorpusError
-from mim3d.dataio.inspect.export_nifti import export_corpus
 from mim3d.dataio.progress import progress
-from mim3d.dataio.reader.corpus import opened_corpus
-from mim3d.dataio.reader.shard_reader import ShardReader
-from mim3d.dataio.storage.store import writing
 from mim3d.engine.commands.arguments import parse
 from mim3d.engine.commands.outcome import Outcome
+
+if TYPE_CHECKING:
+    from mim3d.dataio.corpus.manifest import VolumeRecord
 
 
 @dataclass(frozen=True)
@@ -42,6 +40,11 @@ def main(words: list[str]) -> Outcome:
         "Write the volumes and labels of a corpus as NIfTI files: the voxels, affine, "
         "dtype and scaling that were converted, bit for bit.",
     )
+    from mim3d.dataio.inspect.export_nifti import export_corpus
+    from mim3d.dataio.reader.corpus import opened_corpus
+    from mim3d.dataio.reader.shard_reader import ShardReader
+    from mim3d.dataio.storage.store import writing
+
     with opened_corpus(args.corpus) as (corpus, shards):
         records = chosen(corpus.records, args.ids, args.corpus)
         reader = ShardReader(corpus.table, corpus.root, shards)
@@ -63,7 +66,9 @@ def main(words: list[str]) -> Outcome:
     return Outcome({"volumes": len(done), "in_stored_grid": len(other)})
 
 
-def chosen(records: list[VolumeRecord], ids: tuple[str, ...], corpus: str) -> list[VolumeRecord]:
+def chosen(
+    records: list["VolumeRecord"], ids: tuple[str, ...], corpus: str
+) -> list["VolumeRecord"]:
     """Records of the ids asked for, all by default; CorpusError for an unknown id."""
     if not ids:
         return records

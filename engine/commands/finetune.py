@@ -10,7 +10,7 @@ from mim3d.dataio.progress import progress
 from mim3d.engine.commands.arguments import parse
 from mim3d.engine.commands.outcome import Outcome
 from mim3d.engine.errors import ConfigError
-from mim3d.engine.finetune.config import RECIPES, FinetuneConfig, input_mismatch
+from mim3d.engine.finetune.config import RECIPES, FinetuneConfig, idle_fields, input_mismatch
 
 
 @dataclass(frozen=True)
@@ -29,13 +29,14 @@ def main(words: list[str]) -> Outcome:
     name, rest = split_recipe(words)
     if name not in RECIPES:
         raise ConfigError(f"no recipe {name!r}; one of: {', '.join(RECIPES)}")
+    config = RECIPES[name]()
     args = parse(
         FinetuneArgs,
         rest,
         prog=f"mim3d finetune {name}",
-        default=FinetuneArgs(config=RECIPES[name]()),
+        default=FinetuneArgs(config=config),
         description=description(),
-        config=(tyro.conf.AvoidSubcommands,),
+        left_out=idle_fields(config),
     )
     if not args.config.data.corpus:
         raise ConfigError("no corpus: set --data.corpus to a folder that `mim3d convert` wrote")

@@ -3,17 +3,18 @@
 import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import tyro
 
 from mim3d.engine.commands.arguments import parse
 from mim3d.engine.commands.outcome import Outcome
 from mim3d.engine.errors import ConfigError
-from mim3d.engine.models.flops import peak_bf16
 from mim3d.engine.pretrain.config import PretrainConfig
-from mim3d.engine.pretrain.plan import ASSUMED_MFU, Plan, make_plan, read_calibration
-from mim3d.engine.pretrain.recipes import recipe
+from mim3d.engine.pretrain.recipes import idle_fields, recipe
+
+if TYPE_CHECKING:
+    from mim3d.engine.pretrain.plan import Plan
 
 DESCRIPTION = """Time, memory, network and loader need of a recipe, before it runs.
 
@@ -46,13 +47,14 @@ def main(words: list[str]) -> Outcome:
     """Run the command."""
     if not words or words[0] in {"-h", "--help"}:
         words = ["demo-mae", "--help"]
+    config = recipe(words[0])
     args = parse(
         PlanArgs,
         words[1:],
-        default=PlanArgs(recipe(words[0])),
+        default=PlanArgs(config),
         prog=f"mim3d plan {words[0]}",
         description=DESCRIPTION,
-        config=(tyro.conf.AvoidSubcommands,),
+        left_out=idle_fields(config),
     )
     args, raised = with_enough_crops(args)
     plan = planned(args)
@@ -67,7 +69,7 @@ def main(words: list[str]) -> Outcome:
     return Outcome({**dataclasses.asdict(plan), "global_batch": args.config.global_batch})
 
 
-def remedy(plan: Plan) -> str:
+def remedy(plan: "Plan") -> str:
     """What makes a rank need less; the chunks kept on the device first, they cost only speed."""
     less = "raise --gpus or --parallel.grad-accum, or set --parallel.recompute"
     return f"lower --data.cache-bytes, {less}" if plan.cache_gb else less
@@ -88,8 +90,11 @@ def with_enough_crops(args: PlanArgs) -> tuple[PlanArgs, str]:
     )
 
 
-def planned(args: PlanArgs) -> Plan:
+def planned(args: PlanArgs) -> "Plan":
     """Check the arguments and make the plan."""
+    from mim3d.engine.models.flops import peak_bf16
+    from mim3d.engine.pretrain.plan import ASSUMED_MFU, make_plan, read_calibration
+
     if not 1 <= args.gpus <= MOST_GPUS:
         raise ConfigError(f"--gpus {args.gpus} must lie between 1 and {MOST_GPUS}")
     peak = args.peak_tflops * 1e12 or peak_bf16(args.device)
@@ -105,7 +110,7 @@ def planned(args: PlanArgs) -> Plan:
     return make_plan(args.config, args.gpus, peak, share, basis)
 
 
-def table(plan: Plan, config: PretrainConfig) -> str:
+def table(plan: "Plan", config: PretrainConfig) -> str:
     """The plan for people."""
     accumulated = cache = ""
     if plan.accumulated_gb:

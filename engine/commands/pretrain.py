@@ -4,23 +4,22 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
 
 from mim3d.engine.commands.arguments import parse
 from mim3d.engine.commands.outcome import Outcome
-from mim3d.engine.distributed.first_failure import PeerError
-from mim3d.engine.distributed.launch import launch_ranks
 from mim3d.engine.errors import EXIT_USER_ERROR, ConfigError
 from mim3d.engine.pretrain.config import PretrainConfig
-from mim3d.engine.pretrain.pretrain import run_pretrain
-from mim3d.engine.pretrain.recipes import RECIPES, recipe
-from mim3d.engine.pretrain.run_folder import PretrainResult, finished_result
+from mim3d.engine.pretrain.recipes import idle_fields, recipe, recipe_table
+
+if TYPE_CHECKING:
+    from mim3d.engine.pretrain.run_folder import PretrainResult
 
 DESCRIPTION = """Pretrain an encoder by MAE, SimMIM or SimCLR on a corpus.
 
-RECIPE is one of: {recipes}.
+  {recipes}
 
 Every field below starts at the recipe's value. A RUN that holds checkpoints of the same
 configuration is gone on with; SIGTERM or SIGUSR1 saves, and exits 0. On several GPUs:
@@ -51,12 +50,18 @@ class PretrainArgs:
 
 def main(words: list[str]) -> Outcome:
     """Run the command."""
-    if not words or words[0] in {"-h", "--help"}:
+    if not words:
+        print(f"usage: mim3d pretrain RECIPE --data.corpus CORPUS --out RUN\n\n{recipe_table()}")
+        raise SystemExit(EXIT_USER_ERROR)
+    if words[0] in {"-h", "--help"}:
         words = ["demo-mae", "--help"]
     config = recipe(words[0])
     args = arguments(words[0], config, words[1:])
     if args.nproc > 1 and "RANK" not in os.environ:
         return launched(args, words)
+    from mim3d.engine.distributed.first_failure import PeerError
+    from mim3d.engine.pretrain.pretrain import run_pretrain
+
     try:
         result = run_pretrain(args.config, args.out)
     except PeerError:
@@ -67,6 +72,9 @@ def main(words: list[str]) -> Outcome:
 
 def launched(args: PretrainArgs, words: Sequence[str]) -> Outcome:
     """Run as ranks of this machine; the figures are those that the run's folder tells."""
+    from mim3d.engine.distributed.launch import launch_ranks
+    from mim3d.engine.pretrain.run_folder import finished_result
+
     done = finished_result(args.out, args.config)
     if done is None:
         args.config.micro_batch(args.nproc)  # told once, not by every rank
@@ -83,7 +91,7 @@ def launched(args: PretrainArgs, words: Sequence[str]) -> Outcome:
     return Outcome({**figures_of(done), "nproc": args.nproc})
 
 
-def figures_of(result: PretrainResult) -> dict[str, Any]:
+def figures_of(result: "PretrainResult") -> dict[str, Any]:
     """What `--json` writes of a run."""
     return {
         "run": str(result.run),
@@ -94,14 +102,14 @@ def figures_of(result: PretrainResult) -> dict[str, Any]:
 
 
 def arguments(name: str, config: PretrainConfig, words: Sequence[str]) -> PretrainArgs:
-    """The arguments, each field of the recipe overridable."""
+    """The arguments: every field that the recipe heeds can be set."""
     return parse(
         PretrainArgs,
         words,
         default=PretrainArgs(config, tyro.MISSING),
         prog=f"mim3d pretrain {name}",
-        description=DESCRIPTION.format(recipes=", ".join(RECIPES)),
-        config=(tyro.conf.AvoidSubcommands,),
+        description=DESCRIPTION.format(recipes=recipe_table().replace("\n", "\n  ")),
+        left_out=idle_fields(config),
     )
 
 

@@ -1,17 +1,18 @@
 """`mim3d verify CORPUS`: every hash and checksum of a corpus."""
 
 from dataclasses import dataclass
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import tyro
 from rich.console import Console
 
-from mim3d.dataio.convert.run import ConversionReport, usable_cpus
-from mim3d.dataio.convert.upkeep import mend
 from mim3d.dataio.errors import Mim3dError
-from mim3d.dataio.inspect.verify import Verification, verify
 from mim3d.engine.commands.arguments import parse
 from mim3d.engine.commands.outcome import Outcome
+
+if TYPE_CHECKING:
+    from mim3d.dataio.convert.run import ConversionReport
+    from mim3d.dataio.inspect.verify import Verification
 
 LISTED = 50
 
@@ -45,6 +46,10 @@ def main(words: list[str]) -> Outcome:
         "metadata, checksums of chunks and tables, files that belong to nothing. Changes nothing, "
         "unless asked to mend.",
     )
+    from mim3d.dataio.convert.run import usable_cpus
+    from mim3d.dataio.convert.upkeep import mend
+    from mim3d.dataio.inspect.verify import verify
+
     workers = args.workers or usable_cpus()
     console = Console(soft_wrap=True, highlight=False)
     found = verify(args.corpus, workers=workers, sources=args.sources)
@@ -62,7 +67,7 @@ def main(words: list[str]) -> Outcome:
     return Outcome(figures, lost=len(found.problems))
 
 
-def show(console: Console, corpus: str, found: Verification) -> None:
+def show(console: Console, corpus: str, found: "Verification") -> None:
     """What was found, its first problems in words."""
     console.print(
         f"{corpus}: {found.n_volumes} volumes, {found.n_chunks} chunks, "
@@ -76,7 +81,7 @@ def show(console: Console, corpus: str, found: Verification) -> None:
         console.print(f"  ... and {len(found.problems) - LISTED} more")
 
 
-def show_mended(console: Console, report: ConversionReport) -> None:
+def show_mended(console: Console, report: "ConversionReport") -> None:
     """What was made anew, and what could not be."""
     console.print(f"{len(report.mended)} volumes made anew", markup=False)
     for rejection in report.rejections:

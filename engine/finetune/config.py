@@ -10,8 +10,7 @@ import tyro
 
 from mim3d.engine.errors import ConfigError
 from mim3d.engine.finetune.splits import SplitConfig
-from mim3d.engine.models.config import SwinConfig, ViTConfig
-from mim3d.engine.runs.encoder_file import STATISTICS, read_card
+from mim3d.engine.models.config import IDLE_WITH_SWIN, SwinConfig, ViTConfig
 from mim3d.engine.training.config import ScheduleConfig
 
 Head = Literal["unetr", "tokens", "linear", "classify"]
@@ -138,6 +137,8 @@ def identity(config: FinetuneConfig) -> dict[str, Any]:
     plain = json.loads(json.dumps(dataclasses.asdict(config)))
     for name in ("corpus", "split") if config.train else ("corpus",):
         del plain["data"][name]  # a split decides nothing where subjects are named
+    from mim3d.engine.runs.encoder_file import read_card
+
     init = read_card(config.init)[1].get("weights_sha256", "") if config.init else ""
     return {key: value for key, value in plain.items() if key not in NOT_IDENTITY} | {"init": init}
 
@@ -154,6 +155,8 @@ def stored_identity(stored: dict[str, Any]) -> dict[str, Any]:
 
 def input_mismatch(config: FinetuneConfig) -> list[str]:
     """A line where the encoder was pretrained on intensities of another scale than it will get."""
+    from mim3d.engine.runs.encoder_file import read_card
+
     if not config.init:
         return []
     _, card = read_card(config.init)
@@ -175,6 +178,8 @@ def input_mismatch(config: FinetuneConfig) -> list[str]:
 
 def earlier_statistics(card: Mapping[str, Any]) -> str:
     """In what the normalisation that an encoder was pretrained with differs from today's."""
+    from mim3d.engine.runs.encoder_file import STATISTICS
+
     if card.get("statistics", 1) >= STATISTICS:
         return ""
     told = []
@@ -183,6 +188,13 @@ def earlier_statistics(card: Mapping[str, Any]) -> str:
     if card["normalise"] == "clip-zscore":
         told.append("the mean and deviation of unclipped voxels")
     return " and ".join(told)
+
+
+def idle_fields(config: FinetuneConfig) -> dict[type, tuple[str, ...]]:
+    """Fields that decide nothing in a run such as this one, by class: no options of its command."""
+    if config.swin is None:
+        return {}
+    return {ViTConfig: IDLE_WITH_SWIN, FinetuneConfig: ("feature_size",)}
 
 
 TINY = ViTConfig((32, 32, 32), (8, 8, 8), width=96, depth=6, heads=3)

@@ -75,6 +75,10 @@ class ViTConfig:
         return row_width(self.channels, self.patch_size)
 
 
+IDLE_WITH_SWIN = ("width", "depth", "heads", "mlp_ratio", "position")
+"""Fields of the ViT that decide nothing where a Swin encoder stands in its place."""
+
+
 @dataclass(frozen=True)
 class SwinConfig:
     """Shape of MONAI's SwinTransformer, with SwinUNETR's names."""

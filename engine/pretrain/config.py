@@ -4,11 +4,10 @@ import dataclasses
 import hashlib
 import json
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from mim3d.engine.distributed.config import ParallelConfig
 from mim3d.engine.errors import ConfigError
-from mim3d.engine.models.build import build_method
 from mim3d.engine.models.config import (
     MAEConfig,
     MethodConfig,
@@ -17,10 +16,12 @@ from mim3d.engine.models.config import (
     ViTConfig,
     method_name,
 )
-from mim3d.engine.models.objective import Objective
 from mim3d.engine.pretrain.data import DECIDED_ELSEWHERE, DataConfig
 from mim3d.engine.runs.config import CheckpointConfig
 from mim3d.engine.training.config import LogConfig, OptimConfig, ScheduleConfig
+
+if TYPE_CHECKING:
+    from mim3d.engine.models.objective import Objective
 
 SEED_MARGIN = 1 << 32
 """Seeds derived from a run's own lie above it."""
@@ -92,8 +93,10 @@ class PretrainConfig:
                 "swin, or MAE with the vit"
             )
 
-    def build(self) -> Objective:
+    def build(self) -> "Objective":
         """The pretext module with its initial weights, the same on any rank."""
+        from mim3d.engine.models.build import build_method  # loads torch
+
         return build_method(self.method, self.vit, self.swin, self.seed)
 
     def micro_batch(self, world: int) -> int:

@@ -14,15 +14,17 @@ from mim3d.dataio.loader.config import LoaderConfig
 from mim3d.engine.distributed.config import ParallelConfig
 from mim3d.engine.errors import ConfigError
 from mim3d.engine.models.config import (
+    IDLE_WITH_SWIN,
     MAEConfig,
     MethodConfig,
     SimCLRConfig,
     SimMIMConfig,
     SwinConfig,
     ViTConfig,
+    method_name,
 )
 from mim3d.engine.pretrain.config import PretrainConfig, PretrainLog
-from mim3d.engine.pretrain.data import DataConfig
+from mim3d.engine.pretrain.data import DECIDED_ELSEWHERE, DataConfig
 from mim3d.engine.runs.config import CheckpointConfig
 from mim3d.engine.training.config import OptimConfig, ScheduleConfig
 
@@ -146,8 +148,55 @@ RECIPES: dict[str, Callable[[], PretrainConfig]] = {
 }
 
 
+MADE_FOR = {
+    **dict.fromkeys(("demo-mae", "demo-simmim", "demo-simclr"), 0),
+    **dict.fromkeys(("btcv-mae", "btcv-simmim", "btcv-simclr"), 1),
+    **dict.fromkeys(("btcv-swin-simmim", "btcv-swin-simclr"), 8),
+    **dict.fromkeys(("brats-mae", "brats-simmim", "brats-simclr", "mae-vit-b-96"), 1),
+    **dict.fromkeys(("mae-vit-l-128", "mae-vit-l-128-p8", "mae-vit-h-128"), 8),
+    "openmind-mae-vit-l-160": 64,
+}
+"""GPUs of 141 GB that batch and cache were chosen for, by `mim3d plan`; 0 is a CPU."""
+
+
+def idle_fields(config: PretrainConfig) -> dict[type, tuple[str, ...]]:
+    """Fields that decide nothing in a run such as this one, by class: no options of its command."""
+    idle: dict[type, tuple[str, ...]] = {LoaderConfig: tuple(DECIDED_ELSEWHERE)}
+    if config.swin is not None:
+        idle[ViTConfig] = IDLE_WITH_SWIN
+    if isinstance(config.method, SimCLRConfig):
+        idle[PretrainLog] = ("picture_every",)
+    return idle
+
+
 def recipe(name: str) -> PretrainConfig:
     """The recipe of that name; a ConfigError lists the others."""
     if name not in RECIPES:
         raise ConfigError(f"no recipe {name!r}; one of: {', '.join(RECIPES)}")
     return RECIPES[name]()
+
+
+def recipe_table() -> str:
+    """The recipes, a line each: method, model, crop, patch, batch, and what each was made for."""
+    rows = [("RECIPE", "method", "model", "crop", "patch", "batch", "made for")]
+    for name in RECIPES:
+        config, gpus = recipe(name), MADE_FOR[name]
+        vit, swin = config.vit, config.swin
+        model = f"ViT {vit.width} x {vit.depth}" if swin is None else f"Swin {swin.feature_size}"
+        rows.append(
+            (
+                *(name, method_name(config.method), model, cube(vit.crop_size)),
+                *(cube(vit.patch_size), str(config.global_batch)),
+                f"{gpus} GPU{'s' if gpus > 1 else ''}" if gpus else "a CPU",
+            )
+        )
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return "\n".join(
+        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
+        for row in rows
+    )
+
+
+def cube(size: tuple[int, int, int]) -> str:
+    """`96^3`, or `32x64x64` where sides differ."""
+    return f"{size[0]}^3" if len(set(size)) == 1 else "x".join(map(str, size))

@@ -16,7 +16,6 @@ from mim3d.engine.models.config import (
     SimMIMConfig,
     ViTConfig,
 )
-from mim3d.engine.models.flops import crop_flops
 from mim3d.engine.pretrain.config import PretrainConfig, PretrainLog
 from mim3d.engine.pretrain.data import DataConfig
 from mim3d.engine.runs.config import CheckpointConfig
@@ -174,6 +173,8 @@ def crops_seen(config: StudyConfig, pretraining: Pretraining) -> int:
     crops = pretraining.variant.crops or config.pretrain.crops
     if not pretraining.arm.endswith("-flops"):
         return crops
+    from mim3d.engine.models.flops import crop_flops  # loads torch
+
     vit = encoder_shape(config, pretraining.variant)
     own = crop_flops(method_config(config, pretraining.arm, pretraining.variant), vit).training
     paid = crop_flops(method_config(config, config.flops_of, pretraining.variant), vit).training

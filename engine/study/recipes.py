@@ -8,6 +8,7 @@ from mim3d.engine.errors import ConfigError
 from mim3d.engine.finetune.config import TINY, LabelledData
 from mim3d.engine.finetune.splits import SplitConfig
 from mim3d.engine.models.config import (
+    IDLE_WITH_SWIN,
     MAEConfig,
     SimCLRConfig,
     SimMIMConfig,
@@ -224,6 +225,17 @@ STUDIES: dict[str, Callable[[], StudyConfig]] = {
     "labels": ablate_labels,
     "pretext": search_pretext,
 }
+
+
+def idle_fields(config: StudyConfig) -> dict[type, tuple[str, ...]]:
+    """Fields that decide nothing in such a study, by class: no options of its command."""
+    if config.swin is None:
+        return {}
+    return {
+        ViTConfig: IDLE_WITH_SWIN,
+        PretrainPlan: ("mae",),
+        FinetunePlan: ("feature_size",),
+    }
 
 
 def study(name: str) -> StudyConfig:

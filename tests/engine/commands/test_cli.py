@@ -1,6 +1,7 @@
 """The command line's frame: exit codes, one-line errors, --json, and help for every command."""
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -81,6 +82,43 @@ def test_help_is_plain_and_tells_of_json_and_globs(capsys: pytest.CaptureFixture
     assert "in quotes" in shown and "msd:Task04_Hippocampus" in shown
     framed = [line for line in shown.splitlines() if line.startswith(("│", "|"))]
     assert len({len(line) for line in framed}) <= 1
+
+
+HEAVY = {"torch", "monai", "matplotlib", "scipy", "nibabel", "triton", "tensorboard"}
+"""What takes seconds to load, and no help needs."""
+
+
+def test_no_help_waits_for_what_it_does_not_need() -> None:
+    """One process asks for every command's help, then tells what it had to load."""
+    asked = [*cli.COMMANDS, "pretrain demo-simclr", "finetune swinunetr-96", "compare swin"]
+    script = f"""
+import sys
+from mim3d.engine.commands import cli
+for words in {[f"{name} --help".split() for name in asked]}:
+    try:
+        assert cli.main(words) == 0, words
+    except SystemExit as ended:
+        assert ended.code == 0, words
+cli.main(["--help"])
+print("loaded:", *sorted({HEAVY} & set(sys.modules)))
+"""
+    done = subprocess.run(
+        [sys.executable, "-P", "-c", script], capture_output=True, check=False, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines()[-1] == "loaded:"
+
+
+def test_pretrain_without_a_recipe_lists_them(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        cli.main(["pretrain"])
+    shown = capsys.readouterr().out
+    assert "usage: mim3d pretrain RECIPE" in shown
+    assert re.search(r"(?m)^mae-vit-l-128 +mae +ViT 1024 x 24 +128\^3 +16\^3 +256 +8 GPUs$", shown)
+    with pytest.raises(SystemExit):
+        cli.main(["pretrain", "--help"])
+    help_text = capsys.readouterr().out
+    assert re.search(r"(?m)^ *mae-vit-l-128 .* 8 GPUs$", help_text)
 
 
 @pytest.mark.slow

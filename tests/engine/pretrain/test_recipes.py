@@ -4,6 +4,7 @@ import json
 import pytest
 import torch
 
+from mim3d.engine.commands.arguments import UsageError
 from mim3d.engine.commands.pretrain import arguments as parse
 from mim3d.engine.distributed.config import ParallelConfig
 from mim3d.engine.errors import ConfigError
@@ -23,7 +24,7 @@ from mim3d.engine.pretrain.config import (
     config_sha256,
     identity_of,
 )
-from mim3d.engine.pretrain.recipes import RECIPES, recipe
+from mim3d.engine.pretrain.recipes import MADE_FOR, RECIPES, idle_fields, recipe, recipe_table
 from mim3d.engine.runs.config import CheckpointConfig
 from mim3d.engine.runs.files import differences
 from mim3d.engine.training.config import OptimConfig, ScheduleConfig
@@ -118,7 +119,14 @@ def test_each_single_field_is_an_option_and_is_stored(name):
     """All fields at once, each with its own value: what is parsed and stored is the recipe."""
     config = recipe(name)
     words = ["--out", "x"]
+    idle = {
+        name for kind, names in idle_fields(config).items() if kind is ViTConfig for name in names
+    }
     for path, value in leaves(config_dict(config)):
+        if path.startswith("vit.") and path.removeprefix("vit.") in idle:
+            continue
+        if path == "log.picture_every" and isinstance(config.method, SimCLRConfig):
+            continue
         option = path.replace("_", "-")
         if isinstance(value, bool):
             head, _, leaf = option.rpartition(".")
@@ -128,6 +136,45 @@ def test_each_single_field_is_an_option_and_is_stored(name):
     parsed = parse(name, recipe("demo-mae") if name == "demo-mae" else config, words).config
     assert parsed == config
     assert identity_of(config_dict(parsed)) == config_identity(config)
+
+
+def test_the_table_has_a_line_for_each_recipe_and_its_gpus_share_the_batch():
+    lines = recipe_table().splitlines()
+    assert [line.split()[0] for line in lines[1:]] == list(RECIPES) == list(MADE_FOR)
+    assert lines[-1].split()[1:] == [
+        "mae",
+        "ViT",
+        "1024",
+        "x",
+        "24",
+        "160^3",
+        "8^3",
+        "512",
+        "64",
+        "GPUs",
+    ]
+    for name, gpus in MADE_FOR.items():
+        assert recipe(name).micro_batch(max(gpus, 1)) >= 1
+
+
+@pytest.mark.parametrize(
+    ("name", "option"),
+    [
+        ("demo-mae", "--data.views"),
+        ("demo-mae", "--data.crop-size"),
+        ("demo-mae", "--method.temperature"),
+        ("demo-simclr", "--method.mask-ratio"),
+        ("demo-simclr", "--log.picture-every"),
+        ("btcv-swin-simmim", "--vit.width"),
+    ],
+)
+def test_what_a_recipe_does_not_heed_is_neither_listed_nor_taken(name, option, capsys):
+    with pytest.raises(SystemExit):
+        parse(name, recipe(name), ["--help"])
+    shown = capsys.readouterr().out
+    assert "--vit.crop-size" in shown and f"{option} " not in shown
+    with pytest.raises(UsageError, match=f"Unrecognized options: {option}, 2"):
+        parse(name, recipe(name), ["--out", "x", option, "2"])
 
 
 def test_how_simclr_splits_its_batch_is_part_of_what_it_learns():
