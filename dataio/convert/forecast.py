@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from math import prod
 
 from mim3d.dataio.convert.label import read_label
-from mim3d.dataio.convert.volume import read_images, volumes
+from mim3d.dataio.convert.volume import read_images, trust_of, volumes
 from mim3d.dataio.convert.volume_ids import label_facts, safe_id
 from mim3d.dataio.convert.volume_writer import volume_objects
 from mim3d.dataio.corpus.conversion import Conversion
@@ -94,7 +94,7 @@ def expect(source: Source, conversion: Conversion) -> tuple[Expected, list[Rejec
 
     SourceError where they rule out the images.
     """
-    header = read_header(source.images[0], conversion.byte_budget)
+    header = read_header(source.images[0], conversion.byte_budget, trust_of(conversion))
     total = header.end - header.offset
     for path in source.images[1:]:
         total += _size_on_grid(path, header, source, conversion)
@@ -113,7 +113,7 @@ def expect(source: Source, conversion: Conversion) -> tuple[Expected, list[Rejec
 
 def _size_on_grid(path: str, first: NiftiHeader, source: Source, conversion: Conversion) -> int:
     """Bytes of a channel's or label's voxels; SourceError if they are not on the first's grid."""
-    header = read_header(path, conversion.byte_budget)
+    header = read_header(path, conversion.byte_budget, trust_of(conversion))
     if difference := other_grid(header_grid(first), header_grid(header), path in source.images):
         detail = f"not on the grid of {source.images[0]}: {difference}"
         raise SourceError("other-grid", path, detail)

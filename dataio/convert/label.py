@@ -7,7 +7,7 @@ import numpy as np
 import xxhash
 
 from mim3d.dataio.convert.resample import resample_label, resampled_grid
-from mim3d.dataio.convert.volume import Volume, file_grid, turned_view
+from mim3d.dataio.convert.volume import Volume, file_grid, trust_of, turned_view
 from mim3d.dataio.corpus.conversion import Conversion
 from mim3d.dataio.errors import SourceError
 from mim3d.dataio.geometry import axis_codes
@@ -88,7 +88,7 @@ def label_file(
     name: str, path: str, volume: Volume, image_path: str, conversion: Conversion
 ) -> LabelFile:
     """The classes of one file in the axes of its image; SourceError as `read_label` has it."""
-    file = read_nifti(path, conversion.byte_budget)
+    file = read_nifti(path, conversion.byte_budget, trust_of(conversion))
     notes: list[str] = []
     grid = file_grid(file)
     difference = volume.file_grid.difference(grid)

@@ -15,15 +15,23 @@ from mim3d.dataio.errors import SourceError
 from mim3d.dataio.geometry import Grid, Triple, axis_codes, obliquity_deg, reorientation
 from mim3d.dataio.memory import forget
 from mim3d.dataio.nifti.file import NiftiFile, read_nifti
+from mim3d.dataio.nifti.header import HeaderTrust
 from mim3d.dataio.sources.source import Source
 
 OBLIQUE_DEG = 1.0
 FEW_LEVELS = 8  # of a standard deviation, below which quantised channels are told
 
 
+def trust_of(conversion: Conversion) -> HeaderTrust:
+    """What of a header the conversion believes."""
+    return HeaderTrust(conversion.believe, conversion.units)
+
+
 def read_images(source: Source, conversion: Conversion) -> list[NiftiFile]:
     """Verified files of a source's channels; SourceError other-grid where they do not match."""
-    files = [read_nifti(path, conversion.byte_budget) for path in source.images]
+    files = [
+        read_nifti(path, conversion.byte_budget, trust_of(conversion)) for path in source.images
+    ]
     first = file_grid(files[0])
     for file in files[1:]:
         difference = first.difference(file_grid(file))
@@ -211,8 +219,8 @@ def _resample(given: list[Values], old: Grid, new: Grid) -> None:
 
 
 def _warnings(file: NiftiFile, values: Values) -> tuple[str, ...]:
-    told = []
     header = file.header
+    told = [*header.notes, *filter(None, [header.doubt])]
     if header.affine_from == "pixdim":
         told.append("no sform and no qform: left and right are a guess, as nibabel makes it")
     if (angle := obliquity_deg(header.affine)) > OBLIQUE_DEG:

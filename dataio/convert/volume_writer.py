@@ -171,4 +171,5 @@ def _record(
         subject_doubt=source.doubt,
         channel_names=channel_names(source, volume),
         n_values=volume.n_values,
+        header_doubt=header.doubt,
     )

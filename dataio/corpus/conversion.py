@@ -42,6 +42,11 @@ class Conversion:
     not resampled)."""
     time_axis: Literal["split", "channels"] = "split"
     """A fourth dimension: one volume per frame, or one channel per frame."""
+    believe: Literal["auto", "sform", "qform", "pixdim"] = "auto"
+    """Where a header's affines differ in spacing or direction: auto takes the sform and warns (exit
+    3); sform and qform are taken whole, pixdim gives the voxel sizes alone."""
+    units: Literal["header", "mm"] = "header"
+    """Unit of voxel sizes: the header's (micron and metre become mm), or mm whatever it says."""
     byte_budget: int = 8 * GIB
     """Largest decoded file, in bytes."""
 

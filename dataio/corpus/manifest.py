@@ -91,6 +91,7 @@ class VolumeRecord:
     `subject_from` is the rule that named the subject ("told" where a person, a table or a layout
     states it) and `subject_doubt` why it may be wrong; `channel_names` are the source's. `n_values`
     is how many values an image of few integers holds (a label map among images?), else 0.
+    `header_doubt` says what of the source's header disagrees.
     """
 
     id: str
@@ -133,6 +134,7 @@ class VolumeRecord:
     subject_doubt: str = ""
     channel_names: tuple[str, ...] = ()
     n_values: int = 0
+    header_doubt: str = ""
 
     @property
     def channel_records(self) -> tuple[ChannelRecord, ...]:

@@ -15,7 +15,7 @@ from mim3d.dataio.errors import CorpusError
 from mim3d.dataio.storage.store import Store
 
 FEW_BYTES = 2
-BEFORE = {"shuffle": "byte"}
+BEFORE = {"shuffle": "byte", "believe": "auto", "units": "header"}
 """What corpora were made with whose recipe does not name it."""
 
 

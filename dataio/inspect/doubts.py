@@ -1,5 +1,6 @@
 """What may be wrong with who is who and what is what in a corpus, though every byte is right."""
 
+import re
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 
@@ -20,7 +21,34 @@ def people_in(records: Iterable[VolumeRecord]) -> Grouping:
 def corpus_doubts(records: Sequence[VolumeRecord]) -> tuple[str, ...]:
     """Everything a person should look at: who is who, copies, label maps among the images."""
     open_ = [record for record in records if record.subject_from != ACCEPTED]
-    return (*people_in(open_).doubts, *copies(open_), *label_maps(open_, len(records)))
+    who = people_in(open_).doubts
+    return (*who, *copies(open_), *label_maps(open_, len(records)), *headers(open_))
+
+
+def headers(records: Iterable[VolumeRecord]) -> list[str]:
+    """A line for each kind of header that disagrees with itself, with the values of the first."""
+    several = [record for record in records if record.header_doubt]
+    if not several:
+        return []
+    first = several[0]
+    return [
+        f"{counted(len(several), 'header')} disagree with themselves (such as {first.sources[0]}: "
+        f"{first.header_doubt}): look which is right and convert with --believe sform, qform or "
+        "pixdim into a new corpus, or --accept-doubts"
+    ]
+
+
+def told_of_volumes(records: Iterable[VolumeRecord]) -> list[str]:
+    """What the conversion told of volumes, a line a kind: how many, and of the first in full."""
+    kinds: dict[str, list[tuple[str, str]]] = defaultdict(list)
+    for record in records:
+        for warning in record.warnings:
+            if warning != record.header_doubt:
+                kinds[re.sub(r"[\d.e+-]+", "#", warning)].append((record.id, warning))
+    return [
+        f"{counted(len(several), 'volume')} (such as {several[0][0]}): {several[0][1]}"
+        for several in kinds.values()
+    ]
 
 
 def copies(records: Iterable[VolumeRecord]) -> list[str]:

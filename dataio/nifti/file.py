@@ -10,7 +10,13 @@ import xxhash
 from mim3d.dataio.errors import SourceError
 from mim3d.dataio.memory import scratch
 from mim3d.dataio.nifti.gzip_stream import MAX_RATIO, inflate, is_gzip, peek
-from mim3d.dataio.nifti.header import HEADER_BYTES, NiftiHeader, parse_header
+from mim3d.dataio.nifti.header import (
+    DEFAULT_TRUST,
+    HEADER_BYTES,
+    HeaderTrust,
+    NiftiHeader,
+    parse_header,
+)
 from mim3d.dataio.nifti.merged import masks_of
 
 MOST_TAIL = 1024  # bytes of padding after the voxels that are believed
@@ -102,7 +108,7 @@ def hash_text(digest: xxhash.xxh3_128) -> str:
     return f"xxh3:{digest.hexdigest()}"
 
 
-def read_nifti(path: str, budget: int) -> NiftiFile:
+def read_nifti(path: str, budget: int, trust: HeaderTrust = DEFAULT_TRUST) -> NiftiFile:
     """Read, verify and map one image of at most `budget` bytes of voxels."""
     pair = pair_paths(path)
     digest = xxhash.xxh3_128()
@@ -111,23 +117,23 @@ def read_nifti(path: str, budget: int) -> NiftiFile:
         block = bytes(read_source_bytes(pair[0], budget))
         digest.update(block)
         total += len(block)
-        declared = inflate_header(block, pair[0])
+        declared = inflate_header(block, pair[0], trust)
         path = pair[1]
     data = read_source_bytes(path, budget)
     digest.update(data)
     total += len(data)
-    header = declared or parse_header(_head(data, path), path, paired=False)
+    header = declared or parse_header(_head(data, path), path, paired=False, trust=trust)
     payload = verified_payload(data, header, path, budget)
     voxels = np.frombuffer(payload, header.dtype, header.n_voxels, header.offset)
     shape = (header.n_frames, *header.shape[::-1])
     return NiftiFile(path, header, voxels.reshape(shape), hash_text(digest), total)
 
 
-def inflate_header(block: bytes, path: str) -> NiftiHeader:
+def inflate_header(block: bytes, path: str, trust: HeaderTrust) -> NiftiHeader:
     """Header of a .hdr file, verified to its end when it is compressed."""
     if is_gzip(block):
         block = bytes(inflate(block, min(HEADER_BYTES, MAX_RATIO * len(block)), path))
-    return parse_header(block, path, paired=True)
+    return parse_header(block, path, paired=True, trust=trust)
 
 
 def verified_payload(data: memoryview, header: NiftiHeader, path: str, budget: int) -> memoryview:
@@ -167,19 +173,19 @@ def _head(data: memoryview, path: str) -> bytes:
 HEAD_BYTES = 64 * 1024
 
 
-def read_header(path: str, budget: int) -> NiftiHeader:
+def read_header(path: str, budget: int, trust: HeaderTrust = DEFAULT_TRUST) -> NiftiHeader:
     """Checked header of a file, of the first mask of a merged label; of a remote one only its first
     bytes are asked for.
     """
     if parts := masks_of(path):
-        return read_header(parts[0][1], budget)
+        return read_header(parts[0][1], budget, trust)
     pair = pair_paths(path)
     place = pair[0] if pair else path
     data = remote_start(place, budget) if is_remote(place) else local_start(place)
     if not data:
         raise SourceError("empty", place, "is empty (0 bytes); download or copy it again")
     block = peek(data, HEADER_BYTES, place) if is_gzip(data) else bytes(data[:HEADER_BYTES])
-    header = parse_header(block, place, paired=pair is not None)
+    header = parse_header(block, place, paired=pair is not None, trust=trust)
     check_budget(header, place, budget)
     return header
 

@@ -6,14 +6,12 @@ from typing import Literal
 
 import nibabel as nib
 import numpy as np
-from nibabel.spatialimages import HeaderDataError
 
 from mim3d.dataio.errors import SourceError
+from mim3d.dataio.nifti.forms import Believe, Units, placed
 
 HEADER_BYTES = 544
 MAX_DIMENSION = 2**31 - 1
-# Smaller determinants than this, relative to the axes' lengths, leave no usable third axis.
-SINGULAR = 1e-6
 DTYPES = {
     2: "u1", 4: "i2", 8: "i4", 16: "f4", 64: "f8", 256: "i1", 512: "u2", 768: "u4",
     1024: "i8", 1280: "u8",
@@ -30,12 +28,24 @@ REFUSED = {
 
 
 @dataclass(frozen=True)
+class HeaderTrust:
+    """Which of a header's affines is believed where they differ, and whether its unit is."""
+
+    believe: Believe = "auto"
+    units: Units = "header"
+
+
+DEFAULT_TRUST = HeaderTrust()
+
+
+@dataclass(frozen=True)
 class NiftiHeader:
     """What a conversion needs of a header; `shape` is (x, y, z), `affine` is for that order.
 
     `offset` is where voxels begin, `dtype` carries the byte order, `slope` and `intercept` are 1
     and 0 where the header has none. `affine_from` is "sform", "qform" or "pixdim", `affine_code`
-    its NIfTI code (1 scanner, 2 aligned, 3 Talairach, 4 MNI; 0 for "pixdim").
+    its NIfTI code (1 scanner, 2 aligned, 3 Talairach, 4 MNI; 0 for "pixdim"). `notes` are repairs
+    and changes of unit; `doubt` says what of the header disagrees, with both values.
     """
 
     version: int
@@ -48,6 +58,8 @@ class NiftiHeader:
     affine: np.ndarray
     affine_from: str
     affine_code: int
+    notes: tuple[str, ...] = ()
+    doubt: str = ""
 
     @property
     def n_voxels(self) -> int:
@@ -65,7 +77,9 @@ class NiftiHeader:
         return self.offset + self.n_voxels * self.dtype.itemsize
 
 
-def parse_header(block: bytes, path: str, *, paired: bool) -> NiftiHeader:
+def parse_header(
+    block: bytes, path: str, *, paired: bool, trust: HeaderTrust = DEFAULT_TRUST
+) -> NiftiHeader:
     """Check the first `HEADER_BYTES` of a file (of the .hdr, if `paired`).
 
     Raises SourceError with the code and what is wrong in words.
@@ -77,15 +91,16 @@ def parse_header(block: bytes, path: str, *, paired: bool) -> NiftiHeader:
         raise SourceError("truncated", path, f"{len(block)} bytes are not even a NIfTI header")
     header = kind(block[:size], endianness=order, check=False)
     _check_magic(header, version, path, paired=paired)
-    dtype = _dtype(header, path).newbyteorder(order)
+    dtype, mended = _dtype(header, path)
     shape, n_frames = _shape(header, path)
     offset = _offset(header, path, 0 if paired else size + 4)
     slope, intercept = _scaling(header, path)
-    affine, affine_from = _affine(header, path)
-    code = 0 if affine_from == "pixdim" else int(header[f"{affine_from}_code"])
+    place = placed(header, path, trust.believe, trust.units)
+    code = 0 if place.source == "pixdim" else int(header[f"{place.source}_code"])
     return NiftiHeader(
-        version, dtype, shape, n_frames, offset, slope, intercept, affine, affine_from, code
-    )
+        version, dtype.newbyteorder(order), shape, n_frames, offset, slope, intercept,
+        place.affine, place.source, code, (*mended, *place.notes), place.doubt,
+    )  # fmt: skip
 
 
 def _version(block: bytes, path: str) -> tuple[int, Literal["<", ">"]]:
@@ -111,7 +126,8 @@ def _check_magic(header: nib.Nifti1Header, version: int, path: str, *, paired: b
     raise SourceError("not-nifti", path, f"{detail}; convert it with a tool that knows its origin")
 
 
-def _dtype(header: nib.Nifti1Header, path: str) -> np.dtype:
+def _dtype(header: nib.Nifti1Header, path: str) -> tuple[np.dtype, list[str]]:
+    """The voxels' dtype, which bitpix only repeats; what was mended, in words."""
     code, bits = int(header["datatype"]), int(header["bitpix"])
     if code in REFUSED:
         reason, words = REFUSED[code]
@@ -119,10 +135,9 @@ def _dtype(header: nib.Nifti1Header, path: str) -> np.dtype:
     if code not in DTYPES:
         raise SourceError("bad-datatype", path, f"datatype code {code} is not defined by NIfTI")
     dtype = np.dtype(DTYPES[code])
-    if bits != dtype.itemsize * 8:
-        detail = f"datatype {dtype.name} has {dtype.itemsize * 8} bits, but bitpix says {bits}"
-        raise SourceError("bitpix-mismatch", path, detail)
-    return dtype
+    if bits == dtype.itemsize * 8:
+        return dtype, []
+    return dtype, [f"bitpix is {bits}, read as the {dtype.itemsize * 8} of {dtype.name}"]
 
 
 def _shape(header: nib.Nifti1Header, path: str) -> tuple[tuple[int, int, int], int]:
@@ -157,21 +172,3 @@ def _scaling(header: nib.Nifti1Header, path: str) -> tuple[float, float]:
         detail = f"scl_slope {slope:g} with scl_inter {intercept:g}: no intensity can be told"
         raise SourceError("bad-scaling", path, detail)
     return slope, intercept
-
-
-def _affine(header: nib.Nifti1Header, path: str) -> tuple[np.ndarray, str]:
-    """The affine that wins, sform over qform over voxel sizes, and which it was."""
-    has_sform, has_qform = int(header["sform_code"]) > 0, int(header["qform_code"]) > 0
-    origin = "sform" if has_sform else "qform" if has_qform else "pixdim"
-    try:
-        affine = np.asarray(header.get_best_affine(), np.float64)
-    except (ValueError, HeaderDataError) as error:
-        raise SourceError("bad-affine", path, f"its {origin} cannot be read: {error}") from error
-    if not np.isfinite(affine).all():
-        raise SourceError("bad-affine", path, f"its {origin} affine holds NaN or infinity")
-    lengths = np.linalg.norm(affine[:3, :3], axis=0)
-    volume = abs(float(np.linalg.det(affine[:3, :3])))
-    if not lengths.all() or volume < SINGULAR * prod(lengths.tolist()):
-        detail = f"its {origin} affine is singular: voxel axes of {lengths.round(4).tolist()} mm"
-        raise SourceError("singular-affine", path, f"{detail}; repair the header")
-    return affine, origin

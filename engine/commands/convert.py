@@ -10,7 +10,7 @@ from rich.console import Console
 
 from mim3d.dataio.corpus.conversion import Conversion, Rerun
 from mim3d.dataio.errors import Mim3dError, Rejection
-from mim3d.dataio.inspect.doubts import corpus_doubts, people_in
+from mim3d.dataio.inspect.doubts import corpus_doubts, people_in, told_of_volumes
 from mim3d.dataio.nifti.names import is_image
 from mim3d.dataio.sources.discover import LAYOUTS, discover
 from mim3d.dataio.sources.options import SourceOptions
@@ -130,7 +130,7 @@ def show_report(report: "ConversionReport", destination: str, found: Discovery) 
     )
     show_upkeep(console, report)
     people = people_in(report.records)
-    show_people(console, people, found.notes)
+    show_people(console, people, (*found.notes, *told_of_volumes(report.records)))
     warnings = doubts_of(found, corpus_doubts(report.records))
     show_warnings(console, warnings)
     show_rejections(console, report.rejections, f"{destination}/quarantine.jsonl")

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from mim3d.dataio.errors import SourceError
 from mim3d.dataio.nifti.file import read_nifti, read_source_bytes
-from mim3d.dataio.nifti.header import parse_header
+from mim3d.dataio.nifti.header import HeaderTrust, parse_header
 
 BUDGET = 1 << 30
 
@@ -45,7 +45,6 @@ FIELDS = {
     "bad-dims": [("dim", [0] * 8), ("dim", [3, 0, 5, 6, 1, 1, 1, 1]),
                  ("dim", [3, -4, 5, 6, 1, 1, 1, 1]), ("dim", [9, 4, 5, 6, 1, 1, 1, 1])],
     "5d": [("dim", [5, 4, 5, 6, 1, 3, 1, 1])],
-    "bitpix-mismatch": [("bitpix", 8), ("bitpix", 0)],
     "bad-datatype": [("datatype", 3), ("datatype", 0)],
     "rgb": [("datatype", 128), ("datatype", 2304)],
     "complex": [("datatype", 32), ("datatype", 1792)],
@@ -92,6 +91,101 @@ def test_sform_wins_over_qform_and_pixdim_is_last():
     found = parse_header(made.binaryblock, "a.nii", paired=False)
     assert (found.affine_from, found.affine_code) == ("pixdim", 0)
     assert np.allclose(found.affine, np.asarray(made.get_best_affine()))
+
+
+def parsed(made, **trust):
+    return parse_header(made.binaryblock, "a.nii", paired=False, trust=HeaderTrust(**trust))
+
+
+@pytest.mark.parametrize("bits", [0, 8, 64])
+def test_bitpix_is_mended_and_told(bits):
+    made = header()
+    made["bitpix"] = bits
+    assert parsed(made).dtype == np.int16
+    assert f"bitpix is {bits}, read as the 16 of int16" in parsed(made).notes
+
+
+@pytest.mark.parametrize("qfac", [0, 2, np.nan])
+def test_qfac_and_sizes_are_mended_as_nibabel_does(qfac):
+    made = header()
+    made["sform_code"] = 0
+    made.set_qform(np.diag([2.0, 3.0, 4.0, 1.0]), 1)
+    made["pixdim"][0], made["pixdim"][2] = qfac, -3
+    found = parsed(made)
+    assert np.array_equal(found.affine, np.diag([2.0, 3.0, 4.0, 1.0]))
+    assert "qfac" in found.notes[0] and "pixdim[2] is -3, read as 3" in found.notes
+    made["pixdim"][3] = 0
+    assert np.array_equal(parsed(made).affine, np.diag([2.0, 3.0, 1.0, 1.0]))
+
+
+def test_forms_of_two_spacings_are_told_with_both_and_one_is_believed():
+    made = header()
+    made.set_qform(np.diag([1.3, 1.3, 10.0, 1.0]), 1)
+    made.set_sform(np.eye(4), 1)
+    wanted = {"auto": (1, 1, 1), "sform": (1, 1, 1), "qform": (1.3, 1.3, 10)}
+    wanted["pixdim"] = (1.3, 1.3, 10)
+    for believe, spacing in wanted.items():
+        found = parsed(made, believe=believe)
+        assert np.allclose(np.linalg.norm(found.affine[:3, :3], axis=0), spacing)
+        told = found.doubt if believe == "auto" else found.notes[0]
+        assert "1 x 1 x 1 mm" in told and "1.3 x 1.3 x 10 mm" in told
+        assert bool(found.doubt) == (believe == "auto")
+
+
+def test_sizes_alone_keep_the_directions_of_the_sform():
+    made = header()
+    turned = np.array([[0, -2, 0, 5], [3, 0, 0, 6], [0, 0, 4, 7], [0, 0, 0, 1.0]])
+    made.set_sform(turned, 2)
+    made["pixdim"][1:4] = 1.5, 2.5, 3.5
+    affine = parsed(made, believe="pixdim").affine
+    assert np.allclose(affine[:3, :3], turned[:3, :3] / (3, 2, 4) * (1.5, 2.5, 3.5))
+    assert np.array_equal(affine[:3, 3], turned[:3, 3])
+
+
+@pytest.mark.parametrize(
+    ("sform", "told"),
+    [
+        ((-2.0, 3, 4, 1), "handedness (LAS against RAS)"),
+        ((-2.0, -3, 4, 1), "directions (LPS against"),
+    ],
+)
+def test_forms_of_two_directions_are_told(sform, told):
+    made = header()
+    made.set_qform(np.diag([2.0, 3, 4, 1]), 1)
+    made.set_sform(np.diag(sform), 1)
+    assert told in parsed(made).doubt
+    assert (
+        parsed(made, believe="qform").affine[0, 0] == 2 and not parsed(made, believe="qform").doubt
+    )
+
+
+def test_a_rotation_between_the_forms_is_nobodys_doubt():
+    made = header()
+    made.set_qform(np.diag([2.0, 3, 4, 1]), 1)
+    c, s = np.cos(0.2), np.sin(0.2)
+    turned = np.array([[c, -s, 0, 9], [s, c, 0, 8], [0, 0, 1, 7], [0, 0, 0, 1]])
+    made.set_sform(turned @ np.diag([2.0, 3, 4, 1]), 4)
+    assert not parsed(made).doubt and not parsed(made).notes
+
+
+@pytest.mark.parametrize(("unit", "factor"), [("meter", 1000), ("mm", 1), ("micron", 1e-3)])
+def test_units_become_mm(unit, factor):
+    made = header()
+    made.set_sform(np.diag([0.02, 0.03, 0.04, 1.0]), 1)
+    made["pixdim"][1:4] = 0.02, 0.03, 0.04
+    made.set_xyzt_units(unit)
+    found = parsed(made)
+    assert np.allclose(np.diag(found.affine), [0.02 * factor, 0.03 * factor, 0.04 * factor, 1])
+    assert any("stored in mm" in note for note in found.notes) == (factor != 1)
+    assert np.allclose(np.diag(parsed(made, units="mm").affine), [0.02, 0.03, 0.04, 1])
+
+
+def test_voxels_of_a_metre_are_doubted():
+    made = header()
+    made["pixdim"][1:4] = 2, 3, 4
+    made.set_xyzt_units("meter")
+    assert "--units mm" in parsed(made).doubt
+    assert not parsed(made, units="mm").doubt
 
 
 @settings(max_examples=300, deadline=None)
