@@ -20,7 +20,7 @@ from mim3d.dataio.sources.options import SourceOptions
 from mim3d.dataio.sources.source import Discovery
 from mim3d.dataio.sources.subjects import as_told
 from mim3d.dataio.sources.table import TABLES
-from mim3d.dataio.sources.tree import LocalTree, Tree, glob_pattern, is_corpus
+from mim3d.dataio.sources.tree import LocalTree, Tree, as_text, glob_pattern, is_corpus, is_text
 from mim3d.dataio.storage.remote import ADDRESS
 
 LAYOUTS = ("auto", "folder", "msd", "nnunet", "bids", "nnssl", "csv")
@@ -37,6 +37,9 @@ def discover(source: str, layout: str = "auto", options: SourceOptions | None = 
     options = options or SourceOptions()
     if layout not in LAYOUTS:
         raise ValueError(f"layout must be one of {', '.join(LAYOUTS)}, got {layout!r}")
+    if not is_text(source):
+        told = "its name is not UTF-8; rename it, or name it by a symbolic link"
+        raise SourceError("bad-name", as_text(source), told)
     if not source:
         raise SourceError("missing", source, "the input's name is empty")
     if source.startswith("msd:"):

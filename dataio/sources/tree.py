@@ -48,6 +48,9 @@ class LocalTree:
     def __init__(self, root: str | Path) -> None:
         # Absolute: manifests name sources by path, and a rerun may start elsewhere.
         self.root = plain_path(str(root))
+        if not is_text(self.root):
+            told = f"{NOT_UTF8}; or name it by a symbolic link"
+            raise SourceError("bad-name", as_text(self.root), told)
         self.problems: list[Rejection] = []
         self._names: list[str] | None = None
 
@@ -68,6 +71,9 @@ class LocalTree:
                 continue
             subfolders[:] = sorted(s for s in subfolders if self._is_new(folder, s, seen))
             for file in sorted(files):
+                if not is_text(file):
+                    self._skip(os.path.join(folder, file), "bad-name", NOT_UTF8)  # noqa: PTH118
+                    continue
                 path = os.path.join(folder, file)  # noqa: PTH118 - a corpus has millions of these
                 if os.path.islink(path) and not os.path.exists(path):  # noqa: PTH110, PTH114
                     self._skip(path, "broken-link", "is a symbolic link to nothing")
@@ -76,6 +82,9 @@ class LocalTree:
 
     def _is_new(self, folder: str, subfolder: str, seen: set[tuple[int, int]]) -> bool:
         if subfolder.startswith("."):
+            return False
+        if not is_text(subfolder):
+            self._skip(os.path.join(folder, subfolder), "bad-name", NOT_UTF8)  # noqa: PTH118
             return False
         if not seen:
             status = os.stat(self.root)  # noqa: PTH116
@@ -101,7 +110,7 @@ class LocalTree:
         self._skip(path, "unreadable", f"cannot be listed ({error.strerror})")
 
     def _skip(self, path: str, code: str, detail: str) -> None:
-        self.problems.append(Rejection(path, code, detail))
+        self.problems.append(Rejection(as_text(path), code, detail))
 
     def path(self, name: str) -> str:
         """Path of an entry; absolute paths and addresses stay as they are."""
@@ -124,6 +133,19 @@ class LocalTree:
             raise SourceError("unreadable", path, f"cannot be read ({error.strerror})") from error
         except UnicodeDecodeError as error:
             raise SourceError("not-text", path, "is not UTF-8 text") from error
+
+
+NOT_UTF8 = "its name is not UTF-8, which nothing that is written could repeat; rename it"
+
+
+def is_text(name: str) -> bool:
+    """Whether a name can be written down: Python keeps bytes that are not UTF-8 as surrogates."""
+    return name.isascii() or not any("\ud800" <= letter <= "\udfff" for letter in name)
+
+
+def as_text(name: str) -> str:
+    """A name that can be written down, bytes that are not UTF-8 as `\\xfc`."""
+    return name if is_text(name) else os.fsencode(name).decode("utf-8", "backslashreplace")
 
 
 def plain_path(path: str) -> str:

@@ -1,0 +1,46 @@
+"""Names that are not UTF-8: told, left out, and never the end of a run."""
+
+import os
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pytest
+
+from mim3d.dataio.corpus.quarantine import parse_quarantine
+from mim3d.dataio.errors import SourceError
+from mim3d.dataio.sources.discover import discover
+from mim3d.engine.commands.cli import main
+
+
+def save(folder: bytes, *names: bytes) -> None:
+    image = nib.Nifti1Image(
+        np.random.default_rng(0).normal(9, 3, (9, 8, 7)).astype("f4"), np.eye(4)
+    )
+    for name in names:
+        path = Path(os.fsdecode(folder + b"/" + name))
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(image.to_bytes())
+
+
+def test_a_name_that_is_not_utf8_costs_nothing_but_its_file(tmp_path, capsys):
+    root = os.fsencode(tmp_path / "in")
+    save(root, b"a.nii", b"M\xfcller.nii", b"c.nii", b"\xfc/d.nii", "ü.nii".encode())
+    words = ["convert", str(tmp_path / "in"), str(tmp_path / "out"), "--workers", "1"]
+    for _ in range(2):  # and again on a rerun
+        assert main([*words, "--accept-doubts"]) == 3
+        assert "M\\xfcller.nii" in (told := capsys.readouterr().out) and "2 bad-name" in told
+    left = parse_quarantine((tmp_path / "out/quarantine.jsonl").read_bytes())
+    assert [rejection.code for rejection in left] == ["bad-name", "bad-name"]
+    assert main(["verify", str(tmp_path / "out")]) == 0
+    assert "3 volumes" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("what", [b"in\xe9", b"in\xe9/*.nii", b"in\xe9/a.nii"])
+def test_a_source_that_is_not_utf8_is_refused_and_a_link_to_it_is_not(tmp_path, what):
+    root = os.fsencode(tmp_path) + b"/in\xe9"
+    save(root, b"a.nii")
+    with pytest.raises(SourceError, match=r"in\\xe9.*symbolic link"):
+        discover(os.fsdecode(os.fsencode(tmp_path) + b"/" + what))
+    (tmp_path / "plain").symlink_to(os.fsdecode(root))
+    assert [source.id for source in discover(str(tmp_path / "plain")).sources] == ["a"]
