@@ -12,7 +12,6 @@ from mim3d.dataio.corpus.conversion import Conversion, Rerun
 from mim3d.dataio.errors import Mim3dError, Rejection
 from mim3d.dataio.inspect.doubts import corpus_doubts, people_in, told_of_volumes
 from mim3d.dataio.nifti.names import is_image
-from mim3d.dataio.sources.discover import LAYOUTS, discover
 from mim3d.dataio.sources.options import SourceOptions
 from mim3d.dataio.sources.source import Discovery, Source
 from mim3d.dataio.sources.subjects import grouped
@@ -53,6 +52,8 @@ class ConvertArgs:
     def __post_init__(self) -> None:
         if self.workers is not None and self.workers < 1:
             raise Mim3dError(f"workers {self.workers}: at least 1")
+        from mim3d.dataio.sources.discover import LAYOUTS
+
         if self.layout not in LAYOUTS:
             raise Mim3dError(f"layout {self.layout!r}: one of {', '.join(LAYOUTS)}")
 
@@ -62,6 +63,8 @@ def main(words: list[str]) -> Outcome:
     args = arguments(words)
     if not args.destination.strip():
         raise Mim3dError("DST is empty; name a folder for the corpus")
+    from mim3d.dataio.sources.discover import discover
+
     found = discover(args.source, args.layout, args.telling)
     skipped = tuple(Rejection(s.path, s.code, s.detail) for s in found.skipped)
     if args.dry_run:

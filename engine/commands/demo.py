@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any
 from mim3d.dataio.errors import Rejection
 from mim3d.dataio.progress import progress
 from mim3d.dataio.reader.corpus import Corpus, opened_corpus
-from mim3d.dataio.sources.discover import discover
 from mim3d.engine.commands.arguments import parse
 from mim3d.engine.commands.outcome import Outcome
 from mim3d.engine.errors import ConfigError
@@ -112,6 +111,8 @@ def claim(config: DemoConfig, folder: Path) -> None:
             )
         return
     if config.data:
+        from mim3d.dataio.sources.discover import discover
+
         discover(config.data)  # raises before anything is written
     folder.mkdir(parents=True, exist_ok=True)
     marker.write_text(json.dumps({"data": wanted}) + "\n")
@@ -129,6 +130,7 @@ def draw_cohort(config: DemoConfig, folder: Path) -> Path:
 def convert_source(source: str, corpus: Path) -> "ConversionReport":
     """Convert what can be converted and tell what was left out, a line a file."""
     from mim3d.dataio.convert.run import convert
+    from mim3d.dataio.sources.discover import discover
 
     found = discover(source)
     skipped = tuple(Rejection(s.path, s.code, s.detail) for s in found.skipped)
