@@ -15,22 +15,30 @@ from pathlib import Path
 REQUIRED = [
     "mim3d",
     "torch",
-    "triton",
     "numpy",
     "zarr",
-    "zarrs",
     "numcodecs",
     "google-crc32c",
+    "xxhash",
     "nibabel",
     "isal",
     "deflate",
-    "monai",
     "scipy",
-    "matplotlib",
-    "tensorboard",
+    "safetensors",
     "tyro",
     "rich",
 ]
+BY_EXTRA = {
+    "monai": ("decoders, losses and Swin", "train"),
+    "matplotlib": ("pictures of corpora, runs and studies", "train"),
+    "tensorboard": ("TensorBoard events of a run", "train"),
+    "triton": ("fused kernels on a GPU", "train"),
+    "jinja2": ("a study's report", "study"),
+    "obstore": ("corpora on s3://, gs://, http://", "remote"),
+    "distributed": ("conversion on a Dask cluster", "dask"),
+    "nvidia-libnvcomp-cu13": ("decompression on a GPU", "gpu"),
+}
+"""Distribution -> what needs it, and the extra of mim3d that installs it."""
 DALI = ("nvidia-dali-cuda130", "nvidia-dali-cuda120")
 
 
@@ -44,8 +52,9 @@ class Optional:
 
 
 def versions() -> dict[str, str]:
-    """Installed version of every required distribution; 'missing' where it is not there."""
-    return {name: _version(name) or "missing" for name in REQUIRED}
+    """Versions of what every use needs, 'missing' where it is not there, and of extras' parts."""
+    extras = {name: found for name in BY_EXTRA if (found := _version(name))}
+    return {name: _version(name) or "missing" for name in REQUIRED} | extras
 
 
 def machine() -> dict[str, str]:
@@ -85,13 +94,15 @@ def devices() -> list[dict[str, str]]:
 
 def optional_parts() -> list[Optional]:
     """DALI, nvCOMP, apex and the rest, each with its remedy when missing."""
+    extras = [
+        _distribution(name, use, f"pip install 'mim3d[{extra}]'")
+        for name, (use, extra) in BY_EXTRA.items()
+    ]
     return [
+        *extras,
         _dali(),
         _c_loops(),
-        _distribution("nvidia-libnvcomp-cu13", "GPU decompression", "pip install 'mim3d[cuda13]'"),
         _apex(),
-        _distribution("obstore", "s3://, gs://, http:// corpora", "pip install 'mim3d[remote]'"),
-        _distribution("distributed", "convert on a Dask cluster", "pip install 'mim3d[dask]'"),
         _distribution("wandb", "Weights & Biases logging", "pip install wandb"),
         _program("torchrun", "several ranks a machine", "comes with torch"),
     ]
@@ -153,8 +164,9 @@ def _program(name: str, use: str, remedy: str) -> Optional:
 def _dali() -> Optional:
     found = [(name, _version(name)) for name in DALI if _version(name)]
     if not found:
+        need = "rotations, zooms, blur and noise need it, one plain view on a CPU does not"
         remedy = "pip install 'mim3d[cuda13]' (or 'mim3d[cuda12]' for CUDA 12 drivers)"
-        return Optional("nvidia-dali", False, f"missing: the loader needs it; {remedy}")
+        return Optional("nvidia-dali", False, f"missing: {need}; {remedy}")
     if len(found) > 1:
         names = ", ".join(name for name, _ in found)
         return Optional(

@@ -11,6 +11,7 @@ from packaging.requirements import Requirement
 
 from mim3d.dataio.extras import EXTRAS, MissingExtraError, extra, missing
 from mim3d.dataio.sources.phantom import make_cohort
+from mim3d.engine.environment import BY_EXTRA, REQUIRED
 
 ROOT = Path(__file__).resolve().parents[2]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
@@ -121,6 +122,17 @@ def brought(name: str) -> set[str]:
         else:
             found.add(wanted.name)
     return found
+
+
+@pytest.mark.parametrize("name", BY_EXTRA)
+def test_env_names_the_extra_that_brings_a_part(name: str) -> None:
+    assert name in brought(BY_EXTRA[name][1])
+
+
+def test_env_calls_nothing_of_an_extra_required() -> None:
+    core = {Requirement(line).name for line in PROJECT["dependencies"]}
+    assert set(REQUIRED) - {"mim3d"} <= core
+    assert not set(REQUIRED) & set(BY_EXTRA)
 
 
 def test_all_brings_every_part() -> None:
