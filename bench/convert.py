@@ -241,11 +241,11 @@ def show(figures: dict) -> None:
         ratios.add_column(column)
     for name, value in figures["ratios"].items():
         direction, target = TARGETS[name]
-        told = "met" if figures["targets_met"][name] else "MISSED"
+        outcome = "met" if figures["targets_met"][name] else "MISSED"
         if name == "two_workers_speed" and figures["scaling"]["busy"]:
             share = figures["scaling"]["others_cpu_share"]
-            told = f"not measurable: others used {100 * share:.0f} % of the CPUs"
-        ratios.add_row(name, f"{value:.2f}", f"{direction} {target}", told)
+            outcome = f"not measurable: others used {100 * share:.0f} % of the CPUs"
+        ratios.add_row(name, f"{value:.2f}", f"{direction} {target}", outcome)
     console.print(ratios)
     if "scaling" in figures:
         one, two = (figures["scaling"][name] for name in SCALING)

@@ -51,7 +51,7 @@ def prepare_mim3d(files: Sequence[str], folder: Path, workers: int = 1) -> Calla
 def prepare_floor(files: Sequence[str], folder: Path) -> Callable[[], Any]:
     """What no converter can avoid: inflate the bytes, encode the chunks; nothing else.
 
-    `encode` is numcodecs, chunk by chunk, as any script has it; `encode_compiled`, told beside it,
+    `encode` is numcodecs, chunk by chunk, as any script has it; `encode_compiled`, beside it,
     is the converter's own loop over the same library.
     """
     import deflate

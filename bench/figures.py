@@ -33,9 +33,9 @@ BLOCK = re.compile(r"(<!-- figures (\S+) -->\n).*?(<!-- end figures -->)", re.DO
 
 def convert_table() -> str:
     """Conversion on a CPU: ratios, memory, many volumes."""
-    told = read(CONVERT)["convert"]
-    ratios, floor, table = told["ratios"], told["floor_s"], told["chunk_table"]
-    compiled = told["jobs"]["mim3d"]["cpu_s"] / (floor["libdeflate"] + floor["encode_compiled"])
+    figures = read(CONVERT)["convert"]
+    ratios, floor, table = figures["ratios"], figures["floor_s"], figures["chunk_table"]
+    compiled = figures["jobs"]["mim3d"]["cpu_s"] / (floor["libdeflate"] + floor["encode_compiled"])
     script = times(ratios["script_over_mim3d_cpu"])
     rows = [
         ("a nibabel + zarr-python script, CPU time over mim3d's", script),
@@ -51,7 +51,7 @@ def convert_table() -> str:
 
 def loader_table() -> str:
     """Crops per CPU-second against what one would use instead."""
-    told = {kind: read(file)["loader"] for kind, file in LOADER.items()}
+    loaders = {kind: read(file)["loader"] for kind, file in LOADER.items()}
     rates = [
         ("crops read", "mim3d reader, snap 16"),
         ("crops read in bfloat16", "mim3d reader, bf16"),
@@ -66,11 +66,11 @@ def loader_table() -> str:
         ("over an uncompressed memory map", "npy memmap"),
     ]
     rows = [
-        (name, *(f"{told[kind]['rates'][key]['per_cpu_s']:.0f}" for kind in LOADER))
+        (name, *(f"{loaders[kind]['rates'][key]['per_cpu_s']:.0f}" for kind in LOADER))
         for name, key in rates
     ]
     rows += [
-        (f"reader {name}", *(times(told[kind]["reader_over"][key]) for kind in LOADER))
+        (f"reader {name}", *(times(loaders[kind]["reader_over"][key]) for kind in LOADER))
         for name, key in over
     ]
     return markdown(["96³ crops per CPU-second", "generated volumes", "real volumes"], rows)
@@ -138,11 +138,11 @@ def times(value: float) -> str:
     return f"{value:.1f}×" if value >= 10 else f"{value:.2f}×"
 
 
-def ratio(told: dict[str, Any] | None) -> str:
-    """A ratio at 90 % with its interval; a bound is told as one."""
-    if told is None:
+def ratio(row: dict[str, Any] | None) -> str:
+    """A ratio at 90 % with its interval; a bound is row as one."""
+    if row is None:
         return "–"
-    at = told["0.9"]
+    at = row["0.9"]
     bound = {"exact": "", "at least": "at least ", "at most": "at most "}[at["bound"]]
     return f"{bound}{at['ratio']:.2f} ({at['low']:.2f} to {at['high']:.2f})"
 

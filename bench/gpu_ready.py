@@ -34,7 +34,7 @@ CROP = (32, 48, 32)
 BATCH = 4
 LARGEST_ERROR = 1e-2  # of an image whose deviation is 1, resized and turned on two devices
 ALIKE = 0.995  # of a label's voxels: a nearest voxel may be either of two
-EVERY = replace(augmentation("segmentation"), rotate=1.0, rescale=1.0)
+EVERY = replace(augmentation("segmentation"), rotate=1.0, zoom=1.0)
 
 
 class AbsentError(Exception):
@@ -107,7 +107,7 @@ def check_group() -> None:
 
 
 def check_loops() -> None:
-    """The compiled loops are there: without them the loader's figures are numpy's."""
+    """The loops in C are there: without them the loader's figures are numpy's."""
     if missing := not_built():
         raise ImportError(f"not built: {', '.join(missing)}")
 

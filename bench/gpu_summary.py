@@ -44,19 +44,19 @@ def targets(figures: Mapping[str, Any]) -> list[str]:
             table = variants(kernels, f"loss {kind}", shape)
             name = f"loss {kind} {shape}"
             lines += [
-                told(f"{name}, x eager MAE", ratio(table, ["MAE"]), 10),
-                told(f"{name}, x best torch.compile", ratio(table, compiled(table)), 2),
-                told(f"{name}, share of copy bandwidth", share(table), 0.85),
+                line_of(f"{name}, x eager MAE", ratio(table, ["MAE"]), 10),
+                line_of(f"{name}, x best torch.compile", ratio(table, compiled(table)), 2),
+                line_of(f"{name}, share of copy bandwidth", share(table), 0.85),
             ]
     for shape in BIG:
         table = variants(kernels, "rows int16", shape)
         lines += [
-            told(f"gather {shape}, x eager patchify", ratio(table, ["patchify"]), 10),
-            told(f"gather {shape}, x torch.compile", ratio(table, compiled(table)), 1),
+            line_of(f"gather {shape}, x eager patchify", ratio(table, ["patchify"]), 10),
+            line_of(f"gather {shape}, x torch.compile", ratio(table, compiled(table)), 1),
         ]
     lines += loader_lines(figures.get("loader", {}).get("gpu", {}))
     step, feed = figures.get("step", {}), figures.get("feed", {})
-    lines.append(told("MAE step, x eager formulation", step.get("over_eager"), 1.15))
+    lines.append(line_of("MAE step, x eager formulation", step.get("over_eager"), 1.15))
     for name, stage, key in (
         ("crops/s in memory", step, "crops_per_s"),
         ("crops/s with the loader", feed, "crops_per_s"),
@@ -65,9 +65,9 @@ def targets(figures: Mapping[str, Any]) -> list[str]:
         ("rate with the loader over in memory", feed, "loader_over_memory"),
         ("data-stall share", feed, "data_stall_share"),
     ):
-        lines.append(told(name, stage.get(key), None))
+        lines.append(line_of(name, stage.get(key), None))
     if kernels:
-        lines.append(told("copy bandwidth, GB/s", kernels["copy_bytes_per_s"] / 1e9, None))
+        lines.append(line_of("copy bandwidth, GB/s", kernels["copy_bytes_per_s"] / 1e9, None))
     return lines
 
 
@@ -75,7 +75,7 @@ def loader_lines(gpu: Mapping[str, Any]) -> list[str]:
     """The loader's rates on the GPU, and where the device's time goes."""
     rates = gpu.get("rates", {})
     device = rates.get("cache=device", {}).get("crops_per_s")
-    lines = [told("loader on the GPU, cache=device, crops/s", device, CROPS_PER_S)]
+    lines = [line_of("loader on the GPU, cache=device, crops/s", device, CROPS_PER_S)]
     for name, rate in rates.items():
         shares = ", ".join(f"{stage} {share:.0%}" for stage, share in rate["stages"].items())
         lines.append(f"loader, {name}: {rate['crops_per_s']:.4g} crops/s; {shares}")
@@ -109,7 +109,7 @@ def share(table: Mapping[str, Any]) -> float | None:
     return table[OURS]["share"] if OURS in table else None
 
 
-def told(name: str, value: float | None, least: float | None) -> str:
+def line_of(name: str, value: float | None, least: float | None) -> str:
     """One line."""
     if value is None:
         return f"{name}: not measured" + ("" if least is None else f" (at least {least:g})")

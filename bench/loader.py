@@ -17,8 +17,8 @@ from mim3d.bench import loader_peers as peers
 from mim3d.bench.corpora import anatomy_like, corpus_of
 from mim3d.bench.gpu_ready import found
 from mim3d.bench.loader_gpu import GpuBench, gpu_table, measure_gpu
-from mim3d.dataio.chunks.boxes import Triple
 from mim3d.dataio.chunks.decode import IDENTITY
+from mim3d.dataio.geometry import Triple
 from mim3d.dataio.loader.loader import Loader, LoaderConfig
 from mim3d.dataio.loader.sampler import Sampler
 from mim3d.dataio.reader.corpus import opened_corpus
@@ -212,7 +212,7 @@ def _readers(
     def half(volume: int, start: Triple, out: np.ndarray) -> None:
         # `out` only tells which place of the batch is due.
         place = rounded[out.__array_interface__["data"][0] // out.nbytes % len(rounded)]
-        reader.read_box(int(table.volumes["image"][volume]), start, CROP, place, affine=IDENTITY)
+        reader.read_box(int(table.volumes["image"][volume]), start, CROP, place, rescale=IDENTITY)
 
     contestants = {
         f"mim3d reader, snap {snap}": (snap, _round(bare, n_crops)) for snap in (16, 1, 32)

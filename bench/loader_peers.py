@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from mim3d.dataio.chunks.boxes import Triple
+from mim3d.dataio.geometry import Triple
 
 # Reads a crop of a volume into (z, y, x) float32.
 ReadCrop = Callable[[int, Triple, np.ndarray], None]

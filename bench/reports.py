@@ -50,9 +50,9 @@ def main(words: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m mim3d.bench.reports", description=__doc__)
     parser.add_argument("kept", type=Path, help="a folder of bench/results that has study.json")
     parser.add_argument("out", type=Path, help="where the report goes")
-    told = parser.parse_args(words)
+    options = parser.parse_args(words)
     try:
-        report = redraw(told.kept, told.out)
+        report = redraw(options.kept, options.out)
     except (ValueError, OSError) as error:
         print(f"reports: {error}", file=sys.stderr)
         return 2

@@ -4,7 +4,7 @@ Loose files, which everything here uses: errors, extras (what is installed on re
 memory, progress.
 
 Folders, each importing only what stands above it:
-    native    the compiled loops
+    native    the loops in C
     storage   bytes to and from folders and buckets
     nifti     one NIfTI file, read whole and checked
     chunks    one chunk, both ways

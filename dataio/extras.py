@@ -38,7 +38,7 @@ def extra() -> Iterator[None]:
     try:
         yield
     except ModuleNotFoundError as error:
-        told = missing(error)
-        if told is None:
+        remedy = missing(error)
+        if remedy is None:
             raise
-        raise told from None
+        raise remedy from None

@@ -46,7 +46,7 @@ class Launch:
 
 
 @dataclass
-class Recorder:
+class LaunchRecorder:
     """Stands in for a kernel and keeps what it is launched with."""
 
     kernel: Any
@@ -65,7 +65,7 @@ class Recorder:
 def recorded(module: Any, name: str) -> Iterator[list[Launch]]:
     """Launches of `module.name` while the context lasts."""
     kernel = getattr(module, name)
-    recorder = Recorder(kernel)
+    recorder = LaunchRecorder(kernel)
     setattr(module, name, recorder)
     try:
         yield recorder.launches

@@ -5,7 +5,7 @@ from functools import lru_cache
 
 import numpy as np
 
-Triple = tuple[int, int, int]
+from mim3d.dataio.geometry import Triple
 
 
 @dataclass(frozen=True)

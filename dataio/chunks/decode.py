@@ -1,6 +1,6 @@
 """Stored chunks to voxels: crc32c checked, then blosc decoded and put where they belong.
 
-Two ways with equal results: a small compiled loop (`native/crops.c`) that reads, checks and decodes
+Two ways with equal results: a small loop in C (`native/crops.c`) that reads, checks and decodes
 lz4 frames and writes only the crop's voxels, normalised, in one pass; and numcodecs with numpy for
 every other frame, and where the extension was not built (`crop_loops()` tells).
 """
@@ -11,15 +11,15 @@ from typing import NamedTuple
 
 import google_crc32c
 import numpy as np
-from numcodecs import blosc
+from numcodecs import blosc  # pyright: ignore[reportAttributeAccessIssue]
 
-from mim3d.dataio.chunks.boxes import Triple
+from mim3d.dataio.geometry import Triple
 from mim3d.dataio.native.extension import crop_loops
 
 CRC_BYTES = 4
 BLOSC_HEADER_BYTES = 16
-COMPILED_DTYPES = frozenset(["|u1", "|i1", "<u2", "<i2", "<i4", "<f4"])
-# With an affine; bfloat16 travels as the bits of uint16.
+LOOP_DTYPES = frozenset(["|u1", "|i1", "<u2", "<i2", "<i4", "<f4"])
+# With a rescale; bfloat16 travels as the bits of uint16.
 CAST_TARGETS = (np.dtype(np.float32), np.dtype(np.uint16))
 COPY, FLOAT32, BFLOAT16 = 0, 1, 2
 # Codes of read_crop.
@@ -27,7 +27,7 @@ DONE, TOO_SMALL, UNSUPPORTED, BAD_CRC, IO_ERROR, SHORT_FILE = 0, 3, 4, 5, 6, 7
 _local = threading.local()
 
 
-class Affine(NamedTuple):
+class Rescale(NamedTuple):
     """`clip(voxel, low, high) * scale + shift`, in float32 and that order."""
 
     low: float
@@ -51,7 +51,7 @@ class Affine(NamedTuple):
         return values
 
 
-IDENTITY = Affine(-np.inf, np.inf, 1.0, 0.0)
+IDENTITY = Rescale(-np.inf, np.inf, 1.0, 0.0)
 
 
 def checked_frame(stored: np.ndarray) -> np.ndarray:
@@ -81,7 +81,7 @@ def decode_frame(frame: np.ndarray, out: np.ndarray) -> None:
 
 
 class Decoded(NamedTuple):
-    """What the compiled loop did: up to which chunk of the box, a code, and what it is about.
+    """What the loop in C did: up to which chunk of the box, a code, and what it is about.
 
     `detail` is an errno, or where a file ended; `read_ns` is the part of the time spent reading,
     `nbytes` what was read.
@@ -95,7 +95,7 @@ class Decoded(NamedTuple):
 
 
 class Stored(NamedTuple):
-    """Where the compiled loop finds the chunks that a box meets, in C order.
+    """Where the loop in C finds the chunks that a box meets, in C order.
 
     `source` is a descriptor of the shard, or a list of stored bytes, empty where absent. For a
     descriptor `sizes` are those of all chunks of the shard (uint16 or uint32, 0 where absent), of
@@ -114,16 +114,16 @@ def read_crop(
     grid: tuple[Triple, Triple, Triple],
     target: np.ndarray,
     dtype: np.dtype,
-    affine: Affine | None,
+    rescale: Rescale | None,
 ) -> Decoded:
-    """Fill `target` (z, y, x) with lz4 chunks of `dtype` by the compiled loop, where they meet it.
+    """Fill `target` (z, y, x) with lz4 chunks of `dtype` by the loop in C, where they meet it.
 
     `grid` is the shape of the array, of a chunk, and the first voxel of the box, which may lie
-    outside. `target` is of `dtype`, or float32, or bfloat16 as uint16; `affine` None copies the
+    outside. `target` is of `dtype`, or float32, or bfloat16 as uint16; `rescale` None copies the
     voxels.
     """
-    mode = COPY if affine is None else FLOAT32 if target.dtype == np.float32 else BFLOAT16
-    numbers = IDENTITY if affine is None else affine
+    mode = COPY if rescale is None else FLOAT32 if target.dtype == np.float32 else BFLOAT16
+    numbers = IDENTITY if rescale is None else rescale
     if not hasattr(_local, "scratch"):
         _local.scratch = bytearray(1 << 18)
     while True:
@@ -145,8 +145,8 @@ def to_bfloat16(values: np.ndarray) -> np.ndarray:
     return np.where(np.isnan(values), np.uint32(0x7FC0), rounded).astype(np.uint16)
 
 
-def fits_compiled(dtype: np.dtype, target: np.ndarray, affine: Affine | None) -> bool:
-    """Whether the compiled loop is there and writes this dtype into this target."""
-    if crop_loops() is None or dtype.str not in COMPILED_DTYPES:
+def fits_loop(dtype: np.dtype, target: np.ndarray, rescale: Rescale | None) -> bool:
+    """Whether the loop in C is there and writes this dtype into this target."""
+    if crop_loops() is None or dtype.str not in LOOP_DTYPES:
         return False
-    return target.dtype == dtype if affine is None else target.dtype in CAST_TARGETS
+    return target.dtype == dtype if rescale is None else target.dtype in CAST_TARGETS

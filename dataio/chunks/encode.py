@@ -1,6 +1,6 @@
 """Rows of chunks to what stands in a shard: each chunk's frame and crc32c, but for chunks of zeros.
 
-Two ways with equal bits: a compiled loop (`native/chunks.c`) that encodes many chunks per call
+Two ways with equal bits: a loop in C (`native/chunks.c`) that encodes many chunks per call
 without the GIL, by the blosc library inside numcodecs; and numcodecs itself, chunk by chunk, where
 the loop is not built or that library does not show its function.
 """
@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from functools import lru_cache
 
 import numpy as np
-from numcodecs import blosc
+from numcodecs import blosc  # pyright: ignore[reportAttributeAccessIssue]
 from typing_extensions import Buffer
 
 from mim3d.dataio.chunks.codec import BLOCK_BYTES, COMPRESSORS, SHUFFLES, ChunkCodec

@@ -1,6 +1,6 @@
 """A volume cut into contiguous chunks, whatever its strides and byte order.
 
-Two ways with equal results: a small compiled loop (`native/chunks.c`) that gathers one row of
+Two ways with equal results: a small loop in C (`native/chunks.c`) that gathers one row of
 chunks after the other into memory that stays in the cache, and numpy where it is not built.
 """
 
@@ -11,7 +11,7 @@ import numpy as np
 
 from mim3d.dataio.native.extension import chunk_loops
 
-COMPILED_ITEMSIZES = (1, 2, 4, 8)
+LOOP_ITEMSIZES = (1, 2, 4, 8)
 
 
 def gathered_rows(volume: np.ndarray, sides: tuple[int, ...], dtype: str) -> Iterator[np.ndarray]:
@@ -22,27 +22,27 @@ def gathered_rows(volume: np.ndarray, sides: tuple[int, ...], dtype: str) -> Ite
     again.
     """
     loop = chunk_loops()
-    if loop is not None and fits_compiled(volume):
-        yield from compiled_rows(loop, volume, sides, dtype)
+    if loop is not None and fits_loop(volume):
+        yield from loop_rows(loop, volume, sides, dtype)
         return
     for z in range(0, volume.shape[0], sides[0]):
         yield slab_chunks(volume[z : z + sides[0]], sides, dtype)
 
 
-def fits_compiled(volume: np.ndarray) -> bool:
+def fits_loop(volume: np.ndarray) -> bool:
     """Whether rows lie in memory forward or backward, as in all but permuted volumes.
 
     A row of one voxel has no stride: numpy hands the loop another than it shows, so it is numpy's.
     """
     size = volume.dtype.itemsize
     rows = volume.size > 0 and volume.shape[2] > 1 and abs(volume.strides[2]) == size
-    return size in COMPILED_ITEMSIZES and rows
+    return size in LOOP_ITEMSIZES and rows
 
 
-def compiled_rows(
+def loop_rows(
     loop: Any, volume: np.ndarray, sides: tuple[int, ...], dtype: str
 ) -> Iterator[np.ndarray]:
-    """The same by the compiled loop."""
+    """The same by the loop in C."""
     row = np.empty((-(-volume.shape[2] // sides[2]), *sides), dtype)
     swap = not volume.dtype.isnative
     for z in range(0, volume.shape[0], sides[0]):

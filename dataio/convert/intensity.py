@@ -173,7 +173,7 @@ def profiles(voxels: np.ndarray, *, falling: bool = False) -> Profiles:
 
 
 def fits_profiles(voxels: np.ndarray) -> bool:
-    """Whether the compiled loop takes these voxels: small integers in native, contiguous rows."""
+    """Whether the loop in C takes these voxels: small integers in native, contiguous rows."""
     dtype = voxels.dtype
     small = dtype.kind in "iu" and dtype.itemsize <= 2 and dtype.isnative
     rows = voxels.shape[2] > 1 and voxels.strides[2] == dtype.itemsize  # as in chunk_gather

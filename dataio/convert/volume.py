@@ -19,7 +19,7 @@ from mim3d.dataio.nifti.header import HeaderTrust
 from mim3d.dataio.sources.source import Source
 
 OBLIQUE_DEG = 1.0
-FEW_LEVELS = 8  # of a standard deviation, below which quantised channels are told
+FEW_LEVELS = 8  # of a standard deviation, below which quantised channels are warned of
 
 
 def trust_of(conversion: Conversion) -> HeaderTrust:
@@ -166,10 +166,10 @@ def _volume(given: list[Values], file: NiftiFile, frame: int, conversion: Conver
         crop, values, grid = box, replace(values, voxels=cut(values.voxels, box)), grid.crop(*box)
         found = measured(values)
     n_frames = file.header.n_frames if frame >= 0 else 1
-    told = (*_warnings(file, values), *_channel_warnings(values, found))
+    warnings = (*_warnings(file, values), *_channel_warnings(values, found))
     code = file.header.affine_code
     return Volume(
-        values, grid, before, oriented, crop, found, frame, n_frames, code, told, n_values
+        values, grid, before, oriented, crop, found, frame, n_frames, code, warnings, n_values
     )  # fmt: skip
 
 
@@ -220,36 +220,36 @@ def _resample(given: list[Values], old: Grid, new: Grid) -> None:
 
 def _warnings(file: NiftiFile, values: Values) -> tuple[str, ...]:
     header = file.header
-    told = [*header.notes, *filter(None, [header.doubt])]
+    warnings = [*header.notes, *filter(None, [header.doubt])]
     if header.affine_from == "pixdim":
-        told.append("no sform and no qform: left and right are a guess, as nibabel makes it")
+        warnings.append("no sform and no qform: left and right are a guess, as nibabel makes it")
     if (angle := obliquity_deg(header.affine)) > OBLIQUE_DEG:
-        told.append(
+        warnings.append(
             f"oblique by {angle:.1f} degrees, kept: axes are only near {axis_codes(header.affine)}"
         )
     if header.dtype.itemsize == 8 and header.dtype.kind == "f":
-        told.append(f"float64 stored as float32, largest change {values.max_error:.3g}")
+        warnings.append(f"float64 stored as float32, largest change {values.max_error:.3g}")
     elif header.dtype.itemsize == 8:
         stored = values.voxels.dtype.name
-        told.append(
+        warnings.append(
             f"{header.dtype.name} stored as {stored}, largest change {values.max_error:.3g}"
         )
     if values.n_nan or values.n_inf:
-        told.append(f"{values.n_nan} NaN and {values.n_inf} infinite voxels")
-    return tuple(told)
+        warnings.append(f"{values.n_nan} NaN and {values.n_inf} infinite voxels")
+    return tuple(warnings)
 
 
 def _channel_warnings(values: Values, found: Measured) -> list[str]:
     """What several channels in one array may have lost, or never had."""
-    told = []
+    warnings = []
     quantised = values.max_error > 0 and values.voxels.dtype.kind in "iu"
     for i, each in enumerate(found.by_channel):
         whole, where = each.whole, f"channel {i} of {len(found.by_channel)}"
         if whole.minimum == whole.maximum:
-            told.append(f"{where} is {whole.minimum:g} everywhere: a modality that is missing?")
+            warnings.append(f"{where} is {whole.minimum:g} everywhere: a modality that is missing?")
         elif quantised and whole.std < FEW_LEVELS * abs(values.slope):
-            told.append(
+            warnings.append(
                 f"{where} spreads over {whole.std / abs(values.slope):.2g} levels of "
                 f"{values.voxels.dtype.name}, one scale for all channels: use --dtype float32"
             )
-    return told
+    return warnings

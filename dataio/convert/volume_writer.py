@@ -42,11 +42,11 @@ def volume_objects(
         objects["labels/zarr.json"] = (ome.labels_group([label.name for label in labels]),)
 
     def record() -> VolumeRecord:
-        told = tuple(
+        label_records = tuple(
             _label_record(label, each, label_facts(source, label.name).names)
             for label, each in zip(labels, shards, strict=True)
         )
-        made = _record(id, source, files, volume, told, shard, metadata_sha256(objects))
+        made = _record(id, source, files, volume, label_records, shard, metadata_sha256(objects))
         notes = (note for label in labels for note in label.notes)
         return replace(made, warnings=(*made.warnings, *notes))
 

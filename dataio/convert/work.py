@@ -47,8 +47,8 @@ def run_job(job: Job) -> JobResult:
         return result
     if result.records:
         return replace(result, mended=damage)
-    told = tuple(beyond_mending(job, damage, each) for each in result.rejections)
-    return replace(result, damage=damage, gone=gone_files(job.source), rejections=told)
+    rejections = tuple(beyond_mending(job, damage, each) for each in result.rejections)
+    return replace(result, damage=damage, gone=gone_files(job.source), rejections=rejections)
 
 
 def _done(job: Job, hashes: FileHashes, damage: str) -> JobResult:

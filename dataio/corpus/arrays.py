@@ -15,7 +15,7 @@ INDEX_ENTRY, INDEX_CRC = 16, 4  # bytes of a shard's index: an entry per chunk, 
 
 
 @dataclass(frozen=True)
-class StoredArray:
+class ArrayRecord:
     """One array of a volume as its record describes it."""
 
     path: str
@@ -38,9 +38,9 @@ class StoredArray:
         return n_chunks(self.shape, self.sides(chunk))
 
 
-def stored_arrays(record: VolumeRecord) -> list[StoredArray]:
+def stored_arrays(record: VolumeRecord) -> list[ArrayRecord]:
     """The image and the labels of a record."""
-    image = StoredArray(
+    image = ArrayRecord(
         f"{record.id}/0",
         record.array_shape,
         record.dtype,
@@ -48,7 +48,7 @@ def stored_arrays(record: VolumeRecord) -> list[StoredArray]:
         record.shard_bytes,
     )
     labels = [
-        StoredArray(
+        ArrayRecord(
             f"{record.id}/labels/{a.name}/0", record.shape, a.dtype, a.shard_sha256, a.shard_bytes
         )
         for a in record.labels

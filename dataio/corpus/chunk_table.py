@@ -233,8 +233,8 @@ class ChunkTable:
         expected = int(array["shard_bytes"]) - INDEX_ENTRY * n - INDEX_CRC
         found = int(self.sizes(slice(first, first + n)).sum())
         if found != expected:
-            told = f"sizes of {self.shard_path(row)} add up to {found} bytes, not to {expected}"
-            raise damaged(f"{self.root}/{TABLE}", f"the {told}")
+            why = f"sizes of {self.shard_path(row)} add up to {found} bytes, not to {expected}"
+            raise damaged(f"{self.root}/{TABLE}", f"the {why}")
         self._summed[row] = 1
 
     def ranges(self, row: int, count: int | None = None) -> tuple[np.ndarray, np.ndarray]:

@@ -291,8 +291,8 @@ def intact_records(
     end = text.rfind(b"\n") + 1
     for number, line in enumerate(text[:end].split(b"\n")[:-1], start=1):
         try:
-            told = f"{where}, line {number}"
-            records.append(parse_entry(line.decode("utf-8", "replace"), told))
+            place = f"{where}, line {number}"
+            records.append(parse_entry(line.decode("utf-8", "replace"), place))
         except CorpusError as error:
             damaged.append(error)
     return latest(records), damaged

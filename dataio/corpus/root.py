@@ -126,9 +126,9 @@ def check_recipe(store: Store, conversion: Conversion) -> None:
     want = json.loads(json.dumps(conversion.attributes()))
     differ = [key for key in want if have.get(key) != want[key]]
     if differ:
-        told = ", ".join(f"{key} {have.get(key)!r}, now {want[key]!r}" for key in differ)
+        changes = ", ".join(f"{key} {have.get(key)!r}, now {want[key]!r}" for key in differ)
         raise CorpusError(
-            f"{store.url}: was made with other options ({told}); "
+            f"{store.url}: was made with other options ({changes}); "
             "use the same ones or another destination"
         )
     if text != (whole := json_bytes(sealed_document(facts))):
@@ -138,8 +138,8 @@ def check_recipe(store: Store, conversion: Conversion) -> None:
 def undamaged_root(text: bytes, conversion: Conversion) -> bytes | None:
     """What a damaged zarr.json was, if it was of this recipe: its checksum is still in it, or all
     but a few bytes are the same. None where neither tells."""
-    told = re.findall(rb'"written_by": *"([^"]{1,40})"', text)
-    for name in (version("mim3d"), *(word.decode("utf-8", "replace") for word in told)):
+    writers = re.findall(rb'"written_by": *"([^"]{1,40})"', text)
+    for name in (version("mim3d"), *(word.decode("utf-8", "replace") for word in writers)):
         document = root_document(conversion, name)
         whole = json_bytes(document)
         gaps = sum(a != b for a, b in zip(whole, text, strict=False)) + abs(len(whole) - len(text))

@@ -129,8 +129,8 @@ class CorpusWriter:
         text = manifest_bytes(ordered)
         with ExitStack() as held:
             old = table_that_stands(self.store, held)
-            parts, told = self._table(ordered, text, old)
-            self.store.replace(QUARANTINE, [quarantine_bytes(rejections | set(told))])
+            parts, lost = self._table(ordered, text, old)
+            self.store.replace(QUARANTINE, [quarantine_bytes(rejections | set(lost))])
             self.store.replace(SEEN, [seen_bytes(self._seen_of(ordered))])
             self.store.replace(TABLE, parts)
         self.store.replace(MANIFEST, [text])
@@ -138,24 +138,24 @@ class CorpusWriter:
             self.store.delete(name)
         if self.store.exists(REPLACING):
             self.store.delete(REPLACING)
-        return told
+        return lost
 
     def _table(
         self, ordered: list[VolumeRecord], text: bytes, old: ChunkTable | None
     ) -> tuple[Sequence[Buffer], list[Rejection]]:
         """The table's file, and volumes that are damaged though nothing told of it before."""
-        told: dict[str, Rejection] = {}
+        lost: dict[str, Rejection] = {}
 
         def damaged(path: str, error: Exception) -> None:
             id = path.split("/", maxsplit=1)[0]
             if id not in self.damaged:
                 detail = f"is damaged ({error}); `mim3d verify {self.store.url} --mend` mends it"
-                told[id] = Rejection(id, "damaged", f"volume {id} {detail}")
+                lost[id] = Rejection(id, "damaged", f"volume {id} {detail}")
 
         readers = reusing(self.store, old, ordered, damaged)
         chunk = self.conversion.chunk
         objects = table_objects(self.store, ordered, text, chunk, readers=readers)
-        return objects[TABLE], list(told.values())
+        return objects[TABLE], list(lost.values())
 
     def _seen_of(self, records: list[VolumeRecord]) -> dict[str, SeenFile]:
         """What was seen of the files that the records tell of, and of no others."""

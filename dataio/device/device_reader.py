@@ -13,7 +13,6 @@ from typing import Any
 import numpy as np
 import torch
 
-from mim3d.dataio.chunks.boxes import Triple
 from mim3d.dataio.corpus.chunk_table import ChunkTable
 from mim3d.dataio.device.device_copy import pinned_bytes, to_device
 from mim3d.dataio.device.inflate import Inflate
@@ -27,6 +26,7 @@ from mim3d.dataio.device.streams import (
     packed_room,
 )
 from mim3d.dataio.errors import CorpusError
+from mim3d.dataio.geometry import Triple
 from mim3d.dataio.reader.shard_reader import Request, ShardReader, StoredArray
 from mim3d.kernels.assemble import assemble_crops
 
@@ -184,12 +184,12 @@ class DeviceReader:
             "pad": np.array([r.fill for r in requests], np.float32),  # (b, c), as all below
             "flip": np.array([r.flip for r in requests]),
         }
-        affines = [r.affine for r in requests if r.affine is not None]
-        if affines:
-            arrays["scale"] = np.array([[a.scale for a in each] for each in affines], np.float32)
-            arrays["shift"] = np.array([[a.shift for a in each] for each in affines], np.float32)
-        if any(a.clips for each in affines for a in each):
-            arrays["clip"] = np.array([[a[:2] for a in each] for each in affines], np.float32)
+        rescales = [r.rescale for r in requests if r.rescale is not None]
+        if rescales:
+            arrays["scale"] = np.array([[a.scale for a in each] for each in rescales], np.float32)
+            arrays["shift"] = np.array([[a.shift for a in each] for each in rescales], np.float32)
+        if any(a.clips for each in rescales for a in each):
+            arrays["clip"] = np.array([[a[:2] for a in each] for each in rescales], np.float32)
         moved = to_device(list(arrays.values()), self.device)
         given: dict[str, Any] = dict(zip(arrays, moved, strict=True))
         return assemble_crops(

@@ -135,19 +135,19 @@ class NvcompInflate:
 
     def _note(self, failures: torch.Tensor) -> None:
         """Bring the number of streams that failed to the host, when the device comes to it."""
-        told = pinned_bytes(8, self.device).view(torch.int64)
-        told.copy_(failures, non_blocking=True)
+        count = pinned_bytes(8, self.device).view(torch.int64)
+        count.copy_(failures, non_blocking=True)
         event = torch.cuda.Event()
         event.record(torch.cuda.current_stream(self.device))
-        self._pending.append((event, told))
+        self._pending.append((event, count))
 
     def _raise_failures(self, wait: bool) -> None:
         while self._pending and (wait or self._pending[0][0].query()):
-            event, told = self._pending.popleft()
+            event, count = self._pending.popleft()
             event.synchronize()
-            if int(told):
+            if int(count):
                 raise ChunkError(
-                    f"nvCOMP could not decode {int(told)} streams of a batch whose stored bytes "
+                    f"nvCOMP could not decode {int(count)} streams of a batch whose stored bytes "
                     "are sound: use cache='host', and report the corpus' codec"
                 )
 

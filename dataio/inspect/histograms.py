@@ -47,9 +47,9 @@ def plain(axis: Axes, title: str, xlabel: str, ylabel: str) -> None:
     axis.spines[["top", "right"]].set_visible(False)
 
 
-def words_only(axis: Axes, told: str) -> None:
+def words_only(axis: Axes, text: str) -> None:
     """A panel that has nothing to draw says so, without axes."""
-    axis.text(0.5, 0.5, told, ha="center", va="center", transform=axis.transAxes)
+    axis.text(0.5, 0.5, text, ha="center", va="center", transform=axis.transAxes)
     axis.set_axis_off()
 
 
@@ -68,8 +68,8 @@ def draw_spread(axis: Axes, values: np.ndarray, title: str, unit: str) -> None:
     plain(axis, title, unit, "volumes")
     low, high = float(values.min()), float(values.max())
     if high - low < 1e-4 * abs(high):
-        told = f"all volumes, all axes:\n{high:.4g} {unit}"
-        words_only(axis, told)
+        text = f"all volumes, all axes:\n{high:.4g} {unit}"
+        words_only(axis, text)
         return
     pad = 0.02 * (high - low)
     bins = np.linspace(max(low - pad, 0.0), high + pad, 31)  # none of these is negative

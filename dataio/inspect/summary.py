@@ -155,7 +155,7 @@ def volume_table(records: Sequence[VolumeRecord], limit: int) -> Table:
         table.add_column(column, justify="right" if column == "MiB" else "left", no_wrap=False)
     for r in shown:
         classes = {c for label in r.labels for c, n in label.classes.items() if c and n}
-        told = ", ".join(map(str, sorted(classes)[:6])) + (" ..." if len(classes) > 6 else "")
+        names = ", ".join(map(str, sorted(classes)[:6])) + (" ..." if len(classes) > 6 else "")
         table.add_row(
             r.id,
             "x".join(map(str, r.array_shape)),
@@ -163,7 +163,7 @@ def volume_table(records: Sequence[VolumeRecord], limit: int) -> Table:
             r.dtype,
             r.original_orientation,
             f"{r.intensity.p005:.4g} .. {r.intensity.p995:.4g}",
-            told or "-",
+            names or "-",
             f"{stored_bytes(r) / MIB:.2f}",
         )
     return table

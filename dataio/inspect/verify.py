@@ -10,7 +10,7 @@ from pathlib import Path
 from mim3d.dataio.chunks.codec import ChunkCodec
 from mim3d.dataio.chunks.shard_writer import checked_digest, chunk_index
 from mim3d.dataio.corpus.arrays import (
-    StoredArray,
+    ArrayRecord,
     expected_keys,
     is_shard,
     metadata_sha256,
@@ -108,8 +108,8 @@ def _root(store: Store, records: Sequence[VolumeRecord], problems: list[Problem]
         problems.append(Problem("zarr.json", "missing" if gone else "bad-root", detail))
         if facts := root_facts(store):
             return int(facts["conversion"]["chunk"])
-        told = (_chunk_side(store, f"{record.id}/0/zarr.json") for record in records)
-        return next(filter(None, told), Conversion().chunk)
+        sides = (_chunk_side(store, f"{record.id}/0/zarr.json") for record in records)
+        return next(filter(None, sides), Conversion().chunk)
 
 
 def _chunk_side(store: Store, key: str) -> int:
@@ -191,7 +191,7 @@ def _same(data: bytes, count: int, sha256: str) -> bool:
         return False
 
 
-def _damage(array: StoredArray, chunk: int, data: bytes) -> Iterator[Problem]:
+def _damage(array: ArrayRecord, chunk: int, data: bytes) -> Iterator[Problem]:
     """Which chunks of a shard with a wrong hash fail."""
     key = array.shard_key
     codec = ChunkCodec("lz4", array.dtype, array.sides(chunk))

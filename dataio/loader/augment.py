@@ -8,14 +8,14 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from mim3d.dataio.chunks.boxes import Triple
 from mim3d.dataio.errors import Mim3dError
+from mim3d.dataio.geometry import Triple
 from mim3d.dataio.loader.counter_random import bits, uniform
 
 Range = tuple[float, float]
 # Streams of random numbers, one per parameter; FLIP, SIDE and PLACE take three, one per axis.
 FLIP, SIDE, PLACE = 0, 3, 6
-ZOOM, RESCALE, TURN, AXIS, ANGLE, GAIN, BIAS, BLUR, SIGMA, NOISE, NOISE_STD = range(9, 20)
+MAGNIFICATION, ZOOM, TURN, AXIS, ANGLE, GAIN, BIAS, BLUR, SIGMA, NOISE, NOISE_STD = range(9, 20)
 N_STREAMS, NOISE_SEED = 20, 20
 
 
@@ -24,10 +24,10 @@ class Augmentation:
     """What may happen to a crop, in units of normalised intensity, voxels and degrees.
 
     `flip`: chance per axis. `gain` and `bias`: `out = gain * image + bias`. `rotate`: chance of a
-    rotation by up to `degrees` about one axis; `rescale`: chance of a zoom from `zoom` about the
-    middle; `noise`: chance, with deviation up to `noise_std`. With `per_view` flips, gain and bias
-    are drawn for each view, which also has `side`, the length of its random resized crop as a
-    share of each axis, and `blur`: chance, with sigma from `sigma`.
+    rotation by up to `degrees` about one axis; `zoom`: chance of a zoom about the middle, by a
+    factor from `magnification`; `noise`: chance, with deviation up to `noise_std`. With `per_view`
+    flips, gain and bias are drawn for each view, which also has `side`, the length of its random
+    resized crop as a share of each axis, and `blur`: chance, with sigma from `sigma`.
     """
 
     flip: float = 0.0
@@ -35,8 +35,8 @@ class Augmentation:
     bias: Range = (0.0, 0.0)
     rotate: float = 0.0
     degrees: float = 0.0
-    rescale: float = 0.0
-    zoom: Range = (1.0, 1.0)
+    zoom: float = 0.0
+    magnification: Range = (1.0, 1.0)
     noise: float = 0.0
     noise_std: float = 0.0
     per_view: bool = False
@@ -45,14 +45,16 @@ class Augmentation:
     sigma: Range = (0.3, 0.9)
 
     def __post_init__(self) -> None:
-        for name in ("flip", "rotate", "rescale", "blur", "noise"):
+        for name in ("flip", "rotate", "zoom", "blur", "noise"):
             if not 0 <= getattr(self, name) <= 1:
                 raise Mim3dError(f"augmentation {name}={getattr(self, name)} is no probability")
         if not 0 < self.side[0] <= self.side[1] <= 1:
             raise Mim3dError(f"augmentation side={self.side} must lie in (0, 1]")
-        if not 1 <= self.zoom[0] <= self.zoom[1]:
+        if not 1 <= self.magnification[0] <= self.magnification[1]:
             # DALI's nearest-voxel resize does not clamp: a box that overhangs reads other memory.
-            raise Mim3dError(f"augmentation zoom={self.zoom} must be at least 1, low <= high")
+            raise Mim3dError(
+                f"augmentation magnification={self.magnification} must be at least 1, low <= high"
+            )
         if not self.per_view and (self.blur or self.side != (1.0, 1.0)):
             raise Mim3dError("augmentation blur and side need per_view=True")
 
@@ -78,8 +80,8 @@ AUGMENTATIONS = {
         bias=(-0.2, 0.2),
         rotate=0.2,
         degrees=15.0,
-        rescale=0.2,
-        zoom=(1.0, 1.3),
+        zoom=0.2,
+        magnification=(1.0, 1.3),
         noise=0.1,
         noise_std=0.1,
     ),
@@ -162,8 +164,8 @@ def _boxes(
         end = start + side
         every = np.ones(len(side), bool)
         return every, np.where(flips, end, start), np.where(flips, start, end)
-    half = extent / (2 * _between(kind.zoom, u[ZOOM]))[:, None]
-    return u[RESCALE] < kind.rescale, extent / 2 - half, extent / 2 + half
+    half = extent / (2 * _between(kind.magnification, u[MAGNIFICATION]))[:, None]
+    return u[ZOOM] < kind.zoom, extent / 2 - half, extent / 2 + half
 
 
 def _matrices(angle: np.ndarray, axis: np.ndarray, size: Triple) -> np.ndarray:

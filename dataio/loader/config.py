@@ -5,8 +5,8 @@ from dataclasses import dataclass
 from numbers import Integral
 from typing import Any, Literal, get_args
 
-from mim3d.dataio.chunks.boxes import Triple
 from mim3d.dataio.errors import Mim3dError
+from mim3d.dataio.geometry import Triple
 from mim3d.dataio.loader.augment import Augmentation, augmentation
 from mim3d.dataio.loader.sampler import WEIGHTINGS, Weighting
 from mim3d.dataio.reader.normalisation import parse_mode

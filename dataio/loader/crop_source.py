@@ -137,8 +137,8 @@ class CropSource:
                 self._load(batch, i, requests)
             except ChunkError as error:
                 if attempt == REPLACEMENTS:
-                    told = f"so are all {REPLACEMENTS} crops that could stand in for it"
-                    raise ChunkError(f"{error} ({told})") from error
+                    others = f"so are all {REPLACEMENTS} crops that could stand in for it"
+                    raise ChunkError(f"{error} ({others})") from error
                 continue
             batch.samples.volume[i], batch.samples.start[i] = other.volume[0], other.start[0]
             self.replaced += 1
@@ -168,7 +168,7 @@ class CropSource:
         size = self.job.crop_size
         self.reader.read_box(
             image.row, image.start, size, batch.image[i],
-            fill=image.fill, flip=image.flip, affine=image.affine,
+            fill=image.fill, flip=image.flip, rescale=image.rescale,
         )  # fmt: skip
         if label is not None and batch.label is not None:
             target = batch.label[i][None]

@@ -4,9 +4,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from mim3d.dataio.chunks.boxes import Triple
 from mim3d.dataio.corpus.chunk_table import ChunkTable, label_arrays
 from mim3d.dataio.errors import CorpusError
+from mim3d.dataio.geometry import Triple
 from mim3d.dataio.loader.augment import Augmentation
 from mim3d.dataio.loader.config import LoaderConfig
 from mim3d.dataio.loader.sampler import LabelPoints, Nodes, Sampler, volume_weights
@@ -46,7 +46,7 @@ def image_request(
         int(job.image_rows[volume]),
         start,
         flip,
-        job.intensities.affines(volume, gain, bias),
+        job.intensities.rescales(volume, gain, bias),
         job.intensities.fills(volume),
     )
 

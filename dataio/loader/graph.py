@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from mim3d.dataio.chunks.boxes import Triple
+from mim3d.dataio.geometry import Triple
 from mim3d.dataio.loader.augment import Augmentation
 
 BOXES = ("resized", "roi_start", "roi_end")
@@ -45,7 +45,7 @@ class GraphSpec:
         """Fields of ViewDraws that the graph takes for every view."""
         kind = self.augmentation
         return (
-            *(BOXES[1:] if kind.per_view else BOXES if kind.rescale else ()),
+            *(BOXES[1:] if kind.per_view else BOXES if kind.zoom else ()),
             *(TURNS if kind.rotate else ()),
             *(BLURS if kind.blur else ()),
             *(CONTRASTS if kind.per_view else ()),

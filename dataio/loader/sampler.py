@@ -16,8 +16,8 @@ from typing import Literal, get_args
 
 import numpy as np
 
-from mim3d.dataio.chunks.boxes import Triple
 from mim3d.dataio.errors import Mim3dError
+from mim3d.dataio.geometry import Triple
 from mim3d.dataio.loader.counter_random import below, bits, permutation, uniform
 
 Weighting = Literal["uniform", "voxels", "foreground"]

@@ -33,51 +33,51 @@ class RunOrder:
 
     def place(self, state: Mapping[str, int]) -> tuple[int, int]:
         """Sample and step of a state; Mim3dError where it is none, or of another run."""
-        told = self._numbers(state)
+        given = self._numbers(state)
         for name, mine in self.state(0, 0).items():
-            if name in ("sample", "step") or told[name] == mine:
+            if name in ("sample", "step") or given[name] == mine:
                 continue
             if name == "order":
                 raise Mim3dError(
-                    f"the loader's state is of another order of samples (order={told[name]}, this "
+                    f"the loader's state is of another order of samples (order={given[name]}, this "
                     f"loader {mine}): resume with the subjects, label, weighting and nodes of the "
                     "run, and with nodes its node_rotation and global batch"
                 )
             raise Mim3dError(
-                f"the loader's state has {name}={told[name]}, this loader {mine}: "
+                f"the loader's state has {name}={given[name]}, this loader {mine}: "
                 "resume with the corpus, subjects and seed of the run"
             )
-        if told["sample"] < 0 or told["step"] < 0:
+        if given["sample"] < 0 or given["step"] < 0:
             raise Mim3dError(
-                f"the loader's state has sample={told['sample']} and step={told['step']}: neither "
-                "can be negative; it is damaged"
+                f"the loader's state has sample={given['sample']} and step={given['step']}: "
+                "neither can be negative; it is damaged"
             )
-        return told["sample"], told["step"]
+        return given["sample"], given["step"]
 
     def _numbers(self, state: Mapping[str, int]) -> dict[str, int]:
-        told: dict[str, int] = {}
+        given: dict[str, int] = {}
         for name in self.state(0, 0):
             try:
                 # States saved before there were nodes, or an order.
-                told[name] = operator.index({"nodes": 1, "order": self.order, **state}[name])
+                given[name] = operator.index({"nodes": 1, "order": self.order, **state}[name])
             except (KeyError, TypeError):
                 raise Mim3dError(
                     f"this is no state of a loader: it has no whole number {name!r}; give what "
                     "`state_dict()` returned"
                 ) from None
-        return told
+        return given
 
 
 def run_order(table: ChunkTable, config: LoaderConfig, volumes: np.ndarray, world: int) -> RunOrder:
     """The order of a run over `volumes` (ascending table rows) by `world` ranks."""
-    told = [config.weighting]
+    parts = [config.weighting]
     if config.nodes > 1:
-        told += [f"{config.node_rotation!r}", f"{world * config.micro_batch}"]
+        parts += [f"{config.node_rotation!r}", f"{world * config.micro_batch}"]
     chosen = np.zeros(table.n_volumes, bool)
     chosen[volumes] = True
     lengths = np.diff(np.asarray(table.ids.offsets).astype("<i8"))
     ids = np.asarray(table.ids.blob)[np.repeat(chosen, lengths)]
-    crc = google_crc32c.value(" ".join(told).encode())
+    crc = google_crc32c.value(" ".join(parts).encode())
     for part in (lengths[chosen], ids):
         crc = google_crc32c.extend(crc, part.tobytes())
     return RunOrder(int(config.seed), len(volumes), int(config.nodes), crc)

@@ -75,9 +75,9 @@ class Corpus:
         beyond = manifest_size(self.root) - read_head(self.root)["manifest_bytes"]
         replacing = "volumes are being replaced" if table.replaced != frozenset() else ""
         newer = f"{beyond} bytes of the manifest are newer than the chunk table" if beyond else ""
-        if told := " and ".join(filter(None, (newer, replacing))):
+        if signs := " and ".join(filter(None, (newer, replacing))):
             warnings.warn(
-                f"{name}: {told}: a conversion goes on, or was interrupted (run the same `mim3d "
+                f"{name}: {signs}: a conversion goes on, or was interrupted (run the same `mim3d "
                 f"convert` again then); what was there before is read",
                 CorpusWarning,
                 stacklevel=2,

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from mim3d.dataio.chunks.decode import Affine
+from mim3d.dataio.chunks.decode import Rescale
 from mim3d.dataio.corpus.chunk_table import ChunkTable
 from mim3d.dataio.errors import CorpusError, Mim3dError
 
@@ -43,10 +43,10 @@ class Intensities:
     first: np.ndarray
     n: np.ndarray
 
-    def affines(self, volume: int, gain: float = 1.0, bias: float = 0.0) -> tuple[Affine, ...]:
+    def rescales(self, volume: int, gain: float = 1.0, bias: float = 0.0) -> tuple[Rescale, ...]:
         """What turns stored voxels of each channel of a volume into `gain * normalised + bias`."""
         return tuple(
-            Affine(
+            Rescale(
                 float(self.low[row]),
                 float(self.high[row]),
                 float(np.float32(self.scale[row] * gain)),
@@ -193,7 +193,7 @@ def _on_stored_values(
     centre: np.ndarray,
     unit: np.ndarray,
 ) -> list[np.ndarray]:
-    """Fold `real = slope * stored + intercept` into the affine: low, high, scale, shift, fill.
+    """Fold `real = slope * stored + intercept` into the rescale: low, high, scale, shift, fill.
 
     A constant channel gets unit 1.
     """

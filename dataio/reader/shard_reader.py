@@ -1,7 +1,7 @@
 """Boxes of voxels straight from sharded Zarr: chunk table, pread, checksum, decode into place.
 
 No zarr-python here: the chunk table already holds every inner chunk's byte range, so a box costs
-one call of the compiled loop, with one read per run of neighbouring chunks. zstd, dtypes it does
+one call of the loop in C, with one read per run of neighbouring chunks. zstd, dtypes it does
 not know, and a package without it go chunk by chunk through numcodecs.
 """
 
@@ -16,7 +16,7 @@ from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
-from mim3d.dataio.chunks.boxes import Triple, box_chunks, plan_box
+from mim3d.dataio.chunks.boxes import box_chunks, plan_box
 from mim3d.dataio.chunks.decode import (
     BAD_CRC,
     CAST_TARGETS,
@@ -25,17 +25,18 @@ from mim3d.dataio.chunks.decode import (
     IO_ERROR,
     SHORT_FILE,
     UNSUPPORTED,
-    Affine,
     Decoded,
+    Rescale,
     Stored,
     checked_frame,
     decode_frame,
-    fits_compiled,
+    fits_loop,
     read_crop,
     to_bfloat16,
 )
 from mim3d.dataio.corpus.chunk_table import ChunkTable
 from mim3d.dataio.errors import ChunkError, CorpusError
+from mim3d.dataio.geometry import Triple
 from mim3d.dataio.reader.local_shards import LocalShards, OpenFile, cut_short, mending
 
 Flip = tuple[bool, bool, bool]
@@ -48,7 +49,7 @@ class Request(NamedTuple):
     row: int
     start: Triple
     flip: Flip
-    affine: tuple[Affine, ...] | None
+    rescale: tuple[Rescale, ...] | None
     fill: tuple[float, ...]
 
 
@@ -130,38 +131,38 @@ class ShardReader:
         *,
         fill: float | Sequence[float] = 0,
         flip: tuple[bool, bool, bool] = NO_FLIP,
-        affine: Affine | Sequence[Affine] | None = None,
+        rescale: Rescale | Sequence[Rescale] | None = None,
     ) -> np.ndarray:
         """Read `(c, z, y, x)` voxels of the box of `size` at `start` from array `row`.
 
         The box may overhang the volume; voxels outside get `fill`. `out` may be of another dtype
         (values are cast as numpy does) and any strides; without it the array's own dtype is
-        used. `flip` mirrors the result along z, y, x; `affine` applies to voxels and `fill` alike,
-        and needs `out` in float32, or in uint16 for bfloat16. `fill` and `affine` are one for all
+        used. `flip` mirrors the result along z, y, x; `rescale` applies to voxels and `fill` alike,
+        and needs `out` in float32, or in uint16 for bfloat16. `fill` and `rescale` are one for all
         channels, or one for each. Raises ChunkError for a damaged chunk.
         """
         array = self.array(row)
         if out is None:
-            out = np.empty((array.channels, *size), array.dtype if affine is None else np.float32)
+            out = np.empty((array.channels, *size), array.dtype if rescale is None else np.float32)
         elif out.shape != (array.channels, *size):
             raise ValueError(f"out has shape {out.shape}, the box {(array.channels, *size)}")
-        if affine is not None and out.dtype not in CAST_TARGETS:
-            raise ValueError(f"out has dtype {out.dtype}; with an affine it must be float32")
+        if rescale is not None and out.dtype not in CAST_TARGETS:
+            raise ValueError(f"out has dtype {out.dtype}; with a rescale it must be float32")
         z, y, x = (slice(None, None, -1 if mirrored else 1) for mirrored in flip)
         target = out[:, z, y, x] if any(flip) else out
         (low_z, low_y, low_x), (nz, ny, nx) = start, array.shape
         high_z, high_y, high_x = low_z + size[0], low_y + size[1], low_x + size[2]
-        affines = _each(affine, Affine, array)
+        rescales = _each(rescale, Rescale, array)
         if min(low_z, low_y, low_x) < 0 or high_z > nz or high_y > ny or high_x > nx:
             fills = _each(fill, Real, array)
             for channel in range(array.channels):
-                out[channel] = _through(affines[channel], fills[channel], out.dtype)
+                out[channel] = _through(rescales[channel], fills[channel], out.dtype)
             if low_z >= nz or low_y >= ny or low_x >= nx or min(high_z, high_y, high_x) <= 0:
                 return out
-        if affine is None and out.dtype == np.float32 != array.dtype:
-            affines = (IDENTITY,) * array.channels
+        if rescale is None and out.dtype == np.float32 != array.dtype:
+            rescales = (IDENTITY,) * array.channels
         for channel in range(array.channels):
-            self._read_channel(array, channel, start, target[channel], affines[channel])
+            self._read_channel(array, channel, start, target[channel], rescales[channel])
         return out
 
     def close(self) -> None:
@@ -191,31 +192,31 @@ class ShardReader:
         channel: int,
         start: Triple,
         target: np.ndarray,
-        affine: Affine | None,
+        rescale: Rescale | None,
     ) -> None:
         began = time.perf_counter()
         done = None
-        if array.row not in self._by_chunk and fits_compiled(array.dtype, target, affine):
-            done = self._read_compiled(array, channel, start, target, affine)
+        if array.row not in self._by_chunk and fits_loop(array.dtype, target, rescale):
+            done = self._read_by_loop(array, channel, start, target, rescale)
         if done is None:
             self._by_chunk.add(array.row)
-            read_s = self._read_by_chunk(array, channel, start, target, affine)
+            read_s = self._read_by_chunk(array, channel, start, target, rescale)
         else:
             read_s = done.read_ns / 1e9
         self.read_s += read_s
         self.decode_s += time.perf_counter() - began - read_s
 
-    def _read_compiled(
+    def _read_by_loop(
         self,
         array: StoredArray,
         channel: int,
         start: Triple,
         target: np.ndarray,
-        affine: Affine | None,
+        rescale: Rescale | None,
         *,
         again: bool = True,
     ) -> Decoded | None:
-        """Fill the target by the compiled loop; None where a frame is not of lz4.
+        """Fill the target by the loop in C; None where a frame is not of lz4.
 
         Bytes that fail their checksum only once, as a network may garble them, are read `again`.
         """
@@ -228,7 +229,7 @@ class ShardReader:
             else:
                 offsets, sizes = self._ranges(array, _chunks(array, channel, start, target))
                 stored = Stored(file.fd, sizes, offsets=offsets)
-            done = read_crop(stored, grid, target, array.dtype, affine)
+            done = read_crop(stored, grid, target, array.dtype, rescale)
             self.bytes_read += done.nbytes
         else:
             began = time.perf_counter()
@@ -238,7 +239,7 @@ class ShardReader:
             for place, view in zip(np.searchsorted(chunks, present).tolist(), views, strict=True):
                 frames[place] = view
             waited = int((time.perf_counter() - began) * 1e9)
-            done = read_crop(Stored(frames), grid, target, array.dtype, affine)
+            done = read_crop(Stored(frames), grid, target, array.dtype, rescale)
             done = done._replace(read_ns=waited)
         if done.code == DONE:
             return done
@@ -251,7 +252,7 @@ class ShardReader:
         number = int(_chunks(array, channel, start, target)[done.chunk])
         problem = self._damage(array, number)
         if problem is None and done.code == BAD_CRC and again:
-            return self._read_compiled(array, channel, start, target, affine, again=False)
+            return self._read_by_loop(array, channel, start, target, rescale, again=False)
         raise self.chunk_error(array, number, problem or ValueError("its lz4 frame is not valid"))
 
     def _damage(self, array: StoredArray, chunk: int) -> ValueError | None:
@@ -275,7 +276,7 @@ class ShardReader:
         channel: int,
         start: Triple,
         target: np.ndarray,
-        affine: Affine | None,
+        rescale: Rescale | None,
     ) -> float:
         """Fill the target by numcodecs and numpy; seconds of it spent reading."""
         chunks = _chunks(array, channel, start, target)
@@ -287,15 +288,15 @@ class ShardReader:
         scratch = self._scratch(array)
         for number, source, place in zip(chunks.tolist(), plan.sources, plan.targets, strict=True):
             if number not in stored:
-                target[place] = _through(affine, 0.0, target.dtype)
+                target[place] = _through(rescale, 0.0, target.dtype)
                 continue
             try:
                 decode_frame(checked_frame(stored[number]), scratch)
             except ValueError as error:
                 raise self.chunk_error(array, number, error) from error
             voxels = scratch[source]
-            if affine is not None:
-                voxels = affine.apply(voxels.astype(np.float32))
+            if rescale is not None:
+                voxels = rescale.apply(voxels.astype(np.float32))
                 if target.dtype == np.uint16:
                     voxels = to_bfloat16(voxels)
             target[place] = voxels
@@ -346,11 +347,11 @@ def _chunks(array: StoredArray, channel: int, start: Triple, target: np.ndarray)
     return inside + channel * array.chunks_per_channel
 
 
-def _through(affine: Affine | None, value: float, dtype: np.dtype) -> float | np.generic:
+def _through(rescale: Rescale | None, value: float, dtype: np.dtype) -> float | np.generic:
     """One stored value as it comes out."""
-    if affine is None:
+    if rescale is None:
         return value
-    changed = affine.apply(np.array([value], np.float32))
+    changed = rescale.apply(np.array([value], np.float32))
     return (to_bfloat16(changed) if dtype == np.uint16 else changed)[0]
 
 

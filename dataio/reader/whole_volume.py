@@ -30,7 +30,7 @@ def read_volume(
     row = int(record["image"])
     z, y, x = (int(size) for size in record["shape"])
     values = intensities(normalise_as, table, np.array([volume]))
-    image = reader.read_box(row, (0, 0, 0), (z, y, x), affine=values.affines(volume))
+    image = reader.read_box(row, (0, 0, 0), (z, y, x), rescale=values.rescales(volume))
     spacing = tuple(float(size) for size in record["spacing_mm"])
     return WholeVolume(
         id=table.volume_id(volume),

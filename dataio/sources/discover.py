@@ -103,8 +103,8 @@ def find_by_file(tree: Tree, name: str, layout: str) -> Discovery:
     if name.lower().endswith(TABLES):
         return layout_csv.find(tree, name)
     if not name.lower().endswith(".json"):
-        told = "is not NIfTI (.nii, .nii.gz, .hdr+.img), a .csv table or a .json datalist"
-        raise SourceError("not-nifti", tree.path(name), told)
+        detail = "is not NIfTI (.nii, .nii.gz, .hdr+.img), a .csv table or a .json datalist"
+        raise SourceError("not-nifti", tree.path(name), detail)
     if layout == "nnssl" or (layout == "auto" and name == layout_nnssl.FILE):
         return layout_nnssl.find(tree, name)
     if layout == "nnunet" or (layout == "auto" and is_nnunet(tree, name)):
@@ -177,8 +177,8 @@ def only_table(tree: Tree) -> str:
     """The folder's only table; SourceError where there is none or more than one."""
     tables = [n for n in tree.names if "/" not in n and n.lower().endswith(TABLES)]
     if len(tables) != 1:
-        told = f"holds {len(tables)} tables ({', '.join(tables[:3])}); name one"
-        raise SourceError("no-table", tree.root, told)
+        detail = f"holds {len(tables)} tables ({', '.join(tables[:3])}); name one"
+        raise SourceError("no-table", tree.root, detail)
     return tables[0]
 
 
@@ -190,5 +190,5 @@ def nothing_found(tree: Tree, found: Discovery) -> str:
         return "holds no NIfTI files (.nii, .nii.gz, .hdr+.img)"
     first = found.skipped[0]
     more = f" and {len(found.skipped) - 1} more" if len(found.skipped) > 1 else ""
-    told = " ".join(f"{first.path} {first.detail}".split())  # names may hold line ends
-    return f"holds nothing to convert: {told}{more}"
+    detail = " ".join(f"{first.path} {first.detail}".split())  # names may hold line ends
+    return f"holds nothing to convert: {detail}{more}"

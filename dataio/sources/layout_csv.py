@@ -47,8 +47,8 @@ def read_rows(tree: Tree, file: str) -> tuple[list[Row], dict[str, list[str]]]:
         )
     if not columns["image"]:
         found = " ".join(", ".join(names).split()) or "(none)"
-        told = f"has no `image` column; its columns are {found}"
-        raise SourceError("no-image-column", tree.path(file), told)
+        detail = f"has no `image` column; its columns are {found}"
+        raise SourceError("no-image-column", tree.path(file), detail)
     columns["label"] += [n for n in names if n.startswith("label:")]
     return rows, columns
 
@@ -56,7 +56,7 @@ def read_rows(tree: Tree, file: str) -> tuple[list[Row], dict[str, list[str]]]:
 def read_row(
     tree: Tree, row: Row, columns: dict[str, list[str]], where: str, skipped: list[Rejection]
 ) -> Source | None:
-    """One source of a row, or None with the reason told."""
+    """One source of a row, or None with the reason kept."""
     images = [row.get(column, "") for column in columns["image"]]
     if not any(row.values()):
         return None
@@ -77,12 +77,12 @@ def read_row(
             labels[name] = tree.path(label)
         elif label:
             skipped.append(Rejection(tree.path(label), "missing-label", f"is not there ({where})"))
-    told = {role: row.get(names[0], "") if names else "" for role, names in columns.items()}
+    cells = {role: row.get(names[0], "") if names else "" for role, names in columns.items()}
     return Source(
-        id=told["id"] or stem(images[0]),
+        id=cells["id"] or stem(images[0]),
         images=tuple(tree.path(i) for i in images),
         labels=labels,
-        subject=told["subject"],
-        group=told["group"],
-        split=told["split"],
+        subject=cells["subject"],
+        group=cells["group"],
+        split=cells["split"],
     )

@@ -113,12 +113,12 @@ def read_entry(tree: Tree, entry: object, section: str, skipped: list[Rejection]
         else:
             why = f"is the label of {images[0]} but is not there"
             skipped.append(Rejection(tree.path(label), "missing-label", why))
-    told = next((str(fields[k]) for k in SUBJECT_KEYS if fields.get(k) not in (None, "")), "")
+    subject = next((str(fields[k]) for k in SUBJECT_KEYS if fields.get(k) not in (None, "")), "")
     return Source(
         id=str(fields.get("id") or stem(images[0])),
         images=tuple(tree.path(i) for i in images),
         labels=labels,
-        subject=told,
+        subject=subject,
         group=str(fields.get("group") or ""),
         split=SPLITS[section],
     )

@@ -28,8 +28,8 @@ def find(tree: Tree, file: str = FILE) -> Discovery:
     except SourceError:
         raise
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        told = f"is not an nnssl collection ({type(error).__name__}: {error})"
-        raise SourceError("bad-json", tree.path(file), told) from error
+        detail = f"is not an nnssl collection ({type(error).__name__}: {error})"
+        raise SourceError("bad-json", tree.path(file), detail) from error
     skipped: list[Rejection] = []
     sources = [source for keys, image in entries if (source := read(tree, keys, image, skipped))]
     return Discovery(tuple(sources), tuple(skipped), "nnssl")
@@ -49,12 +49,12 @@ def read(
 ) -> Source | None:
     """One source; entries that name no readable NIfTI file are skipped with the reason."""
     dataset, subject, session = keys
-    told = str(image.get("image_path") or "") if isinstance(image, dict) else ""
-    if not told:
+    entry = str(image.get("image_path") or "") if isinstance(image, dict) else ""
+    if not entry:
         why = f"an image of {dataset}/{subject}/{session} has no image_path"
         skipped.append(Rejection(tree.path(FILE), "bad-entry", why))
         return None
-    path = existing(tree, told, "missing-image", skipped)
+    path = existing(tree, entry, "missing-image", skipped)
     if path is None:
         return None
     masks = image.get("associated_masks")
@@ -65,7 +65,7 @@ def read(
         if mask
     }
     person = f"{dataset}_{subject}"
-    name = stem(str(image.get("name") or told))
+    name = stem(str(image.get("name") or entry))
     return Source(
         id=f"{person}_{session}_{name}",
         images=(path,),
@@ -75,13 +75,13 @@ def read(
     )
 
 
-def existing(tree: Tree, told: str, code: str, skipped: list[Rejection]) -> str | None:
-    """Path of an entry with `$VARIABLE` resolved, or None with the reason told."""
-    path = resolved(tree, told)
+def existing(tree: Tree, entry: str, code: str, skipped: list[Rejection]) -> str | None:
+    """Path of an entry with `$VARIABLE` resolved, or None with the reason kept."""
+    path = resolved(tree, entry)
     if path is None:
-        variable = told.split("/", 1)[0]
+        variable = entry.split("/", 1)[0]
         why = f"{variable} is not set; export it as nnssl needs it"
-        skipped.append(Rejection(told, "unset-variable", why))
+        skipped.append(Rejection(entry, "unset-variable", why))
         return None
     if not is_image(path):
         skipped.append(Rejection(tree.path(path), "not-nifti", "is not .nii, .nii.gz or .hdr"))
@@ -92,11 +92,11 @@ def existing(tree: Tree, told: str, code: str, skipped: list[Rejection]) -> str 
     return tree.path(path)
 
 
-def resolved(tree: Tree, told: str) -> str | None:
+def resolved(tree: Tree, entry: str) -> str | None:
     """Path with its leading `$VARIABLE` replaced; `$nnssl_raw` defaults to the folder above."""
-    match = re.match(r"\$(\w+)/?(.*)", told, re.DOTALL)
+    match = re.match(r"\$(\w+)/?(.*)", entry, re.DOTALL)
     if match is None:
-        return told
+        return entry
     base = os.environ.get(match[1])
     if base is None and match[1] == "nnssl_raw":
         base = posixpath.dirname(posixpath.normpath(tree.root))

@@ -24,12 +24,12 @@ def find(tree: Tree, file: str = "dataset.json") -> Discovery:
     described = read_description(tree, file)
     ending = str(described.get("file_ending", ".nii.gz"))
     if ending.lower() not in SUFFIXES:
-        told = f"says file_ending {ending!r}; mim3d reads {', '.join(SUFFIXES)}"
-        raise SourceError("not-nifti", tree.path(file), told)
+        detail = f"says file_ending {ending!r}; mim3d reads {', '.join(SUFFIXES)}"
+        raise SourceError("not-nifti", tree.path(file), detail)
     names = described.get("channel_names") or described.get("modality") or {}
     if not isinstance(names, dict | list):
-        told = f"says channel_names {names!r}; they must be an object"
-        raise SourceError("bad-json", tree.path(file), told)
+        detail = f"says channel_names {names!r}; they must be an object"
+        raise SourceError("bad-json", tree.path(file), detail)
     skipped = list(tree.problems)
     if isinstance(described.get("dataset"), dict):
         sources = listed_cases(tree, described["dataset"], skipped)

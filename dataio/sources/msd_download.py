@@ -58,12 +58,12 @@ def unpack(address: str, md5: str, folder: Path) -> None:
         except OSError as error:  # URLError, timeouts, refused connections, a full disk
             raise SourceError("no-network", address, no_network(folder, archive, error)) from error
         except Exception as error:  # MONAI raises plain Exception, HashCheckError, RuntimeError
-            told = f"did not arrive whole ({error}); delete {archive} and try again"
-            raise SourceError("bad-download", address, told) from error
+            detail = f"did not arrive whole ({error}); delete {archive} and try again"
+            raise SourceError("bad-download", address, detail) from error
         unpacked = Path(scratch, folder.name)
         if not (unpacked / "dataset.json").is_file():
-            told = f"holds no {folder.name}/dataset.json; delete {archive} and try again"
-            raise SourceError("bad-download", address, told)
+            detail = f"holds no {folder.name}/dataset.json; delete {archive} and try again"
+            raise SourceError("bad-download", address, detail)
         shutil.rmtree(folder, ignore_errors=True)  # half a folder of an older unpacking
         unpacked.rename(folder)
 

@@ -221,8 +221,8 @@ class RemoteTree:
     def names(self) -> list[str]:
         """Every object below the root, sorted; SourceError for http."""
         if not self.can_list:
-            told = "cannot be listed over http; name a file, a datalist (.json) or a table (.csv)"
-            raise SourceError("no-listing", self.root, told)
+            detail = "cannot be listed over http; name a file, a datalist (.json) or a table (.csv)"
+            raise SourceError("no-listing", self.root, detail)
         if self._names is None:
             self._names = self._list()
             self._known = frozenset(self._names)
@@ -237,8 +237,8 @@ class RemoteTree:
             batches = obstore.list(store, prefix or None)
             names = sorted(o["path"][skip:] for batch in batches for o in batch)
         except (obstore.exceptions.BaseError, OSError) as error:
-            told = f"cannot be listed: {first_line(error)}"
-            raise SourceError("unreadable", self.root, told) from error
+            detail = f"cannot be listed: {first_line(error)}"
+            raise SourceError("unreadable", self.root, detail) from error
         return outside_corpora(names)
 
     def path(self, name: str) -> str:

@@ -179,9 +179,9 @@ class RemoteStore:
         try:
             yield
         except obstore.exceptions.BaseError as error:
-            told = first_line(error)
+            reason = first_line(error)
             raise StoreError(
-                f"{self.url} ({key}): {told}; run the same command again, what is done is kept"
+                f"{self.url} ({key}): {reason}; run the same command again, what is done is kept"
             ) from error
 
 

@@ -47,8 +47,8 @@ def locate(address: str) -> tuple[Any, str]:
             raise SourceError("bad-address", address, f"a local folder goes by its path: {path}")
         raise SourceError("bad-address", address, "is not SCHEME://BUCKET/KEY")
     relevant = ("AWS_", "GOOGLE_", "AZURE_")
-    told = tuple(sorted(f"{k}={v}" for k, v in os.environ.items() if k.startswith(relevant)))
-    return bucket(match[1], told), match[2]
+    settings = tuple(sorted(f"{k}={v}" for k, v in os.environ.items() if k.startswith(relevant)))
+    return bucket(match[1], settings), match[2]
 
 
 def first_line(error: Exception) -> str:

@@ -273,8 +273,8 @@ def writing(folder: Path) -> Iterator[None]:
         elsewhere = error.filename and not Path(str(error.filename)).is_relative_to(folder)
         if error.errno not in UNWRITABLE or (elsewhere and error.errno != errno.ENOTDIR):
             raise
-        told = f"{error.filename or folder}: cannot be written ({error.strerror})"
-        raise StoreError(f"{told}; make room there, or name another folder") from error
+        why = f"{error.filename or folder}: cannot be written ({error.strerror})"
+        raise StoreError(f"{why}; make room there, or name another folder") from error
 
 
 def sync_file_system(folder: Path) -> None:

@@ -1,4 +1,4 @@
-"""The compiled loop against numcodecs and numpy: every dtype, flips, cuts, and hostile frames."""
+"""The loop in C against numcodecs and numpy: every dtype, flips, cuts, and hostile frames."""
 
 import errno
 import importlib.util
@@ -19,13 +19,13 @@ from numcodecs import blosc  # pyright: ignore[reportAttributeAccessIssue]
 from mim3d.bench.corpora import anatomy_like, corpus_of
 from mim3d.dataio.chunks import decode as chunk_decode
 from mim3d.dataio.chunks.boxes import box_chunks
-from mim3d.dataio.chunks.decode import Affine, checked_frame, decode_frame, to_bfloat16
+from mim3d.dataio.chunks.decode import Rescale, checked_frame, decode_frame, to_bfloat16
 from mim3d.dataio.native import extension
 from mim3d.dataio.reader.corpus import Corpus
 from mim3d.dataio.reader.shard_reader import ShardReader
 
 SOURCE = Path(extension.__file__).with_name("crops.c")
-AFFINE = Affine(-20.0, 60.0, 0.37, 1.5)
+RESCALE = Rescale(-20.0, 60.0, 0.37, 1.5)
 BAD_CRC = 5
 ORDER = ["plain", "avx2", "avx512"]
 
@@ -97,7 +97,7 @@ def triple(values) -> tuple[int, int, int]:
     return z, y, x
 
 
-def expected(volume, start, size, before, affine, dtype):
+def expected(volume, start, size, before, rescale, dtype):
     """The box by numpy; voxels outside keep what was there before."""
     out = before.copy()
     low = [max(a, 0) for a in start]
@@ -105,17 +105,17 @@ def expected(volume, start, size, before, affine, dtype):
     if any(a >= b for a, b in zip(low, high, strict=True)):
         return out
     part = volume[tuple(slice(a, b) for a, b in zip(low, high, strict=True))]
-    if affine is not None:
-        part = affine.apply(part.astype(np.float32))
+    if rescale is not None:
+        part = rescale.apply(part.astype(np.float32))
         part = part if dtype == np.float32 else to_bfloat16(part)
     inner = (slice(a - s, b - s) for a, b, s in zip(low, high, start, strict=True))
     out[tuple(inner)] = part
     return out
 
 
-def call(crops, source, shape, side, start, target, dtype, affine, ranges=(None, None), first=0):
-    numbers = chunk_decode.IDENTITY if affine is None else affine
-    mode = 0 if affine is None else 1 if target.dtype == np.float32 else 2
+def call(crops, source, shape, side, start, target, dtype, rescale, ranges=(None, None), first=0):
+    numbers = chunk_decode.IDENTITY if rescale is None else rescale
+    mode = 0 if rescale is None else 1 if target.dtype == np.float32 else 2
     return crops.read_crop(
         source, *ranges, first, shape, (side,) * 3, start, target, dtype.kind, dtype.itemsize, mode,
         (numbers.clips, *numbers), bytearray(1 << 21),
@@ -168,11 +168,11 @@ def test_the_compiled_loop_equals_numpy(
         ranges = (None, sizes.astype(way)) if looked_up else (offsets, sizes)
     steps = tuple(slice(None, None, int(rng.choice([-1, 1]))) for _ in range(3))
     try:
-        for affine in (None, AFFINE, Affine(-np.inf, np.inf, 2.0, -1.0)):
-            for kind_out in ("<f4", "<u2") if affine else (volume.dtype,):
+        for rescale in (None, RESCALE, Rescale(-np.inf, np.inf, 2.0, -1.0)):
+            for kind_out in ("<f4", "<u2") if rescale else (volume.dtype,):
                 base = np.full([s + 2 for s in size], 9, kind_out)
                 target = base[1:-1, 1:-1, 1:-1][steps]
-                want = expected(volume, start, size, target, affine, target.dtype)
+                want = expected(volume, start, size, target, rescale, target.dtype)
                 done, code, *_ = call(
                     each_set,
                     source,
@@ -181,7 +181,7 @@ def test_the_compiled_loop_equals_numpy(
                     start,
                     target,
                     volume.dtype,
-                    affine,
+                    rescale,
                     ranges,
                     first,
                 )
@@ -328,7 +328,7 @@ def test_the_reader_gives_the_same_with_and_without_it(crops, tmp_path, monkeypa
                 monkeypatch.setattr(chunk_decode, "crop_loops", lambda module=module: module)
                 out = np.empty((1, 48, 48, 48), dtype)
                 ShardReader(table, root).read_box(
-                    row, (-4, 9, 21), (48, 48, 48), out, fill=-3, flip=flip, affine=AFFINE
+                    row, (-4, 9, 21), (48, 48, 48), out, fill=-3, flip=flip, rescale=RESCALE
                 )
                 got.append(out)
             np.testing.assert_array_equal(*got)

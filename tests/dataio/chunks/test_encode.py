@@ -19,7 +19,7 @@ from mim3d.dataio.chunks.shard_writer import ShardStream, checked_digest, chunk_
 
 LOOP = chunk_gather.chunk_loops()
 needs_loop = pytest.mark.skipif(
-    LOOP is None or not compress_address(), reason="the compiled loop is not built"
+    LOOP is None or not compress_address(), reason="the loop in C is not built"
 )
 GUARD = 64
 

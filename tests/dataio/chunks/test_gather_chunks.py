@@ -11,7 +11,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from mim3d.dataio.chunks.gather import compiled_rows, fits_compiled, gathered_rows, slab_chunks
+from mim3d.dataio.chunks.gather import fits_loop, gathered_rows, loop_rows, slab_chunks
 from mim3d.dataio.convert import intensity
 from mim3d.dataio.native import extension
 
@@ -77,18 +77,18 @@ def test_both_ways_are_the_definition(loop, dtype, shape, sides, flips, permuted
     slabs = (volume[z : z + sides[0]] for z in range(0, volume.shape[0], sides[0]))
     assert [c.tobytes() for slab in slabs for c in slab_chunks(slab, sides, native)] == expected
     assert [c.tobytes() for row in gathered_rows(volume, sides, native) for c in row] == expected
-    if fits_compiled(volume):
-        rows = compiled_rows(loop, volume, sides, native)
+    if fits_loop(volume):
+        rows = loop_rows(loop, volume, sides, native)
         found = [c.tobytes() for row in rows for c in row]
         assert found == expected
 
 
 def test_rows_along_memory_are_for_the_compiled_loop():
     volume = np.zeros((4, 5, 6), ">i2")
-    assert fits_compiled(volume)
-    assert fits_compiled(volume[::-1, :, ::-1])
-    assert not fits_compiled(volume.transpose(0, 2, 1))
-    assert not fits_compiled(np.zeros((2, 2, 2), np.complex128))
+    assert fits_loop(volume)
+    assert fits_loop(volume[::-1, :, ::-1])
+    assert not fits_loop(volume.transpose(0, 2, 1))
+    assert not fits_loop(np.zeros((2, 2, 2), np.complex128))
 
 
 def test_what_does_not_fit_is_refused(loop):

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import zarr
 
-from mim3d.dataio.chunks.decode import Affine
+from mim3d.dataio.chunks.decode import Rescale
 from mim3d.dataio.convert import values
 from mim3d.dataio.convert.run import ConversionReport, convert
 from mim3d.dataio.corpus.chunk_table import ChunkTable
@@ -85,7 +85,7 @@ def test_a_corpus_of_64_bit_integers_made_before_is_read(tmp_path, dtype, monkey
     got = reader.read_box(0, (0, 0, 0), (16, 15, 14))[0]
     np.testing.assert_array_equal(got.transpose(2, 1, 0), voxels)
     crop = np.empty((1, 9, 9, 9), np.float32)
-    reader.read_box(0, (1, 2, 3), (9, 9, 9), crop, affine=Affine(-np.inf, np.inf, 0.5, 1.0))
+    reader.read_box(0, (1, 2, 3), (9, 9, 9), crop, rescale=Rescale(-np.inf, np.inf, 0.5, 1.0))
     wanted = voxels.transpose(2, 1, 0)[1:10, 2:11, 3:12].astype(np.float32) * 0.5 + 1
     np.testing.assert_allclose(crop[0], wanted, rtol=1e-6)
     corpus, out = str(tmp_path / "c"), str(tmp_path / "out")

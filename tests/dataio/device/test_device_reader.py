@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from mim3d.bench.corpora import anatomy_like, corpus_of
-from mim3d.dataio.chunks.decode import Affine
+from mim3d.dataio.chunks.decode import Rescale
 from mim3d.dataio.corpus.conversion import Conversion
 from mim3d.dataio.device.device_reader import STAGES, DeviceReader, chunk_tables
 from mim3d.dataio.device.inflate import NvcompInflate, inflate_on_host
@@ -20,7 +20,7 @@ from mim3d.dataio.reader.shard_reader import Request, ShardReader, StoredArray
 CPU = torch.device("cpu")
 SIZE = (40, 33, 48)
 STILL = (False, False, False)
-AFFINES = [None, Affine(-np.inf, np.inf, 0.01, -2.0), Affine(50.0, 700.0, 0.003, 0.5)]
+RESCALES = [None, Rescale(-np.inf, np.inf, 0.01, -2.0), Rescale(50.0, 700.0, 0.003, 0.5)]
 
 
 def reader_of(
@@ -45,10 +45,10 @@ def reader_of(
     return ShardReader(Corpus.open(root).table, root)
 
 
-def requests_of(affine, seed, n=4, snap=1, channels=1) -> list[Request]:
+def requests_of(rescale, seed, n=4, snap=1, channels=1) -> list[Request]:
     """Crops whose channels differ in intensities and padding."""
-    affines = affine and tuple(
-        Affine(affine.low + c, affine.high + c, affine.scale * (c + 1), affine.shift - c)
+    rescales = rescale and tuple(
+        Rescale(rescale.low + c, rescale.high + c, rescale.scale * (c + 1), rescale.shift - c)
         for c in range(channels)
     )
     fills = tuple(-7.0 * (c + 1) for c in range(channels))
@@ -57,7 +57,7 @@ def requests_of(affine, seed, n=4, snap=1, channels=1) -> list[Request]:
     for _ in range(n):
         z, y, x = (int(value) // snap * snap for value in rng.integers(-20, 60, 3))
         a, b, c = (bool(value) for value in rng.integers(0, 2, 3))
-        requests.append(Request(int(rng.integers(0, 3)), (z, y, x), (a, b, c), affines, fills))
+        requests.append(Request(int(rng.integers(0, 3)), (z, y, x), (a, b, c), rescales, fills))
     return requests
 
 
@@ -65,7 +65,7 @@ def expected(reader, request, dtype):
     out = np.empty((reader.array(request.row).channels, *SIZE), dtype)
     return reader.read_box(
         request.row, request.start, SIZE, out,
-        fill=request.fill, flip=request.flip, affine=request.affine,
+        fill=request.fill, flip=request.flip, rescale=request.rescale,
     )  # fmt: skip
 
 
@@ -87,7 +87,7 @@ def test_crops_equal_the_shard_readers(tmp_path, dtype, codec, channels, chunk, 
     reader = reader_of(tmp_path, dtype, codec, channels, chunk, shuffle)
     device = DeviceReader(reader, CPU, inflate_on_host, budget)
     for seed in range(6):
-        requests = requests_of(AFFINES[seed % 3], seed, 4, 16 if seed % 2 else 1, channels)
+        requests = requests_of(RESCALES[seed % 3], seed, 4, 16 if seed % 2 else 1, channels)
         got = device.assemble(device.fetch(requests, SIZE), SIZE)
         for crop, request in zip(got, requests, strict=True):
             np.testing.assert_array_equal(crop, expected(reader, request, np.float32))
@@ -227,7 +227,7 @@ def test_on_a_gpu_crops_are_the_same_bits(tmp_path, dtype, codec, channels, chun
     reader = reader_of(tmp_path, dtype, codec, channels, chunk, shuffle)
     device = DeviceReader(reader, cuda, NvcompInflate(cuda), budget)
     for seed in range(6):
-        requests = requests_of(AFFINES[seed % 3], seed, snap=16 if seed % 2 else 1)
+        requests = requests_of(RESCALES[seed % 3], seed, snap=16 if seed % 2 else 1)
         got = device.assemble(device.fetch(requests, SIZE), SIZE).cpu()
         device.inflate.settle()  # pyright: ignore[reportAttributeAccessIssue]
         for crop, request in zip(got, requests, strict=True):
@@ -243,7 +243,7 @@ def test_on_a_busy_gpu_nothing_waits_and_nothing_is_overwritten(tmp_path):
     pytest.importorskip("nvidia.libnvcomp")
     reader = reader_of(tmp_path, chunk=16)
     device = DeviceReader(reader, cuda, NvcompInflate(cuda), 1 << 26)
-    batches = [requests_of(AFFINES[seed % 3], seed, n=6) for seed in range(40)]
+    batches = [requests_of(RESCALES[seed % 3], seed, n=6) for seed in range(40)]
     device.assemble(device.fetch(requests_of(None, 99), SIZE), SIZE)  # compiles
     streams = [torch.cuda.Stream(), torch.cuda.Stream()]
     slow = torch.empty(2**30, dtype=torch.uint8, device=cuda)

@@ -1,4 +1,4 @@
-"""Chunks packed into streams: the compiled loop's bytes are those of the parser in Python."""
+"""Chunks packed into streams: the C loop's bytes are those of the parser in Python."""
 
 import google_crc32c
 import numpy as np

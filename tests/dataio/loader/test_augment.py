@@ -78,7 +78,7 @@ def test_rotations_are_rigid_and_keep_the_middle():
 
 @pytest.mark.parametrize(
     "wrong",
-    [{"flip": 1.5}, {"zoom": (0.8, 1.2)}, {"side": (0.0, 1.0)}, {"blur": 0.5}],
+    [{"flip": 1.5}, {"magnification": (0.8, 1.2)}, {"side": (0.0, 1.0)}, {"blur": 0.5}],
 )
 def test_impossible_augmentations_are_refused(wrong):
     with pytest.raises(Mim3dError):

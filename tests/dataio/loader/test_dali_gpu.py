@@ -44,7 +44,7 @@ def volumes(channels=1) -> np.ndarray:
 @pytest.mark.parametrize("name", ["segmentation", "contrastive"])
 def test_views_and_labels_are_the_cpus(name, channels, on_device):
     kind = replace(AUGMENTATIONS[name], rotate=1.0)
-    kind = kind if kind.per_view else replace(kind, rescale=1.0)
+    kind = kind if kind.per_view else replace(kind, zoom=1.0)
     views = 2 if kind.per_view else 1
     image = volumes(channels)
     label = None if kind.per_view else (image[:, 0] > 0.3).astype(np.uint8)

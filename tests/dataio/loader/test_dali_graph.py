@@ -102,7 +102,7 @@ def test_a_half_turn_about_an_axis_flips_the_two_others(name, plane, channels):
 
 
 def test_labels_stay_aligned_under_zoom_and_rotation():
-    kind = replace(augmentation("segmentation"), rotate=1.0, rescale=1.0)
+    kind = replace(augmentation("segmentation"), rotate=1.0, zoom=1.0)
     image = blobs()
     label = (image[:, 0] > 0.4).astype(np.int16) * 7
     drawn = draw_view(kind, np.arange(BATCH, dtype=np.uint64), 0, SIZE)

@@ -294,7 +294,7 @@ def test_a_vanished_shard_is_never_replaced(damaged):
 def test_metrics_add_up(root, monkeypatch, compiled):
     """Chunk by chunk too, as zstd is read, and lz4 where no compiler was."""
     if not compiled:
-        monkeypatch.setattr(shard_reader, "fits_compiled", lambda *_: False)
+        monkeypatch.setattr(shard_reader, "fits_loop", lambda *_: False)
     with Loader(root, config_of(augment="mim")) as loader:
         take(loader, 5)
         metrics = loader.metrics()

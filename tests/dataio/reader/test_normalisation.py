@@ -39,8 +39,8 @@ def table_of(*channels, slope=1.0, intercept=0.0, n_channels=(1,)):
 def apply(mode, real, slope=1.0, intercept=0.0, **changed):
     stored = ((np.asarray(real, np.float64) - intercept) / slope).astype(np.float32)
     table = table_of(changed, slope=slope, intercept=intercept)
-    (affine,) = intensities(mode, table, ONE).affines(0)
-    return affine.apply(stored)
+    (rescale,) = intensities(mode, table, ONE).rescales(0)
+    return rescale.apply(stored)
 
 
 @pytest.mark.parametrize(("slope", "intercept"), [(1, 0), (0.5, -1024), (-2, 7)])
@@ -132,11 +132,11 @@ def test_each_channel_has_its_own_statistics_and_only_chosen_volumes_are_looked_
     table = table_of(*channels, n_channels=(1, 3))
     for mode in ("zscore", "clip-zscore", "percentile"):
         values = intensities(mode, table, np.array([1]))
-        affines = values.affines(1)
-        assert len(affines) == 3 and values.fills(1) == tuple(-1000 * scale for scale in scales)
-        for scale, affine in zip(scales, affines, strict=True):
-            np.testing.assert_allclose(affine.scale * scale, affines[0].scale, rtol=1e-6)
-            np.testing.assert_allclose(affine.shift, affines[0].shift, rtol=1e-5, atol=1e-6)
+        rescales = values.rescales(1)
+        assert len(rescales) == 3 and values.fills(1) == tuple(-1000 * scale for scale in scales)
+        for scale, rescale in zip(scales, rescales, strict=True):
+            np.testing.assert_allclose(rescale.scale * scale, rescales[0].scale, rtol=1e-6)
+            np.testing.assert_allclose(rescale.shift, rescales[0].shift, rtol=1e-5, atol=1e-6)
     assert largest(intensities("none", table, np.array([1])), table, np.array([1])) == [15e6]
 
 
@@ -146,10 +146,10 @@ def test_a_channel_of_one_value_becomes_zero_and_the_others_stay_as_they_are():
     }
     table = table_of({}, flat, n_channels=(2,))
     for mode in ("zscore", "clip-zscore", "percentile"):
-        first, second = intensities(mode, table, ONE).affines(0)
+        first, second = intensities(mode, table, ONE).rescales(0)
         assert second.apply(np.full(3, 7, np.float32)).tolist() == [0, 0, 0]
         assert np.isfinite(second).all() or mode == "zscore"
-        assert first == intensities(mode, table_of({}), ONE).affines(0)[0]
+        assert first == intensities(mode, table_of({}), ONE).rescales(0)[0]
 
 
 def test_statistics_that_are_missing_are_refused_with_the_volume_and_the_remedy():
