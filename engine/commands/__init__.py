@@ -1,4 +1,4 @@
-"""The command line: cli (picks the command), arguments (tyro), outcome (exit codes).
+"""The command line: cli (picks the command), arguments (tyro), launching, outcome (exit codes).
 
 One module a command: `main(words)` parses with tyro, calls the room, returns an Outcome.
 

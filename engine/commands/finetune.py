@@ -1,20 +1,24 @@
 """`mim3d finetune`: segmentation or classification from pretrained weights or from scratch."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
 
-from mim3d.dataio.progress import progress
 from mim3d.engine.commands.arguments import parse
+from mim3d.engine.commands.launching import LaunchArgs, is_first
 from mim3d.engine.commands.outcome import Outcome
-from mim3d.engine.errors import ConfigError
+from mim3d.engine.errors import EXIT_USER_ERROR, ConfigError
 from mim3d.engine.finetune.config import RECIPES, FinetuneConfig, idle_fields, input_mismatch
+
+if TYPE_CHECKING:
+    from mim3d.engine.finetune.run_folder import FinetuneResult
 
 
 @dataclass(frozen=True)
-class FinetuneArgs:
+class FinetuneArgs(LaunchArgs):
     """Options of `mim3d finetune`."""
 
     config: Annotated[FinetuneConfig, tyro.conf.arg(name="")] = field(
@@ -40,17 +44,48 @@ def main(words: list[str]) -> Outcome:
     )
     if not args.config.data.corpus:
         raise ConfigError("no corpus: set --data.corpus to a folder that `mim3d convert` wrote")
+    if args.launches:
+        return launched(args, words)
+    from mim3d.engine.distributed.first_failure import PeerError
     from mim3d.engine.finetune.finetune import run_finetune
 
-    with progress(f"finetune {name}", args.config.steps, "steps") as shown:
+    if is_first():
         for line in input_mismatch(args.config):
-            shown.note(line)
-        result = run_finetune(args.config, args.out, shown.advance)
+            print(line)
+    try:
+        result = run_finetune(args.config, args.out, title=f"finetune {name}")
+    except PeerError:
+        raise SystemExit(EXIT_USER_ERROR) from None
+    if is_first():
+        tell(result, args.out)
+    return Outcome(figures_of(result, args.out), writes_json=is_first())
+
+
+def launched(args: FinetuneArgs, words: Sequence[str]) -> Outcome:
+    """Run as ranks of this machine; the figures are those that the run's folder tells."""
+    from mim3d.engine.finetune.run_folder import RESULT, read_result
+
+    args.config.parallel.micro_batch(args.config.global_batch, args.nproc)  # told once
+    args.launch(["finetune", *words], args.config.parallel.timeout_s)
+    if not (args.out / RESULT).exists():  # the ranks were told to stop, and have said so
+        return Outcome({"run": str(args.out), "interrupted": True, "nproc": args.nproc})
+    return Outcome({**figures_of(read_result(args.out), args.out), "nproc": args.nproc})
+
+
+def tell(result: "FinetuneResult", out: Path) -> None:
+    """Say what a finished run came to."""
+    if result.interrupted:
+        return
     last = result.rows[-1]
-    print(f"{last['split']} score {last['score']:.4f} after {last['step']} steps; {args.out}")
+    print(f"{last['split']} score {last['score']:.4f} after {last['step']} steps; {out}")
     for note in result.notes:
         print(note)
-    return Outcome({**last, "run": str(args.out), "notes": result.notes})
+
+
+def figures_of(result: "FinetuneResult", out: Path) -> dict[str, Any]:
+    """What `--json` writes of a run: its last evaluation."""
+    last = result.rows[-1] if result.rows else {}
+    return {**last, "run": str(out), "notes": result.notes, "interrupted": result.interrupted}
 
 
 def split_recipe(words: list[str]) -> tuple[str, list[str]]:
@@ -70,5 +105,6 @@ def description() -> str:
         "steps and the test subjects once at the end.\n\n"
         "mim3d finetune RECIPE --data.corpus CORPUS --init RUN --out DIR, where RECIPE is one of:\n"
         f"{lines}\n\nWithout --init the encoder starts from scratch. The encoder's shape "
-        "(--vit.*) must be the checkpoint's."
+        "(--vit.*) must be the checkpoint's. On several GPUs: --nproc N here, or torchrun "
+        "--no-python --nproc-per-node N mim3d finetune ..., or srun; SIGTERM or SIGUSR1 saves."
     )

@@ -1,6 +1,5 @@
 """`mim3d pretrain RECIPE --data.corpus CORPUS --out RUN`."""
 
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,8 +8,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 import tyro
 
 from mim3d.engine.commands.arguments import parse
+from mim3d.engine.commands.launching import LaunchArgs, is_first
 from mim3d.engine.commands.outcome import Outcome
-from mim3d.engine.errors import EXIT_USER_ERROR, ConfigError
+from mim3d.engine.errors import EXIT_USER_ERROR
 from mim3d.engine.pretrain.config import PretrainConfig
 from mim3d.engine.pretrain.recipes import idle_fields, recipe, recipe_table
 
@@ -28,24 +28,12 @@ configuration is gone on with; SIGTERM or SIGUSR1 saves, and exits 0. On several
 
 
 @dataclass(frozen=True)
-class PretrainArgs:
+class PretrainArgs(LaunchArgs):
     """A run: its configuration, where it goes, and on how many processes."""
 
     config: Annotated[PretrainConfig, tyro.conf.arg(name="")]
     out: Path
     """Folder of the run."""
-    nproc: int = 1
-    """Processes to start on this machine (one per GPU)."""
-    max_restarts: int = 0
-    """How often to start again from the last checkpoint when a process dies (with --nproc)."""
-
-    def __post_init__(self) -> None:
-        """Counts that can be."""
-        if self.nproc < 1 or self.max_restarts < 0:
-            raise ConfigError(
-                f"--nproc {self.nproc} must be at least 1 and --max-restarts {self.max_restarts} "
-                "not negative"
-            )
 
 
 def main(words: list[str]) -> Outcome:
@@ -57,7 +45,7 @@ def main(words: list[str]) -> Outcome:
         words = ["demo-mae", "--help"]
     config = recipe(words[0])
     args = arguments(words[0], config, words[1:])
-    if args.nproc > 1 and "RANK" not in os.environ:
+    if args.launches:
         return launched(args, words)
     from mim3d.engine.distributed.first_failure import PeerError
     from mim3d.engine.pretrain.pretrain import run_pretrain
@@ -66,25 +54,17 @@ def main(words: list[str]) -> Outcome:
         result = run_pretrain(args.config, args.out)
     except PeerError:
         raise SystemExit(EXIT_USER_ERROR) from None
-    # Of many ranks one writes --json's file.
-    return Outcome(figures_of(result), writes_json=os.environ.get("RANK", "0") == "0")
+    return Outcome(figures_of(result), writes_json=is_first())
 
 
 def launched(args: PretrainArgs, words: Sequence[str]) -> Outcome:
     """Run as ranks of this machine; the figures are those that the run's folder tells."""
-    from mim3d.engine.distributed.launch import launch_ranks
     from mim3d.engine.pretrain.run_folder import finished_result
 
     done = finished_result(args.out, args.config)
     if done is None:
         args.config.micro_batch(args.nproc)  # told once, not by every rank
-        # A signal must leave the ranks time to save: as long as they would wait for one another.
-        launch_ranks(
-            ["pretrain", *rank_words(words)],
-            args.nproc,
-            args.max_restarts,
-            shutdown_s=args.config.parallel.timeout_s,
-        )
+        args.launch(["pretrain", *words], args.config.parallel.timeout_s)
         done = finished_result(args.out, args.config)
     if done is None:  # the ranks were told to stop themselves, and have said so
         return Outcome({"run": str(args.out), "interrupted": True, "nproc": args.nproc})
@@ -111,16 +91,3 @@ def arguments(name: str, config: PretrainConfig, words: Sequence[str]) -> Pretra
         description=DESCRIPTION.format(recipes=recipe_table().replace("\n", "\n  ")),
         left_out=idle_fields(config),
     )
-
-
-def rank_words(words: Sequence[str]) -> list[str]:
-    """The words of one rank: without those of the launcher, which torchrun would take for its."""
-    mine = ("--nproc", "--max-restarts", "--max_restarts")
-    kept: list[str] = []
-    queue = iter(words)
-    for word in queue:
-        if word in mine:
-            next(queue, None)
-        elif not word.startswith(tuple(f"{name}=" for name in mine)):
-            kept.append(word)
-    return kept

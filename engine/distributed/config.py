@@ -6,6 +6,8 @@ from typing import Literal
 from mim3d.engine.errors import ConfigError
 
 Precision = Literal["auto", "fp32", "bf16", "fp16"]
+DeviceKind = Literal["auto", "cpu", "cuda"]
+"""A GPU where there is one, or what is named."""
 
 
 @dataclass(frozen=True)
@@ -42,3 +44,13 @@ class ParallelConfig:
             )
         if not self.timeout_s > 0.0:
             raise ConfigError(f"parallel.timeout_s {self.timeout_s} must be positive")
+
+    def micro_batch(self, global_batch: int, world: int) -> int:
+        """Crops of one rank's micro-batch."""
+        parts = world * self.grad_accum
+        if global_batch % parts:
+            raise ConfigError(
+                f"global_batch {global_batch} must be a multiple of {world} ranks x grad_accum "
+                f"{self.grad_accum} = {parts}"
+            )
+        return global_batch // parts

@@ -58,11 +58,12 @@ def shard_model(
             # Encoder and decoder blocks share their code but not their token counts: left to
             # itself, dynamo would compile whichever comes second for any count.
             block.compile(dynamic=False)
-    if mesh.size() == 1 and dtype == torch.float32 and config.one_rank == "whole":
+    if stays_whole(config, mesh.size(), dtype):
         return model
     policy = MixedPrecisionPolicy(param_dtype=dtype, reduce_dtype=torch.float32)
     if dtype == torch.float32:
         policy = MixedPrecisionPolicy()
+    make_contiguous(model)
     own = [block for block in blocks if parameter_count(block) >= config.min_block_parameters]
     for block in own:
         fully_shard(
@@ -82,6 +83,17 @@ def shard_model(
             module.set_gradient_divide_factor(1.0)
             module.set_force_sum_reduction_for_comms(True)
     return model
+
+
+def stays_whole(config: ParallelConfig, world: int, dtype: torch.dtype) -> bool:
+    """Whether a model is left as it is, where FSDP2 would only copy every weight each step."""
+    return world == 1 and dtype == torch.float32 and config.one_rank == "whole"
+
+
+def make_contiguous(model: nn.Module) -> None:
+    """Lay out every parameter as FSDP2 asks for (convolutions may hold theirs channels last)."""
+    for parameter in model.parameters():
+        parameter.data = parameter.data.contiguous()
 
 
 def transformer_blocks(model: nn.Module) -> list[nn.Module]:

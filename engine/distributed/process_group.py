@@ -5,15 +5,15 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import Literal, TypeVar, cast
+from typing import TypeVar, cast
 
 import torch
 import torch.distributed as dist
 
 from mim3d.dataio.errors import Mim3dError
+from mim3d.engine.distributed.config import DeviceKind
 from mim3d.engine.errors import ConfigError
 
-DeviceKind = Literal["auto", "cpu", "cuda"]
 Decided = TypeVar("Decided")
 
 

@@ -18,7 +18,7 @@ from mim3d.dataio.reader.whole_volume import read_volume
 from mim3d.engine.errors import ConfigError
 from mim3d.engine.finetune.config import FinetuneConfig
 from mim3d.engine.finetune.network import build_encoder, seeded
-from mim3d.engine.finetune.task import Evaluation
+from mim3d.engine.finetune.task import Evaluation, Task
 from mim3d.engine.models.swin import SwinEncoder
 from mim3d.engine.models.vit import ViT3D
 
@@ -45,8 +45,8 @@ class ClassificationNet(nn.Module):
         return self.decoder(self.encoder(volume).mean(1))
 
 
-class ClassificationTask:
-    """The network, its loss, and its scores on held-out subjects."""
+class ClassificationTask(Task):
+    """Cross-entropy on crops; balanced accuracy, accuracy and AUROC on whole volumes."""
 
     name = "classification"
     metric = "balanced accuracy"
@@ -58,7 +58,9 @@ class ClassificationTask:
         device: torch.device,
         shards: Shards | None = None,
     ) -> None:
-        self.config, self.corpus, self.device, self.shards = config, corpus, device, shards
+        super().__init__()
+        self.config, self.corpus, self.device = config, corpus, device
+        self.reader = ShardReader(corpus.table, corpus.root, shards)
         self.by_subject = read_targets(Path(config.data.targets))
         self.names = sorted(set(self.by_subject.values()))
         number = {name: k for k, name in enumerate(self.names)}
@@ -73,11 +75,30 @@ class ClassificationTask:
     def loss(self, batch: Batch) -> Tensor:
         """Cross-entropy of a batch of crops, each with the class of its subject."""
         target = self.by_row[batch.volume].to(self.device)
-        return nn.functional.cross_entropy(self.net(batch.image.to(self.device)).float(), target)
+        logits = self.net(batch.image.to(self.device, self.dtype)).float()
+        return nn.functional.cross_entropy(logits, target)
 
-    def evaluate(self, subjects: Sequence[str], final: bool) -> Evaluation:
+    def volumes(self, subjects: Sequence[str]) -> list[str]:
+        """Ids of the subjects' volumes that have a class."""
+        wanted, table = set(subjects), self.corpus.table
+        return [
+            table.volume_id(row)
+            for row in range(table.n_volumes)
+            if table.subject(row) in wanted and self.by_row[row] >= 0
+        ]
+
+    @torch.no_grad()
+    def score(self, net: nn.Module, volume: str, final: bool) -> CaseClass:
+        """Mean probability over the windows of one volume."""
+        row = self.corpus.table.index(volume)
+        whole = read_volume(self.reader, row, None, self.config.data.normalise)
+        crops = windows(torch.from_numpy(whole.image), self.config.vit.crop_size)
+        logits = net(crops.to(self.device)).float()
+        mean = logits.softmax(-1).mean(0).cpu()
+        return CaseClass(whole.id, int(self.by_row[row]), tuple(mean.tolist()))
+
+    def evaluation(self, cases: Sequence[CaseClass], final: bool) -> Evaluation:
         """Balanced accuracy makes the curve; accuracy and AUROC stand beside it."""
-        cases = [self.classify(row) for row in self.rows_of(subjects)]
         targets = np.array([case.target for case in cases])
         probabilities = np.array([case.probabilities for case in cases])
         fields: dict[str, object] = {
@@ -85,30 +106,6 @@ class ClassificationTask:
             "auroc": auroc(probabilities, targets),
         }
         return Evaluation(balanced_accuracy(probabilities.argmax(1), targets), fields, cases)
-
-    @torch.no_grad()
-    def classify(self, row: int) -> CaseClass:
-        """Mean probability over the windows of one volume (row of the chunk table)."""
-        self.net.eval()
-        table = self.corpus.table
-        reader = ShardReader(table, self.corpus.root, self.shards)
-        whole = read_volume(reader, row, None, self.config.data.normalise)
-        crops = windows(torch.from_numpy(whole.image), self.config.vit.crop_size)
-        logits = self.net(crops.to(self.device)).float()
-        mean = logits.softmax(-1).mean(0).cpu()
-        return CaseClass(whole.id, int(self.by_row[row]), tuple(mean.tolist()))
-
-    def rows_of(self, subjects: Sequence[str]) -> list[int]:
-        """Rows of the subjects' volumes that have a class."""
-        wanted, table = set(subjects), self.corpus.table
-        return [
-            row
-            for row in range(table.n_volumes)
-            if table.subject(row) in wanted and self.by_row[row] >= 0
-        ]
-
-    def save_pictures(self, subjects: Sequence[str], file: Path) -> None:
-        """A class has no picture."""
 
     def notes(self, subjects: Sequence[str], split: str = "training") -> list[str]:
         """Classes that the subjects of a split lack."""

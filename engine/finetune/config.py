@@ -8,10 +8,11 @@ from typing import Annotated, Any, Literal
 
 import tyro
 
+from mim3d.engine.distributed.config import DeviceKind, ParallelConfig
 from mim3d.engine.errors import ConfigError
 from mim3d.engine.finetune.splits import SplitConfig
 from mim3d.engine.models.config import IDLE_WITH_SWIN, SwinConfig, ViTConfig
-from mim3d.engine.training.config import ScheduleConfig
+from mim3d.engine.training.config import LogConfig, ScheduleConfig
 
 Head = Literal["unetr", "tokens", "linear", "classify"]
 
@@ -64,7 +65,7 @@ class FinetuneConfig:
     steps: int = 1000
     """Optimiser steps."""
     global_batch: int = 4
-    """Crops of a step over all ranks."""
+    """Crops of a step over all ranks and micro-batches."""
     schedule: ScheduleConfig = field(
         default_factory=lambda: ScheduleConfig(lr=3e-4, kind="constant", warmup_steps=20)
     )
@@ -85,8 +86,10 @@ class FinetuneConfig:
     """Of the head's weights, the scratch encoder's weights, and the order of crops."""
     threads: int = 1
     """Reading threads of the loader."""
-    device: str = "auto"
+    device: DeviceKind = "auto"
     """auto, cpu or cuda."""
+    parallel: ParallelConfig = field(default_factory=ParallelConfig)
+    log: LogConfig = field(default_factory=lambda: LogConfig(tensorboard=False))
 
     def __post_init__(self) -> None:
         if min(self.steps, self.global_batch, self.eval_every, self.feature_size) < 1:
@@ -107,6 +110,10 @@ class FinetuneConfig:
                 f"weight_decay {self.weight_decay} and clip_norm {self.clip_norm} must not be "
                 "negative; 0 turns them off"
             )
+        if self.log.profile_step > self.steps:
+            raise ConfigError(
+                f"log.profile_step {self.log.profile_step} lies past the last of {self.steps} steps"
+            )
         if not 0.0 <= self.overlap < 1.0:
             raise ConfigError(f"overlap {self.overlap} must be in [0, 1)")
         if self.swin is not None and self.head == "linear":
@@ -125,7 +132,7 @@ class FinetuneConfig:
         return sorted({*range(0, self.steps, self.eval_every), self.steps})
 
 
-NOT_IDENTITY = ("threads", "device", "init")
+NOT_IDENTITY = ("threads", "device", "init", "parallel", "log")
 """Fields that a resumed run may change; of `init` the weights must stay the same, not the path."""
 EARLIER_NAMES = {"batch": "global_batch"}
 EARLIER_DATA = ("label", "targets", "split", "normalise")

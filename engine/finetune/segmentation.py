@@ -27,7 +27,7 @@ from mim3d.engine.finetune.dice import (
     mean_over_cases,
 )
 from mim3d.engine.finetune.network import build_segmentation
-from mim3d.engine.finetune.task import Evaluation
+from mim3d.engine.finetune.task import Evaluation, Task
 
 with extra():
     from monai.inferers.utils import sliding_window_inference
@@ -48,8 +48,8 @@ class Case:
     spacing_mm: tuple[float, float, float]
 
 
-class SegmentationTask:
-    """The network, its loss, and its scores on held-out subjects."""
+class SegmentationTask(Task):
+    """DiceCE on labelled crops; Dice and distances on whole volumes."""
 
     name = "segmentation"
     metric = "Dice"
@@ -61,40 +61,50 @@ class SegmentationTask:
         device: torch.device,
         shards: Shards | None = None,
     ) -> None:
-        self.config, self.corpus, self.device, self.shards = config, corpus, device, shards
+        super().__init__()
+        self.config, self.corpus, self.device = config, corpus, device
+        self.reader = ShardReader(corpus.table, corpus.root, shards)
         self.classes = n_classes(corpus.records, config.data.label)
         net = build_segmentation(config, self.classes)
-        net = net.to(device).to(memory_format=CHANNELS_LAST)  # pyright: ignore[reportCallIssue]
-        self.net: nn.Module = net
-        self._loss = DiceCELoss(to_onehot_y=True, softmax=True)
-        self._cases: dict[tuple[str, ...], list[Case]] = {}
+        self.net = net.to(device).to(memory_format=CHANNELS_LAST)  # pyright: ignore[reportCallIssue]
+        self.dice_ce = DiceCELoss(to_onehot_y=True, softmax=True)
+        self._cases: dict[str, Case] = {}
 
     def loss(self, batch: Batch) -> Tensor:
         """DiceCE of a batch of labelled crops."""
         assert batch.label is not None
         label = batch.label.to(self.device)[:, None].long()
-        image = batch.image.to(self.device, memory_format=CHANNELS_LAST)
-        return self._loss(self.net(image).float(), label)
+        image = batch.image.to(self.device, self.dtype, memory_format=CHANNELS_LAST)
+        return self.dice_ce(self.net(image).float(), label)
 
-    def evaluate(self, subjects: Sequence[str], final: bool) -> Evaluation:
-        """Score whole volumes of the subjects; distances too where `final`."""
-        scores = []
-        for case in self.cases(subjects):
-            found = self.predict(case)
-            dice = dice_by_class(found, case.truth, self.classes)
-            hd95 = hd95_by_class(found, case.truth, self.classes, case.spacing_mm) if final else ()
-            scores.append(CaseScore(case.volume, dice, hd95))
-        fields: dict[str, object] = {"dice_by_class": class_means([s.dice for s in scores])}
+    def volumes(self, subjects: Sequence[str]) -> list[str]:
+        """Ids of the subjects' volumes that have the label."""
+        return [
+            record.id
+            for record in records_of(self.corpus.records, subjects)
+            if any(label.name == self.config.data.label for label in record.labels)
+        ]
+
+    def score(self, net: nn.Module, volume: str, final: bool) -> CaseScore:
+        """Dice of one whole volume; distances too where `final`."""
+        case = self.case(volume)
+        found = self.predict(net, case)
+        dice = dice_by_class(found, case.truth, self.classes)
+        hd95 = hd95_by_class(found, case.truth, self.classes, case.spacing_mm) if final else ()
+        return CaseScore(case.volume, dice, hd95)
+
+    def evaluation(self, cases: Sequence[CaseScore], final: bool) -> Evaluation:
+        """Means over the volumes, by class too."""
+        fields: dict[str, object] = {"dice_by_class": class_means([s.dice for s in cases])}
         if final:
-            fields["hd95"] = mean_of([s.mean_hd95 for s in scores])
-            fields["hd95_by_class"] = class_means([s.hd95 for s in scores])
-            fields["hd95_undefined"] = sum(not math.isfinite(x) for s in scores for x in s.hd95)
-        return Evaluation(mean_over_cases(scores), fields, scores)
+            fields["hd95"] = mean_of([s.mean_hd95 for s in cases])
+            fields["hd95_by_class"] = class_means([s.hd95 for s in cases])
+            fields["hd95_undefined"] = sum(not math.isfinite(x) for s in cases for x in s.hd95)
+        return Evaluation(mean_over_cases(cases), fields, cases)
 
     @torch.no_grad()
-    def predict(self, case: Case) -> np.ndarray:
+    def predict(self, net: nn.Module, case: Case) -> np.ndarray:
         """Label volume (z, y, x) by sliding windows of the encoder's crop."""
-        self.net.eval()
         image = case.image[None].to(self.device, memory_format=CHANNELS_LAST)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
@@ -102,7 +112,7 @@ class SegmentationTask:
                 image,
                 self.config.vit.crop_size,
                 WINDOWS_AT_ONCE,
-                self.net,
+                net,
                 overlap=self.config.overlap,
                 mode="gaussian",
                 cval=float(image.min()),
@@ -110,21 +120,25 @@ class SegmentationTask:
         assert isinstance(logits, Tensor)
         return logits[0].argmax(0).to(torch.uint8).cpu().numpy()
 
-    def cases(self, subjects: Sequence[str]) -> list[Case]:
-        """Labelled volumes of the subjects, read once and kept."""
-        key = tuple(subjects)
-        if key not in self._cases:
-            self._cases[key] = load_cases(self.corpus, subjects, self.config, self.shards)
-        return self._cases[key]
+    def case(self, volume: str) -> Case:
+        """A labelled volume, read once and kept."""
+        if volume not in self._cases:
+            data, row = self.config.data, self.corpus.table.index(volume)
+            whole = read_volume(self.reader, row, data.label, data.normalise)
+            assert whole.label is not None
+            image = torch.from_numpy(whole.image)
+            self._cases[volume] = Case(whole.id, image, whole.label, whole.spacing_mm)
+        return self._cases[volume]
 
-    def save_pictures(self, subjects: Sequence[str], file: Path) -> None:
+    def save_pictures(self, net: nn.Module, subjects: Sequence[str], file: Path) -> None:
         """Mid-slices of a few cases through the label's middle: image, truth, prediction."""
         slices: dict[str, np.ndarray] = {}
-        for index, case in enumerate(self.cases(subjects)[:PICTURES]):
+        for index, volume in enumerate(self.volumes(subjects)[:PICTURES]):
+            case = self.case(volume)
             z = middle_slice(case.truth)
             slices[f"{index}.image"] = case.image[0, z].numpy().astype(np.float16)
             slices[f"{index}.truth"] = case.truth[z].astype(np.uint8)
-            slices[f"{index}.prediction"] = self.predict(case)[z]
+            slices[f"{index}.prediction"] = self.predict(net, case)[z]
             slices[f"{index}.volume"] = np.array(case.volume)
         with file.open("wb") as stream:
             np.savez_compressed(stream, allow_pickle=False, **slices)
@@ -175,26 +189,6 @@ def records_of(records: Sequence[VolumeRecord], subjects: Sequence[str]) -> list
     """Records of the subjects, in the manifest's order."""
     wanted = set(subjects)
     return [record for record in records if record.subject in wanted]
-
-
-def load_cases(
-    corpus: Corpus,
-    subjects: Sequence[str],
-    config: FinetuneConfig,
-    shards: Shards | None = None,
-) -> list[Case]:
-    """Read the labelled volumes of the subjects whole; without `shards` from `corpus.root`."""
-    table = corpus.table
-    reader = ShardReader(table, corpus.root, shards)
-    cases = []
-    for record in records_of(corpus.records, subjects):
-        if any(label.name == config.data.label for label in record.labels):
-            row = table.index(record.id)
-            whole = read_volume(reader, row, config.data.label, config.data.normalise)
-            assert whole.label is not None
-            image = torch.from_numpy(whole.image)
-            cases.append(Case(whole.id, image, whole.label, whole.spacing_mm))
-    return cases
 
 
 def middle_slice(truth: np.ndarray) -> int:

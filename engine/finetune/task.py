@@ -3,11 +3,13 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from mim3d.dataio.loader.batch import Batch
+from mim3d.engine.models.objective import Objective, StepOutput
 
 
 @dataclass(frozen=True)
@@ -19,29 +21,42 @@ class Evaluation:
     cases: Sequence[Any]
 
 
-class Task(Protocol):
-    """A network, its loss, and its scores on held-out subjects."""
+class Task(Objective):
+    """A network, its loss, and its scores on held-out subjects.
+
+    `net` has `encoder` and `decoder` as submodules. Volumes are scored by a network that is given:
+    over many ranks `net` holds shards, and each rank scores some volumes with whole weights.
+    """
 
     name: str
     metric: str
-
-    @property
-    def net(self) -> nn.Module:
-        """Has `encoder` and `decoder` as submodules."""
-        ...
+    net: nn.Module
+    dtype: torch.dtype = torch.float32
+    """Of the training arithmetic; crops are cast to it."""
 
     def loss(self, batch: Batch) -> Tensor:
-        """Loss of a batch of crops."""
-        ...
+        """Mean loss of a batch of crops."""
+        raise NotImplementedError
 
-    def evaluate(self, subjects: Sequence[str], final: bool) -> Evaluation:
-        """Scores of the subjects' whole volumes; costlier ones only where `final`."""
-        ...
+    def forward(self, batch: Batch, share: float = 1.0, measure: bool = False) -> StepOutput:
+        """The loss as `share` of the global batch's."""
+        return StepOutput(self.loss(batch) * share, {})
 
-    def save_pictures(self, subjects: Sequence[str], file: Path) -> None:
+    def volumes(self, subjects: Sequence[str]) -> list[str]:
+        """Ids of the subjects' volumes that can be scored, in the manifest's order."""
+        raise NotImplementedError
+
+    def score(self, net: nn.Module, volume: str, final: bool) -> Any:
+        """Scores of one whole volume; costlier ones only where `final`."""
+        raise NotImplementedError
+
+    def evaluation(self, cases: Sequence[Any], final: bool) -> Evaluation:
+        """What the scores of volumes come to."""
+        raise NotImplementedError
+
+    def save_pictures(self, net: nn.Module, subjects: Sequence[str], file: Path) -> None:
         """Slices of a few cases, for tasks that have any."""
-        ...
 
     def notes(self, subjects: Sequence[str], split: str = "training") -> list[str]:
         """What a reader must know of the subjects of a split (training, validation or test)."""
-        ...
+        raise NotImplementedError

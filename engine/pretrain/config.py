@@ -1,7 +1,6 @@
 """The configuration of a pretraining run: typed, checked, and stored with the run as JSON."""
 
 import dataclasses
-import hashlib
 import json
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -101,13 +100,7 @@ class PretrainConfig:
 
     def micro_batch(self, world: int) -> int:
         """Crops of one rank's micro-batch."""
-        parts = world * self.parallel.grad_accum
-        if self.global_batch % parts:
-            raise ConfigError(
-                f"global_batch {self.global_batch} must be a multiple of {world} ranks x "
-                f"grad_accum {self.parallel.grad_accum} = {parts}"
-            )
-        return self.global_batch // parts
+        return self.parallel.micro_batch(self.global_batch, world)
 
 
 def config_dict(config: object) -> dict[str, Any]:
@@ -153,8 +146,3 @@ def identity_of(stored: dict[str, Any]) -> dict[str, Any]:
         # Negatives come from one micro-batch of all ranks: another split is another task.
         plain["parallel"] = {"grad_accum": accum}
     return plain
-
-
-def config_sha256(identity: dict[str, Any]) -> str:
-    """Hash of a configuration's plain values."""
-    return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()

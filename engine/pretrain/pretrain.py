@@ -22,7 +22,6 @@ from mim3d.engine.pretrain.config import (
     PretrainConfig,
     config_dict,
     config_identity,
-    config_sha256,
 )
 from mim3d.engine.pretrain.data import Subjects, choose_subjects
 from mim3d.engine.pretrain.held_out import HeldOut, HeldOutScores
@@ -30,7 +29,7 @@ from mim3d.engine.pretrain.reconstruction import Pictures
 from mim3d.engine.pretrain.run_folder import RESULT, PretrainResult, finished_result, open_run
 from mim3d.engine.pretrain.verdict import judge_pretext
 from mim3d.engine.runs.encoder_file import STATISTICS, save_encoder
-from mim3d.engine.runs.files import write_json
+from mim3d.engine.runs.files import json_sha256, write_json
 from mim3d.engine.runs.folder_lock import sole_writer
 from mim3d.engine.training.checkpoints import RunIdentity
 from mim3d.engine.training.corpus import CorpusFit, corpus_fit, corpus_sha256
@@ -146,7 +145,7 @@ def settings_of(config: PretrainConfig, sitting: Sitting) -> RunSettings:
         log=config.log,
         checkpoint=config.checkpoint,
         identity=RunIdentity(
-            config_sha256(config_identity(config)),
+            json_sha256(config_identity(config)),
             config.data.corpus,
             corpus_sha256(sitting.loader.corpus),
         ),
@@ -158,9 +157,9 @@ def settings_of(config: PretrainConfig, sitting: Sitting) -> RunSettings:
         ),
         about=config_dict(config),
         remedy=(
-            f"The last checkpoint in {sitting.out / CHECKPOINTS} is healthy: lower --schedule.lr, "
-            "set --optim.clip-norm, or use --parallel.precision bf16 or fp32, then go on with a "
-            "copy of it"
+            f"The last checkpoint in {sitting.out / CHECKPOINTS} is healthy: go on from it with "
+            "--parallel.precision bf16 or fp32 where that was fp16; otherwise begin anew, with "
+            "another --out and a lower --schedule.lr or a smaller --optim.clip-norm"
         ),
         save_after=lambda step: step % config.checkpoint.every == 0,
     )

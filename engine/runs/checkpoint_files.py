@@ -6,7 +6,6 @@ checkpoints/step-00000600/.metadata, __0_0.distcp, ...
 checkpoints/tmp-00000700/            being written, or left by a crash; never read
 """
 
-import hashlib
 import json
 import math
 import os
@@ -18,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from mim3d.engine.errors import CheckpointError
-from mim3d.engine.runs.files import file_sha256
+from mim3d.engine.runs.files import file_sha256, json_sha256
 
 MANIFEST = "manifest.json"
 FORMAT = 1
@@ -95,7 +94,7 @@ def write_manifest(folder: Path, facts: CheckpointFacts) -> None:
         for name, digest in zip(names, hashes, strict=True)
     }
     body = {"format": FORMAT, **asdict(facts), "files": files}
-    sealed = {"sha256": body_sha256(body), "body": body}
+    sealed = {"sha256": json_sha256(body), "body": body}
     (folder / MANIFEST).write_text(json.dumps(sealed, indent=1) + "\n")
 
 
@@ -105,12 +104,12 @@ def read_facts(folder: Path) -> tuple[CheckpointFacts, dict[str, Any]]:
     try:
         sealed = json.loads(path.read_bytes())
         body = sealed["body"]
-        if sealed["sha256"] != body_sha256(body):
+        if sealed["sha256"] != json_sha256(body):
             raise CheckpointError(f"{path} does not match its own hash")
         if body.pop("format") != FORMAT:
             raise CheckpointError(f"{path} has another format than {FORMAT}: use that version")
-        files = {name: dict(told) for name, told in body.pop("files").items()}
-        if any(told.keys() != {"bytes", "sha256"} for told in files.values()):
+        files = {name: dict(entry) for name, entry in body.pop("files").items()}
+        if any(entry.keys() != {"bytes", "sha256"} for entry in files.values()):
             raise CheckpointError(f"{path} lists files without size and hash: it is foreign")
         return CheckpointFacts(**body), files
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
@@ -128,12 +127,12 @@ def verify(folder: Path) -> CheckpointFacts:
     if present != set(files):
         missing, foreign = sorted(set(files) - present), sorted(present - set(files))
         raise CheckpointError(f"{folder}: files missing {missing}, not in the manifest {foreign}")
-    for name, told in files.items():
+    for name, entry in files.items():
         path = folder / name
         size = path.stat().st_size
-        if size != told["bytes"]:
-            raise CheckpointError(f"{path} has {size} bytes, its manifest says {told['bytes']}")
-        if file_sha256(path) != told["sha256"]:
+        if size != entry["bytes"]:
+            raise CheckpointError(f"{path} has {size} bytes, its manifest says {entry['bytes']}")
+        if file_sha256(path) != entry["sha256"]:
             raise CheckpointError(f"{path} does not match its hash: it was changed or damaged")
     return facts
 
@@ -184,8 +183,3 @@ def sync(path: Path) -> None:
         os.fsync(handle)
     finally:
         os.close(handle)
-
-
-def body_sha256(body: dict[str, Any]) -> str:
-    """Hash of a manifest's body."""
-    return hashlib.sha256(json.dumps(body, sort_keys=True).encode()).hexdigest()

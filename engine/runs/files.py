@@ -75,6 +75,11 @@ def finite(value: object) -> object:
     return value
 
 
+def json_sha256(value: object) -> str:
+    """Hash of JSON values, whatever the order of their keys."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
+
+
 def file_sha256(path: Path) -> str:
     """Hash of a file's bytes."""
     with path.open("rb") as stream:

@@ -10,6 +10,7 @@ from typing import Annotated, Any, Generic, Literal, TypeVar
 
 import tyro
 
+from mim3d.engine.distributed.config import DeviceKind
 from mim3d.engine.errors import ConfigError
 from mim3d.engine.finetune.config import Head, LabelledData
 from mim3d.engine.models.config import (
@@ -218,7 +219,7 @@ class StudyConfig:
     """Score the test subjects; off where settings are searched, so that the test stays unseen."""
     workers: int = 0
     """Cells at a time; 0 takes one per core on a CPU and one on a GPU."""
-    device: str = "auto"
+    device: DeviceKind = "auto"
     synthetic: Annotated[bool, tyro.conf.Suppress] = False
     """Whether the corpus is generated; the report then says so on top."""
 

@@ -4,7 +4,7 @@
 `mim3d compare --report` without its corpus or its configuration.
 """
 
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 from importlib.metadata import version
 from itertools import product
@@ -12,9 +12,9 @@ from pathlib import Path
 
 from mim3d.dataio.reader.corpus import Corpus
 from mim3d.engine import environment
-from mim3d.engine.errors import CheckpointError
+from mim3d.engine.errors import CheckpointError, DivergedError
 from mim3d.engine.finetune.classification import absent_targets, read_targets
-from mim3d.engine.finetune.finetune import DIVERGED, PICTURES, RESULT
+from mim3d.engine.finetune.run_folder import PICTURES, RESULT, read_result
 from mim3d.engine.finetune.segmentation import absent_classes
 from mim3d.engine.finetune.splits import Splits
 from mim3d.engine.runs.encoder_file import read_card
@@ -63,7 +63,7 @@ def write_plan(
     corpus: Corpus,
     splits: Splits,
     cells: Iterable[Cell],
-    failed: dict[str, str],
+    failed: Mapping[str, Exception],
     out: Path,
 ) -> None:
     """Write plan.json: every cell and pretraining that may leave results, and what is known."""
@@ -113,10 +113,14 @@ def began_with(about: Row, out: Path) -> Row:
     return {name: about["config"][name] for name in ("heads", "labels")}
 
 
-def failed_rows(cells: Iterable[Cell], failed: dict[str, str]) -> list[Row]:
+def failed_rows(cells: Iterable[Cell], failed: Mapping[str, Exception]) -> list[Row]:
     """Cells that ended in an error; one whose loss diverged never reaches a target."""
     return [
-        {**cell_fields(c), "error": failed[c.key], "diverged": failed[c.key].startswith(DIVERGED)}
+        {
+            **cell_fields(c),
+            "error": str(failed[c.key]),
+            "diverged": isinstance(failed[c.key], DivergedError),
+        }
         for c in cells
         if c.key in failed
     ]
@@ -139,13 +143,13 @@ def gather(out: Path) -> bool:
     cases: list[Row] = []
     remarks: dict[str, list[Row]] = {}
     for key, fields in done.items():
-        result = read_json(result_file(out, key))
-        about = fields | {"n_labelled": len(result["subjects"]["train"])} | origin_fields(out, key)
+        result = read_result(result_file(out, key).parent)
+        about = fields | {"n_labelled": len(result.subjects["train"])} | origin_fields(out, key)
         pictures = Path("cells") / key / PICTURES
         shown = {"pictures": str(pictures)} if (out / pictures).exists() else {}
-        rows += [{**about, **row, **shown} for row in result["rows"]]
-        cases += [{**about, **case} for case in result["cases"]]
-        for note in result["notes"]:
+        rows += [{**about, **row, **shown} for row in result.rows]
+        cases += [{**about, **case} for case in result.cases]
+        for note in result.notes:
             remarks.setdefault(note, []).append(fields)
     notes = [*plan["notes"], *left_out]
     notes += cell_notes(remarks, list(done.values()), plan["notes"])

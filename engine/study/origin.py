@@ -10,9 +10,9 @@ from pathlib import Path
 
 from mim3d.engine.errors import CheckpointError, ConfigError
 from mim3d.engine.finetune.splits import Splits
-from mim3d.engine.pretrain.config import config_identity, config_sha256, identity_of
+from mim3d.engine.pretrain.config import config_identity, identity_of
 from mim3d.engine.runs.encoder_file import read_card
-from mim3d.engine.runs.files import file_sha256, read_json, write_json
+from mim3d.engine.runs.files import file_sha256, json_sha256, read_json, write_json
 from mim3d.engine.study.config import Row, StudyConfig
 from mim3d.engine.study.plan import Cell, Pretraining, given_path, pretrain_config, pretraining_of
 
@@ -23,7 +23,7 @@ SHOWN = 16
 
 def wanted_settings(config: StudyConfig, pretraining: Pretraining, splits: Splits) -> str:
     """Hash of the settings that a pretraining is asked to have."""
-    return config_sha256(config_identity(pretrain_config(config, pretraining, splits)))
+    return json_sha256(config_identity(pretrain_config(config, pretraining, splits)))
 
 
 def wanted_origin(config: StudyConfig, cell: Cell, splits: Splits) -> Row:
@@ -68,7 +68,7 @@ def origin_of(source: str) -> Row:
 def settings_of(run: Path) -> str | None:
     """Hash of a run's settings, None where it does not tell them."""
     try:
-        return config_sha256(identity_of(read_json(run / "config.json")))
+        return json_sha256(identity_of(read_json(run / "config.json")))
     except (OSError, KeyError, TypeError, ValueError):
         return None
 

@@ -19,6 +19,8 @@ from mim3d.dataio.progress import progress
 from mim3d.engine.errors import TrainingError
 
 STOP = None
+Failures = dict[str, Exception]
+"""Errors that a user can mend, by the task's name."""
 SAVE_S = 60.0
 """Seconds that a worker whose parent died has to save a checkpoint."""
 
@@ -32,7 +34,7 @@ class Task:
     arguments: tuple[Any, ...]
 
 
-def run_tasks(tasks: Sequence[Task], workers: int, title: str) -> dict[str, str]:
+def run_tasks(tasks: Sequence[Task], workers: int, title: str) -> Failures:
     """Run all tasks; returns the error of each that a user can mend, by name.
 
     Any other exception ends the rest. One worker runs in this process.
@@ -54,22 +56,22 @@ def default_workers(device: str) -> int:
     return max(1, min(cores or 1, 8))
 
 
-def _run_here(tasks: Sequence[Task]) -> dict[str, str]:
-    failed: dict[str, str] = {}
+def _run_here(tasks: Sequence[Task]) -> Failures:
+    failed: Failures = {}
     for index, task in enumerate(tasks):
         print(f"[{index + 1}/{len(tasks)}] {task.name}", flush=True)
         try:
             task.call(*task.arguments)
         except (Mim3dError, OSError) as error:
-            failed[task.name] = str(error)
+            failed[task.name] = error
             print(f"{task.name}: {error}", flush=True)
     return failed
 
 
-def _run_apart(tasks: Sequence[Task], workers: int, title: str) -> dict[str, str]:
+def _run_apart(tasks: Sequence[Task], workers: int, title: str) -> Failures:
     context = get_context("spawn")
     lines = context.Queue()
-    failed: dict[str, str] = {}
+    failed: Failures = {}
     with progress(title, len(tasks), "runs") as shown, _one_thread_each():
         pool = ProcessPoolExecutor(workers, context, _begin_worker, (lines,))
         teller = threading.Thread(target=_tell, args=(lines, shown.note), daemon=True)
@@ -88,7 +90,7 @@ def _run_apart(tasks: Sequence[Task], workers: int, title: str) -> dict[str, str
                         "of memory: run the same command again, with --workers 1 if it recurs"
                     ) from error
                 except (Mim3dError, OSError) as error:
-                    failed[name] = str(error)
+                    failed[name] = error
                     shown.note(f"{name}: {error}")
                 shown.advance(1, name)
         finally:

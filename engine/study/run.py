@@ -13,12 +13,12 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from mim3d.dataio.progress import progress
 from mim3d.dataio.reader.corpus import Corpus, opened_corpus
 from mim3d.engine.errors import ConfigError, TrainingError
 from mim3d.engine.finetune.classification import read_targets
 from mim3d.engine.finetune.config import FinetuneConfig
-from mim3d.engine.finetune.finetune import RESULT, claim, run_finetune
+from mim3d.engine.finetune.finetune import run_finetune
+from mim3d.engine.finetune.run_folder import RESULT, claim
 from mim3d.engine.finetune.splits import Splits, make_splits
 from mim3d.engine.pretrain.pretrain import run_pretrain
 from mim3d.engine.runs.files import read_json
@@ -36,7 +36,7 @@ from mim3d.engine.study.plan import (
     scored_cells,
     tuning_cells,
 )
-from mim3d.engine.study.pool import Task, default_workers, run_tasks
+from mim3d.engine.study.pool import Failures, Task, default_workers, run_tasks
 
 
 @dataclass(frozen=True)
@@ -80,7 +80,7 @@ def run_phases(config: StudyConfig, corpus: Corpus, out: Path) -> StudyResult:
     free = [] if tuning else [c for c in scored_cells(config, {}) if waits_for_nothing(config, c)]
     free = of_their_pretraining(config, free, splits, out)
     first = [*pretrain_tasks(config, splits, out), *cell_tasks(config, free, splits, out)]
-    failed: dict[str, str] = {}
+    failed: Failures = {}
     keep_results(config, corpus, splits, failed, out)
     failed |= run_tasks(first, workers, "pretraining")
     keep_results(config, corpus, splits, failed, out)
@@ -93,11 +93,12 @@ def run_phases(config: StudyConfig, corpus: Corpus, out: Path) -> StudyResult:
     if not keep_results(config, corpus, splits, failed, out):
         first_failure = next(iter(failed.items()), ("", "no cell was run"))
         raise TrainingError(f"nothing to report: {first_failure[0]}: {first_failure[1]}")
-    return StudyResult(out, time.monotonic() - began, failed)
+    errors = {name: str(error) for name, error in failed.items()}
+    return StudyResult(out, time.monotonic() - began, errors)
 
 
 def keep_results(
-    config: StudyConfig, corpus: Corpus, splits: Splits, failed: dict[str, str], out: Path
+    config: StudyConfig, corpus: Corpus, splits: Splits, failed: Failures, out: Path
 ) -> bool:
     """Name all parts of the study and gather those that are done; whether there are any."""
     tuning = tuning_cells(config)
@@ -169,10 +170,11 @@ def cell_tasks(config: StudyConfig, cells: list[Cell], splits: Splits, out: Path
 
 
 def run_cell(config: FinetuneConfig, out: Path, key: str) -> None:
-    """One fine-tuning run, with progress."""
+    """One fine-tuning run."""
     keep_origin(config.init, out / "cells" / key)
-    with progress(key, config.steps, "steps") as shown:
-        run_finetune(config, out / "cells" / key, shown.advance, keep_model=False)
+    result = run_finetune(config, out / "cells" / key, title=key, keep_model=False)
+    if result.interrupted:
+        raise TrainingError(f"{key} was told to stop: run the same command to go on")
 
 
 def choose_lr(tuning: list[Cell], out: Path) -> dict[tuple[str, str], tuple[float, float]]:

@@ -9,9 +9,9 @@ from pathlib import Path
 import torch
 
 from mim3d.dataio.progress import Progress, progress
-from mim3d.engine.distributed.config import ParallelConfig
+from mim3d.engine.distributed.config import DeviceKind, ParallelConfig
 from mim3d.engine.distributed.first_failure import first_failure
-from mim3d.engine.distributed.process_group import DeviceKind, Ranks, process_ranks
+from mim3d.engine.distributed.process_group import Ranks, process_ranks
 from mim3d.engine.errors import TrainingError
 
 

@@ -12,7 +12,8 @@ from mim3d.engine.analysis.results import Group, Study
 from mim3d.engine.analysis.summary import GroupSummary, make_targets, summarise
 from mim3d.engine.analysis.verdict import fixed_beforehand, gate_statements, headline
 from mim3d.engine.analysis.words import median_reach
-from mim3d.engine.finetune.finetune import DIVERGED, RESULT
+from mim3d.engine.errors import DivergedError
+from mim3d.engine.finetune.run_folder import RESULT
 from mim3d.engine.report.cost import ledger_table
 from mim3d.engine.report.finetuning import reaches_chart, reaches_table
 from mim3d.engine.report.limits import limits
@@ -367,8 +368,8 @@ def test_what_was_asked_first_is_kept_from_the_first_plan_on(tmp_path: Path) -> 
 def test_a_diverged_cell_is_told_from_one_that_failed() -> None:
     cells = [Cell("mae", Variant(), "unetr", 1.0, seed, 1e-3) for seed in range(3)]
     failed = {
-        cells[0].key: f"{DIVERGED} nan at step 7: lower schedule.lr",
-        cells[1].key: "the disk is full",
+        cells[0].key: DivergedError("the gradient was not finite in 10 steps in a row"),
+        cells[1].key: OSError("the disk is full"),
     }
     rows = failed_rows(cells, failed)
     assert [(row["seed"], row["diverged"]) for row in rows] == [(0, True), (1, False)]

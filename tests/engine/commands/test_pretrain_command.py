@@ -13,7 +13,8 @@ import torch.distributed as dist
 from small_run import make_corpus
 
 from mim3d.engine.commands import cli
-from mim3d.engine.commands.pretrain import main, rank_words
+from mim3d.engine.commands.launching import rank_words
+from mim3d.engine.commands.pretrain import main
 from mim3d.engine.distributed import launch
 from mim3d.engine.distributed.process_group import adopt_slurm, process_ranks
 from mim3d.engine.errors import ConfigError

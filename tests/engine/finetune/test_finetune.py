@@ -7,49 +7,38 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from small_finetune import VIT, make_labelled_corpus, small_finetune
 
-from mim3d.dataio.convert.run import convert
-from mim3d.dataio.corpus.conversion import Conversion
 from mim3d.dataio.reader.corpus import Corpus
-from mim3d.dataio.sources.discover import discover
-from mim3d.dataio.sources.phantom import make_cohort
 from mim3d.engine.commands import finetune as command
+from mim3d.engine.distributed.process_group import process_ranks
 from mim3d.engine.errors import ConfigError
-from mim3d.engine.finetune import finetune
 from mim3d.engine.finetune.classification import auroc, balanced_accuracy, read_targets, windows
-from mim3d.engine.finetune.config import FinetuneConfig, LabelledData, input_mismatch
-from mim3d.engine.finetune.finetune import Session, run_finetune
+from mim3d.engine.finetune.config import FinetuneConfig, identity, input_mismatch
+from mim3d.engine.finetune.finetune import (
+    make_task,
+    open_loader,
+    resolve_splits,
+    run_finetune,
+)
 from mim3d.engine.finetune.network import build_segmentation, require_same_shape, step_flops
+from mim3d.engine.finetune.run_folder import claim
 from mim3d.engine.finetune.segmentation import SegmentationTask, middle_slice, n_classes
 from mim3d.engine.finetune.splits import SplitConfig
 from mim3d.engine.models.config import ViTConfig
 from mim3d.engine.models.vit import ViT3D
 from mim3d.engine.runs.encoder_file import STATISTICS, save_encoder
-
-VIT = ViTConfig((16, 16, 16), (8, 8, 8), width=12, depth=2, heads=2)
+from mim3d.engine.runs.files import write_json
 
 
 @pytest.fixture(scope="session")
 def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("phantom")
-    make_cohort(folder / "nifti", n_subjects=8, seed=0)
-    sources = discover(str(folder / "nifti")).sources
-    convert(sources, folder / "corpus.zarr", Conversion(), workers=1)
-    return folder / "corpus.zarr"
+    return make_labelled_corpus(tmp_path_factory.mktemp("phantom"))
 
 
 @pytest.fixture
 def config(corpus: Path) -> FinetuneConfig:
-    return FinetuneConfig(
-        data=LabelledData(str(corpus), split=SplitConfig(0.15, 0.15)),
-        vit=VIT,
-        feature_size=4,
-        steps=4,
-        global_batch=2,
-        eval_every=2,
-        overlap=0.0,
-        device="cpu",
-    )
+    return small_finetune(corpus)
 
 
 def save_random_encoder(folder: Path, vit: ViTConfig = VIT) -> Path:
@@ -77,58 +66,23 @@ def test_a_run_scores_at_fixed_steps_and_the_test_set_once(
     assert again.rows == result.rows
 
 
-def test_the_encoder_has_a_rate_of_its_own(config: FinetuneConfig) -> None:
-    slow = Session(replace(config, encoder_lr_scale=0.25))
-    try:
-        slow.train_step()
-        head, encoder = slow.optimiser.param_groups
-        assert encoder["lr"] == pytest.approx(0.25 * head["lr"])
-        names = {id(p): name for name, p in slow.task.net.named_parameters()}
-        assert all(names[id(p)].startswith("encoder.") for p in encoder["params"])
-        assert len(head["params"]) + len(encoder["params"]) == len(slow.trained)
-    finally:
-        slow.loader.close()
-    frozen = Session(replace(config, freeze=True))
-    assert len(frozen.optimiser.param_groups) == 1
-    frozen.loader.close()
-    with pytest.raises(ConfigError, match="encoder_lr_scale 0"):
-        replace(config, encoder_lr_scale=0.0)
-
-
-def test_stopped_and_resumed_equals_uninterrupted(
-    config: FinetuneConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    whole = run_finetune(config, tmp_path / "whole")
-
-    def stop_after_two(steps: int, status: str) -> None:
-        stopped.append(status)
-        if len(stopped) == 4:  # told before the state of that evaluation is saved
-            raise KeyboardInterrupt
-
-    stopped: list[str] = []
-    with pytest.raises(KeyboardInterrupt):
-        run_finetune(config, tmp_path / "cut", stop_after_two)
-    resumed = run_finetune(config, tmp_path / "cut")
-    for one, other in zip(whole.rows, resumed.rows, strict=True):
-        assert one["score"] == other["score"]
-        assert one["train_loss"] == other["train_loss"] or one["split"] == "test"
-    assert whole.cases == resumed.cases
-
-
 def test_arms_of_one_seed_share_decoder_and_crops(config: FinetuneConfig, tmp_path: Path) -> None:
     pretrained = replace(config, init=str(save_random_encoder(tmp_path / "enc")))
-    scratch, other = Session(config), Session(pretrained)
-    try:
-        one, two = scratch.task.net.state_dict(), other.task.net.state_dict()
-        equal = {key for key, value in one.items() if torch.equal(value, two[key])}
-        assert equal >= {key for key in one if key.startswith("decoder.")}
-        assert "encoder.patch_embed.weight" not in equal
-        first, second = next(scratch.loader), next(other.loader)
+    corpus = Corpus.open(config.data.corpus)
+    one, two = (
+        make_task(c, corpus, None, torch.device("cpu")).net.state_dict()
+        for c in (config, pretrained)
+    )
+    equal = {key for key, value in one.items() if torch.equal(value, two[key])}
+    assert equal >= {key for key in one if key.startswith("decoder.")}
+    assert "encoder.patch_embed.weight" not in equal
+    with process_ranks(60.0, "cpu") as ranks:
+        loaders = [open_loader(c, ranks, resolve_splits(c, corpus)) for c in (config, pretrained)]
+        first, second = (next(loader) for loader in loaders)
         assert torch.equal(first.image, second.image)
         assert torch.equal(first.sample, second.sample)
-    finally:
-        scratch.loader.close()
-        other.loader.close()
+        for loader in loaders:
+            loader.close()
 
 
 def test_seeds_differ_and_the_encoder_is_the_checkpoints(
@@ -163,10 +117,10 @@ def test_another_architecture_is_refused_by_name(config: FinetuneConfig, tmp_pat
 
 
 def test_a_folder_of_another_run_is_refused(config: FinetuneConfig, tmp_path: Path) -> None:
-    finetune.claim(config, tmp_path)
-    finetune.claim(replace(config, threads=2), tmp_path)
+    claim(config, tmp_path)
+    claim(replace(config, threads=2), tmp_path)
     with pytest.raises(ConfigError, match="global_batch 2, not 3"):
-        finetune.claim(replace(config, global_batch=3), tmp_path)
+        claim(replace(config, global_batch=3), tmp_path)
 
 
 def test_bad_fields_name_themselves(config: FinetuneConfig) -> None:
@@ -271,24 +225,24 @@ def test_a_run_is_of_one_corpus_and_one_table_of_targets(
     targets.write_text("subject,target\n")
     data = replace(config.data, corpus=str(corpus), targets=str(targets))
     config = replace(config, data=data)
-    finetune.claim(config, out)
+    claim(config, out)
     moved = replace(data, corpus="/moved/away.zarr")
-    finetune.claim(replace(config, data=moved), out)
+    claim(replace(config, data=moved), out)
     (corpus / "manifest.jsonl").write_text("{ }")
     with pytest.raises(ConfigError, match=r"a run on another corpus .*choose another --out"):
-        finetune.claim(config, out)
+        claim(config, out)
     (corpus / "manifest.jsonl").write_text("{}")
-    finetune.claim(config, out)
+    claim(config, out)
     targets.write_text("subject,target\na,1\n")
     with pytest.raises(ConfigError, match="a run on another targets"):
-        finetune.claim(config, out)
+        claim(config, out)
 
 
 def test_a_folder_from_before_corpora_were_told_is_gone_on_with(
     config: FinetuneConfig, tmp_path: Path
 ) -> None:
-    finetune.write_json(tmp_path / "config.json", finetune.identity(config))
-    finetune.claim(config, tmp_path)
+    write_json(tmp_path / "config.json", identity(config))
+    claim(config, tmp_path)
 
 
 def test_intensities_that_the_encoder_does_not_know_are_told(

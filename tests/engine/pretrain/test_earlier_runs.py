@@ -12,13 +12,14 @@ from mim3d.dataio.loader.config import LoaderConfig
 from mim3d.engine.errors import CheckpointError, ConfigError
 from mim3d.engine.finetune import config as finetune_config
 from mim3d.engine.finetune.config import LabelledData
-from mim3d.engine.finetune.finetune import claim
+from mim3d.engine.finetune.run_folder import claim
 from mim3d.engine.finetune.splits import Splits
-from mim3d.engine.pretrain.config import PretrainConfig, config_identity, config_sha256
+from mim3d.engine.pretrain.config import PretrainConfig, config_identity
 from mim3d.engine.pretrain.data import DECIDED_ELSEWHERE, DataConfig
 from mim3d.engine.pretrain.pretrain import run_pretrain
 from mim3d.engine.pretrain.recipes import RECIPES, recipe
 from mim3d.engine.pretrain.run_folder import refuse_other_config
+from mim3d.engine.runs.files import json_sha256
 from mim3d.engine.study.plan import finetune_config as cell_config
 from mim3d.engine.study.plan import scored_cells
 from mim3d.engine.study.recipes import study
@@ -34,7 +35,7 @@ def with_loader(config: PretrainConfig, **changes: object) -> PretrainConfig:
 
 @pytest.mark.parametrize("name", HASHES)
 def test_checkpoints_know_their_configuration_by_the_same_hash(name: str) -> None:
-    assert config_sha256(config_identity(recipe(name))) == HASHES[name]
+    assert json_sha256(config_identity(recipe(name))) == HASHES[name]
 
 
 def test_no_recipe_is_left_out() -> None:

@@ -21,12 +21,11 @@ from mim3d.engine.pretrain.config import (
     PretrainLog,
     config_dict,
     config_identity,
-    config_sha256,
     identity_of,
 )
 from mim3d.engine.pretrain.recipes import MADE_FOR, RECIPES, idle_fields, recipe, recipe_table
 from mim3d.engine.runs.config import CheckpointConfig
-from mim3d.engine.runs.files import differences
+from mim3d.engine.runs.files import differences, json_sha256
 from mim3d.engine.training.config import OptimConfig, ScheduleConfig
 
 
@@ -100,7 +99,7 @@ def test_identity_leaves_out_what_does_not_decide():
         ),
     )
     other = dataclasses.replace(config, seed=1)
-    hashes = [config_sha256(config_identity(c)) for c in (config, same, other)]
+    hashes = [json_sha256(config_identity(c)) for c in (config, same, other)]
     assert hashes[0] == hashes[1] != hashes[2]
 
 

@@ -69,7 +69,7 @@ def test_other_damage_is_told(tmp_path, damage):
     else:
         sealed = json.loads((folder / files.MANIFEST).read_text())
         sealed["body"]["format"] = 99
-        sealed["sha256"] = files.body_sha256(sealed["body"])
+        sealed["sha256"] = files.json_sha256(sealed["body"])
         (folder / files.MANIFEST).write_text(json.dumps(sealed))
         wanted = "another format than 1"
     with pytest.raises(CheckpointError, match=wanted):
@@ -129,7 +129,7 @@ def test_a_sealed_manifest_of_another_form_is_refused(tmp_path, told):
     folder = make(tmp_path, 5)
     sealed = json.loads((folder / files.MANIFEST).read_text())
     sealed["body"]["files"] = told
-    sealed["sha256"] = files.body_sha256(sealed["body"])
+    sealed["sha256"] = files.json_sha256(sealed["body"])
     (folder / files.MANIFEST).write_text(json.dumps(sealed))
     with pytest.raises(CheckpointError, match=r"manifest\.json"):
         files.verify(folder)

@@ -16,7 +16,7 @@ from mim3d.engine.analysis.results import Study
 from mim3d.engine.analysis.summary import pairs_of, summarise
 from mim3d.engine.analysis.verdict import gate_statements, headline
 from mim3d.engine.commands import compare as command
-from mim3d.engine.errors import ConfigError
+from mim3d.engine.errors import ConfigError, DivergedError
 from mim3d.engine.finetune.config import LabelledData
 from mim3d.engine.finetune.splits import Splits
 from mim3d.engine.models.config import MAEConfig, ViTConfig
@@ -90,11 +90,13 @@ def finish(out: Path, cell: Cell, notes: tuple[str, ...] = ()) -> None:
         "cases": [case],
         "notes": list(notes),
         "subjects": {"train": ["a", "b"]},
+        "step_flops": 1.0,
+        "seconds": 40.0,
     }
     write_json(out / "cells" / cell.key / "result.json", result)
 
 
-def plan(config: StudyConfig, corpus: Corpus, out: Path, **failed: str) -> list[Cell]:
+def plan(config: StudyConfig, corpus: Corpus, out: Path, **failed: Exception) -> list[Cell]:
     cells = [*tuning_cells(config), *scored_cells(config, {})]
     write_plan(config, corpus, SPLITS, cells, failed, out)
     return cells
@@ -181,7 +183,10 @@ def test_places() -> None:
 
 def test_failed_cells_are_told(config: StudyConfig, corpus: Corpus, tmp_path: Path) -> None:
     cells = scored_cells(config, {})
-    failed = {cells[1].key: "the loss is nan at step 7", "pretraining mae": "no memory"}
+    failed = {
+        cells[1].key: DivergedError("the gradient was not finite in 10 steps in a row"),
+        "pretraining mae": OSError("no memory"),
+    }
     write_plan(config, corpus, SPLITS, cells, failed, tmp_path)
     finish(tmp_path, cells[0])
     assert gather(tmp_path)

@@ -1,0 +1,100 @@
+"""A fine-tuning run's folder: whose it is, what it came to, and what an earlier version left."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from mim3d.dataio.corpus.manifest import MANIFEST
+from mim3d.engine.errors import CheckpointError, ConfigError
+from mim3d.engine.finetune.config import FinetuneConfig, identity, stored_identity
+from mim3d.engine.runs.files import differences, local_sha256, read_json, write_json
+
+CONFIG, RESULT, PICTURES = "config.json", "result.json", "pictures.npz"
+MODEL, SPLITS = "model.pt", ("train", "validation", "test")
+EARLIER_STATE = "state.pt"
+"""Where versions before 0.2 kept a run that was under way."""
+DECAYED = "decayed"
+"""Field of config.json: what weight decay acts on; versions before 0.2 have none."""
+EARLIER_DECAY = (
+    "fine-tuned by mim3d before 0.2, which decayed norms, biases and positions too: not comparable "
+    "with runs of this version; delete its folder to train it anew"
+)
+
+
+@dataclass
+class FinetuneResult:
+    """Evaluations (one row each), scores of each case at the end, cost of one step, remarks."""
+
+    rows: list[dict[str, Any]]
+    cases: list[dict[str, Any]]
+    step_flops: float
+    seconds: float
+    notes: list[str] = field(default_factory=list)
+    subjects: dict[str, list[str]] = field(default_factory=dict)
+    interrupted: bool = False
+    """Told to stop by a signal; the same command goes on."""
+
+
+def claim(config: FinetuneConfig, out: Path) -> bool:
+    """Store the configuration, or refuse a folder that holds a run of another one.
+
+    Returns whether the run there is finished.
+    """
+    wanted, file = identity(config), out / CONFIG
+    about = wanted | {DECAYED: "matrices"} | inputs_sha256(config)
+    finished = (out / RESULT).exists()
+    if not file.exists():
+        write_json(file, about)
+        return finished
+    found = stored_identity(read_json(file))
+    refuse_other_inputs(found, inputs_sha256(config), out)
+    differing = differences({key: found.get(key) for key in wanted}, wanted)
+    if differing:
+        name, before, now = differing[0]
+        raise ConfigError(
+            f"{out} holds a run with {name} {before}, not {now}: choose another --out or delete "
+            "that folder"
+        )
+    if not finished:
+        refuse_earlier_state(out)
+        write_json(file, {**read_json(file), DECAYED: about[DECAYED]})
+    return finished
+
+
+def refuse_other_inputs(found: dict[str, Any], inputs: dict[str, str], out: Path) -> None:
+    """A ConfigError where what a run learns from is not what it was."""
+    for name, now in inputs.items():
+        if now and found.get(name, now) != now:  # runs from before this was stored have none
+            raise ConfigError(
+                f"{out} holds a run on another {name.removesuffix('_sha256')} (sha256 "
+                f"{str(found[name])[:12]} then, {now[:12]} now): restore it, choose another --out "
+                "or delete that folder"
+            )
+
+
+def refuse_earlier_state(out: Path) -> None:
+    """A CheckpointError where a run was under way in a version that trained otherwise."""
+    if (out / EARLIER_STATE).exists():
+        raise CheckpointError(
+            f"{out / EARLIER_STATE} is a run that mim3d before 0.2 left under way, with norms, "
+            f"biases and positions decayed: it cannot be gone on with. Delete {out} to train it "
+            "anew, or choose another --out"
+        )
+
+
+def inputs_sha256(config: FinetuneConfig) -> dict[str, str]:
+    """Hashes of what a run learns from, where it lies on this machine."""
+    files = {"corpus": Path(config.data.corpus) / MANIFEST if config.data.corpus else None}
+    if config.data.targets:
+        files["targets"] = Path(config.data.targets)
+    hashes = {name: local_sha256(file) for name, file in files.items() if file is not None}
+    return {f"{name}_sha256": known for name, known in hashes.items() if known is not None}
+
+
+def read_result(out: Path) -> FinetuneResult:
+    """The result of a finished run, with a note where an earlier version trained otherwise."""
+    result = FinetuneResult(**read_json(out / RESULT))
+    file = out / CONFIG
+    if file.exists() and DECAYED not in read_json(file):
+        result.notes = [*result.notes, EARLIER_DECAY]
+    return result
