@@ -115,7 +115,8 @@ def read_planes(record: VolumeRecord, table: ChunkTable, reader: ShardReader) ->
     if label_row >= 0:
         labels = reader.read_box(label_row, (0, 0, 0), record.shape)[0]
     centre = fullest_slices(labels) if labels.any() else middle(record)
-    low, high = record.intensity.p005, record.intensity.p995
+    shown = next((each.intensity for each in record.channel_records), record.intensity)
+    low, high = shown.p005, shown.p995
     planes: list[Plane] = []
     for axis in range(3):
         start = [0, 0, 0]

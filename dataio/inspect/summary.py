@@ -55,6 +55,8 @@ class Summary:
     intensity_span: tuple[float, float]
     classes: Sequence[ClassShare]
     n_with_warnings: int
+    n_lacking: int
+    """Volumes with a channel of one value everywhere: a modality that is missing."""
 
 
 def summarise(records: Sequence[VolumeRecord]) -> Summary:
@@ -79,6 +81,7 @@ def summarise(records: Sequence[VolumeRecord]) -> Summary:
         ),
         classes=class_shares(records),
         n_with_warnings=sum(bool(r.warnings) for r in records),
+        n_lacking=sum(r.channels > 1 and bool(r.constant_channels) for r in records),
     )
 
 
@@ -121,7 +124,8 @@ def summary_table(summary: Summary, quarantined: Mapping[str, int]) -> Table:
         "spacing z, y, x": ", ".join(span(s, ".3g") for s in summary.spacing_span) + " mm",
         "intensity": "{:.4g} to {:.4g}".format(*summary.intensity_span),
         "dtype": listed(summary.dtypes),
-        "channels": listed(summary.channels),
+        "channels": listed(summary.channels)
+        + (f"; {summary.n_lacking} volumes lack one" if summary.n_lacking else ""),
         "stored from": listed(summary.orientations),
         "splits": listed(summary.splits),
         "warnings": f"{summary.n_with_warnings} volumes" if summary.n_with_warnings else "none",

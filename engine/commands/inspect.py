@@ -101,11 +101,13 @@ def print_tables(
     rejected: Sequence[Rejection],
     rows: int,
 ) -> None:
-    """The corpus, its classes, its first volumes and what was left out."""
+    """The corpus, its classes, its first volumes and remarks on them, and what was left out."""
     console.print(summary_table(summary, counted(r.code for r in rejected)))
     if summary.classes:
         console.print(class_table(summary, rows))
     console.print(volume_table(records, rows))
+    for record in [record for record in records if record.warnings][:rows]:
+        console.print(f"{record.id}: {'; '.join(record.warnings)}", markup=False, soft_wrap=True)
     for rejection in rejected[:rows]:
         console.print(f"quarantined: {rejection.path}: {rejection.detail}", markup=False)
 

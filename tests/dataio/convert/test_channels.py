@@ -15,6 +15,7 @@ from mim3d.dataio.corpus.conversion import Conversion
 from mim3d.dataio.corpus.manifest import Intensity, VolumeRecord, parse_record, record_line
 from mim3d.dataio.reader.corpus import Corpus
 from mim3d.dataio.sources.source import Source
+from mim3d.engine.commands.cli import main
 
 SHAPE = (20, 24, 28)  # fewer voxels than the lattice takes: statistics are of all of them
 SCALES = (1.0, 100.0, 5000.0)
@@ -104,6 +105,29 @@ def test_a_missing_modality_is_told_and_has_no_nan(tmp_path, policy):
         assert channel.foreground_rule == "all" and channel.intensity.std == 0
         assert channel.intensity.mean == 0
     check(record.by_channel[0].intensity, voxels[0])
+
+
+def test_convert_and_inspect_say_which_channels_are_missing(tmp_path, capsys):
+    voxels = modalities("int16")
+    voxels[1] = 0
+    cases = tmp_path / "imagesTs"
+    cases.mkdir()
+    for case in ("a", "b"):
+        for c, channel in enumerate(voxels if case == "a" else modalities("int16")):
+            image = nib.Nifti1Image(np.ascontiguousarray(channel.T), np.eye(4))  # type: ignore[no-untyped-call]
+            image.to_filename(cases / f"case{case}_{c:04d}.nii.gz")
+    (tmp_path / "dataset.json").write_text(
+        '{"channel_names": {"0": "T1", "1": "T2", "2": "FLAIR"}, "labels": {"background": 0},'
+        ' "numTraining": 0, "file_ending": ".nii.gz"}'
+    )
+    root = tmp_path / "c.zarr"
+    assert main(["convert", str(tmp_path), str(root)]) == 0
+    told = "1 x channel 1 of 3 is 0 everywhere: a modality that is missing? (casea)"
+    assert told in capsys.readouterr().out
+    assert main(["inspect", str(root), "--no-pictures"]) == 0
+    out = capsys.readouterr().out
+    assert "1 volumes lack one" in out and "casea: channel 1 of 3 is 0 everywhere" in out
+    assert Corpus.open(root).records[1].constant_channels == []
 
 
 def test_voxels_that_are_nan_leave_their_channel_alone(tmp_path):
