@@ -2,7 +2,7 @@
 
 import os
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -53,8 +53,6 @@ class ConversionReport:
     gone: tuple[str, ...] = ()
     n_removed: int = 0
     records: tuple[VolumeRecord, ...] = field(default=())
-    told: Mapping[str, tuple[int, str]] = field(default_factory=dict)
-    """Warnings of the volumes converted now: of how many, and the first of them."""
 
 
 def convert(
@@ -207,18 +205,7 @@ class Run:
             gone=() if pruned else tuple(sorted(gone)),
             n_removed=n_removed,
             records=tuple(records[id] for id in sorted(records)),
-            told=told_of([record for result in done for record in result.records]),
         )
-
-
-def told_of(records: Sequence[VolumeRecord]) -> dict[str, tuple[int, str]]:
-    """Every warning of the records, with of how many it is and the first; most frequent first."""
-    ids: dict[str, list[str]] = {}
-    for record in sorted(records, key=lambda record: record.id):
-        for warning in record.warnings:
-            ids.setdefault(warning, []).append(record.id)
-    ordered = sorted(ids.items(), key=lambda item: -len(item[1]))
-    return {warning: (len(found), found[0]) for warning, found in ordered}
 
 
 def missized_among(group: Group, sizes: dict[str, int] | None) -> str:

@@ -9,7 +9,7 @@ from mim3d.dataio.convert.few_values import few_values
 from mim3d.dataio.convert.intensity import Statistics
 from mim3d.dataio.convert.measure import CHANNEL_AXIS, Measured, as_channels, measured
 from mim3d.dataio.convert.resample import check_size, resample_channels, resampled_grid
-from mim3d.dataio.convert.values import Values, as_asked, as_stored, cut
+from mim3d.dataio.convert.values import Values, as_asked, as_stored, cut, finite_only
 from mim3d.dataio.corpus.conversion import Conversion
 from mim3d.dataio.errors import SourceError
 from mim3d.dataio.geometry import Grid, Triple, axis_codes, obliquity_deg, reorientation
@@ -19,7 +19,6 @@ from mim3d.dataio.nifti.header import HeaderTrust
 from mim3d.dataio.sources.source import Source
 
 OBLIQUE_DEG = 1.0
-FEW_LEVELS = 8  # of a standard deviation, below which quantised channels are warned of
 
 
 def trust_of(conversion: Conversion) -> HeaderTrust:
@@ -70,6 +69,8 @@ class Volume:
     affine_code: int
     warnings: tuple[str, ...]
     n_values: int = 0
+    lost: frozenset[int] = frozenset()
+    """Channels that are one value everywhere since they were windowed or quantised."""
 
     @property
     def statistics(self) -> Statistics:
@@ -154,8 +155,9 @@ def _volume(given: list[Values], file: NiftiFile, frame: int, conversion: Conver
     stored = as_stored(given.pop(), conversion.nan_policy, file.path)
     values, oriented = _oriented(stored, before, conversion.orientation)
     del stored
-    grid = oriented
+    grid, varied = oriented, frozenset()
     if not conversion.lossless:
+        varied = varied_channels(values)
         given.append(values)
         del values
         values, grid = _changed(given, oriented, conversion, file.path)
@@ -166,10 +168,11 @@ def _volume(given: list[Values], file: NiftiFile, frame: int, conversion: Conver
         crop, values, grid = box, replace(values, voxels=cut(values.voxels, box)), grid.crop(*box)
         found = measured(values)
     n_frames = file.header.n_frames if frame >= 0 else 1
-    warnings = (*_warnings(file, values), *_channel_warnings(values, found))
+    lost = varied and varied - varied_channels(values)
+    warnings = (*_warnings(file, values), *_constant_channels(found, lost))
     code = file.header.affine_code
     return Volume(
-        values, grid, before, oriented, crop, found, frame, n_frames, code, warnings, n_values
+        values, grid, before, oriented, crop, found, frame, n_frames, code, warnings, n_values, lost
     )  # fmt: skip
 
 
@@ -239,17 +242,20 @@ def _warnings(file: NiftiFile, values: Values) -> tuple[str, ...]:
     return tuple(warnings)
 
 
-def _channel_warnings(values: Values, found: Measured) -> list[str]:
-    """What several channels in one array may have lost, or never had."""
+def varied_channels(values: Values) -> frozenset[int]:
+    """Channels of several, from 0, that are not one value everywhere."""
+    if values.voxels.ndim < CHANNEL_AXIS:
+        return frozenset()
+    found = (finite_only(channel) for channel in values.voxels)
+    return frozenset(i for i, c in enumerate(found) if c.size and c.min() < c.max())
+
+
+def _constant_channels(found: Measured, lost: frozenset[int]) -> list[str]:
+    """What to say of channels of one value everywhere, `lost` ones since they were changed."""
     warnings = []
-    quantised = values.max_error > 0 and values.voxels.dtype.kind in "iu"
     for i, each in enumerate(found.by_channel):
         whole, where = each.whole, f"channel {i} of {len(found.by_channel)}"
         if whole.minimum == whole.maximum:
-            warnings.append(f"{where} is {whole.minimum:g} everywhere: a modality that is missing?")
-        elif quantised and whole.std < FEW_LEVELS * abs(values.slope):
-            warnings.append(
-                f"{where} spreads over {whole.std / abs(values.slope):.2g} levels of "
-                f"{values.voxels.dtype.name}, one scale for all channels: use --dtype float32"
-            )
+            why = "by the window or scale of all channels" if i in lost else "is it missing?"
+            warnings.append(f"{where} is {whole.minimum:g} everywhere: {why}")
     return warnings

@@ -164,8 +164,8 @@ def _record(
         n_frames=volume.n_frames,
         warnings=volume.warnings,
         by_channel=tuple(
-            ChannelRecord(each.whole, each.foreground, each.rule, each.threshold)
-            for each in volume.measures.by_channel
+            ChannelRecord(each.whole, each.foreground, each.rule, each.threshold, i in volume.lost)
+            for i, each in enumerate(volume.measures.by_channel)
         ),
         subject_from=source.subject_from,
         subject_doubt=source.doubt,

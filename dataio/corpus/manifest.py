@@ -45,6 +45,8 @@ class ChannelRecord:
     foreground: Intensity
     foreground_rule: str
     foreground_threshold: float
+    is_lost: bool = False
+    """One value everywhere since it was stored as integers of one scale for all channels."""
 
     @property
     def is_constant(self) -> bool:
@@ -155,7 +157,8 @@ class VolumeRecord:
     @property
     def constant_channels(self) -> list[int]:
         """Channels of one value everywhere, from 0: of several, modalities that are missing."""
-        return [i for i, each in enumerate(self.channel_records) if each.is_constant]
+        found = enumerate(self.channel_records)
+        return [i for i, each in found if each.is_constant and not each.is_lost]
 
     @property
     def array_shape(self) -> tuple[int, ...]:

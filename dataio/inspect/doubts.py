@@ -4,11 +4,14 @@ import re
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 
+import numpy as np
+
 from mim3d.dataio.corpus.manifest import VolumeRecord
 from mim3d.dataio.subjects.grouping import Grouping, Scan, counted, grouping, some
 
 ACCEPTED = "accepted"
 FEW = 3  # copies and values named in a line
+FEW_LEVELS = 8  # to a standard deviation, below which a quantised channel is doubted
 
 
 def people_in(records: Iterable[VolumeRecord]) -> Grouping:
@@ -19,10 +22,12 @@ def people_in(records: Iterable[VolumeRecord]) -> Grouping:
 
 
 def corpus_doubts(records: Sequence[VolumeRecord]) -> tuple[str, ...]:
-    """Everything a person should look at: who is who, copies, label maps among the images."""
+    """Everything a person should look at: who is who, copies, label maps among the images, channels
+    that lost their levels."""
     open_ = [record for record in records if record.subject_from != ACCEPTED]
     who = people_in(open_).doubts
-    return (*who, *copies(open_), *label_maps(open_, len(records)), *headers(open_))
+    found = who, copies(open_), label_maps(open_, len(records)), headers(open_), flattened(open_)
+    return tuple(line for lines in found for line in lines)
 
 
 def headers(records: Iterable[VolumeRecord]) -> list[str]:
@@ -52,19 +57,59 @@ def told_of_volumes(records: Iterable[VolumeRecord]) -> list[str]:
 
 
 def copies(records: Iterable[VolumeRecord]) -> list[str]:
-    """A line where files of the same content belong to several subjects: splits would leak."""
-    owners: dict[str, dict[str, VolumeRecord]] = defaultdict(dict)
+    """A line where files of the same content belong to several subjects: splits would leak.
+
+    Files that stand for a missing modality are alike and say nothing.
+    """
+    owners: dict[str, dict[str, str]] = defaultdict(dict)
     for record in records:
-        for hash in record.source_hash:
-            owners[hash].setdefault(record.subject or record.id, record)
+        for path, hash in telling_files(record):
+            owners[hash].setdefault(record.subject or record.id, path)
     shared = [list(found.values()) for found in owners.values() if len(found) > 1]
     if not shared:
         return []
-    files = " and ".join(record.sources[0] for record in shared[0][:FEW])
+    files = " and ".join(shared[0][:FEW])
     return [
         f"{counted(len(shared), 'file')} of the same content under several subjects (such as "
         f"{files}): leave the copies out, give them one subject with --subjects FILE.csv, or "
         "--accept-doubts"
+    ]
+
+
+def telling_files(record: VolumeRecord) -> list[tuple[str, str]]:
+    """Path and hash of each image of a volume that is not one value everywhere."""
+    files = list(zip(record.sources, record.source_hash, strict=True))
+    if len(files) == record.channels > 1:
+        constant = record.constant_channels
+        return [file for i, file in enumerate(files) if i not in constant]
+    return files
+
+
+def flattened(records: Iterable[VolumeRecord]) -> list[str]:
+    """A line where a window or scale for all channels leaves few levels to one of them."""
+    lost = [record for record in records if flat_channels(record)]
+    if not lost:
+        return []
+    first = lost[0]
+    which = ", ".join(map(str, flat_channels(first)))
+    return [
+        f"{counted(len(lost), 'volume')} with a channel that one window or scale of integers for "
+        f"all channels leaves fewer than {FEW_LEVELS} levels to a standard deviation (such as "
+        f"{first.id}, channel {which}): convert without --window and with --dtype float32 or "
+        "native, or --accept-doubts"
+    ]
+
+
+def flat_channels(record: VolumeRecord) -> list[int]:
+    """Channels of several, from 0, that one window or scale of integers left few levels."""
+    if record.channels == 1:
+        return []
+    quantised = record.cast_max_error > 0 and np.dtype(record.dtype).kind in "iu"
+    enough = FEW_LEVELS * abs(record.slope) if quantised else 0.0
+    return [
+        i
+        for i, each in enumerate(record.channel_records)
+        if each.is_lost or (not each.is_constant and each.intensity.std < enough)
     ]
 
 

@@ -132,7 +132,6 @@ def show_report(report: "ConversionReport", destination: str, found: Discovery) 
         f"{report.bytes_out / 1e6:.1f} MB stored, {rate:.0f} MB/s"
     )
     show_upkeep(console, report)
-    show_told(console, report)
     people = people_in(report.records)
     show_people(console, people, (*found.notes, *told_of_volumes(report.records)))
     warnings = doubts_of(found, corpus_doubts(report.records))
@@ -156,17 +155,6 @@ def show_upkeep(console: Console, report: "ConversionReport") -> None:
         told = "sources are no more, their volumes are kept (--prune removes them):"
         console.print(f"{len(report.gone)} {told}")
         show_some(console, report.gone)
-
-
-def show_told(console: Console, report: ConversionReport) -> None:
-    """What volumes converted now were found to be, or may have lost."""
-    if report.told:
-        n = sum(count for count, _ in report.told.values())
-        console.print(f"{n} remarks on volumes (`mim3d inspect` lists them):")
-        show_some(
-            console,
-            [f"{count} x {text} ({first})" for text, (count, first) in report.told.items()],
-        )
 
 
 def show_some(console: Console, lines: Sequence[str]) -> None:

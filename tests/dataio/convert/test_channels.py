@@ -13,6 +13,7 @@ from mim3d.dataio.convert.run import convert
 from mim3d.dataio.convert.values import Values
 from mim3d.dataio.corpus.conversion import Conversion
 from mim3d.dataio.corpus.manifest import Intensity, VolumeRecord, parse_record, record_line
+from mim3d.dataio.inspect.doubts import corpus_doubts, flat_channels, flattened
 from mim3d.dataio.reader.corpus import Corpus
 from mim3d.dataio.sources.source import Source
 from mim3d.engine.commands.cli import main
@@ -99,7 +100,7 @@ def test_a_missing_modality_is_told_and_has_no_nan(tmp_path, policy):
     voxels[2] = np.nan
     (record,) = converted(tmp_path, [voxels], nan_policy=policy)
     assert record.constant_channels == [1, 2]
-    told = [word for word in record.warnings if "missing" in word]
+    told = [word for word in record.warnings if "is it missing?" in word]
     assert [word[:14] for word in told] == ["channel 1 of 3", "channel 2 of 3"]
     for channel in record.by_channel[1:]:
         assert channel.foreground_rule == "all" and channel.intensity.std == 0
@@ -108,13 +109,12 @@ def test_a_missing_modality_is_told_and_has_no_nan(tmp_path, policy):
 
 
 def test_convert_and_inspect_say_which_channels_are_missing(tmp_path, capsys):
-    voxels = modalities("int16")
-    voxels[1] = 0
     cases = tmp_path / "imagesTs"
     cases.mkdir()
-    for case in ("a", "b"):
-        for c, channel in enumerate(voxels if case == "a" else modalities("int16")):
-            image = nib.Nifti1Image(np.ascontiguousarray(channel.T), np.eye(4))  # type: ignore[no-untyped-call]
+    for case in range(2):
+        for c in range(3):
+            voxels = anatomy_like(SHAPE, 3 * case + c) * (case + c != 1)
+            image = nib.Nifti1Image(voxels.T, np.eye(4))  # type: ignore[no-untyped-call]
             image.to_filename(cases / f"case{case}_{c:04d}.nii.gz")
     (tmp_path / "dataset.json").write_text(
         '{"channel_names": {"0": "T1", "1": "T2", "2": "FLAIR"}, "labels": {"background": 0},'
@@ -122,12 +122,11 @@ def test_convert_and_inspect_say_which_channels_are_missing(tmp_path, capsys):
     )
     root = tmp_path / "c.zarr"
     assert main(["convert", str(tmp_path), str(root)]) == 0
-    told = "1 x channel 1 of 3 is 0 everywhere: a modality that is missing? (casea)"
-    assert told in capsys.readouterr().out
+    assert "2 volumes (such as case0): channel 1 of 3 is 0 everywhere" in capsys.readouterr().out
     assert main(["inspect", str(root), "--no-pictures"]) == 0
     out = capsys.readouterr().out
-    assert "1 volumes lack one" in out and "casea: channel 1 of 3 is 0 everywhere" in out
-    assert Corpus.open(root).records[1].constant_channels == []
+    assert "2 volumes lack one" in out and "case0: channel 1 of 3 is 0 everywhere" in out
+    assert [record.constant_channels for record in Corpus.open(root).records] == [[1], [0]]
 
 
 def test_voxels_that_are_nan_leave_their_channel_alone(tmp_path):
@@ -138,11 +137,17 @@ def test_voxels_that_are_nan_leave_their_channel_alone(tmp_path):
     check(record.by_channel[0].intensity, voxels[0])
 
 
-def test_channels_that_one_scale_of_integers_flattens_are_told(tmp_path):
-    (record,) = converted(tmp_path, [modalities()], dtype="uint8")
-    assert [word[:14] for word in record.warnings] == ["channel 0 of 3", "channel 1 of 3"]
-    (record,) = converted(tmp_path / "again", [modalities()], dtype="float32")
-    assert record.warnings == ()
+def test_channels_that_one_scale_of_integers_flattens_are_doubted(tmp_path):
+    quantised = converted(tmp_path, [modalities()], dtype="uint8")
+    (line,) = flattened(quantised)
+    assert "v0000, channel 0, 1" in line and "--dtype float32 or native" in line
+    assert corpus_doubts(quantised) == (line,)
+    for dtype in ("float32", "native"):
+        assert flattened(converted(tmp_path / dtype, [modalities()], dtype=dtype)) == []
+    windowed = converted(tmp_path / "w", [modalities()], window=(500.0, 900.0))
+    assert windowed[0].constant_channels == [] and flat_channels(windowed[0]) == [0, 1]
+    even = [modalities() / np.array(SCALES, np.float32)[:, None, None, None]]
+    assert flattened(converted(tmp_path / "even", even, dtype="int16")) == []
 
 
 def test_frames_as_channels_are_measured_apart(tmp_path):
