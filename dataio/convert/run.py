@@ -20,6 +20,7 @@ from mim3d.dataio.convert.pool import run_jobs
 from mim3d.dataio.convert.volume_ids import unique_ids
 from mim3d.dataio.corpus.arrays import missized
 from mim3d.dataio.corpus.conversion import Conversion, Rerun
+from mim3d.dataio.corpus.history import Barred, removal
 from mim3d.dataio.corpus.manifest import VolumeRecord
 from mim3d.dataio.corpus.writer import CorpusWriter
 from mim3d.dataio.errors import CorpusError, Rejection
@@ -76,8 +77,9 @@ def convert(
     store = open_store(destination)
     rejections = {Rejection(s.path, s.code, s.detail) for s in skipped}
     with store.lock():
-        run = Run(CorpusWriter(store, conversion), runner, workers or usable_cpus())
-        run.writer.open()
+        writer = CorpusWriter(store, conversion)
+        writer.open()
+        run = Run(writer, runner, workers or usable_cpus())
         jobs, duplicates = run.jobs(sources, rerun or Rerun())
         return run.carry_out(jobs, rejections.union(duplicates), prune=bool(rerun and rerun.prune))
 
@@ -90,12 +92,14 @@ class Run:
         self.began = time.monotonic()
         self.results: list[JobResult] = []
         self._listed: set[str] = set()
+        self._barred = Barred(writer.events)
 
     def jobs(self, sources: Sequence[Source], rerun: Rerun) -> tuple[list[Job], list[Rejection]]:
         """A job per source with its id and what is known of it, then one per volume that is none
         of theirs; repeated sources are rejected."""
         writer = self.writer
         hashes_of = hashes_by(self.runner, self.workers, writer.store, writer.conversion)
+        sources, barred = self._without_removed(sources)
         found = recognise(sources, writer.records.values(), hashes_of)
         if rerun.prune and writer.records and not any(group for _, group in found.sources):
             raise CorpusError(
@@ -115,7 +119,23 @@ class Run:
             replace(of_corpus(source_of(group), base_id(group[0]), group), listed=False)
             for group in found.others
         ]
-        return jobs + others, found.duplicates
+        return jobs + others, found.duplicates + barred
+
+    def _without_removed(self, sources: Sequence[Source]) -> tuple[list[Source], list[Rejection]]:
+        """Sources without those that were removed on request, which are rejected."""
+        kept, rejections = [], []
+        for source in sources:
+            subject = source.subject or source.id
+            if when := self._barred.when(subject=subject, paths=source.images):
+                rejections.append(self._removed(source.images[0], subject, when))
+            else:
+                kept.append(source)
+        return kept, rejections
+
+    def _removed(self, path: str, name: str, when: str) -> Rejection:
+        corpus = self.writer.store.url
+        detail = f"{name!r} was removed on {when}; `mim3d remove {corpus} --readmit NAME`"
+        return Rejection(path, "removed", f"{detail} lets what was removed by that name in again")
 
     def _job_of(self, rerun: Rerun) -> Callable[[Source, str, Group], Job]:
         """What makes a job; of a bucket's volumes one listing tells the sizes."""
@@ -142,7 +162,7 @@ class Run:
         with progress("convert", len(jobs), "volumes") as shown, self._committing():
             for result in self.runner(jobs, self.workers):
                 self._take(result)
-                rejections.update(self._told(result))
+                rejections.update(self._told(self.results[-1]))
                 voxel_bytes += result.voxel_bytes
                 shown.advance(1, _rate(voxel_bytes, result, time.monotonic() - self.began))
         n_before = len(self.writer.records)
@@ -163,6 +183,7 @@ class Run:
     def _take(self, result: JobResult) -> None:
         """Keep a result; a source that became bad has no records and so keeps its earlier volume,
         unless nothing of that is left."""
+        result = self._without_moved(result)
         self.results.append(result)
         self.writer.seen.update(result.seen)
         if result.damage:
@@ -170,6 +191,16 @@ class Run:
             left = {id: self.writer.store.sizes(id) for id in result.stale}
             self.writer.remove([id for id in result.stale if not left[id]])
         self.writer.take(result.records, result.stale)
+
+    def _without_moved(self, result: JobResult) -> JobResult:
+        """The result, unless a new source has the content of one that was removed."""
+        hashes = [hash for record in result.records for hash in record.source_hash]
+        if result.stale or not (when := self._barred.when(files=hashes)):
+            return result
+        for record in result.records:
+            self.writer.store.delete(record.id)
+        told = self._removed(result.records[0].sources[0], result.id, when)
+        return replace(result, records=(), rejections=(*result.rejections, told))
 
     def _told(self, result: JobResult) -> list[Rejection]:
         if not result.damage or any(map(self.writer.store.sizes, result.stale)):
@@ -181,8 +212,11 @@ class Run:
         ]
 
     def _prune(self) -> None:
-        gone = [result for result in self.results if result.gone]
-        self.writer.remove({id for result in gone for id in result.stale})
+        ids = {id for result in self.results if result.gone for id in result.stale}
+        gone = [record for id, record in self.writer.records.items() if id in ids]
+        if gone:
+            self.writer.tell(removal("pruned", gone))
+            self.writer.remove(ids)
 
     def _report(
         self, rejections: set[Rejection], n_removed: int, *, pruned: bool

@@ -1,12 +1,16 @@
-"""A finished corpus kept in order: what is damaged made anew from its sources."""
+"""A finished corpus kept in order: what is damaged made anew from its sources, and volumes taken
+out for good.
+"""
 
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
 from mim3d.dataio.convert.pool import run_jobs
 from mim3d.dataio.convert.run import ConversionReport, Rerun, Run, usable_cpus
-from mim3d.dataio.corpus.manifest import MANIFEST, intact_records
+from mim3d.dataio.corpus.history import Barred, Event, now, removal
+from mim3d.dataio.corpus.manifest import MANIFEST, VolumeRecord, intact_records
 from mim3d.dataio.corpus.quarantine import QUARANTINE, intact_rejections
 from mim3d.dataio.corpus.root import recipe_of
 from mim3d.dataio.corpus.writer import CorpusWriter
@@ -24,12 +28,8 @@ def mend(
     metadata show is found here. CorpusError where the manifest itself is damaged, or nothing tells
     how the corpus was made: only the same conversion mends that.
     """
-    store = open_store(corpus)
-    conversion = recipe_of(store)
-    with store.lock():
-        check_manifest_lines(store)
-        run = Run(CorpusWriter(store, conversion), run_jobs, workers or usable_cpus())
-        run.writer.open()
+    with _writing(corpus) as writer:
+        run = Run(writer, run_jobs, workers or usable_cpus())
         jobs, _ = run.jobs([], Rerun())
         found = set(damaged)
         jobs = [
@@ -38,7 +38,65 @@ def mend(
             else job
             for job in jobs
         ]
-        return run.carry_out(jobs, told_before(store))
+        return run.carry_out(jobs, told_before(writer.store))
+
+
+def remove(
+    corpus: str | Path, *, subjects: Collection[str] = (), volumes: Collection[str] = ()
+) -> list[str]:
+    """Take out all volumes of subjects, and single volumes, by id; returns the ids.
+
+    The history tells of it, and no later conversion brings them back unless they are readmitted.
+    CorpusError where a name is none of the corpus.
+    """
+    with _writing(corpus) as writer:
+        chosen = chosen_records(writer, set(subjects), set(volumes))
+        told = told_before(writer.store)
+        writer.tell(removal("removed", chosen, subjects))
+        writer.remove({record.id for record in chosen})
+        paths = {path for r in chosen for path in (*r.sources, *(a.source for a in r.labels))}
+        writer.close({rejection for rejection in told if rejection.path not in paths})
+    return sorted(record.id for record in chosen)
+
+
+def readmit(corpus: str | Path, names: Collection[str]) -> None:
+    """Let subjects and volumes that were removed be converted again."""
+    with _writing(corpus) as writer:
+        barred = {name for event in Barred(writer.events).events for name in event.names}
+        if unknown := sorted(set(names) - barred):
+            raise CorpusError(
+                f"{corpus}: {', '.join(unknown)} was not removed; removed are: "
+                f"{', '.join(sorted(barred)) or 'none'}"
+            )
+        subjects = tuple(sorted(names))
+        writer.tell(Event("readmitted", now(), subjects=subjects))
+        writer.close(told_before(writer.store))
+
+
+@contextmanager
+def _writing(corpus: str | Path) -> Iterator[CorpusWriter]:
+    """A corpus that is whole enough, opened for writing by its own recipe."""
+    store = open_store(corpus)
+    conversion = recipe_of(store)
+    with store.lock():
+        check_manifest_lines(store)
+        writer = CorpusWriter(store, conversion)
+        writer.open()
+        yield writer
+
+
+def chosen_records(
+    writer: CorpusWriter, subjects: set[str], volumes: set[str]
+) -> list[VolumeRecord]:
+    """The records of these subjects and volumes; CorpusError naming those that are none."""
+    records = list(writer.records.values())
+    unknown = sorted(subjects - {r.subject for r in records}) + sorted(volumes - {*writer.records})
+    if unknown:
+        raise CorpusError(
+            f"{writer.store.url}: has no {', '.join(map(repr, unknown))}; `mim3d inspect "
+            f"{writer.store.url} --rows {len(records)}` lists its volumes"
+        )
+    return [r for r in records if r.subject in subjects or r.id in volumes]
 
 
 def check_manifest_lines(store: Store) -> None:

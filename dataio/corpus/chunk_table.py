@@ -113,7 +113,7 @@ class ChunkTable:
             table = cls.of_file(root, head)
         else:
             table = cls._of_files(root, head)
-        table._check()
+        table.check()
         return table
 
     @classmethod
@@ -159,7 +159,7 @@ class ChunkTable:
             *(channels, replaced_in(root)),
         )
 
-    def _check(self) -> None:
+    def check(self) -> None:
         """CorpusError where names could lead out of the corpus or rows point at none."""
         where = f"{self.root}: the chunk table"
         check_packed_names(self.ids.blob, self.ids.offsets, where)
@@ -175,6 +175,8 @@ class ChunkTable:
             and int(counts.sum()) == len(self.chunks)
             and bool((arrays["volume"] < n).all() and (self.volumes["image"] < len(arrays)).all())
             and bool((arrays["label"] < len(self.label_names)).all())
+            and bool((self.volumes["first_label"] + self.volumes["n_labels"] <= len(arrays)).all())
+            and bool((arrays["volume"][self.volumes["image"]] == np.arange(n)).all())
             and bool((self.volumes["subject"] < max(len(self.subjects), 1)).all())
             and stored in (None, int(self.n_channels.sum()))
         )

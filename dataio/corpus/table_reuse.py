@@ -32,6 +32,7 @@ def table_that_stands(store: Store, held: ExitStack) -> ChunkTable | None:
     try:
         head = read_file_head(folder / TABLE)
         table = ChunkTable.of_file(folder, head)
+        table.check()
     except (OSError, ValueError, KeyError):
         return None
     parts = {"sizes": table.chunks, "points": table.unchecked_points}

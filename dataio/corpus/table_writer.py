@@ -13,6 +13,7 @@ from typing_extensions import Buffer
 
 from mim3d.dataio.chunks.shard_writer import chunk_index, n_chunks
 from mim3d.dataio.corpus.channel_rows import CHANNELS, channel_rows, held
+from mim3d.dataio.corpus.history import history_text
 from mim3d.dataio.corpus.manifest import LabelRecord, VolumeRecord
 from mim3d.dataio.corpus.ome import unpack_points
 from mim3d.dataio.corpus.root import root_facts
@@ -66,7 +67,7 @@ def table_objects(
         "manifest_sha256": sha256(manifest).hexdigest(),
     }
     if format >= ONE_FILE:
-        body["root"] = root_facts(store)
+        body |= {"root": root_facts(store), "history": history_text(store).decode()}
         return {TABLE: packed(body, {section_of(name): table[name] for name in table})}
     objects: dict[str, Sequence[Buffer]] = {n: _npy(array) for n, array in table.items()}
     body["crc32c"] = {n: _crc32c(objects[n]) for n in checked_files(format)}

@@ -18,6 +18,13 @@ from typing_extensions import Buffer
 from mim3d.dataio.corpus import ome
 from mim3d.dataio.corpus.chunk_table import ChunkTable
 from mim3d.dataio.corpus.conversion import Conversion
+from mim3d.dataio.corpus.history import (
+    HISTORY,
+    Event,
+    event_line,
+    history_text,
+    parse_history,
+)
 from mim3d.dataio.corpus.manifest import (
     MANIFEST,
     VolumeRecord,
@@ -47,6 +54,7 @@ class CorpusWriter:
         self.store, self.conversion = store, conversion
         self.records: dict[str, VolumeRecord] = {}
         self.seen: dict[str, SeenFile] = {}
+        self.events: list[Event] = []
         self.damaged: set[str] = set()
         """Volumes whose damage was told already."""
         self._unlisted: list[str] = []
@@ -65,8 +73,20 @@ class CorpusWriter:
             self.store.replace("zarr.json", [ome.json_bytes(document)])
         for name in orphans(self.store, self.records):
             self.store.delete(name)
+        self._read_history()
         if self.store.exists(SEEN):
             self.seen = parse_seen(self.store.get(SEEN))
+
+    def _read_history(self) -> None:
+        text = history_text(self.store)
+        self.events = parse_history(text)
+        if text != (self.store.get(HISTORY) if self.store.exists(HISTORY) else b""):
+            self.store.replace(HISTORY, [text])
+
+    def tell(self, event: Event) -> None:
+        """Add a line to the history, before what it tells of is done."""
+        self.store.append(HISTORY, event_line(event))
+        self.events.append(event)
 
     def lost(self) -> list[Rejection]:
         """Volumes whose manifest line was damaged and whose source was not among the jobs."""

@@ -17,6 +17,7 @@ from mim3d.dataio.corpus.arrays import (
     stored_arrays,
 )
 from mim3d.dataio.corpus.conversion import Conversion
+from mim3d.dataio.corpus.history import HISTORY, history_text
 from mim3d.dataio.corpus.manifest import MANIFEST, VolumeRecord, intact_records
 from mim3d.dataio.corpus.ome import json_bytes
 from mim3d.dataio.corpus.quarantine import QUARANTINE, parse_quarantine
@@ -36,7 +37,7 @@ REPAIR = "`mim3d verify CORPUS --mend` makes the volume anew from its source"
 MEND = "`mim3d verify CORPUS --mend` mends it"
 CONVERT = "run the same `mim3d convert` again, which makes anew what it told of"
 ROOT_FILES = frozenset(
-    {"zarr.json", MANIFEST, QUARANTINE, SEEN, REPLACING, TABLE, LOCK, *OLD_TABLE_FILES}
+    {"zarr.json", MANIFEST, QUARANTINE, SEEN, HISTORY, REPLACING, TABLE, LOCK, *OLD_TABLE_FILES}
 )
 
 
@@ -75,6 +76,7 @@ def verify(
     records = _manifest(store, problems)
     chunk = _root(store, records, problems)
     problems += _quarantine(store)
+    problems += _history(store)
     checked = partial(_volume, store, chunk)
     counts, damaged = [0, 0], []
     with progress("verify", len(records), "volumes") as shown, ThreadPoolExecutor(workers) as pool:
@@ -147,6 +149,17 @@ def _quarantine(store: Store) -> list[Problem]:
     except CorpusError as error:
         return [Problem(QUARANTINE, "bad-line", f"{error}; {MEND}")]
     return []
+
+
+def _history(store: Store) -> list[Problem]:
+    """Whether what was removed is still told."""
+    try:
+        known = history_text(store)
+    except CorpusError as error:
+        return [Problem(HISTORY, "bad-line", str(error))]
+    if known == (store.get(HISTORY) if store.exists(HISTORY) else b""):
+        return []
+    return [Problem(HISTORY, "bad-line", f"is not what the chunk table repeats of it; {MEND}")]
 
 
 def _volume(store: Store, chunk: int, record: VolumeRecord) -> tuple[list[Problem], int, int]:

@@ -1,0 +1,141 @@
+"""history.jsonl: what was taken out of a corpus, when, and that it is not to come back by itself.
+
+A line tells of one removal. Whoever withdrew consent is known by the subject, by the hashes of the
+files and by those of their paths: a conversion that meets one of them leaves the source out, until
+it is readmitted. No path is kept, as it may name a person. The chunk table repeats the file, so
+that one damaged bit readmits nobody.
+"""
+
+import hashlib
+import io
+from collections.abc import Collection, Iterable, Sequence
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from typing import Any, Literal
+
+from mim3d.dataio.corpus.manifest import VolumeRecord, open_line, sealed_line
+from mim3d.dataio.corpus.table_file import TABLE, read_head_of
+from mim3d.dataio.errors import CorpusError
+from mim3d.dataio.storage.store import Store
+
+HISTORY = "history.jsonl"
+Kind = Literal["removed", "pruned", "readmitted"]
+
+
+@dataclass(frozen=True)
+class Event:
+    """Volumes removed on request, pruned because their sources were gone, or names readmitted.
+
+    `subjects` are those removed whole; `files` and `paths` are hashes of the sources' content, as
+    the manifest has them, and of their paths.
+    """
+
+    kind: Kind
+    time: str
+    volumes: tuple[str, ...] = ()
+    subjects: tuple[str, ...] = ()
+    files: tuple[str, ...] = ()
+    paths: tuple[str, ...] = ()
+
+    @property
+    def names(self) -> set[str]:
+        """Volumes and subjects."""
+        return {*self.volumes, *self.subjects}
+
+    def in_words(self) -> str:
+        """One line for a person."""
+        of = f" (subjects {', '.join(self.subjects)})" if self.subjects else ""
+        return f"{self.time[:10]}: {self.kind} {', '.join(self.volumes) or 'names'}{of}"
+
+
+def removal(kind: Kind, records: Iterable[VolumeRecord], subjects: Iterable[str] = ()) -> Event:
+    """The event of taking out these volumes, now."""
+    gone = list(records)
+    return Event(
+        kind,
+        now(),
+        tuple(sorted(record.id for record in gone)),
+        tuple(sorted(set(subjects))),
+        tuple(sorted({hash for record in gone for hash in record.source_hash})),
+        tuple(sorted({path_hash(path) for record in gone for path in record.sources})),
+    )
+
+
+def now() -> str:
+    """The time in UTC, to the second."""
+    return datetime.now(UTC).isoformat(timespec="seconds")
+
+
+def path_hash(path: str) -> str:
+    """What stands for a path."""
+    return hashlib.sha256(path.encode("utf-8", "surrogateescape")).hexdigest()[:32]
+
+
+def event_line(event: Event) -> bytes:
+    """The line of an event."""
+    return (sealed_line(asdict(event)) + "\n").encode()
+
+
+def parse_history(text: bytes) -> list[Event]:
+    """Events of the file's bytes; CorpusError if a line is not what was written."""
+    lines = text.decode("utf-8", "replace").split("\n")
+    if lines.pop():
+        raise CorpusError(f"{HISTORY}: ends within a line")
+    events = []
+    for number, line in enumerate(lines, start=1):
+        fields = open_line(line, f"{HISTORY}, line {number}")
+        listed: dict[str, Any] = {
+            name: tuple(value) if isinstance(value, list) else value
+            for name, value in fields.items()
+        }
+        events.append(Event(**listed))
+    return events
+
+
+def history_text(store: Store) -> bytes:
+    """The file where it is intact, else what the chunk table repeats of it; CorpusError where
+    there was one and neither is."""
+    repeated = _repeated(store)
+    text = store.get(HISTORY) if store.exists(HISTORY) else b""
+    try:
+        known = parse_history(text)
+    except CorpusError:
+        known = None
+    if known is not None and (repeated is None or text.startswith(repeated)):
+        return text
+    if repeated is not None:
+        return repeated
+    raise CorpusError(
+        f"{store.url}/{HISTORY}: is damaged, and the chunk table, which repeats it, too; it tells "
+        "what may not come back: delete it, and remove again what was removed"
+    )
+
+
+def _repeated(store: Store) -> bytes | None:
+    try:
+        head = read_head_of(io.BytesIO(store.get(TABLE)))
+    except (OSError, ValueError):
+        return None
+    return str(head.get("history", "")).encode()
+
+
+class Barred:
+    """What was removed on request and not readmitted since."""
+
+    def __init__(self, events: Sequence[Event]) -> None:
+        self.events: list[Event] = []
+        for event in events:
+            if event.kind == "removed":
+                self.events.append(event)
+            elif event.kind == "readmitted":
+                self.events = [e for e in self.events if not e.names & event.names]
+
+    def when(
+        self, *, subject: str = "", paths: Collection[str] = (), files: Collection[str] = ()
+    ) -> str:
+        """When something was removed that this is of; empty where nothing was."""
+        hashes = {path_hash(path) for path in paths}
+        for event in self.events:
+            if subject in event.subjects or hashes & {*event.paths} or {*files} & {*event.files}:
+                return event.time[:10]
+        return ""

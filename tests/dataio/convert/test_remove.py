@@ -1,0 +1,158 @@
+"""Volumes taken out for good: gone from disk, told in the history, and not back by themselves."""
+
+import shutil
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pytest
+
+from mim3d.bench.corpora import anatomy_like
+from mim3d.dataio.convert.run import Rerun, convert
+from mim3d.dataio.convert.upkeep import mend, remove
+from mim3d.dataio.corpus.history import HISTORY, parse_history
+from mim3d.dataio.corpus.seen_files import SEEN
+from mim3d.dataio.corpus.table_file import TABLE
+from mim3d.dataio.errors import CorpusError
+from mim3d.dataio.inspect.verify import verify
+from mim3d.dataio.reader.corpus import Corpus
+from mim3d.dataio.sources.source import Source
+from mim3d.engine.commands.cli import main
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory) -> tuple[Path, list[Source]]:
+    """Two subjects of two volumes each, one of them labelled."""
+    folder = tmp_path_factory.mktemp("remove")
+    sources = []
+    for i in range(4):
+        volume = anatomy_like((30, 26, 28), i)
+        path, label = str(folder / f"v{i}.nii.gz"), str(folder / f"l{i}.nii.gz")
+        nib.save(nib.Nifti1Image(volume, np.eye(4)), path)
+        nib.save(nib.Nifti1Image((volume > 500).astype(np.uint8), np.eye(4)), label)
+        labels = {"seg": label} if i == 1 else {}
+        sources.append(Source(f"v{i}", (path,), labels, subject=f"p{i // 2}"))
+    convert(sources, folder / "c.zarr", workers=1)
+    return folder / "c.zarr", sources
+
+
+@pytest.fixture
+def corpus(made, tmp_path) -> Path:
+    return shutil.copytree(made[0], tmp_path / "c.zarr")
+
+
+def ids(corpus: Path) -> list[str]:
+    found = Corpus.open(corpus)
+    assert verify(corpus).problems == ()
+    assert [found.table.volume_id(i) for i in range(found.table.n_volumes)] == [
+        record.id for record in found.records
+    ]
+    return [record.id for record in found.records]
+
+
+def test_a_withdrawn_consent(made, corpus, capsys):
+    assert main(["remove", str(corpus), "--subject", "p0"]) == 0
+    assert "2 volumes removed: v0, v1" in capsys.readouterr().out
+    assert ids(corpus) == ["v2", "v3"]
+    left = b"".join(f.read_bytes() for f in corpus.rglob("*") if f.is_file())
+    for source in made[1][:2]:
+        assert all(path.encode() not in left for path in source.paths)
+    assert not (corpus / "v0").exists() and not (corpus / "v1").exists()
+    (event,) = parse_history((corpus / HISTORY).read_bytes())
+    assert (event.kind, event.volumes, event.subjects) == ("removed", ("v0", "v1"), ("p0",))
+
+
+def test_what_was_removed_does_not_come_back_by_itself(made, corpus, tmp_path):
+    remove(corpus, subjects=["p0"])
+    report = convert(made[1], corpus, workers=1)
+    assert [r.code for r in report.rejections] == ["removed", "removed"]
+    assert ids(corpus) == ["v2", "v3"]
+    moved = shutil.copy(made[1][0].images[0], tmp_path / "elsewhere.nii.gz")
+    again = [Source("x", (str(moved),), subject="somebody"), Source("new", (str(moved),))]
+    report = convert(again[:1], corpus, workers=1)
+    assert [r.code for r in report.rejections] == ["removed"] and not (corpus / "x").exists()
+    later = tmp_path / "later.nii.gz"
+    nib.save(nib.Nifti1Image(anatomy_like((30, 26, 28), 9), np.eye(4)), later)
+    report = convert([Source("later", (str(later),), subject="p0")], corpus, workers=1)
+    assert [r.code for r in report.rejections] == ["removed"]
+    assert "--readmit" in report.rejections[0].detail
+    assert ids(corpus) == ["v2", "v3"]
+
+
+def test_what_is_readmitted_comes_back(made, corpus, capsys):
+    whole = ids(corpus)
+    remove(corpus, volumes=["v1"])
+    assert ids(corpus) == ["v0", "v2", "v3"]
+    assert main(["remove", str(corpus), "--readmit", "v2"]) == 2
+    assert "removed are: v1" in capsys.readouterr().err
+    assert main(["remove", str(corpus), "--readmit", "v1"]) == 0
+    assert convert(made[1], corpus, workers=1).rejections == ()
+    assert ids(corpus) == whole
+    assert [e.kind for e in parse_history((corpus / HISTORY).read_bytes())] == [
+        "removed",
+        "readmitted",
+    ]
+
+
+@pytest.mark.parametrize("words", [["--subject", "nobody"], ["--volume", "v0", "v9"], []])
+def test_a_name_that_is_none_removes_nothing(corpus, words, capsys):
+    assert main(["remove", str(corpus), *words]) == 2
+    assert len(ids(corpus)) == 4 and not (corpus / HISTORY).exists()
+
+
+@pytest.mark.parametrize("how", ["flip", "delete", "cut"])
+def test_a_damaged_history_readmits_nobody(made, corpus, how):
+    remove(corpus, subjects=["p0"])
+    whole = (corpus / HISTORY).read_bytes()
+    if how == "delete":
+        (corpus / HISTORY).unlink()
+    elif how == "cut":
+        (corpus / HISTORY).write_bytes(whole[:-9])
+    else:
+        (corpus / HISTORY).write_bytes(whole.replace(b"p0", b"p8"))
+    (problem,) = verify(corpus).problems
+    assert problem.where == HISTORY and "--mend" in problem.detail
+    if how == "flip":
+        mend(corpus)
+    else:
+        report = convert(made[1], corpus, workers=1)
+        assert [r.code for r in report.rejections] == ["removed", "removed"]
+    assert (corpus / HISTORY).read_bytes() == whole and ids(corpus) == ["v2", "v3"]
+    if how == "cut":  # and the table that repeats it as well
+        (corpus / HISTORY).write_bytes(whole[:-9])
+        (corpus / TABLE).write_bytes(b"")
+        with pytest.raises(CorpusError, match="delete it, and remove again"):
+            convert(made[1], corpus, workers=1)
+        (corpus / HISTORY).unlink()
+        convert(made[1], corpus, workers=1)
+        remove(corpus, subjects=["p0"])
+        assert ids(corpus) == ["v2", "v3"]
+
+
+def test_killed_while_it_removes_nothing_comes_back(made, corpus, monkeypatch):
+    from mim3d.dataio.corpus.writer import CorpusWriter
+
+    monkeypatch.setattr(CorpusWriter, "close", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+    with pytest.raises(KeyboardInterrupt):
+        remove(corpus, subjects=["p0"])
+    monkeypatch.undo()
+    remove(corpus, subjects=["p0"])
+    assert ids(corpus) == ["v2", "v3"]
+    convert(made[1], corpus, workers=1)
+    assert ids(corpus) == ["v2", "v3"]
+
+
+def test_pruning_is_told_and_may_come_back(made, corpus, tmp_path):
+    moved = tmp_path / "v9.nii.gz"
+    shutil.copy(made[1][0].images[0], moved)
+    nib.save(nib.Nifti1Image(anatomy_like((30, 26, 28), 9), np.eye(4)), moved)
+    convert([Source("v9", (str(moved),))], corpus, workers=1)
+    content = moved.read_bytes()
+    moved.unlink()
+    report = convert(made[1], corpus, workers=1, rerun=Rerun(prune=True))
+    assert (report.n_removed, report.gone) == (1, ())
+    (event,) = parse_history((corpus / HISTORY).read_bytes())
+    assert (event.kind, event.volumes) == ("pruned", ("v9",))
+    moved.write_bytes(content)
+    assert convert([Source("v9", (str(moved),))], corpus, workers=1).n_converted == 1
+    assert (corpus / SEEN).exists() and ids(corpus)[-1] == "v9"
