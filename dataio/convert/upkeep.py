@@ -8,7 +8,8 @@ from dataclasses import replace
 from pathlib import Path
 
 from mim3d.dataio.convert.pool import run_jobs
-from mim3d.dataio.convert.run import ConversionReport, Rerun, Run, usable_cpus
+from mim3d.dataio.convert.run import ConversionReport, Run, usable_cpus
+from mim3d.dataio.corpus.conversion import Rerun
 from mim3d.dataio.corpus.history import Barred, Event, now, removal
 from mim3d.dataio.corpus.manifest import MANIFEST, VolumeRecord, intact_records
 from mim3d.dataio.corpus.quarantine import QUARANTINE, intact_rejections

@@ -6,7 +6,6 @@ from typing import Annotated
 import tyro
 from rich.console import Console
 
-from mim3d.dataio.convert.upkeep import readmit, remove
 from mim3d.dataio.errors import Mim3dError
 from mim3d.engine.commands.arguments import parse
 from mim3d.engine.commands.outcome import Outcome
@@ -40,6 +39,8 @@ def main(words: list[str]) -> Outcome:
         "rows in the table. history.jsonl tells of it, and `mim3d convert` leaves out what was "
         "removed, by name, by path and by content, until it is readmitted.",
     )
+    from mim3d.dataio.convert.upkeep import readmit, remove
+
     console = Console(soft_wrap=True, highlight=False)
     if args.readmit:
         readmit(args.corpus, args.readmit)

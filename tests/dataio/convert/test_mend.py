@@ -11,9 +11,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mim3d.bench.corpora import anatomy_like
-from mim3d.dataio.convert.run import Rerun, convert
+from mim3d.dataio.convert.run import convert
 from mim3d.dataio.convert.upkeep import mend
-from mim3d.dataio.corpus.conversion import Conversion
+from mim3d.dataio.corpus.conversion import Conversion, Rerun
+from mim3d.dataio.corpus.history import HISTORY
 from mim3d.dataio.corpus.manifest import MANIFEST
 from mim3d.dataio.corpus.quarantine import QUARANTINE
 from mim3d.dataio.corpus.seen_files import SEEN
@@ -25,6 +26,7 @@ from mim3d.dataio.loader.loader import Loader
 from mim3d.dataio.reader.corpus import Corpus
 from mim3d.dataio.reader.shard_reader import ShardReader
 from mim3d.dataio.sources.discover import discover
+from mim3d.dataio.sources.options import SourceOptions
 from mim3d.dataio.sources.source import Source
 from mim3d.engine.commands.cli import main
 
@@ -44,13 +46,31 @@ def place(tmp_path_factory) -> Path:
         if i:
             label = (volume > 500).astype(np.uint8)
             nib.save(nib.Nifti1Image(label, np.eye(4)), folder / f"raw/v{i}_seg.nii.gz")
-    assert main(["convert", str(folder / "raw"), str(folder / "c.zarr"), "--workers", "1"]) == 0
+    assert (
+        main(
+            [
+                "convert",
+                str(folder / "raw"),
+                str(folder / "c.zarr"),
+                "--workers",
+                "1",
+                "--accept-doubts",
+            ]
+        )
+        == 0
+    )
     return folder
 
 
 @pytest.fixture
 def copy(place, tmp_path) -> Path:
     return shutil.copytree(place / "c.zarr", tmp_path / "c.zarr")
+
+
+def sources_of(raw: Path) -> list[Source]:
+    """What the command converts when doubts of whose the scans are were accepted."""
+    options = SourceOptions(accept_doubts=True)
+    return list(discover(str(raw), options=options).sources)
 
 
 def content(root: Path) -> dict[str, bytes]:
@@ -75,7 +95,7 @@ def follow(advice: str, root: Path, raw: Path) -> None:
     command = re.search(r"`mim3d (convert|verify)( [^`]*)?`", advice)
     assert command, f"no remedy in: {advice}"
     if command[1] == "convert":
-        words = ["convert", str(raw), str(root), "--workers", "1"]
+        words = ["convert", str(raw), str(root), "--workers", "1", "--accept-doubts"]
     else:
         given = shlex.split(command[2])
         words = ["verify", *(str(root) if word == "CORPUS" else word for word in given)]
@@ -157,7 +177,7 @@ def test_damaged_metadata_is_found_by_a_plain_rerun(place, copy, key, way):
     data[len(data) // 2] ^= 1
     (copy / key).write_bytes(data)
     if way == "convert":
-        report = convert(discover(str(place / "raw")).sources, copy, workers=1)
+        report = convert(sources_of(place / "raw"), copy, workers=1)
         assert (report.n_converted, report.n_unchanged) == (1, 2)
     else:
         report = mend(copy)
@@ -170,7 +190,7 @@ def test_a_flipped_voxel_is_found_by_convert_verify_alone(place, copy, capsys):
     data = bytearray(shard.read_bytes())
     data[100] ^= 1
     shard.write_bytes(data)
-    words = ["convert", str(place / "raw"), str(copy), "--workers", "1"]
+    words = ["convert", str(place / "raw"), str(copy), "--workers", "1", "--accept-doubts"]
     assert main(words) == 0 and content(copy) != whole
     assert main([*words, "--verify"]) == 0 and content(copy) == whole
     assert "1 damaged volumes made anew" in capsys.readouterr().out
@@ -196,7 +216,7 @@ def test_a_damaged_volume_leaves_the_old_table_while_it_is_made_anew(place, copy
             seen.append((copy / TABLE).read_bytes() == table)
             yield result
 
-    convert(discover(str(place / "raw")).sources, copy, workers=1, runner=runner)
+    convert(sources_of(place / "raw"), copy, workers=1, runner=runner)
     assert seen == [True] * 3 and content(copy) == whole
 
 
@@ -210,7 +230,7 @@ def test_deleted_by_hand_with_its_source_gone(place, copy, tmp_path):
     with pytest.raises(CorpusError, match=r"v9/0.* --mend"), Loader(copy, CONFIG) as loader:
         for _ in range(20):
             next(loader)
-    sources = discover(str(place / "raw")).sources
+    sources = sources_of(place / "raw")
     report = convert(sources, copy, workers=1)
     assert [r.code for r in report.rejections] == ["lost"]
     assert (report.n_volumes, report.n_unchanged) == (3, 3)
@@ -229,7 +249,7 @@ def test_damaged_with_its_source_gone_keeps_what_is_left(place, copy, tmp_path, 
     whole = shard.read_bytes()
     shard.write_bytes(whole[:-100])
     for _ in range(2):
-        report = convert(discover(str(place / "raw")).sources, copy, workers=1)
+        report = convert(sources_of(place / "raw"), copy, workers=1)
         (told,) = report.rejections
         assert told.code == "damaged" and "bring that back" in told.detail
         assert report.n_volumes == 4
@@ -282,7 +302,7 @@ def test_a_lost_root_is_known_from_the_table(place, copy):
     assert content(copy) == whole
     (copy / "zarr.json").unlink()
     with pytest.raises(CorpusError, match="other options"):
-        convert(discover(str(place / "raw")).sources, copy, Conversion(chunk=32), workers=1)
+        convert(sources_of(place / "raw"), copy, Conversion(chunk=32), workers=1)
     (copy / TABLE).unlink()
     (copy / "zarr.json").unlink()
     with pytest.raises(CorpusError, match="same `mim3d convert`"):
@@ -301,7 +321,7 @@ def test_a_rerun_reads_only_what_changed(place, tmp_path, monkeypatch):
 
     def run(**options) -> list[str]:
         read.clear()
-        sources = discover(str(raw)).sources
+        sources = sources_of(raw)
         report = convert(sources, tmp_path / "c", workers=1, rerun=Rerun(**options))
         assert report.n_volumes == 3
         return sorted(read)
@@ -327,7 +347,7 @@ def test_a_file_changed_within_a_tick_of_the_clock_is_read_again(place, tmp_path
 
 def test_sources_that_are_gone_are_named_and_pruned_on_request(place, tmp_path, capsys):
     raw = shutil.copytree(place / "raw", tmp_path / "raw")
-    words = ["convert", str(raw), str(tmp_path / "c"), "--workers", "1"]
+    words = ["convert", str(raw), str(tmp_path / "c"), "--workers", "1", "--accept-doubts"]
     main(words)
     (raw / "v0.nii.gz").unlink()
     assert main(words) == 0
@@ -338,13 +358,16 @@ def test_sources_that_are_gone_are_named_and_pruned_on_request(place, tmp_path, 
     assert "1 volumes removed" in capsys.readouterr().out
     assert [r.id for r in Corpus.open(tmp_path / "c").records] == ["v1", "v2"]
     assert verify(tmp_path / "c").problems == () and not (tmp_path / "c/v0").exists()
-    convert(discover(str(raw)).sources, tmp_path / "fresh", workers=1)
-    assert content(tmp_path / "c") == content(tmp_path / "fresh")
+    convert(sources_of(raw), tmp_path / "fresh", workers=1)
+    pruned, fresh = content(tmp_path / "c"), content(tmp_path / "fresh")
+    assert b"pruned" in pruned.pop(HISTORY)
+    del pruned[TABLE], fresh[TABLE]  # which repeats the history
+    assert pruned == fresh
 
 
 def test_pruning_by_the_wrong_folder_removes_nothing(place, tmp_path):
     raw = shutil.copytree(place / "raw", tmp_path / "raw")
-    convert(discover(str(raw)).sources, tmp_path / "c", workers=1)
+    convert(sources_of(raw), tmp_path / "c", workers=1)
     raw.rename(tmp_path / "unmounted")
     sources = [Source("x", (str(place / "raw/v1_seg.nii.gz"),))]
     with pytest.raises(CorpusError, match="none of the sources given is in the corpus"):

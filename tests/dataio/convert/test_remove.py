@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 
 from mim3d.bench.corpora import anatomy_like
-from mim3d.dataio.convert.run import Rerun, convert
+from mim3d.dataio.convert.run import convert
 from mim3d.dataio.convert.upkeep import mend, remove
+from mim3d.dataio.corpus.conversion import Rerun
 from mim3d.dataio.corpus.history import HISTORY, parse_history
 from mim3d.dataio.corpus.seen_files import SEEN
 from mim3d.dataio.corpus.table_file import TABLE
