@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from mim3d.bench import kernel_recipes as recipes
-from mim3d.kernels.assemble import assemble_crops
+from mim3d.kernels.assemble import Shuffle, assemble_crops
 from mim3d.kernels.decoder_tokens import decoder_tokens
 from mim3d.kernels.masked_loss import masked_voxel_loss
 from mim3d.kernels.masking import PatchMasks, n_visible, patch_masks
@@ -269,19 +269,19 @@ def tokens_case(shape: Shape, device: str) -> Case:
     return Case(2 * shape.b * DECODER_WIDTH * (keep + shape.n_patches), variants)
 
 
-def crops_case(shape: Shape, device: str) -> Case:
-    """Shuffled int16 chunks of 32^3 -> normalised bf16 crops at starts snapped to 16."""
-    per_axis = shape.crop // 32 + 1
+def crops_case(shape: Shape, device: str, side: int = 16, shuffle: Shuffle = "bit") -> Case:
+    """Shuffled int16 chunks of side^3 -> normalised bf16 crops at starts snapped to 16."""
+    per_axis = (shape.crop + side - 17) // side + 1  # of the chunks that a crop may touch
     n = shape.b * per_axis**3
-    chunks = torch.randint(0, 255, (n, 2 * 32**3), dtype=torch.uint8, device=device)
+    chunks = torch.randint(0, 255, (n, 2 * side**3), dtype=torch.uint8, device=device)
     table = torch.randperm(n, device=device).view(shape.b, 1, per_axis, per_axis, per_axis)
-    start = torch.randint(0, 2, (shape.b, 3), device=device)
+    start = torch.randint(0, side // 16, (shape.b, 3), device=device)
     scale, shift = torch.rand(shape.b, device=device) + 0.5, torch.rand(shape.b, device=device)
 
     def crops(backend: str) -> Tensor:
         return assemble_crops(
-            chunks, table, start, crop_size=shape.crop_size, chunk_size=(32, 32, 32),
-            dtype=torch.int16, start_unit=16, scale=scale, shift=shift,
+            chunks, table, start, crop_size=shape.crop_size, chunk_size=(side,) * 3,
+            dtype=torch.int16, shuffle=shuffle, start_unit=16, scale=scale, shift=shift,
             out_dtype=torch.bfloat16, backend=backend,
         )  # fmt: skip
 
@@ -340,4 +340,8 @@ def operations() -> list[Operation]:
             waits=("nnssl",),
         ),
         Operation("assemble int16", crops_case, ("eager",)),
+        Operation(
+            "assemble int16, bytes in 32³", partial(crops_case, side=32, shuffle="byte"),
+            ("eager",),
+        ),
     ]  # fmt: skip

@@ -4,7 +4,7 @@ Files in reading order, as a batch meets them:
     backend          which implementation runs, and why
     patch_grid       patch arithmetic, argument checks, the references' views
     addressing       where a patch's voxels lie in memory, for kernels
-    assemble         crops from decoded chunks (assemble_kernel: the kernel)
+    assemble         crops from decoded chunks (assemble_kernel: the kernel; bit_planes: its join)
     philox, masking  which patches stay visible
     patch_rows       visible patches from the raw volume, ready for the embedding
     decoder_tokens   visible and mask tokens with their positions

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from mim3d.kernels.backend import cdiv, jit, on_device, tl
+from mim3d.kernels.bit_planes import join_planes
 
 STORED_DTYPES = {
     torch.uint8: "uint8",
@@ -62,19 +63,11 @@ def word_of_bits(p_chunk, o_first, stored, ITEM: tl.constexpr, CHUNK_BYTES: tl.c
     if CHUNK_BYTES % BLOCK_BYTES != 0:
         last = (CHUNK_BYTES - CHUNK_BYTES % BLOCK_BYTES) // BLOCK_BYTES
         pitch = tl.where(i_block < last, per_block // 8, CHUNK_BYTES % BLOCK_BYTES // ITEM // 8)
-    word = tl.zeros((o_first.shape[0], LANES), tl.uint32)
     p_plane = p_chunk + i_block * BLOCK_BYTES
     if LANES == 16:  # a run is two bytes of each plane
-        p_run = p_plane + place // 8
-        for i_byte in range(ITEM):
-            byte = tl.zeros((o_first.shape[0], LANES), tl.uint32)
-            for i_bit in tl.static_range(8):  # pyright: ignore[reportGeneralTypeIssues]
-                p_word = (p_run + i_bit * pitch).to(tl.pointer_type(tl.uint16))
-                row = tl.load(p_word, mask=stored, other=0).to(tl.uint32)
-                byte |= (row[:, None] >> o_lane[None, :] & 1) << i_bit
-            word |= byte << (8 * i_byte)
-            p_run += 8 * pitch
+        word = join_planes(p_plane + place // 8, pitch, stored, ITEM)
     else:
+        word = tl.zeros((o_first.shape[0], LANES), tl.uint32)
         o_bit = place[:, None] + o_lane[None, :]
         p_byte = p_plane[:, None] + o_bit // 8
         for i_bit in range(8 * ITEM):  # not unrolled: so many loads in flight would spill

@@ -5,6 +5,7 @@ the layout allows it, all voxels moved 16 bytes at a time.
 """
 
 import os
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -182,10 +183,12 @@ CONFIGURATIONS: dict[str, tuple[Callable[[], list[Launch]], int, bool]] = {
     "crops int16 to bfloat16": (lambda: crops(out=BF16, scale=SCALE, shift=SCALE), 64, False),
     "crops uint8 labels": (lambda: crops(U8, U8), 64, False),
     "crops float32": (lambda: crops(F32, scale=SCALE), 64, False),
-    "crops by bits": (lambda: crops(out=BF16, scale=SCALE, **BITS), 96, False),
+    "crops by bits": (lambda: crops(out=BF16, scale=SCALE, **BITS), 40, False),
+    "crops by bits, uint8": (lambda: crops(U8, out=BF16, scale=SCALE, **BITS), 40, False),
+    "crops by bits, every option": (lambda: crops(**EVERY_OPTION, **BITS), 112, False),
     "crops by bits, chunks of two blocks": (
         lambda: crops(F32, shuffle="bit", scale=SCALE),
-        128,
+        64,
         False,
     ),
     "crops by bits, any start": (lambda: crops(unit=1, **BITS), 144, False),
@@ -243,8 +246,14 @@ def test_snapped_starts_read_bit_planes_16_voxels_at_a_time() -> None:
     (launch,) = crops(out=BF16, scale=SCALE, **BITS)
     code = compile_launch(launch, 90)
     runs_per_thread = launch.arguments["SEGMENTS"] // (32 * code.warps)
-    assert code.accesses("ld")[2] == 8 * runs_per_thread  # in a loop over the voxel's bytes
+    assert code.accesses("ld")[2] == 16 * runs_per_thread
     assert not code.accesses("ld")[1]
+    # All planes are asked for before the first is used; the one barrier is where words change
+    # hands for stores of 16 bytes.
+    loads = [place.start() for place in re.finditer(r"ld\.global\.b16", code.ptx)]
+    assert len(loads) == 16 * runs_per_thread
+    assert max(loads) < code.ptx.index("xor.b32")
+    assert code.ptx.count("bar.sync") == 1
     voxels = launch.arguments["SEGMENTS"] * launch.arguments["LANES"]
     assert code.accesses("st")[16] * 16 * 32 * code.warps == 2 * voxels
 
