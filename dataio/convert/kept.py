@@ -9,7 +9,7 @@ from mim3d.dataio.corpus.arrays import damage
 from mim3d.dataio.corpus.manifest import VolumeRecord
 from mim3d.dataio.corpus.seen_files import SeenFile, stamp_of
 from mim3d.dataio.errors import SourceError
-from mim3d.dataio.nifti.file import is_remote, pair_paths, source_hash
+from mim3d.dataio.nifti.file import files_behind, is_remote, source_hash
 from mim3d.dataio.nifti.merged import masks_of
 from mim3d.dataio.sources.source import Source
 from mim3d.dataio.storage.store import open_store
@@ -41,7 +41,10 @@ def parts_of(path: str) -> tuple[str, ...]:
     """The files behind a source's path: two for a .hdr and .img pair, all of a merged label."""
     if masks := masks_of(path):
         return tuple(part for _, mask in masks for part in parts_of(mask))
-    return pair_paths(path) or (path,)
+    try:
+        return files_behind(path)
+    except SourceError:
+        return (path,)
 
 
 def known_damage(job: Job) -> str:

@@ -9,6 +9,16 @@ import xxhash
 
 from mim3d.dataio.errors import SourceError
 from mim3d.dataio.memory import scratch
+from mim3d.dataio.nifti.containers import (
+    ITK,
+    MGH,
+    files_of_itk,
+    is_container,
+    itk_header,
+    itk_voxels,
+    mgh_payload,
+    parse_mgh,
+)
 from mim3d.dataio.nifti.gzip_stream import MAX_RATIO, inflate, is_gzip, peek
 from mim3d.dataio.nifti.header import (
     DEFAULT_TRUST,
@@ -98,7 +108,7 @@ def source_hash(path: str, budget: int) -> str:
     digest = xxhash.xxh3_128()
     for number, mask in masks_of(path):
         digest.update(f"{number} {source_hash(mask, budget)} ".encode())
-    for part in () if masks_of(path) else pair_paths(path) or (path,):
+    for part in () if masks_of(path) else files_behind(path):
         digest.update(read_source_bytes(part, budget))
     return hash_text(digest)
 
@@ -110,6 +120,8 @@ def hash_text(digest: xxhash.xxh3_128) -> str:
 
 def read_nifti(path: str, budget: int, trust: HeaderTrust = DEFAULT_TRUST) -> NiftiFile:
     """Read, verify and map one image of at most `budget` bytes of voxels."""
+    if is_container(path):
+        return read_container(path, budget)
     pair = pair_paths(path)
     digest = xxhash.xxh3_128()
     total, declared = 0, None
@@ -127,6 +139,33 @@ def read_nifti(path: str, budget: int, trust: HeaderTrust = DEFAULT_TRUST) -> Ni
     voxels = np.frombuffer(payload, header.dtype, header.n_voxels, header.offset)
     shape = (header.n_frames, *header.shape[::-1])
     return NiftiFile(path, header, voxels.reshape(shape), hash_text(digest), total)
+
+
+def read_container(path: str, budget: int) -> NiftiFile:
+    """Read, verify and map an image of another format."""
+    digest = xxhash.xxh3_128()
+    total, data = 0, memoryview(b"")
+    for part in files_behind(path):
+        data = read_source_bytes(part, budget)
+        digest.update(data)
+        total += len(data)
+    if path.lower().endswith(MGH):
+        header, payload = mgh_payload(data, path)
+        check_budget(header, path, budget)
+        voxels = np.frombuffer(payload, header.dtype, header.n_voxels, header.offset)
+        voxels = voxels.reshape((header.n_frames, *header.shape[::-1]))
+    else:
+        header = itk_header(path)
+        check_budget(header, path, budget)
+        voxels = itk_voxels(path, header, data)
+    return NiftiFile(path, header, voxels, hash_text(digest), total)
+
+
+def files_behind(path: str) -> tuple[str, ...]:
+    """The files of one image: two of a pair, those that a detached header names, else itself."""
+    if path.lower().endswith(ITK):
+        return files_of_itk(path)
+    return pair_paths(path) or (path,)
 
 
 def inflate_header(block: bytes, path: str, trust: HeaderTrust) -> NiftiHeader:
@@ -179,12 +218,16 @@ def read_header(path: str, budget: int, trust: HeaderTrust = DEFAULT_TRUST) -> N
     """
     if parts := masks_of(path):
         return read_header(parts[0][1], budget, trust)
+    if path.lower().endswith(ITK):
+        return itk_header(path)
     pair = pair_paths(path)
     place = pair[0] if pair else path
     data = remote_start(place, budget) if is_remote(place) else local_start(place)
     if not data:
         raise SourceError("empty", place, "is empty (0 bytes); download or copy it again")
     block = peek(data, HEADER_BYTES, place) if is_gzip(data) else bytes(data[:HEADER_BYTES])
+    if path.lower().endswith(MGH):
+        return parse_mgh(block, path)
     header = parse_header(block, place, paired=pair is not None, trust=trust)
     check_budget(header, place, budget)
     return header

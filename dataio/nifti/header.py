@@ -16,6 +16,21 @@ DTYPES = {
     2: "u1", 4: "i2", 8: "i4", 16: "f4", 64: "f8", 256: "i1", 512: "u2", 768: "u4",
     1024: "i8", 1280: "u8",
 }  # fmt: skip
+OTHERS = (
+    (
+        b"version https://git-lfs",
+        "lfs-pointer",
+        "is a Git LFS pointer, not the file: `git lfs pull`",
+    ),
+    (b"/annex/objects/", "annex-pointer", "is a git-annex pointer, not the file: `datalad get` it"),
+    (b"../.git/annex/", "annex-pointer", "is a git-annex pointer, not the file: `datalad get` it"),
+    (b"<!doctype html", "web-page", "is a web page (a login or an error?): download it again"),
+    (b"<html", "web-page", "is a web page (a login or an error?): download it again"),
+    (b"bzh", "bzip2", "is bzip2: unpack it with bunzip2"),
+    (b"pk\x03\x04", "zip", "is a zip archive: unpack it"),
+    (b"(\xb5/\xfd", "zstd", "is zstd: unpack it with `zstd -d`"),
+)
+"""First bytes (small letters) of what is found under a NIfTI name, and what to do with it."""
 REFUSED = {
     1: ("binary", "one bit per voxel"),
     32: ("complex", "complex64 voxels"),
@@ -110,6 +125,9 @@ def _version(block: bytes, path: str) -> tuple[int, Literal["<", ">"]]:
         return sizes[little], "<"
     if (big := int.from_bytes(block[:4], "big")) in sizes:
         return sizes[big], ">"
+    for start, code, remedy in OTHERS:
+        if block[:64].lstrip().lower().startswith(start):
+            raise SourceError(code, path, remedy)
     detail = "not a NIfTI file: it does not begin with a header of 348 or 540 bytes"
     raise SourceError("not-nifti", path, detail)
 

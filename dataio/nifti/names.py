@@ -4,6 +4,8 @@ import posixpath
 import re
 
 SUFFIXES = (".nii.gz", ".nii", ".hdr.gz", ".hdr")  # a pair is named by its header
+CONTAINERS = (".mgz", ".mgh", ".mha", ".mhd", ".nrrd", ".nhdr")  # see `containers`
+DETACHED = {".raw": ".mhd", ".zraw": ".mhd", ".raw.gz": ".nhdr"}
 DATA_SUFFIXES = {".img": ".hdr", ".img.gz": ".hdr.gz"}
 SIDECARS = (
     *(".json", ".jsonl", ".csv", ".tsv", ".txt", ".md", ".rst", ".pdf", ".html", ".xml"),
@@ -22,8 +24,8 @@ PLAIN_WORDS = MODALITIES | IMAGE_WORDS
 
 
 def is_image(name: str) -> bool:
-    """Whether the name is that of a NIfTI file or the header of a NIfTI pair."""
-    return name.lower().endswith(SUFFIXES)
+    """Whether the name is that of a NIfTI file, of a pair's header, or of another container."""
+    return name.lower().endswith((*SUFFIXES, *CONTAINERS))
 
 
 def is_data_of_pair(name: str) -> bool:
@@ -48,9 +50,11 @@ def data_of(name: str) -> str | None:
 
 
 def stem(name: str) -> str:
-    """Last part of a path without its NIfTI suffix."""
+    """Last part of a path without its suffix."""
     base = posixpath.basename(name)
-    for suffix in (*SUFFIXES, *DATA_SUFFIXES):
+    if base.lower().endswith(".seg.nrrd"):  # 3D Slicer's segmentations
+        return base[: -len(".seg.nrrd")] + "_seg"
+    for suffix in (*SUFFIXES, *DATA_SUFFIXES, *CONTAINERS):
         if base.lower().endswith(suffix):
             return base[: -len(suffix)]
     return base

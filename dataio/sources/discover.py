@@ -48,6 +48,8 @@ def discover(source: str, layout: str = "auto", options: SourceOptions | None = 
         source = str(fetch_task(source.removeprefix("msd:")))
     root, name, is_pattern = split_source(source)
     tree = open_tree(root)
+    if options.base is not None:
+        tree, name = with_base(tree, name, options.base, is_pattern)
     if is_pattern:
         pattern = glob_pattern(name)
         found = layout_folder.find(tree, [n for n in tree.names if pattern.fullmatch(n)])
@@ -58,6 +60,14 @@ def discover(source: str, layout: str = "auto", options: SourceOptions | None = 
     if not found.sources:
         raise SourceError("no-images", source, nothing_found(tree, found))
     return as_told(replace(found, root=tree.root), options)
+
+
+def with_base(tree: Tree, name: str, base: str, is_pattern: bool) -> tuple[Tree, str]:
+    """The tree that a list's paths begin at, and the list's own path."""
+    if is_pattern or not name.lower().endswith((".json", *TABLES)):
+        told = "goes with a datalist (.json) or a table (.csv, .tsv) as SRC"
+        raise SourceError("no-list", f"--base {base}", told)
+    return open_tree(str(Path(base).expanduser()) if "://" not in base else base), tree.path(name)
 
 
 def split_source(source: str) -> tuple[str, str, bool]:
@@ -105,7 +115,7 @@ def find_by_file(tree: Tree, name: str, layout: str) -> Discovery:
     if not name.lower().endswith(".json"):
         detail = "is not NIfTI (.nii, .nii.gz, .hdr+.img), a .csv table or a .json datalist"
         raise SourceError("not-nifti", tree.path(name), detail)
-    if layout == "nnssl" or (layout == "auto" and name == layout_nnssl.FILE):
+    if layout == "nnssl" or (layout == "auto" and posixpath.basename(name) == layout_nnssl.FILE):
         return layout_nnssl.find(tree, name)
     if layout == "nnunet" or (layout == "auto" and is_nnunet(tree, name)):
         return layout_nnunet.find(tree, name)

@@ -12,10 +12,43 @@ from mim3d.dataio.errors import Rejection
 from mim3d.dataio.labels.grids import on_its_grid
 from mim3d.dataio.labels.pairing import Pairing, pair_labels
 from mim3d.dataio.labels.words import is_label_folder
-from mim3d.dataio.nifti.names import SIDECARS, data_of, header_of, is_data_of_pair, is_image, stem
+from mim3d.dataio.nifti.names import (
+    DETACHED,
+    SIDECARS,
+    data_of,
+    header_of,
+    is_data_of_pair,
+    is_image,
+    stem,
+)
 from mim3d.dataio.sources.source import Discovery, Source
 from mim3d.dataio.sources.tree import Tree
 from mim3d.dataio.subjects.people import people_of
+
+DICOM = "if they are DICOM, name the folder as SRC with --layout dicom (or use dcm2niix)"
+REMEDIES = {
+    ".dcm": DICOM,
+    ".ima": DICOM,
+    "(no suffix)": DICOM,
+    ".bz2": "unpack them with bunzip2",
+    ".zst": "unpack them with `zstd -d`",
+    ".zip": "unpack them",
+    ".tar": "unpack them",
+    ".tgz": "unpack them",
+    ".gz": "unpack or rename them: only .nii.gz, .hdr.gz and .img.gz are read",
+    ".mnc": "convert them with mnc2nii",
+    ".par": "convert them with dcm2niix, which reads Philips PAR/REC",
+    ".rec": "convert them with dcm2niix, which reads Philips PAR/REC",
+    ".npy": "save them as NIfTI with their affine",
+    ".npz": "save them as NIfTI with their affine",
+    ".h5": "save them as NIfTI with their affine",
+    ".mat": "save them as NIfTI with their affine",
+    ".mif": "convert them with mrconvert",
+    ".mif.gz": "convert them with mrconvert",
+    ".head": "convert them with 3dAFNItoNIFTI",
+    ".brik": "convert them with 3dAFNItoNIFTI",
+}
+"""What to do with files of other suffixes."""
 
 
 def find(tree: Tree, names: Iterable[str] | None = None) -> Discovery:
@@ -95,12 +128,21 @@ def images_among(tree: Tree, names: list[str]) -> tuple[list[str], list[Rejectio
             if header_of(name) not in known and not tree.has(header_of(name)):
                 why = f"holds voxels without their {posixpath.basename(header_of(name))}"
                 skipped.append(Rejection(tree.path(name), "missing-hdr", why))
-        elif not name.lower().endswith(SIDECARS):
+        elif not name.lower().endswith(SIDECARS) and not is_detached(name, known):
             foreign[posixpath.dirname(name), suffix_of(name)] += 1
     for (folder, suffix), count in foreign.items():
-        why = f"{count} file(s) `{suffix}` are not NIfTI; convert DICOM with dcm2niix"
+        remedy = REMEDIES.get(suffix, "convert them, or move them away")
+        why = f"{count} file(s) `{suffix}` are not NIfTI; {remedy}"
         skipped.append(Rejection(tree.path(folder), "not-nifti", why))
     return images, skipped
+
+
+def is_detached(name: str, known: set[str]) -> bool:
+    """Whether a file holds the voxels of a detached header beside it (`a.raw` of `a.mhd`)."""
+    return any(
+        name.lower().endswith(end) and name[: -len(end)] + header in known
+        for end, header in DETACHED.items()
+    )
 
 
 def suffix_of(name: str) -> str:

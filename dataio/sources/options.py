@@ -21,6 +21,9 @@ class SourceOptions:
     corpus stays two people, and is their group."""
     base: str | None = None
     """Folder or address that the paths of a datalist or table begin at; its own by default."""
+    channels: tuple[str, ...] = ()
+    """Words of file names whose images of one visit become the channels of one volume, in this
+    order: --channels t1n t1c t2w t2f."""
     merge_labels: str | None = None
     """Map of mask files to classes (JSON {"liver": 1, "spleen": 2}, or a table of name and class):
     the masks it names become one label, seg; where masks overlap, the higher class stays."""

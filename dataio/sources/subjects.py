@@ -10,6 +10,7 @@ from pathlib import Path
 from mim3d.dataio.errors import SourceError
 from mim3d.dataio.labels.label_map import merge, read_label_map
 from mim3d.dataio.nifti.names import stem, tells_no_case
+from mim3d.dataio.sources.channels import stacked
 from mim3d.dataio.sources.options import SourceOptions
 from mim3d.dataio.sources.source import Discovery, Source
 from mim3d.dataio.sources.table import SUBJECT_COLUMNS, read_table
@@ -69,6 +70,8 @@ def below(path: str, root: str) -> str:
 
 def as_told(found: Discovery, options: SourceOptions) -> Discovery:
     """The sources with the subjects that the options tell, and a warning of what they leave out."""
+    if options.channels:
+        found = stacked(found, options.channels, found.root)
     warnings = list(found.warnings)
     sources = list(found.sources)
     if options.subject is not None or options.subjects is not None:

@@ -76,7 +76,7 @@ class LocalTree:
                     continue
                 path = os.path.join(folder, file)  # noqa: PTH118 - a corpus has millions of these
                 if os.path.islink(path) and not os.path.exists(path):  # noqa: PTH110, PTH114
-                    self._skip(path, "broken-link", "is a symbolic link to nothing")
+                    self._skip(path, *broken(path))
                 else:
                     yield os.path.relpath(path, self.root).replace(os.sep, "/")
 
@@ -133,6 +133,13 @@ class LocalTree:
             raise SourceError("unreadable", path, f"cannot be read ({error.strerror})") from error
         except UnicodeDecodeError as error:
             raise SourceError("not-text", path, "is not UTF-8 text") from error
+
+
+def broken(link: str) -> tuple[str, str]:
+    """Code and reason of a symbolic link to nothing, as an annex leaves where it has no content."""
+    if ".git/annex/objects" in os.readlink(link):  # noqa: PTH115
+        return "annex-pointer", "its content is in a git-annex elsewhere: `datalad get` it"
+    return "broken-link", "is a symbolic link to nothing"
 
 
 NOT_UTF8 = "its name is not UTF-8, which nothing that is written could repeat; rename it"

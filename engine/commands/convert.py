@@ -34,7 +34,9 @@ class ConvertArgs:
 
     source: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="SRC")]
     """Folder, glob (in quotes: 'data/**/*.nii.gz'), dataset.json, datalist, CSV, an s3://, gs:// or
-    http:// address, or msd:Task04_Hippocampus (a task of the Medical Segmentation Decathlon)."""
+    http:// address, or msd:Task04_Hippocampus (a task of the Medical Segmentation Decathlon). A CSV
+    or TSV has a row per volume and a header: image (or image_0, image_1 for channels), and if you
+    like label or label:NAME, subject, group, split, id; paths begin at its folder or --base."""
     destination: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="DST")]
     """Corpus folder or address; one that exists is continued."""
     layout: str = "auto"

@@ -9,6 +9,7 @@ import pytest
 from mim3d.dataio.errors import SourceError
 from mim3d.dataio.labels.pairing import pair_labels
 from mim3d.dataio.sources.discover import discover
+from mim3d.dataio.sources.options import SourceOptions
 from mim3d.dataio.sources.source import Discovery, Source
 from mim3d.dataio.sources.tree import glob_pattern
 from mim3d.dataio.subjects.people import people_of
@@ -121,7 +122,7 @@ def test_two_labels_of_one_name_in_tables(tmp_path):
 
 
 def test_folder_tells_what_is_not_nifti(tmp_path):
-    root = plant(tmp_path, "a.nii", "scan/1.dcm", "scan/2.dcm", "lone.hdr", "b.img", "vol.nrrd")
+    root = plant(tmp_path, "a.nii", "scan/1.dcm", "scan/2.dcm", "lone.hdr", "b.img", "vol.mnc")
     found = discover(str(root))
     assert sorted(codes(found)) == ["missing-hdr", "missing-img", "not-nifti", "not-nifti"]
     dicom = next(s for s in found.skipped if "dcm" in s.detail)
@@ -338,7 +339,7 @@ def test_nnssl_collection(tmp_path, monkeypatch):
          "associated_masks": masks},
         {"name": "b.nii.gz", "image_path": str(root / "b.nii.gz"), "modality": "T2w"},
         {"name": "c.nii.gz", "image_path": "$E132Projekte/c.nii.gz", "modality": "T2w"},
-        {"name": "d.nrrd", "image_path": "d.nrrd", "modality": "T2w"},
+        {"name": "d.png", "image_path": "d.png", "modality": "T2w"},
         {"name": "e.nii.gz", "image_path": "e.nii.gz", "modality": "T2w"},
         {"name": "f"},
     ]  # fmt: skip
@@ -384,3 +385,67 @@ def test_csv_channels_and_missing_column(tmp_path):
     (root / "t.csv").write_text("id,scan\nA,a1.nii\n")
     with pytest.raises(SourceError, match="id, scan"):
         discover(str(root / "t.csv"))
+
+
+def test_csv_columns_of_other_names_are_used_or_named(tmp_path):
+    root = plant(tmp_path, "a.nii", "a2.nii", "m.nii", "x.nii", "p.nii")
+    head = "image,lesion_mask,mask,t2,other,age,weight"
+    (root / "t.csv").write_text(f"{head}\na.nii,m.nii,p.nii,a2.nii,x.nii,61,70\n")
+    found = discover(str(root / "t.csv"))
+    sources = by_id(found)
+    assert set(sources) == {"a", "a2_t2"}
+    assert set(sources["a"].labels) == set(sources["a2_t2"].labels) == {"seg", "lesion_mask"}
+    assert sources["a2_t2"].images == (str(root / "a2.nii"),)
+    assert "column other" in found.warnings[0] and "label:NAME" in found.warnings[0]
+    assert any("columns age, weight not used" in note for note in found.notes)
+    told = SourceOptions(channels=("t1", "t2"))
+    (root / "t.csv").write_text("subject,t1,t2,seg\nP,a.nii,a2.nii,m.nii\n")
+    one = discover(str(root / "t.csv"), options=told).sources
+    assert [(len(s.images), s.subject, s.channel_names) for s in one] == [(2, "P", ("t1", "t2"))]
+
+
+def test_a_list_begins_at_the_base_that_is_told(tmp_path):
+    root = plant(tmp_path / "data", "x/a.nii", "x/m.nii")
+    (tmp_path / "t.csv").write_text("image,label\nx/a.nii,x/m.nii\n")
+    write_json(tmp_path, "list.json", {"training": [{"image": "x/a.nii", "label": "x/m.nii"}]})
+    for name in ("t.csv", "list.json"):
+        with pytest.raises(SourceError, match="not there"):
+            discover(str(tmp_path / name))
+        found = discover(str(tmp_path / name), options=SourceOptions(base=str(root)))
+        assert found.sources[0].paths == (str(root / "x/a.nii"), str(root / "x/m.nii"))
+    with pytest.raises(SourceError, match="goes with a datalist"):
+        discover(str(root), options=SourceOptions(base=str(root)))
+
+
+# several files as one volume
+
+
+def test_images_of_a_visit_become_channels(tmp_path):
+    kinds = ("t1n", "t1c", "t2w", "t2f", "seg")
+    cases = ("BraTS-GLI-00001-000", "BraTS-GLI-00001-001", "BraTS-GLI-00002-000")
+    root = plant(tmp_path, *(f"{c}/{c}-{kind}.nii.gz" for c in cases for kind in kinds))
+    (root / cases[2] / f"{cases[2]}-t2f.nii.gz").unlink()
+    found = discover(str(root), options=SourceOptions(channels=kinds[:4]))
+    sources = by_id(found)
+    assert [[*map(str, s.images)] for s in sources.values()] == [
+        [str(root / c / f"{c}-{kind}.nii.gz") for kind in kinds[:4]] for c in cases[:2]
+    ]
+    assert {s.subject for s in found.sources} == {"BraTS-GLI-00001"}
+    assert all(s.labels and s.channel_names == kinds[:4] for s in found.sources)
+    assert codes(found) == ["missing-channel"] and "has no t2f" in found.skipped[0].detail
+
+
+def test_channels_in_bids_and_by_folders(tmp_path):
+    base = "sub-01/ses-1/anat/sub-01_ses-1_"
+    root = plant(tmp_path / "b", *(base + f"{kind}.nii" for kind in ("T1w", "FLAIR", "T2w")))
+    found = discover(str(root), options=SourceOptions(channels=("T1w", "FLAIR")))
+    assert [len(s.images) for s in found.sources] == [2]
+    assert found.notes == ("1 image of other kinds left out by --channels",)
+    root = plant(tmp_path / "i", *(f"IXI-{k}/IXI002-Guys-0828-{k}.nii" for k in ("T1", "T2")))
+    found = discover(str(root), options=SourceOptions(channels=("t1", "t2")))
+    assert [s.id for s in found.sources] and len(found.sources[0].images) == 2
+    with pytest.raises(SourceError, match="no name tells"):
+        discover(str(root), options=SourceOptions(channels=("swi",)))
+    plant(root, "IXI-T1/IXI002-Guys-0828-T1-brain.nii")
+    with pytest.raises(SourceError, match="all t1 of one visit"):
+        discover(str(root), options=SourceOptions(channels=("t1", "t2")))
