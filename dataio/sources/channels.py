@@ -24,7 +24,8 @@ def stacked(found: Discovery, channels: Sequence[str], root: str) -> Discovery:
         name = source.images[0].removeprefix(root.rstrip("/") + "/")
         word = channel_of(source, name, words)
         if word:
-            visits[source.subject, occasion_without(name, word)][word].append(source)
+            visit = source.visit or occasion_without(name, word)
+            visits[source.subject if not source.visit else "", visit][word].append(source)
         else:
             others += 1
     if not visits:
@@ -43,6 +44,8 @@ def stacked(found: Discovery, channels: Sequence[str], root: str) -> Discovery:
 
 def channel_of(source: Source, name: str, words: Sequence[str]) -> str:
     """The channel's word in an image's name, the last one in it, else in its id or folder."""
+    if len(source.channel_names) == 1 and source.channel_names[0].lower() in words:
+        return source.channel_names[0].lower()
     for text in (stem(name), source.id, *reversed(name.split("/")[:-1])):
         told = [part for part in re.split(r"[-_. ]+", text.lower()) if part in words]
         if told and len(source.images) == 1:

@@ -46,7 +46,8 @@ def find(tree: Tree, file: str) -> Discovery:
             if source is None:
                 continue
             told = source if is_main else replace(source, id=f"{source.id}_{images[0]}")
-            sources.append(replace(told, channel_names=channel_words(images)))
+            told = replace(told, channel_names=channel_words(images), visit=f"row {number}")
+            sources.append(told)
             paths.append(row[images[0]])
     found = named_by_path(paths, sources)
     return Discovery(

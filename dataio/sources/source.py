@@ -17,7 +17,8 @@ class Source:
     through; `split` is what the layout said ("train", "test", ...), or empty. `subject_from` is the
     rule that gave the subject ("told" where a table or a person said it) and `doubt` why it may be
     wrong. `channel_names` are the channels' modalities and `class_names` the classes' names by
-    label, where the layout tells them; `ignore` is the value of a label that is no class.
+    label, where the layout tells them; `ignore` is the value of a label that is no class; `visit`
+    is what images taken together share, where the layout tells (a row of a table).
     """
 
     id: str
@@ -31,6 +32,7 @@ class Source:
     channel_names: tuple[str, ...] = ()
     class_names: Mapping[str, Mapping[int, str]] = field(default_factory=dict)
     ignore: Mapping[str, int] = field(default_factory=dict)
+    visit: str = ""
 
     def __post_init__(self) -> None:
         if not self.images:
