@@ -86,6 +86,7 @@ class ChunkTable:
     `chunks` holds the size of each chunk, or in format 1 records of offset and size: see `ranges`.
     `unchecked_points` are what `points` gives once they pass `points_crc` (None: not known).
     `replaced` are volumes that are no longer those the table tells of (None: it may be any).
+    `identity` is the hash of the manifest that the table was made of.
     """
 
     root: str
@@ -100,6 +101,7 @@ class ChunkTable:
     folder: str = ""
     stored_channels: np.ndarray | None = None
     replaced: frozenset[str] | None = frozenset()
+    identity: str = ""
 
     @classmethod
     def open(cls, corpus_root: str | Path) -> "ChunkTable":
@@ -133,6 +135,7 @@ class ChunkTable:
         return cls(
             *(str(root), part[VOLUMES], part[ARRAYS], part[SIZES], part[POINTS], ids, subjects),
             tuple(head["label_names"]), crc, str(root), found["channels"], replaced_in(root),
+            str(head.get("manifest_sha256", "")),
         )  # fmt: skip
 
     @classmethod
@@ -156,7 +159,7 @@ class ChunkTable:
             channels = mapped(root / CHANNELS, [CHANNEL_DTYPE])
         return cls(
             *(str(root), volumes, arrays, chunks, points, ids, subjects, names, crc, str(root)),
-            *(channels, replaced_in(root)),
+            *(channels, replaced_in(root), str(head["manifest_sha256"])),
         )
 
     def check(self) -> None:

@@ -1,5 +1,6 @@
 """Boxes of voxels from a corpus: corpus (opening one), local_shards, remote_shards and host_cache
-(where bytes come from), shard_reader (chunks to voxels), normalisation, whole_volume.
+(where bytes come from), table_watch (whether they are the open table's still), shard_reader (chunks
+to voxels), normalisation, whole_volume.
 """
 
 import lazy_loader

@@ -17,9 +17,9 @@ from mim3d.dataio.corpus.root import read_root
 from mim3d.dataio.corpus.table_file import TABLE
 from mim3d.dataio.corpus.table_head import known_records, manifest_size, read_head
 from mim3d.dataio.corpus.table_rows import HEAD, OLD_TABLE_FILES
-from mim3d.dataio.errors import CorpusError, CorpusWarning, Rejection, StoreError
+from mim3d.dataio.errors import CorpusError, CorpusWarning, Rejection
 from mim3d.dataio.reader.local_shards import LocalShards
-from mim3d.dataio.reader.remote_shards import RemoteShards
+from mim3d.dataio.reader.remote_shards import RemoteShards, being_replaced
 from mim3d.dataio.reader.shard_reader import Shards
 from mim3d.dataio.storage.remote import ADDRESS
 from mim3d.dataio.storage.store import open_store
@@ -99,14 +99,6 @@ def _open_remote(address: str) -> tuple[Corpus, RemoteShards, tempfile.Temporary
     if held["zarr.json"] is None and held[TABLE] is None:
         raise CorpusError(f"{address}: no corpus here (it has no zarr.json)")
     return Corpus.open(folder.name, address=shards.address), shards, folder
-
-
-def being_replaced(address: str) -> bytes | None:
-    """The note of what a conversion is replacing in a bucket; over http it cannot be asked for."""
-    try:
-        return open_store(address).get(REPLACING)
-    except (FileNotFoundError, StoreError):
-        return None
 
 
 @contextmanager

@@ -11,6 +11,7 @@ from collections import OrderedDict
 
 import numpy as np
 
+from mim3d.dataio.corpus.chunk_table import ChunkTable
 from mim3d.dataio.errors import Mim3dError
 from mim3d.dataio.reader.shard_reader import Shards
 
@@ -63,6 +64,10 @@ class HostCache:
                 chunk = self._chunks.pop((path, offset), None)
                 self.resident_bytes -= 0 if chunk is None else len(chunk)
         self.shards.forget(path, offsets)
+
+    def watch(self, table: ChunkTable) -> None:
+        """As what lies below does; chunks in memory are of the table they were read by."""
+        self.shards.watch(table)
 
     def close(self) -> None:
         """Free the memory and close what lies below."""

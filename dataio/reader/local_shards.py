@@ -8,7 +8,9 @@ from pathlib import Path
 
 import numpy as np
 
+from mim3d.dataio.corpus.chunk_table import ChunkTable
 from mim3d.dataio.errors import CorpusError
+from mim3d.dataio.reader.table_watch import TableFolder, TableWatch
 
 GAP_BYTES = 4096
 OPEN_FILES = 256
@@ -67,6 +69,7 @@ class LocalShards:
         self._open: OrderedDict[str, OpenFile] = OrderedDict()
         self._lock = threading.Lock()
         self._local = threading.local()
+        self._watch: TableWatch | None = None
 
     def open_file(self, path: str, nbytes: int) -> OpenFile:
         """The open file of a shard; fails as `read` does."""
@@ -76,6 +79,8 @@ class LocalShards:
                 self._open.move_to_end(path)
                 return file
         file = self._opened(path, nbytes)
+        if self._watch is not None:
+            self._watch.check(path)
         with self._lock:
             self._open[path] = file
             while len(self._open) > OPEN_FILES:
@@ -109,6 +114,10 @@ class LocalShards:
         with self._lock:
             self._open.clear()
 
+    def watch(self, table: ChunkTable) -> None:
+        """Ask at every opening whether the shard is still the one that the table tells of."""
+        self._watch = TableWatch(table, TableFolder(self.root))
+
     def forget(self, path: str, offsets: list[int]) -> None:
         """Nothing to forget: every read asks the file."""
 
@@ -130,6 +139,8 @@ class LocalShards:
         try:
             file = self._open_or_make_room(path)
         except FileNotFoundError:
+            if self._watch is not None:
+                self._watch.check(path)
             raise CorpusError(
                 f"{self.root / path}: this shard is in the manifest but not on disk; "
                 f"{mending(self.root)}"
@@ -137,6 +148,8 @@ class LocalShards:
         except OSError as error:
             raise CorpusError(f"{self.root / path}: cannot be read: {error.strerror}") from error
         if file.nbytes != nbytes:
+            if self._watch is not None:
+                self._watch.check(path)
             raise CorpusError(
                 f"{self.root / path}: has {file.nbytes} bytes, the chunk table says {nbytes}; "
                 f"{mending(self.root)}"

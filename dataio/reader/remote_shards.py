@@ -1,19 +1,59 @@
 """A corpus in an object store: its table is fetched once, its chunks by range requests."""
 
+import tempfile
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from mim3d.dataio.errors import CorpusError
+from mim3d.dataio.corpus.chunk_table import ChunkTable
+from mim3d.dataio.corpus.replacing import REPLACING
+from mim3d.dataio.corpus.table_file import TABLE
+from mim3d.dataio.errors import CorpusError, StoreError
 from mim3d.dataio.reader.local_shards import coalesce, mending
+from mim3d.dataio.reader.table_watch import TableWatch, table_in
 from mim3d.dataio.storage.remote import first_line, locate
+from mim3d.dataio.storage.store import open_store
 
 # A round trip costs more than so many bytes between two ranges.
 GAP_BYTES = 1 << 20
 # On top of the client's own retries, which do not cover an answer that breaks off.
 ATTEMPTS, PAUSE_S = 4, 0.2
+WATCH_S = 30.0
+
+
+class TableBucket:
+    """A corpus in an object store, as `TableWatch` looks for its newest table."""
+
+    def __init__(self, shards: "RemoteShards") -> None:
+        self._shards = shards
+
+    def note(self) -> bytes | None:
+        """As `TablePlace.note`; over http there is none to be had."""
+        return being_replaced(self._shards.address)
+
+    def stamp(self) -> str:
+        """As `TablePlace.stamp`."""
+        return self._shards.stamp(TABLE)
+
+    def table(self) -> ChunkTable | None:
+        """As `TablePlace.table`; its file is held open, and is of no folder."""
+        data = self._shards.whole(TABLE)
+        if data is None:
+            return None
+        with tempfile.TemporaryDirectory(prefix="mim3d-table-") as folder:
+            (Path(folder) / TABLE).write_bytes(data)
+            return table_in(Path(folder))
+
+
+def being_replaced(address: str) -> bytes | None:
+    """The note of what a conversion is replacing in a bucket; over http it cannot be asked for."""
+    try:
+        return open_store(address).get(REPLACING)
+    except (FileNotFoundError, StoreError):
+        return None
 
 
 class UnavailableError(Exception):
@@ -30,6 +70,8 @@ class RemoteShards:
     def __init__(self, address: str) -> None:
         self.address = address.rstrip("/")
         self._store, self._prefix = locate(self.address)
+        self._watch: TableWatch | None = None
+        self._asked = 0.0
 
     def open_file(self, path: str, nbytes: int) -> None:
         """None: nothing is on a local disk."""
@@ -41,6 +83,7 @@ class RemoteShards:
         views: list[np.ndarray] = [np.empty(0, np.uint8)] * len(offsets)
         for begin, length, members in coalesce(offsets, sizes, GAP_BYTES):
             data = self._range(path, begin, length)
+            self._check(path, at_once=len(data) != length)
             if len(data) != length:
                 raise CorpusError(
                     f"{self.address}/{path}: has {len(data)} of {length} bytes at {begin}; the "
@@ -53,6 +96,27 @@ class RemoteShards:
 
     def close(self) -> None:
         """Nothing to close: the client is shared."""
+
+    def watch(self, table: ChunkTable) -> None:
+        """Ask now and then whether shards are still those that the table tells of: two requests
+        every `WATCH_S`, so what was replaced within that time may be read before it is told."""
+        self._watch = TableWatch(table, TableBucket(self))
+        self._asked = time.monotonic()
+
+    def _check(self, path: str, *, at_once: bool = False) -> None:
+        if self._watch is not None and (at_once or time.monotonic() - self._asked > WATCH_S):
+            self._asked = time.monotonic()
+            self._watch.check(path)
+
+    def stamp(self, path: str) -> str:
+        """What changes with an object; empty where there is none, or it cannot be asked."""
+        import obstore
+
+        try:
+            found = obstore.head(self._store, self._key(path))
+        except (obstore.exceptions.BaseError, OSError):
+            return ""
+        return f"{found['size']} {found['e_tag']} {found['last_modified']}"
 
     def forget(self, path: str, offsets: list[int]) -> None:
         """Nothing to forget: every read asks the store."""
@@ -88,6 +152,7 @@ class RemoteShards:
                 path, lambda: obstore.get_range(self._store, key, start=begin, length=length)
             )
         except FileNotFoundError:
+            self._check(path, at_once=True)
             raise CorpusError(
                 f"{self.address}/{path}: this shard is in the manifest but not in the store; "
                 f"{mending(self.address)}"

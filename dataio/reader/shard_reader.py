@@ -76,6 +76,10 @@ class Shards(Protocol):
         """Chunks turned out damaged: none of them may be kept, the next read asks storage."""
         ...
 
+    def watch(self, table: ChunkTable) -> None:
+        """From here on a shard that is not the one this table tells of is a CorpusError."""
+        ...
+
     def close(self) -> None:
         """Let go of files and connections."""
         ...
@@ -107,6 +111,8 @@ class ShardReader:
     def __init__(self, table: ChunkTable, root: str | Path, shards: Shards | None = None) -> None:
         self.table = table
         self.shards: Shards = LocalShards(Path(root)) if shards is None else shards
+        if table.identity:
+            self.shards.watch(table)
         self.read_s = self.decode_s = 0.0
         self.bytes_read = 0
         self._arrays: dict[int, StoredArray] = {}

@@ -33,6 +33,9 @@ class Storage:
             self.asked.append(offset)
         return views
 
+    def watch(self, table):
+        pass
+
     def forget(self, path, offsets):
         pass
 
