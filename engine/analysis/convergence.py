@@ -1,6 +1,7 @@
 """Whether arms had converged when their budget ended, and which classes they never found."""
 
 from collections.abc import Mapping
+from typing import cast
 
 import numpy as np
 
@@ -36,11 +37,9 @@ def never_found(study: Study, group: Group) -> dict[str, list[int]]:
 
 def classes_never_found(study: Study, group: Group, arm: str) -> list[int]:
     """The same of one arm; a class that no scored subject has is not counted."""
-    by_seed = study.finals(group, arm, "dice_by_class").values()
-    classes = max((len(row) for row in by_seed), default=0)  # pyright: ignore[reportArgumentType]
-    return [
-        k + 1
-        for k in range(classes)
-        if (values := [v for row in by_seed if (v := row[k]) is not None])  # pyright: ignore
-        and max(values) < NOTHING
-    ]
+    found: dict[int, list[float]] = {}
+    for by_class in study.finals(group, arm, "dice_by_class").values():
+        for k, dice in enumerate(cast("list[float | None]", by_class), 1):
+            if dice is not None:
+                found.setdefault(k, []).append(dice)
+    return sorted(k for k, values in found.items() if max(values) < NOTHING)

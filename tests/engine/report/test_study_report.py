@@ -319,6 +319,11 @@ def test_limits_name_what_had_not_converged_and_classes_never_found(tmp_path: Pa
     write_jsonl(folder / "results.jsonl", rows)
     lines = limits(*summary(folder))
     assert any(line.startswith("Classes 1, 2 were never found by any arm") for line in lines)
+    for row in rows:  # runs of another number of classes, and a class that no subject has
+        row["dice_by_class"] = [0.0] if row["seed"] == 0 else [0.0, None]
+    write_jsonl(folder / "results.jsonl", rows)
+    lines = limits(*summary(folder))
+    assert any(line.startswith("Class 1 was never found by any arm") for line in lines)
 
 
 def test_a_decoder_added_after_looking_is_told(tmp_path: Path) -> None:
