@@ -12,6 +12,7 @@ from mim3d.dataio.reader.corpus import Corpus, opened_corpus
 from mim3d.engine.commands.arguments import parse
 from mim3d.engine.commands.outcome import Outcome
 from mim3d.engine.errors import ConfigError
+from mim3d.engine.finetune.splits import make_splits
 from mim3d.engine.study.config import StudyConfig
 from mim3d.engine.study.recipes import demo as demo_study
 
@@ -143,13 +144,16 @@ def convert_source(source: str, corpus: Path) -> "ConversionReport":
 
 
 def study_config(config: DemoConfig, corpus: Path) -> StudyConfig:
-    """The study recipe `demo` on this corpus."""
+    """The study recipe `demo` on this corpus; your own data and small cohorts use every label."""
     study = demo_study()
     with opened_corpus(corpus) as (opened, _):
         label = config.label or only_label(opened)
+        train = make_splits(opened.records, label, study.data.split).train
+    few = not config.data and len(train) > max(study.labels)
     return replace(
         study,
         seeds=tuple(range(config.seeds)),
+        labels=study.labels if few else (1.0,),
         synthetic=not config.data,
         data=replace(study.data, corpus=str(corpus), label=label),
     )

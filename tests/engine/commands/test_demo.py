@@ -14,7 +14,7 @@ from mim3d.dataio.reader.corpus import Corpus
 from mim3d.dataio.sources.phantom import make_cohort
 from mim3d.engine.commands import demo
 from mim3d.engine.commands.cli import main
-from mim3d.engine.commands.demo import DemoConfig, run_demo
+from mim3d.engine.commands.demo import DemoConfig, convert_source, run_demo, study_config
 from mim3d.engine.study.config import StudyConfig
 from mim3d.engine.study.recipes import demo as demo_study
 
@@ -122,3 +122,13 @@ def test_a_corpus_without_labels_says_what_to_do(tmp_path: Path) -> None:
     demo.convert_source(str(data / "imagesTr"), tmp_path / "corpus.zarr")
     with pytest.raises(Mim3dError, match="labelsTr"):
         demo.only_label(Corpus.open(tmp_path / "corpus.zarr"))
+
+
+@pytest.mark.parametrize(("subjects", "labels"), [(8, (1.0,)), (20, (8.0,))])
+def test_few_labels_are_of_a_phantom_cohort_that_has_more(
+    tmp_path: Path, subjects: int, labels: tuple[float, ...]
+) -> None:
+    cohort = str(make_cohort(tmp_path / "data", subjects, field_of_view_mm=16.0))
+    convert_source(cohort, tmp_path / "c.zarr")
+    assert study_config(DemoConfig(), tmp_path / "c.zarr").labels == labels
+    assert study_config(DemoConfig(data=cohort), tmp_path / "c.zarr").labels == (1.0,)
