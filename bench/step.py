@@ -8,9 +8,10 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 import torch
+import tyro
 from torch import nn
 
 from mim3d.bench.corpora import anatomy_like, corpus_of
@@ -51,7 +52,7 @@ class StepBench:
 
     recipe: str = ""
     """Recipe to time; demo-mae on a CPU and mae-vit-b-96 on a GPU where not given."""
-    corpus: Path | None = None
+    corpus: Annotated[Path | None, tyro.conf.arg(name="data.corpus", aliases=("--corpus",))] = None
     """Corpus for the loader; a generated one where not given."""
     global_batch: int = 0
     """Crops a step; 0 keeps the recipe's."""

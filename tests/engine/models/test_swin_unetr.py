@@ -112,4 +112,5 @@ def test_every_arm_of_the_swin_study_gets_the_swin() -> None:
     config = study("swin")
     splits = Splits(("a", "b"), ("c",), ("d",), ("a", "b"), (), ())
     made = [pretrain_config(config, wanted, splits) for wanted in pretrainings(config)]
-    assert [run.swin for run in made] == [config.swin] * 2
+    n_seeds = len(config.seeds) + len(config.finetune.tuning_seeds)
+    assert [run.swin for run in made] == [config.swin] * 2 * n_seeds

@@ -119,7 +119,7 @@ def test_a_study_with_an_arm_that_cannot_run(
 def test_held_out_subjects_never_pretrain(config: StudyConfig, tmp_path: Path) -> None:
     run_study(replace(config, arms=("mae",)), tmp_path)
     about = read_json(tmp_path / "study.json")
-    seen = read_json(tmp_path / "pretrain" / "mae" / "config.json")["data"]["subjects"]
+    seen = read_json(tmp_path / "pretrain" / "mae_seed-0" / "config.json")["data"]["subjects"]
     held_out = {*about["splits"]["validation"], *about["splits"]["test"]}
     assert held_out
     assert not held_out & set(seen)
