@@ -2,7 +2,7 @@
 
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TypeVar
 
 import numpy as np
@@ -16,12 +16,13 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class ClassShare:
-    """One class of one label over the corpus."""
+    """One class of one label over the corpus, with the name that the sources gave it."""
 
     label: str
     cls: int
     n_volumes: int
     n_voxels: int
+    name: str = ""
 
 
 def raw_bytes(record: VolumeRecord) -> int:
@@ -57,6 +58,8 @@ class Summary:
     n_with_warnings: int
     n_lacking: int
     """Volumes with a channel of one value everywhere: a modality that is missing."""
+    modalities: Mapping[str, int] = field(default_factory=dict)
+    """Volumes by the names of their channels, where the sources told them."""
 
 
 def summarise(records: Sequence[VolumeRecord]) -> Summary:
@@ -81,6 +84,7 @@ def summarise(records: Sequence[VolumeRecord]) -> Summary:
         ),
         classes=class_shares(records),
         n_with_warnings=sum(bool(r.warnings) for r in records),
+        modalities=counted(", ".join(r.channel_names) for r in records if r.channel_names),
         n_lacking=sum(r.channels > 1 and bool(r.constant_channels) for r in records),
     )
 
@@ -103,13 +107,17 @@ def class_shares(records: Sequence[VolumeRecord]) -> list[ClassShare]:
     """Every class of every label but the background, by label name and class."""
     volumes: Counter[tuple[str, int]] = Counter()
     voxels: Counter[tuple[str, int]] = Counter()
+    names: dict[tuple[str, int], str] = {}
     for record in records:
         for label in record.labels:
+            names |= {(label.name, cls): name for cls, name in label.class_names.items()}
             for cls, count in label.classes.items():
                 if cls != 0 and count:
                     volumes[label.name, cls] += 1
                     voxels[label.name, cls] += count
-    return [ClassShare(*key, volumes[key], voxels[key]) for key in sorted(volumes)]
+    return [
+        ClassShare(*key, volumes[key], voxels[key], names.get(key, "")) for key in sorted(volumes)
+    ]
 
 
 def summary_table(summary: Summary, quarantined: Mapping[str, int]) -> Table:
@@ -126,6 +134,7 @@ def summary_table(summary: Summary, quarantined: Mapping[str, int]) -> Table:
         "dtype": listed(summary.dtypes),
         "channels": listed(summary.channels)
         + (f"; {summary.n_lacking} volumes lack one" if summary.n_lacking else ""),
+        "modalities": listed(summary.modalities) if summary.modalities else "untold",
         "stored from": listed(summary.orientations),
         "splits": listed(summary.splits),
         "warnings": f"{summary.n_with_warnings} volumes" if summary.n_with_warnings else "none",
@@ -141,12 +150,13 @@ def class_table(summary: Summary, limit: int) -> Table:
     left_off = len(summary.classes) - limit
     more = f" (first {limit} of {len(summary.classes)})" if left_off > 0 else ""
     table = Table(title=f"labelled classes{more}", title_justify="left")
-    for column in ("label", "class", "volumes", "voxels", "share of the corpus"):
-        table.add_column(column, justify="left" if column == "label" else "right")
+    for column in ("label", "class", "name", "volumes", "voxels", "share of the corpus"):
+        table.add_column(column, justify="left" if column in ("label", "name") else "right")
     for c in summary.classes[:limit]:
         share = 100.0 * c.n_voxels / max(summary.n_voxels, 1)
         voxels = f"{c.n_voxels:,}"
-        table.add_row(c.label, str(c.cls), str(c.n_volumes), voxels, f"{share:.3g} %")
+        row = (c.label, str(c.cls), c.name, str(c.n_volumes), voxels, f"{share:.3g} %")
+        table.add_row(*row)
     return table
 
 

@@ -3,7 +3,7 @@
 import math
 import warnings
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -31,7 +31,7 @@ from mim3d.engine.finetune.task import Evaluation, Task
 
 with extra():
     from monai.inferers.utils import sliding_window_inference
-    from monai.losses.dice import DiceCELoss
+    from monai.losses.dice import DiceCELoss, DiceLoss
 
 WINDOWS_AT_ONCE = 4
 PICTURES = 3
@@ -65,9 +65,12 @@ class SegmentationTask(Task):
         self.config, self.corpus, self.device = config, corpus, device
         self.reader = ShardReader(corpus.table, corpus.root, shards)
         self.classes = n_classes(corpus.records, config.data.label)
+        self.names = class_names(corpus.records, config.data.label, self.classes)
+        self.ignore = ignored_value(corpus.records, config.data.label)
         net = build_segmentation(config, self.classes)
         self.net = net.to(device).to(memory_format=CHANNELS_LAST)  # pyright: ignore[reportCallIssue]
         self.dice_ce = DiceCELoss(to_onehot_y=True, softmax=True)
+        self.dice_of_known = DiceLoss()
         self._cases: dict[str, Case] = {}
 
     def loss(self, batch: Batch) -> Tensor:
@@ -75,7 +78,19 @@ class SegmentationTask(Task):
         assert batch.label is not None
         label = batch.label.to(self.device)[:, None].long()
         image = batch.image.to(self.device, self.dtype, memory_format=CHANNELS_LAST)
-        return self.dice_ce(self.net(image).float(), label)
+        logits = self.net(image).float()
+        return (
+            self.dice_ce(logits, label) if self.ignore is None else self.known_loss(logits, label)
+        )
+
+    def known_loss(self, logits: Tensor, label: Tensor) -> Tensor:
+        """DiceCE over the voxels whose class is told; 0 where no voxel's is."""
+        known = label != self.ignore
+        label = torch.where(known, label, 0)
+        each = nn.functional.cross_entropy(logits, label[:, 0], reduction="none")
+        cross_entropy = (each * known[:, 0]).sum() / known.sum().clamp(min=1)
+        wanted = nn.functional.one_hot(label[:, 0], self.classes).movedim(-1, 1)
+        return self.dice_of_known(logits.softmax(1) * known, wanted * known) + cross_entropy
 
     def volumes(self, subjects: Sequence[str]) -> list[str]:
         """Ids of the subjects' volumes that have the label."""
@@ -89,6 +104,9 @@ class SegmentationTask(Task):
         """Dice of one whole volume; distances too where `final`."""
         case = self.case(volume)
         found = self.predict(net, case)
+        if self.ignore is not None:  # neither right nor wrong
+            found = np.where(case.truth == self.ignore, 0, found).astype(found.dtype)
+            case = replace(case, truth=np.where(case.truth == self.ignore, 0, case.truth))
         dice = dice_by_class(found, case.truth, self.classes)
         hd95 = hd95_by_class(found, case.truth, self.classes, case.spacing_mm) if final else ()
         return CaseScore(case.volume, dice, hd95)
@@ -97,6 +115,7 @@ class SegmentationTask(Task):
         """Means over the volumes, by class too."""
         fields: dict[str, object] = {"dice_by_class": class_means([s.dice for s in cases])}
         if final:
+            fields["class_names"] = list(self.names)
             fields["hd95"] = mean_of([s.mean_hd95 for s in cases])
             fields["hd95_by_class"] = class_means([s.hd95 for s in cases])
             fields["hd95_undefined"] = sum(not math.isfinite(x) for s in cases for x in s.hd95)
@@ -160,10 +179,43 @@ def absent_classes(
     what = {"training": "its Dice says nothing about the encoder"}.get(
         split, "it has no score there but 0 where it is predicted"
     )
+    names = class_names(records, label, n_classes(records, label))
+
+    def told(k: int) -> str:
+        return "" if names[k - 1] == f"class {k}" else f" ({names[k - 1]})"
+
     return [
-        f"class {k} does not occur in the {len(subjects)} {split} subjects: {what}"
+        f"class {k}{told(k)} does not occur in the {len(subjects)} {split} subjects: {what}"
         for k in sorted(set(range(1, n_classes(records, label))) - present)
     ]
+
+
+def class_names(records: Sequence[VolumeRecord], label: str, classes: int) -> tuple[str, ...]:
+    """Names of classes 1 and up as the sources told them, `class 1` where they did not."""
+    names: dict[int, str] = {}
+    for record in records:
+        for found in record.labels:
+            if found.name == label:
+                names |= found.class_names
+    return tuple(names.get(k, f"class {k}") for k in range(1, classes))
+
+
+def ignored_value(records: Sequence[VolumeRecord], label: str) -> int | None:
+    """The value of a label that is no class; ConfigError where volumes differ in it."""
+    labels = [found for record in records for found in record.labels if found.name == label]
+    values = {found.ignore for found in labels if found.ignore is not None}
+    if len(values) > 1:
+        raise ConfigError(
+            f"label {label!r} is to be ignored where it is {sorted(values)}: convert its volumes "
+            "into one corpus with the same --ignore-label"
+        )
+    value = next(iter(values), None)
+    if any(value in found.classes for found in labels):
+        raise ConfigError(
+            f"label {label!r}: {value} is a class of some volumes and to be ignored in others; "
+            "convert them with the same --ignore-label"
+        )
+    return value
 
 
 def n_classes(records: Sequence[VolumeRecord], label: str) -> int:

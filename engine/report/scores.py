@@ -61,9 +61,9 @@ def segmentation_table(
     """Dice and HD95, mean and by class, with the cases that HD95 leaves out."""
     last = [row for by_seed in rows.values() for row in by_seed.values()]
     classes = max((len(row.get("dice_by_class") or ()) for row in last), default=0)
-    by_class = [
-        f"{name}\nclass {k}" for k in range(1, classes + 1) for name in ("Dice", "HD95", "missed")
-    ]
+    told = next((row["class_names"] for row in last if row.get("class_names")), [])
+    names = [told[k] if k < len(told) else f"class {k + 1}" for k in range(classes)]
+    by_class = [f"{name}\n{of}" for of in names for name in ("Dice", "HD95", "missed")]
     body = []
     for arm, by_seed in rows.items():
         cases = final_cases(study, group.group, arm, by_seed)

@@ -139,7 +139,7 @@ def test_labels_that_are_not_there(config: FinetuneConfig, corpus: Path) -> None
     task = SegmentationTask(config, Corpus.open(corpus), torch.device("cpu"))
     notes = task.notes([])
     assert len(notes) == 3
-    assert "class 1 does not occur in the 0 training subjects" in notes[0]
+    assert "class 1 (near nuclei) does not occur in the 0 training subjects" in notes[0]
     assert "no score there" in task.notes([], "validation")[0]
 
 
@@ -292,3 +292,18 @@ def test_another_number_of_channels_is_told_before_the_first_step(
 def test_norms_and_decays_that_would_climb_are_refused(change: dict[str, float]) -> None:
     with pytest.raises(ConfigError, match=f"{next(iter(change))} .*must not be"):
         FinetuneConfig(**change)  # pyright: ignore[reportArgumentType]
+
+
+def test_voxels_to_ignore_weigh_nothing(config: FinetuneConfig) -> None:
+    corpus = Corpus.open(config.data.corpus)
+    task = SegmentationTask(config, corpus, torch.device("cpu"))
+    generator = torch.Generator().manual_seed(0)
+    logits = torch.randn(2, task.classes, 6, 6, 6, generator=generator)
+    label = torch.randint(0, task.classes, (2, 1, 6, 6, 6), generator=generator)
+    task.ignore = 255
+    assert torch.allclose(task.known_loss(logits, label), task.dice_ce(logits, label), atol=1e-5)
+    label[:, :, :3] = 255
+    other = logits.clone()
+    other[:, :, :3] = torch.randn(2, task.classes, 3, 6, 6, generator=generator)
+    assert torch.equal(task.known_loss(logits, label), task.known_loss(other, label))
+    assert torch.isfinite(task.known_loss(logits, torch.full_like(label, 255)))
