@@ -9,6 +9,7 @@ long matches in the high bits and one run of literals in the low ones, where noi
 it many short matches: half to an eighth of the sequences, so fewer bytes and faster decoding.
 """
 
+import math
 import struct
 from dataclasses import dataclass
 from functools import cached_property
@@ -61,7 +62,7 @@ class ChunkCodec:
     @property
     def nbytes(self) -> int:
         """Bytes of a decoded chunk."""
-        return int(np.prod(self.chunk_shape)) * self.itemsize
+        return math.prod(self.chunk_shape) * self.itemsize
 
     @property
     def frame_shuffle(self) -> str:

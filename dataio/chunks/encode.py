@@ -42,27 +42,26 @@ class ChunkEncoder:
 
     def __init__(self, codec: ChunkCodec) -> None:
         self._codec = codec
-        self._batch = max(1, BATCH_BYTES // (codec.nbytes + OVERHEAD))
+        self._nbytes = codec.nbytes + OVERHEAD
+        self._batch = max(1, BATCH_BYTES // self._nbytes)
         self._out = np.empty(0, np.uint8)
+        name, shuffle = codec.compressor, SHUFFLES[codec.frame_shuffle]
+        self._settings = compress_address(), name, COMPRESSORS[name], shuffle, BLOCK_BYTES
+        self._loop = chunk_loops() if self._settings[0] else None
 
     def parts(self, chunks: np.ndarray) -> Iterator[tuple[Buffer, np.ndarray]]:
         """Parts and marks of the chunks in their order."""
-        loop = chunk_loops()
-        if loop is None or not compress_address():
+        if self._loop is None:
             for chunk in chunks:
                 yield self._plain(chunk)
             return
         for first in range(0, len(chunks), self._batch):
             batch = chunks[first : first + self._batch]
-            room = len(batch) * (self._codec.nbytes + OVERHEAD)
+            room = len(batch) * self._nbytes
             if self._out.size < room:
                 self._out = np.empty(room, np.uint8)
             marks = np.empty((len(batch), 2), np.uint32)
-            name, shuffle = self._codec.compressor, SHUFFLES[self._codec.frame_shuffle]
-            used = loop.encode(
-                compress_address(), name, COMPRESSORS[name], shuffle, BLOCK_BYTES,
-                batch, self._out, marks,
-            )  # fmt: skip
+            used = self._loop.encode(*self._settings, batch, self._out, marks)
             yield self._out.data[:used], marks
 
     def _plain(self, chunk: np.ndarray) -> tuple[Buffer, np.ndarray]:

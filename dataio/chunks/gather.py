@@ -4,6 +4,7 @@ Two ways with equal results: a small loop in C (`native/chunks.c`) that gathers 
 chunks after the other into memory that stays in the cache, and numpy where it is not built.
 """
 
+import math
 from collections.abc import Iterator
 from typing import Any
 
@@ -12,12 +13,14 @@ import numpy as np
 from mim3d.dataio.native.extension import chunk_loops
 
 LOOP_ITEMSIZES = (1, 2, 4, 8)
+GATHER_BYTES = 1 << 18
+"""Of chunks gathered before they are given on: as many as one call encodes, still in the cache."""
 
 
 def gathered_rows(volume: np.ndarray, sides: tuple[int, ...], dtype: str) -> Iterator[np.ndarray]:
     """Chunks of a (z, y, x) volume in C order of their grid, zeros beyond the volume's edge.
 
-    They come as contiguous (n, z, y, x), a row of the grid or more at once. `dtype` is the
+    They come as contiguous (n, z, y, x), rows of the grid, one or more at once. `dtype` is the
     volume's, in native byte order. A row is valid until the next is asked for: the memory is used
     again.
     """
@@ -43,12 +46,18 @@ def loop_rows(
     loop: Any, volume: np.ndarray, sides: tuple[int, ...], dtype: str
 ) -> Iterator[np.ndarray]:
     """The same by the loop in C."""
-    row = np.empty((-(-volume.shape[2] // sides[2]), *sides), dtype)
+    ny, nx = -(-volume.shape[1] // sides[1]), -(-volume.shape[2] // sides[2])
+    row_bytes = nx * math.prod(sides) * volume.dtype.itemsize
+    together = min(max(GATHER_BYTES // row_bytes, 1), ny)
+    rows = np.empty((together, nx, *sides), dtype)
+    chunks = rows.reshape(-1, *sides)
     swap = not volume.dtype.isnative
     for z in range(0, volume.shape[0], sides[0]):
-        for y in range(0, volume.shape[1], sides[1]):
-            loop.gather(volume, z, y, row, swap)
-            yield row
+        for first in range(0, ny, together):
+            n = min(together, ny - first)
+            for row in range(n):
+                loop.gather(volume, z, (first + row) * sides[1], rows[row], swap)
+            yield chunks[: n * nx]
 
 
 def slab_chunks(slab: np.ndarray, sides: tuple[int, ...], dtype: str) -> np.ndarray:
