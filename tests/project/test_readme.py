@@ -46,6 +46,15 @@ def test_the_readme_runs_from_top_to_bottom(world: Path) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.real
+def test_the_walk_works_on_the_hippocampi_of_the_decathlon(tmp_path: Path, real_data: Path) -> None:
+    (tmp_path / "nifti").symlink_to(real_data / "msd_task04_hippocampus")
+    (walk,) = [block for block in runnable(README) if "convert nifti/ corpus.zarr " in block.text]
+    carry_out(walk, README, tmp_path)
+    assert (tmp_path / "runs/segment/result.json").exists()
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("page", [page for page in DOCS if runnable(page)], ids=name)
 def test_blocks_of_the_docs_run(page: Path, world: Path) -> None:
     for block in runnable(page):
