@@ -36,6 +36,7 @@ BY_EXTRA = {
     "jinja2": ("a study's report", "study"),
     "obstore": ("corpora on s3://, gs://, http://", "remote"),
     "distributed": ("conversion on a Dask cluster", "dask"),
+    "simpleitk": (".mha, .mhd and .nrrd", "containers"),
     "nvidia-libnvcomp-cu13": ("decompression on a GPU", "gpu"),
 }
 """Distribution -> what needs it, and the extra of mim3d that installs it."""
