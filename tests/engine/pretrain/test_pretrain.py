@@ -234,6 +234,29 @@ def test_bad_gradients(corpus, tmp_path, monkeypatch, bad):
     assert not dist.is_initialized()
 
 
+def test_what_a_diverged_run_is_told_to_do_works(corpus, tmp_path, monkeypatch):
+    log = {"max_bad_steps": 3}
+    half = changed(changed(small_config(corpus), "log", **log), "parallel", precision="fp16")
+    with monkeypatch.context() as patch:
+        patch.setattr(small_run.Stepper, "step", small_run.Stepper.step)
+        small_run.spoil_gradients({4, 5, 6, 7, 8}, rank=0)
+        with pytest.raises(DivergedError, match=r"go on from it with --parallel\.precision bf16"):
+            run_pretrain(half, tmp_path / "run")
+    assert run_pretrain(changed(half, "parallel", precision="bf16"), tmp_path / "run").step == 8
+    gentle = changed(changed(half, "schedule", lr=1e-5), "optim", clip_norm=0.1)
+    assert run_pretrain(gentle, tmp_path / "another").figures["bad_steps"] == 0
+
+
+def test_a_row_holds_the_steps_of_both_sittings(corpus, tmp_path, monkeypatch):
+    config = changed(small_config(corpus), "log", every=4)
+    run_pretrain(config, tmp_path / "whole")
+    stopped_at(config, tmp_path / "broken", 7, monkeypatch)
+    run_pretrain(config, tmp_path / "broken")
+    rows = [exact_rows(tmp_path / run) for run in ("whole", "broken")]
+    assert [row["step"] for row in rows[0]] == [1, 4, 8]
+    assert rows[0] == rows[1]
+
+
 def healthy_state(out):
     newest = small_run.checkpoint_files.committed(out / "checkpoints")[0]
     small_run.checkpoint_files.verify(newest)
