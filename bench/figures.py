@@ -89,8 +89,8 @@ def study_table() -> str:
     columns = {
         "UNETR, 10 seeds": (TEN_SEEDS, "UNETR decoder, all labels"),
         "linear decoder, 5 seeds": (STUDY, "linear decoder, all labels"),
-        "UNETR, 8 labelled subjects": (FEW_LABELS, "UNETR decoder, 8 labelled subjects"),
-        "linear, 8 labelled subjects": (FEW_LABELS, "linear decoder, 8 labelled subjects"),
+        "UNETR, 8 labelled volumes": (FEW_LABELS, "UNETR decoder, 8 labelled subjects"),
+        "linear, 8 labelled volumes": (FEW_LABELS, "linear decoder, 8 labelled subjects"),
     }
     groups = [study(folder)["groups"][group] for folder, group in columns.values()]
     rows = [

@@ -8,6 +8,7 @@ from pages import NEEDS, ROOT, Block, blocks, run, runnable
 
 from mim3d.bench.figures import BLOCK, main, rewritten
 from mim3d.dataio.sources.phantom import make_cohort
+from mim3d.engine.commands.cli import COMMANDS
 
 README = ROOT / "README.md"
 DOCS = sorted((ROOT / "docs").rglob("*.md"))
@@ -93,6 +94,17 @@ def test_a_table_that_is_behind_is_told(tmp_path, monkeypatch, capsys) -> None:
     assert main([]) == 0
     assert main(["--check"]) == 0
     assert page.read_text() == README.read_text()
+
+
+def test_the_picture_of_the_study_is_that_of_the_results() -> None:
+    kept = "2026-11-25-hippocampus-stronger-control/ten-seeds/figures/speedup-by-target.png"
+    shown = (ROOT / "docs/pictures/speedup-by-target.png").read_bytes()
+    assert shown == (ROOT / "bench/results" / kept).read_bytes()
+
+
+def test_every_command_stands_in_the_readme() -> None:
+    for command in COMMANDS:
+        assert re.search(rf"^\| `mim3d {command}\b", README.read_text(), re.MULTILINE), command
 
 
 def test_the_readme_has_tables_of_figures() -> None:
