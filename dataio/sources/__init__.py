@@ -2,7 +2,8 @@
 
 source (what is found), tree (files by name, here or in a bucket), discover (which layout),
 options (what a person tells), subjects, table, class_names, channels (one a file); a file a layout:
-layout_folder, layout_msd, layout_nnunet, layout_bids, layout_nnssl, layout_csv; msd_download
+layout_folder, layout_msd, layout_nnunet, layout_bids, layout_nnssl, layout_csv,
+layout_dicom; msd_download
 fetches a data set, phantom and phantom_body draw a cohort where there is none.
 """
 

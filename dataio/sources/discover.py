@@ -2,7 +2,7 @@
 
 import posixpath
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,6 +11,7 @@ from mim3d.dataio.nifti.names import header_of, is_data_of_pair, is_image
 from mim3d.dataio.sources import (
     layout_bids,
     layout_csv,
+    layout_dicom,
     layout_folder,
     layout_msd,
     layout_nnssl,
@@ -20,10 +21,19 @@ from mim3d.dataio.sources.options import SourceOptions
 from mim3d.dataio.sources.source import Discovery
 from mim3d.dataio.sources.subjects import as_told
 from mim3d.dataio.sources.table import TABLES
-from mim3d.dataio.sources.tree import LocalTree, Tree, as_text, glob_pattern, is_corpus, is_text
+from mim3d.dataio.sources.tree import (
+    LocalTree,
+    SubTree,
+    Tree,
+    as_text,
+    glob_pattern,
+    is_corpus,
+    is_text,
+)
 from mim3d.dataio.storage.remote import ADDRESS
 
-LAYOUTS = ("auto", "folder", "msd", "nnunet", "bids", "nnssl", "csv")
+LAYOUTS = ("auto", "folder", "msd", "nnunet", "bids", "nnssl", "csv", "dicom")
+LOOKED = 20  # files of a folder without images that are looked at for DICOM
 WILD = re.compile(r"[*?\[]")
 
 
@@ -130,6 +140,8 @@ def find_in_folder(tree: Tree, layout: str) -> Discovery:
         "msd": lambda: find_msd(tree),
         "bids": lambda: layout_bids.find(tree),
         "csv": lambda: layout_csv.find(tree, only_table(tree)),
+        "dicom": lambda: layout_dicom.find(tree),
+        "several": lambda: find_several(tree),
         "folder": lambda: layout_folder.find(tree),
     }
     return finders[detect(tree) if layout == "auto" else layout]()
@@ -147,7 +159,48 @@ def detect(tree: Tree) -> str:
     images = [name for name in tree.names if is_image(name)]
     if images and 2 * len(layout_bids.bids_files(images)) > len(images):
         return "bids"
-    return "folder"
+    if not images and any(layout_dicom.is_dicom(Path(tree.path(n))) for n in tree.names[:LOOKED]):
+        return "dicom"
+    return "several" if nested_roots(tree.names) or layout_bids.bids_files(images) else "folder"
+
+
+def nested_roots(names: Sequence[str]) -> list[str]:
+    """Folders below the root that are data sets of their own: with imagesTr in them."""
+    found = {name[: name.index("/imagesTr/")] for name in names if "/imagesTr/" in name}
+    return sorted(root for root in found if not any(root.startswith(o + "/") for o in found))
+
+
+def find_several(tree: Tree) -> Discovery:
+    """Sources of a folder of data sets, each read as its own layout has it, then of all else.
+
+    Subjects are told apart by their data set, which is their group.
+    """
+    roots = nested_roots(tree.names)
+    parts = [as_part(find_in_folder(SubTree(tree, root), "auto"), root) for root in roots]
+    rest = [n for n in tree.names if not any(n.startswith(root + "/") for root in roots)]
+    bids = set(layout_bids.bids_files(rest))
+    if bids:
+        parts.append(layout_bids.find(tree, sorted(bids)))
+    parts.append(layout_folder.find(tree, [n for n in rest if n not in bids]))
+    layouts = dict.fromkeys(part.layout for part in parts if part.sources)
+    return Discovery(
+        tuple(source for part in parts for source in part.sources),
+        tuple(dict.fromkeys(skip for part in parts for skip in part.skipped)),
+        ", ".join(layouts),
+        tuple(warning for part in parts for warning in part.warnings),
+        tuple(note for part in parts for note in part.notes),
+    )
+
+
+def as_part(found: Discovery, root: str) -> Discovery:
+    """What was found in one data set of several: under its name."""
+    sources = []
+    for source in found.sources:
+        known = source.subject_from.endswith(" names") and source.subject_from != "file names"
+        subject = source.subject if known else f"{root}/{source.subject or source.id}"
+        id = f"{root.replace('/', '_')}_{source.id}"
+        sources.append(replace(source, id=id, subject=subject, group=source.group or root))
+    return replace(found, sources=tuple(sources))
 
 
 def tree_has(tree: Tree, name: str) -> bool:

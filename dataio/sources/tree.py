@@ -268,3 +268,31 @@ class RemoteTree:
             return read_remote_bytes(path, TEXT_BUDGET).decode("utf-8-sig")
         except UnicodeDecodeError as error:
             raise SourceError("not-text", path, "is not UTF-8 text") from error
+
+
+class SubTree:
+    """A folder of another tree as a tree of its own."""
+
+    def __init__(self, tree: Tree, folder: str) -> None:
+        self._tree, self._folder = tree, folder
+        self.root = tree.path(folder)
+        self.problems: list[Rejection] = []
+        skip = len(folder) + 1
+        self.names = [name[skip:] for name in tree.names if name.startswith(folder + "/")]
+
+    def path(self, name: str) -> str:
+        """Path or address of an entry."""
+        if ADDRESS.match(name) or posixpath.isabs(name):
+            return name
+        return self._tree.path(f"{self._folder}/{name}" if name else self._folder)
+
+    def has(self, name: str) -> bool:
+        """Whether the entry is there."""
+        return self._tree.has(self.path(name) if posixpath.isabs(name) else self._inner(name))
+
+    def read_text(self, name: str) -> str:
+        """Text of a small file."""
+        return self._tree.read_text(self._inner(name))
+
+    def _inner(self, name: str) -> str:
+        return name if ADDRESS.match(name) else posixpath.normpath(f"{self._folder}/{name}")

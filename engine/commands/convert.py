@@ -40,7 +40,7 @@ class ConvertArgs:
     destination: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="DST")]
     """Corpus folder or address; one that exists is continued."""
     layout: str = "auto"
-    """folder, msd, nnunet, bids, nnssl or csv; auto looks at the files."""
+    """folder, msd, nnunet, bids, nnssl, csv or dicom; auto looks at the files."""
     workers: int | None = None
     """Processes; all usable CPUs by default."""
     dask: str | None = None

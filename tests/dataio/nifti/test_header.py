@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mim3d.dataio.errors import SourceError
-from mim3d.dataio.nifti.file import read_nifti, read_source_bytes
+from mim3d.dataio.nifti.file import read_header, read_nifti, read_source_bytes
 from mim3d.dataio.nifti.header import HeaderTrust, parse_header
 
 BUDGET = 1 << 30
@@ -316,3 +316,27 @@ def test_budget(tmp_path):
     file = str(save(tmp_path / "a.nii.gz", np.zeros((40, 40, 40), np.float32)))
     with pytest.raises(SourceError, match="byte-budget"):
         read_nifti(file, 1000)
+
+
+@pytest.mark.parametrize(
+    ("content", "code", "remedy"),
+    [
+        (
+            b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n",
+            "lfs-pointer",
+            "git lfs pull",
+        ),
+        (b"/annex/objects/MD5E-s9--0.nii.gz\n", "annex-pointer", "datalad get"),
+        (b"  <!DOCTYPE html><html>login</html>", "web-page", "download it again"),
+        (b"BZh91AY&SY", "bzip2", "bunzip2"),
+        (b"PK\x03\x04", "zip", "unpack it"),
+        (b"\x28\xb5\x2f\xfd", "zstd", "zstd -d"),
+    ],
+)
+def test_what_stands_under_a_nifti_name_is_told_with_its_remedy(tmp_path, content, code, remedy):
+    file = tmp_path / "a.nii.gz"
+    file.write_bytes(content + bytes(600))
+    for read in (read_nifti, read_header):
+        with pytest.raises(SourceError, match=remedy) as caught:
+            read(str(file), BUDGET)
+        assert caught.value.code == code

@@ -188,7 +188,7 @@ def test_a_file_that_is_no_input(tmp_path):
     with pytest.raises(SourceError, match="is not NIfTI"):
         discover(str(plant(tmp_path, "thesis.docx") / "thesis.docx"))
     with pytest.raises(ValueError, match="layout"):
-        discover(str(tmp_path), "dicom")
+        discover(str(tmp_path), "minc")
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", "{}", '{"training": 5}', "3", "\xff"])

@@ -406,3 +406,26 @@ def test_a_label_that_may_be_of_two_visits_is_left_out(tmp_path):
     found = plant(tmp_path, *names, "013/ground_truth.nii")
     assert [skip.code for skip in found.skipped] == ["ambiguous-label"]
     assert {source.subject for source in found.sources} == {"013"}
+
+
+def test_a_folder_of_data_sets_is_read_as_each_has_it(tmp_path):
+    files = [
+        f"Task0{t}/{f}/case_00{c}.nii"
+        for t in (1, 2)
+        for f in ("imagesTr", "labelsTr")
+        for c in (0, 1)
+    ]
+    files += [f"Dataset003/imagesTr/x_000_000{c}.nii" for c in (0, 1)] + [
+        "Dataset003/labelsTr/x_000.nii"
+    ]
+    files += [
+        "ds01/sub-01/anat/sub-01_T1w.nii",
+        "IXI-T1/IXI002-Guys-0828-T1.nii",
+        "IXI-T2/IXI002-Guys-0828-T2.nii",
+    ]
+    found = plant(tmp_path, *files)
+    assert len(people(found)) == 4 + 1 + 1 + 1
+    assert sum(bool(source.labels) for source in found.sources) == 5
+    assert [len(s.images) for s in found.sources if s.group == "Dataset003"] == [2]
+    assert {s.group for s in found.sources} == {"Task01", "Task02", "Dataset003", "ds01", ""}
+    assert len({s.id for s in found.sources}) == len(found.sources) and not found.skipped

@@ -44,3 +44,23 @@ def test_a_source_that_is_not_utf8_is_refused_and_a_link_to_it_is_not(tmp_path, 
         discover(os.fsdecode(os.fsencode(tmp_path) + b"/" + what))
     (tmp_path / "plain").symlink_to(os.fsdecode(root))
     assert [source.id for source in discover(str(tmp_path / "plain")).sources] == ["a"]
+
+
+def test_an_annex_link_without_its_content_is_told_as_such(tmp_path):
+    save(os.fsencode(tmp_path), b"a.nii")
+    (tmp_path / "b.nii").symlink_to(".git/annex/objects/xx/yy/MD5E-s9--0.nii")
+    (tmp_path / "c.nii").symlink_to("nowhere.nii")
+    found = discover(str(tmp_path))
+    assert [skip.code for skip in found.skipped] == ["annex-pointer", "broken-link"]
+    assert "datalad get" in found.skipped[0].detail
+
+
+@pytest.mark.parametrize(
+    ("name", "remedy"),
+    [("x.nii.bz2", "bunzip2"), ("x.mnc", "mnc2nii"), ("x.zip", "unpack"), ("x", "--layout dicom")],
+)
+def test_files_that_are_not_read_are_told_with_what_to_do(tmp_path, name, remedy):
+    save(os.fsencode(tmp_path), b"a.nii")
+    (tmp_path / name).write_bytes(b"x")
+    (skip,) = discover(str(tmp_path)).skipped
+    assert skip.code == "not-nifti" and remedy in skip.detail

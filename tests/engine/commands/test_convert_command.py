@@ -177,7 +177,7 @@ def test_a_pattern_or_table_that_leaves_some_out_is_told(folder, tmp_path, capsy
         (["SRC", "c", "--workers", "q"], "--workers takes INT, got q"),
         (["SRC", "c", "--spacing", "1", "1"], "--spacing-mm takes FLOAT FLOAT FLOAT, got 1, 1"),
         (["SRC", "c", "--window", "-inf", "100"], "window (-inf, 100.0)"),
-        (["SRC", "c", "--layout", "dicom"], "layout 'dicom': one of auto"),
+        (["SRC", "c", "--layout", "minc"], "layout 'minc': one of auto"),
         (["SRC", "c", "--dtyp", "x"], "Unrecognized options: --dtyp, x"),
         (["SRC"], "DST"),
         (["SRC", ""], "DST is empty"),
