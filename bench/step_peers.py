@@ -65,12 +65,12 @@ class EagerMAE(MAE):
         return self.head(self.decoder_norm(tokens))
 
     def all_targets(self, volume: Tensor) -> Tensor:
-        """Patchified volume (b, n, c*p), normalised per patch where the configuration says so."""
+        """Patchified volume (b, n, c*p), each channel of a patch normalised where asked for."""
         b, c = volume.shape[:2]
         (gz, gy, gx), (pz, py, px) = self.vit_config.grid, self.vit_config.patch_size
         tiles = volume.reshape(b, c, gz, pz, gy, py, gx, px).permute(0, 2, 4, 6, 1, 3, 5, 7)
-        target = tiles.reshape(b, gz * gy * gx, -1).float()
-        if not self.config.normalise_target:
-            return target
-        mean, var = target.mean(-1, keepdim=True), target.var(-1, keepdim=True)
-        return (target - mean) / (var + 1e-6).sqrt()
+        target = tiles.reshape(b, gz * gy * gx, c, -1).float()
+        if self.config.normalise_target:
+            mean, var = target.mean(-1, keepdim=True), target.var(-1, keepdim=True)
+            target = (target - mean) / (var + 1e-6).sqrt()
+        return target.flatten(2)
