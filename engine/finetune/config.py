@@ -189,12 +189,12 @@ def earlier_statistics(card: Mapping[str, Any]) -> str:
 
     if card.get("statistics", 1) >= STATISTICS:
         return ""
-    told = []
+    found = []
     if card["vit"].get("channels", 1) > 1 and card["normalise"] in ("zscore", "percentile"):
-        told.append("the same statistics for all channels")
+        found.append("the same statistics for all channels")
     if card["normalise"] == "clip-zscore":
-        told.append("the mean and deviation of unclipped voxels")
-    return " and ".join(told)
+        found.append("the mean and deviation of unclipped voxels")
+    return " and ".join(found)
 
 
 def idle_fields(config: FinetuneConfig) -> dict[type, tuple[str, ...]]:

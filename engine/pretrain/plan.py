@@ -120,7 +120,7 @@ def make_plan(
 
 
 @dataclass(frozen=True)
-class Shards:
+class ShardSizes:
     """What a rank holds of a sharded model."""
 
     parameters: int
@@ -133,7 +133,7 @@ class Shards:
     """Of the blocks that have collectives of their own; the rest is the root's."""
 
 
-def sharding_dry_run(config: PretrainConfig, gpus: int) -> Shards:
+def sharding_dry_run(config: PretrainConfig, gpus: int) -> ShardSizes:
     """Shard the model over a fake group of `gpus` ranks and count what rank 0 would hold."""
     from torch.testing._internal.distributed.fake_pg import FakeStore
 
@@ -157,7 +157,7 @@ def sharding_dry_run(config: PretrainConfig, gpus: int) -> Shards:
         local = sum(local_size(parameter) for parameter in model.parameters())
     finally:
         dist.destroy_process_group()
-    return Shards(total, local, gathered, sum(sizes))
+    return ShardSizes(total, local, gathered, sum(sizes))
 
 
 def meta_model(config: PretrainConfig) -> nn.Module:
@@ -228,7 +228,7 @@ def swin_activation_values(config: PretrainConfig) -> float:
     return kept * (2 if isinstance(config.method, SimCLRConfig) else 1)
 
 
-def accumulated_bytes(config: PretrainConfig, shards: Shards, gpus: int) -> float:
+def accumulated_bytes(config: PretrainConfig, shards: ShardSizes, gpus: int) -> float:
     """Bytes of gradients that are summed whole, in fp32, before ranks exchange them."""
     accumulates = config.parallel.grad_accum > 1 and not is_left_whole(config, gpus)
     return 4.0 * shards.parameters if accumulates else 0.0
@@ -240,7 +240,7 @@ def is_left_whole(config: PretrainConfig, gpus: int) -> bool:
     return gpus == 1 and parallel.precision == "fp32" and parallel.one_rank == "whole"
 
 
-def network_bytes(config: PretrainConfig, shards: Shards, gpus: int, width: int) -> float:
+def network_bytes(config: PretrainConfig, shards: ShardSizes, gpus: int, width: int) -> float:
     """Bytes a rank sends in a step."""
     parallel, parameters = config.parallel, shards.parameters
     shard = gpus // parallel.replicate

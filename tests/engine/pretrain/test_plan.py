@@ -18,7 +18,7 @@ from mim3d.engine.errors import ConfigError
 from mim3d.engine.models.config import SwinConfig, ViTConfig
 from mim3d.engine.models.flops import run_flops
 from mim3d.engine.pretrain.plan import (
-    Shards,
+    ShardSizes,
     accumulated_bytes,
     activation_values,
     make_plan,
@@ -104,7 +104,7 @@ def test_every_recipe_can_be_planned(name):
 
 def test_network_bytes_by_hand():
     config = recipe("btcv-mae")
-    shards = Shards(1000, 250, 1000, block_parameters=900)
+    shards = ShardSizes(1000, 250, 1000, block_parameters=900)
     assert network_bytes(config, shards, 1, 2) == 0
     assert network_bytes(config, shards, 4, 2) == 0.75 * (2 * 1000 + 2 * 900 + 4 * 1000)
     parallel = dataclasses.replace(config.parallel, replicate=2, reshard_after_forward=False)
