@@ -121,9 +121,14 @@ class ChunkCodec:
 
 
 def shard_metadata(
-    shape: tuple[int, ...], codec: ChunkCodec, names: tuple[str, ...], attributes: dict[str, Any]
+    shape: tuple[int, ...],
+    codec: ChunkCodec,
+    names: tuple[str, ...],
+    attributes: dict[str, Any],
+    separator: str = "/",
 ) -> dict[str, Any]:
-    """zarr.json of an array of `shape` stored as one shard, absent chunks being 0."""
+    """zarr.json of an array of `shape` stored as one shard, absent chunks being 0; `separator`
+    parts the numbers of a chunk's key."""
     shard = [-(-size // side) * side for size, side in zip(shape, codec.chunk_shape, strict=True)]
     sharding = {
         "chunk_shape": list(codec.chunk_shape),
@@ -138,7 +143,7 @@ def shard_metadata(
         "shape": list(shape),
         "data_type": codec.dtype,
         "chunk_grid": {"name": "regular", "configuration": {"chunk_shape": shard}},
-        "chunk_key_encoding": {"name": "default", "configuration": {"separator": "/"}},
+        "chunk_key_encoding": {"name": "default", "configuration": {"separator": separator}},
         "fill_value": fill,
         "codecs": [{"name": "sharding_indexed", "configuration": sharding}],
         "dimension_names": list(names),

@@ -11,6 +11,7 @@ from mim3d.dataio.convert.volume import read_images, trust_of, volumes
 from mim3d.dataio.convert.volume_ids import label_facts, safe_id
 from mim3d.dataio.convert.volume_writer import volume_objects
 from mim3d.dataio.corpus.conversion import Conversion
+from mim3d.dataio.corpus.layout import FILES_OF_A_CORPUS, n_files
 from mim3d.dataio.errors import Rejection, SourceError
 from mim3d.dataio.geometry import Grid, axis_codes
 from mim3d.dataio.nifti.file import is_remote, read_header
@@ -52,6 +53,14 @@ class Forecast:
     def voxel_bytes(self) -> int:
         """Decoded size of everything."""
         return sum(item.voxel_bytes for item in self.expected)
+
+    def n_files(self, conversion: Conversion) -> int:
+        """Files and folders of the corpus."""
+        counts = (
+            n_files(len(item.source.labels)) * volume_count([item], conversion)
+            for item in self.expected
+        )
+        return sum(counts) + FILES_OF_A_CORPUS
 
     @property
     def stored_bytes(self) -> float:

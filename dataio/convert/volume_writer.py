@@ -14,6 +14,7 @@ from mim3d.dataio.convert.volume_ids import label_facts
 from mim3d.dataio.corpus import ome
 from mim3d.dataio.corpus.arrays import metadata_sha256
 from mim3d.dataio.corpus.conversion import Conversion
+from mim3d.dataio.corpus.layout import NEWEST, separator, shard_key
 from mim3d.dataio.corpus.manifest import ChannelRecord, LabelRecord, VolumeRecord
 from mim3d.dataio.corpus.ome import pack_points
 from mim3d.dataio.geometry import Grid, axis_codes, obliquity_deg
@@ -40,6 +41,7 @@ def volume_objects(
     shards = [_label_objects(objects, label, volume.grid, conversion) for label in labels]
     if labels:
         objects["labels/zarr.json"] = (ome.labels_group([label.name for label in labels]),)
+    _consolidate(objects, volume)
 
     def record() -> VolumeRecord:
         label_records = tuple(
@@ -57,15 +59,26 @@ def _image_objects(
     objects: Objects, id: str, volume: Volume, conversion: Conversion
 ) -> ShardStream:
     values, grid, channels = volume.values, volume.grid, volume.channels
-    dtype = values.voxels.dtype.name
     extra = {"slope": values.slope, "intercept": values.intercept, "affine": grid.nested_affine}
     objects["zarr.json"] = (ome.image_group(id, grid, channels, extra),)
-    header = ome.nifti_header(
-        grid, channels, dtype, values.slope, values.intercept, volume.affine_code
-    )
-    objects["nifti/zarr.json"] = (ome.header_array(len(header)),)
-    objects["nifti/c/0"] = (header,)
     return _array_objects(objects, "0", values.voxels, conversion)
+
+
+def _consolidate(objects: Objects, volume: Volume) -> None:
+    """Repeat the metadata of all that is in the group in its own zarr.json, with the NIfTI header
+    as an array there alone."""
+    values, grid = volume.values, volume.grid
+    header = ome.nifti_header(
+        *(grid, volume.channels, values.voxels.dtype.name),
+        *(values.slope, values.intercept, volume.affine_code),
+    )
+    inside = {
+        key.removesuffix("/zarr.json"): b"".join(map(bytes, parts))
+        for key, parts in objects.items()
+        if key.endswith("/zarr.json")
+    }
+    group = b"".join(map(bytes, objects["zarr.json"]))
+    objects["zarr.json"] = (ome.consolidated(group, inside, header),)
 
 
 def _label_objects(
@@ -101,10 +114,10 @@ def _array_objects(
     sides = (1,) * (voxels.ndim - 3) + (conversion.chunk,) * 3
     codec = ChunkCodec(conversion.codec, voxels.dtype.name, sides, conversion.shuffle)
     names = ("c", "z", "y", "x")[4 - voxels.ndim :]
-    document = shard_metadata(voxels.shape, codec, names, {})
+    document = shard_metadata(voxels.shape, codec, names, {}, separator(NEWEST))
     shard = ShardStream(voxels, codec)
     objects[f"{path}/zarr.json"] = (ome.json_bytes(document),)
-    objects[f"{path}/c" + "/0" * voxels.ndim] = shard
+    objects[shard_key(path, voxels.ndim, NEWEST)] = shard
     return shard
 
 
@@ -172,4 +185,5 @@ def _record(
         channel_names=channel_names(source, volume),
         n_values=volume.n_values,
         header_doubt=header.doubt,
+        layout=NEWEST,
     )

@@ -8,6 +8,7 @@ import numpy as np
 from typing_extensions import Buffer
 
 from mim3d.dataio.chunks.shard_writer import checked_digest, chunk_index, n_chunks
+from mim3d.dataio.corpus.layout import header_keys, is_shard, shard_key
 from mim3d.dataio.corpus.manifest import VolumeRecord
 from mim3d.dataio.storage.store import Store
 
@@ -23,11 +24,12 @@ class ArrayRecord:
     dtype: str
     sha256: str
     nbytes: int
+    layout: int
 
     @property
     def shard_key(self) -> str:
         """Key of its one shard."""
-        return f"{self.path}/c" + "/0" * len(self.shape)
+        return shard_key(self.path, len(self.shape), self.layout)
 
     def sides(self, chunk: int) -> tuple[int, ...]:
         """Shape of its inner chunks, `chunk` being their side."""
@@ -46,26 +48,23 @@ def stored_arrays(record: VolumeRecord) -> list[ArrayRecord]:
         record.dtype,
         record.shard_sha256,
         record.shard_bytes,
+        record.layout,
     )
     labels = [
         ArrayRecord(
-            f"{record.id}/labels/{a.name}/0", record.shape, a.dtype, a.shard_sha256, a.shard_bytes
+            *(f"{record.id}/labels/{a.name}/0", record.shape, a.dtype, a.shard_sha256),
+            *(a.shard_bytes, record.layout),
         )
         for a in record.labels
     ]
     return [image, *labels]
 
 
-def is_shard(key: str) -> bool:
-    """Whether a key of a volume's folder is that of an array's shard."""
-    return key.startswith(("0/c/", "labels/")) and "/0/c/" in f"/{key}"
-
-
 def expected_keys(record: VolumeRecord) -> list[str]:
     """Every object of a volume's folder, relative to it."""
     arrays = [array.path.removeprefix(f"{record.id}/") for array in stored_arrays(record)]
     shards = [array.shard_key.removeprefix(f"{record.id}/") for array in stored_arrays(record)]
-    keys = ["zarr.json", "nifti/zarr.json", "nifti/c/0", *shards]
+    keys = ["zarr.json", *header_keys(record.layout), *shards]
     keys += [f"{path}/zarr.json" for path in arrays]
     if record.labels:
         keys += ["labels/zarr.json", *(f"labels/{a.name}/zarr.json" for a in record.labels)]

@@ -24,6 +24,7 @@ import numpy as np
 
 from mim3d.dataio.corpus.arrays import INDEX_CRC, INDEX_ENTRY
 from mim3d.dataio.corpus.channel_rows import CHANNEL_DTYPE, CHANNELS, rows_of_volumes
+from mim3d.dataio.corpus.layout import shard_key
 from mim3d.dataio.corpus.names import check_names, check_packed_names
 from mim3d.dataio.corpus.table_file import (
     TABLE,
@@ -287,7 +288,9 @@ class ChunkTable:
     def shard_path(self, row: int) -> str:
         """Key of the one shard object of a row of `arrays`, relative to the corpus."""
         n_axes = 3 + (int(self.arrays["channels"][row]) > 1)
-        return f"{self.array_path(row)}/c" + "/0" * n_axes
+        newer = "layout" in (self.arrays.dtype.names or ())
+        layout = int(self.arrays["layout"][row]) if newer else 1
+        return shard_key(self.array_path(row), n_axes, layout)
 
     def label_row(self, volume: int, name: str) -> int:
         """Row in `arrays` of a volume's label, or -1 where it has none of that name."""

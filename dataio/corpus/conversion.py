@@ -8,7 +8,8 @@ from mim3d.dataio.chunks.codec import COMPRESSORS, SHUFFLES
 from mim3d.dataio.errors import Mim3dError
 from mim3d.dataio.geometry import check_orientation
 
-FORMAT = 1
+FORMAT = 2
+READABLE_FORMATS = (1, 2)
 GIB = 1 << 30
 
 

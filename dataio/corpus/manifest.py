@@ -93,7 +93,8 @@ class VolumeRecord:
     `subject_from` is the rule that named the subject ("told" where a person, a table or a layout
     states it) and `subject_doubt` why it may be wrong; `channel_names` are the source's. `n_values`
     is how many values an image of few integers holds (a label map among images?), else 0.
-    `header_doubt` says what of the source's header disagrees.
+    `header_doubt` says what of the source's header disagrees. `layout` is how the folder is laid
+    out (`corpus.layout`), 1 in corpora made before there was another.
     """
 
     id: str
@@ -137,6 +138,7 @@ class VolumeRecord:
     channel_names: tuple[str, ...] = ()
     n_values: int = 0
     header_doubt: str = ""
+    layout: int = 1
 
     @property
     def channel_records(self) -> tuple[ChannelRecord, ...]:

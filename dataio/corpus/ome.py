@@ -2,6 +2,7 @@
 
 import base64
 import json
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -95,22 +96,33 @@ def nifti_header(
     return header.binaryblock
 
 
-def header_array(nbytes: int) -> bytes:
-    """zarr.json of the uint8 array that holds the header."""
-    grid = {"name": "regular", "configuration": {"chunk_shape": [nbytes]}}
-    keys = {"name": "default", "configuration": {"separator": "/"}}
-    return json_bytes({
+def consolidated(group: bytes, inside: Mapping[str, bytes], header: bytes) -> bytes:
+    """A group's zarr.json with the metadata of all below it, by path, and the NIfTI header.
+
+    The header is an array of which the fill value is all there is, so that it takes no file:
+    nifti-zarr's readers go through zarr-python, which reads it so.
+    """
+    nodes = {path: json.loads(text) for path, text in inside.items()} | {
+        "nifti": header_array(header)
+    }
+    found = {"kind": "inline", "must_understand": False, "metadata": dict(sorted(nodes.items()))}
+    return json_bytes(json.loads(group) | {"consolidated_metadata": found})
+
+
+def header_array(header: bytes) -> dict[str, Any]:
+    """zarr.json of the array that holds the header as one element of so many bytes."""
+    return {
         "zarr_format": 3,
         "node_type": "array",
-        "shape": [nbytes],
-        "data_type": "uint8",
-        "chunk_grid": grid,
-        "chunk_key_encoding": keys,
-        "fill_value": 0,
+        "shape": [1],
+        "data_type": {"name": "raw_bytes", "configuration": {"length_bytes": len(header)}},
+        "chunk_grid": {"name": "regular", "configuration": {"chunk_shape": [1]}},
+        "chunk_key_encoding": {"name": "default", "configuration": {"separator": "."}},
+        "fill_value": base64.b64encode(header).decode(),
         "codecs": [{"name": "bytes"}],
         "attributes": {},
         "storage_transformers": [],
-    })  # fmt: skip
+    }
 
 
 def pack_points(points: dict[int, np.ndarray]) -> dict[str, str]:

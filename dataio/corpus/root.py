@@ -8,7 +8,7 @@ from typing import Any
 
 import google_crc32c
 
-from mim3d.dataio.corpus.conversion import FORMAT, Conversion
+from mim3d.dataio.corpus.conversion import FORMAT, READABLE_FORMATS, Conversion
 from mim3d.dataio.corpus.ome import json_bytes
 from mim3d.dataio.corpus.table_file import TABLE, read_head_of
 from mim3d.dataio.errors import CorpusError
@@ -54,9 +54,10 @@ def read_root(text: bytes, where: str) -> dict[str, Any]:
             f"{where}/zarr.json: fails its checksum; run the same `mim3d convert` again, or "
             f"`mim3d verify {where} --mend`: either mends it"
         )
-    if format != FORMAT:
+    if format not in READABLE_FORMATS:
         raise CorpusError(
-            f"{where}: corpus format {format}, this version reads {FORMAT}; install the version of "
+            f"{where}: corpus format {format}, this version reads "
+            f"{' and '.join(map(str, READABLE_FORMATS))}; install the version of "
             f"mim3d that wrote it ({facts.get('written_by')})"
         )
     return facts

@@ -51,12 +51,12 @@ def reusing(
     rows = {} if table is None else rows_of(table, records)
     first = np.asarray(table.unchecked_points["array"]) if table is not None else None
 
-    def index(path: str, n_axes: int, count: int) -> np.ndarray:
+    def index(path: str, key: str, count: int) -> np.ndarray:
         if table is not None and path in rows and table.arrays["n_chunks"][rows[path]] == count:
             offsets, sizes = table.ranges(rows[path])
             return np.stack([offsets.astype(np.int64), sizes], axis=1)
         try:
-            return read_index(path, n_axes, count)
+            return read_index(path, key, count)
         except (Mim3dError, OSError) as error:
             damaged(path, error)
             return np.zeros((count, 2), np.int64)

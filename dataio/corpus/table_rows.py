@@ -20,14 +20,15 @@ CHECKED = (
 )
 OLD_TABLE_FILES = (HEAD, OFFSETS, SIZES, POINTS, CHANNELS, *CHECKED)
 # label -1 is the image, else an index into label_names; shape and chunk are z, y, x; `shard` is the
-# beginning of its hash in the manifest, which tables before format 5 lack.
+# beginning of its hash in the manifest, `layout` that of its folder; older tables lack both.
 ARRAY_DTYPE = np.dtype([
     ("volume", "<u4"), ("label", "<i2"), ("dtype", "S8"), ("channels", "<u2"),
     ("shape", "<u4", 3), ("chunk", "<u2", 3), ("first_chunk", "<u8"), ("n_chunks", "<u4"),
     ("slope", "<f8"), ("intercept", "<f8"), ("shard_bytes", "<u8"), ("shard", "<u8"),
+    ("layout", "u1"),
 ])  # fmt: skip
 OLD_ARRAY_DTYPE = np.dtype([
-    (name, *field) for name, *field in ARRAY_DTYPE.descr if name != "shard"
+    (name, *field) for name, *field in ARRAY_DTYPE.descr if name not in ("shard", "layout")
 ])  # fmt: skip
 VOLUME_DTYPE = np.dtype([
     ("image", "<u4"), ("shape", "<u4", 3), ("spacing_mm", "<f4", 3),

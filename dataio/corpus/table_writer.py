@@ -14,6 +14,7 @@ from typing_extensions import Buffer
 from mim3d.dataio.chunks.shard_writer import chunk_index, n_chunks
 from mim3d.dataio.corpus.channel_rows import CHANNELS, channel_rows, held
 from mim3d.dataio.corpus.history import history_text
+from mim3d.dataio.corpus.layout import shard_key
 from mim3d.dataio.corpus.manifest import LabelRecord, VolumeRecord
 from mim3d.dataio.corpus.ome import unpack_points
 from mim3d.dataio.corpus.root import root_facts
@@ -39,8 +40,9 @@ from mim3d.dataio.storage.store import Store
 
 READERS = 8
 BATCH = 1024
-# (array path, axes, chunks) -> (n, 2) offsets and lengths; label path -> class -> (n, 3) points.
-IndexReader = Callable[[str, int, int], np.ndarray]
+# (array path, shard key, chunks) -> (n, 2) offsets and lengths; label path -> class -> (n, 3)
+# points.
+IndexReader = Callable[[str, str, int], np.ndarray]
 PointReader = Callable[[str], dict[int, np.ndarray]]
 Readers = tuple[IndexReader, PointReader]
 
@@ -211,6 +213,7 @@ def _array_row(
     return (
         volume, number, dtype.encode(), channels, record.shape, (chunk,) * 3,
         first_chunk, count, *scaling, made.shard_bytes, shard_tag(made.shard_sha256),
+        record.layout,
     )  # fmt: skip
 
 
@@ -225,7 +228,8 @@ def _indexes(
     def read(row: int) -> tuple[int, np.ndarray, dict[int, np.ndarray]]:
         path, is_label = rows[row]
         n_axes = 3 + (int(arrays["channels"][row]) > 1)
-        index = read_index(path, n_axes, int(arrays["n_chunks"][row]))
+        key = shard_key(path, n_axes, int(arrays["layout"][row]))
+        index = read_index(path, key, int(arrays["n_chunks"][row]))
         return row, index, read_points(path) if is_label else {}
 
     with ThreadPoolExecutor(READERS) as readers:
@@ -257,8 +261,7 @@ def _npy(array: np.ndarray) -> list[Buffer]:
 def index_reader(store: Store) -> IndexReader:
     """Read the index at the end of an array's shard."""
 
-    def read(path: str, n_axes: int, count: int) -> np.ndarray:
-        key = f"{path}/c" + "/0" * n_axes
+    def read(path: str, key: str, count: int) -> np.ndarray:
         try:
             return chunk_index(store.tail(key, count * 16 + 4), count)
         except (ValueError, FileNotFoundError) as error:

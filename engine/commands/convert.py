@@ -190,7 +190,8 @@ def show_forecast(
     console.print(
         f"{len(rows)} sources, {n_volumes} volumes, "
         f"{expected.voxel_bytes / 1e6:.1f} MB of voxels -> about "
-        f"{expected.stored_bytes / 1e6:.1f} MB, about {seconds:.1f} s with {workers} workers "
+        f"{expected.stored_bytes / 1e6:.1f} MB in {expected.n_files(args.options)} files and "
+        f"folders, about {seconds:.1f} s with {workers} workers "
         f"({how}); nothing was written"
     )
     people = grouped(replace(found, sources=tuple(i.source for i in expected.expected)))
@@ -205,6 +206,7 @@ def show_forecast(
         "volumes": n_volumes,
         "voxel_bytes": expected.voxel_bytes,
         "estimated_bytes": expected.stored_bytes,
+        "estimated_files": expected.n_files(args.options),
         "estimated_seconds": seconds,
         "found": [facts_of(id, i) for id, i in zip(ids, expected.expected, strict=True)],
         "skipped": [vars(rejection) for rejection in rejections],

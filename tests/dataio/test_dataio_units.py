@@ -103,7 +103,7 @@ def test_the_table_says_what_the_manifest_says(corpus):
         assert np.isclose(row["foreground_mean"], record.foreground.mean)
         image = table.arrays[row["image"]]
         assert (image["volume"], image["label"], image["dtype"]) == (volume, -1, b"<i2")
-        assert table.shard_path(int(row["image"])) == f"{record.id}/0/c/0/0/0"
+        assert table.shard_path(int(row["image"])) == f"{record.id}/0/c.0.0.0"
         assert (corpus.root / table.shard_path(int(row["image"]))).stat().st_size == image[
             "shard_bytes"
         ]

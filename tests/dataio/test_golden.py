@@ -103,11 +103,15 @@ def digest(*parts: bytes) -> str:
 
 
 def shards(corpus: Path) -> str:
-    """Keys and bytes of every shard."""
-    files = sorted(corpus.rglob("0/c/0/0/0"))
+    """Arrays' paths and bytes of every shard, under the keys that shards had in layout 1."""
+    files = sorted(corpus.rglob("0/c.0.0.0"))
     assert len(files) == 2 * len(SHAPES)
     return digest(
-        *(part for f in files for part in (str(f.relative_to(corpus)).encode(), f.read_bytes()))
+        *(
+            part
+            for f in files
+            for part in (f"{f.parent.relative_to(corpus)}/c/0/0/0".encode(), f.read_bytes())
+        )
     )
 
 

@@ -1,23 +1,67 @@
 """The chunk table in its older formats, and parts of the one file, for tests."""
 
+import base64
+import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 
-from mim3d.dataio.corpus.manifest import MANIFEST, read_manifest
+from mim3d.dataio.corpus.arrays import expected_keys, metadata_sha256, stored_arrays
+from mim3d.dataio.corpus.layout import is_shard
+from mim3d.dataio.corpus.manifest import (
+    MANIFEST,
+    VolumeRecord,
+    manifest_bytes,
+    read_manifest,
+)
+from mim3d.dataio.corpus.ome import json_bytes
 from mim3d.dataio.corpus.table_file import TABLE, read_file_head
-from mim3d.dataio.corpus.table_rows import SECTIONS
+from mim3d.dataio.corpus.table_rows import ONE_FILE, SECTIONS
 from mim3d.dataio.corpus.table_writer import table_objects
 from mim3d.dataio.storage.store import open_store
 
 
 def write_as_format(root: Path, format: int, chunk: int) -> None:
-    """Put the table of a corpus as older versions wrote it in the place of its own."""
+    """Put the table and the folders of a corpus as older versions wrote them in the place of its
+    own."""
+    write_as_layout_1(root)
     manifest = (root / MANIFEST).read_bytes()
     store = open_store(str(root))
     for name, parts in table_objects(store, read_manifest(root), manifest, chunk, format).items():
         (root / name).write_bytes(b"".join(map(bytes, parts)))
-    (root / TABLE).unlink()
+    if format < ONE_FILE:
+        (root / TABLE).unlink()
+
+
+def write_as_layout_1(root: Path) -> None:
+    """Lay the folders of all volumes out as they were before chunk keys were parted by dots."""
+    records = [as_layout_1(root, record) for record in read_manifest(root)]
+    (root / MANIFEST).write_bytes(manifest_bytes(records))
+
+
+def as_layout_1(root: Path, record: VolumeRecord) -> VolumeRecord:
+    """Move the shards of a volume, and put its NIfTI header into files; the record that says so."""
+    older = replace(record, layout=1)
+    for now, then in zip(stored_arrays(record), stored_arrays(older), strict=True):
+        document = json.loads((root / now.path / "zarr.json").read_bytes())
+        document["chunk_key_encoding"]["configuration"]["separator"] = "/"
+        (root / now.path / "zarr.json").write_bytes(json_bytes(document))
+        (root / then.shard_key).parent.mkdir(parents=True)
+        (root / now.shard_key).rename(root / then.shard_key)
+    group = json.loads((root / record.id / "zarr.json").read_bytes())
+    nifti = group.pop("consolidated_metadata")["metadata"]["nifti"]
+    header = base64.b64decode(nifti["fill_value"])
+    nifti |= {"shape": [len(header)], "data_type": "uint8", "fill_value": 0}
+    nifti["chunk_grid"]["configuration"]["chunk_shape"] = [len(header)]
+    nifti["chunk_key_encoding"]["configuration"]["separator"] = "/"
+    (root / record.id / "zarr.json").write_bytes(json_bytes(group))
+    (root / record.id / "nifti/c").mkdir(parents=True)
+    (root / record.id / "nifti/zarr.json").write_bytes(json_bytes(nifti))
+    (root / record.id / "nifti/c/0").write_bytes(header)
+    keys = [key for key in expected_keys(older) if not is_shard(key)]
+    objects = {key: [(root / record.id / key).read_bytes()] for key in keys}
+    return replace(older, metadata_sha256=metadata_sha256(objects))
 
 
 def section(root: Path, name: str) -> tuple[int, int]:

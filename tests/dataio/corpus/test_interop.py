@@ -3,6 +3,7 @@
 The oracle is always nibabel on the source file, brought to RAS+ by nibabel itself.
 """
 
+import warnings
 from pathlib import Path
 from typing import Any, cast
 
@@ -11,9 +12,11 @@ import numpy as np
 import pytest
 import zarr
 from nibabel.arrayproxy import ArrayProxy
+from old_tables import write_as_format
 
 from mim3d.dataio.convert.run import convert
 from mim3d.dataio.corpus.conversion import Conversion
+from mim3d.dataio.corpus.layout import n_files
 from mim3d.dataio.corpus.manifest import VolumeRecord
 from mim3d.dataio.reader.corpus import Corpus
 from mim3d.dataio.sources.discover import discover
@@ -21,9 +24,10 @@ from mim3d.dataio.sources.phantom import make_cohort
 from mim3d.dataio.sources.source import Source
 
 
-@pytest.fixture(scope="module", params=["lz4", "zstd"])
+@pytest.fixture(scope="module", params=["lz4", "zstd", "lz4-older"])
 def corpus(request, tmp_path_factory) -> Corpus:
     """Phantoms with labels, a two-channel volume, and a 4D one split by time."""
+    codec, _, older = request.param.partition("-")
     root = tmp_path_factory.mktemp(f"interop-{request.param}")
     sources = list(discover(str(make_cohort(root / "cohort", 6))).sources)
     rng = np.random.default_rng(5)
@@ -35,8 +39,10 @@ def corpus(request, tmp_path_factory) -> Corpus:
     frames = rng.normal(size=(9, 8, 7, 2)).astype(np.float32)
     nib.save(nib.Nifti1Image(frames, affine), root / "bold.nii")
     sources.append(Source("bold", (str(root / "bold.nii"),)))
-    report = convert(sources, root / "c.zarr", Conversion(codec=request.param), workers=1)
+    report = convert(sources, root / "c.zarr", Conversion(codec=codec), workers=1)
     assert (report.n_volumes, report.rejections) == (9, ())
+    if older:
+        write_as_format(root / "c.zarr", 5, 16)
     return Corpus.open(root / "c.zarr")
 
 
@@ -88,6 +94,35 @@ def test_tensorstore_reads_the_same(corpus):
         where = {"driver": "file", "path": str(image_path(corpus, record))}
         array = tensorstore.open({"driver": "zarr3", "kvstore": where}).result()
         np.testing.assert_array_equal(with_channels(array.read().result()), expected(record))
+        for label in record.labels:
+            path = corpus.root / record.id / "labels" / label.name / "0"
+            where = {"driver": "file", "path": str(path)}
+            array = tensorstore.open({"driver": "zarr3", "kvstore": where}).result()
+            np.testing.assert_array_equal(array.read().result(), canonical(label.source)[0])
+
+
+def test_few_files_a_volume(corpus):
+    """Files and folders: 5, and with one label 7 more; the dry run counts the same."""
+    for record in corpus.records:
+        found = 1 + len(list((corpus.root / record.id).rglob("*")))
+        older = 22 if record.labels else 12
+        n_axes = len(record.array_shape) - 3
+        wanted = n_files(len(record.labels)) if record.layout > 1 else older + n_axes
+        assert found == wanted, record.id
+
+
+def test_zarr_python_finds_all_that_is_in_a_volume_and_warns_of_nothing(corpus):
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for record in corpus.records:
+            group = zarr.open_group(corpus.root / record.id, mode="r")
+            names = {name for name, _ in group.members(max_depth=None)}
+            labels = {f"labels/{label.name}" for label in record.labels}
+            inside = labels | {f"{name}/0" for name in labels} | ({"labels"} if labels else set())
+            assert names == {"0", "nifti"} | inside
+            np.testing.assert_array_equal(
+                with_channels(cast(zarr.Array, group["0"])[...]), expected(record)
+            )
 
 
 def test_ome_zarr_models_validates_every_image_and_label(corpus):

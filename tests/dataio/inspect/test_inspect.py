@@ -39,8 +39,8 @@ def corpus(tmp_path_factory) -> Corpus:
 
 def test_the_summary_adds_up(corpus):
     summary = summarise(corpus.records)
-    arrays = list(corpus.root.glob("*/0/c/0/0/0"))
-    labels = list(corpus.root.glob("*/labels/seg/0/c/0/0/0"))
+    arrays = list(corpus.root.glob("*/0/c.0.0.0"))
+    labels = list(corpus.root.glob("*/labels/seg/0/c.0.0.0"))
     assert summary.n_volumes == summary.n_subjects == len(arrays) == 6
     assert summary.stored_bytes == sum(a.stat().st_size for a in [*arrays, *labels])
     assert summary.n_voxels == sum(int(np.prod(r.shape)) for r in corpus.records)

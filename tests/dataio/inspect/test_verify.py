@@ -71,11 +71,11 @@ def test_any_flipped_bit_is_found(root, data):
 
 
 def test_a_damaged_chunk_is_named_with_its_volume(root):
-    shard = root / "v1" / "0" / "c" / "0" / "0" / "0"
+    shard = root / "v1" / "0" / "c.0.0.0"
     content = flipped(root, shard, 8 * (shard.stat().st_size - 200))
     try:
         (problem,) = verify(root).problems
-        assert (problem.where, problem.code) == ("v1/0/c/0/0/0", "bad-chunk")
+        assert (problem.where, problem.code) == ("v1/0/c.0.0.0", "bad-chunk")
         assert "chunk 3" in problem.detail
         with pytest.raises(Exception, match=r"checksum|crc32c|CRC"):
             _ = zarr.open_array(str(root / "v1" / "0"), mode="r")[...]
@@ -84,7 +84,7 @@ def test_a_damaged_chunk_is_named_with_its_volume(root):
 
 
 @pytest.mark.parametrize(
-    "victim", ["manifest.jsonl", "chunks.table", "quarantine.jsonl", "v0/nifti/c/0"]
+    "victim", ["manifest.jsonl", "chunks.table", "quarantine.jsonl", "v0/0/zarr.json"]
 )
 def test_a_missing_file_is_found(root, victim, tmp_path):
     copy = tmp_path / "c"

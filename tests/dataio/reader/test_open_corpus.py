@@ -83,11 +83,11 @@ def test_pictures_of_a_remote_corpus_go_to_the_current_folder(bucket, tmp_path, 
 def test_verify_of_a_bucket_finds_a_flipped_bit(bucket, local, capsys):
     assert main(["verify", bucket]) == 0
     store = RemoteStore(bucket)
-    data = bytearray(store.get("v0001/0/c/0/0/0"))
+    data = bytearray(store.get("v0001/0/c.0.0.0"))
     data[len(data) // 3] ^= 8
-    store.replace("v0001/0/c/0/0/0", [data])
+    store.replace("v0001/0/c.0.0.0", [data])
     assert main(["verify", bucket]) == 3
-    assert "v0001/0/c/0/0/0: bad-chunk" in capsys.readouterr().out
+    assert "v0001/0/c.0.0.0: bad-chunk" in capsys.readouterr().out
 
 
 def test_where_there_is_none_is_told(bucket, tmp_path, capsys):

@@ -63,7 +63,7 @@ def test_what_is_missing_is_named(bucket):
     address, store = bucket
     with pytest.raises(CorpusError, match="nothing: no corpus here"):
         Loader("s3://corpora/nothing", CONFIG)
-    obstore.delete(store, "mr/v0001/0/c/0/0/0")
+    obstore.delete(store, "mr/v0001/0/c.0.0.0")
     with Loader(address, CONFIG) as loader, pytest.raises(CorpusError, match="not in the store"):
         for _ in range(3):
             next(loader)
@@ -80,7 +80,7 @@ def test_what_is_wrong_is_told_of_the_address_not_of_a_folder_that_is_gone(bucke
 def test_a_shortened_object_is_noticed(bucket, local):
     address, store = bucket
     for name in ("v0000", "v0001", "v0002"):
-        whole = (local / name / "0/c/0/0/0").read_bytes()
-        obstore.put(store, f"mr/{name}/0/c/0/0/0", whole[:100])
+        whole = (local / name / "0/c.0.0.0").read_bytes()
+        obstore.put(store, f"mr/{name}/0/c.0.0.0", whole[:100])
     with Loader(address, CONFIG) as loader, pytest.raises(CorpusError, match="v000"):
         next(loader)

@@ -91,7 +91,7 @@ def test_a_target_of_another_shape_is_refused(corpus):
 @pytest.mark.parametrize(
     ("field", "value", "told"),
     [
-        ("dtype", b"<c8", r"v0000/0/c/0/0/0: dtype <c8 is none of"),
+        ("dtype", b"<c8", r"v0000/0/c.0.0.0: dtype <c8 is none of"),
         ("dtype", b"|O", r"dtype \|O is none of"),
         ("shape", (40, 40, 200), "the table has 8 chunks, shape .* needs 28"),
     ],
@@ -157,7 +157,7 @@ def test_an_unreadable_shard_says_so(own_corpus, monkeypatch):
         raise PermissionError(13, "Permission denied")
 
     monkeypatch.setattr(shard_files.os, "open", refuse)
-    with pytest.raises(CorpusError, match=r"0/c/0/0/0: cannot be read: Permission denied"):
+    with pytest.raises(CorpusError, match=r"0/c.0.0.0: cannot be read: Permission denied"):
         ShardReader(own_corpus.table, own_corpus.root).read_box(0, (0, 0, 0), (8, 8, 8))
 
 

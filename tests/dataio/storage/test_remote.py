@@ -116,22 +116,22 @@ def store(request, tmp_path) -> Store:
 def test_the_verbs_of_a_store(store):
     assert store.folders() == []
     store.replace("zarr.json", [b"{", b"}"])
-    store.replace("v1/0/c/0/0/0", [b"0123456789"])
-    store.replace("v10/0/c/0/0/0", [b""])
+    store.replace("v1/0/c.0.0.0", [b"0123456789"])
+    store.replace("v10/0/c.0.0.0", [b""])
     assert store.get("zarr.json") == b"{}"
-    assert store.tail("v1/0/c/0/0/0", 4) == b"6789"
-    assert store.tail("v1/0/c/0/0/0", 99) == b"0123456789"
-    assert store.tail("v10/0/c/0/0/0", 4) == b""
+    assert store.tail("v1/0/c.0.0.0", 4) == b"6789"
+    assert store.tail("v1/0/c.0.0.0", 99) == b"0123456789"
+    assert store.tail("v10/0/c.0.0.0", 4) == b""
     assert store.exists("zarr.json")
     assert not store.exists("v1")
-    assert sorted(store.walk("v1")) == ["v1/0/c/0/0/0"]
-    assert sorted(store.walk()) == ["v1/0/c/0/0/0", "v10/0/c/0/0/0", "zarr.json"]
+    assert sorted(store.walk("v1")) == ["v1/0/c.0.0.0"]
+    assert sorted(store.walk()) == ["v1/0/c.0.0.0", "v10/0/c.0.0.0", "zarr.json"]
     assert store.folders() == ["v1", "v10"]
     store.delete("v1")
     assert store.folders() == ["v10"]
     store.delete("nothing")
     with pytest.raises(FileNotFoundError):
-        store.get("v1/0/c/0/0/0")
+        store.get("v1/0/c.0.0.0")
     for bad in ("../x", "a//b", "/etc/passwd", ""):
         with pytest.raises(StoreError):
             store.replace(bad, [b""])
