@@ -248,7 +248,7 @@ def test_options_by_their_short_names(folder, tmp_path):
 
 def test_damage_exits_3_and_no_corpus_exits_2(folder, tmp_path, capsys):
     assert main(["convert", str(folder), str(tmp_path / "c"), "--workers", "1"]) == 0
-    shard = tmp_path / "c" / "case1" / "0" / "c" / "0" / "0" / "0"
+    shard = tmp_path / "c" / "case1" / "0" / "c.0.0.0"
     content = bytearray(shard.read_bytes())
     content[100] ^= 4
     shard.write_bytes(bytes(content))
