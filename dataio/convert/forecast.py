@@ -10,8 +10,8 @@ from mim3d.dataio.convert.label import read_label
 from mim3d.dataio.convert.volume import read_images, trust_of, volumes
 from mim3d.dataio.convert.volume_ids import label_facts, safe_id
 from mim3d.dataio.convert.volume_writer import volume_objects
+from mim3d.dataio.corpus.arrays import FILES_OF_A_CORPUS, n_files
 from mim3d.dataio.corpus.conversion import Conversion
-from mim3d.dataio.corpus.layout import FILES_OF_A_CORPUS, n_files
 from mim3d.dataio.errors import Rejection, SourceError
 from mim3d.dataio.geometry import Grid, axis_codes
 from mim3d.dataio.nifti.file import is_remote, read_header

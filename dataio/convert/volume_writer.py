@@ -12,9 +12,8 @@ from mim3d.dataio.convert.label import Label
 from mim3d.dataio.convert.volume import Volume
 from mim3d.dataio.convert.volume_ids import label_facts
 from mim3d.dataio.corpus import ome
-from mim3d.dataio.corpus.arrays import metadata_sha256
+from mim3d.dataio.corpus.arrays import NEWEST, metadata_sha256, separator, shard_key
 from mim3d.dataio.corpus.conversion import Conversion
-from mim3d.dataio.corpus.layout import NEWEST, separator, shard_key
 from mim3d.dataio.corpus.manifest import ChannelRecord, LabelRecord, VolumeRecord
 from mim3d.dataio.corpus.ome import pack_points
 from mim3d.dataio.geometry import Grid, axis_codes, obliquity_deg

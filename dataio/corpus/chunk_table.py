@@ -22,9 +22,8 @@ from pathlib import Path
 
 import numpy as np
 
-from mim3d.dataio.corpus.arrays import INDEX_CRC, INDEX_ENTRY
+from mim3d.dataio.corpus.arrays import INDEX_CRC, INDEX_ENTRY, shard_key
 from mim3d.dataio.corpus.channel_rows import CHANNEL_DTYPE, CHANNELS, rows_of_volumes
-from mim3d.dataio.corpus.layout import shard_key
 from mim3d.dataio.corpus.names import check_names, check_packed_names
 from mim3d.dataio.corpus.table_file import (
     TABLE,

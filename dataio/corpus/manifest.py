@@ -94,7 +94,7 @@ class VolumeRecord:
     states it) and `subject_doubt` why it may be wrong; `channel_names` are the source's. `n_values`
     is how many values an image of few integers holds (a label map among images?), else 0.
     `header_doubt` says what of the source's header disagrees. `layout` is how the folder is laid
-    out (`corpus.layout`), 1 in corpora made before there was another.
+    out (`corpus.arrays`), 1 in corpora made before there was another.
     """
 
     id: str

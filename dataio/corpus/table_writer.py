@@ -12,9 +12,9 @@ import numpy as np
 from typing_extensions import Buffer
 
 from mim3d.dataio.chunks.shard_writer import chunk_index, n_chunks
+from mim3d.dataio.corpus.arrays import shard_key
 from mim3d.dataio.corpus.channel_rows import CHANNELS, channel_rows, held
 from mim3d.dataio.corpus.history import history_text
-from mim3d.dataio.corpus.layout import shard_key
 from mim3d.dataio.corpus.manifest import LabelRecord, VolumeRecord
 from mim3d.dataio.corpus.ome import unpack_points
 from mim3d.dataio.corpus.root import root_facts

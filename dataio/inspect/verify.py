@@ -12,12 +12,12 @@ from mim3d.dataio.chunks.shard_writer import checked_digest, chunk_index
 from mim3d.dataio.corpus.arrays import (
     ArrayRecord,
     expected_keys,
+    is_shard,
     metadata_sha256,
     stored_arrays,
 )
 from mim3d.dataio.corpus.conversion import Conversion
 from mim3d.dataio.corpus.history import HISTORY, history_text
-from mim3d.dataio.corpus.layout import is_shard
 from mim3d.dataio.corpus.manifest import MANIFEST, VolumeRecord, intact_records
 from mim3d.dataio.corpus.ome import json_bytes
 from mim3d.dataio.corpus.quarantine import QUARANTINE, parse_quarantine

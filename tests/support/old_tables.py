@@ -7,8 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from mim3d.dataio.corpus.arrays import expected_keys, metadata_sha256, stored_arrays
-from mim3d.dataio.corpus.layout import is_shard
+from mim3d.dataio.corpus.arrays import expected_keys, is_shard, metadata_sha256, stored_arrays
 from mim3d.dataio.corpus.manifest import (
     MANIFEST,
     VolumeRecord,

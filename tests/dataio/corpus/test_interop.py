@@ -15,8 +15,8 @@ from nibabel.arrayproxy import ArrayProxy
 from old_tables import write_as_format
 
 from mim3d.dataio.convert.run import convert
+from mim3d.dataio.corpus.arrays import n_files
 from mim3d.dataio.corpus.conversion import Conversion
-from mim3d.dataio.corpus.layout import n_files
 from mim3d.dataio.corpus.manifest import VolumeRecord
 from mim3d.dataio.reader.corpus import Corpus
 from mim3d.dataio.sources.discover import discover
