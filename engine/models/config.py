@@ -132,7 +132,8 @@ class MaskConfig:
     loss: LossKind = "l1"
     """Distance between predicted and hidden voxels."""
     normalise_target: bool = True
-    """Subtract each hidden patch's mean and divide by its deviation before comparing."""
+    """Subtract the mean of each channel of a hidden patch and divide by its deviation before
+    comparing."""
 
     def __post_init__(self) -> None:
         """Refuse ratios that hide nothing or all."""
@@ -181,7 +182,8 @@ class SimMIMConfig(MaskConfig):
     """SimMIM (Xie et al. 2022) on volumes."""
 
     normalise_target: bool = False
-    """Subtract each hidden patch's mean and divide by its deviation before comparing."""
+    """Subtract the mean of each channel of a hidden patch and divide by its deviation before
+    comparing."""
 
 
 @dataclass(frozen=True)

@@ -131,6 +131,16 @@ def masks(capability: int, n=216, kind="random", grid=(6, 6, 6)) -> None:
         assert torch.equal(got, wanted)
 
 
+def keys(capability: int, n=5000, kind="random", grid=(1, 1, 5000)) -> None:
+    """Of crops of so many patches that keys are sorted by torch."""
+    samples = torch.arange(2) + (1 << 33)
+    with recorded(masking, "key_kernel") as launches:
+        masking.launch_masks(samples, 5, n, n // 4, kind, grid, 2)
+    run_launch(launches[0], capability)
+    wanted = masking.patch_keys(5, samples, kind, grid, 2)
+    assert torch.equal(launches[0].arguments["p_key"], wanted)
+
+
 def tokens(capability: int, width=512, dtype=BF16) -> None:
     n, v = 27, 6
     visible, ids = torch.randn(2, v, width).to(dtype), torch.stack([torch.randperm(n)] * 2)
@@ -196,6 +206,8 @@ CASES: dict[str, tuple[Callable[..., None], dict[str, Any]]] = {
     "masks random": (masks, {}),
     "masks block": (masks, {"kind": "block"}),
     "masks grid": (masks, {"kind": "grid"}),
+    "mask keys random": (keys, {}),
+    "mask keys block": (keys, {"kind": "block", "grid": (10, 20, 25)}),
     "decoder tokens": (tokens, {}),
     "decoder tokens, odd": (tokens, {"width": 100, "dtype": F32}),
     "gradient scale": (scaling, {}),

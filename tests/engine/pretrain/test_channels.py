@@ -10,6 +10,7 @@ from small_run import small_config
 
 from mim3d.bench.corpora import anatomy_like, corpus_of
 from mim3d.dataio.loader.batch import Batch
+from mim3d.engine.commands.cli import main
 from mim3d.engine.models.config import MAEConfig, SimMIMConfig, ViTConfig
 from mim3d.engine.models.mae import MAE
 from mim3d.engine.models.masks import draw_masks
@@ -144,3 +145,12 @@ def test_one_channel_has_no_figures_by_channel():
     model = SimMIM(SimMIMConfig(), vit)
     out = model(batch_of(torch.randn(2, 1, 8, 12, 16)), measure=True)
     assert set(out.metrics) == {"patch_mean", "nearest_patch"}
+
+
+@pytest.mark.parametrize("command", ["pretrain", "finetune"])
+def test_help_says_what_zscore_is(command, capsys):
+    with pytest.raises(SystemExit):
+        main([command, {"pretrain": "demo-mae", "finetune": "demo"}[command], "--help"])
+    words = " ".join(capsys.readouterr().out.replace("│", " ").split())
+    assert "zscore: mean and deviation of the foreground, voxels above Otsu's threshold" in words
+    assert "Each channel by itself" in words
