@@ -33,6 +33,7 @@ from mim3d.dataio.subjects.words import occasion_in
 
 MOST_AROUND = 60  # images around a label that are believed to be one person's
 MOST_ALIKE = 50  # files of one name, which then tells nobody
+BY_SERIES = ("VSD.", "SMIR.")  # names of series, which tell neither person nor visit
 TOLD = 4  # candidates named in a reason
 Folders = dict[str, FolderImages]
 
@@ -250,8 +251,8 @@ def occasion(image: str, place: str) -> str:
     """Whose image a file below a folder is and of which visit, by all that its path tells there."""
     rest = image[len(place) + 1 :] if place else image
     parts = [part for part in _folder(rest).split("/") if part and not PLAIN_FOLDER.fullmatch(part)]
-    told = [occasion_in(part) for part in parts if not part.startswith("VSD.")]
-    whole = "" if stem(rest).startswith("VSD.") else occasion_in(stem(rest))
+    told = [occasion_in(part) for part in parts if not part.startswith(BY_SERIES)]
+    whole = "" if stem(rest).startswith(BY_SERIES) else occasion_in(stem(rest))
     return "/".join(filter(None, (*told, whole)))
 
 

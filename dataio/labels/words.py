@@ -56,14 +56,14 @@ QUALIFIER = re.compile(
 )
 """What may stand after a label word and says which of several it is."""
 LABEL_FOLDER = re.compile(
-    r"(labels?|segmentations?|segs?|masks?|annotations?|ground_?truths?|gts?|instances)(tr|ts|val?)?"
+    r"(labels?|segmentations?|segs?|masks?|annotations?|ground(?:_?truths?)?|gts?|instances)(tr|ts|val?)?"
 )
 IMAGE_FOLDERS = ("images", "image", "imgs", "img", "volumes", "volume", "vols", "scans")
 VISIT = re.compile(
     r"(v|visit|ses|session|tp|timepoint|fu|followup|bl|baseline|m|month|time|frame|week|day)?\d*"
 )
 """A word that may tell another visit, whose label nobody else's is."""
-OFFICIAL = re.compile(r"VSD\..*\bOT\.\d+", re.IGNORECASE)  # BraTS 2013-15, ISLES 2015-17
+OFFICIAL = re.compile(r"(VSD|SMIR)\..*\bOT\.\d+", re.IGNORECASE)  # BraTS 2013-15, ISLES 2015-18
 
 
 def pieces(word: str) -> list[str]:

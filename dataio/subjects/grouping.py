@@ -152,8 +152,10 @@ def wholes_of(subject: str) -> list[tuple[str, str]]:
 
 
 def last_number(name: str) -> tuple[str, str]:
-    """A name cut before a last short number or letter, as visits have it: `P1_2`, `P1_b`."""
+    """A name cut before a last short number or letter, as visits have: `P1_2`, `P1b`, `P1T2`."""
     words = words_of(name)
+    if glued := re.fullmatch(r"(.*\d)([a-eA-E]|[tvTV]\d{1,2})", name):
+        return glued[1], glued[2]
     if len(words) < 2 or not re.fullmatch(r"\d{1,3}|[a-eA-E]", words[-1].text):
         return "", ""
     return name[: words[-1].start].rstrip("-_. "), words[-1].text

@@ -179,7 +179,9 @@ class Homes:
         return 2 * len(shared) > len(cores) and len(beside) + 1 >= len(cores)
 
 
-SERIES = re.compile(r"[SIE]\d{4,8}|VSD\..*|\d+\.0{6}-.*", re.IGNORECASE)  # LONI's, VSD's, TCIA's
+SERIES = re.compile(
+    r"[SIE]\d{4,8}|(VSD|SMIR)\..*|\d+\.0{6}-.*", re.IGNORECASE
+)  # LONI's, VSD's, TCIA's
 
 
 def is_series(folder: str) -> bool:

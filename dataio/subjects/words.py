@@ -165,7 +165,11 @@ def has_digit(text: str) -> bool:
 def is_gathering(folder: str) -> bool:
     """Whether a folder's own name says that it gathers people: `site2`, `train`, `batch_03`."""
     bare = (re.sub(rf"[-_ ]?{end}$", "", folder) for end in ("", r"\d+", "[A-Za-z]"))
-    return any(GATHERING.fullmatch(name) for name in bare)
+    if any(GATHERING.fullmatch(name) for name in bare):
+        return True
+    parts = re.split(r"[-_ ]+", folder)
+    told = [part for part in parts if not part.isdigit() and len(part) > 1]
+    return bool(told) and all(GATHERING.fullmatch(part) for part in told)
 
 
 def tells_no_person(folder: str) -> bool:

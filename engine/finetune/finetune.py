@@ -13,6 +13,7 @@ from pathlib import Path
 
 import torch
 
+from mim3d.dataio.inspect.doubts import people_in
 from mim3d.dataio.loader.loader import Loader, LoaderConfig
 from mim3d.dataio.reader.corpus import Corpus, opened_corpus
 from mim3d.dataio.reader.shard_reader import Shards
@@ -180,7 +181,9 @@ def resolve_splits(config: FinetuneConfig, corpus: Corpus) -> Splits:
     else:
         targets = read_targets(Path(data.targets)) if config.head == "classify" else None
         splits = make_splits(corpus.records, data.label, data.split, targets)
-    return replace(splits, train=labelled_subset(splits.train, config.labels, config.seed))
+    train = labelled_subset(splits.train, config.labels, config.seed)
+    notes = (*splits.notes, *people_in(corpus.records).doubts)
+    return replace(splits, train=train, notes=notes)
 
 
 def open_loader(config: FinetuneConfig, ranks: Ranks, splits: Splits) -> Loader:

@@ -90,7 +90,9 @@ def make_splits(
     """
     kept_together: dict[str, str] = {}
     labelled: set[str] = set()
+    n_volumes = 0
     for record in records:
+        n_volumes += 1
         kept_together[record.subject] = _key(record, config)
         volumes = any(found.name == label for found in record.labels)
         if volumes if targets is None else record.subject in targets:
@@ -116,6 +118,7 @@ def make_splits(
     pretrain = tuple(sorted(set(train) | (unlabelled - left_out)))
     what = f"label {label!r}" if targets is None else "target"
     notes = _notes(labelled, unlabelled, left_out, what) + _foreign_note(targets, kept_together)
+    notes = (*notes, f"{n_volumes} volumes of {len(kept_together)} subjects are dealt")
     return Splits(train, validation, test, pretrain, tuple(sorted(left_out)), notes)
 
 

@@ -8,6 +8,7 @@ import pytest
 
 from mim3d.dataio.sources.discover import discover
 from mim3d.dataio.sources.source import Discovery
+from mim3d.dataio.sources.subjects import grouped
 
 SMALL, LARGE = nib.Nifti1Image(np.zeros((2, 3, 4), np.int16), np.eye(4)), (3, 3, 4)
 
@@ -429,3 +430,18 @@ def test_a_folder_of_data_sets_is_read_as_each_has_it(tmp_path):
     assert [len(s.images) for s in found.sources if s.group == "Dataset003"] == [2]
     assert {s.group for s in found.sources} == {"Task01", "Task02", "Dataset003", "ds01", ""}
     assert len({s.id for s in found.sources}) == len(found.sources) and not found.skipped
+
+
+@pytest.mark.parametrize("names", ["MS0{}a MS0{}b", "P0{}T1 P0{}T2", "00{}_1 00{}_2"])
+def test_names_that_look_like_visits_are_doubted(tmp_path, names):
+    files = [f"{name.format(p)}.nii" for name in names.split() for p in (1, 2, 3)]
+    people_told = grouped(plant(tmp_path, *files))
+    assert people_told.n_subjects == 6 and "of 3 people" in " ".join(people_told.doubts)
+
+
+@pytest.mark.parametrize(
+    "names", ["site{}_00{}", "FLARE2{}_Tr_000{}", "BraTS20_Training_00{1}", "P{}{}"]
+)
+def test_names_of_people_are_not_doubted(tmp_path, names):
+    files = [f"{names.format(s, p)}.nii" for s in (1, 2) for p in range(1, 7)]
+    assert not grouped(plant(tmp_path, *dict.fromkeys(files))).doubts
