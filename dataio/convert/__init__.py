@@ -1,7 +1,8 @@
-"""Sources -> corpus: run (the whole), job, kept and work (one source), pool and dask_runner (many
+"""Sources -> corpus: run (the whole), job and work (one source), pool and dask_runner (many
 at once); volume, label, resample, values, measure, intensity (voxels to be stored), few_values
 (a label map?), volume_writer; known_sources and volume_ids (what is there already), forecast
-(before a run), upkeep (afterwards).
+(before a run), upkeep and
+merge (afterwards).
 """
 
 import lazy_loader

@@ -1,17 +1,23 @@
-"""The work on one source: what is asked for, and what became of it.
+"""The work on one source: what is asked for, what became of it, and whether there is any.
 
 A job and its result are plain data, so a process pool or a Dask cluster can carry them.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Literal
 
+from mim3d.dataio.convert.volume_ids import label_facts, safe_id
+from mim3d.dataio.corpus.arrays import damage
 from mim3d.dataio.corpus.conversion import Conversion
 from mim3d.dataio.corpus.manifest import VolumeRecord
-from mim3d.dataio.corpus.seen_files import SeenFile
+from mim3d.dataio.corpus.seen_files import SeenFile, stamp_of
 from mim3d.dataio.errors import Rejection, SourceError
+from mim3d.dataio.nifti.file import files_behind, is_remote, source_hash
+from mim3d.dataio.nifti.merged import masks_of
 from mim3d.dataio.sources.source import Source
+from mim3d.dataio.storage.store import open_store
 
 Look = Literal["none", "small", "all"]
 """Nothing of a volume; sizes, metadata and indexes (see `arrays.damage`); or every byte."""
@@ -67,3 +73,135 @@ def label_rejection(job: Job, error: SourceError, outcome: str) -> Rejection:
     """A label left out, with its image and what became of that."""
     detail = f"{error.detail}; the image {job.source.images[0]} {outcome}"
     return Rejection(error.path, error.code, detail)
+
+
+class FileHashes:
+    """Hashes of source files: read where they are not as an earlier run saw them."""
+
+    def __init__(self, job: Job) -> None:
+        self._seen, self._budget = job.seen, job.conversion.byte_budget
+        self.found: dict[str, SeenFile] = {}
+
+    def of(self, path: str) -> str:
+        """Hash of a file's bytes as they are; SourceError where it cannot be read."""
+        before = stamp_of(parts_of(path))
+        known = self._seen.get(path)
+        hash = known.hash if known and before and known.stamp == before else ""
+        hash = hash or source_hash(path, self._budget)
+        self.note(path, before, hash)
+        return hash
+
+    def note(self, path: str, before: str, hash: str) -> None:
+        """Keep the hash of what was read, if the file did not change meanwhile."""
+        if before and stamp_of(parts_of(path)) == before:
+            self.found[path] = SeenFile(before, hash)
+
+
+def parts_of(path: str) -> tuple[str, ...]:
+    """The files behind a source's path: two for a .hdr and .img pair, all of a merged label."""
+    if masks := masks_of(path):
+        return tuple(part for _, mask in masks for part in parts_of(mask))
+    try:
+        return files_behind(path)
+    except SourceError:
+        return (path,)
+
+
+def known_damage(job: Job) -> str:
+    """What is wrong with the volumes the corpus has of a source; empty where nothing is."""
+    if job.damage or job.look == "none":
+        return job.damage
+    store, chunk = open_store(job.destination), job.conversion.chunk
+    found = (damage(store, record, chunk, thorough=job.look == "all") for record in job.known)
+    return next(filter(None, found), "")
+
+
+def kept(job: Job, hashes: FileHashes) -> JobResult | None:
+    """The result where the corpus holds this source byte for byte; None where it must be converted.
+
+    A label that cannot be read any more takes nothing away: its volume stays. Records of several
+    channels that were not measured apart are made anew.
+    """
+    if not job.listed:
+        return JobResult(job.id, unchanged=True, gone=gone_files(job.source))
+    if len(job.known) != job.known[0].n_frames or any(r.is_pooled for r in job.known):
+        return None
+    images = tuple(map(hashes.of, job.source.images))
+    labels: dict[str, str] = {}
+    errors: dict[str, SourceError] = {}
+    for name, path in job.source.labels.items():
+        try:
+            labels[safe_id(name)] = hashes.of(path)
+        except SourceError as error:
+            errors[name] = error
+    if lost := lost_labels(job, errors):
+        return lost
+    if any(
+        r.source_hash != images or {a.name: a.source_hash for a in r.labels} != labels
+        for r in job.known
+    ):
+        return None
+    records = tuple(retold(record, job.source) for record in job.known)
+    rejections = tuple(label_rejection(job, error, "stays as it is") for error in errors.values())
+    changed = () if records == job.known else records
+    return JobResult(job.id, changed, rejections, unchanged=True)
+
+
+def gone_files(source: Source) -> tuple[str, ...]:
+    """Images of a source that are no more; objects in a bucket are not asked for."""
+    return tuple(
+        path
+        for path in source.images
+        if not is_remote(path) and not all(Path(part).exists() for part in parts_of(path))
+    )
+
+
+def lost_labels(job: Job, errors: dict[str, SourceError]) -> JobResult | None:
+    """The result where labels of the volume became bad: as with a bad image, it stays."""
+    have = {label.name for record in job.known for label in record.labels}
+    if not have.intersection(map(safe_id, errors)):
+        return None
+    why = "keeps the volume it has (delete its folder in the corpus to convert without the label)"
+    return JobResult(
+        job.id, rejections=tuple(label_rejection(job, error, why) for error in errors.values())
+    )
+
+
+def retold(record: VolumeRecord, source: Source) -> VolumeRecord:
+    """The record with the paths and particulars that the source has now."""
+    paths = {safe_id(name): path for name, path in source.labels.items()}
+    return replace(
+        record,
+        sources=source.images,
+        subject=source.subject or source.id,
+        subject_from=source.subject_from,
+        subject_doubt=source.doubt,
+        group=source.group,
+        split=source.split,
+        labels=tuple(
+            replace(
+                a,
+                source=paths.get(a.name, a.source),
+                class_names=dict(sorted(label_facts(source, a.name).names.items())),
+            )
+            for a in record.labels
+        ),
+    )
+
+
+def source_of(group: tuple[VolumeRecord, ...]) -> Source:
+    """The source that a group of records tells of, under its volume's id."""
+    first = group[0]
+    return Source(
+        first.id.rsplit("--t", 1)[0] if first.frame >= 0 else first.id,
+        first.sources,
+        {label.name: label.source for label in first.labels},
+        first.subject,
+        first.group,
+        first.split,
+        first.subject_from,
+        first.subject_doubt,
+        first.channel_names,
+        {label.name: label.class_names for label in first.labels},
+        {label.name: label.ignore for label in first.labels if label.ignore is not None},
+    )

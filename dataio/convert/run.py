@@ -7,8 +7,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from mim3d.dataio.convert.job import Job, JobResult
-from mim3d.dataio.convert.kept import source_of
+from mim3d.dataio.convert.job import Job, JobResult, source_of
 from mim3d.dataio.convert.known_sources import (
     Group,
     HashesOf,

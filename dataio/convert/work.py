@@ -4,12 +4,14 @@ from collections.abc import Callable
 from dataclasses import replace
 
 from mim3d.dataio.chunks.codec import single_threaded
-from mim3d.dataio.convert.job import Job, JobResult, label_rejection
-from mim3d.dataio.convert.kept import (
+from mim3d.dataio.convert.job import (
     FileHashes,
+    Job,
+    JobResult,
     gone_files,
     kept,
     known_damage,
+    label_rejection,
     lost_labels,
     parts_of,
 )

@@ -2,6 +2,6 @@
 
 One module a command: `main(words)` parses with tyro, calls the room, returns an Outcome.
 
-Reading order follows the data: convert, verify, remove, inspect, export_nifti, pretrain,
+Reading order follows the data: convert, verify, remove, merge, inspect, export_nifti, pretrain,
 finetune, compare, demo, export, plan, bench, env.
 """

@@ -19,6 +19,7 @@ COMMANDS = {
     "convert": "NIfTI files -> a verified, resumable Zarr corpus",
     "verify": "check every hash and checksum of a corpus",
     "remove": "take subjects or volumes out of a corpus, for good",
+    "merge": "several corpora as one, without copying a voxel",
     "inspect": "table, histograms and a montage of a corpus",
     "export-nifti": "a corpus back to NIfTI, bit for bit",
     "pretrain": "MAE, SimMIM or SimCLR on a corpus, on 1 to many GPUs",

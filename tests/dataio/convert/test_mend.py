@@ -310,7 +310,7 @@ def test_a_lost_root_is_known_from_the_table(place, copy):
 
 
 def test_a_rerun_reads_only_what_changed(place, tmp_path, monkeypatch):
-    from mim3d.dataio.convert import kept
+    from mim3d.dataio.convert import job as kept
 
     raw, read = shutil.copytree(place / "raw", tmp_path / "raw"), []
     original = kept.source_hash
