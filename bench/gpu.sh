@@ -82,6 +82,7 @@ for file in engine/face/*.py engine/face/*.pyi engine/face/py.typed; do
   ln -sfn "../../../$file" "build/names/mim3d/$(basename "$file")"
 done
 # What asks for the project's version finds it as if it were installed.
+rm -rf build/names/mim3d-*.dist-info
 version=$(sed -n 's/^version = "\(.*\)"$/\1/p' pyproject.toml)
 mkdir -p "build/names/mim3d-$version.dist-info"
 printf 'Metadata-Version: 2.1\nName: mim3d\nVersion: %s\n' "$version" \

@@ -1,3 +1,5 @@
+# pyright: reportMissingImports=false
+# Linked into the package's root, where these modules are.
 from .dataio.convert.run import convert
 from .dataio.corpus.conversion import Conversion
 from .dataio.inspect.verify import verify
