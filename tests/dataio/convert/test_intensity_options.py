@@ -49,7 +49,7 @@ def converted(
 @pytest.mark.parametrize(
     ("dtype", "low", "high", "wanted"),
     [
-        ("int64", 0, 5, "uint8"),
+        ("int64", 0, 255, "uint8"),
         ("int64", -100, 100, "int8"),
         ("int64", -1024, 3071, "int16"),
         (">i8", 0, 40_000, "uint16"),
