@@ -8,8 +8,11 @@ import numpy as np
 
 from mim3d.dataio.corpus.manifest import VolumeRecord
 from mim3d.dataio.subjects.grouping import Grouping, Scan, counted, grouping, some
+from mim3d.dataio.subjects.people import is_passage
+from mim3d.dataio.subjects.words import person_folder
 
 ACCEPTED = "accepted"
+BY_PLACE = frozenset({"BIDS names", "file names", "folders"})  # names that are not worldwide
 FEW = 3  # copies and values named in a line
 FEW_LEVELS = 8  # to a standard deviation, below which a quantised channel is doubted
 
@@ -17,7 +20,8 @@ FEW_LEVELS = 8  # to a standard deviation, below which a quantised channel is do
 def people_in(records: Iterable[VolumeRecord]) -> Grouping:
     """N volumes of M subjects, by the rules that the manifest keeps."""
     return grouping(
-        Scan(r.subject or r.id, r.sources[0], r.subject_from, r.subject_doubt) for r in records
+        Scan(r.subject or r.id, r.sources[0], r.subject_from, r.subject_doubt, r.group)
+        for r in records
     )
 
 
@@ -25,9 +29,35 @@ def corpus_doubts(records: Sequence[VolumeRecord]) -> tuple[str, ...]:
     """Everything a person should look at: who is who, copies, label maps among the images, channels
     that lost their levels."""
     open_ = [record for record in records if record.subject_from != ACCEPTED]
-    who = people_in(open_).doubts
+    who = (*people_in(open_).doubts, *merged_data_sets(open_))
     found = who, copies(open_), label_maps(open_, len(records)), headers(open_), flattened(open_)
     return tuple(line for lines in found for line in lines)
+
+
+def merged_data_sets(records: Iterable[VolumeRecord]) -> list[str]:
+    """A line where one subject's volumes lie in two places: another data set's `sub-01`?"""
+    places: dict[str, dict[str, str]] = defaultdict(dict)
+    for record in records:
+        if record.subject_from in BY_PLACE:
+            found = place_above(record.sources[0], record.subject)
+            places[record.subject].setdefault(found, record.sources[0])
+    several = {subject: found for subject, found in places.items() if len(found) > 1}
+    if not several:
+        return []
+    subject, found = next(iter(several.items()))
+    files = " and ".join(list(found.values())[:FEW])
+    return [
+        f"{counted(len(several), 'subject')} with volumes in several places (such as {subject}: "
+        f"{files}): if they are other people of the same name, convert each data set with "
+        "--dataset NAME into a new corpus; else --accept-doubts"
+    ]
+
+
+def place_above(path: str, subject: str) -> str:
+    """Folders above the part of a path that names a subject, without visits and kinds of image."""
+    parts, name = path.split("/"), subject.rsplit("/", 1)[-1].lower()
+    at = next((i for i, part in enumerate(parts) if name in part.lower()), len(parts) - 1)
+    return "/".join(person_folder(part) for part in parts[:at] if part and not is_passage(part))
 
 
 def headers(records: Iterable[VolumeRecord]) -> list[str]:

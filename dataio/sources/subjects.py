@@ -54,7 +54,8 @@ def named_by_path(names: Sequence[str], sources: Sequence[Source]) -> list[Sourc
 def scans_of(sources: Iterable[Source], root: str = "") -> list[Scan]:
     """What grouping needs of sources; paths are shown as below the root."""
     return [
-        Scan(s.subject or s.id, below(s.images[0], root), s.subject_from, s.doubt) for s in sources
+        Scan(s.subject or s.id, below(s.images[0], root), s.subject_from, s.doubt, s.group)
+        for s in sources
     ]
 
 

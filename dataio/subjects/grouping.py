@@ -20,13 +20,14 @@ class Scan:
     """What grouping needs of a volume: its subject, its file, and the rule that joined them.
 
     `rule` is in TOLD where a person said so: nothing of it is doubted. `doubt` says why the rule
-    may be wrong.
+    may be wrong; `group` is the data set, where that is known.
     """
 
     subject: str
     file: str
     rule: str = ""
     doubt: str = ""
+    group: str = ""
 
 
 @dataclass(frozen=True)
@@ -166,6 +167,8 @@ def place_doubts(people: Mapping[str, Sequence[Scan]]) -> list[str]:
     homes: dict[str, set[str]] = defaultdict(set)
     for subject, scans in people.items():
         folder, last = posixpath.split(subject)
+        if scans[0].group and not is_gathering(posixpath.basename(folder)):
+            continue  # of another data set, and so another person
         if folder and not (last.isdigit() and len(last) < 4) and scans[0].rule not in TOLD:
             homes[last].add(folder)
     shared = {last: sorted(found) for last, found in homes.items() if len(found) > 1}

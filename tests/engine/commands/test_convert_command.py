@@ -145,6 +145,28 @@ def test_subjects_are_shown_doubted_and_told(folder, tmp_path, capsys):
     assert "ours/P1 (by told) has 2" in capsys.readouterr().out
 
 
+def test_a_second_data_set_with_the_same_names_is_told_and_kept_apart(tmp_path, capsys):
+    rng = np.random.default_rng(3)
+    for name in ("dsA", "dsB"):
+        for visit in (1, 2):
+            path = tmp_path / name / f"sub-01/ses-{visit}/anat/sub-01_ses-{visit}_T1w.nii.gz"
+            path.parent.mkdir(parents=True)
+            voxels = rng.normal(300, 90, (20, 21, 22)).astype(np.int16)
+            nib.save(nib.Nifti1Image(voxels, np.eye(4)), path)
+
+    def run(name, *more, to="c"):
+        words = ["convert", str(tmp_path / name), str(tmp_path / to), "--workers", "1", *more]
+        return main(words), capsys.readouterr().out
+
+    assert run("dsA")[0] == 0
+    code, told = run("dsB")
+    assert code == 3 and "1 subject with volumes in several places" in told
+    for name in ("dsA", "dsB"):
+        code, told = run(name, "--dataset", name, to="d")
+        assert code == 0
+    assert "4 volumes of 2 subjects" in told
+
+
 @pytest.mark.parametrize(
     ("how", "told"),
     [
