@@ -13,7 +13,7 @@ from mim3d.engine.runs.folder_lock import LOCK, sole_writer
 HOLD = """
 import sys, time
 from pathlib import Path
-from mim3d.engine.folder_lock import sole_writer
+from mim3d.engine.runs.folder_lock import sole_writer
 with sole_writer(Path(sys.argv[1])):
     print("held", flush=True)
     time.sleep(600)
