@@ -13,6 +13,8 @@ from mim3d.engine.training.trainer import Hook, Trainer
 
 TITLES = ("input", "masked", "reconstruction")
 PLANES = ("axial", "coronal", "sagittal")
+PLATE, LABEL = "#0e1116", "#e8edf3"
+"""Colours of the ground and of words: readable on light pages and on dark ones."""
 
 
 def draw_reconstruction(
@@ -27,12 +29,12 @@ def draw_reconstruction(
     from matplotlib.figure import Figure
 
     count = min(rows, volume.shape[0])
-    height = count * 1.5 + 0.6
-    figure = Figure(figsize=(9 * 1.5, height), dpi=110)
+    height = count * 1.5 + 0.95
+    figure = Figure(figsize=(9 * 1.5, height), dpi=110, facecolor=PLATE)
     FigureCanvasAgg(figure)
-    figure.suptitle(title, fontsize=10)
+    figure.suptitle(title, fontsize=14, color=LABEL)
     # Fixed margins: a computed layout would take longer than many steps.
-    figure.subplots_adjust(0.01, 0.01, 0.99, 1 - 0.55 / height, wspace=0.05, hspace=0.05)
+    figure.subplots_adjust(0.01, 0.01, 0.99, 1 - 0.9 / height, wspace=0.05, hspace=0.05)
     axes = figure.subplots(count, 9, squeeze=False)
     for i_crop in range(count):
         stages = [part[i_crop, 0].float().cpu().numpy() for part in (volume, masked, painted)]
@@ -43,9 +45,9 @@ def draw_reconstruction(
                 panel.imshow(mid_slice(stage, i_plane), cmap="gray", vmin=low, vmax=high)
                 panel.set_axis_off()
                 if i_crop == 0:
-                    panel.set_title(f"{plane}: {TITLES[i_stage]}", fontsize=8)
+                    panel.set_title(f"{plane}\n{TITLES[i_stage]}", fontsize=11, color=LABEL)
     file.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(file)
+    figure.savefig(file, facecolor=PLATE)
 
 
 def mid_slice(volume: np.ndarray, axis: int) -> np.ndarray:

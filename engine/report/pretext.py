@@ -24,7 +24,7 @@ def pretext_sections(content: Content) -> list[Section]:
     charts = pretext_figures(content)
     blocks: list[Block] = [Charts(charts, paired=content.ablation is None)] if charts else []
     painted = (
-        replace(picture, title=f"Reconstructions: {picture.title}", paper=bool(picture.data))
+        replace(picture, title=f"Reconstructions: {picture.title}", strip=bool(picture.data))
         for picture in reconstructions(study, content.plotter.folder)
     )
     return [Section("Pretraining", (*blocks, table, *painted))]

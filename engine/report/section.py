@@ -54,13 +54,13 @@ class Charts:
 
 @dataclass(frozen=True)
 class Picture:
-    """A PNG inside the page, or, without `data`, why there is none."""
+    """A PNG inside the page, or without `data` why there is none; phones scroll along a `strip`."""
 
     kind: ClassVar = "picture"
     title: str
     data: str
     caption: str = ""
-    paper: bool = False
+    strip: bool = False
 
 
 @dataclass(frozen=True)
