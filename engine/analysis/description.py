@@ -42,7 +42,8 @@ def described_speed(study: Study, group: GroupSummary, comparison: Comparison) -
     )
     goal = f"{100 * share:g} % of {arm_name(group.reference)}'s best score"
     if found.ratio is None:
-        return Statement("neutral", f"{capital(first)} over {second}: no ratio.", f"{found.why}.")
+        text = f"{capital(first)} over {second}: no ratio."
+        return Statement("neutral", text, f"{capital(found.why)}.")
     text = f"{capital(first)} over {second}: {ratio_in_words(found)} to {goal}."
     seeds = seeds_in_words(found.pairs, comparison.planned)
     if found.low is None and found.high is None:

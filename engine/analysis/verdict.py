@@ -79,8 +79,11 @@ def speed_statement(
     )
     goal = f"{100 * family.share:g} % of {arm_name(group.reference)}'s best score"
     if found.ratio is None:
+        few = 0 < found.pairs < MIN_PAIRS
         text = f"No speed-up of {first} over {second} can be stated."
-        return Statement("warning", text, f"To {goal}: {found.why}.")
+        if few:
+            text = undecided(first, second, family, comparison)
+        return Statement("neutral" if few else "warning", text, f"To {goal}: {found.why}.")
     measured = measured_in_words(family, comparison, goal)
     measured += excluded_in_words(family, comparison)
     measured += one_pretraining(study, group, comparison)

@@ -18,15 +18,15 @@ from mim3d.engine.models.config import (
 from mim3d.engine.study.config import ArmPlan, FinetunePlan, PretrainPlan, StudyConfig, Variant
 
 SMALL_MAE = MAEConfig(decoder_width=64, decoder_depth=2, decoder_heads=4, loss="l2")
-FEW_LABELS = 8.0
+FEW_LABELS = 16.0
 SMALL_SIMCLR = SimCLRConfig(projection_hidden=192, projection_width=64)
 
 
 def demo() -> StudyConfig:
     """All parts at work in five minutes on two CPU cores; too small to prove anything.
 
-    Eight labelled subjects of the phantom cohort are enough to find every class in 240 steps, and
-    few enough that an encoder which has seen all images may be ahead.
+    Sixteen labelled phantoms are enough to find all three classes in 240 steps from scratch (Dice
+    about 0.85); with eight, one seed of two never found the third.
     """
     return StudyConfig(
         name="demo",

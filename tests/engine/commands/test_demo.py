@@ -124,7 +124,7 @@ def test_a_corpus_without_labels_says_what_to_do(tmp_path: Path) -> None:
         demo.only_label(Corpus.open(tmp_path / "corpus.zarr"))
 
 
-@pytest.mark.parametrize(("subjects", "labels"), [(8, (1.0,)), (20, (8.0,))])
+@pytest.mark.parametrize(("subjects", "labels"), [(8, (1.0,)), (30, (16.0,))])
 def test_few_labels_are_of_a_phantom_cohort_that_has_more(
     tmp_path: Path, subjects: int, labels: tuple[float, ...]
 ) -> None:

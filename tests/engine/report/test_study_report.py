@@ -66,6 +66,13 @@ def test_few_seeds_never_get_an_interval(tmp_path: Path, seeds: int) -> None:
     assert "p = 0" not in page
 
 
+def test_few_seeds_without_a_ratio_are_too_few_too(tmp_path: Path) -> None:
+    study, groups = summary(write_study(tmp_path, seeds=2, tops={"mae": 0.5, "simclr": 0.5}))
+    said = headline(study, groups)
+    assert said.text.startswith("Too few seeds to test a speed-up of this MAE encoder")
+    assert "neither arm reached the target" in said.detail
+
+
 def test_an_untrained_simclr_is_reported_not_compared(tmp_path: Path) -> None:
     study, groups = summary(write_study(tmp_path, simclr_loss=3.40))
     assert groups[0].comparison("mae", "simclr") is None
