@@ -6,6 +6,7 @@ from numbers import Integral
 from typing import Any, Literal, get_args
 
 from mim3d.dataio.errors import Mim3dError
+from mim3d.dataio.finite import refuse_not_finite
 from mim3d.dataio.geometry import Triple
 from mim3d.dataio.loader.augment import Augmentation, augmentation
 from mim3d.dataio.loader.sampler import WEIGHTINGS, Weighting
@@ -68,6 +69,7 @@ class LoaderConfig:
     """Batches read ahead."""
 
     def __post_init__(self) -> None:
+        refuse_not_finite(self)
         for name in ("micro_batch", "snap", "nodes", "threads", "prefetch", "cache_bytes"):
             if not _is_whole(getattr(self, name)) or getattr(self, name) < 1:
                 raise Mim3dError(f"{name}={getattr(self, name)!r} must be at least 1, and whole")

@@ -3,6 +3,7 @@
 import dataclasses
 from collections.abc import Collection, Mapping, Sequence
 from functools import partial
+from pathlib import Path
 from typing import Annotated, Any, TypeVar, cast
 
 import tyro
@@ -10,6 +11,7 @@ from tyro import _errors as tyro_errors  # its hook for errors; pyproject.toml h
 from tyro.constructors import StructConstructorSpec, StructFieldSpec
 
 from mim3d.dataio.errors import Mim3dError
+from mim3d.engine.runs.files import refuse_address
 
 Arguments = TypeVar("Arguments")
 JSON_HELP = "With --json FILE the figures are written there as well, as by every command."
@@ -41,7 +43,7 @@ def parse(
         raise UsageError(f"{in_one_line(event, words)}; see {prog} --help")
 
     with tyro_errors.on_parse_error(refuse):
-        return tyro.cli(
+        given = tyro.cli(
             kind,
             args=list(words),
             prog=prog,
@@ -50,6 +52,11 @@ def parse(
             registry=fields_of(left_out or {}, aliases or {}),
             default=tyro.constructors.MISSING_NONPROP if default is None else default,
         )
+    for field in dataclasses.fields(cast(Any, given)):
+        place = getattr(given, field.name)
+        if isinstance(place, Path):
+            refuse_address(place, f"--{field.name}")
+    return given
 
 
 def fields_of(left_out: LeftOut, aliases: Aliases) -> tyro.constructors.ConstructorRegistry:

@@ -13,6 +13,7 @@ from pathlib import Path
 from mim3d.dataio.extras import extra
 from mim3d.engine.commands.outcome import Outcome
 from mim3d.engine.errors import EXIT_USER_ERROR
+from mim3d.engine.runs.files import refuse_address
 
 COMMANDS = {
     "demo": "the main job, whole: NIfTI -> corpus -> pretraining -> fine-tuning -> report",
@@ -29,6 +30,12 @@ COMMANDS = {
     "plan": "time, memory, loader and network need of a recipe before it runs",
     "bench": "throughput of every stage, side by side with its peers",
     "env": "versions, devices, and what is optional and missing",
+}
+
+GO_ON = ("demo", "convert", "pretrain", "finetune", "compare")
+AFTER_INTERRUPT = {
+    True: "the same command goes on from what is on disk, or begins where nothing is yet",
+    False: "the same command begins anew",
 }
 
 
@@ -57,7 +64,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"mim3d {name}: {one_line(error)}", file=sys.stderr)
         return EXIT_USER_ERROR
     except KeyboardInterrupt:
-        print(f"mim3d {name}: interrupted; run the same command again to go on", file=sys.stderr)
+        print(f"mim3d {name}: interrupted; {AFTER_INTERRUPT[name in GO_ON]}", file=sys.stderr)
         return 130
     return outcome.exit_code
 
@@ -90,6 +97,8 @@ def split_json_flag(words: Sequence[str]) -> tuple[Path | None, list[str]]:
             json_file = Path(word.removeprefix("--json="))
         else:
             rest.append(word)
+    if json_file is not None:
+        refuse_address(json_file, "--json")
     return json_file, rest
 
 

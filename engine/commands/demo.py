@@ -13,6 +13,7 @@ from mim3d.engine.commands.arguments import parse
 from mim3d.engine.commands.outcome import Outcome
 from mim3d.engine.errors import ConfigError
 from mim3d.engine.finetune.splits import make_splits
+from mim3d.engine.runs.files import refuse_address
 from mim3d.engine.study.config import StudyConfig
 from mim3d.engine.study.recipes import demo as demo_study
 
@@ -58,6 +59,7 @@ class DemoConfig:
     """Fine-tuning seeds of each arm."""
 
     def __post_init__(self) -> None:
+        refuse_address(self.out)
         if self.subjects < 8 or self.seeds < 1:
             raise ConfigError(
                 f"demo needs at least 8 subjects and 1 seed, got {self.subjects} and {self.seeds}"

@@ -106,5 +106,6 @@ def description() -> str:
         "mim3d finetune RECIPE --data.corpus CORPUS --init RUN --out DIR, where RECIPE is one of:\n"
         f"{lines}\n\nWithout --init the encoder starts from scratch. The encoder's shape "
         "(--vit.*) must be the checkpoint's. On several GPUs: --nproc N here, or torchrun "
-        "--no-python --nproc-per-node N mim3d finetune ..., or srun; SIGTERM or SIGUSR1 saves."
+        "--no-python --nproc-per-node N mim3d finetune ..., or srun; Ctrl-C, SIGTERM or SIGUSR1 "
+        "saves (a second Ctrl-C ends at once)."
     )

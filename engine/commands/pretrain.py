@@ -22,8 +22,9 @@ DESCRIPTION = """Pretrain an encoder by MAE, SimMIM or SimCLR on a corpus.
   {recipes}
 
 Every field below starts at the recipe's value. A RUN that holds checkpoints of the same
-configuration is gone on with; SIGTERM or SIGUSR1 saves, and exits 0. On several GPUs:
---nproc N here, or torchrun --no-python --nproc-per-node N mim3d pretrain ..., or srun.
+configuration is gone on with; Ctrl-C, SIGTERM or SIGUSR1 saves, and exits 0 (a second Ctrl-C ends
+at once). On several GPUs: --nproc N here, or torchrun --no-python --nproc-per-node N mim3d
+pretrain ..., or srun.
 """
 
 

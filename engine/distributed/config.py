@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from typing import Literal
 
+from mim3d.dataio.finite import refuse_not_finite
 from mim3d.engine.errors import ConfigError
 
 Precision = Literal["auto", "fp32", "bf16", "fp16"]
@@ -37,6 +38,7 @@ class ParallelConfig:
 
     def __post_init__(self) -> None:
         """Counts are at least one."""
+        refuse_not_finite(self, "parallel", ConfigError)
         if min(self.replicate, self.grad_accum) < 1:
             raise ConfigError(
                 f"parallel.replicate {self.replicate} and parallel.grad_accum {self.grad_accum} "

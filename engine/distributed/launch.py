@@ -1,7 +1,8 @@
 """Ranks on this machine, one process each, under torch's elastic agent.
 
 The agent lives in this process: a signal to it reaches the ranks, which save and end, and no
-orphan is left. A rank that dies ends the others; up to `restarts` times all start again.
+orphan is left. A rank that dies ends the others; up to `restarts` times all start again. A second
+Ctrl-C kills the ranks and this process.
 """
 
 import logging
@@ -10,9 +11,12 @@ import os
 import signal
 import sys
 import uuid
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from types import FrameType
 from typing import Any
 
+import psutil
 from torch.distributed.elastic.multiprocessing.api import SignalException
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
@@ -20,9 +24,10 @@ from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 from mim3d.dataio.errors import Mim3dError
 from mim3d.engine.errors import EXIT_USER_ERROR
 
-SAVING = (signal.SIGTERM, signal.SIGUSR1)
+SAVING = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
 """Signals on which ranks save and end; the other handled ones only end them."""
-HANDLED = (*SAVING, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT)
+HANDLED = (signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP, signal.SIGQUIT)
+"""What the agent listens for; Ctrl-C, of which the second means another thing, we do."""
 MARK = "mim3d-"
 """Begins the run id that the agent hands to its ranks."""
 
@@ -61,7 +66,8 @@ def launch_ranks(
         **{name: value for name, value in wanted.items() if name in known},
     )
     try:
-        elastic_launch(config, sys.executable)("-m", "mim3d.engine.commands.cli", *words)
+        with interrupts_told():
+            elastic_launch(config, sys.executable)("-m", "mim3d.engine.commands.cli", *words)
     except SignalException as signalled:
         print(f"mim3d: {signalled.sigval.name} was passed on to {nproc} ranks", file=sys.stderr)
         raise SystemExit(0 if signalled.sigval in SAVING else 128 + signalled.sigval) from None
@@ -74,3 +80,24 @@ def launch_ranks(
             "memory?). The same command goes on from the last checkpoint, --max-restarts N would "
             "have done so by itself"
         ) from None
+
+
+@contextmanager
+def interrupts_told() -> Iterator[None]:
+    """Hand a first Ctrl-C to the agent, as it hands itself other signals; a second one ends all."""
+
+    def first(number: int, frame: FrameType | None) -> None:
+        signal.signal(number, second)
+        raise SignalException("interrupted", signal.Signals(number))
+
+    def second(number: int, frame: FrameType | None) -> None:
+        for rank in psutil.Process().children(recursive=True):
+            rank.kill()
+        signal.signal(number, signal.SIG_DFL)
+        signal.raise_signal(number)
+
+    before = signal.signal(signal.SIGINT, first)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)

@@ -1,6 +1,8 @@
 """Being told to stop: a signal on any rank ends all of them after the same step."""
 
+import os
 import signal
+import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -12,6 +14,7 @@ import torch.distributed as dist
 from mim3d.engine.distributed.process_group import Ranks
 
 SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
+SAVING = b"\nstopping after this step, and saving it; Ctrl-C again ends at once, without saving\n"
 
 
 class StopSignal:
@@ -49,16 +52,28 @@ class StopSignal:
 
 @contextmanager
 def stop_on_signal(ranks: Ranks) -> Iterator[StopSignal]:
-    """Turn SIGTERM and SIGUSR1 into a stop between steps; only the main thread can listen."""
+    """Turn SIGTERM, SIGUSR1 and a first Ctrl-C into a stop between steps.
+
+    Only the main thread can listen. A second Ctrl-C ends the process, in whatever call it stands.
+    """
     stop = StopSignal(ranks)
 
     def listen(number: int, frame: FrameType | None) -> None:
         stop.signalled.set()
+        if number == signal.SIGINT:
+            signal.signal(number, second)
+            if ranks.first:
+                os.write(2, SAVING)
 
     if threading.current_thread() is not threading.main_thread():
         yield stop
         return
-    before = {number: signal.signal(number, listen) for number in SIGNALS}
+    interrupts = signal.getsignal(signal.SIGINT)
+    # A notebook's second interrupt must not end its kernel.
+    second = interrupts if hasattr(sys, "ps1") or "ipykernel" in sys.modules else signal.SIG_DFL
+    # Where another part of the program has a mind of its own (a study's workers) it is left to it.
+    mine = (signal.SIGINT,) * (interrupts is signal.default_int_handler)
+    before = {number: signal.signal(number, listen) for number in (*SIGNALS, *mine)}
     try:
         yield stop
     finally:

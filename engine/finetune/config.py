@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal
 
 import tyro
 
+from mim3d.dataio.finite import refuse_not_finite
 from mim3d.engine.distributed.config import DeviceKind, ParallelConfig
 from mim3d.engine.errors import ConfigError
 from mim3d.engine.finetune.splits import SplitConfig
@@ -92,6 +93,7 @@ class FinetuneConfig:
     log: LogConfig = field(default_factory=lambda: LogConfig(tensorboard=False))
 
     def __post_init__(self) -> None:
+        refuse_not_finite(self, kind=ConfigError)
         if min(self.steps, self.global_batch, self.eval_every, self.feature_size) < 1:
             raise ConfigError(
                 f"steps {self.steps}, global_batch {self.global_batch}, eval_every "

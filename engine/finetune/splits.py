@@ -12,6 +12,7 @@ from typing import Literal, Protocol
 import numpy as np
 
 from mim3d.dataio.corpus.manifest import LabelRecord
+from mim3d.dataio.finite import refuse_not_finite
 from mim3d.engine.errors import ConfigError
 
 
@@ -31,6 +32,7 @@ class SplitConfig:
     """For keep number: consecutive numbers dealt as one block."""
 
     def __post_init__(self) -> None:
+        refuse_not_finite(self, "split", ConfigError)
         shares = [held for held in (self.validation, self.test) if held < 1]
         if min(self.validation, self.test) < 0 or sum(shares) >= 1:
             raise ConfigError(

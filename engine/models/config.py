@@ -7,6 +7,7 @@ what it will not run.
 from dataclasses import dataclass
 from typing import Literal
 
+from mim3d.dataio.finite import refuse_not_finite
 from mim3d.engine.errors import ConfigError
 
 
@@ -33,6 +34,7 @@ class ViTConfig:
 
     def __post_init__(self) -> None:
         """Refuse shapes that do not tile, naming both values."""
+        refuse_not_finite(self, "vit", ConfigError)
         for axis, crop, patch in zip("zyx", self.crop_size, self.patch_size, strict=True):
             if patch < 1 or crop < patch or crop % patch:
                 raise ConfigError(
@@ -137,6 +139,7 @@ class MaskConfig:
 
     def __post_init__(self) -> None:
         """Refuse ratios that hide nothing or all."""
+        refuse_not_finite(self, "method", ConfigError)
         if not 0.0 < self.mask_ratio < 1.0:
             raise ConfigError(
                 f"method.mask_ratio {self.mask_ratio} must lie between 0 and 1 (0.75 hides three"
@@ -199,6 +202,7 @@ class SimCLRConfig:
 
     def __post_init__(self) -> None:
         """Refuse temperatures that divide by nothing."""
+        refuse_not_finite(self, "method", ConfigError)
         if not self.temperature > 0.0:
             raise ConfigError(f"method.temperature {self.temperature} must be positive")
         if min(self.projection_width, self.projection_hidden) < 1:

@@ -7,6 +7,7 @@ from typing import Annotated
 
 import tyro
 
+from mim3d.dataio.finite import refuse_not_finite
 from mim3d.dataio.loader.config import LoaderConfig
 from mim3d.dataio.reader.corpus import opened_corpus
 from mim3d.engine.errors import ConfigError
@@ -44,6 +45,7 @@ class DataConfig:
 
     def __post_init__(self) -> None:
         """A share below one, told once."""
+        refuse_not_finite(self, "data", ConfigError)
         if not 0.0 <= self.held_out < 1.0 or self.held_out_crops < 1:
             raise ConfigError(
                 f"data.held_out {self.held_out} must lie in [0, 1) and data.held_out_crops "

@@ -29,7 +29,7 @@ from mim3d.engine.pretrain.reconstruction import Pictures
 from mim3d.engine.pretrain.run_folder import RESULT, PretrainResult, finished_result, open_run
 from mim3d.engine.pretrain.verdict import judge_pretext
 from mim3d.engine.runs.encoder_file import STATISTICS, save_encoder
-from mim3d.engine.runs.files import json_sha256, write_json
+from mim3d.engine.runs.files import json_sha256, refuse_address, write_json
 from mim3d.engine.runs.folder_lock import sole_writer
 from mim3d.engine.training.checkpoints import RunIdentity
 from mim3d.engine.training.corpus import CorpusFit, corpus_fit, corpus_sha256
@@ -46,6 +46,7 @@ def run_pretrain(config: PretrainConfig, out: str | Path) -> PretrainResult:
     Raises CorpusError, ConfigError, CheckpointError or TrainingError, each with its remedy; of
     many ranks one does, and the others raise PeerError.
     """
+    refuse_address(out)
     out = Path(out)
     done = finished_result(out, config)
     if done is not None:

@@ -4,12 +4,25 @@ import hashlib
 import json
 import math
 import os
+import re
 from collections.abc import Iterable
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from mim3d.engine.errors import CheckpointError
+from mim3d.engine.errors import CheckpointError, ConfigError
+
+ADDRESS = re.compile(r"[a-z][a-z0-9+.-]+:/", re.IGNORECASE)
+
+
+def refuse_address(place: str | Path, option: str = "--out") -> None:
+    """A ConfigError where a folder or file to write is an address, which `Path` makes a folder."""
+    if ADDRESS.match(str(place)):
+        address = re.sub(r":/+", "://", str(place), count=1)
+        raise ConfigError(
+            f"{option} {address} is an address, and must be a place on this machine's file "
+            f"system: name a local path, and copy it when it is written"
+        )
 
 
 def local_sha256(file: Path) -> str | None:

@@ -14,6 +14,7 @@ from typing import IO
 
 from mim3d.dataio.storage.file_lock import is_dead
 from mim3d.engine.errors import TrainingError
+from mim3d.engine.runs.files import refuse_address
 
 LOCK = ".lock"
 DEAD_HOLDER_S = 20.0
@@ -23,6 +24,7 @@ DEAD_HOLDER_S = 20.0
 @contextmanager
 def sole_writer(folder: Path) -> Iterator[None]:
     """Hold the folder's lock; TrainingError naming the holder where another process has it."""
+    refuse_address(folder)
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / LOCK).open("a+", encoding="utf-8") as held:
         take(held, folder)

@@ -10,6 +10,7 @@ from typing import Annotated, Any, Generic, Literal, TypeVar
 
 import tyro
 
+from mim3d.dataio.finite import refuse_not_finite
 from mim3d.engine.distributed.config import DeviceKind
 from mim3d.engine.errors import ConfigError
 from mim3d.engine.finetune.config import Head, LabelledData
@@ -50,6 +51,7 @@ class ArmPlan(Generic[Method]):
     """Crops of a step."""
 
     def __post_init__(self) -> None:
+        refuse_not_finite(self, "pretrain", ConfigError)
         if self.global_batch < 1 or not self.lr > 0.0:
             raise ConfigError(
                 f"pretrain: lr {self.lr} must be positive and global_batch {self.global_batch} "
@@ -82,6 +84,7 @@ class PretrainPlan:
     pretraining the report speaks of that encoder, not of its method."""
 
     def __post_init__(self) -> None:
+        refuse_not_finite(self, "pretrain", ConfigError)
         if self.crops < 1:
             raise ConfigError(f"pretrain.crops {self.crops} must be at least 1")
 
@@ -120,6 +123,7 @@ class FinetunePlan:
     """Of training crops; upright is segmentation without flips."""
 
     def __post_init__(self) -> None:
+        refuse_not_finite(self, "finetune", ConfigError)
         if not self.lr or not self.encoder_lr_scale:
             raise ConfigError("finetune.lr or .encoder_lr_scale names no learning rate")
         if len(self.lr_grid) > 1 and not self.tuning_seeds:
@@ -159,6 +163,10 @@ class Variant:
     """Of pretraining."""
     global_batch: int | None = None
     """Of pretraining."""
+
+    def __post_init__(self) -> None:
+        """Settings are numbers."""
+        refuse_not_finite(self, "variant", ConfigError)
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -224,6 +232,7 @@ class StudyConfig:
     """Whether the corpus is generated; the report then says so on top."""
 
     def __post_init__(self) -> None:
+        refuse_not_finite(self, kind=ConfigError)
         for what, values in (("arms", self.arms), ("seeds", self.seeds), ("heads", self.heads)):
             if not values or len(set(values)) < len(values):
                 raise ConfigError(f"{what} {values} must name at least one, each once")

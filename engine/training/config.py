@@ -1,9 +1,9 @@
 """What every training run can be told of its optimiser, rate and measurement; imports no torch."""
 
-import math
 from dataclasses import dataclass
 from typing import Literal
 
+from mim3d.dataio.finite import refuse_not_finite
 from mim3d.engine.errors import ConfigError
 
 
@@ -28,12 +28,13 @@ class OptimConfig:
 
     def __post_init__(self) -> None:
         """Refuse what would diverge, or quietly do something else."""
+        refuse_not_finite(self, "optim", ConfigError)
         if not (0.0 <= self.beta1 < 1.0 and 0.0 <= self.beta2 < 1.0):
             raise ConfigError(
                 f"optim.beta1 {self.beta1} and optim.beta2 {self.beta2} must lie in [0, 1)"
             )
         least = min(self.weight_decay, self.clip_norm)
-        if not (least >= 0.0 and self.eps > 0.0 and math.isfinite(self.weight_decay)):
+        if not (least >= 0.0 and self.eps > 0.0):
             raise ConfigError(
                 f"optim.weight_decay {self.weight_decay} and optim.clip_norm {self.clip_norm} must "
                 f"not be negative, optim.eps {self.eps} must be positive"
@@ -55,8 +56,8 @@ class ScheduleConfig:
 
     def __post_init__(self) -> None:
         """Refuse rates that cannot train."""
-        finite = math.isfinite(self.lr) and self.lr > 0.0
-        if not finite or not 0.0 <= self.final_share <= 1.0 or self.warmup_steps < 0:
+        refuse_not_finite(self, "schedule", ConfigError)
+        if not self.lr > 0.0 or not 0.0 <= self.final_share <= 1.0 or self.warmup_steps < 0:
             raise ConfigError(
                 f"schedule.lr {self.lr} must be positive, schedule.final_share {self.final_share} "
                 f"in [0, 1] and schedule.warmup_steps {self.warmup_steps} not negative"

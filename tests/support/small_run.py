@@ -133,10 +133,11 @@ def spoil_gradients(steps: set[int], rank: int) -> None:
 
 def inject(fault: str) -> None:
     """Arrange one fault by name."""
-    if fault.endswith("sigterm"):
-        before_step(
-            5, int(os.environ.get("WORLD_SIZE", "1")) - 1, lambda _: signal.raise_signal(15)
-        )
+    signals = {"sigterm": [15], "sigint": [2], "sigint-twice": [2, 2]}
+    found = signals.get(fault.removeprefix("lamb"))
+    if found is not None:
+        last = int(os.environ.get("WORLD_SIZE", "1")) - 1
+        before_step(5, last, lambda _: [signal.raise_signal(number) for number in found])
     elif fault == "nan":
         spoil_gradients({4}, 1)
     elif fault == "full-disk":

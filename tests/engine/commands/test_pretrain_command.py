@@ -108,7 +108,7 @@ def wait_for_rows(run, file):
 @pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1, signal.SIGINT, signal.SIGKILL])
 def test_signals_to_launcher_and_rank(corpus, tmp_path, number):
-    """SIGTERM or SIGUSR1 to the launcher saves and exits 0, SIGINT ends and does not.
+    """SIGTERM, SIGUSR1 or Ctrl-C to the launcher saves and exits 0.
 
     A killed rank ends the run in one line.
     """
@@ -120,16 +120,28 @@ def test_signals_to_launcher_and_rank(corpus, tmp_path, number):
         psutil.Process(run.pid).children()[0].send_signal(number)
     told = run.communicate(timeout=100)[1].strip().splitlines()
     saved = list((tmp_path / "run" / "checkpoints").glob("step-*"))
-    if number in {signal.SIGTERM, signal.SIGUSR1}:
+    if number != signal.SIGKILL:
         assert run.returncode == 0, told
         assert len(saved) == 1
-    elif number == signal.SIGINT:
-        assert run.returncode == 130, told
     else:
         assert run.returncode == 2
         assert len(told) == 1, told
         assert "ended by SIGKILL" in told[0]
         assert not saved
+
+
+@pytest.mark.slow
+def test_a_second_interrupt_of_the_launcher_leaves_no_rank(corpus, tmp_path):
+    run = small_ranks(corpus, tmp_path / "run", "--steps", "100000", "--checkpoint.every", "50000")
+    wait_for_rows(run, tmp_path / "run" / "metrics.jsonl")
+    ranks = psutil.Process(run.pid).children()
+    for rank in ranks:
+        rank.suspend()  # as one that hangs in a collective
+    for _ in range(2):
+        run.send_signal(signal.SIGINT)
+        time.sleep(0.5)
+    assert run.wait(timeout=20) == -signal.SIGINT
+    assert not [rank for rank in ranks if rank.is_running() and rank.status() != "zombie"]
 
 
 def test_ranks_have_time_to_save_before_they_are_killed(tmp_path, monkeypatch):

@@ -112,6 +112,16 @@ def test_killed_and_resumed_equals_uninterrupted(
     assert not (tmp_path / "cut" / "checkpoints").exists()
 
 
+def test_a_first_interrupt_saves(
+    config: FinetuneConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patch:
+        cut_at(3, patch, lambda: signal.raise_signal(signal.SIGINT))
+        assert run_finetune(config, tmp_path / "cut").interrupted
+    assert (tmp_path / "cut" / "checkpoints" / "step-00000003").is_dir()
+    assert run_finetune(config, tmp_path / "cut").rows[-1]["step"] == config.steps
+
+
 @pytest.mark.parametrize(
     ("precision", "head"), [("fp32", "unetr"), ("bf16", "unetr"), ("fp16", "linear")]
 )

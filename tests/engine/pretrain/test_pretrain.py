@@ -74,13 +74,13 @@ def unfinish(finished, out, *, drop=()):
         shutil.rmtree(out / "checkpoints" / f"step-{step:08d}")
 
 
-def interrupt_at(monkeypatch, step):
-    """Send this process SIGTERM when it is about to do that step."""
+def interrupt_at(monkeypatch, step, number=signal.SIGTERM):
+    """Send this process a signal when it is about to do that step."""
     plain = Trainer.one_step
 
     def one_step(self):
         if self.step + 1 == step:
-            signal.raise_signal(signal.SIGTERM)
+            signal.raise_signal(number)
         plain(self)
 
     monkeypatch.setattr(Trainer, "one_step", one_step)
@@ -116,6 +116,32 @@ def test_a_finished_run_is_answered_from_disk(finished, corpus):
     assert (finished / "metrics.jsonl").stat().st_mtime_ns == before
     with pytest.raises(CheckpointError, match=r"seed was 0 and is now 1.*another --out"):
         run_pretrain(small_config(corpus, seed=1), finished)
+
+
+def test_a_first_interrupt_saves_and_says_how_to_go_on(
+    corpus, finished, tmp_path, monkeypatch, capsys
+):
+    before = signal.getsignal(signal.SIGINT)
+    with monkeypatch.context() as patch:
+        interrupt_at(patch, 5, signal.SIGINT)
+        result = run_pretrain(small_config(corpus), tmp_path / "broken")
+    assert (result.interrupted, result.step) == (True, 5)
+    assert 5 in steps_saved(tmp_path / "broken")
+    assert "told to stop: step 5 of 8 is saved" in capsys.readouterr().out
+    assert signal.getsignal(signal.SIGINT) is before
+    run_pretrain(small_config(corpus), tmp_path / "broken")
+    assert_same_run(tmp_path / "broken", finished)
+
+
+def test_an_interrupt_is_left_to_whoever_has_a_handler_of_his_own(corpus, tmp_path, monkeypatch):
+    seen = []
+    before = signal.signal(signal.SIGINT, lambda *_: seen.append(1))
+    try:
+        interrupt_at(monkeypatch, 5, signal.SIGINT)
+        assert not run_pretrain(small_config(corpus), tmp_path / "run").interrupted
+    finally:
+        signal.signal(signal.SIGINT, before)
+    assert seen == [1]
 
 
 @pytest.mark.parametrize("asynchronous", [True, False])

@@ -140,8 +140,9 @@ def test_lamb_over_ranks_is_lamb(corpus, single, tmp_path):
     assert_same_curve(tmp_path / "two", single(optimiser="lamb"))
 
 
-def test_sigterm_on_one_rank_stops_all_at_one_step_and_resume_is_exact(corpus, tmp_path):
-    done = launch(2, corpus, tmp_path / "broken", "sigterm")
+@pytest.mark.parametrize("fault", ["sigterm", "sigint"])
+def test_a_signal_to_one_rank_stops_all_at_one_step_and_resume_is_exact(corpus, tmp_path, fault):
+    done = launch(2, corpus, tmp_path / "broken", fault)
     assert done.returncode == 0, done.stderr[-2000:]
     assert "told to stop: step" in done.stdout
     assert done.stdout.count("True") == 2
@@ -258,6 +259,22 @@ def run_alone(corpus, out, fault=""):
         timeout=240,
         check=False,
     )
+
+
+def test_a_second_interrupt_ends_at_once_and_loses_nothing_committed(corpus, single, tmp_path):
+    out = tmp_path / "run"
+    done = run_alone(corpus, out, "sigint-twice")
+    assert done.returncode == -signal.SIGINT
+    assert "Ctrl-C again ends at once, without saving" in done.stderr
+    assert "told to stop" not in done.stdout
+    saved = [checkpoint_files.verify(folder).step for folder in committed_in(out)]
+    assert max(saved, default=0) < 4
+    assert run_alone(corpus, out).returncode == 0
+    assert_same_weights(out, single())
+
+
+def committed_in(out):
+    return checkpoint_files.committed(out / "checkpoints")
 
 
 @pytest.mark.parametrize("hook", HOOKS)
