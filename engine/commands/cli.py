@@ -32,6 +32,8 @@ COMMANDS = {
     "env": "versions, devices, and what is optional and missing",
 }
 
+READER_LEFT = 141
+"""What shells show of a command that SIGPIPE ended."""
 GO_ON = ("demo", "convert", "pretrain", "finetune", "compare")
 AFTER_INTERRUPT = {
     True: "the same command goes on from what is on disk, or begins where nothing is yet",
@@ -40,7 +42,22 @@ AFTER_INTERRUPT = {
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command; exit 0, 2 on an error the user can mend, 3 where something was lost."""
+    """Run one command; exit 0, 2 on an error the user can mend, 3 where something was lost.
+
+    A reader of the output that left, as `head` does, ends the command without a word.
+    """
+    try:
+        code = run(argv)
+        sys.stdout.flush()
+    except BrokenPipeError:
+        # Python flushes once more at its end, into nothing.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return READER_LEFT
+    return code
+
+
+def run(argv: Sequence[str] | None) -> int:
+    """The same, with what printing to nobody raises."""
     words = list(sys.argv[1:] if argv is None else argv)
     if not words or words[0] in {"-h", "--help"}:
         print(overview())
@@ -58,6 +75,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             outcome = run_command(name, rest)
         if json_file is not None and outcome.writes_json:
             write_figures(json_file, outcome)
+    except BrokenPipeError:
+        raise
     except (ValueError, OSError) as error:
         if os.environ.get("MIM3D_TRACEBACK"):
             traceback.print_exc()

@@ -19,7 +19,7 @@ from typing import Any
 from mim3d.engine.errors import CheckpointError
 from mim3d.engine.runs.files import file_sha256, json_sha256
 
-MANIFEST = "manifest.json"
+SEAL = "manifest.json"
 FORMAT = 1
 COMMITTED = re.compile(r"step-(\d{8})")
 
@@ -74,7 +74,7 @@ def commit(root: Path, facts: CheckpointFacts) -> Path:
     """Hash, sync and rename the written folder; after a crash it is either whole or not there."""
     source, target = tmp_folder(root, facts.step), step_folder(root, facts.step)
     write_manifest(source, facts)
-    sync(source / MANIFEST)
+    sync(source / SEAL)
     sync(source)
     if target.exists():
         # The same step again: a run that was resumed before it and has come back to it.
@@ -86,7 +86,7 @@ def commit(root: Path, facts: CheckpointFacts) -> Path:
 
 def write_manifest(folder: Path, facts: CheckpointFacts) -> None:
     """Write sizes and hashes of every file, and the hash of the manifest itself."""
-    names = sorted(path.name for path in folder.iterdir() if path.name != MANIFEST)
+    names = sorted(path.name for path in folder.iterdir() if path.name != SEAL)
     with ThreadPoolExecutor(4) as pool:
         hashes = list(pool.map(lambda name: file_sha256(folder / name), names))
     files = {
@@ -95,12 +95,12 @@ def write_manifest(folder: Path, facts: CheckpointFacts) -> None:
     }
     body = {"format": FORMAT, **asdict(facts), "files": files}
     sealed = {"sha256": json_sha256(body), "body": body}
-    (folder / MANIFEST).write_text(json.dumps(sealed, indent=1) + "\n")
+    (folder / SEAL).write_text(json.dumps(sealed, indent=1) + "\n")
 
 
 def read_facts(folder: Path) -> tuple[CheckpointFacts, dict[str, Any]]:
     """Facts and file table of a checkpoint; a CheckpointError where the manifest is not whole."""
-    path = folder / MANIFEST
+    path = folder / SEAL
     try:
         sealed = json.loads(path.read_bytes())
         body = sealed["body"]
@@ -123,7 +123,7 @@ def verify(folder: Path) -> CheckpointFacts:
     facts, files = read_facts(folder)
     if folder.name != step_folder(folder.parent, facts.step).name:
         raise CheckpointError(f"{folder} holds step {facts.step}: it was renamed or copied there")
-    present = {path.name for path in folder.iterdir()} - {MANIFEST}
+    present = {path.name for path in folder.iterdir()} - {SEAL}
     if present != set(files):
         missing, foreign = sorted(set(files) - present), sorted(present - set(files))
         raise CheckpointError(f"{folder}: files missing {missing}, not in the manifest {foreign}")

@@ -26,7 +26,7 @@ SAVE_S = 60.0
 
 
 @dataclass(frozen=True)
-class Task:
+class PoolTask:
     """A call of a top-level function with picklable arguments."""
 
     name: str
@@ -34,7 +34,7 @@ class Task:
     arguments: tuple[Any, ...]
 
 
-def run_tasks(tasks: Sequence[Task], workers: int, title: str) -> Failures:
+def run_tasks(tasks: Sequence[PoolTask], workers: int, title: str) -> Failures:
     """Run all tasks; returns the error of each that a user can mend, by name.
 
     Any other exception ends the rest. One worker runs in this process.
@@ -56,7 +56,7 @@ def default_workers(device: str) -> int:
     return max(1, min(cores or 1, 8))
 
 
-def _run_here(tasks: Sequence[Task]) -> Failures:
+def _run_here(tasks: Sequence[PoolTask]) -> Failures:
     failed: Failures = {}
     for index, task in enumerate(tasks):
         print(f"[{index + 1}/{len(tasks)}] {task.name}", flush=True)
@@ -68,7 +68,7 @@ def _run_here(tasks: Sequence[Task]) -> Failures:
     return failed
 
 
-def _run_apart(tasks: Sequence[Task], workers: int, title: str) -> Failures:
+def _run_apart(tasks: Sequence[PoolTask], workers: int, title: str) -> Failures:
     context = get_context("spawn")
     lines = context.Queue()
     failed: Failures = {}

@@ -36,7 +36,7 @@ from mim3d.engine.study.plan import (
     scored_cells,
     tuning_cells,
 )
-from mim3d.engine.study.pool import Failures, Task, default_workers, run_tasks
+from mim3d.engine.study.pool import Failures, PoolTask, default_workers, run_tasks
 
 
 @dataclass(frozen=True)
@@ -120,10 +120,10 @@ def waits_for_nothing(config: StudyConfig, cell: Cell) -> bool:
     return cell.arm == SCRATCH or bool(given_path(config, cell.arm))
 
 
-def pretrain_tasks(config: StudyConfig, splits: Splits, out: Path) -> list[Task]:
+def pretrain_tasks(config: StudyConfig, splits: Splits, out: Path) -> list[PoolTask]:
     """Pretrainings as tasks."""
     return [
-        Task(
+        PoolTask(
             f"pretraining {wanted.key}",
             pretrain_one,
             (pretrain_config(config, wanted, splits), out / "pretrain" / wanted.key),
@@ -157,7 +157,7 @@ def of_their_pretraining(
     return found
 
 
-def cell_tasks(config: StudyConfig, cells: list[Cell], splits: Splits, out: Path) -> list[Task]:
+def cell_tasks(config: StudyConfig, cells: list[Cell], splits: Splits, out: Path) -> list[PoolTask]:
     """Cells without a result as tasks; ConfigError where a result is of other settings."""
     tasks = []
     for cell in cells:
@@ -165,7 +165,7 @@ def cell_tasks(config: StudyConfig, cells: list[Cell], splits: Splits, out: Path
         if (folder / RESULT).exists():
             claim(wanted, folder)
         else:
-            tasks.append(Task(cell.key, run_cell, (wanted, out, cell.key)))
+            tasks.append(PoolTask(cell.key, run_cell, (wanted, out, cell.key)))
     return tasks
 
 

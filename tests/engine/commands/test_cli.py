@@ -19,6 +19,19 @@ def test_without_words_it_teaches(capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["--help"]) == 0
 
 
+@pytest.mark.parametrize("words", [["--help"], ["pretrain", "demo-mae", "--help"]])
+def test_a_reader_that_left_ends_it_without_a_word(words: list[str]) -> None:
+    command = [sys.executable, "-P", "-u", "-m", "mim3d", *words]
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as running:
+        assert running.stdout is not None
+        assert running.stderr is not None
+        running.stdout.close()
+        assert running.stderr.read() == ""
+    assert running.returncode == cli.READER_LEFT
+
+
 def test_unknown_command_names_the_known(capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["convrt"]) == 2
     assert "'convrt'" in (error := capsys.readouterr().err)

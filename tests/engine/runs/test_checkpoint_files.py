@@ -35,7 +35,7 @@ def test_a_commit_is_whole_and_verifies(tmp_path):
 @given(data=st.data())
 def test_any_flipped_bit_is_found(tmp_path_factory, data):
     folder = make(tmp_path_factory.mktemp("run"), 1)
-    path = folder / data.draw(st.sampled_from(["__0_0.distcp", ".metadata", files.MANIFEST]))
+    path = folder / data.draw(st.sampled_from(["__0_0.distcp", ".metadata", files.SEAL]))
     content = bytearray(path.read_bytes())
     place = data.draw(st.integers(0, len(content) * 8 - 1))
     content[place // 8] ^= 1 << place % 8
@@ -46,7 +46,7 @@ def test_any_flipped_bit_is_found(tmp_path_factory, data):
         assert folder.name in str(error)
     else:
         # White space of the manifest carries nothing.
-        assert path.name == files.MANIFEST
+        assert path.name == files.SEAL
         assert told == facts(1)
 
 
@@ -64,13 +64,13 @@ def test_other_damage_is_told(tmp_path, damage):
         (folder / "extra.py").write_text("x")
         wanted = "not in the manifest .'extra.py'."
     elif damage == "no manifest":
-        (folder / files.MANIFEST).unlink()
+        (folder / files.SEAL).unlink()
         wanted = "manifest.json cannot be read"
     else:
-        sealed = json.loads((folder / files.MANIFEST).read_text())
+        sealed = json.loads((folder / files.SEAL).read_text())
         sealed["body"]["format"] = 99
         sealed["sha256"] = files.json_sha256(sealed["body"])
-        (folder / files.MANIFEST).write_text(json.dumps(sealed))
+        (folder / files.SEAL).write_text(json.dumps(sealed))
         wanted = "another format than 1"
     with pytest.raises(CheckpointError, match=wanted):
         files.verify(folder)
@@ -127,9 +127,9 @@ def test_a_checkpoint_under_another_steps_name_is_not_taken_for_it(tmp_path):
 @pytest.mark.parametrize("told", [["__0_0.distcp"], {"__0_0.distcp": {"bytes": 1}}, None])
 def test_a_sealed_manifest_of_another_form_is_refused(tmp_path, told):
     folder = make(tmp_path, 5)
-    sealed = json.loads((folder / files.MANIFEST).read_text())
+    sealed = json.loads((folder / files.SEAL).read_text())
     sealed["body"]["files"] = told
     sealed["sha256"] = files.json_sha256(sealed["body"])
-    (folder / files.MANIFEST).write_text(json.dumps(sealed))
+    (folder / files.SEAL).write_text(json.dumps(sealed))
     with pytest.raises(CheckpointError, match=r"manifest\.json"):
         files.verify(folder)

@@ -29,7 +29,7 @@ from mim3d.engine.runs.encoder_file import save_encoder
 from mim3d.engine.runs.files import read_json, read_jsonl, write_json
 from mim3d.engine.study import run as study_run
 from mim3d.engine.study.config import ArmPlan, FinetunePlan, PretrainPlan, StudyConfig
-from mim3d.engine.study.pool import LineSender, Task, run_tasks
+from mim3d.engine.study.pool import LineSender, PoolTask, run_tasks
 from mim3d.engine.study.run import run_study
 
 VIT = ViTConfig((16, 16, 16), (8, 8, 8), width=12, depth=2, heads=2)
@@ -145,7 +145,7 @@ def test_a_cell_that_failed_is_not_run_twice_and_results_come_with_every_phase(
     config = replace(config, arms=("scratch", f"odd={odd}"))
     out, asked, there = tmp_path / "study", [], []
 
-    def run(tasks: list[Task], workers: int, title: str) -> dict[str, str]:
+    def run(tasks: list[PoolTask], workers: int, title: str) -> dict[str, str]:
         asked.extend(task.name for task in tasks)
         there.append((out / "results.jsonl").exists())
         return run_tasks(tasks, workers, title)
@@ -180,10 +180,10 @@ def test_tasks_run_to_the_end_and_tell_their_errors(
     tmp_path: Path, workers: int, capfd: pytest.CaptureFixture[str]
 ) -> None:
     call = write_square if workers == 1 else write_json
-    tasks = [Task(f"task {n}", call, (tmp_path, n)) for n in range(5)]
+    tasks = [PoolTask(f"task {n}", call, (tmp_path, n)) for n in range(5)]
     if workers == 2:  # a spawned process cannot import a test module
-        tasks = [Task(f"task {n}", write_json, (tmp_path / f"{n}.json", n)) for n in range(5)]
-        tasks.append(Task("task 3", read_json, (tmp_path / "missing.json",)))
+        tasks = [PoolTask(f"task {n}", write_json, (tmp_path / f"{n}.json", n)) for n in range(5)]
+        tasks.append(PoolTask("task 3", read_json, (tmp_path / "missing.json",)))
     failed = run_tasks(tasks, workers, "squares")
     assert list(failed) == ["task 3"]
     assert (tmp_path / "4.json").exists()
@@ -192,7 +192,7 @@ def test_tasks_run_to_the_end_and_tell_their_errors(
 
 @pytest.mark.slow
 def test_a_worker_that_dies_is_told_with_its_remedy() -> None:
-    tasks = [Task("dies", os._exit, (1,)), Task("idle", print, ("idle",))]
+    tasks = [PoolTask("dies", os._exit, (1,)), PoolTask("idle", print, ("idle",))]
     with pytest.raises(TrainingError, match="--workers 1"):
         run_tasks(tasks, 2, "dying")
 
@@ -202,11 +202,11 @@ def test_workers_end_with_a_study_that_was_killed(tmp_path: Path) -> None:
     script = f"""
 import time
 from pathlib import Path
-from mim3d.engine.study.pool import Task, run_tasks
+from mim3d.engine.study.pool import PoolTask, run_tasks
 from mim3d.engine.runs.files import write_json
 if __name__ == "__main__":
-    tasks = [Task(f"sleep {{n}}", time.sleep, (600 + n,)) for n in range(2)]
-    tasks += [Task("late", write_json, (Path({str(tmp_path)!r}) / "late.json", 1))]
+    tasks = [PoolTask(f"sleep {{n}}", time.sleep, (600 + n,)) for n in range(2)]
+    tasks += [PoolTask("late", write_json, (Path({str(tmp_path)!r}) / "late.json", 1))]
     run_tasks(tasks, 2, "sleeping")
 """
     (tmp_path / "parent.py").write_text(script)
