@@ -9,6 +9,7 @@ import xxhash
 from mim3d.dataio.convert.resample import resample_label, resampled_grid
 from mim3d.dataio.convert.volume import Volume, file_grid, trust_of, turned_view
 from mim3d.dataio.corpus.conversion import Conversion
+from mim3d.dataio.corpus.manifest import IGNORED, MASK_OF_255
 from mim3d.dataio.errors import SourceError
 from mim3d.dataio.geometry import axis_codes
 from mim3d.dataio.memory import forget, room_for
@@ -20,7 +21,7 @@ POINTS_PER_LABEL = 4096
 MAX_CLASS = 65535
 BLOCK = 1 << 16
 ROUNDED = 1e-3  # further off, a value is no class that lost its last digits
-IGNORED, FAR_BELOW = 255, 128
+FAR_BELOW = 128
 INTEGERS = ("uint8", "int16", "uint16", "int32")
 
 
@@ -63,7 +64,8 @@ def read_label(
     """Read a label and bring it to the stored grid of its volume.
 
     `ignore` is the value that means untold, 255 where nothing is said and it stands alone above the
-    classes. Raises SourceError other-grid, label-frames, label-not-integer or label-range.
+    classes. A mask of 0 and 255 alone is stored with 1 for 255. Raises SourceError
+    other-grid, label-frames, label-not-integer or label-range.
     """
     forget()  # what the image was read from would stay beside the label
     if parts := masks_of(path):
@@ -76,6 +78,10 @@ def read_label(
     given.append(turned_view(given.pop(), volume.file_grid, conversion.orientation))
     voxels = _placed(given, volume, conversion)
     classes, points = classes_and_points(voxels)
+    if ignore is None and set(classes) - {0} == {IGNORED}:
+        voxels = (voxels == IGNORED).astype(np.uint8)
+        classes, points = classes_and_points(voxels)
+        notes += (f"label {name!r}: {MASK_OF_255}",)
     ignored = ignored_value(classes, ignore)
     n_ignored = classes.pop(ignored, 0) if ignored is not None else 0
     if n_ignored and ignored is not None:

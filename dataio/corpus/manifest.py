@@ -54,6 +54,11 @@ class ChannelRecord:
         return self.intensity.minimum == self.intensity.maximum
 
 
+IGNORED = 255
+MASK_OF_255 = "a mask of 0 and 255, which is stored as class 1"
+"""What a volume's warnings say of a label in which 255 was taken for a class."""
+
+
 @dataclass(frozen=True)
 class LabelRecord:
     """One label array of a volume; `classes` maps class to voxel count, background included.

@@ -7,12 +7,13 @@ from collections.abc import Iterable, Sequence
 import numpy as np
 
 from mim3d.dataio.corpus.manifest import VolumeRecord
-from mim3d.dataio.subjects.grouping import Grouping, Scan, counted, grouping, some
+from mim3d.dataio.inspect.guesses import guesses
+from mim3d.dataio.subjects.grouping import CASES, Grouping, Scan, counted, grouping, some
 from mim3d.dataio.subjects.people import is_passage
 from mim3d.dataio.subjects.words import person_folder
 
 ACCEPTED = "accepted"
-BY_PLACE = frozenset({"BIDS names", "file names", "folders"})  # names that are not worldwide
+BY_PLACE = frozenset({"BIDS names", "file names", "folders", CASES})  # names that are not worldwide
 FEW = 3  # copies and values named in a line
 FEW_LEVELS = 8  # to a standard deviation, below which a quantised channel is doubted
 
@@ -31,7 +32,7 @@ def corpus_doubts(records: Sequence[VolumeRecord]) -> tuple[str, ...]:
     open_ = [record for record in records if record.subject_from != ACCEPTED]
     who = (*people_in(open_).doubts, *merged_data_sets(open_))
     found = who, copies(open_), label_maps(open_, len(records)), headers(open_), flattened(open_)
-    return tuple(line for lines in found for line in lines)
+    return tuple(line for lines in (*found, guesses(open_)) for line in lines)
 
 
 def merged_data_sets(records: Iterable[VolumeRecord]) -> list[str]:

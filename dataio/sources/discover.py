@@ -31,6 +31,7 @@ from mim3d.dataio.sources.tree import (
     is_text,
 )
 from mim3d.dataio.storage.remote import ADDRESS
+from mim3d.dataio.subjects.grouping import CASES
 
 LAYOUTS = ("auto", "folder", "msd", "nnunet", "bids", "nnssl", "csv", "dicom")
 LOOKED = 20  # files of a folder without images that are looked at for DICOM
@@ -199,7 +200,9 @@ def as_part(found: Discovery, root: str) -> Discovery:
         known = source.subject_from.endswith(" names") and source.subject_from != "file names"
         subject = source.subject if known else f"{root}/{source.subject or source.id}"
         id = f"{root.replace('/', '_')}_{source.id}"
-        sources.append(replace(source, id=id, subject=subject, group=source.group or root))
+        rule = CASES if source.subject_from == "file names" else source.subject_from
+        group = source.group or root
+        sources.append(replace(source, id=id, subject=subject, subject_from=rule, group=group))
     return replace(found, sources=tuple(sources))
 
 

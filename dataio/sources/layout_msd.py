@@ -9,7 +9,7 @@ by name.
 import json
 import posixpath
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -45,16 +45,7 @@ def find(tree: Tree, file: str = "dataset.json") -> Discovery:
                 why = f"entry {number} of `{section}` is {entry!r}, not a path or an object"
                 skipped.append(Rejection(tree.path(file), "bad-entry", why))
     sources = [with_names(source, channels, classes, ignore) for source in sources]
-    notes = frames_note(channels, sources)
-    return Discovery(tuple(named_by_path(names, sources)), tuple(skipped), "msd", notes=notes)
-
-
-def frames_note(channels: Sequence[str], sources: Sequence[Source]) -> tuple[str, ...]:
-    """A note where the modalities lie in the fourth dimension of one file."""
-    if len(channels) < 2 or not any(len(source.images) == 1 for source in sources):
-        return ()
-    told = f"{len(channels)} modalities ({', '.join(channels)})"
-    return (f"{told}: --time-axis channels keeps those of one file together",)
+    return Discovery(tuple(named_by_path(names, sources)), tuple(skipped), "msd")
 
 
 def first_image(entry: object) -> str:

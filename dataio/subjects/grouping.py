@@ -10,6 +10,9 @@ from mim3d.dataio.nifti.names import stem
 from mim3d.dataio.subjects.words import has_digit, is_gathering, tells_no_person, words_of
 
 TOLD = frozenset({"told", "accepted"})
+CASES = "names of cases"
+OF_PEOPLE = frozenset({"BIDS names", CASES})  # people, whatever stands above them
+SERIES = "files or series"
 SHOWN, NAMES = 3, 3
 MOST_VISITS = 12  # more of one name are people of a site rather than visits of a person
 REMEDY = "say who is who with --subject REGEX or --subjects FILE.csv, or --accept-doubts"
@@ -108,10 +111,12 @@ def visit_doubts(people: Mapping[str, Sequence[Scan]]) -> list[str]:
     """Subjects that may be visits, dates, time points or sides of one person."""
     families: dict[tuple[str, str], list[str]] = defaultdict(list)
     for subject, scans in people.items():
-        if any(scan.rule in TOLD or scan.rule.startswith("MSD") for scan in scans):
+        rules = {scan.rule for scan in scans}
+        if any(rule in TOLD or rule.startswith("MSD") for rule in rules):
             continue
         for kind, whole in wholes_of(subject):
-            families[kind, whole].append(subject)
+            if kind != SERIES or not rules <= OF_PEOPLE:
+                families[kind, whole].append(subject)
     doubts = []
     for kind in dict.fromkeys(kind for kind, _ in families):
         groups = {whole: found for (k, whole), found in families.items() if k == kind}
@@ -148,7 +153,7 @@ def wholes_of(subject: str) -> list[tuple[str, str]]:
         found.append(("numbers", posixpath.join(folder, base)))
     above = posixpath.basename(folder)
     if has_digit(above) and not is_gathering(above):
-        found.append(("files or series", folder))
+        found.append((SERIES, folder))
     return found
 
 

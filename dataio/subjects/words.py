@@ -51,7 +51,7 @@ MORE_KINDS = re.compile(
     r"\d+(?:\.\d+)?(?:mm|um|iso)|b\d{2,4}|t88|[123457]t|(?:[23]d)?(?:t[12]|pd|ir|flair)w?\d?"
 )
 GATHERING = re.compile(
-    r"(?:sites?|centers?|centres?|hospital|clinic|cohort|group|batch|fold|part|subset|train(?:ing)?"
+    r"(?:sets?|sites?|centers?|centres?|hospital|clinic|cohort|group|batch|fold|part|subset|train(?:ing)?"
     r"|test(?:ing)?|val(?:id|idation)?|data|dataset|task|study|project|scanner|vendor|class|split"
     r"|section|chunk|stage|collection)(?:data|set|tr|ts)?s?",
     re.IGNORECASE,

@@ -11,6 +11,7 @@ from rich.console import Console
 from mim3d.dataio.corpus.conversion import Conversion, Rerun
 from mim3d.dataio.errors import Mim3dError, Rejection
 from mim3d.dataio.inspect.doubts import corpus_doubts, people_in, told_of_volumes
+from mim3d.dataio.inspect.guesses import MOST_MODALITIES, frames_doubt
 from mim3d.dataio.nifti.names import is_image
 from mim3d.dataio.sources.options import SourceOptions
 from mim3d.dataio.sources.source import Discovery, Source
@@ -196,7 +197,8 @@ def show_forecast(
     )
     people = grouped(replace(found, sources=tuple(i.source for i in expected.expected)))
     show_people(console, people, found.notes)
-    warnings = doubts_of(found, people.doubts)
+    frames = frames_doubt(modalities(expected.expected, args))
+    warnings = doubts_of(found, (*people.doubts, *frames))
     show_warnings(console, warnings)
     rejections = (*skipped, *expected.rejections)
     show_rejections(console, rejections, "")
@@ -214,6 +216,19 @@ def show_forecast(
         "warnings": warnings,
     }
     return Outcome(figures, lost=len(warnings))
+
+
+def modalities(items: Sequence["Expected"], args: ConvertArgs) -> list[tuple[str, int, str]]:
+    """Files whose few frames may be modalities and would become a volume each."""
+    if args.options.time_axis != "split" or args.telling.accept_doubts:
+        return []
+    found = []
+    for item in items:
+        names, source = item.source.channel_names, item.source
+        named = ", ".join(names) if len(names) == item.n_frames else ""
+        if 1 < item.n_frames <= MOST_MODALITIES and (named or source.labels):
+            found.append((source.images[0], item.n_frames, named))
+    return found
 
 
 def doubts_of(found: Discovery, others: Sequence[str]) -> list[str]:

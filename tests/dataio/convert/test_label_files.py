@@ -190,3 +190,35 @@ def test_names_of_classes_and_modalities_reach_the_manifest(tmp_path, capsys):
     assert main(["inspect", str(tmp_path / "c"), "--no-pictures"]) == 0
     told = capsys.readouterr().out
     assert "core" in told and "T1, T2" in told
+
+
+def masks_of_255(tmp_path, *others):
+    """Two scans with masks of 0 and 255, and scans with labels of other values."""
+    masks = [np.where(CLASSES > 0, 255, 0).astype(np.uint8)] * 2
+    for number, voxels in enumerate([*masks, *others]):
+        image(tmp_path / "data" / f"p{number}" / "t1.nii.gz")
+        save(tmp_path / "data" / f"p{number}" / "mask.nii.gz", voxels)
+    return ["convert", str(tmp_path / "data"), str(tmp_path / "c"), "--workers", "1"]
+
+
+def test_a_mask_of_0_and_255_is_one_class(tmp_path, capsys):
+    assert main(masks_of_255(tmp_path)) == 0
+    assert "mask of 0 and 255, which is stored as class 1" in capsys.readouterr().out
+    records = read_manifest(tmp_path / "c")
+    assert [set(record.labels[0].classes) for record in records] == [{0, 1}] * 2
+    stored = stored_label(tmp_path / "c", records[0].id)
+    assert np.array_equal(stored.transpose(2, 1, 0), CLASSES > 0)
+
+
+@pytest.mark.parametrize("value", [2, 255])
+def test_a_mask_of_255_among_other_labels_is_doubted(tmp_path, capsys, value):
+    other = CLASSES.copy()
+    other[:2] = 1
+    other[4:, 4:] = value
+    words = masks_of_255(tmp_path, other)
+    assert main(words) == 3
+    assert "convert with --ignore-label 255 into a new corpus" in capsys.readouterr().out
+    words[2] += "2"
+    assert main([*words, "--ignore-label", "255"]) == 0
+    records = read_manifest(Path(words[2]))
+    assert [record.labels[0].ignore for record in records] == [255] * 3

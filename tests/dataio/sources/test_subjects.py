@@ -5,6 +5,7 @@ import json
 import pytest
 
 from mim3d.dataio.sources.discover import discover
+from mim3d.dataio.sources.subjects import grouped
 from mim3d.dataio.subjects.people import people_of
 
 
@@ -64,3 +65,25 @@ def test_what_a_table_tells_stands(tmp_path):
     (tmp_path / "t.csv").write_text("id,image,subject\nX,a/t1.nii,S\nY,b/t1.nii,S\n")
     found = discover(str(tmp_path / "t.csv")).sources
     assert [(s.id, s.subject) for s in found] == [("X", "S"), ("Y", "S")]
+
+
+@pytest.mark.parametrize(
+    ("names", "doubted"),
+    [
+        (["amos22/imagesTr/amos_000{}.nii"], False),
+        (["ds000001/sub-0{}/anat/sub-0{}_T1w.nii"], False),
+        (["set_1/case_0{}/case_0{}_ct.nii"], False),
+        (["R001/sub-r001s00{}/sub-r001s00{}_T1w.nii"], False),
+        (["P001/scan00{}/t1.nii", "P001/scan00{}/t2.nii"], True),
+        (["amos22/imagesTr/P1_{}.nii"], True),
+    ],
+)
+def test_only_names_like_series_are_doubted(tmp_path, names, doubted):
+    for name in names:
+        for number in (1, 2, 3):
+            path = tmp_path / name.replace("{}", str(number))
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.touch()
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "P9_1.nii").touch()
+    assert bool(grouped(discover(str(tmp_path))).doubts) == doubted

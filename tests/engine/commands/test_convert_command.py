@@ -167,6 +167,35 @@ def test_a_second_data_set_with_the_same_names_is_told_and_kept_apart(tmp_path, 
     assert "4 volumes of 2 subjects" in told
 
 
+@pytest.mark.parametrize("is_described", [True, False])
+def test_modalities_in_the_fourth_dimension_are_no_silent_volumes(tmp_path, capsys, is_described):
+    rng = np.random.default_rng(4)
+    root = tmp_path / "Task01"
+    pairs = []
+    for number in (1, 2):
+        pair = {"image": f"imagesTr/B_{number}.nii.gz", "label": f"labelsTr/B_{number}.nii.gz"}
+        voxels = rng.normal(300, 90, (16, 17, 18, 3)).astype(np.int16)
+        for kind, array in (("image", voxels), ("label", (voxels[..., 0] > 300).astype(np.uint8))):
+            (root / pair[kind]).parent.mkdir(parents=True, exist_ok=True)
+            nib.save(nib.Nifti1Image(array, np.eye(4)), root / pair[kind])
+        pairs.append(pair)
+    if is_described:
+        modality = {"0": "FLAIR", "1": "T1w", "2": "T2w"}
+        described = {"modality": modality, "labels": {"0": "no", "1": "yes"}, "training": pairs}
+        (root / "dataset.json").write_text(json.dumps(described))
+    words = ["convert", str(root), str(tmp_path / "c"), "--workers", "1"]
+    for command in ([*words, "--dry-run"], words, ["inspect", words[2], "--no-pictures"]):
+        assert main(command) == 3
+        told = " ".join(capsys.readouterr().out.split())
+        assert "convert with --time-axis channels into a new corpus" in told
+        assert ("3 frames, FLAIR, T1w, T2w" in told) == is_described
+    assert main([*words, "--accept-doubts"]) == 0
+    words[2] += "2"
+    for more in (["--dry-run"], []):
+        assert main([*words, "--time-axis", "channels", *more]) == 0
+    assert "2 volumes of 2 subjects" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize(
     ("how", "told"),
     [

@@ -1,0 +1,65 @@
+"""Guesses of a conversion for a person to look at: frames for modalities, 255 for a class."""
+
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+
+from mim3d.dataio.corpus.manifest import IGNORED, MASK_OF_255, VolumeRecord
+from mim3d.dataio.subjects.grouping import counted
+
+MOST_MODALITIES = 8  # more frames are a time series
+NEW = "into a new corpus"
+
+
+def guesses(records: Sequence[VolumeRecord]) -> list[str]:
+    """A line for each kind of guess."""
+    return [*frames_doubt(split_files(records)), *mixed_masks(records)]
+
+
+def split_files(records: Iterable[VolumeRecord]) -> list[tuple[str, int, str]]:
+    """Path, number of frames and modalities (or nothing) of files that may hold modalities of one
+    scan and became a volume a frame: modalities are named, or all frames share one label."""
+    files: dict[str, list[VolumeRecord]] = defaultdict(list)
+    for record in records:
+        if record.frame >= 0 and 1 < record.n_frames <= MOST_MODALITIES:
+            files[record.sources[0]].append(record)
+    found = []
+    for path, frames in files.items():
+        named = ", ".join(name for frame in frames for name in frame.channel_names)
+        labels = {tuple(label.shard_sha256 for label in frame.labels) for frame in frames}
+        if named or (len(frames) > 1 and len(labels) == 1 and labels != {()}):
+            found.append((path, frames[0].n_frames, named))
+    return found
+
+
+def frames_doubt(files: Sequence[tuple[str, int, str]]) -> list[str]:
+    """A line where files of several modalities became a volume for each."""
+    if not files:
+        return []
+    path, n_frames, named = files[0]
+    told = f", {named}" if named else ""
+    return [
+        f"{counted(len(files), 'file')} of few frames become a volume for each (such as {path}: "
+        f"{n_frames} frames{told}): if they are modalities of one scan, convert with --time-axis "
+        f"channels {NEW}; else --accept-doubts"
+    ]
+
+
+def mixed_masks(records: Iterable[VolumeRecord]) -> list[str]:
+    """A line where 255 was taken for a class in some volumes, and other volumes of that label have
+    other classes: there it may mean what nobody drew."""
+    masks: dict[str, list[str]] = defaultdict(list)
+    others: dict[str, list[str]] = defaultdict(list)
+    for record in records:
+        for label in record.labels:
+            told = f"label {label.name!r}: {MASK_OF_255}"
+            if told in record.warnings:
+                masks[label.name].append(record.id)
+            elif label.ignore == IGNORED or max(label.classes, default=0) > 1:
+                others[label.name].append(record.id)
+    return [
+        f"label {name!r} holds 0 and 255 alone in {counted(len(found), 'volume')} (such as "
+        f"{found[0]}), where 255 is stored as class 1, but has other values in {others[name][0]}: "
+        f"if 255 is no class, convert with --ignore-label {IGNORED} {NEW}; else --accept-doubts"
+        for name, found in masks.items()
+        if others[name]
+    ]
