@@ -37,7 +37,7 @@ def config(tmp_path_factory: pytest.TempPathFactory) -> StudyConfig:
         vit=VIT,
         seeds=(0,),
         arms=("scratch", "simclr"),
-        pretrain=PretrainPlan(crops=16, simclr=with_temperature(0.5)),
+        pretrain=PretrainPlan(crops=16, simclr=with_temperature(0.5), per_seed=False),
         finetune=FinetunePlan(steps=1, eval_every=1, global_batch=2, feature_size=4, overlap=0.0),
         workers=1,
         device="cpu",
