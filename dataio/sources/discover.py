@@ -17,6 +17,7 @@ from mim3d.dataio.sources import (
     layout_nnssl,
     layout_nnunet,
 )
+from mim3d.dataio.sources.layout_folder import with_untaken
 from mim3d.dataio.sources.options import SourceOptions
 from mim3d.dataio.sources.source import Discovery
 from mim3d.dataio.sources.subjects import as_told
@@ -137,7 +138,7 @@ def find_in_folder(tree: Tree, layout: str) -> Discovery:
     """Sources of a folder by the layout told, or by what stands in it."""
     finders: dict[str, Callable[[], Discovery]] = {
         "nnssl": lambda: layout_nnssl.find(tree),
-        "nnunet": lambda: layout_nnunet.find(tree),
+        "nnunet": lambda: with_untaken(tree, layout_nnunet.find(tree), whole_folders=True),
         "msd": lambda: find_msd(tree),
         "bids": lambda: layout_bids.find(tree),
         "csv": lambda: layout_csv.find(tree, only_table(tree)),
@@ -214,8 +215,8 @@ def tree_has(tree: Tree, name: str) -> bool:
 def find_msd(tree: Tree) -> Discovery:
     """MSD with its dataset.json, or by folder names where that is missing."""
     if tree_has(tree, "dataset.json"):
-        return layout_msd.find(tree)
-    return layout_msd.find_without_json(tree)
+        return with_untaken(tree, layout_msd.find(tree))
+    return with_untaken(tree, layout_msd.find_without_json(tree), whole_folders=True)
 
 
 def is_nnunet(tree: Tree, name: str) -> bool:

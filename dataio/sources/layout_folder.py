@@ -7,6 +7,7 @@ import posixpath
 import re
 from collections import Counter, defaultdict
 from collections.abc import Iterable
+from dataclasses import replace
 
 from mim3d.dataio.errors import Rejection
 from mim3d.dataio.labels.grids import on_its_grid
@@ -148,3 +149,23 @@ def is_detached(name: str, known: set[str]) -> bool:
 def suffix_of(name: str) -> str:
     """Suffix of a file's name, or `(no suffix)`."""
     return posixpath.splitext(name)[1].lower() or "(no suffix)"
+
+
+def with_untaken(tree: Tree, found: Discovery, *, whole_folders: bool = False) -> Discovery:
+    """What was found, and a line for each folder of images that are no source's and not told of.
+
+    With `whole_folders`, only of folders of which nothing at all was taken or told.
+    """
+    known = {path for source in found.sources for path in source.paths}
+    known |= {skip.path for skip in found.skipped}
+    images = [name for name in tree.names if is_image(name) and not hidden(name)]
+    rest = [name for name in images if tree.path(name) not in known]
+    if whole_folders:
+        used = {posixpath.dirname(path) for path in known}
+        rest = [name for name in rest if posixpath.dirname(tree.path(name)) not in used]
+    told = f"not part of the {found.layout} data set; `--layout folder` reads all there is"
+    skipped = [
+        Rejection(tree.path(folder), "not-listed", f"{n} file(s) are {told}")
+        for folder, n in sorted(Counter(map(posixpath.dirname, rest)).items())
+    ]
+    return replace(found, skipped=(*found.skipped, *skipped))

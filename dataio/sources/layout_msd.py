@@ -133,7 +133,7 @@ def find_without_json(tree: Tree) -> Discovery:
     """Sources of imagesTr, labelsTr and imagesTs paired by name; of channels, a case each."""
     if ending := layout_nnunet.ending_of_channels(tree.names):
         return layout_nnunet.find_without_json(tree, ending)
-    inside = [n for n in tree.names if re.match(r"(images|labels)(Tr|Ts|Va|Val)/", n)]
+    inside = [n for n in tree.names if is_of_the_layout(n)]
     found = layout_folder.find(tree, inside)
     sources, skipped = [], list(found.skipped)
     for source in found.sources:
@@ -147,3 +147,9 @@ def find_without_json(tree: Tree) -> Discovery:
         split = {"imagesTr": "train", "imagesTs": "test"}.get(folder, "val")
         sources.append(replace(source, id=stem(source.images[0]), split=split))
     return replace(found, sources=tuple(sources), skipped=tuple(skipped), layout="msd")
+
+
+def is_of_the_layout(name: str) -> bool:
+    """Whether a file is in a folder of images or labels of a split."""
+    top = name.split("/", 1)[0] if "/" in name else ""
+    return bool(re.fullmatch(r"images(Tr|Ts|Va|Val)", top) or layout_nnunet.LABELS.fullmatch(top))

@@ -4,7 +4,7 @@ import json
 import posixpath
 import re
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from mim3d.dataio.errors import Rejection, SourceError
@@ -16,6 +16,8 @@ from mim3d.dataio.sources.tree import Tree
 from mim3d.dataio.subjects.people import people_of
 
 FOLDERS = {"imagesTr": "train", "imagesTs": "test"}
+LABELS = re.compile(r"(?:(.+)[-_])?labels(Tr|Ts|Va|Val)(?:[-_](.+))?")
+"""A folder of labels: `labelsTr`, or of one of several kinds, `cow_seg_labelsTr`."""
 Channels = dict[int, str]
 
 
@@ -69,22 +71,21 @@ def ending_of_channels(names: Sequence[str]) -> str:
     """The files' ending where folders without dataset.json hold channels of cases, else empty.
 
     They do where labels are called after cases without the number, or all of several cases have the
-    same channels from 0; `amos_0001` with a label of the same name is a case.
+    same channels from 0; `amos_0001` with a label of the same name is a case. That all are `_0000`
+    tells so too.
     """
     known = set(names)
     for ending in SUFFIXES:
         cases = channels_by_case(names, ending)
-        labels = [f"{f.replace('images', 'labels')}/{case}{ending}" for f, case in cases]
-        n_labelled = sum(label in known for label in labels)
-        sets = {tuple(sorted(channels)) for channels in cases.values()}
-        alike = (
-            len(sets) == 1
-            and len(cases) > 1
-            and all(
-                list(channels) == list(range(len(channels))) and len(channels) > 1
-                for channels in sets
-            )
+        homes = {folder: label_folders(names, folder) for folder in FOLDERS} if cases else {}
+        n_labelled = sum(
+            f"{home}/{case}{ending}" in known
+            for folder, case in cases
+            for home in homes[folder].values()
         )
+        sets = {tuple(sorted(channels)) for channels in cases.values()}
+        alike = len(cases) > 1 and sets == {tuple(range(len(next(iter(sets), ()))))}
+        alike = alike and (len(next(iter(sets))) > 1 or not others_than(cases, names, ending))
         if n_labelled or alike:
             return ending
     return ""
@@ -114,6 +115,7 @@ def cases_in_folders(
             why = f"is not named CASE_0000{ending}"
             skipped.append(Rejection(tree.path(name), "bad-name", why))
     known = set(tree.names)
+    homes = {folder: label_folders(tree.names, folder) for folder in FOLDERS}
     sources = []
     for (folder, case), channels in sorted(cases.items()):
         missing = set(range(n_channels or max(channels) + 1)) - set(channels)
@@ -122,13 +124,24 @@ def cases_in_folders(
             why = f"is not there, but {n_channels} channels are declared or usual here"
             skipped.append(Rejection(tree.path(first), "missing-channel", why))
             continue
-        label = f"{folder.replace('images', 'labels')}/{case}{ending}"
-        if label not in known and folder == "imagesTr":
-            skipped.append(Rejection(tree.path(label), "missing-label", f"is not there for {case}"))
+        labels = {key: f"{home}/{case}{ending}" for key, home in homes[folder].items()}
+        missing_labels = sorted(set(labels.values()) - known) if folder == "imagesTr" else ()
+        why = f"is not there for {case}"
+        skipped += [Rejection(tree.path(one), "missing-label", why) for one in missing_labels]
         images = [channels[i] for i in sorted(channels)]
-        labels = {"seg": label} if label in known else {}
+        labels = {key: label for key, label in labels.items() if label in known}
         sources.append(source(tree, case, images, labels, FOLDERS[folder]))
     return sources
+
+
+def label_folders(names: Iterable[str], images: str) -> dict[str, str]:
+    """Folders of labels of an image folder by the label's name, `seg` where it says no more."""
+    found = {}
+    for top in sorted({name.split("/", 1)[0] for name in names if "/" in name}):
+        match = LABELS.fullmatch(top)
+        if match and images == f"images{match[2]}":
+            found["_".join(filter(None, (match[1], match[3]))) or "seg"] = top
+    return found or {"seg": images.replace("images", "labels")}
 
 
 def listed_cases(tree: Tree, cases: dict[str, Any], skipped: list[Rejection]) -> list[Source]:
@@ -162,3 +175,11 @@ def source(tree: Tree, case: str, images: list[str], labels: dict[str, str], spl
         labels={k: tree.path(v) for k, v in labels.items()},
         split=split,
     )
+
+
+def others_than(
+    cases: Mapping[tuple[str, str], Channels], names: Iterable[str], ending: str
+) -> bool:
+    """Whether the image folders hold files beside the channels of the cases."""
+    n_images = sum(posixpath.dirname(n) in FOLDERS and n.endswith(ending) for n in names)
+    return n_images != sum(map(len, cases.values()))

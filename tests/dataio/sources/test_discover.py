@@ -217,7 +217,8 @@ def test_msd_with_missing_files_and_test_images(tmp_path):
     assert sources["h_0"].labels == {"seg": str(root / "labelsTr/h_0.nii.gz")}
     assert not sources["h_1"].labels
     assert (sources["h_0"].split, sources["h_9"].split) == ("train", "test")
-    assert sorted(codes(found)) == ["bad-entry", "missing-image", "missing-label"]
+    unlisted = "not-listed"  # h_2, which no list names
+    assert sorted(codes(found)) == ["bad-entry", "missing-image", "missing-label", unlisted]
 
 
 def test_monai_datalist_with_channels_and_class_labels(tmp_path):

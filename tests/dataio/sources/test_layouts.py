@@ -1,5 +1,6 @@
 """How data sets lie on disk, in miniature: whose the images are, and which files are labels."""
 
+import json
 from pathlib import Path
 
 import nibabel as nib
@@ -289,6 +290,18 @@ LAYOUTS = {
         2,
         2,
     ),
+    "TopCoW": (
+        times(
+            "{}_ct_{}{}.nii",
+            *(
+                (f"{f}/topcow", p, end)
+                for f, end in (("imagesTr", "_0000"), ("cow_seg_labelsTr", ""))
+                for p in ("001", "002")
+            ),
+        ),
+        2,
+        2,
+    ),
     "LUNA": (
         [
             "subset0/1.3.6.nii",
@@ -445,3 +458,16 @@ def test_names_that_look_like_visits_are_doubted(tmp_path, names):
 def test_names_of_people_are_not_doubted(tmp_path, names):
     files = [f"{names.format(s, p)}.nii" for s in (1, 2) for p in range(1, 7)]
     assert not grouped(plant(tmp_path, *dict.fromkeys(files))).doubts
+
+
+@pytest.mark.parametrize("is_described", [True, False])
+def test_files_that_a_data_set_has_no_place_for_are_told(tmp_path, is_described):
+    if is_described:
+        pair = {"image": "imagesTr/a.nii", "label": "labelsTr/a.nii"}
+        (tmp_path / "dataset.json").write_text(json.dumps({"training": [pair]}))
+    files = ["imagesTr/a.nii", "labelsTr/a.nii", "unlabelled/b.nii", "unlabelled/c.nii"]
+    found = plant(tmp_path, *files)
+    (told,) = found.skipped
+    assert (told.path, told.code) == (str(tmp_path / "unlabelled"), "not-listed")
+    assert "2 file(s)" in told.detail and "`--layout folder`" in told.detail
+    assert len(discover(str(tmp_path), "folder").sources) == 3
