@@ -13,7 +13,7 @@ from mim3d.engine.distributed.config import DeviceKind, ParallelConfig
 from mim3d.engine.errors import ConfigError
 from mim3d.engine.finetune.splits import SplitConfig
 from mim3d.engine.models.config import IDLE_WITH_SWIN, SwinConfig, ViTConfig
-from mim3d.engine.training.config import LogConfig, ScheduleConfig
+from mim3d.engine.training.config import LogConfig, ScheduleConfig, schedule_identity
 
 Head = Literal["unetr", "tokens", "linear", "classify"]
 
@@ -146,6 +146,7 @@ def identity(config: FinetuneConfig) -> dict[str, Any]:
     plain = json.loads(json.dumps(dataclasses.asdict(config)))
     for name in ("corpus", "split") if config.train else ("corpus",):
         del plain["data"][name]  # a split decides nothing where subjects are named
+    plain["schedule"] = schedule_identity(plain["schedule"])
     from mim3d.engine.runs.encoder_file import read_card
 
     init = read_card(config.init)[1].get("weights_sha256", "") if config.init else ""

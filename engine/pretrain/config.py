@@ -3,7 +3,7 @@
 import dataclasses
 import json
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from mim3d.engine.distributed.config import ParallelConfig
 from mim3d.engine.errors import ConfigError
@@ -17,7 +17,12 @@ from mim3d.engine.models.config import (
 )
 from mim3d.engine.pretrain.data import DECIDED_ELSEWHERE, DataConfig
 from mim3d.engine.runs.config import CheckpointConfig
-from mim3d.engine.training.config import LogConfig, OptimConfig, ScheduleConfig
+from mim3d.engine.training.config import (
+    LogConfig,
+    OptimConfig,
+    ScheduleConfig,
+    schedule_identity,
+)
 
 if TYPE_CHECKING:
     from mim3d.engine.models.objective import Objective
@@ -65,6 +70,12 @@ class PretrainConfig:
     """Optimiser steps."""
     seed: int = 0
     """Of initial weights, crops, augmentation and masks."""
+    init: str = ""
+    """Weights to start from: a run, or a file of ours, MONAI's or timm's names; empty: none."""
+    init_axes: Literal["auto", "xyz", "zyx"] = "auto"
+    """Order of space in those weights; auto: a card's, else MONAI's xyz, timm's and ours zyx."""
+    accept_corpus: bool = False
+    """Go on though the corpus is not what it was at the last checkpoint; kept in the history."""
 
     def __post_init__(self) -> None:
         """Check what no part can see alone."""
@@ -74,6 +85,8 @@ class PretrainConfig:
             )
         if not 0 <= self.seed < 2**63 - SEED_MARGIN:
             raise ConfigError(f"seed {self.seed} must lie in [0, 2^63 - {SEED_MARGIN})")
+        if self.init_axes != "auto" and not self.init:
+            raise ConfigError(f"init_axes {self.init_axes} says nothing without --init")
         if self.log.profile_step > self.steps:
             raise ConfigError(
                 f"log.profile_step {self.log.profile_step} lies past the last of {self.steps} steps"
@@ -116,7 +129,10 @@ def config_dict(config: object) -> dict[str, Any]:
     return plain
 
 
-NOT_IDENTITY = ("checkpoint", "log", "parallel", "dealt", "environment")
+NOT_IDENTITY = (
+    *("checkpoint", "log", "parallel", "dealt", "environment"),
+    *("init", "init_axes", "accept_corpus", "start", "history"),
+)
 """Parts that a resumed run may change: they do not decide what is learned (but for SimCLR's
 gradient accumulation, see `identity_of`)."""
 HOW_DATA_ARRIVE = (
@@ -136,6 +152,7 @@ def identity_of(stored: dict[str, Any]) -> dict[str, Any]:
     """The same of a configuration's plain values, as `config_dict` makes them."""
     plain = {key: value for key, value in stored.items() if key not in NOT_IDENTITY}
     plain["data"] = dict(plain["data"])
+    plain["schedule"] = schedule_identity(plain["schedule"])
     for key in HOW_DATA_ARRIVE:
         plain["data"].pop(key, None)
     for key, off in OFF.items():

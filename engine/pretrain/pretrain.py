@@ -8,6 +8,7 @@ finished run is answered from disk.
 
 from collections.abc import Collection
 from contextlib import ExitStack, closing
+from dataclasses import replace
 from pathlib import Path
 
 from torch import Tensor
@@ -18,6 +19,7 @@ from mim3d.engine.distributed.stop import stop_on_signal
 from mim3d.engine.errors import ConfigError
 from mim3d.engine.models.config import method_name
 from mim3d.engine.models.flops import run_flops
+from mim3d.engine.models.objective import Objective
 from mim3d.engine.pretrain.config import (
     PretrainConfig,
     config_dict,
@@ -25,11 +27,22 @@ from mim3d.engine.pretrain.config import (
 )
 from mim3d.engine.pretrain.data import Subjects, choose_subjects
 from mim3d.engine.pretrain.held_out import HeldOut, HeldOutScores
+from mim3d.engine.pretrain.history import corpus_remedy, earlier_hashes
 from mim3d.engine.pretrain.reconstruction import Pictures
-from mim3d.engine.pretrain.run_folder import RESULT, PretrainResult, finished_result, open_run
+from mim3d.engine.pretrain.run_folder import (
+    CONFIG,
+    RESULT,
+    Opening,
+    PretrainResult,
+    finished_result,
+    open_run,
+    stored_config,
+)
+from mim3d.engine.pretrain.start import start_from
 from mim3d.engine.pretrain.verdict import judge_pretext
+from mim3d.engine.runs.checkpoint_files import committed
 from mim3d.engine.runs.encoder_file import STATISTICS, save_encoder
-from mim3d.engine.runs.files import json_sha256, refuse_address, write_json
+from mim3d.engine.runs.files import json_sha256, read_json, refuse_address, write_json
 from mim3d.engine.runs.folder_lock import sole_writer
 from mim3d.engine.training.checkpoints import RunIdentity
 from mim3d.engine.training.corpus import CorpusFit, corpus_fit, corpus_sha256
@@ -53,28 +66,40 @@ def run_pretrain(config: PretrainConfig, out: str | Path) -> PretrainResult:
         return done
     with ExitStack() as stack:
         ranks = stack.enter_context(run_ranks(config.parallel))
-        subjects = subjects_of(config)
+        subjects = subjects_of(config, out)
         loader = stack.enter_context(open_loader(config, ranks, subjects.train))
         fit = corpus_fit(loader.corpus.table, config.vit, subjects.train)
         held_out = None
         if subjects.held_out:
             held_out = stack.enter_context(closing(HeldOut(config, ranks, subjects.held_out)))
+        module = config.build()
+        begins = first_decides(ranks, lambda: not committed(out / CHECKPOINTS))
+        start = start_from(module, config) if config.init and begins else None
+        opening = Opening(subjects.held_out, corpus_sha256(loader.corpus), start)
         first_decides(ranks, lambda: stack.enter_context(sole_writer(out)))
-        first_decides(ranks, lambda: open_run(out, config, ranks, subjects.held_out))
+        first_decides(ranks, lambda: open_run(out, config, ranks, opening))
         stop = stack.enter_context(stop_on_signal(ranks))
         title = f"pretrain {method_name(config.method)}"
         shown = stack.enter_context(shown_progress(title, config.steps, ranks))
         stack.enter_context(explain_full_disk(out))
-        for remark in remarks(config, fit):
+        for remark in [*remarks(config, fit), *(start.lines() if start else [])]:
             shown.note(remark)
-        return train(config, Sitting(out, ranks, loader, shown, stop), held_out)
+        return train(config, module, Sitting(out, ranks, loader, shown, stop), held_out)
 
 
-def subjects_of(config: PretrainConfig) -> Subjects:
-    """Who trains and who is held out, of a corpus that must be named."""
+def subjects_of(config: PretrainConfig, out: Path) -> Subjects:
+    """Who trains and who is held out, of a corpus that must be named.
+
+    Of a corpus that changed under a run those stay held out who were: none of them may train.
+    """
     if not config.data.corpus:
         raise ConfigError("no corpus: set --data.corpus to a folder that `mim3d convert` wrote")
-    return choose_subjects(config.data, config.seed)
+    data = config.data
+    if config.accept_corpus and data.held_out:
+        dealt = stored_config(out).get("dealt", {}).get("held_out", [])
+        if dealt:
+            data = replace(data, held_out=0.0, held_out_subjects=tuple(dealt))
+    return choose_subjects(data, config.seed)
 
 
 def open_loader(
@@ -115,10 +140,12 @@ def remarks(config: PretrainConfig, fit: CorpusFit) -> list[str]:
     return found
 
 
-def train(config: PretrainConfig, sitting: Sitting, held_out: HeldOut | None) -> PretrainResult:
+def train(
+    config: PretrainConfig, module: Objective, sitting: Sitting, held_out: HeldOut | None
+) -> PretrainResult:
     """One sitting: to the end, with the encoder's file and the verdict, or until a signal."""
     ranks, log = sitting.ranks, config.log
-    part = spread(config.build().to(ranks.device), config.optim, config.parallel, ranks)
+    part = spread(module.to(ranks.device), config.optim, config.parallel, ranks)
     pictures = Pictures(
         part.module, sitting.out, ranks, log.picture_every, method_name(config.method)
     )
@@ -149,6 +176,9 @@ def settings_of(config: PretrainConfig, sitting: Sitting) -> RunSettings:
             json_sha256(config_identity(config)),
             config.data.corpus,
             corpus_sha256(sitting.loader.corpus),
+            earlier_hashes(stored_config(sitting.out).get("history", []), config),
+            config.accept_corpus,
+            corpus_remedy(sitting.out),
         ),
         basis=rate_basis(
             config.global_batch,
@@ -170,6 +200,7 @@ def leave(
     config: PretrainConfig, out: Path, identity: RunIdentity, weights: dict[str, Tensor]
 ) -> Row:
     """Write the encoder's file and the verdict; the first rank's work."""
+    told = read_json(out / CONFIG)
     provenance = {
         "method": method_name(config.method),
         "step": config.steps,
@@ -177,6 +208,7 @@ def leave(
         "statistics": STATISTICS,
         "corpus_sha256": identity.corpus_sha256,
         "config_sha256": identity.config_sha256,
+        **{name: told[name] for name in ("start", "history") if told.get(name)},
     }
     save_encoder(out, config.vit, weights, provenance, config.swin)
     rows = read_rows(out / METRICS)

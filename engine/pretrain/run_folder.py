@@ -3,7 +3,7 @@
 import json
 import platform
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,13 @@ from mim3d.engine.distributed.parallel import choose_precision
 from mim3d.engine.distributed.process_group import Ranks
 from mim3d.engine.errors import CheckpointError, ConfigError
 from mim3d.engine.pretrain.config import PretrainConfig, config_dict, identity_of
+from mim3d.engine.pretrain.history import (
+    changes,
+    corpus_remedy,
+    newest_facts,
+    refuse_other_length,
+)
+from mim3d.engine.pretrain.start import Start
 from mim3d.engine.runs.encoder_file import read_card
 from mim3d.engine.runs.files import differences, local_sha256, read_json, value_at, write_json
 from mim3d.engine.training.corpus import refuse_changed_corpus
@@ -37,10 +44,34 @@ class PretrainResult:
     """Told to stop by a signal; the same command goes on."""
 
 
-def open_run(out: Path, config: PretrainConfig, ranks: Ranks, held_out: Sequence[str]) -> None:
+@dataclass(frozen=True)
+class Opening:
+    """What a run's configuration does not tell of a sitting."""
+
+    held_out: Sequence[str]
+    """Subjects that were dealt to be held out."""
+    corpus_sha256: str
+    start: Start | None = None
+    """Weights that were loaded, where a run begins with some."""
+
+
+def stored_config(out: Path) -> dict[str, Any]:
+    """The configuration of a run that has checkpoints; empty where there is none to go on with."""
+    file = out / CONFIG
+    if not file.exists() or not any((out / CHECKPOINTS).glob("step-*")):
+        return {}
+    try:
+        stored = json.loads(file.read_text())
+    except ValueError:
+        return {}  # told by refuse_other_config
+    return stored if isinstance(stored, dict) else {}
+
+
+def open_run(out: Path, config: PretrainConfig, ranks: Ranks, opening: Opening) -> None:
     """Make the folder and store the configuration, unless another run lives there.
 
-    What it leaves open stands beside it: who was dealt to be held out, on what it is computed.
+    What it leaves open stands beside it: who was dealt to be held out, on what it is computed, the
+    weights it began with, and what later sittings changed.
     """
     if (out / "zarr.json").exists():
         raise ConfigError(f"{out} is a Zarr store: choose an --out that is not a corpus")
@@ -48,11 +79,30 @@ def open_run(out: Path, config: PretrainConfig, ranks: Ranks, held_out: Sequence
     file = out / CONFIG
     if file.exists() and any((out / CHECKPOINTS).glob("step-*")):
         refuse_other_config(file, config)
+    stored = stored_config(out)
+    facts = newest_facts(out)
+    if facts is not None and not config.accept_corpus:
+        # Before anything is written: who was held out must stay known.
+        refuse_changed_corpus(
+            config.data.corpus,
+            facts.corpus_sha256,
+            opening.corpus_sha256,
+            facts.step,
+            corpus_remedy(out),
+        )
+    history = changes(stored, out, config, opening.corpus_sha256) if stored else []
+    if stored.get("steps", config.steps) != config.steps:
+        (out / RESULT).unlink(missing_ok=True)  # of the shorter run
+    began = {name: stored[name] for name in ("init", "init_axes", "start") if name in stored}
+    if opening.start is not None:
+        began = {"start": asdict(opening.start)}
     on_gpu = ranks.device.type == "cuda"
     dtype = choose_precision(config.parallel.precision, ranks.device)
     described = {
         **config_dict(config),
-        "dealt": {"held_out": list(held_out)},
+        **began,
+        "history": history,
+        "dealt": {"held_out": list(opening.held_out)},
         "environment": {
             "mim3d": version("mim3d"),
             "torch": torch.__version__,
@@ -76,6 +126,10 @@ def refuse_other_config(file: Path, config: PretrainConfig) -> None:
             f"{file} does not tell what the run in {file.parent} is ({error}). Restore it from a "
             "backup; without one delete it: its checkpoints are held against the settings by a hash"
         ) from error
+    if names == ["steps"]:
+        refuse_other_length(file.parent, stored["steps"], config)
+        names = []
+    refuse_other_start(file.parent, str(stored.get("init", "")), config.init)
     different = [
         f"{name} was {value_at(stored, name)!r} and is now {value_at(wanted, name)!r}"
         for name in names
@@ -84,6 +138,15 @@ def refuse_other_config(file: Path, config: PretrainConfig) -> None:
         raise CheckpointError(
             f"{file.parent} holds a run of another configuration: {'; '.join(different[:3])}. "
             "Choose another --out, or the old settings to go on with it"
+        )
+
+
+def refuse_other_start(out: Path, before: str, now: str) -> None:
+    """A CheckpointError where a run that is under way should have begun with other weights."""
+    if now and now != before and Path(now).resolve() != Path(before).resolve():
+        raise CheckpointError(
+            f"{out} holds a run that began {f'with {before}' if before else 'from scratch'}, not "
+            f"with --init {now}: leave --init out to go on with it, or choose another --out"
         )
 
 
@@ -96,9 +159,11 @@ def finished_result(out: Path, config: PretrainConfig) -> PretrainResult | None:
     if not file.exists():
         return None
     refuse_other_config(out / CONFIG, config)
+    if read_json(out / CONFIG).get("steps", config.steps) != config.steps:
+        return None  # it is to be lengthened
     figures = read_json(file)
     now = local_sha256(Path(config.data.corpus) / MANIFEST) if config.data.corpus else None
-    if now is not None:
+    if now is not None and not config.accept_corpus:
         before = read_card(out)[1].get("corpus_sha256", now)
-        refuse_changed_corpus(config.data.corpus, before, now, config.steps)
+        refuse_changed_corpus(config.data.corpus, before, now, config.steps, corpus_remedy(out))
     return PretrainResult(out, config.steps, figures)

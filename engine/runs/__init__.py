@@ -1,5 +1,6 @@
 """What a run leaves on disk: config, files, folder_lock; checkpoint, checkpoint_files,
-checkpoint_reader; encoder_file, nnunet_form, export.
+checkpoint_reader; encoder_file, nnunet_form, export; given_weights,
+key_layouts (of other libraries).
 """
 
 import lazy_loader

@@ -1,6 +1,6 @@
 """Saving and restoring a run's tensors through DCP, asynchronously, all ranks together."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -123,15 +123,17 @@ class Checkpointer:
         """Let a save under way end, and its thread with it."""
         self._pool.shutdown()
 
-    def restore(self, state: State, config_sha256: str) -> CheckpointFacts | None:
+    def restore(self, state: State, known: Sequence[str]) -> CheckpointFacts | None:
         """Load the newest checkpoint that is whole into `state`; None where there is none.
+
+        `known` are hashes of the run's configuration, today's first.
 
         Damaged ones are passed over with a loud line each. Raises CheckpointError where all are
         damaged, or the whole one is of another configuration.
         """
         chosen: list[object] = [None]
         if self.ranks.first:
-            chosen = [self._choose(config_sha256)]
+            chosen = [self._choose(known)]
         dist.broadcast_object_list(chosen, group=self.ranks.control, group_src=0)
         if isinstance(chosen[0], str):
             raise CheckpointError(chosen[0])
@@ -141,7 +143,7 @@ class Checkpointer:
         load_tensors(files.step_folder(self.root, chosen[0].step), state, self.ranks.control)
         return chosen[0]
 
-    def _choose(self, config_sha256: str) -> CheckpointFacts | str | None:
+    def _choose(self, known: Sequence[str]) -> CheckpointFacts | str | None:
         """The newest good checkpoint's facts, None, or the reason why none can be used."""
         folders = files.committed(self.root)
         for folder in folders:
@@ -150,10 +152,10 @@ class Checkpointer:
             except CheckpointError as error:
                 self.note(f"DAMAGED CHECKPOINT {folder.name} PASSED OVER: {error}")
                 continue
-            if facts.config_sha256 != config_sha256:
+            if facts.config_sha256 not in known:
                 return (
                     f"{folder} is of a run with another configuration (hash "
-                    f"{facts.config_sha256[:12]}, this one {config_sha256[:12]}): choose another "
+                    f"{facts.config_sha256[:12]}, this one {known[0][:12]}): choose another "
                     "--out, or the old settings"
                 )
             return facts

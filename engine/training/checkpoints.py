@@ -7,7 +7,7 @@ from mim3d.dataio.loader.loader import Loader
 from mim3d.engine.distributed.process_group import Ranks
 from mim3d.engine.runs.checkpoint import Checkpointer, State
 from mim3d.engine.runs.checkpoint_files import CheckpointFacts
-from mim3d.engine.training.corpus import refuse_changed_corpus
+from mim3d.engine.training.corpus import BEGIN_ANEW, refuse_changed_corpus
 from mim3d.engine.training.log import Log
 from mim3d.engine.training.run_state import (
     hook_tensors,
@@ -30,6 +30,12 @@ class RunIdentity:
     """Folder or address, for people."""
     corpus_sha256: str
     """Of its manifest."""
+    earlier: tuple[str, ...] = ()
+    """Other hashes of configurations that the run had before it was lengthened."""
+    accept_corpus: bool = False
+    """Go on though the corpus is another one, at the same place in the order of samples."""
+    corpus_remedy: str = BEGIN_ANEW
+    """What to do about another corpus, besides restoring it."""
 
 
 class Checkpoints(Hook):
@@ -61,23 +67,36 @@ class Checkpoints(Hook):
         """Take up the newest whole checkpoint, where there is one."""
         own = {**rng_state(self.ranks), **hook_tensors(trainer.hooks, self.ranks)}
         identity = self.identity
-        facts = self.checkpointer.restore({**self.state_tensors, **own}, identity.config_sha256)
+        known = (identity.config_sha256, *identity.earlier)
+        facts = self.checkpointer.restore({**self.state_tensors, **own}, known)
         if facts is None:
             return
-        refuse_changed_corpus(
-            identity.corpus, facts.corpus_sha256, identity.corpus_sha256, facts.step
-        )
+        if not identity.accept_corpus:
+            refuse_changed_corpus(
+                identity.corpus,
+                facts.corpus_sha256,
+                identity.corpus_sha256,
+                facts.step,
+                identity.corpus_remedy,
+            )
         self.optimiser.after_load()
         for hook in trainer.hooks:
             hook.load_state(facts.hooks.get(hook.name, {}))
         if facts.world == self.ranks.world:
             restore_rng(own, self.ranks)
             restore_hooks(own, trainer.hooks, self.ranks)
-        self.loader.load_state_dict(facts.loader)
+        self.loader.load_state_dict(self.place_of(facts))
         trainer.step = self.saved_step = facts.step
         trainer.seconds_before = facts.seconds
         self.log.shown.advance(facts.step, "resumed")
         self.log.shown.note(f"going on from the checkpoint of step {facts.step}")
+
+    def place_of(self, facts: CheckpointFacts) -> dict[str, int]:
+        """The loader's state; of another, accepted corpus its place in the order alone."""
+        if facts.corpus_sha256 == self.identity.corpus_sha256:
+            return facts.loader
+        place = {name: facts.loader[name] for name in ("sample", "step")}
+        return {**self.loader.state_dict(), **place}
 
     def after_step(self, trainer: Trainer) -> None:
         """Save, where it is time; the last step is saved at the end."""

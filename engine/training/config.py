@@ -1,7 +1,8 @@
 """What every training run can be told of its optimiser, rate and measurement; imports no torch."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 from mim3d.dataio.finite import refuse_not_finite
 from mim3d.engine.errors import ConfigError
@@ -43,25 +44,43 @@ class OptimConfig:
 
 @dataclass(frozen=True)
 class ScheduleConfig:
-    """Linear warm-up, then a cosine down to a share of the peak, or constant."""
+    """Linear warm-up, then a cosine to a share of the peak, constant, or constant and a decay."""
 
     lr: float = 1.5e-4
     """Peak learning rate."""
-    kind: Literal["cosine", "constant"] = "cosine"
-    """Course after the warm-up."""
+    kind: Literal["cosine", "constant", "wsd"] = "cosine"
+    """Course after the warm-up; wsd (warm-up, stable, decay) is constant and falls at the end."""
     warmup_steps: int = 100
     """Steps of linear warm-up."""
     final_share: float = 0.0
-    """Share of the peak that the cosine falls to; it arrives where a step more would begin."""
+    """Share of the peak that cosine and wsd fall to; they arrive where a step more would begin."""
+    decay_share: float = 0.2
+    """Share of all steps over which wsd falls, as 1 - sqrt."""
 
     def __post_init__(self) -> None:
         """Refuse rates that cannot train."""
         refuse_not_finite(self, "schedule", ConfigError)
+        if not 0.0 <= self.decay_share <= 1.0:
+            raise ConfigError(f"schedule.decay_share {self.decay_share} must lie in [0, 1]")
         if not self.lr > 0.0 or not 0.0 <= self.final_share <= 1.0 or self.warmup_steps < 0:
             raise ConfigError(
                 f"schedule.lr {self.lr} must be positive, schedule.final_share {self.final_share} "
                 f"in [0, 1] and schedule.warmup_steps {self.warmup_steps} not negative"
             )
+
+    def decay_start(self, steps: int) -> int:
+        """The first step out of `steps` whose rate falls; that of a constant one is past the last.
+
+        Up to there a run is the same however many steps it has.
+        """
+        starts = {"cosine": 0, "constant": steps, "wsd": steps - round(self.decay_share * steps)}
+        return max(min(self.warmup_steps, steps), starts[self.kind])
+
+
+def schedule_identity(plain: Mapping[str, Any]) -> dict[str, Any]:
+    """A schedule's plain values without those that its kind does not heed."""
+    later = {"decay_share"} if plain.get("kind") != "wsd" else set()
+    return {key: value for key, value in plain.items() if key not in later}
 
 
 @dataclass(frozen=True)

@@ -58,11 +58,19 @@ def corpus_sha256(corpus: Corpus) -> str:
     return file_sha256(corpus.root / MANIFEST)
 
 
-def refuse_changed_corpus(corpus: str, before: str, now: str, step: int) -> None:
-    """A TrainingError where the corpus is not the one that the run began with."""
+BEGIN_ANEW = "start a new run with another --out"
+
+
+def refuse_changed_corpus(
+    corpus: str, before: str, now: str, step: int, remedy: str = BEGIN_ANEW
+) -> None:
+    """A TrainingError where the corpus is not the one that the run began with.
+
+    `remedy` is what can be done besides restoring it.
+    """
     if before != now:
         raise TrainingError(
             f"{corpus} has changed since step {step} of this run was saved (manifest {before[:12]}"
             f" then, {now[:12]} now): resumed, it would draw other crops. Restore that corpus, or "
-            "start a new run with another --out"
+            f"{remedy}"
         )

@@ -210,9 +210,10 @@ def test_nothing_whole_left_is_an_error_and_not_a_fresh_start(corpus, finished, 
 def test_another_configuration_is_refused_by_name(corpus, finished, tmp_path):
     out = tmp_path / "run"
     unfinish(finished, out)
-    config = small_config(corpus, steps=9)
-    with pytest.raises(CheckpointError, match="steps was 8 and is now 9"):
-        run_pretrain(config, out)
+    with pytest.raises(CheckpointError, match="global_batch was 4 and is now 8"):
+        run_pretrain(small_config(corpus, global_batch=8), out)
+    with pytest.raises(CheckpointError, match=r"holds a run of 8 steps.* cannot become one of 9"):
+        run_pretrain(small_config(corpus, steps=9), out)
 
 
 def test_logging_and_the_corpus_place_may_change(corpus, finished, tmp_path):

@@ -23,11 +23,30 @@ def test_constant_stays():
     assert {lr_at(schedule, step, 10) for step in range(2, 10)} == {0.3}
 
 
+def test_warm_up_then_stable_then_a_fall_by_hand():
+    schedule = ScheduleConfig(lr=1.0, kind="wsd", warmup_steps=2, final_share=0.2, decay_share=0.4)
+    rates = [lr_at(schedule, step, 10) for step in range(11)]
+    assert rates[:2] == [0.5, 1.0]
+    assert rates[2:7] == [1.0] * 5
+    assert schedule.decay_start(10) == 6
+    assert rates[7] == pytest.approx(0.2 + 0.8 * 0.5)  # a quarter of the way: 1 - sqrt(1/4)
+    assert rates[10] == pytest.approx(0.2)
+
+
+@given(st.integers(0, 20), st.integers(1, 60), st.integers(1, 60), st.floats(0, 1))
+def test_up_to_the_decay_a_longer_run_has_the_same_rates(warmup, steps, more, share):
+    for kind in ("constant", "wsd"):
+        schedule = ScheduleConfig(lr=2.0, kind=kind, warmup_steps=warmup, decay_share=share)
+        stable = schedule.decay_start(steps)
+        for step in range(min(stable, steps)):
+            assert lr_at(schedule, step, steps) == lr_at(schedule, step, steps + more)
+
+
 @given(
     warmup=st.integers(0, 50),
     steps=st.integers(1, 200),
     share=st.floats(0, 1),
-    kind=st.sampled_from(["cosine", "constant"]),
+    kind=st.sampled_from(["cosine", "constant", "wsd"]),
 )
 def test_rates_stay_between_nothing_and_the_peak(warmup, steps, share, kind):
     schedule = ScheduleConfig(lr=2.0, kind=kind, warmup_steps=warmup, final_share=share)
@@ -37,7 +56,9 @@ def test_rates_stay_between_nothing_and_the_peak(warmup, steps, share, kind):
     assert all(b <= a for a, b in pairwise(after))
 
 
-@pytest.mark.parametrize("change", [{"lr": 0.0}, {"final_share": 1.5}, {"warmup_steps": -1}])
+@pytest.mark.parametrize(
+    "change", [{"lr": 0.0}, {"final_share": 1.5}, {"warmup_steps": -1}, {"decay_share": 1.5}]
+)
 def test_impossible_rates_are_refused(change):
     with pytest.raises(ConfigError, match=next(iter(change))):
         ScheduleConfig(**change)

@@ -1,0 +1,129 @@
+"""Runs that grow: more steps, more volumes; what may, what is refused, and every way out."""
+
+import dataclasses
+import json
+import shutil
+import signal
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from small_run import make_corpus, small_config
+
+from mim3d.engine.errors import CheckpointError, TrainingError
+from mim3d.engine.pretrain.pretrain import run_pretrain
+from mim3d.engine.runs.encoder_file import read_card
+from mim3d.engine.training.metrics import read_rows
+from mim3d.engine.training.trainer import Trainer
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory):
+    return make_corpus(tmp_path_factory.mktemp("corpus"))
+
+
+def scheduled(corpus, kind, steps, **changes):
+    config = small_config(corpus, **changes)
+    schedule = dataclasses.replace(config.schedule, kind=kind, warmup_steps=1, decay_share=0.5)
+    return dataclasses.replace(config, schedule=schedule, steps=steps)
+
+
+def history(out):
+    return json.loads((out / "config.json").read_text())["history"]
+
+
+def stop_before(step, monkeypatch):
+    plain = Trainer.one_step
+
+    def one_step(self):
+        if self.step + 1 == step:
+            signal.raise_signal(signal.SIGTERM)
+        plain(self)
+
+    monkeypatch.setattr(Trainer, "one_step", one_step)
+
+
+def assert_same_run(out, other):
+    pairs = zip(read_rows(out / "metrics.jsonl"), read_rows(other / "metrics.jsonl"), strict=True)
+    for mine, theirs in pairs:
+        assert [mine[k] for k in ("step", "lr", "loss")] == [
+            theirs[k] for k in ("step", "lr", "loss")
+        ]
+    one, two = (load_file(run / "encoder.safetensors") for run in (out, other))
+    assert all(torch.equal(tensor, two[name]) for name, tensor in one.items())
+
+
+def test_a_finished_constant_run_grows_into_the_longer_one(corpus, tmp_path):
+    run_pretrain(scheduled(corpus, "constant", 3), tmp_path / "grown")
+    result = run_pretrain(scheduled(corpus, "constant", 6), tmp_path / "grown")
+    assert result.step == 6
+    run_pretrain(scheduled(corpus, "constant", 6), tmp_path / "whole")
+    assert_same_run(tmp_path / "grown", tmp_path / "whole")
+    record = {"at_step": 3, "changed": "steps", "before": 3, "now": 6}
+    assert history(tmp_path / "grown") == [record]
+    assert read_card(tmp_path / "grown")[1]["history"] == [record]
+    assert run_pretrain(scheduled(corpus, "constant", 6), tmp_path / "grown").step == 6
+    with pytest.raises(CheckpointError, match=r"at step 6, past 4: go on with --steps 6"):
+        run_pretrain(scheduled(corpus, "constant", 4), tmp_path / "grown")
+
+
+def test_wsd_grows_before_its_decay_only_and_then_starts_anew(corpus, tmp_path, monkeypatch):
+    out = tmp_path / "grown"
+    with monkeypatch.context() as patch:
+        stop_before(2, patch)
+        run_pretrain(scheduled(corpus, "wsd", 4), out)
+    run_pretrain(scheduled(corpus, "wsd", 6), out)
+    run_pretrain(scheduled(corpus, "wsd", 6), tmp_path / "whole")
+    assert_same_run(out, tmp_path / "whole")
+    with pytest.raises(CheckpointError, match=r"has fallen since step 3.*--init .* --out"):
+        run_pretrain(scheduled(corpus, "wsd", 9), out)
+    assert run_pretrain(scheduled(corpus, "wsd", 6), out).step == 6
+    anew = scheduled(corpus, "wsd", 2, init=str(out))
+    assert run_pretrain(anew, tmp_path / "anew").step == 2
+
+
+def test_cosine_does_not_grow(corpus, tmp_path, monkeypatch):
+    out = tmp_path / "run"
+    with monkeypatch.context() as patch:
+        stop_before(3, patch)
+        run_pretrain(scheduled(corpus, "cosine", 4), out)
+    with pytest.raises(CheckpointError, match=r"cosine rate has fallen since.*--init") as refused:
+        run_pretrain(scheduled(corpus, "cosine", 8), out)
+    assert "\n" not in str(refused.value)
+    assert f"--init {out} with another --out" in str(refused.value)
+    anew = scheduled(corpus, "cosine", 2, init=str(out))
+    assert run_pretrain(anew, tmp_path / "anew").step == 2
+    assert run_pretrain(scheduled(corpus, "cosine", 4), out).step == 4
+
+
+def test_a_grown_corpus_goes_on_when_accepted(corpus, tmp_path, monkeypatch):
+    """What was held out stays so, though the share of more subjects would deal others."""
+    out, more = tmp_path / "run", make_corpus(tmp_path, 8)
+    held = dataclasses.replace(small_config(corpus).data, held_out=0.25, held_out_crops=1)
+    config = scheduled(corpus, "constant", 4, data=held)
+    with monkeypatch.context() as patch:
+        stop_before(2, patch)
+        run_pretrain(config, out)
+    dealt = json.loads((out / "config.json").read_text())["dealt"]
+    grown = dataclasses.replace(config, data=dataclasses.replace(held, corpus=str(more)))
+    with pytest.raises(TrainingError, match=r"has changed.*--accept-corpus.*--init .* --out"):
+        run_pretrain(grown, out)
+    accepted = dataclasses.replace(grown, accept_corpus=True)
+    assert run_pretrain(accepted, out).step == 4
+    (record,) = history(out)
+    assert (record["at_step"], record["changed"]) == (2, "corpus")
+    assert record["before"] != record["now"]
+    assert json.loads((out / "config.json").read_text())["dealt"] == dealt
+    assert read_card(out)[1]["history"] == [record]
+    anew = dataclasses.replace(grown, init=str(out), steps=2)
+    assert run_pretrain(anew, tmp_path / "anew").step == 2
+
+
+def test_a_run_whose_checkpoints_are_gone_gives_its_encoder(corpus, tmp_path):
+    out = tmp_path / "run"
+    run_pretrain(scheduled(corpus, "constant", 2), out)
+    shutil.rmtree(out / "checkpoints")
+    with pytest.raises(CheckpointError, match=r"without a checkpoint to lengthen.*--init .* --out"):
+        run_pretrain(scheduled(corpus, "constant", 4), out)
+    anew = scheduled(corpus, "constant", 2, init=str(out))
+    assert run_pretrain(anew, tmp_path / "anew").step == 2
