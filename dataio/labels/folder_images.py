@@ -48,6 +48,7 @@ class FolderImages:
     by_case: Index = field(default_factory=lambda: defaultdict(list))
     by_number: Index = field(default_factory=lambda: defaultdict(list))
     by_prefix: Index = field(default_factory=lambda: defaultdict(list))
+    by_occasion: Index = field(default_factory=lambda: defaultdict(list))
 
     def add(self, name: str) -> None:
         """File an image under its stem, its case, its number and every part before a `_` or `-`."""
@@ -56,6 +57,7 @@ class FolderImages:
         self.names.append(name)
         self.cores.add(occasion_in(cases[-1]))
         self.by_stem[whole].append(name)
+        self.by_occasion[occasion_in(whole)].append(name)
         for case in filter(None, cases[1:]):
             self.by_case[case].append(name)
         for number in numbers_of(whole):
@@ -106,11 +108,17 @@ class FolderImages:
         """Images of the label `base_word`: the one called so, else all of that case, else one."""
         for index, rank in ((self.by_stem, EXACT), (self.by_case, CASE)):
             if base in index:
-                return Match(tuple(index[base]), label_key(word), word, rank)
+                owners = self.of_occasion(base, index[base], rank)
+                return Match(owners, label_key(word), word, rank)
         near = self.by_prefix.get(base, [])
         if len(near) == 1 and not tells_visit(stem(near[0])[len(base) :]):
             return Match(tuple(near), label_key(word), word, LOOSE)
         return Match(candidates=tuple(near))
+
+    def of_occasion(self, case: str, owners: list[str], rank: int) -> tuple[str, ...]:
+        """Images of a case with those of more kinds that are as much its own: `case_T1_bias`."""
+        more = self.by_occasion.get(occasion_in(case), ()) if rank == CASE else ()
+        return tuple(dict.fromkeys((*owners, *more)))
 
     def of_number(self, whole: str) -> Match:
         """Images of `segmentation-0` or `label0001`: `volume-0`, `img0001`, or just `0`."""
@@ -124,11 +132,13 @@ class FolderImages:
         """Images of `case_tumor_seg`: those of the longest case that it begins with."""
         for found in reversed(list(re.finditer("[_-]", base))):
             case, rest = base[: found.start()], base[found.end() :]
+            rank = EXACT if case in self.by_stem else CASE
             owners = self.by_stem.get(case) or self.by_case.get(case)
             if owners and tells_visit(rest):
                 return Match(candidates=tuple(owners))
             if owners:
-                return Match(tuple(owners), f"{rest}_{word}", f"{rest}_{word}", LOOSE)
+                key = f"{rest}_{word}"
+                return Match(self.of_occasion(case, owners, rank), key, key, LOOSE)
         return Match()
 
     def of_prefix(self, whole: str) -> Match:

@@ -37,7 +37,8 @@ LABEL_WORDS = frozenset(
         "delineation",
         "tumormask",
     }
-    | {"voi", "vois", "segmask", "labelmap", "labelmaps"}
+    | {"voi", "vois", "segmask", "labelmap", "labelmaps", "ground", "segmented", "delineated"}
+    | {"annot", "annots", "annotated"}
 )
 OF_FOLDERS = frozenset(
     {*GENERIC, "groundtruth", "groundtruths", "gts", "segs", "rois", "instances", "labelmaps"}
@@ -55,6 +56,8 @@ QUALIFIER = re.compile(
     r"|r\d|v\d|fs|pp|\d{1,2}"
 )
 """What may stand after a label word and says which of several it is."""
+DRAWN = re.compile(r"manual|(?:expert|rater|reader|observer|annotator)\d*")
+"""Words that tell who drew a label, and so that it is one where no label word stands before."""
 LABEL_FOLDER = re.compile(
     r"(labels?|segmentations?|segs?|masks?|annotations?|ground(?:_?truths?)?|gts?|instances)(tr|ts|val?)?"
 )
@@ -88,11 +91,13 @@ def ending_word(name: str) -> tuple[str, str]:
     Words after it may tell which of several it is: `case_seg_manual`, `case_mask_2`.
     """
     base, word = split_last(name)
-    told = word
+    told, whole = word, (base, word)
     while base and not is_label_word(word) and QUALIFIER.fullmatch(word.lower()):
         base, word = split_last(base)
         told = f"{word}_{told}"
-    return (base, told) if base and is_label_word(word) else ("", "")
+    if base and is_label_word(word):
+        return base, told
+    return whole if whole[0] and DRAWN.fullmatch(whole[1].lower()) else ("", "")
 
 
 def split_last(name: str) -> tuple[str, str]:

@@ -97,15 +97,50 @@ def keep_to_grids(tree: Tree, pairing: Pairing) -> None:
 
 def doubts(tree: Tree, pairing: Pairing, kept: list[str]) -> tuple[str, ...]:
     """A warning where what is called a label is taken for an image."""
+    found = probabilities(tree, kept)
     only_labels = is_label_folder(tree.root) and not pairing.labels
     called = kept if only_labels else sorted(pairing.doubtful)
     if not called:
-        return ()
-    more = f" and {len(called) - 1} more" if len(called) > 1 else ""
+        return found
+    more = more_than_one(called)
     return (
         f"{tree.path(called[0])}{more}: called like a label, but taken for an image, as no image "
-        "goes with it by name; leave it out, rename it, or list images and labels in a CSV",
+        "goes with it by name; leave it out, rename it, list images and labels in a CSV, or "
+        "--accept-doubts",
+        *found,
     )
+
+
+PROBABILITY = re.compile(
+    r"(?:^|[_.-])(?:prob(?:s|seg|map|maps|ability|abilities)?|pve|pveseg|posteriors?|softmax|logits"
+    r"|heatmap|atropos)(?:[_.-]?\d+)?(?:$|[_.-])",
+    re.IGNORECASE,
+)
+OF_SPM = re.compile(r"(?:m?w?|r)c[1-6](.+)")
+
+
+def probabilities(tree: Tree, kept: list[str]) -> tuple[str, ...]:
+    """A warning where images are called like probability maps: `T1_pve_0`, SPM's `c1T1`."""
+    stems = {(posixpath.dirname(name), stem(name)) for name in kept}
+    of_spm = {name: OF_SPM.fullmatch(stem(name)) for name in kept}
+    called = [
+        name
+        for name in kept
+        if PROBABILITY.search(stem(name))
+        or ((match := of_spm[name]) and (posixpath.dirname(name), match[1]) in stems)
+    ]
+    if not called:
+        return ()
+    more = more_than_one(called)
+    return (
+        f"{tree.path(called[0])}{more}: called like a probability map, but taken for an image; "
+        "leave it out, list the images in a CSV, or --accept-doubts",
+    )
+
+
+def more_than_one(names: list[str]) -> str:
+    """` and 2 more` of three names."""
+    return f" and {len(names) - 1} more" if len(names) > 1 else ""
 
 
 def hidden(name: str) -> bool:

@@ -38,7 +38,7 @@ SIDE = re.compile(r"left|right|lh|rh|lt|rt|lefthand|righthand|bilateral")
 RUN = re.compile(r"(?:run|rep|echo|scan|series|mpr|acq|e)\d{1,3}[a-z]?")
 KINDS_TEXT = """
 3d 4d acpc aligned angio anon asl ax axial b0 bet bias biascorr brain cbf cbv ce cine
-contrast cor coronal corrected crop cropped ctres dc dce deface defaced dixon dsc dual fa
+contrast cor coronal corrected crop cropped ctres dc dce deface defaced dixon dsc dti dual eddy fa
 fat fgatir fs fse fullres gd gfc gre haste hbv high hires in inphase ir iso isovox la lax
 low masked md middle mni mni152 mp mp2rage mprage mra mtt n4 native noddi norm nu on
 outphase post pp pre preproc preprocessed pt r2star rage reg registered reoriented res

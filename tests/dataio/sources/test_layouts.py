@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from mim3d.dataio.sources.discover import discover
+from mim3d.dataio.sources.options import SourceOptions
 from mim3d.dataio.sources.source import Discovery
 from mim3d.dataio.sources.subjects import grouped
 
@@ -302,6 +303,29 @@ LAYOUTS = {
         2,
         2,
     ),
+    "UCSF-PDGM of more kinds": (
+        times(
+            "UCSF-PDGM-000{}_nifti/UCSF-PDGM-000{}_{}.nii",
+            *(
+                (p, p, k)
+                for p in (4, 5)
+                for k in ("T1", "T1_bias", "DTI_eddy_FA", "tumor_segmentation")
+            ),
+        ),
+        2,
+        6,
+    ),
+    "CHAOS": (
+        times("MR/{}/{}.nii", *((p, f"T1DUAL/{k}") for p in (1, 2) for k in ("image", "Ground"))),
+        2,
+        2,
+    ),
+    "who drew": (
+        ["a/a.nii", "a/a_manual.nii", "b/b.nii", "b/b_expert1.nii", "b/b_expert2.nii"],
+        2,
+        2,
+    ),
+    "a word and who drew": (["a.nii", "a_seg_manual.nii", "b.nii", "b_annot.nii"], 2, 2),
     "LUNA": (
         [
             "subset0/1.3.6.nii",
@@ -471,3 +495,17 @@ def test_files_that_a_data_set_has_no_place_for_are_told(tmp_path, is_described)
     assert (told.path, told.code) == (str(tmp_path / "unlabelled"), "not-listed")
     assert "2 file(s)" in told.detail and "`--layout folder`" in told.detail
     assert len(discover(str(tmp_path), "folder").sources) == 3
+
+
+@pytest.mark.parametrize("name", ["T1_pve_0", "c1T1", "wc2T1", "T1_prob", "T1_probability-2"])
+def test_probability_maps_among_images_are_told(tmp_path, name):
+    found = plant(tmp_path, "p1/T1.nii", "p2/T1.nii", f"p1/{name}.nii")
+    assert len(found.sources) == 3
+    (told,) = found.warnings
+    assert f"p1/{name}.nii: called like a probability map" in told
+    assert not discover(str(tmp_path), options=SourceOptions(accept_doubts=True)).warnings
+
+
+@pytest.mark.parametrize("name", ["c1", "probe_1", "c1_T2", "improbable"])
+def test_other_names_are_no_probability_maps(tmp_path, name):
+    assert not plant(tmp_path, "p1/T1.nii", f"p1/{name}.nii").warnings
