@@ -20,7 +20,7 @@ from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 
 from mim3d.engine.errors import CheckpointError
 from mim3d.engine.runs.checkpoint import one_line, verified
-from mim3d.engine.runs.checkpoint_files import MANIFEST, committed
+from mim3d.engine.runs.checkpoint_files import SEAL, committed
 from mim3d.engine.runs.checkpoint_reader import SafeReader, TensorPlanner
 from mim3d.engine.runs.encoder_file import CARD, WEIGHTS, read_card, refuse_changed_weights
 from mim3d.engine.runs.files import file_sha256
@@ -66,7 +66,7 @@ def open_weights(source: str | Path) -> GivenWeights:
 
 def from_folder(folder: Path) -> GivenWeights:
     """A run's newest whole checkpoint, a checkpoint by itself, or the encoder or network kept."""
-    if (folder / MANIFEST).is_file():
+    if (folder / SEAL).is_file():
         verified(folder)
         return from_checkpoint(folder, folder.parent.parent)
     damaged: list[str] = []
@@ -120,7 +120,7 @@ def from_checkpoint(folder: Path, run: Path) -> GivenWeights:
     except dcp.api.CheckpointException as error:
         raise CheckpointError(f"{folder} cannot be loaded: {one_line(error)}") from None
     plain = {name.removeprefix("model."): tensor for name, tensor in tensors.items()}
-    return GivenWeights(folder, plain, file_sha256(folder / MANIFEST), told(run))
+    return GivenWeights(folder, plain, file_sha256(folder / SEAL), told(run))
 
 
 def from_safetensors(file: Path) -> GivenWeights:
