@@ -20,7 +20,7 @@ export OMP_NUM_THREADS ?= 1
 help:
 	@echo "make demo    NIfTI -> corpus -> pretraining -> fine-tuning -> demo/report.html"
 	@echo "make test    the whole test suite (test-fast leaves the slow ones out)"
-	@echo "make bench   throughput of every stage beside its peers"
+	@echo "make bench   throughput of every stage beside its peers, and what moved since the baseline"
 	@echo "make lint    ruff and pyright;  make dev  everything, and the git hooks"
 	@echo "make docs    the documentation, into build/site"
 
@@ -34,7 +34,9 @@ test-fast: $(VENV)/.test
 	$(BIN)/python -P -m pytest -n $(JOBS) --dist loadfile -m "not slow" $(ARGS)
 
 bench: $(VENV)/.test
-	$(BIN)/mim3d bench all --peers $(ARGS)
+	@mkdir -p build && rm -f build/bench.json
+	$(BIN)/mim3d bench all --peers --json build/bench.json $(ARGS); code=$$?; \
+	  $(BIN)/python -P -m mim3d.bench.regression build/bench.json; exit $$code
 
 docs: $(VENV)/.docs build/names
 	$(BIN)/mkdocs build --strict --quiet

@@ -75,6 +75,10 @@ def main(words: list[str]) -> Outcome:
             figures["scaling"] = scaling(runs, other)
             one, two = (figures["scaling"][name]["wall_s"] for name in SCALING)
             figures["ratios"]["two_workers_speed"] = one / two
+            walls = ([m.wall_s for m in runs[name]] for name in SCALING)
+            figures["rounds"]["two_workers_speed"] = [
+                one / two for one, two in zip(*walls, strict=True)
+            ]
         if args.entries:
             figures["chunk_table"] = measure_table(args.entries, Path(scratch))
     figures["targets_met"] = {name: met(name, value) for name, value in figures["ratios"].items()}
@@ -207,7 +211,22 @@ def summarise(runs: dict[str, list[Measured]], files: list[str]) -> dict:
         "floor_s": parts,
         "jobs": {n: {**asdict(m), "wall_s": wall[n]} for n, m in best.items() if n != "floor"},
         "ratios": ratios,
+        "rounds": ratios_by_round(runs, max(sizes)),
     }
+
+
+def ratios_by_round(runs: dict[str, list[Measured]], largest: int) -> dict[str, list[float]]:
+    """The same ratios within each round: what they vary by is their noise."""
+    rounds: dict[str, list[float]] = {
+        "script_over_mim3d_cpu": [],
+        "mim3d_over_floor_cpu": [],
+        "peak_over_largest_volume": [],
+    }
+    for ours, script, floor in zip(*(runs[name] for name in OWN), strict=True):
+        rounds["script_over_mim3d_cpu"].append(script.cpu_s / ours.cpu_s)
+        rounds["mim3d_over_floor_cpu"].append(ours.cpu_s / floor.detail["floor"])
+        rounds["peak_over_largest_volume"].append(ours.peak_bytes / largest)
+    return rounds
 
 
 def met(name: str, value: float) -> bool:

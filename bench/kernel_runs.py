@@ -60,6 +60,7 @@ class Run:
         seconds = benchmark.stats.stats.median
         needed = case.needed_bytes
         session.seconds_of[self] = seconds
+        session.quartiles_of[self] = (benchmark.stats.stats.q1, benchmark.stats.stats.q3)
         session.needed_of[self.operation.name, self.shape.name] = needed
         benchmark.extra_info |= {
             "operation": self.operation.name,
@@ -86,6 +87,7 @@ class Session:
         self.flush = Flush(device)
         self.runs: list[Run] = []
         self.seconds_of: dict[Run, float] = {}
+        self.quartiles_of: dict[Run, tuple[float, float]] = {}
         self.needed_of: dict[tuple[str, str], int] = {}
         self.failed: dict[str, str] = {}
         self.skipped: list[str] = []

@@ -61,7 +61,10 @@ class KernelsBench:
 
 @dataclass(frozen=True)
 class Row:
-    """One timed variant; `share` is needed bytes / seconds / copy bandwidth."""
+    """One timed variant; `share` is needed bytes / seconds / copy bandwidth.
+
+    `ratio` is its time over ours; `low` and `high` the same between quartiles that lie apart.
+    """
 
     operation: str
     shape: str
@@ -71,6 +74,8 @@ class Row:
     graph_seconds: float | None
     share: float
     ratio: float
+    low: float
+    high: float
 
 
 def main(words: list[str]) -> Outcome:
@@ -119,19 +124,24 @@ def files_of(options: KernelsBench) -> list[str]:
 
 
 def rows_of(session: Session) -> list[Row]:
-    """A row per variant that was timed; `ratio` is its time over ours."""
+    """A row per variant that was timed."""
     cold = {run: s for run, s in session.seconds_of.items() if run.mode == "cold"}
     graph = {name_of(run): s for run, s in session.seconds_of.items() if run.mode == "graph"}
-    ours = {name_of(run)[:2]: s for run, s in cold.items() if run.variant == OURS}
+    ours = {name_of(run)[:2]: run for run in cold if run.variant == OURS}
     rows = []
     for run, seconds in cold.items():
         operation, shape, variant = name_of(run)
         needed = session.needed_of[operation, shape]
         share = needed / seconds / session.copy_bytes_per_s
-        ratio = seconds / ours[operation, shape]
+        ratio = seconds / cold[ours[operation, shape]]
+        q1, q3 = session.quartiles_of[run]
+        ours_q1, ours_q3 = session.quartiles_of[ours[operation, shape]]
         rows.append(
-            Row(operation, shape, variant, needed, seconds, graph.get(name_of(run)), share, ratio)
-        )
+            Row(
+                operation, shape, variant, needed, seconds, graph.get(name_of(run)), share,
+                ratio, q1 / ours_q3, q3 / ours_q1,
+            )
+        )  # fmt: skip
     order = {(row.operation, row.shape): i for i, row in reversed(list(enumerate(rows)))}
     return sorted(rows, key=lambda row: order[row.operation, row.shape])
 

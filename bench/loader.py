@@ -78,19 +78,19 @@ def main(words: list[str]) -> Outcome:
         if torch.cuda.is_available():  # first: a machine with a GPU is lent by the minute
             gpu = {"gpu": measure_gpu(root, CROP, "cuda", GpuBench())}
             print(gpu_table(gpu["gpu"]), flush=True)
-        rates, stages = measure(options, volumes, folder, root)
+        rates, rounds, stages = measure(options, volumes, folder, root)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
     print(table(rates))
-    return Outcome(figures_of(rates, volumes) | {"stages": stages} | gpu)
+    return Outcome(figures_of(rates, volumes) | {"rounds": rounds, "stages": stages} | gpu)
 
 
 def measure(
     options: LoaderBench, volumes: list[np.ndarray], folder: Path, root: Path
-) -> tuple[dict[str, Rate], dict[str, dict[str, float]]]:
-    """Rates of every contestant in interleaved rounds, and each loader's seconds by stage.
+) -> tuple[dict[str, Rate], dict[str, list[float]], dict[str, dict[str, float]]]:
+    """Best rates of every contestant, its crops per CPU-second by round, loaders' s by stage.
 
-    `root` is the volumes' corpus, in `folder`. Stages are totals over all rounds.
+    `root` is the volumes' corpus, in `folder`. Rounds are interleaved; stages are totals over all.
     """
     shapes = [voxels.shape for voxels in volumes]
     loaders = _loaders(root)
@@ -100,6 +100,7 @@ def measure(
         contestants |= _peers(folder, root, volumes, options.crops)
     files = [file for file in folder.rglob("*") if file.is_file() and file.suffix != ".nii"]
     best: dict[str, Rate] = {}
+    rounds: dict[str, list[float]] = {name: [] for name in contestants}
     for number in range(options.rounds):
         for name, (snap, run) in contestants.items():
             first = number * options.crops
@@ -109,6 +110,7 @@ def measure(
                 loaders[name].load_state_dict(state | {"sample": first})
             run(crops[:8])  # what a loader starts with its first batch is not counted
             rate = _timed(run, crops)
+            rounds[name].append(rate.per_cpu_s)
             known = best.get(name, rate)
             best[name] = Rate(
                 max(rate.per_cpu_s, known.per_cpu_s), max(rate.per_wall_s, known.per_wall_s)
@@ -122,7 +124,7 @@ def measure(
     for name, loader in loaders.items():
         stages[name] = {k: v for k, v in loader.metrics().items() if k.endswith("_s")}
         loader.close()
-    return best, stages
+    return best, rounds, stages
 
 
 def random_crops(shapes: Sequence[tuple[int, ...]], n: int, snap: int, first: int) -> Crops:

@@ -49,13 +49,15 @@ def main(words: list[str]) -> Outcome:
         on_gpu = ranks.device.type == "cuda"
         config = recipe(options.recipe or ("mae-vit-l-128" if on_gpu else "demo-mae"))
         contestants, missing = make_contestants(config, ranks)
-        seconds = measure(contestants, options, ranks.device)
+        rounds = measure(contestants, options, ranks.device)
         parameters = sum(p.numel() for p in config.build().parameters()) // ranks.world
+    seconds = {name: statistics.median(values) for name, values in rounds.items()}
     figures: dict[str, Any] = {
         "device": torch.cuda.get_device_name(ranks.device) if on_gpu else "cpu",
         "parameters_per_rank": parameters,
         "clock": "wall" if on_gpu else "cpu",
         "seconds": seconds,
+        "rounds": rounds,
         "gb_per_s": {k: BYTES_PER_PARAMETER * parameters / s / 1e9 for k, s in seconds.items()},
         "not_available": missing,
     }
@@ -143,15 +145,15 @@ def shards_of(
 
 def measure(
     contestants: dict[str, Update], options: OptimBench, device: torch.device
-) -> dict[str, float]:
-    """Median seconds of an update by contestant."""
+) -> dict[str, list[float]]:
+    """Seconds of an update by contestant, in each round."""
     rounds: dict[str, list[float]] = {name: [] for name in contestants}
     for update in contestants.values():
         timed(update, 3, device)
     for _ in range(options.rounds):
         for name, update in contestants.items():
             rounds[name].append(timed(update, options.steps, device))
-    return {name: statistics.median(values) for name, values in rounds.items()}
+    return rounds
 
 
 def timed(update: Update, steps: int, device: torch.device) -> float:

@@ -6,7 +6,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -74,11 +74,12 @@ class StepBench:
 
 @dataclass(frozen=True)
 class Timed:
-    """Best seconds per step of one contestant, the optimiser's part, and its waiting for data."""
+    """Best seconds per step of one contestant, the optimiser's part, its waiting, all rounds."""
 
     step_s: float
     optimiser_s: float = 0.0
     waited_s: float = 0.0
+    rounds: tuple[float, ...] = ()
 
 
 @dataclass
@@ -89,6 +90,7 @@ class Contestant:
     stepper: Stepper | None = None
     best_s: float = float("inf")
     waited_s: float = 0.0
+    rounds: list[float] = field(default_factory=list)
 
 
 def main(words: list[str]) -> Outcome:
@@ -181,11 +183,15 @@ def measure(
     for _ in range(options.rounds):
         for one in contestants.values():
             seconds, waited = seconds_per_step(one.run, options.steps, device)
+            one.rounds.append(seconds)
             if seconds < one.best_s:
                 one.best_s, one.waited_s = seconds, waited
     return {
         name: Timed(
-            one.best_s, 0.0 if one.stepper is None else optimiser_seconds(one.stepper), one.waited_s
+            one.best_s,
+            0.0 if one.stepper is None else optimiser_seconds(one.stepper),
+            one.waited_s,
+            tuple(one.rounds),
         )
         for name, one in contestants.items()
     }
@@ -294,6 +300,7 @@ def figures_of(times: dict[str, Timed], config: PretrainConfig, ranks: Ranks) ->
         "optimiser_share": memory.optimiser_s / memory.step_s,
         "outside_share": rest / memory.step_s,
         "seconds": {name: timed.step_s for name, timed in times.items()},
+        "rounds": {name: list(timed.rounds) for name, timed in times.items()},
     }
     if "loader" in times:
         figures["loader_over_memory"] = memory.step_s / real.step_s
