@@ -113,6 +113,9 @@ class FolderImages:
         near = self.by_prefix.get(base, [])
         if len(near) == 1 and not tells_visit(stem(near[0])[len(base) :]):
             return Match(tuple(near), label_key(word), word, LOOSE)
+        told = occasion_in(base)
+        if near and all(occasion_in(stem(image)) == told for image in near):
+            return Match(tuple(near), label_key(word), word, LOOSE)
         return Match(candidates=tuple(near))
 
     def of_occasion(self, case: str, owners: list[str], rank: int) -> tuple[str, ...]:

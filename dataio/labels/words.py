@@ -38,7 +38,7 @@ LABEL_WORDS = frozenset(
         "tumormask",
     }
     | {"voi", "vois", "segmask", "labelmap", "labelmaps", "ground", "segmented", "delineated"}
-    | {"annot", "annots", "annotated"}
+    | {"annot", "annots", "annotated", "staple", "gtv", "gtvp", "gtvn", "gtvt", "ctv", "ptv", "oar"}
 )
 OF_FOLDERS = frozenset(
     {*GENERIC, "groundtruth", "groundtruths", "gts", "segs", "rois", "instances", "labelmaps"}

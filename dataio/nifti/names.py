@@ -21,6 +21,7 @@ IMAGE_WORDS = frozenset(
     {"image", "images", "imaging", "img", "volume", "vol", "scan", "case", "data", "orig", "raw"}
 )
 PLAIN_WORDS = MODALITIES | IMAGE_WORDS
+AFTER_DOT = PLAIN_WORDS | {"seg", "segmentation", "label", "labels", "mask", "gt", "roi"}
 
 
 def is_image(name: str) -> bool:
@@ -61,7 +62,13 @@ def stem(name: str) -> str:
 
 
 def without_last_word(name: str) -> tuple[str, str]:
-    """Split `case_seg` into `case` and `seg` at the last `_` or `-`; ("", name) without one."""
+    """Split `case_seg` into `case` and `seg` at the last `_` or `-`; ("", name) without one.
+
+    At the last `.` before a word of images or labels: `1.label`.
+    """
+    dotted = re.fullmatch(r"(.*[^_.-])\.([A-Za-z]+)", name)
+    if dotted and dotted[2].lower() in AFTER_DOT:
+        return dotted[1], dotted[2].lower()
     match = re.fullmatch(r"(.*[^_-])[_-]+([^_-]+)", name)
     return (match[1], match[2].lower()) if match else ("", name.lower())
 

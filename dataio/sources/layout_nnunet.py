@@ -72,7 +72,7 @@ def ending_of_channels(names: Sequence[str]) -> str:
 
     They do where labels are called after cases without the number, or all of several cases have the
     same channels from 0; `amos_0001` with a label of the same name is a case. That all are `_0000`
-    tells so too.
+    tells so too, where no label is.
     """
     known = set(names)
     for ending in SUFFIXES:
@@ -85,7 +85,12 @@ def ending_of_channels(names: Sequence[str]) -> str:
         )
         sets = {tuple(sorted(channels)) for channels in cases.values()}
         alike = len(cases) > 1 and sets == {tuple(range(len(next(iter(sets), ()))))}
-        alike = alike and (len(next(iter(sets))) > 1 or not others_than(cases, names, ending))
+        if alike and len(next(iter(sets))) == 1:
+            alike = not others_than(cases, names, ending) and not any(
+                f"{home}/{case}_0000{ending}" in known
+                for folder, case in cases
+                for home in homes[folder].values()
+            )
         if n_labelled or alike:
             return ending
     return ""

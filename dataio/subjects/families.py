@@ -8,7 +8,7 @@ import re
 
 START, END = r"(?<![A-Za-z0-9])", r"(?![A-Za-z0-9])"
 FAMILIES = {
-    "BraTS": r"(BraTS-[A-Za-z]{2,5}-\d{4,6})-\d{3}",
+    "BraTS": r"(BraTS-[A-Za-z]{2,5}(?:-RT)?-\d{4,6})-\d{1,3}",
     "BraTS 2018": r"(Brats1[5-9]_[A-Za-z0-9]+_[A-Za-z0-9]+)_\d",
     "ADNI": r"(\d{3}_S_\d{4,5})",
     "OASIS": r"(OAS[12]_\d{4})_MR\d|(OAS[34]\d{4,5})",

@@ -45,11 +45,36 @@ def people_of(names: Sequence[str], root: str = "", *, short: bool = False) -> l
 
     With `short`, folders stand before a file's own name only where people would else be confused.
     """
+    names = without_channels(names)
     homes = Homes(names)
     found = [person_of(name, homes, posixpath.basename(root)) for name in names]
     if short:
         found = without_needless_folders(found)
     return found
+
+
+CHANNEL = re.compile(r"(.+)_(00\d\d)")
+
+
+def without_channels(names: Sequence[str]) -> list[str]:
+    """Names without `_0000`, `_0001`, ... where several cases of a folder have the same of them."""
+    split = [CHANNEL.fullmatch(stem(name)) for name in names]
+    cases: dict[str, dict[str, set[str]]] = defaultdict(lambda: defaultdict(set))
+    for name, match in zip(names, split, strict=True):
+        if match:
+            cases[posixpath.dirname(name)][match[1]].add(match[2])
+    of_channels = set()
+    for folder, found in cases.items():
+        sets = [tuple(sorted(numbers)) for numbers in found.values()]
+        usual = tuple(f"{number:04d}" for number in range(max(map(len, sets))))
+        if len(usual) > 1 and 2 * sets.count(usual) > len(sets) > 1:
+            of_channels.add(folder)
+    return [
+        posixpath.join(posixpath.dirname(name), f"{match[1]}.nii")
+        if match and posixpath.dirname(name) in of_channels
+        else name
+        for name, match in zip(names, split, strict=True)
+    ]
 
 
 def person_of(name: str, homes: "Homes", root: str) -> Person:

@@ -326,6 +326,33 @@ LAYOUTS = {
         2,
     ),
     "a word and who drew": (["a.nii", "a_seg_manual.nii", "b.nii", "b_annot.nii"], 2, 2),
+    "ATM22": (
+        times("{}/ATM_00{}_0000.nii", *((f, p) for f in ("imagesTr", "labelsTr") for p in (1, 2))),
+        2,
+        2,
+    ),
+    "ImageCAS": (times("{}.{}.nii", *((p, k) for p in (1, 2) for k in ("img", "label"))), 2, 2),
+    "BraTS-MEN-RT": (
+        times(
+            "BraTS-MEN-RT-000{}-1/BraTS-MEN-RT-000{}-1_{}.nii",
+            *((p, p, k) for p in (1, 2) for k in ("t1c", "gtv")),
+        ),
+        2,
+        2,
+    ),
+    "MU-Glioma-Post": (
+        times(
+            "PatientID_000{}/Timepoint_{}/PatientID_000{}_Timepoint_{}_{}.nii",
+            *(
+                (p, t, p, t, k)
+                for p in (1, 2)
+                for t in (1, 2)
+                for k in ("brain_t1c", "brain_t1n", "tumorMask")
+            ),
+        ),
+        2,
+        8,
+    ),
     "LUNA": (
         [
             "subset0/1.3.6.nii",

@@ -32,6 +32,18 @@ def test_visits_above_people_are_not_their_subject():
     assert subjects(*names) == [f"P{p}" for p in range(20)] * 2
 
 
+@pytest.mark.parametrize("end", [("_0000", "_0001"), ("_0000", "_0001", "_0002")])
+def test_channels_of_a_case_are_one_subject(end):
+    names = [f"images/F22_000{case}{channel}.nii" for case in (1, 2, 3) for channel in end]
+    assert subjects(*names) == [f"F22_000{case}" for case in (1, 2, 3) for _ in end]
+    assert subjects(*names[:-1]) == subjects(*names)[:-1]
+
+
+def test_numbers_of_people_are_no_channels():
+    names = [f"images/amos22_000{number}.nii" for number in range(4)]
+    assert len(set(subjects(*names))) == 4
+
+
 def test_numbers_in_names_make_no_visits_of_a_person():
     assert subjects("P1.nii", "P1_2.nii") == ["P1", "P1_2"]
 
