@@ -55,7 +55,8 @@ def main(words: list[str]) -> Outcome:
         result = run_pretrain(args.config, args.out)
     except PeerError:
         raise SystemExit(EXIT_USER_ERROR) from None
-    return Outcome(figures_of(result), writes_json=is_first())
+    figures = figures_of(result)
+    return Outcome(figures, len(figures.get("start_doubts", [])), writes_json=is_first())
 
 
 def launched(args: PretrainArgs, words: Sequence[str]) -> Outcome:
@@ -69,7 +70,8 @@ def launched(args: PretrainArgs, words: Sequence[str]) -> Outcome:
         done = finished_result(args.out, args.config)
     if done is None:  # the ranks were told to stop themselves, and have said so
         return Outcome({"run": str(args.out), "interrupted": True, "nproc": args.nproc})
-    return Outcome({**figures_of(done), "nproc": args.nproc})
+    figures = {**figures_of(done), "nproc": args.nproc}
+    return Outcome(figures, len(figures.get("start_doubts", [])))
 
 
 def figures_of(result: "PretrainResult") -> dict[str, Any]:

@@ -39,6 +39,7 @@ from mim3d.engine.pretrain.run_folder import (
     stored_config,
 )
 from mim3d.engine.pretrain.start import start_from
+from mim3d.engine.pretrain.start_report import Start
 from mim3d.engine.pretrain.verdict import judge_pretext
 from mim3d.engine.runs.checkpoint_files import committed
 from mim3d.engine.runs.encoder_file import STATISTICS, save_encoder
@@ -213,5 +214,7 @@ def leave(
     save_encoder(out, config.vit, weights, provenance, config.swin)
     rows = read_rows(out / METRICS)
     figures = {**(rows[-1] if rows else {}), "pretext": judge_pretext(rows)}
+    if doubts := Start(**told["start"]).doubts if told.get("start") else []:
+        figures["start_doubts"] = doubts
     write_json(out / RESULT, figures)
     return figures

@@ -21,7 +21,7 @@ from mim3d.engine.pretrain.history import (
     newest_facts,
     refuse_other_length,
 )
-from mim3d.engine.pretrain.start import Start
+from mim3d.engine.pretrain.start_report import Start
 from mim3d.engine.runs.encoder_file import read_card
 from mim3d.engine.runs.files import differences, local_sha256, read_json, value_at, write_json
 from mim3d.engine.training.corpus import refuse_changed_corpus

@@ -1,7 +1,6 @@
 """Starting a run from weights that exist: what is taken, resized, left, and what stays fresh."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -11,44 +10,11 @@ from mim3d.engine.errors import ConfigError
 from mim3d.engine.models.config import ViTConfig
 from mim3d.engine.models.vit import resize_positions, sincos_positions
 from mim3d.engine.pretrain.config import PretrainConfig
+from mim3d.engine.pretrain.start_report import Start
 from mim3d.engine.runs.given_weights import GivenWeights, open_weights
 from mim3d.engine.runs.key_layouts import CLASS_TOKENS, Translated, translate, unwrapped
 
 Grid = tuple[int, int, int]
-
-
-@dataclass
-class Start:
-    """Where a run's first weights came from, name by name."""
-
-    source: str
-    """As given."""
-    place: str
-    """The file or checkpoint that was read."""
-    sha256: str
-    layout: str = "mim3d"
-    axes: str = "zyx"
-    """Order of space in the weights."""
-    taken: list[str] = field(default_factory=list)
-    resized: list[str] = field(default_factory=list)
-    left: list[str] = field(default_factory=list)
-    """Tensors of the source that have no place here, with the reason."""
-    fresh: list[str] = field(default_factory=list)
-    """Tensors of this run that keep their initial values."""
-    notes: list[str] = field(default_factory=list)
-
-    def lines(self) -> list[str]:
-        """The report as a person reads it."""
-        told = [
-            f"starts from {self.place} ({self.layout} names, axes {self.axes}): "
-            f"{len(self.taken)} tensors taken, {len(self.resized)} resized, {len(self.left)} left, "
-            f"{len(self.fresh)} keep their initial values"
-        ]
-        for what in ("resized", "left", "fresh"):
-            names = getattr(self, what)
-            more = f", and {len(names) - 6} more" * (len(names) > 6)
-            told += [f"  {what}: {', '.join(names[:6])}{more}"] * bool(names)
-        return told + [f"  {note}" for note in self.notes]
 
 
 def start_from(module: nn.Module, config: PretrainConfig) -> Start:
@@ -58,6 +24,7 @@ def start_from(module: nn.Module, config: PretrainConfig) -> Start:
     another one, with the options that make them the same.
     """
     given = open_weights(config.init)
+    refuse_broken(given)
     start = Start(config.init, str(given.place), given.sha256)
     refuse_other_kind(given, config)
     if config.swin is None:
@@ -74,6 +41,16 @@ def start_from(module: nn.Module, config: PretrainConfig) -> Start:
             "know"
         )
     return start
+
+
+def refuse_broken(given: GivenWeights) -> None:
+    """A ConfigError where a number of the weights is none: of a run that diverged."""
+    for name, tensor in given.tensors.items():
+        if tensor.is_floating_point() and not tensor.isfinite().all():
+            raise ConfigError(
+                f"{given.place} holds NaN or infinities in {name}: give an earlier checkpoint of "
+                "that run, or other weights"
+            )
 
 
 def refuse_other_kind(given: GivenWeights, config: PretrainConfig) -> None:
@@ -141,7 +118,10 @@ def place_kernel(
     if start.layout == "mim3d":
         stored = given.card.get("vit") or {}
         shape = (stored.get("channels"), *stored.get("patch_size", ()))
-        fits = not stored or shape == (vit.channels, *vit.patch_size)
+        fits = kernel.shape[1:] == (vit.row_width,) and (
+            not stored or shape == (vit.channels, *vit.patch_size)
+        )
+        shape = shape if stored else f"{tuple(kernel.shape[1:])} in a row"
     else:
         theirs = vit.patch_size if start.axes == "zyx" else vit.patch_size[::-1]
         if kernel.ndim == 2 and kernel.shape[1] == vit.channels * vit.patch_voxels:

@@ -38,6 +38,10 @@ KERNELS = {
 SCALES = {"ls1.gamma": "attn.proj", "gamma_1": "attn.proj", "ls2.gamma": "mlp.fc2"}
 SCALES["gamma_2"] = "mlp.fc2"
 CLASS_TOKENS = ("cls_token", "dist_token", "reg_token", "register_tokens")
+NO_PATCHES = (
+    "{} has blocks and no patch embedding (patch_embed.weight, patch_embed.proj.weight or "
+    "patch_embedding.*): give a file of the whole encoder"
+)
 
 
 @dataclass(frozen=True)
@@ -63,11 +67,14 @@ def translate(given: Mapping[str, Tensor], place: object) -> Translated:
     others = {name: t for name, t in named.items() if not name.startswith(prefix)}
     layout = layout_of(part, place)
     ours = {renamed(name): tensor for name, tensor in part.items()}
+    norm = ours["blocks.0.norm1.weight"]
+    if "patch_embed.weight" not in ours:
+        raise CheckpointError(NO_PATCHES.format(place))
     if "norm.weight" not in ours and "fc_norm.weight" in ours:
         ours |= {f"norm.{leaf}": ours.pop(f"fc_norm.{leaf}") for leaf in ("weight", "bias")}
     notes = [*fold_scales(ours), *complete_biases(ours)]
     # A distilled or registered ViT has positions for some of these; a class token always has.
-    tokens = sum(ours[name].shape[-2] for name in CLASS_TOKENS if name in ours)
+    tokens = sum(ours[name].numel() // len(norm) for name in CLASS_TOKENS if name in ours)
     return Translated(layout, prefix, ours, others, tokens, notes)
 
 
@@ -99,10 +106,7 @@ def layout_of(part: Mapping[str, Tensor], place: object) -> Layout:
         return "timm"
     if "patch_embed.weight" in part:
         return "mim3d"
-    raise CheckpointError(
-        f"{place} has blocks and no patch embedding (patch_embed.weight, patch_embed.proj.weight "
-        "or patch_embedding.*): give a file of the whole encoder"
-    )
+    raise CheckpointError(NO_PATCHES.format(place))
 
 
 def renamed(name: str) -> str:

@@ -10,6 +10,7 @@ from monai.networks.nets.vit import ViT
 from safetensors.torch import save_file
 from small_run import make_corpus, small_config
 
+from mim3d.engine.commands import cli
 from mim3d.engine.commands.pretrain import arguments
 from mim3d.engine.errors import CheckpointError, ConfigError
 from mim3d.engine.models.config import ViTConfig
@@ -68,7 +69,7 @@ def test_monais_vit_is_the_same_function(tmp_path, proj_type, qkv_bias):
     net = monai_vit(proj_type=proj_type, qkv_bias=qkv_bias)
     torch.save(net.state_dict(), tmp_path / "vit.pt")
     module, start = started(tmp_path / "vit.pt")
-    assert (start.layout, start.axes) == ("monai", "xyz")
+    assert (start.layout, start.axes, start.doubts) == ("monai", "xyz", [])
     assert any("--init-axes zyx" in note for note in start.notes)
     assert any("zeros" in note for note in start.notes) == (not qkv_bias)
     assert_same_function(module.get_submodule("encoder"), net)
@@ -104,6 +105,7 @@ def timm_state(encoder, gamma):
     state["patch_embed.proj.weight"] = kernel.reshape(24, 1, 8, 8, 8)
     state["patch_embed.proj.bias"] = state.pop("patch_embed.bias")
     state["cls_token"] = torch.ones(1, 1, 24)
+    state["head.weight"] = torch.ones(5, 24)
     state["pos_embed"] = torch.cat([torch.full((1, 24), 9.0), state["pos_embed"]])[None]
     for block in range(2):
         for scale, layer in (("ls1", "attn.proj"), ("ls2", "mlp.fc2")):
@@ -120,6 +122,7 @@ def test_timms_names_with_class_token_and_layer_scales(tmp_path):
     module, start = started(tmp_path / "timm.safetensors")
     assert (start.layout, start.axes) == ("timm", "zyx")
     assert "cls_token (this encoder has none)" in start.left
+    assert start.doubts == []
     volume = torch.randn(2, 1, 16, 16, 32)
     torch.testing.assert_close(module.get_submodule("encoder")(volume), encoder(volume))
 
@@ -148,8 +151,8 @@ def test_positions_of_another_grid_are_resized(tmp_path):
 def test_learned_positions_have_no_place_beside_fixed_ones_but_by_the_option(tmp_path):
     torch.save(ViT3D(VIT).state_dict(), tmp_path / "vit.pt")
     _, start = started(tmp_path / "vit.pt", dataclasses.replace(VIT, position="sincos"))
-    assert any("--vit.position learned takes it" in name for name in start.left)
-    assert not any("pos_embed" in name for name in started(tmp_path / "vit.pt")[1].left)
+    assert any("--vit.position learned takes it" in doubt for doubt in start.doubts)
+    assert started(tmp_path / "vit.pt")[1].doubts == []
 
 
 def test_a_run_gives_its_checkpoint_and_a_file_its_encoder(source):
@@ -285,3 +288,45 @@ def test_other_patches_leave_the_embedding_fresh_and_say_so(tmp_path):
     _, start = started(tmp_path / "vit.pt", vit)
     assert [name for name in start.left if "vit.patch_size are (1, 4, 8, 16)" in name]
     assert "encoder.patch_embed.weight" in start.fresh
+
+
+def test_weights_with_nan_are_refused(tmp_path):
+    state = ViT3D(VIT).state_dict()
+    state["norm.weight"][3] = float("nan")
+    torch.save(state, tmp_path / "vit.pt")
+    with pytest.raises(ConfigError, match=r"NaN or infinities in norm\.weight"):
+        started(tmp_path / "vit.pt")
+
+
+@pytest.mark.parametrize("depth", [1, 3])
+def test_another_depth_is_doubted(tmp_path, depth):
+    torch.save(ViT3D(dataclasses.replace(VIT, depth=depth)).state_dict(), tmp_path / "vit.pt")
+    _, start = started(tmp_path / "vit.pt")
+    assert len(start.doubts) == 12
+    assert "NOT WHOLLY THEIRS (12 parts)" in start.lines()[-1]
+    torch.save(ViT3D(VIT).state_dict(), tmp_path / "vit.pt")
+    assert started(tmp_path / "vit.pt")[1].doubts == []
+
+
+def test_other_channels_leave_the_embedding_of_a_file_without_a_card(tmp_path):
+    torch.save(ViT3D(VIT).state_dict(), tmp_path / "vit.pt")
+    _, start = started(tmp_path / "vit.pt", dataclasses.replace(VIT, channels=2))
+    assert any("(512,) in a row" in doubt for doubt in start.doubts)
+
+
+def test_a_doubted_start_ends_with_exit_code_3(corpus, tmp_path, capsys):
+    state = ViT3D(ViTConfig((16, 16, 16), (8, 8, 8), width=24, depth=2, heads=2)).state_dict()
+    torch.save(state, tmp_path / "vit.pt")
+    words = ["--data.corpus", str(corpus), "--out", str(tmp_path / "run"), "--steps", "1"]
+    words += ["--vit.crop-size", "16", "16", "16", "--vit.width", "24", "--vit.depth", "3"]
+    words += ["--vit.heads", "2", "--global-batch", "2", "--method.decoder-width", "24"]
+    words += ["--method.decoder-depth", "1", "--method.decoder-heads", "2"]
+    assert cli.main(["pretrain", "demo-mae", *words, "--init", str(tmp_path / "vit.pt")]) == 3
+    assert "encoder.blocks.2.norm1.weight" in capsys.readouterr().out
+
+
+def test_weights_without_positions_are_doubted(tmp_path):
+    state = ViT3D(VIT).state_dict()
+    del state["pos_embed"]
+    torch.save(state, tmp_path / "vit.pt")
+    assert started(tmp_path / "vit.pt")[1].doubts == ["encoder.pos_embed keeps its initial values"]
