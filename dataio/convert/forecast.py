@@ -16,6 +16,7 @@ from mim3d.dataio.errors import Rejection, SourceError
 from mim3d.dataio.geometry import Grid, axis_codes
 from mim3d.dataio.nifti.file import is_remote, read_header
 from mim3d.dataio.nifti.header import NiftiHeader
+from mim3d.dataio.nifti.merged import masks_of
 from mim3d.dataio.sources.source import Source
 
 TASTES = 8
@@ -28,7 +29,10 @@ TYPICAL = (0.45, 150e6)
 
 @dataclass(frozen=True)
 class Expected:
-    """One source that would be converted: shape (x, y, z), volumes it makes, bytes as now."""
+    """One source that would be converted: shape (x, y, z), volumes it makes, bytes as now.
+
+    `is_shared` tells that all frames have one label.
+    """
 
     source: Source
     shape: tuple[int, int, int]
@@ -36,6 +40,7 @@ class Expected:
     dtype: str
     orientation: str
     voxel_bytes: int
+    is_shared: bool = False
 
 
 @dataclass(frozen=True)
@@ -116,7 +121,12 @@ def expect(source: Source, conversion: Conversion) -> tuple[Expected, list[Rejec
             rejections.append(Rejection.of(error))
     codes = axis_codes(header.affine)
     kept = replace(source, labels=labels)
-    made = Expected(kept, header.shape, header.n_frames, header.dtype.name, codes, total)
+    trust = conversion.byte_budget, trust_of(conversion)
+    is_shared = header.n_frames > 1 and any(
+        read_header(path, *trust).n_frames == 1 for path in labels.values() if not masks_of(path)
+    )
+    facts = header.n_frames, header.dtype.name, codes, total, is_shared
+    made = Expected(kept, header.shape, *facts)
     return made, rejections
 
 

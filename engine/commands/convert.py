@@ -226,7 +226,7 @@ def modalities(items: Sequence["Expected"], args: ConvertArgs) -> list[tuple[str
     for item in items:
         names, source = item.source.channel_names, item.source
         named = ", ".join(names) if len(names) == item.n_frames else ""
-        if 1 < item.n_frames <= MOST_MODALITIES and (named or source.labels):
+        if 1 < item.n_frames <= MOST_MODALITIES and (named or item.is_shared):
             found.append((source.images[0], item.n_frames, named))
     return found
 

@@ -167,6 +167,17 @@ def test_a_second_data_set_with_the_same_names_is_told_and_kept_apart(tmp_path, 
     assert "4 volumes of 2 subjects" in told
 
 
+def test_a_label_of_as_many_frames_tells_a_time_series(tmp_path):
+    rng = np.random.default_rng(5)
+    voxels = rng.normal(300, 90, (16, 17, 18, 3)).astype(np.int16)
+    label = (voxels > 300).astype(np.uint8)
+    (tmp_path / "p1").mkdir()
+    nib.save(nib.Nifti1Image(voxels, np.eye(4)), tmp_path / "p1" / "p1_sa.nii.gz")
+    nib.save(nib.Nifti1Image(label, np.eye(4)), tmp_path / "p1" / "p1_sa_gt.nii.gz")
+    words = ["convert", str(tmp_path / "p1"), str(tmp_path / "c"), "--workers", "1"]
+    assert main([*words, "--dry-run"]) == main(words) == 0
+
+
 @pytest.mark.parametrize("is_described", [True, False])
 def test_modalities_in_the_fourth_dimension_are_no_silent_volumes(tmp_path, capsys, is_described):
     rng = np.random.default_rng(4)
