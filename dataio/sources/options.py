@@ -28,8 +28,9 @@ class SourceOptions:
     """Map of mask files to classes (JSON {"liver": 1, "spleen": 2}, or a table of name and class):
     the masks it names become one label, seg; where masks overlap, the higher class stays."""
     ignore_label: int | None = None
-    """Value of labels that is no class (untold, out of scope); 255 is taken for it where classes
-    are few, and dataset.json of nnU-Net may name it."""
+    """Value of labels that is no class (untold, out of scope); 255 is taken for it where other
+    classes are few (a mask of 0 and 255 alone is stored as class 1), and dataset.json of nnU-Net
+    may name it."""
     accept_doubts: bool = False
     """What is in doubt (whose, or a label) was looked at and is right: it makes no exit 3."""
 
