@@ -205,7 +205,15 @@ def test_pytest_benchmark_compares_the_files(tmp_path, kept) -> None:
     found, new = changes(tmp_path / "bench-ratios.json", kept)
     assert (len(found), new) == (7, [])
     code = "import sys; from pytest_benchmark.cli import main; sys.exit(main())"
-    words = ["compare", "kept/baseline.json", "bench-ratios.json", "--between", "median"]
+    words = [
+        "compare",
+        "kept/baseline.json",
+        "bench-ratios.json",
+        "--between",
+        "median",
+        "--time-unit",
+        "s",
+    ]
     done = subprocess.run(
         [sys.executable, "-c", code, *words],
         cwd=tmp_path,
