@@ -20,6 +20,7 @@ from mim3d.engine.pretrain.pretrain import run_pretrain
 from mim3d.engine.pretrain.recipes import RECIPES, recipe
 from mim3d.engine.pretrain.run_folder import refuse_other_config
 from mim3d.engine.runs.files import json_sha256
+from mim3d.engine.study.config import FinetunePlan
 from mim3d.engine.study.plan import finetune_config as cell_config
 from mim3d.engine.study.plan import scored_cells
 from mim3d.engine.study.recipes import study
@@ -96,6 +97,8 @@ def test_a_fine_tuning_run_is_the_same_run(tmp_path: Path) -> None:
 
 def test_a_cell_of_a_study_is_the_same_cell(tmp_path: Path) -> None:
     shutil.copy(EARLIER / "cell-config.json", tmp_path / "config.json")
-    config, splits = study("demo"), Splits(("a", "b"), ("c",), ("d",), ("a", "b"), (), ())
+    then = FinetunePlan(steps=168, eval_every=12, lr=(2e-3,))  # what the demo trained by
+    config = dataclasses.replace(study("demo"), labels=(1.0,), finetune=then)
+    splits = Splits(("a", "b"), ("c",), ("d",), ("a", "b"), (), ())
     cell = scored_cells(config, {})[0]
     claim(cell_config(config, cell, splits, Path("study")), tmp_path)
