@@ -27,7 +27,7 @@ class Faults:
 
     kind: str = ""
     times: int = 0
-    at: str = "/c/"
+    at: str = "/0/c."
     seen: Counter = field(default_factory=Counter)
     lock: Any = field(default_factory=threading.Lock)
 

@@ -288,9 +288,16 @@ def test_another_number_of_channels_is_told_before_the_first_step(
         run_finetune(replace(config, vit=replace(VIT, channels=2)), tmp_path / "run")
 
 
-@pytest.mark.parametrize("change", [{"clip_norm": -1.0}, {"weight_decay": float("nan")}])
-def test_norms_and_decays_that_would_climb_are_refused(change: dict[str, float]) -> None:
-    with pytest.raises(ConfigError, match=f"{next(iter(change))} .*must not be"):
+@pytest.mark.parametrize(
+    ("change", "why"),
+    [
+        ({"clip_norm": -1.0}, "must not be negative"),
+        ({"weight_decay": -1e-3}, "must not be negative"),
+        ({"weight_decay": float("nan")}, "must be a finite number"),
+    ],
+)
+def test_norms_and_decays_that_would_climb_are_refused(change: dict[str, float], why: str) -> None:
+    with pytest.raises(ConfigError, match=f"{next(iter(change))} .*{why}"):
         FinetuneConfig(**change)  # pyright: ignore[reportArgumentType]
 
 
