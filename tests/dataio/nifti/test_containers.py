@@ -2,6 +2,7 @@
 
 import sys
 from pathlib import Path
+from typing import Any
 
 import nibabel as nib
 import numpy as np
@@ -28,14 +29,19 @@ def written(path: Path, sitk) -> Path:
     return path
 
 
+def freesurfer(voxels: Any) -> Any:
+    return nib.MGHImage(voxels, AFFINE)
+
+
 @pytest.mark.parametrize("name", ["a.mgz", "a.mgh"])
 @pytest.mark.parametrize("dtype", ["uint8", "int16", "int32", "float32"])
 def test_freesurfer_volumes(tmp_path, name, dtype):
     want = VOXELS.astype(dtype)
-    nib.save(nib.MGHImage(want, AFFINE), tmp_path / name)
+    nib.save(freesurfer(want), tmp_path / name)
+    again: Any = nib.load(tmp_path / name)
     found = read_nifti(str(tmp_path / name), BUDGET)
     assert np.array_equal(found.voxels[0].transpose(2, 1, 0), want)
-    assert np.allclose(found.header.affine, nib.load(tmp_path / name).affine, atol=1e-4)
+    assert np.allclose(found.header.affine, again.affine, atol=1e-4)
     assert read_header(str(tmp_path / name), BUDGET).shape == (7, 6, 5)
     assert found.hash == source_hash(str(tmp_path / name), BUDGET)
 
@@ -59,7 +65,7 @@ def test_itk_volumes(tmp_path, name, sitk):
 def test_a_cut_file_is_refused(tmp_path, name, cut, request):
     if name.endswith(("mgz", "mgh")):
         path = tmp_path / name
-        nib.save(nib.MGHImage(VOXELS, AFFINE), path)
+        nib.save(freesurfer(VOXELS), path)
         cut += 20 if name.endswith("mgh") else 0  # what follows the voxels may be missing
     else:
         path = written(tmp_path / name, request.getfixturevalue("sitk"))
@@ -73,7 +79,7 @@ def test_a_cut_file_is_refused(tmp_path, name, cut, request):
 def test_flipped_bits_of_compressed_voxels_are_seen(tmp_path, name, request):
     path = tmp_path / name
     if name.endswith("mgz"):
-        nib.save(nib.MGHImage(VOXELS, AFFINE), path)
+        nib.save(freesurfer(VOXELS), path)
     else:
         written(path, request.getfixturevalue("sitk"))
     content = path.read_bytes()

@@ -146,7 +146,7 @@ def counted_bytes(config, gpus, monkeypatch):
         for last in [False] * (config.parallel.grad_accum - 1) + [True]:
             assert isinstance(model, FSDPModule)
             model.set_requires_gradient_sync(last)
-            model(make_batch(config, 2), 1.0).loss.backward()
+            model(make_batch(config, 2), 1.0).loss.backward()  # pyright: ignore[reportCallIssue]
             whole = [
                 parameter._unsharded_param.grad if gradient is None else gradient
                 for parameter in fsdp_parameters(model)

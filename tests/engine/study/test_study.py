@@ -29,7 +29,7 @@ from mim3d.engine.runs.encoder_file import save_encoder
 from mim3d.engine.runs.files import read_json, read_jsonl, write_json
 from mim3d.engine.study import run as study_run
 from mim3d.engine.study.config import ArmPlan, FinetunePlan, PretrainPlan, StudyConfig
-from mim3d.engine.study.pool import LineSender, PoolTask, run_tasks
+from mim3d.engine.study.pool import Failures, LineSender, PoolTask, run_tasks
 from mim3d.engine.study.run import run_study
 
 VIT = ViTConfig((16, 16, 16), (8, 8, 8), width=12, depth=2, heads=2)
@@ -145,7 +145,7 @@ def test_a_cell_that_failed_is_not_run_twice_and_results_come_with_every_phase(
     config = replace(config, arms=("scratch", f"odd={odd}"))
     out, asked, there = tmp_path / "study", [], []
 
-    def run(tasks: list[PoolTask], workers: int, title: str) -> dict[str, str]:
+    def run(tasks: list[PoolTask], workers: int, title: str) -> Failures:
         asked.extend(task.name for task in tasks)
         there.append((out / "results.jsonl").exists())
         return run_tasks(tasks, workers, title)
