@@ -40,7 +40,7 @@ def single(corpus, tmp_path_factory):
         if key not in made:
             made[key] = tmp_path_factory.mktemp(key) / "run"
             done = launch(1, corpus, made[key], optimiser, method, accum=accum)
-            assert done.returncode == 0, done.stderr[-2000:]
+            assert done.returncode == 0, done.stderr
         return made[key]
 
     return get
@@ -125,7 +125,7 @@ def test_ranks_agree_with_one_process(corpus, single, tmp_path, method, ranks, r
     They are those of a micro-batch, so there one process accumulates too.
     """
     done = launch(ranks, corpus, tmp_path / "run", "", method, replicate, accum)
-    assert done.returncode == 0, done.stderr[-2000:]
+    assert done.returncode == 0, done.stderr
     one = single(method, accum=accum if method == "simclr" else 1)
     # Swin's first gradient is a twentieth of the others, so the order of its sums shows more.
     assert_same_curve(tmp_path / "run", one, norm_rel=5e-4 if method == "swin" else 1e-4)
@@ -136,14 +136,14 @@ def test_ranks_agree_with_one_process(corpus, single, tmp_path, method, ranks, r
 def test_lamb_over_ranks_is_lamb(corpus, single, tmp_path):
     """Trust ratios of sharded parameters are those of whole ones."""
     done = launch(2, corpus, tmp_path / "two", "lamb")
-    assert done.returncode == 0, done.stderr[-2000:]
+    assert done.returncode == 0, done.stderr
     assert_same_curve(tmp_path / "two", single(optimiser="lamb"))
 
 
 @pytest.mark.parametrize("fault", ["sigterm", "sigint"])
 def test_a_signal_to_one_rank_stops_all_at_one_step_and_resume_is_exact(corpus, tmp_path, fault):
     done = launch(2, corpus, tmp_path / "broken", fault)
-    assert done.returncode == 0, done.stderr[-2000:]
+    assert done.returncode == 0, done.stderr
     assert "told to stop: step" in done.stdout
     assert done.stdout.count("True") == 2
     facts = checkpoint_files.verify(
@@ -164,14 +164,14 @@ def test_resume_at_another_world_size_sees_the_same_samples(
     """One rank keeps its model whole, two shard it: the checkpoint is the same to both."""
     out = tmp_path / "run"
     done = launch(before, corpus, out, optimiser + "sigterm")
-    assert done.returncode == 0, done.stderr[-2000:]
+    assert done.returncode == 0, done.stderr
     saved = checkpoint_files.committed(out / "checkpoints")[0]
     facts = checkpoint_files.verify(saved)
     assert facts.world == before
     assert 3 < facts.step < 8
     assert stored_tensors(saved)["optim.steps_done"] == facts.step
     done = launch(after, corpus, out, optimiser)
-    assert done.returncode == 0, done.stderr[-2000:]
+    assert done.returncode == 0, done.stderr
     assert f"going on from the checkpoint of step {facts.step}" in done.stdout
     assert_same_curve(out, single(optimiser=optimiser))
     assert_same_state(out, single(optimiser=optimiser))
@@ -179,7 +179,7 @@ def test_resume_at_another_world_size_sees_the_same_samples(
 
 def test_a_dead_rank_is_restarted_from_the_last_commit(corpus, single, tmp_path):
     done = launch(2, corpus, tmp_path / "run", "dead", restarts=1)
-    assert done.returncode == 0, done.stderr[-2000:]
+    assert done.returncode == 0, done.stderr
     assert "going on from the checkpoint of step 3" in done.stdout
     assert_same_curve(tmp_path / "run", single())
 
@@ -229,7 +229,7 @@ def test_an_error_on_one_rank_is_told_by_that_rank_alone(corpus, tmp_path):
 def test_a_nan_on_one_rank_updates_no_rank(corpus, tmp_path):
     """The bad step is counted on all, and weights stay finite and equal to a run of one rank."""
     done = launch(2, corpus, tmp_path / "run", "nan")
-    assert done.returncode == 0, done.stderr[-2000:]
+    assert done.returncode == 0, done.stderr
     rows = read_rows(tmp_path / "run" / "metrics.jsonl")
     assert rows[-1]["bad_steps"] == 1
     assert all(
