@@ -8,7 +8,7 @@ Folders, each importing only what stands above it:
     storage   bytes to and from folders and buckets
     nifti     one NIfTI file, read whole and checked
     chunks    one chunk, both ways
-    subjects  whose a scan is, by names or as told
+    subjects  whose a scan is: inferred from names, or declared
     labels    which files are labels, and of which images
     sources   which files belong together: layouts, options, downloads
     corpus    the format on disk

@@ -28,7 +28,7 @@ class PlainProgress:
     def __init__(self, name: str, total: float, unit: str) -> None:
         self.name, self.total, self.unit = name, total, unit
         self.done = 0.0
-        self._began = self._told = time.monotonic()
+        self._began = self._shown_at = time.monotonic()
 
     def __enter__(self) -> Self:
         return self
@@ -40,21 +40,21 @@ class PlainProgress:
         tb: TracebackType | None,
     ) -> None:
         if kind is None and self.done:
-            self._tell(time.monotonic(), "")
+            self._show(time.monotonic(), "")
 
     def advance(self, items: float = 1.0, status: str = "") -> None:
         """Count items; print when the interval is over."""
         self.done += items
         now = time.monotonic()
-        if now - self._told >= PLAIN_INTERVAL_S:
-            self._tell(now, status)
+        if now - self._shown_at >= PLAIN_INTERVAL_S:
+            self._show(now, status)
 
     def note(self, line: str) -> None:
         """Print a line at once."""
         print(line, flush=True)
 
-    def _tell(self, now: float, status: str) -> None:
-        self._told = now
+    def _show(self, now: float, status: str) -> None:
+        self._shown_at = now
         rate = self.done / max(now - self._began, 1e-9)
         share = 100.0 * self.done / max(self.total, 1e-9)
         parts = [f"{self.name} {self.done:g}/{self.total:g} ({share:.0f} %)"]

@@ -61,7 +61,7 @@ if __name__ == "__main__":
     parser.add_argument("--steps", type=int, default=200)
     parser.add_argument("--classes", type=int, default=3, help="background included")
     parser.add_argument("--checkpoint", type=Path)
-    told = parser.parse_args()
-    done = train(told.corpus, told.steps, told.classes, told.checkpoint)
+    args = parser.parse_args()
+    done = train(args.corpus, args.steps, args.classes, args.checkpoint)
     course = f": loss {done[0]:.3f} -> {done[-1]:.3f}" if done else ""
     print(f"{len(done)} steps{course}")

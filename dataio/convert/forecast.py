@@ -189,8 +189,8 @@ def converted_sizes(
         labels = []
         for name, path in sorted(source.labels.items()):
             try:
-                told = label_facts(source, safe_id(name)).ignore
-                args = (path, volume, source.images[0], conversion, told)
+                ignore = label_facts(source, safe_id(name)).ignore
+                args = (path, volume, source.images[0], conversion, ignore)
                 labels.append(read_label(safe_id(name), *args))
             except SourceError as error:
                 rejected.append(Rejection.of(error))

@@ -145,10 +145,10 @@ def merged_file(
     return LabelFile(out, hash_text(digest), notes)
 
 
-def ignored_value(classes: dict[int, int], told: int | None) -> int | None:
+def ignored_value(classes: dict[int, int], declared: int | None) -> int | None:
     """The value that is no class: the one told, else 255 where classes are few and far below it."""
-    if told is not None:
-        return told
+    if declared is not None:
+        return declared
     others = [number for number in classes if number != IGNORED]
     return IGNORED if IGNORED in classes and max(others, default=0) < FAR_BELOW else None
 

@@ -93,10 +93,12 @@ def common_recipe(corpora: Sequence[str | Path]) -> Conversion:
     recipes = [recipe_of(store).attributes() for store in stores]
     for store, recipe in zip(stores[1:], recipes[1:], strict=True):
         if differ := [key for key in recipe if recipe[key] != recipes[0].get(key)]:
-            told = ", ".join(f"{key} {recipes[0].get(key)!r} and {recipe[key]!r}" for key in differ)
+            pairs = ", ".join(
+                f"{key} {recipes[0].get(key)!r} and {recipe[key]!r}" for key in differ
+            )
             raise CorpusError(
-                f"{stores[0].url} and {store.url}: were made with other options ({told}); convert "
-                "one of them again with those of the other, into a new corpus"
+                f"{stores[0].url} and {store.url}: were made with other options ({pairs}); "
+                "convert one of them again with those of the other, into a new corpus"
             )
     return recipe_of(stores[0])
 

@@ -161,7 +161,7 @@ class Run:
         with progress("convert", len(jobs), "volumes") as shown, self._committing():
             for result in self.runner(jobs, self.workers):
                 self._take(result)
-                rejections.update(self._told(self.results[-1]))
+                rejections.update(self._rejections_of(self.results[-1]))
                 voxel_bytes += result.voxel_bytes
                 shown.advance(1, _rate(voxel_bytes, result, time.monotonic() - self.began))
         n_before = len(self.writer.records)
@@ -198,10 +198,10 @@ class Run:
             return result
         for record in result.records:
             self.writer.store.delete(record.id)
-        told = self._removed(result.records[0].sources[0], result.id, when)
-        return replace(result, records=(), rejections=(*result.rejections, told))
+        removed = self._removed(result.records[0].sources[0], result.id, when)
+        return replace(result, records=(), rejections=(*result.rejections, removed))
 
-    def _told(self, result: JobResult) -> list[Rejection]:
+    def _rejections_of(self, result: JobResult) -> list[Rejection]:
         if not result.damage or any(map(self.writer.store.sizes, result.stale)):
             return list(result.rejections)
         detail = "nothing is left of its folder, and its source cannot make it anew"
@@ -214,7 +214,7 @@ class Run:
         ids = {id for result in self.results if result.gone for id in result.stale}
         gone = [record for id, record in self.writer.records.items() if id in ids]
         if gone:
-            self.writer.tell(removal("pruned", gone))
+            self.writer.add_event(removal("pruned", gone))
             self.writer.remove(ids)
 
     def _report(

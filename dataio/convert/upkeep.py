@@ -39,7 +39,7 @@ def mend(
             else job
             for job in jobs
         ]
-        return run.carry_out(jobs, told_before(writer.store))
+        return run.carry_out(jobs, earlier_rejections(writer.store))
 
 
 def remove(
@@ -52,11 +52,11 @@ def remove(
     """
     with _writing(corpus) as writer:
         chosen = chosen_records(writer, set(subjects), set(volumes))
-        told = told_before(writer.store)
-        writer.tell(removal("removed", chosen, subjects))
+        earlier = earlier_rejections(writer.store)
+        writer.add_event(removal("removed", chosen, subjects))
         writer.remove({record.id for record in chosen})
         paths = {path for r in chosen for path in (*r.sources, *(a.source for a in r.labels))}
-        writer.close({rejection for rejection in told if rejection.path not in paths})
+        writer.close({rejection for rejection in earlier if rejection.path not in paths})
     return sorted(record.id for record in chosen)
 
 
@@ -70,8 +70,8 @@ def readmit(corpus: str | Path, names: Collection[str]) -> None:
                 f"{', '.join(sorted(barred)) or 'none'}"
             )
         subjects = tuple(sorted(names))
-        writer.tell(Event("readmitted", now(), subjects=subjects))
-        writer.close(told_before(writer.store))
+        writer.add_event(Event("readmitted", now(), subjects=subjects))
+        writer.close(earlier_rejections(writer.store))
 
 
 @contextmanager
@@ -113,7 +113,7 @@ def check_manifest_lines(store: Store) -> None:
         )
 
 
-def told_before(store: Store) -> set[Rejection]:
+def earlier_rejections(store: Store) -> set[Rejection]:
     """What the conversion left out, as far as its list is readable, without volumes that were
     damaged then: they are looked at again."""
     if not store.exists(QUARANTINE):

@@ -146,8 +146,8 @@ def _labels(
     for name in sorted(source.labels):
         path = source.labels[name]
         try:
-            told = label_facts(source, safe_id(name)).ignore
-            args = (path, volume, source.images[0], conversion, told)
+            ignore = label_facts(source, safe_id(name)).ignore
+            args = (path, volume, source.images[0], conversion, ignore)
             labels.append(read_label(safe_id(name), *args))
         except SourceError as error:
             errors[name] = error

@@ -83,7 +83,7 @@ class CorpusWriter:
         if text != (self.store.get(HISTORY) if self.store.exists(HISTORY) else b""):
             self.store.replace(HISTORY, [text])
 
-    def tell(self, event: Event) -> None:
+    def add_event(self, event: Event) -> None:
         """Add a line to the history, before what it tells of is done."""
         self.store.append(HISTORY, event_line(event))
         self.events.append(event)

@@ -8,17 +8,17 @@ import numpy as np
 
 from mim3d.dataio.corpus.manifest import VolumeRecord
 from mim3d.dataio.inspect.guesses import guesses
+from mim3d.dataio.subjects.declared import ACCEPTED
 from mim3d.dataio.subjects.grouping import CASES, Grouping, Scan, counted, grouping, some
-from mim3d.dataio.subjects.people import is_passage
+from mim3d.dataio.subjects.inferred import is_passage
 from mim3d.dataio.subjects.words import person_folder
 
-ACCEPTED = "accepted"
 BY_PLACE = frozenset({"BIDS names", "file names", "folders", CASES})  # names that are not worldwide
 FEW = 3  # copies and values named in a line
 FEW_LEVELS = 8  # to a standard deviation, below which a quantised channel is doubted
 
 
-def people_in(records: Iterable[VolumeRecord]) -> Grouping:
+def subjects_in(records: Iterable[VolumeRecord]) -> Grouping:
     """N volumes of M subjects, by the rules that the manifest keeps."""
     return grouping(
         Scan(r.subject or r.id, r.sources[0], r.subject_from, r.subject_doubt, r.group)
@@ -30,7 +30,7 @@ def corpus_doubts(records: Sequence[VolumeRecord]) -> tuple[str, ...]:
     """Everything a person should look at: who is who, copies, label maps among the images, channels
     that lost their levels."""
     open_ = [record for record in records if record.subject_from != ACCEPTED]
-    who = (*people_in(open_).doubts, *merged_data_sets(open_))
+    who = (*subjects_in(open_).doubts, *merged_data_sets(open_))
     found = who, copies(open_), label_maps(open_, len(records)), headers(open_), flattened(open_)
     return tuple(line for lines in (*found, guesses(open_)) for line in lines)
 
@@ -74,8 +74,8 @@ def headers(records: Iterable[VolumeRecord]) -> list[str]:
     ]
 
 
-def told_of_volumes(records: Iterable[VolumeRecord]) -> list[str]:
-    """What the conversion told of volumes, a line a kind: how many, and of the first in full."""
+def conversion_warnings(records: Iterable[VolumeRecord]) -> list[str]:
+    """What the conversion remarked on volumes, a line a kind: how many, and the first in full."""
     kinds: dict[str, list[tuple[str, str]]] = defaultdict(list)
     for record in records:
         for warning in record.warnings:

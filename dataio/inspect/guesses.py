@@ -36,10 +36,10 @@ def frames_doubt(files: Sequence[tuple[str, int, str]]) -> list[str]:
     if not files:
         return []
     path, n_frames, named = files[0]
-    told = f", {named}" if named else ""
+    names = f", {named}" if named else ""
     return [
         f"{counted(len(files), 'file')} of few frames become a volume for each (such as {path}: "
-        f"{n_frames} frames{told}): if they are modalities of one scan, convert with --time-axis "
+        f"{n_frames} frames{names}): if they are modalities of one scan, convert with --time-axis "
         f"channels {NEW}; else --accept-doubts"
     ]
 
@@ -51,8 +51,8 @@ def mixed_masks(records: Iterable[VolumeRecord]) -> list[str]:
     others: dict[str, list[str]] = defaultdict(list)
     for record in records:
         for label in record.labels:
-            told = f"label {label.name!r}: {MASK_OF_255}"
-            if told in record.warnings:
+            note = f"label {label.name!r}: {MASK_OF_255}"
+            if note in record.warnings:
                 masks[label.name].append(record.id)
             elif label.ignore == IGNORED or max(label.classes, default=0) > 1:
                 others[label.name].append(record.id)

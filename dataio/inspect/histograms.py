@@ -27,10 +27,10 @@ def save_histograms(records: Sequence[VolumeRecord], file: Path) -> None:
     figure = Figure(figsize=(12.5, 7.0), dpi=110, layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.subplots(2, 3)
-    draw_spread(axes[0, 0], np.array([r.shape for r in records]), "shape", "voxels")
-    draw_spread(axes[0, 1], np.array([r.spacing_mm for r in records]), "spacing", "mm")
+    draw_distribution(axes[0, 0], np.array([r.shape for r in records]), "shape", "voxels")
+    draw_distribution(axes[0, 1], np.array([r.spacing_mm for r in records]), "spacing", "mm")
     extents = np.array([np.multiply(r.shape, r.spacing_mm) for r in records])
-    draw_spread(axes[0, 2], extents, "field of view", "mm")
+    draw_distribution(axes[0, 2], extents, "field of view", "mm")
     draw_intensities(axes[1, 0], records)
     draw_classes(axes[1, 1], records)
     draw_sizes(axes[1, 2], records)
@@ -63,7 +63,7 @@ def readable_log(axis: XAxis | YAxis) -> None:
     axis.set_minor_formatter(NullFormatter())
 
 
-def draw_spread(axis: Axes, values: np.ndarray, title: str, unit: str) -> None:
+def draw_distribution(axis: Axes, values: np.ndarray, title: str, unit: str) -> None:
     """Three outlines, z y x, on common bins; one value gets a bar of its own."""
     plain(axis, title, unit, "volumes")
     low, high = float(values.min()), float(values.max())

@@ -9,10 +9,10 @@ from mim3d.dataio.labels.words import (
     bare_word,
     claim_of,
     ending_word,
+    identifies_visit,
     label_key,
     leading_word,
     numbers_of,
-    tells_visit,
 )
 from mim3d.dataio.nifti.names import cases_of, stem
 from mim3d.dataio.subjects.words import occasion_in
@@ -111,10 +111,10 @@ class FolderImages:
                 owners = self.of_occasion(base, index[base], rank)
                 return Match(owners, label_key(word), word, rank)
         near = self.by_prefix.get(base, [])
-        if len(near) == 1 and not tells_visit(stem(near[0])[len(base) :]):
+        if len(near) == 1 and not identifies_visit(stem(near[0])[len(base) :]):
             return Match(tuple(near), label_key(word), word, LOOSE)
-        told = occasion_in(base)
-        if near and all(occasion_in(stem(image)) == told for image in near):
+        wanted = occasion_in(base)
+        if near and all(occasion_in(stem(image)) == wanted for image in near):
             return Match(tuple(near), label_key(word), word, LOOSE)
         return Match(candidates=tuple(near))
 
@@ -137,7 +137,7 @@ class FolderImages:
             case, rest = base[: found.start()], base[found.end() :]
             rank = EXACT if case in self.by_stem else CASE
             owners = self.by_stem.get(case) or self.by_case.get(case)
-            if owners and tells_visit(rest):
+            if owners and identifies_visit(rest):
                 return Match(candidates=tuple(owners))
             if owners:
                 key = f"{rest}_{word}"
@@ -148,7 +148,7 @@ class FolderImages:
         """Images of `case_liver` in a label folder: the longest stem that it begins with."""
         for found in reversed(list(re.finditer("[_-]", whole))):
             owners, rest = self.by_stem.get(whole[: found.start()]), whole[found.end() :]
-            if owners and not tells_visit(rest):
+            if owners and not identifies_visit(rest):
                 return Match(tuple(owners), rest, rest, LOOSE)
             if owners:
                 return Match(candidates=tuple(owners))

@@ -26,13 +26,13 @@ def read_label_map(file: str) -> dict[str, int]:
         pairs = json_pairs(text) if path.lower().endswith(".json") else table_pairs(text)
         classes = dict(map(name_and_class, pairs))
     except (ValueError, TypeError, AttributeError) as error:
-        told = f'is no map of masks to classes, such as {{"liver": 1, "spleen": 2}} ({error})'
-        raise SourceError("bad-map", path, told) from error
+        problem = f'is no map of masks to classes, such as {{"liver": 1, "spleen": 2}} ({error})'
+        raise SourceError("bad-map", path, problem) from error
     bad = [n for n, number in classes.items() if not 1 <= number <= 65535]
     if bad or not classes or len(set(classes.values())) < len(pairs):
         which = f"{bad[0]!r} has class {classes[bad[0]]}" if bad else "a name or class stands twice"
-        told = f"{which}; give every mask a class of its own, 1 to 65535"
-        raise SourceError("bad-map", path, told if classes else "names no mask")
+        problem = f"{which}; give every mask a class of its own, 1 to 65535"
+        raise SourceError("bad-map", path, problem if classes else "names no mask")
     return classes
 
 

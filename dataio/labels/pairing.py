@@ -28,13 +28,13 @@ from mim3d.dataio.labels.words import (
     twins_of,
 )
 from mim3d.dataio.nifti.names import stem
-from mim3d.dataio.subjects.people import PLAIN_FOLDER
+from mim3d.dataio.subjects.inferred import PLAIN_FOLDER
 from mim3d.dataio.subjects.words import occasion_in
 
 MOST_AROUND = 60  # images around a label that are believed to be one person's
 MOST_ALIKE = 50  # files of one name, which then tells nobody
 BY_SERIES = ("VSD.", "SMIR.")  # names of series, which tell neither person nor visit
-TOLD = 4  # candidates named in a reason
+MOST_NAMED = 4  # candidates named in a reason
 Folders = dict[str, FolderImages]
 
 
@@ -130,13 +130,13 @@ def label_homes(names: Sequence[str], names_of: Index) -> dict[str, list[str]]:
 def match_across(name: str, homes: list[str], folders: Folders) -> Match:
     """What a file in label folders belongs to by name: in the twin, in the same place there,
     else below the parent."""
-    doubt = Match()
+    undecided = Match()
     for place, key in places_across(name, homes):
         match = folders[place].across(name) if place in folders else Match()
         if match.owners:
             return match if not key else Match(match.owners, key, key, match.rank)
-        doubt = doubt if doubt.candidates else match
-    return doubt
+        undecided = undecided if undecided.candidates else match
+    return undecided
 
 
 def places_across(name: str, homes: list[str]) -> Iterator[tuple[str, str]]:
@@ -251,9 +251,9 @@ def occasion(image: str, place: str) -> str:
     """Whose image a file below a folder is and of which visit, by all that its path tells there."""
     rest = image[len(place) + 1 :] if place else image
     parts = [part for part in _folder(rest).split("/") if part and not PLAIN_FOLDER.fullmatch(part)]
-    told = [occasion_in(part) for part in parts if not part.startswith(BY_SERIES)]
+    occasions = [occasion_in(part) for part in parts if not part.startswith(BY_SERIES)]
     whole = "" if stem(rest).startswith(BY_SERIES) else occasion_in(stem(rest))
-    return "/".join(filter(None, (*told, whole)))
+    return "/".join(filter(None, (*occasions, whole)))
 
 
 def settled(matches: dict[str, Match]) -> Pairing:
@@ -321,5 +321,5 @@ def _upwards(folder: str) -> Iterator[str]:
 def _listed(names: Iterable[str]) -> str:
     """The first few names, and how many more."""
     some = list(names)
-    more = f" and {len(some) - TOLD} more" if len(some) > TOLD else ""
-    return ", ".join(some[:TOLD]) + more
+    more = f" and {len(some) - MOST_NAMED} more" if len(some) > MOST_NAMED else ""
+    return ", ".join(some[:MOST_NAMED]) + more

@@ -91,12 +91,12 @@ def ending_word(name: str) -> tuple[str, str]:
     Words after it may tell which of several it is: `case_seg_manual`, `case_mask_2`.
     """
     base, word = split_last(name)
-    told, whole = word, (base, word)
+    qualified, whole = word, (base, word)
     while base and not is_label_word(word) and QUALIFIER.fullmatch(word.lower()):
         base, word = split_last(base)
-        told = f"{word}_{told}"
+        qualified = f"{word}_{qualified}"
     if base and is_label_word(word):
-        return base, told
+        return base, qualified
     return whole if whole[0] and DRAWN.fullmatch(whole[1].lower()) else ("", "")
 
 
@@ -161,8 +161,8 @@ def label_key(word: str) -> str:
     if word.lower() in GENERIC:
         return "seg"
     parts = [part for part in pieces(word) if not part.isdigit()]
-    told = {*parts} - {*GENERIC} - {"for", "training", "manual", "ground", "final"}
-    return word.lower() if told or re.search(r"\d", word) else "seg"
+    distinctive = {*parts} - {*GENERIC} - {"for", "training", "manual", "ground", "final"}
+    return word.lower() if distinctive or re.search(r"\d", word) else "seg"
 
 
 def claim_of(word: str) -> int:
@@ -171,7 +171,7 @@ def claim_of(word: str) -> int:
     return GENERIC.index(bare) if bare in GENERIC else len(GENERIC) * (label_key(word) == "seg")
 
 
-def tells_visit(rest: str) -> bool:
+def identifies_visit(rest: str) -> bool:
     """Whether what follows a case in a name (`2`, `v2_t1`) may be another visit of it."""
     return any(VISIT.fullmatch(word) for word in re.split("[_-]", rest.lower()) if word)
 

@@ -19,7 +19,7 @@ class Work:
     def __init__(self, calls: Sequence[Callable[[], None]]) -> None:
         self.calls = calls
         self._errors: dict[int, BaseException | None] = {}
-        self._told: SimpleQueue[None] = SimpleQueue()
+        self._finished: SimpleQueue[None] = SimpleQueue()
         self._dropped = False
 
     def run(self, i: int) -> None:
@@ -31,13 +31,13 @@ class Work:
         except BaseException as raised:
             error = raised
         self._errors[i] = error
-        self._told.put(None)
+        self._finished.put(None)
 
     def wait(self) -> BaseException | None:
         """What the first of the calls that failed raised, once all are through."""
         while len(self._errors) < len(self.calls):
             try:
-                self._told.get(timeout=LOOK_S)
+                self._finished.get(timeout=LOOK_S)
             except Empty:
                 continue
         return next((e for _, e in sorted(self._errors.items()) if e is not None), None)

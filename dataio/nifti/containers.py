@@ -70,8 +70,8 @@ def mgh_payload(data: memoryview, path: str) -> tuple[NiftiHeader, memoryview]:
 def files_of_itk(path: str) -> tuple[str, ...]:
     """The header file and, where its data lie apart, the files of those; SourceError."""
     if ADDRESS.match(path):
-        told = "is read from disk only; copy it here, or convert it to .nii.gz"
-        raise SourceError("not-local", path, told)
+        problem = "is read from disk only; copy it here, or convert it to .nii.gz"
+        raise SourceError("not-local", path, problem)
     try:
         with Path(path).open("rb") as file:
             head = file.read(TEXT_BYTES)
@@ -84,8 +84,8 @@ def files_of_itk(path: str) -> tuple[str, ...]:
     if name.upper() == "LOCAL" or not path.lower().endswith((".mhd", ".nhdr")):
         return (path,)
     if " " in name.strip() or "%" in name or name.upper().startswith("LIST"):
-        told = f"has its data in several files ({name}); write one file with 3D Slicer or ITK"
-        raise SourceError("several-files", path, told)
+        problem = f"has its data in several files ({name}); write one file with 3D Slicer or ITK"
+        raise SourceError("several-files", path, problem)
     return path, str(Path(path).parent / name)
 
 
@@ -127,8 +127,8 @@ def unpacked(data: memoryview, nbytes: int, path: str) -> memoryview:
         if not stream.eof:  # the checksum may be all that is left
             out += stream.decompress(stream.unconsumed_tail, 1)
     except zlib.error as error:
-        told = f"its compressed data are damaged ({error}); download or copy it again"
-        raise SourceError("corrupt-zlib", path, told) from error
+        problem = f"its compressed data are damaged ({error}); download or copy it again"
+        raise SourceError("corrupt-zlib", path, problem) from error
     if not stream.eof:
         raise SourceError("truncated", path, "its compressed data end early; download it again")
     return memoryview(out)
@@ -141,8 +141,8 @@ def itk() -> Any:
 
         return SimpleITK
     except ImportError as error:
-        told = "needs SimpleITK: pip install 'mim3d[containers]', or convert it to .nii.gz"
-        raise SourceError("needs-extra", "", told) from error
+        problem = "needs SimpleITK: pip install 'mim3d[containers]', or convert it to .nii.gz"
+        raise SourceError("needs-extra", "", problem) from error
 
 
 def itk_header(path: str) -> NiftiHeader:
@@ -156,8 +156,8 @@ def itk_header(path: str) -> NiftiHeader:
     except RuntimeError as error:
         raise SourceError("bad-header", path, f"cannot be read: {last_line(error)}") from error
     if reader.GetNumberOfComponents() != 1:
-        told = f"has {reader.GetNumberOfComponents()} components a voxel; extract one"
-        raise SourceError("vector", path, told)
+        problem = f"has {reader.GetNumberOfComponents()} components a voxel; extract one"
+        raise SourceError("vector", path, problem)
     size = [int(n) for n in reader.GetSize()]
     if not 2 <= len(size) <= 4:
         raise SourceError("bad-dims", path, f"has dimensions {size}, not 2 to 4 of them")

@@ -109,8 +109,8 @@ def difference(header: nib.Nifti1Header, path: str) -> str:
     n_used = min(int(header["dim"][0]), 3)
     has_qform = int(header["qform_code"]) > 0
     if not (np.abs(lengths - pixdim) <= ALIKE * pixdim)[:n_used].all():
-        told = f"sform has voxels of {listed(lengths)} mm, pixdim of {listed(pixdim)} mm"
-        return f"{told} (as {'qform and ' if has_qform else ''}ITK have it)"
+        disagreement = f"sform has voxels of {listed(lengths)} mm, pixdim of {listed(pixdim)} mm"
+        return f"{disagreement} (as {'qform and ' if has_qform else ''}ITK have it)"
     return directions(sform, header, path) if has_qform else ""
 
 

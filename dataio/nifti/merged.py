@@ -20,9 +20,9 @@ def masks_of(path: str) -> list[tuple[int, str]]:
     """(class, path) of every mask of such an address; empty for the path of a single file."""
     if not path.startswith(SCHEME):
         return []
-    told = json.loads(path[len(SCHEME) :])
-    folder = told["folder"]
+    address = json.loads(path[len(SCHEME) :])
+    folder = address["folder"]
     return [
         (int(number), posixpath.join(folder, file) if folder else file)
-        for number, file in told["masks"].items()
+        for number, file in address["masks"].items()
     ]

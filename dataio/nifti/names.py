@@ -88,6 +88,6 @@ def cases_of(name: str) -> list[str]:
     return found
 
 
-def tells_no_case(name: str) -> bool:
+def identifies_no_case(name: str) -> bool:
     """Whether a stem is of modality words alone (`t1`, `imaging`): its folder names the case."""
     return cases_of(name)[-1] == ""

@@ -29,8 +29,8 @@ def stacked(found: Discovery, channels: Sequence[str], root: str) -> Discovery:
         else:
             others += 1
     if not visits:
-        told = f"no name tells one of the channels {', '.join(channels)}"
-        raise SourceError("no-channel", "--channels", f"{told}; use words of the file names")
+        problem = f"no name tells one of the channels {', '.join(channels)}"
+        raise SourceError("no-channel", "--channels", f"{problem}; use words of the file names")
     skipped = list(found.skipped)
     made = [stack(visit, words, channels, skipped) for visit in visits.values()]
     notes = list(found.notes)
@@ -47,9 +47,9 @@ def channel_of(source: Source, name: str, words: Sequence[str]) -> str:
     if len(source.channel_names) == 1 and source.channel_names[0].lower() in words:
         return source.channel_names[0].lower()
     for text in (stem(name), source.id, *reversed(name.split("/")[:-1])):
-        told = [part for part in re.split(r"[-_. ]+", text.lower()) if part in words]
-        if told and len(source.images) == 1:
-            return told[-1]
+        found = [part for part in re.split(r"[-_. ]+", text.lower()) if part in words]
+        if found and len(source.images) == 1:
+            return found[-1]
     return ""
 
 

@@ -13,9 +13,9 @@ def classes_of(described: Mapping[str, Any]) -> tuple[dict[int, str], int | None
     `{"0": "background", "1": "Anterior"}`, or `{"background": 0, "RV": 1, "ignore": 3}`; nnU-Net's
     regions of several classes have no name here.
     """
-    told = described.get("labels")
+    labels = described.get("labels")
     classes: dict[int, str] = {}
-    for key, value in told.items() if isinstance(told, dict) else ():
+    for key, value in labels.items() if isinstance(labels, dict) else ():
         number, name = (key, value) if str(key).isdigit() else (value, key)
         if isinstance(number, int | str) and str(number).isdigit():
             classes[int(number)] = str(name)
@@ -25,12 +25,12 @@ def classes_of(described: Mapping[str, Any]) -> tuple[dict[int, str], int | None
 
 def modalities_of(described: Mapping[str, Any]) -> tuple[str, ...]:
     """Names of the channels in their order."""
-    told = described.get("channel_names") or described.get("modality") or ()
-    if isinstance(told, str):
-        return (told,)
-    if isinstance(told, dict):
-        told = [name for _, name in sorted(told.items(), key=lambda pair: str(pair[0]).zfill(4))]
-    return tuple(map(str, told)) if isinstance(told, list) else ()
+    names = described.get("channel_names") or described.get("modality") or ()
+    if isinstance(names, str):
+        return (names,)
+    if isinstance(names, dict):
+        names = [name for _, name in sorted(names.items(), key=lambda pair: str(pair[0]).zfill(4))]
+    return tuple(map(str, names)) if isinstance(names, list) else ()
 
 
 def with_names(

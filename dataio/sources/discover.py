@@ -20,7 +20,7 @@ from mim3d.dataio.sources import (
 from mim3d.dataio.sources.layout_folder import with_untaken
 from mim3d.dataio.sources.options import SourceOptions
 from mim3d.dataio.sources.source import Discovery
-from mim3d.dataio.sources.subjects import as_told
+from mim3d.dataio.sources.subjects import with_options
 from mim3d.dataio.sources.table import TABLES
 from mim3d.dataio.sources.tree import (
     LocalTree,
@@ -50,8 +50,8 @@ def discover(source: str, layout: str = "auto", options: SourceOptions | None = 
     if layout not in LAYOUTS:
         raise ValueError(f"layout must be one of {', '.join(LAYOUTS)}, got {layout!r}")
     if not is_text(source):
-        told = "its name is not UTF-8; rename it, or name it by a symbolic link"
-        raise SourceError("bad-name", as_text(source), told)
+        problem = "its name is not UTF-8; rename it, or name it by a symbolic link"
+        raise SourceError("bad-name", as_text(source), problem)
     if not source:
         raise SourceError("missing", source, "the input's name is empty")
     if source.startswith("msd:"):
@@ -71,14 +71,14 @@ def discover(source: str, layout: str = "auto", options: SourceOptions | None = 
         found = find_in_folder(tree, layout)
     if not found.sources:
         raise SourceError("no-images", source, nothing_found(tree, found))
-    return as_told(replace(found, root=tree.root), options)
+    return with_options(replace(found, root=tree.root), options)
 
 
 def with_base(tree: Tree, name: str, base: str, is_pattern: bool) -> tuple[Tree, str]:
     """The tree that a list's paths begin at, and the list's own path."""
     if is_pattern or not name.lower().endswith((".json", *TABLES)):
-        told = "goes with a datalist (.json) or a table (.csv, .tsv) as SRC"
-        raise SourceError("no-list", f"--base {base}", told)
+        problem = "goes with a datalist (.json) or a table (.csv, .tsv) as SRC"
+        raise SourceError("no-list", f"--base {base}", problem)
     return open_tree(str(Path(base).expanduser()) if "://" not in base else base), tree.path(name)
 
 

@@ -20,7 +20,7 @@ from mim3d.dataio.labels.words import is_label_word
 from mim3d.dataio.nifti.names import is_image, stem
 from mim3d.dataio.sources.source import Discovery, Source
 from mim3d.dataio.sources.tree import Tree
-from mim3d.dataio.subjects.people import is_passage
+from mim3d.dataio.subjects.inferred import is_passage
 
 PLAIN_SUFFIXES = {"dseg", "seg", "segmentation", "msk", "label", "labels", "gt"}
 OF_THE_LABEL = {"label", "desc", "space", "res", "den", "atlas", "seg", "method", "model", "thresh"}
@@ -67,8 +67,8 @@ class BidsName:
     @property
     def label_name(self) -> str:
         """Name of a label: its label, seg and desc entities, `seg` for a plain dseg."""
-        told = dict(self.entities)
-        parts = [told[k] for k in ("label", "seg", "desc") if k in told]
+        entities = dict(self.entities)
+        parts = [entities[k] for k in ("label", "seg", "desc") if k in entities]
         return "_".join(parts) or ("seg" if self.suffix in PLAIN_SUFFIXES else self.suffix)
 
 
@@ -191,9 +191,9 @@ def attach(
             names[name if name not in names else unused(name, label, names)] = label.file
         if not owners:
             code = "ambiguous-label" if fitting else "label-without-image"
-            told = ", ".join(posixpath.basename(o.file) for o in fitting[:4])
+            names = ", ".join(posixpath.basename(o.file) for o in fitting[:4])
             why = (
-                f"may belong to {told} and is on the grid of none; name it like its image"
+                f"may belong to {names} and is on the grid of none; name it like its image"
                 if fitting
                 else "fits no image of its subject and session"
             )

@@ -45,9 +45,9 @@ def find(tree: Tree, file: str) -> Discovery:
             source = read_row(tree, row, columns | {"image": images}, where, skipped)
             if source is None:
                 continue
-            told = source if is_main else replace(source, id=f"{source.id}_{images[0]}")
-            told = replace(told, channel_names=channel_words(images), visit=f"row {number}")
-            sources.append(told)
+            of_row = source if is_main else replace(source, id=f"{source.id}_{images[0]}")
+            of_row = replace(of_row, channel_names=channel_words(images), visit=f"row {number}")
+            sources.append(of_row)
             paths.append(row[images[0]])
     found = named_by_path(paths, sources)
     return Discovery(
@@ -67,8 +67,8 @@ class MoreColumns:
         """A line where paths of images are in columns that say neither image nor label."""
         if not self.unclear:
             return ()
-        told = f"{file}: files in {listed(self.unclear)} are not used"
-        return (f"{told}: call a column image_1, label:NAME or after a modality, or remove it",)
+        problem = f"{file}: files in {listed(self.unclear)} are not used"
+        return (f"{problem}: call a column image_1, label:NAME or after a modality, or remove it",)
 
     def notes(self, file: str) -> tuple[str, ...]:
         """A line for columns that are read in a way of their own, and for those that are not."""
@@ -76,7 +76,7 @@ class MoreColumns:
             f"{file}: {listed(self.images)} make volumes of their own (--channels stacks them)"
         )
         unused = f"{file}: {listed(self.unused)} not used"
-        return tuple(told for told, any_ in ((several, self.images), (unused, self.unused)) if any_)
+        return tuple(note for note, any_ in ((several, self.images), (unused, self.unused)) if any_)
 
 
 def listed(names: Sequence[str]) -> str:

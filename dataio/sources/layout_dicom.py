@@ -47,8 +47,8 @@ def find(tree: Tree) -> Discovery:
 def dcm2niix(where: str) -> str:
     """Path of the program that the package brings."""
     if find_spec("dcm2niix") is None:
-        told = "DICOM needs dcm2niix: pip install 'mim3d[containers]'"
-        raise SourceError("needs-extra", where, told)
+        problem = "DICOM needs dcm2niix: pip install 'mim3d[containers]'"
+        raise SourceError("needs-extra", where, problem)
     from dcm2niix import bin as program
 
     return str(program)
@@ -92,8 +92,8 @@ def converted(program: str, tree: LocalTree, folder: str, names: list[str]) -> l
         (out / DONE).write_text(state)
     made = sorted(out.glob("*.nii"))
     if not made:
-        told = f"dcm2niix made no image of its {len(names)} DICOM files; see `dcm2niix {folder}`"
-        raise SourceError("no-series", tree.path(folder), told)
+        problem = f"dcm2niix made no image of its {len(names)} DICOM files; see `dcm2niix {folder}`"
+        raise SourceError("no-series", tree.path(folder), problem)
     return made
 
 
@@ -113,8 +113,8 @@ def run(program: str, place: str, out: Path, n_files: int) -> None:
     if done.returncode:
         lines = [line for line in (done.stdout + done.stderr).splitlines() if "rror" in line]
         why = lines[-1] if lines else f"exit {done.returncode}"
-        told = f"dcm2niix fails on its {n_files} files: {why}"
-        raise SourceError("no-series", place, told)
+        problem = f"dcm2niix fails on its {n_files} files: {why}"
+        raise SourceError("no-series", place, problem)
 
 
 def source_of(file: Path, folder: str) -> Source:

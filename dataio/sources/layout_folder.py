@@ -24,7 +24,7 @@ from mim3d.dataio.nifti.names import (
 )
 from mim3d.dataio.sources.source import Discovery, Source
 from mim3d.dataio.sources.tree import Tree
-from mim3d.dataio.subjects.people import people_of
+from mim3d.dataio.subjects.inferred import infer_subjects
 
 DICOM = "if they are DICOM, name the folder as SRC with --layout dicom (or use dcm2niix)"
 REMEDIES = {
@@ -58,20 +58,20 @@ def find(tree: Tree, names: Iterable[str] | None = None) -> Discovery:
     images, skipped = images_among(tree, wanted)
     pairing = pair_labels(images)
     keep_to_grids(tree, pairing)
-    skipped += [Rejection(tree.path(n), *told) for n, told in sorted(pairing.skipped.items())]
+    skipped += [Rejection(tree.path(n), *reason) for n, reason in sorted(pairing.skipped.items())]
     labels = pairing.label_files
     kept = [n for n in images if n not in labels]
-    people = people_of(kept, tree.root)
+    inferred = infer_subjects(kept, tree.root)
     sources = [
         Source(
             id=re.sub("/+", "_", posixpath.join(posixpath.dirname(name), stem(name))),
             images=(tree.path(name),),
             labels={k: tree.path(v) for k, v in pairing.labels.get(name, {}).items()},
-            subject=person.subject,
-            subject_from=person.rule,
-            doubt=person.doubt,
+            subject=found.subject,
+            subject_from=found.rule,
+            doubt=found.doubt,
         )
-        for name, person in zip(kept, people, strict=True)
+        for name, found in zip(kept, inferred, strict=True)
     ]
     problems = (*tree.problems, *skipped)
     return Discovery(tuple(sources), problems, "folder", doubts(tree, pairing, kept))
@@ -198,9 +198,9 @@ def with_untaken(tree: Tree, found: Discovery, *, whole_folders: bool = False) -
     if whole_folders:
         used = {posixpath.dirname(path) for path in known}
         rest = [name for name in rest if posixpath.dirname(tree.path(name)) not in used]
-    told = f"not part of the {found.layout} data set; `--layout folder` reads all there is"
+    reason = f"not part of the {found.layout} data set; `--layout folder` reads all there is"
     skipped = [
-        Rejection(tree.path(folder), "not-listed", f"{n} file(s) are {told}")
+        Rejection(tree.path(folder), "not-listed", f"{n} file(s) are {reason}")
         for folder, n in sorted(Counter(map(posixpath.dirname, rest)).items())
     ]
     return replace(found, skipped=(*found.skipped, *skipped))

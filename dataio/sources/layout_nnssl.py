@@ -15,6 +15,7 @@ from mim3d.dataio.errors import Rejection, SourceError
 from mim3d.dataio.nifti.names import is_image, stem
 from mim3d.dataio.sources.source import Discovery, Source
 from mim3d.dataio.sources.tree import Tree
+from mim3d.dataio.subjects.declared import DECLARED
 
 FILE = "pretrain_data.json"
 
@@ -71,7 +72,7 @@ def read(
         images=(path,),
         labels={name: mask for name, mask in found.items() if mask is not None},
         subject=person,
-        subject_from="told",
+        subject_from=DECLARED,
     )
 
 

@@ -11,9 +11,9 @@ from mim3d.dataio.errors import Rejection, SourceError
 from mim3d.dataio.nifti.names import SUFFIXES
 from mim3d.dataio.sources.class_names import classes_of, modalities_of, with_names
 from mim3d.dataio.sources.source import Discovery, Source
-from mim3d.dataio.sources.subjects import with_person
+from mim3d.dataio.sources.subjects import with_subject
 from mim3d.dataio.sources.tree import Tree
-from mim3d.dataio.subjects.people import people_of
+from mim3d.dataio.subjects.inferred import infer_subjects
 
 FOLDERS = {"imagesTr": "train", "imagesTs": "test"}
 LABELS = re.compile(r"(?:(.+)[-_])?labels(Tr|Ts|Va|Val)(?:[-_](.+))?")
@@ -39,8 +39,8 @@ def find(tree: Tree, file: str = "dataset.json") -> Discovery:
         sources = cases_in_folders(tree, ending, len(names), skipped)
     classes, ignore = classes_of(described)
     sources = [with_names(one, modalities_of(described), classes, ignore) for one in sources]
-    people = people_of([f"{source.id}.nii" for source in sources], tree.root)
-    return Discovery(tuple(map(with_person, sources, people)), tuple(skipped), "nnunet")
+    inferred = infer_subjects([f"{source.id}.nii" for source in sources], tree.root)
+    return Discovery(tuple(map(with_subject, sources, inferred)), tuple(skipped), "nnunet")
 
 
 def find_without_json(tree: Tree, ending: str) -> Discovery:
@@ -49,11 +49,11 @@ def find_without_json(tree: Tree, ending: str) -> Discovery:
     per_case = Counter(len(channels) for channels in channels_by_case(tree.names, ending).values())
     (n_channels, _), *others = per_case.most_common()
     sources = cases_in_folders(tree, ending, n_channels, skipped)
-    people = people_of([f"{source.id}.nii" for source in sources], tree.root)
+    inferred = infer_subjects([f"{source.id}.nii" for source in sources], tree.root)
     note = f"no dataset.json: {n_channels} channels a case, by names that end in _0000, _0001, ..."
     notes = (note,) if n_channels > 1 or others else ()
     return Discovery(
-        tuple(map(with_person, sources, people)), tuple(skipped), "nnunet", notes=notes
+        tuple(map(with_subject, sources, inferred)), tuple(skipped), "nnunet", notes=notes
     )
 
 

@@ -40,7 +40,7 @@ class SourceOptions:
         try:
             re.compile(self.subject)
         except re.error as error:
-            told = f"subject {self.subject!r}: no regular expression ({error})"
-            raise Mim3dError(f"{told}; quote it, and escape brackets that are meant") from error
+            problem = f"subject {self.subject!r}: no regular expression ({error})"
+            raise Mim3dError(f"{problem}; quote it, and escape brackets that are meant") from error
         if self.subjects is not None:
             raise Mim3dError(f"subject {self.subject!r} and subjects {self.subjects!r}: tell one")

@@ -15,7 +15,7 @@ class Source:
     http(s):// address. `labels` maps a label's name (`seg` where the layout has no name for it) to
     its path. `subject` and `group` (dataset, site, left/right pair) are what splits must not cut
     through; `split` is what the layout said ("train", "test", ...), or empty. `subject_from` is the
-    rule that gave the subject ("told" where a table or a person said it) and `doubt` why it may be
+    rule that gave the subject (DECLARED where the user or a table did) and `doubt` why it may be
     wrong. `channel_names` are the channels' modalities and `class_names` the classes' names by
     label, where the layout tells them; `ignore` is the value of a label that is no class; `visit`
     is what images taken together share, where the layout tells (a row of a table).

@@ -1,4 +1,4 @@
-"""Sources with their people: by what a person told, else by what tables and names say."""
+"""Sources with their subjects: as the user declares them, else by what tables and names say."""
 
 import posixpath
 import re
@@ -9,26 +9,27 @@ from pathlib import Path
 
 from mim3d.dataio.errors import SourceError
 from mim3d.dataio.labels.label_map import merge, read_label_map
-from mim3d.dataio.nifti.names import stem, tells_no_case
+from mim3d.dataio.nifti.names import identifies_no_case, stem
 from mim3d.dataio.sources.channels import stacked
 from mim3d.dataio.sources.options import SourceOptions
 from mim3d.dataio.sources.source import Discovery, Source
 from mim3d.dataio.sources.table import SUBJECT_COLUMNS, read_table
 from mim3d.dataio.sources.tree import plain_path
+from mim3d.dataio.subjects.declared import ACCEPTED, DECLARED, ByTable, by_pattern
 from mim3d.dataio.subjects.grouping import Grouping, Scan, counted, grouping
-from mim3d.dataio.subjects.people import Person, people_of, without_shared_folders
-from mim3d.dataio.subjects.told import ByTable, by_pattern
+from mim3d.dataio.subjects.inferred import InferredSubject, infer_subjects, without_shared_folders
 
 MERGED = "seg"
-TOLD, ACCEPTED = "told", "accepted"
 FILE_COLUMNS = ("file", "path", "image", "image_path", "filename", "name", "id", "folder")
 
 
-def with_person(source: Source, person: Person) -> Source:
-    """The source with its person, unless its subject was told."""
+def with_subject(source: Source, inferred: InferredSubject) -> Source:
+    """The source with an inferred subject, unless its own was declared."""
     if source.subject:
-        return replace(source, subject_from=source.subject_from or TOLD)
-    return replace(source, subject=person.subject, subject_from=person.rule, doubt=person.doubt)
+        return replace(source, subject_from=source.subject_from or DECLARED)
+    return replace(
+        source, subject=inferred.subject, subject_from=inferred.rule, doubt=inferred.doubt
+    )
 
 
 def named_by_path(names: Sequence[str], sources: Sequence[Source]) -> list[Source]:
@@ -38,16 +39,18 @@ def named_by_path(names: Sequence[str], sources: Sequence[Source]) -> list[Sourc
     (`t1.nii`), the folder belongs to the name.
     """
     short = without_shared_folders(names)
-    people = people_of(short, short=True)
+    inferred = infer_subjects(short, short=True)
     alike: dict[str, set[str]] = defaultdict(set)
     for name in short:
         alike[stem(name)].add(posixpath.dirname(name))
     found = []
-    for name, person, source in zip(short, people, sources, strict=True):
+    for name, subject, source in zip(short, inferred, sources, strict=True):
         whole = stem(name)
-        is_unclear = source.id == whole and (tells_no_case(whole) or len(alike[whole]) > 1)
+        is_unclear = source.id == whole and (identifies_no_case(whole) or len(alike[whole]) > 1)
         by_path = re.sub("/+", "_", posixpath.join(posixpath.dirname(name), whole))
-        found.append(with_person(replace(source, id=by_path if is_unclear else source.id), person))
+        found.append(
+            with_subject(replace(source, id=by_path if is_unclear else source.id), subject)
+        )
     return found
 
 
@@ -69,22 +72,26 @@ def below(path: str, root: str) -> str:
     return path[len(root) + 1 :] if root and path.startswith(root.rstrip("/") + "/") else path
 
 
-def as_told(found: Discovery, options: SourceOptions) -> Discovery:
-    """The sources with the subjects that the options tell, and a warning of what they leave out."""
+def with_options(found: Discovery, options: SourceOptions) -> Discovery:
+    """The sources as the options have them, and a warning of what they leave out."""
     if options.channels:
         found = stacked(found, options.channels, found.root)
     warnings = list(found.warnings)
     sources = list(found.sources)
     if options.subject is not None or options.subjects is not None:
-        tell = by_pattern(options.subject) if options.subject else table_of(options.subjects or "")
-        subjects = [tell(below(s.images[0], found.root), s.id) for s in sources]
+        subject_of = (
+            by_pattern(options.subject) if options.subject else table_of(options.subjects or "")
+        )
+        subjects = [subject_of(below(s.images[0], found.root), s.id) for s in sources]
         option = "--subject" if options.subject else "--subjects"
         warnings += left_out(sources, subjects, option, found.root)
-        if isinstance(tell, ByTable) and tell.unused:
-            rows = f"{counted(len(tell.unused), 'row')} of {options.subjects}"
-            warnings.append(f"{rows} (such as {tell.unused[0]}) name no file: mend or remove them")
+        if isinstance(subject_of, ByTable) and subject_of.unused:
+            rows = f"{counted(len(subject_of.unused), 'row')} of {options.subjects}"
+            warnings.append(
+                f"{rows} (such as {subject_of.unused[0]}) name no file: mend or remove them"
+            )
         sources = [
-            replace(source, subject=subject, subject_from=TOLD, doubt="") if subject else source
+            replace(source, subject=subject, subject_from=DECLARED, doubt="") if subject else source
             for source, subject in zip(sources, subjects, strict=True)
         ]
     if options.merge_labels:
@@ -103,13 +110,13 @@ def as_told(found: Discovery, options: SourceOptions) -> Discovery:
 
 
 def with_merged_labels(sources: Sequence[Source], file: str, warnings: list[str]) -> list[Source]:
-    """Sources whose masks per organ are one label by the map; what the map does not say is told."""
+    """Sources whose masks per organ are one label by the map; `warnings` gets what it lacks."""
     classes = read_label_map(file)
     found = {name for source in sources for name in source.labels}
     if not found & classes.keys():
         some_found = ", ".join(sorted(found)[:4]) or "none"
-        told = f"names none of the labels found ({some_found})"
-        raise SourceError("bad-map", file, f"{told}; its names are those of the mask files")
+        problem = f"names none of the labels found ({some_found})"
+        raise SourceError("bad-map", file, f"{problem}; its names are those of the mask files")
     if missing := sorted(classes.keys() - found):
         rows = f"{counted(len(missing), 'mask')} of {file} (such as {missing[0]})"
         warnings.append(f"{rows} are nowhere: mend the name or remove it")
@@ -117,8 +124,8 @@ def with_merged_labels(sources: Sequence[Source], file: str, warnings: list[str]
     merged = []
     for source in sources:
         labels = merge(source.labels, classes, MERGED)
-        told = {**source.class_names, MERGED: names} if labels != source.labels else {}
-        merged.append(replace(source, labels=labels, class_names=told or source.class_names))
+        class_names = {**source.class_names, MERGED: names} if labels != source.labels else {}
+        merged.append(replace(source, labels=labels, class_names=class_names or source.class_names))
     return merged
 
 
@@ -131,8 +138,8 @@ def left_out(
         return []
     first = below(missing[0].images[0], root)
     if len(missing) == len(sources):
-        told = f"tells the subject of none of {counted(len(sources), 'file')} such as {first}"
-        raise SourceError("no-subject", option, f"{told}; it is matched against such paths")
+        problem = f"tells the subject of none of {counted(len(sources), 'file')} such as {first}"
+        raise SourceError("no-subject", option, f"{problem}; it is matched against such paths")
     return [
         f"{option} tells no subject of {counted(len(missing), 'volume')} (such as {first}), which "
         f"keep the one by name ({missing[0].subject}): extend it"
@@ -158,12 +165,12 @@ def table_of(file: str) -> ByTable:
     subject = next((n for n in SUBJECT_COLUMNS if n in names), "")
     key = next((n for n in FILE_COLUMNS if n in names), "")
     if not subject or not key:
-        told = f"its columns are {', '.join(names) or '(none)'}; it needs `file` and `subject`"
-        raise SourceError("no-subject-column", path, told)
+        problem = f"its columns are {', '.join(names) or '(none)'}; it needs `file` and `subject`"
+        raise SourceError("no-subject-column", path, problem)
     subjects: dict[str, str] = {}
     for row in rows:
         file, person = row[key].removeprefix("./").rstrip("/"), row[subject]
         if file and person and subjects.setdefault(file, person) != person:
-            told = f"says {file} is {subjects[file]}'s and {person}'s; leave one"
-            raise SourceError("two-subjects", path, told)
+            problem = f"says {file} is {subjects[file]}'s and {person}'s; leave one"
+            raise SourceError("two-subjects", path, problem)
     return ByTable(subjects)

@@ -49,8 +49,8 @@ class LocalTree:
         # Absolute: manifests name sources by path, and a rerun may start elsewhere.
         self.root = plain_path(str(root))
         if not is_text(self.root):
-            told = f"{NOT_UTF8}; or name it by a symbolic link"
-            raise SourceError("bad-name", as_text(self.root), told)
+            problem = f"{NOT_UTF8}; or name it by a symbolic link"
+            raise SourceError("bad-name", as_text(self.root), problem)
         self.problems: list[Rejection] = []
         self._names: list[str] | None = None
 

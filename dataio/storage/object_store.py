@@ -69,7 +69,7 @@ class RemoteStore:
         """The last bytes of an object."""
         import obstore
 
-        with self._told(key):
+        with self._as_store_errors(key):
             size = int(obstore.head(self.store, self.key(key))["size"])
             start = max(size - nbytes, 0)
             if start == size:
@@ -80,7 +80,7 @@ class RemoteStore:
         """Whether there is such an object, or something was appended to it."""
         import obstore
 
-        with self._told(key):
+        with self._as_store_errors(key):
             try:
                 obstore.head(self.store, self.key(key))
             except FileNotFoundError:
@@ -109,7 +109,7 @@ class RemoteStore:
         """Names directly under the corpus that hold objects."""
         import obstore
 
-        with self._told(""):
+        with self._as_store_errors(""):
             found = obstore.list_with_delimiter(self.store, self.prefix or None)
         names = {path.rstrip("/").rsplit("/", 1)[-1] for path in found["common_prefixes"]}
         return sorted(name for name in names if not name.endswith(PARTS.rstrip("/")))
@@ -133,7 +133,7 @@ class RemoteStore:
     def _put(self, key: str, data: bytes) -> None:
         import obstore
 
-        with self._told(key):
+        with self._as_store_errors(key):
             try:
                 obstore.put(self.store, key, data)
             except FileNotFoundError as error:
@@ -142,7 +142,7 @@ class RemoteStore:
     def _get(self, key: str) -> bytes:
         import obstore
 
-        with self._told(key):
+        with self._as_store_errors(key):
             return bytes(obstore.get(self.store, key).bytes())
 
     def _delete(self, keys: Iterable[str]) -> None:
@@ -151,7 +151,7 @@ class RemoteStore:
         doomed = list(keys)
         if not doomed:
             return
-        with self._told(doomed[0]):
+        with self._as_store_errors(doomed[0]):
             try:
                 obstore.delete(self.store, doomed)
             except FileNotFoundError:  # gs:// minds what is gone already, s3:// does not
@@ -168,12 +168,12 @@ class RemoteStore:
         import obstore
 
         folder = prefix.rsplit("/", 1)[0] if "/" in prefix else ""
-        with self._told(prefix):
+        with self._as_store_errors(prefix):
             for batch in obstore.list(self.store, folder or None):
                 yield from (found for found in batch if found["path"].startswith(prefix))
 
     @contextmanager
-    def _told(self, key: str) -> Iterator[None]:
+    def _as_store_errors(self, key: str) -> Iterator[None]:
         import obstore
 
         try:

@@ -27,7 +27,7 @@ FAMILIES = {
     "PPMI": r"(PPMI_\d{4,6})(?:_\w+)?",
 }
 """Data set: pattern of a word of its names."""
-PATTERNS = {name: re.compile(f"{START}(?:{told}){END}") for name, told in FAMILIES.items()}
+PATTERNS = {name: re.compile(f"{START}(?:{pattern}){END}") for name, pattern in FAMILIES.items()}
 HIPPOCAMPUS = re.compile(r"(hippocampus_)(\d{3})(?!\d)")
 
 

@@ -7,9 +7,10 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from mim3d.dataio.nifti.names import stem
-from mim3d.dataio.subjects.words import has_digit, is_gathering, tells_no_person, words_of
+from mim3d.dataio.subjects.declared import ACCEPTED, DECLARED
+from mim3d.dataio.subjects.words import has_digit, identifies_nobody, is_gathering, words_of
 
-TOLD = frozenset({"told", "accepted"})
+UNDOUBTED = frozenset({DECLARED, ACCEPTED})
 CASES = "names of cases"
 OF_PEOPLE = frozenset({"BIDS names", CASES})  # people, whatever stands above them
 SERIES = "files or series"
@@ -22,8 +23,8 @@ REMEDY = "say who is who with --subject REGEX or --subjects FILE.csv, or --accep
 class Scan:
     """What grouping needs of a volume: its subject, its file, and the rule that joined them.
 
-    `rule` is in TOLD where a person said so: nothing of it is doubted. `doubt` says why the rule
-    may be wrong; `group` is the data set, where that is known.
+    `rule` is in UNDOUBTED where the user said so. `doubt` says why the rule may be wrong;
+    `group` is the data set, where that is known.
     """
 
     subject: str
@@ -55,28 +56,36 @@ def counted(number: int, what: str) -> str:
 
 def grouping(scans: Iterable[Scan]) -> Grouping:
     """Volumes by subject, with examples of the largest groups and every doubt."""
-    people: dict[str, list[Scan]] = defaultdict(list)
+    by_subject: dict[str, list[Scan]] = defaultdict(list)
     n_volumes = 0
     for scan in scans:
-        people[scan.subject].append(scan)
+        by_subject[scan.subject].append(scan)
         n_volumes += 1
-    doubts = (*told_doubts(people), *visit_doubts(people), *place_doubts(people))
-    return Grouping(n_volumes, len(people), examples(people), doubts)
+    doubts = (*rule_doubts(by_subject), *visit_doubts(by_subject), *place_doubts(by_subject))
+    return Grouping(n_volumes, len(by_subject), examples(by_subject), doubts)
 
 
-def examples(people: Mapping[str, Sequence[Scan]]) -> tuple[str, ...]:
+def examples(by_subject: Mapping[str, Sequence[Scan]]) -> tuple[str, ...]:
     """`P1 (by folders) has 3: t1, t2, flair`: the largest group of each rule first."""
     by_rule: dict[str, list[str]] = defaultdict(list)
-    for subject in sorted(people, key=lambda s: (-len(people[s]), s)):
-        by_rule[people[subject][0].rule].append(subject)
+    for subject in sorted(by_subject, key=lambda s: (-len(by_subject[s]), s)):
+        by_rule[by_subject[subject][0].rule].append(subject)
     chosen = [subjects[turn] for turn in range(SHOWN) for subjects in by_rule.values()
               if len(subjects) > turn]  # fmt: skip
     lines = []
     for subject in chosen[:SHOWN]:
-        scans = people[subject]
-        by = f" (by {scans[0].rule})" if scans[0].rule else ""
-        lines.append(f"{subject}{by} has {len(scans)}: {some(short_names(scans))}")
+        scans = by_subject[subject]
+        lines.append(
+            f"{subject}{shown_rule(scans[0])} has {len(scans)}: {some(short_names(scans))}"
+        )
     return tuple(lines)
+
+
+def shown_rule(scan: Scan) -> str:
+    """` (by folders)`; nothing where no rule is known."""
+    if scan.rule == DECLARED:
+        return " (as declared)"
+    return f" (by {scan.rule})" if scan.rule else ""
 
 
 def short_names(scans: Sequence[Scan]) -> list[str]:
@@ -93,26 +102,26 @@ def some(names: Sequence[str]) -> str:
     return ", ".join(names[:NAMES]) + more
 
 
-def told_doubts(people: Mapping[str, Sequence[Scan]]) -> list[str]:
+def rule_doubts(by_subject: Mapping[str, Sequence[Scan]]) -> list[str]:
     """What the rules themselves were unsure of, one line a reason."""
     unsure: dict[str, list[Scan]] = defaultdict(list)
-    for scans in people.values():
+    for scans in by_subject.values():
         for scan in scans:
-            if scan.doubt and scan.rule not in TOLD:
+            if scan.doubt and scan.rule not in UNDOUBTED:
                 unsure[scan.doubt].append(scan)
     return [
-        f"{counted(len(scans), 'volume')} may belong to other subjects than told ({doubt}; such as "
-        f"{scans[0].file} of {scans[0].subject}): {REMEDY}"
+        f"{counted(len(scans), 'volume')} may belong to other subjects than shown ({doubt}; such "
+        f"as {scans[0].file} of {scans[0].subject}): {REMEDY}"
         for doubt, scans in unsure.items()
     ]
 
 
-def visit_doubts(people: Mapping[str, Sequence[Scan]]) -> list[str]:
+def visit_doubts(by_subject: Mapping[str, Sequence[Scan]]) -> list[str]:
     """Subjects that may be visits, dates, time points or sides of one person."""
     families: dict[tuple[str, str], list[str]] = defaultdict(list)
-    for subject, scans in people.items():
+    for subject, scans in by_subject.items():
         rules = {scan.rule for scan in scans}
-        if any(rule in TOLD or rule.startswith("MSD") for rule in rules):
+        if any(rule in UNDOUBTED or rule.startswith("MSD") for rule in rules):
             continue
         for kind, whole in wholes_of(subject):
             if kind != SERIES or not rules <= OF_PEOPLE:
@@ -120,16 +129,16 @@ def visit_doubts(people: Mapping[str, Sequence[Scan]]) -> list[str]:
     doubts = []
     for kind in dict.fromkeys(kind for kind, _ in families):
         groups = {whole: found for (k, whole), found in families.items() if k == kind}
-        several = {w: [*found, w] if w in people else found for w, found in groups.items()}
+        several = {w: [*found, w] if w in by_subject else found for w, found in groups.items()}
         several = {w: f for w, f in several.items() if 1 < len(f) <= MOST_VISITS}
-        is_one_prefix = kind == "numbers" and len(groups) == 1 and not people.keys() & groups
+        is_one_prefix = kind == "numbers" and len(groups) == 1 and not by_subject.keys() & groups
         if not several or is_one_prefix or 2 * len(several) < len(groups):
             continue
         first = next(iter(several))
         n = sum(map(len, several.values()))
-        people_told = "1 person" if len(several) == 1 else f"{len(several)} people"
+        n_people = "1 person" if len(several) == 1 else f"{len(several)} people"
         doubts.append(
-            f"{n} subjects may be {kind} of {people_told} (such as "
+            f"{n} subjects may be {kind} of {n_people} (such as "
             f"{some(sorted(several[first]))}): {REMEDY}"
         )
     return doubts
@@ -141,7 +150,7 @@ def wholes_of(subject: str) -> list[tuple[str, str]]:
     found = []
     words = words_of(last)
     rest = [word for word in words if word.role in {"who", "image"}]
-    if len(rest) < len(words) and not tells_no_person(last):
+    if len(rest) < len(words) and not identifies_nobody(last):
         times = {w.role for w in words if w.role in {"visit", "date", "side", "run"}}
         if times:
             name = "_".join(word.text for word in rest)
@@ -167,14 +176,14 @@ def last_number(name: str) -> tuple[str, str]:
     return name[: words[-1].start].rstrip("-_. "), words[-1].text
 
 
-def place_doubts(people: Mapping[str, Sequence[Scan]]) -> list[str]:
+def place_doubts(by_subject: Mapping[str, Sequence[Scan]]) -> list[str]:
     """Names that stand in several folders: one person, or people of several data sets?"""
     homes: dict[str, set[str]] = defaultdict(set)
-    for subject, scans in people.items():
+    for subject, scans in by_subject.items():
         folder, last = posixpath.split(subject)
         if scans[0].group and not is_gathering(posixpath.basename(folder)):
             continue  # of another data set, and so another person
-        if folder and not (last.isdigit() and len(last) < 4) and scans[0].rule not in TOLD:
+        if folder and not (last.isdigit() and len(last) < 4) and scans[0].rule not in UNDOUBTED:
             homes[last].add(folder)
     shared = {last: sorted(found) for last, found in homes.items() if len(found) > 1}
     if not shared:

@@ -168,11 +168,11 @@ def is_gathering(folder: str) -> bool:
     if any(GATHERING.fullmatch(name) for name in bare):
         return True
     parts = re.split(r"[-_ ]+", folder)
-    told = [part for part in parts if not part.isdigit() and len(part) > 1]
-    return bool(told) and all(GATHERING.fullmatch(part) for part in told)
+    words = [part for part in parts if not part.isdigit() and len(part) > 1]
+    return bool(words) and all(GATHERING.fullmatch(part) for part in words)
 
 
-def tells_no_person(folder: str) -> bool:
+def identifies_nobody(folder: str) -> bool:
     """Whether every word of a folder's name tells how or when, or it is a scanner's UID."""
     words = words_of(folder)
     if UID.fullmatch(folder) or any(word.role == "date" and word.start == 0 for word in words):

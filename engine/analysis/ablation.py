@@ -21,7 +21,7 @@ from mim3d.engine.analysis.summary import (
     reaches_of,
 )
 from mim3d.engine.analysis.verdict import Statement
-from mim3d.engine.analysis.words import arm_name, difference, spread
+from mim3d.engine.analysis.words import arm_name, difference, plus_minus
 from mim3d.engine.study.config import ARM_SETTINGS, EARLIER_SETTINGS, ENCODER_SETTINGS, SCRATCH
 from mim3d.engine.study.curves import Curve, Reach, best_trained
 
@@ -227,7 +227,7 @@ def growth(settings: Sequence[Setting]) -> str:
     failed = "" if last.learned else ", whose pretext task was not learned,"
     few, many = (value_in_words("labels", s.values["labels"]) for s in (first, last))
     name = f"{arm_name(first.arm)}{failed}"
-    return f"{name} from {spread(first.final)} ({few}) to {spread(last.final)} ({many})."
+    return f"{name} from {plus_minus(first.final)} ({few}) to {plus_minus(last.final)} ({many})."
 
 
 def best_of(settings: Sequence[Setting]) -> str:
@@ -239,7 +239,7 @@ def best_of(settings: Sequence[Setting]) -> str:
     if not valid:
         return f"{name}:{gate or ' no score.'}"
     ranked = sorted(valid, key=lambda s: s.score or 0.0, reverse=True)
-    lead_in = f"{name} with {ranked[0].name} ({spread(ranked[0].final)})"
+    lead_in = f"{name} with {ranked[0].name} ({plus_minus(ranked[0].final)})"
     if len(ranked) == 1:
         return f"{lead_in}.{gate}"
     lead = paired_difference(ranked[0].final, ranked[1].final)

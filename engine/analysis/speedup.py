@@ -114,7 +114,7 @@ def paired_difference(first: Mapping[int, float], second: Mapping[int, float]) -
     if pairs < MIN_PAIRS:
         return PairedDifference(pairs, mean, None, None, None, too_few(pairs))
     if np.ptp(differences) <= TIED:
-        return PairedDifference(pairs, mean, None, None, None, no_spread("difference"))
+        return PairedDifference(pairs, mean, None, None, None, no_variation("difference"))
     low, high = _t_ends(differences, (1 - LEVEL) / 2)
     return PairedDifference(pairs, mean, low, high, 2 * _tail(differences, abs(mean)), "")
 
@@ -162,7 +162,7 @@ def too_few(pairs: int) -> str:
     return f"{seeds}: no interval can be supported (at least {MIN_PAIRS} are needed)"
 
 
-def no_spread(what: str) -> str:
+def no_variation(what: str) -> str:
     """The same where all pairs agree, as runs do that cross at the same evaluation."""
     return f"every seed gives the same {what}: no spread to make an interval of"
 
@@ -237,7 +237,7 @@ def _tested(logs: np.ndarray, bound: str, one_sided: int) -> tuple[End, End, flo
     if len(logs) < MIN_PAIRS:
         return None, None, None, too_few(len(logs))
     if np.ptp(logs) <= TIED:
-        return None, None, None, no_spread("ratio")
+        return None, None, None, no_variation("ratio")
     mean = float(logs.mean())
     selected = 2.0 ** max(one_sided - 1, 0)
     low, high = map(math.exp, _t_ends(logs, (1 - LEVEL) / 2 / selected))

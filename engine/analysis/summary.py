@@ -315,7 +315,7 @@ def one_ledger(
     )
 
 
-def mean_and_spread(values: Mapping[int, float]) -> tuple[float, float]:
+def mean_and_std(values: Mapping[int, float]) -> tuple[float, float]:
     """Mean over seeds and standard deviation (NaN of a single seed)."""
     numbers = list(values.values())
     if not numbers:

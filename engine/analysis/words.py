@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from statistics import median
 
 from mim3d.engine.analysis.speedup import PairedRatio
-from mim3d.engine.analysis.summary import mean_and_spread
+from mim3d.engine.analysis.summary import mean_and_std
 from mim3d.engine.study.curves import Reach
 
 
@@ -22,9 +22,9 @@ def median_reach(reaches: Mapping[int, Reach]) -> str:
     return f"{shown} ({hit}/{len(runs)})"
 
 
-def spread(values: Mapping[int, float], digits: int = 3) -> str:
+def plus_minus(values: Mapping[int, float], digits: int = 3) -> str:
     """`0.712 ± 0.010`, without the spread for one seed."""
-    mean, deviation = mean_and_spread(values)
+    mean, deviation = mean_and_std(values)
     if math.isnan(mean):
         return "–"
     tail = "" if math.isnan(deviation) else f" ± {deviation:.{digits}f}"

@@ -10,7 +10,7 @@ from rich.console import Console
 
 from mim3d.dataio.corpus.conversion import Conversion, Rerun
 from mim3d.dataio.errors import Mim3dError, Rejection
-from mim3d.dataio.inspect.doubts import corpus_doubts, people_in, told_of_volumes
+from mim3d.dataio.inspect.doubts import conversion_warnings, corpus_doubts, subjects_in
 from mim3d.dataio.inspect.guesses import MOST_MODALITIES, frames_doubt
 from mim3d.dataio.nifti.names import is_image
 from mim3d.dataio.sources.options import SourceOptions
@@ -135,15 +135,15 @@ def show_report(report: "ConversionReport", destination: str, found: Discovery) 
         f"{report.bytes_out / 1e6:.1f} MB stored, {rate:.0f} MB/s"
     )
     show_upkeep(console, report)
-    people = people_in(report.records)
-    show_people(console, people, (*found.notes, *told_of_volumes(report.records)))
-    warnings = doubts_of(found, corpus_doubts(report.records))
+    subjects = subjects_in(report.records)
+    show_subjects(console, subjects, (*found.notes, *conversion_warnings(report.records)))
+    warnings = all_warnings(found, corpus_doubts(report.records))
     show_warnings(console, warnings)
     show_rejections(console, report.rejections, f"{destination}/quarantine.jsonl")
     left = ("rejections", "records")
     figures = {name: getattr(report, name) for name in vars(report) if name not in left}
     figures |= {"layout": found.layout, "quarantine": counted(report.rejections)}
-    figures |= {"n_subjects": people.n_subjects, "warnings": warnings}
+    figures |= {"n_subjects": subjects.n_subjects, "warnings": warnings}
     return Outcome(figures, lost=report.n_quarantined + len(warnings))
 
 
@@ -155,8 +155,8 @@ def show_upkeep(console: Console, report: "ConversionReport") -> None:
     if report.n_removed:
         console.print(f"{report.n_removed} volumes removed")
     if report.gone:
-        told = "sources are no more, their volumes are kept (--prune removes them):"
-        console.print(f"{len(report.gone)} {told}")
+        kept = "sources are no more, their volumes are kept (--prune removes them):"
+        console.print(f"{len(report.gone)} {kept}")
         show_some(console, report.gone)
 
 
@@ -195,10 +195,10 @@ def show_forecast(
         f"folders, about {seconds:.1f} s with {workers} workers "
         f"({how}); nothing was written"
     )
-    people = grouped(replace(found, sources=tuple(i.source for i in expected.expected)))
-    show_people(console, people, found.notes)
+    subjects = grouped(replace(found, sources=tuple(i.source for i in expected.expected)))
+    show_subjects(console, subjects, found.notes)
     frames = frames_doubt(modalities(expected.expected, args))
-    warnings = doubts_of(found, (*people.doubts, *frames))
+    warnings = all_warnings(found, (*subjects.doubts, *frames))
     show_warnings(console, warnings)
     rejections = (*skipped, *expected.rejections)
     show_rejections(console, rejections, "")
@@ -212,7 +212,7 @@ def show_forecast(
         "estimated_seconds": seconds,
         "found": [facts_of(id, i) for id, i in zip(ids, expected.expected, strict=True)],
         "skipped": [vars(rejection) for rejection in rejections],
-        "subjects": people.n_subjects,
+        "subjects": subjects.n_subjects,
         "warnings": warnings,
     }
     return Outcome(figures, lost=len(warnings))
@@ -231,15 +231,15 @@ def modalities(items: Sequence["Expected"], args: ConvertArgs) -> list[tuple[str
     return found
 
 
-def doubts_of(found: Discovery, others: Sequence[str]) -> list[str]:
+def all_warnings(found: Discovery, others: Sequence[str]) -> list[str]:
     """Every warning, once."""
     return list(dict.fromkeys((*found.warnings, *others)))
 
 
-def show_people(console: Console, people: Grouping, notes: Sequence[str]) -> None:
+def show_subjects(console: Console, subjects: Grouping, notes: Sequence[str]) -> None:
     """N volumes of M subjects, how names were grouped, and what is worth knowing."""
-    console.print(f"{people.line}:", markup=False)
-    for example in people.examples:
+    console.print(f"{subjects.line}:", markup=False)
+    for example in subjects.examples:
         console.print(f"  {example}", markup=False)
     for note in notes:
         console.print(f"note: {note}", markup=False)
@@ -291,8 +291,8 @@ def show_rejections(console: Console, rejections: Sequence[Rejection], file: str
     if not rejections:
         return
     where = f", all in {file}" if file else ""
-    told = ", ".join(f"{n} {code}" for code, n in counted(rejections).items())
-    console.print(f"[bold]{len(rejections)} left out[/bold] ({told}){where}:")
+    by_code = ", ".join(f"{n} {code}" for code, n in counted(rejections).items())
+    console.print(f"[bold]{len(rejections)} left out[/bold] ({by_code}){where}:")
     for rejection in rejections[:LISTED]:
         console.print(f"  {rejection.path}: {rejection.detail}", markup=False)
     if len(rejections) > LISTED:

@@ -39,7 +39,7 @@ def main(words: list[str]) -> Outcome:
 
 
 MARKER = "demo.json"
-TOLD = 5
+MOST_SHOWN = 5
 
 
 @dataclass(frozen=True)
@@ -138,9 +138,9 @@ def convert_source(source: str, corpus: Path) -> "ConversionReport":
     found = discover(source)
     skipped = tuple(Rejection(s.path, s.code, s.detail) for s in found.skipped)
     report = convert(found.sources, str(corpus), skipped=skipped)
-    for rejection in report.rejections[:TOLD]:
+    for rejection in report.rejections[:MOST_SHOWN]:
         print(f"  left out: {rejection.path}: {rejection.detail}", flush=True)
-    if report.n_quarantined > TOLD:
+    if report.n_quarantined > MOST_SHOWN:
         print(f"  ... {report.n_quarantined} in all: {corpus / 'quarantine.jsonl'}", flush=True)
     return report
 

@@ -57,7 +57,7 @@ def main(words: list[str]) -> Outcome:
     except PeerError:
         raise SystemExit(EXIT_USER_ERROR) from None
     if is_first():
-        tell(result, args.out)
+        show_result(result, args.out)
     return Outcome(figures_of(result, args.out), writes_json=is_first())
 
 
@@ -72,7 +72,7 @@ def launched(args: FinetuneArgs, words: Sequence[str]) -> Outcome:
     return Outcome({**figures_of(read_result(args.out), args.out), "nproc": args.nproc})
 
 
-def tell(result: "FinetuneResult", out: Path) -> None:
+def show_result(result: "FinetuneResult", out: Path) -> None:
     """Say what a finished run came to."""
     if result.interrupted:
         return

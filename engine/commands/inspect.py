@@ -11,7 +11,7 @@ from rich.console import Console
 from mim3d.dataio.corpus.manifest import VolumeRecord
 from mim3d.dataio.corpus.quarantine import QUARANTINE
 from mim3d.dataio.errors import CorpusError, Mim3dError, Rejection
-from mim3d.dataio.inspect.doubts import corpus_doubts, people_in
+from mim3d.dataio.inspect.doubts import corpus_doubts, subjects_in
 from mim3d.dataio.inspect.summary import (
     Summary,
     class_table,
@@ -85,9 +85,9 @@ def show(corpus: Corpus, shards: Shards, args: InspectArgs) -> Outcome:
 
 def show_doubts(console: Console, records: Sequence[VolumeRecord]) -> list[str]:
     """How volumes were grouped, by example, and what may be wrong with it."""
-    people, doubts = people_in(records), list(corpus_doubts(records))
-    console.print(f"{people.line}:", markup=False)
-    for example in people.examples:
+    subjects, doubts = subjects_in(records), list(corpus_doubts(records))
+    console.print(f"{subjects.line}:", markup=False)
+    for example in subjects.examples:
         console.print(f"  {example}", markup=False, soft_wrap=True)
     for doubt in doubts:
         console.print(f"warning: {doubt}", markup=False, soft_wrap=True)

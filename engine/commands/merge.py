@@ -33,8 +33,8 @@ def main(words: list[str]) -> Outcome:
 
     done = merge(args.corpora, args.into)
     console = Console(soft_wrap=True, highlight=False)
-    told = ", ".join(f"{n} volumes of {name}" for name, n in done.volumes.items()) or "no volume"
-    console.print(f"{args.into}: {told} added, {done.n_known} already there", markup=False)
+    volumes = ", ".join(f"{n} volumes of {name}" for name, n in done.volumes.items()) or "no volume"
+    console.print(f"{args.into}: {volumes} added, {done.n_known} already there", markup=False)
     if done.renamed:
         names = ", ".join(done.renamed[:8]) + (", ..." if len(done.renamed) > 8 else "")
         console.print(

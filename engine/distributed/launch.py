@@ -66,7 +66,7 @@ def launch_ranks(
         **{name: value for name, value in wanted.items() if name in known},
     )
     try:
-        with interrupts_told():
+        with interrupts_passed_on():
             elastic_launch(config, sys.executable)("-m", "mim3d.engine.commands.cli", *words)
     except SignalException as signalled:
         print(f"mim3d: {signalled.sigval.name} was passed on to {nproc} ranks", file=sys.stderr)
@@ -83,7 +83,7 @@ def launch_ranks(
 
 
 @contextmanager
-def interrupts_told() -> Iterator[None]:
+def interrupts_passed_on() -> Iterator[None]:
     """Hand a first Ctrl-C to the agent, as it hands itself other signals; a second one ends all."""
 
     def first(number: int, frame: FrameType | None) -> None:

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import torch
 
-from mim3d.dataio.inspect.doubts import people_in
+from mim3d.dataio.inspect.doubts import subjects_in
 from mim3d.dataio.loader.loader import Loader, LoaderConfig
 from mim3d.dataio.reader.corpus import Corpus, opened_corpus
 from mim3d.dataio.reader.shard_reader import Shards
@@ -44,9 +44,9 @@ from mim3d.engine.training.config import OptimConfig
 from mim3d.engine.training.corpus import corpus_fit, corpus_sha256
 from mim3d.engine.training.metrics import rate_basis
 from mim3d.engine.training.run import CHECKPOINTS, Run, RunSettings, Sitting
+from mim3d.engine.training.run_context import explain_full_disk, run_ranks, shown_progress
 from mim3d.engine.training.run_state import full_weights
-from mim3d.engine.training.spread import spread
-from mim3d.engine.training.surroundings import explain_full_disk, run_ranks, shown_progress
+from mim3d.engine.training.sharding import shard_objective
 
 
 def run_finetune(
@@ -85,7 +85,9 @@ def train(
     task.dtype = choose_precision(config.parallel.precision, ranks.device)
     network = WholeNetwork(task.net, stays_whole(config.parallel, ranks.world, task.dtype))
     optim = OptimConfig(weight_decay=config.weight_decay, beta2=0.999, clip_norm=config.clip_norm)
-    part = spread(task, optim, config.parallel, ranks, lr_scale=lambda name: lr_scale(config, name))
+    part = shard_objective(
+        task, optim, config.parallel, ranks, lr_scale=lambda name: lr_scale(config, name)
+    )
     validate = Validate(task, network, splits, config, flops, ranks, sitting.shown)
     with closing(Run(sitting, part, settings_of(config, flops, sitting), before=[validate])) as run:
         finished = run.go()
@@ -182,7 +184,7 @@ def resolve_splits(config: FinetuneConfig, corpus: Corpus) -> Splits:
         targets = read_targets(Path(data.targets)) if config.head == "classify" else None
         splits = make_splits(corpus.records, data.label, data.split, targets)
     train = labelled_subset(splits.train, config.labels, config.seed)
-    notes = (*splits.notes, *people_in(corpus.records).doubts)
+    notes = (*splits.notes, *subjects_in(corpus.records).doubts)
     return replace(splits, train=train, notes=notes)
 
 

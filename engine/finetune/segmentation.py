@@ -181,11 +181,11 @@ def absent_classes(
     )
     names = class_names(records, label, n_classes(records, label))
 
-    def told(k: int) -> str:
+    def name_of(k: int) -> str:
         return "" if names[k - 1] == f"class {k}" else f" ({names[k - 1]})"
 
     return [
-        f"class {k}{told(k)} does not occur in the {len(subjects)} {split} subjects: {what}"
+        f"class {k}{name_of(k)} does not occur in the {len(subjects)} {split} subjects: {what}"
         for k in sorted(set(range(1, n_classes(records, label))) - present)
     ]
 

@@ -1,7 +1,7 @@
 """What a run will take, before it runs: time, memory, network and loader, from arithmetic.
 
 Memory of a rank, bytes (P parameters, s ranks a shard group, e bytes of the compute dtype):
-    weights, gradients, two moments      16 P / s, exact from the sharding itself
+    weights, gradients, two mean_and_std      16 P / s, exact from the sharding itself
     gathered weights                     e times the root's and the three largest blocks' parameters
     whole gradients                      4 P where micro-batches are accumulated
     activations                          e times ACTIVATION_WIDTHS values a token and block
@@ -61,7 +61,7 @@ class Plan:
     loader_gb_per_s: float
     """Decoded voxels a rank's loader must deliver, as int16."""
     state_gb: float
-    """Weights, gradients and moments, exact."""
+    """Weights, gradients and mean_and_std, exact."""
     gathered_gb: float
     accumulated_gb: float
     """Whole gradients kept from micro-batch to micro-batch."""

@@ -49,9 +49,9 @@ from mim3d.engine.training.checkpoints import RunIdentity
 from mim3d.engine.training.corpus import CorpusFit, corpus_fit, corpus_sha256
 from mim3d.engine.training.metrics import METRICS, Row, rate_basis, read_rows
 from mim3d.engine.training.run import CHECKPOINTS, Run, RunSettings, Sitting
+from mim3d.engine.training.run_context import explain_full_disk, run_ranks, shown_progress
 from mim3d.engine.training.run_state import full_weights
-from mim3d.engine.training.spread import spread
-from mim3d.engine.training.surroundings import explain_full_disk, run_ranks, shown_progress
+from mim3d.engine.training.sharding import shard_objective
 
 
 def run_pretrain(config: PretrainConfig, out: str | Path) -> PretrainResult:
@@ -146,7 +146,7 @@ def train(
 ) -> PretrainResult:
     """One sitting: to the end, with the encoder's file and the verdict, or until a signal."""
     ranks, log = sitting.ranks, config.log
-    part = spread(module.to(ranks.device), config.optim, config.parallel, ranks)
+    part = shard_objective(module.to(ranks.device), config.optim, config.parallel, ranks)
     pictures = Pictures(
         part.module, sitting.out, ranks, log.picture_every, method_name(config.method)
     )
@@ -201,7 +201,7 @@ def leave(
     config: PretrainConfig, out: Path, identity: RunIdentity, weights: dict[str, Tensor]
 ) -> Row:
     """Write the encoder's file and the verdict; the first rank's work."""
-    told = read_json(out / CONFIG)
+    stored = read_json(out / CONFIG)
     provenance = {
         "method": method_name(config.method),
         "step": config.steps,
@@ -209,12 +209,12 @@ def leave(
         "statistics": STATISTICS,
         "corpus_sha256": identity.corpus_sha256,
         "config_sha256": identity.config_sha256,
-        **{name: told[name] for name in ("start", "history") if told.get(name)},
+        **{name: stored[name] for name in ("start", "history") if stored.get(name)},
     }
     save_encoder(out, config.vit, weights, provenance, config.swin)
     rows = read_rows(out / METRICS)
     figures = {**(rows[-1] if rows else {}), "pretext": judge_pretext(rows)}
-    if doubts := Start(**told["start"]).doubts if told.get("start") else []:
+    if doubts := Start(**stored["start"]).doubts if stored.get("start") else []:
         figures["start_doubts"] = doubts
     write_json(out / RESULT, figures)
     return figures

@@ -185,9 +185,9 @@ def grid_of(count: int, card: Mapping[str, Any], vit: ViTConfig, axes: str) -> G
         image = card.get("arguments", {}).get("img_size", ())
         image = image if axes == "zyx" else image[::-1]
         sizes = zip(image, vit.patch_size, strict=False)
-    told = tuple(crop // patch for crop, patch in sizes)
+    by_card = tuple(crop // patch for crop, patch in sizes)
     edge = round(count ** (1 / 3))
-    for grid in (told, vit.grid, (edge, edge, edge)):
+    for grid in (by_card, vit.grid, (edge, edge, edge)):
         if len(grid) == 3 and grid[0] * grid[1] * grid[2] == count:
             return grid
     return None

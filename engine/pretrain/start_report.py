@@ -39,7 +39,7 @@ class Start:
 
     def lines(self) -> list[str]:
         """The report as a person reads it."""
-        told = [
+        lines = [
             f"starts from {self.place} ({self.layout} names, axes {self.axes}): "
             f"{len(self.taken)} tensors taken, {len(self.resized)} resized, {len(self.left)} left, "
             f"{len(self.fresh)} keep their initial values"
@@ -47,8 +47,8 @@ class Start:
         for what in ("resized", "left", "fresh"):
             names = getattr(self, what)
             more = f", and {len(names) - 6} more" * (len(names) > 6)
-            told += [f"  {what}: {', '.join(names[:6])}{more}"] * bool(names)
-        told += [f"  {note}" for note in self.notes]
+            lines += [f"  {what}: {', '.join(names[:6])}{more}"] * bool(names)
+        lines += [f"  {note}" for note in self.notes]
         if self.doubts:
-            told.append(f"  THE ENCODER IS NOT WHOLLY THEIRS ({len(self.doubts)} parts)")
-        return told
+            lines.append(f"  THE ENCODER IS NOT WHOLLY THEIRS ({len(self.doubts)} parts)")
+        return lines

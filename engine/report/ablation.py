@@ -1,7 +1,7 @@
 """The section of an ablation: charts, small multiples, table, pictures."""
 
 from mim3d.engine.analysis.ablation import DAGGER, Ablation
-from mim3d.engine.analysis.words import arm_name, median_reach, spread
+from mim3d.engine.analysis.words import arm_name, median_reach, plus_minus
 from mim3d.engine.report.ablation_charts import ablation_charts, scale_in_words
 from mim3d.engine.report.ablation_curves import curves_charts
 from mim3d.engine.report.pictures import ablation_segmentations
@@ -36,8 +36,8 @@ def ablation_table(ablation: Ablation, metric: str) -> Table:
             rows.append(
                 (
                     f"{arm_name(arm)}, {setting.name}",
-                    spread(setting.final),
-                    spread(setting.summary.area),
+                    plus_minus(setting.final),
+                    plus_minus(setting.summary.area),
                     median_reach(setting.reaches),
                     str(len(setting.curves)),
                     learned,

@@ -100,8 +100,8 @@ def score_map(ablation: Ablation, arm: str, metric: str, plotter: Plotter) -> Ch
     def cell(setting: Setting) -> tuple[str, float | None]:
         if setting.score is None:
             return "–", None
-        spread = f"\n± {stdev(setting.final.values()):.3f}" if len(setting.final) > 1 else ""
-        return f"{setting.score:.3f}{spread}", scale.share(setting.score)
+        deviation = f"\n± {stdev(setting.final.values()):.3f}" if len(setting.final) > 1 else ""
+        return f"{setting.score:.3f}{deviation}", scale.share(setting.score)
 
     def below(axes: "Axes", palette: Palette) -> None:
         draw_scale(axes, palette, arm, scale, metric)

@@ -3,7 +3,7 @@
 from mim3d.engine.analysis.family import primary_share
 from mim3d.engine.analysis.results import Study
 from mim3d.engine.analysis.summary import ArmSummary, GroupSummary, primary_target
-from mim3d.engine.analysis.words import arm_name, median_reach, spread
+from mim3d.engine.analysis.words import arm_name, median_reach, plus_minus
 from mim3d.engine.report.palette import Palette
 from mim3d.engine.report.panels import draw_curves, draw_means, draw_reaches, draw_targets
 from mim3d.engine.report.pictures import segmentations
@@ -137,6 +137,6 @@ def _arm_row(arm: ArmSummary, group: GroupSummary) -> tuple[str, ...]:
     return (
         arm_name(arm.arm) + (" †" if arm.arm in group.untrained else ""),
         *(median_reach(arm.reaches[target.share]) for target in group.targets),
-        spread(arm.area),
-        spread(arm.final),
+        plus_minus(arm.area),
+        plus_minus(arm.final),
     )

@@ -48,7 +48,7 @@ def ablation_segmentations(study: Study, ablation: Ablation, figures: Path) -> l
             continue
         found = [
             (s.name.replace(", ", "\n") + f" {DAGGER}" * (not s.learned), s.group.group, arm)
-            for s in spread_out(settings, MOST_COLUMNS)
+            for s in evenly_chosen(settings, MOST_COLUMNS)
         ]
         who = f"{arm_name(arm)}, {len(found)} of {len(settings)} settings. "
         pictures.append(drawn(study, found, figures / f"ablation-segmentations-{arm}.png", who))
@@ -80,7 +80,7 @@ def reconstructions(study: Study, figures: Path) -> list[Picture]:
     return [
         painted(study, p, len(rows), figures)
         for rows in by_arm.values()
-        for p in spread_out(rows, MOST_PAINTED)
+        for p in evenly_chosen(rows, MOST_PAINTED)
     ]
 
 
@@ -112,7 +112,7 @@ def painted(study: Study, pretraining: Row, number: int, figures: Path) -> Pictu
     return embedded(kept, title, caption if source.exists() else KEPT + caption)
 
 
-def spread_out(items: Sequence[One], most: int) -> list[One]:
+def evenly_chosen(items: Sequence[One], most: int) -> list[One]:
     """All of a few items, else `most` at even distances, the first and the last among them."""
     if len(items) <= most:
         return list(items)

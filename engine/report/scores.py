@@ -5,7 +5,7 @@ from typing import Any
 
 from mim3d.engine.analysis.results import Group, Study, group_of
 from mim3d.engine.analysis.summary import GroupSummary
-from mim3d.engine.analysis.words import arm_name, spread
+from mim3d.engine.analysis.words import arm_name, plus_minus
 from mim3d.engine.report.section import Table
 from mim3d.engine.study.config import CLASSIFY, Row
 
@@ -44,7 +44,7 @@ def classification_table(rows: Mapping[str, Mapping[int, Row]], group: GroupSumm
     """Balanced accuracy, accuracy and AUROC."""
     columns = {"balanced accuracy": "score", "accuracy": "accuracy", "AUROC": "auroc"}
     body = tuple(
-        (titled(arm, group), *(spread(values(by_seed, key)) for key in columns.values()))
+        (titled(arm, group), *(plus_minus(values(by_seed, key)) for key in columns.values()))
         for arm, by_seed in rows.items()
     )
     note = (
@@ -61,17 +61,17 @@ def segmentation_table(
     """Dice and HD95, mean and by class, with the cases that HD95 leaves out."""
     last = [row for by_seed in rows.values() for row in by_seed.values()]
     classes = max((len(row.get("dice_by_class") or ()) for row in last), default=0)
-    told = next((row["class_names"] for row in last if row.get("class_names")), [])
-    names = [told[k] if k < len(told) else f"class {k + 1}" for k in range(classes)]
+    known = next((row["class_names"] for row in last if row.get("class_names")), [])
+    names = [known[k] if k < len(known) else f"class {k + 1}" for k in range(classes)]
     by_class = [f"{name}\n{of}" for of in names for name in ("Dice", "HD95", "missed")]
     body = []
     for arm, by_seed in rows.items():
         cases = final_cases(study, group.group, arm, by_seed)
-        cells = [spread(values(by_seed, "score")), spread(values(by_seed, "hd95"), 2)]
+        cells = [plus_minus(values(by_seed, "score")), plus_minus(values(by_seed, "hd95"), 2)]
         cells.append(missed(cases, range(classes)) or undefined(by_seed))
         for k in range(classes) if classes > 1 else ():
-            cells.append(spread(values(by_seed, "dice_by_class", k)))
-            cells.append(spread(values(by_seed, "hd95_by_class", k), 2))
+            cells.append(plus_minus(values(by_seed, "dice_by_class", k)))
+            cells.append(plus_minus(values(by_seed, "hd95_by_class", k), 2))
             cells.append(missed(cases, [k]) or "–")
         body.append((titled(arm, group), *cells))
     header = ("arm", "Dice", "HD95, mm", "missed", *(by_class if classes > 1 else ()))

@@ -24,7 +24,7 @@ WEIGHTS, CARD = "encoder.safetensors", "encoder.json"
 
 STATISTICS = 2
 """What is told as `statistics` in the card of an encoder: 2 since channels are normalised one by
-one and clip-zscore takes the moments of clipped voxels; those before have none."""
+one and clip-zscore takes the mean_and_std of clipped voxels; those before have none."""
 
 
 def save_encoder(
@@ -112,14 +112,14 @@ def load_swin(run_or_file: str | Path) -> SwinEncoder:
 
 def refuse_changed_weights(weights: Path, card: Mapping[str, Any]) -> None:
     """A CheckpointError where a weights file is not the one that its card speaks of."""
-    told = card.get("weights_sha256")
-    if not told:
+    expected = card.get("weights_sha256")
+    if not expected:
         return
     found = file_sha256(weights)
-    if found != told:
+    if found != expected:
         raise CheckpointError(
             f"{weights} does not match its card: sha256 {found[:12]}, {weights.stem}.json says "
-            f"{str(told)[:12]}. It was changed or damaged: restore it, or end the run again by "
+            f"{str(expected)[:12]}. It was changed or damaged: restore it, or end the run again by "
             "deleting its pretext.json and repeating `mim3d pretrain`"
         )
 

@@ -81,14 +81,16 @@ def from_folder(folder: Path) -> GivenWeights:
         return from_safetensors(folder / WEIGHTS)
     if (folder / MODEL).is_file():
         tensors = read_pickled(folder / MODEL)
-        return GivenWeights(folder / MODEL, tensors, file_sha256(folder / MODEL), told(folder))
+        return GivenWeights(
+            folder / MODEL, tensors, file_sha256(folder / MODEL), encoder_facts(folder)
+        )
     raise CheckpointError(
         f"{folder} holds no weights ({damaged[0] if damaged else 'no checkpoint, no encoder'}): "
         "give the folder of a run that has saved a checkpoint, or a file of weights"
     )
 
 
-def told(run: Path) -> dict[str, Any]:
+def encoder_facts(run: Path) -> dict[str, Any]:
     """What a run's configuration tells of its encoder; nothing where it cannot be read."""
     try:
         stored = json.loads((run / "config.json").read_text(encoding="utf-8"))
@@ -120,7 +122,7 @@ def from_checkpoint(folder: Path, run: Path) -> GivenWeights:
     except dcp.api.CheckpointException as error:
         raise CheckpointError(f"{folder} cannot be loaded: {one_line(error)}") from None
     plain = {name.removeprefix("model."): tensor for name, tensor in tensors.items()}
-    return GivenWeights(folder, plain, file_sha256(folder / SEAL), told(run))
+    return GivenWeights(folder, plain, file_sha256(folder / SEAL), encoder_facts(run))
 
 
 def from_safetensors(file: Path) -> GivenWeights:

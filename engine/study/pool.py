@@ -74,8 +74,8 @@ def _run_apart(tasks: Sequence[PoolTask], workers: int, title: str) -> Failures:
     failed: Failures = {}
     with progress(title, len(tasks), "runs") as shown, _one_thread_each():
         pool = ProcessPoolExecutor(workers, context, _begin_worker, (lines,))
-        teller = threading.Thread(target=_tell, args=(lines, shown.note), daemon=True)
-        teller.start()
+        listener = threading.Thread(target=_pass_on, args=(lines, shown.note), daemon=True)
+        listener.start()
         try:
             futures: dict[Future[None], str] = {
                 pool.submit(_run_task, task.call, *task.arguments): task.name for task in tasks
@@ -96,7 +96,7 @@ def _run_apart(tasks: Sequence[PoolTask], workers: int, title: str) -> Failures:
         finally:
             pool.shutdown(wait=True, cancel_futures=True)
             lines.put(STOP)
-            teller.join(timeout=5)
+            listener.join(timeout=5)
     return failed
 
 
@@ -142,7 +142,7 @@ def _begin_worker(lines: Any) -> None:
     sys.stdout = LineSender(lines.put)
 
 
-def _tell(lines: Any, note: Callable[[str], None]) -> None:
+def _pass_on(lines: Any, note: Callable[[str], None]) -> None:
     while (line := lines.get()) is not STOP:
         note(line)
 

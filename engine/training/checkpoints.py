@@ -16,7 +16,7 @@ from mim3d.engine.training.run_state import (
     rng_state,
     run_state,
 )
-from mim3d.engine.training.spread import Spread
+from mim3d.engine.training.sharding import ShardedObjective
 from mim3d.engine.training.trainer import Hook, Trainer
 
 
@@ -47,15 +47,15 @@ class Checkpoints(Hook):
     def __init__(
         self,
         checkpointer: Checkpointer,
-        spread: Spread,
+        sharded: ShardedObjective,
         loader: Loader,
         log: Log,
         identity: RunIdentity,
         save_after: Callable[[int], bool],
     ) -> None:
-        self.checkpointer, self.optimiser, self.loader = checkpointer, spread.optimiser, loader
+        self.checkpointer, self.optimiser, self.loader = checkpointer, sharded.optimiser, loader
         self.log, self.identity, self.save_after = log, identity, save_after
-        self.state_tensors: State = run_state(spread.module, spread.optimiser)
+        self.state_tensors: State = run_state(sharded.module, sharded.optimiser)
         self.saved_step = -1
 
     @property

@@ -18,7 +18,7 @@ from mim3d.engine.training.log import Log, StopDiverged
 from mim3d.engine.training.metrics import RateBasis
 from mim3d.engine.training.profiler import Profile
 from mim3d.engine.training.schedule import lr_at
-from mim3d.engine.training.spread import Spread
+from mim3d.engine.training.sharding import ShardedObjective
 from mim3d.engine.training.train_step import Stepper
 from mim3d.engine.training.trainer import Hook, Trainer
 
@@ -61,7 +61,7 @@ class Run:
     def __init__(
         self,
         sitting: Sitting,
-        part: Spread,
+        part: ShardedObjective,
         settings: RunSettings,
         before: Sequence[Hook] = (),
         after: Sequence[Hook] = (),

@@ -12,7 +12,7 @@ HOUSE = runpy.run_path(str(Path(__file__).with_name("test_house.py")))
 PICTURE = (ROOT / "docs/pictures/flow.svg").read_text()
 
 
-def told(room: str) -> dict[str, set[str]]:
+def described(room: str) -> dict[str, set[str]]:
     """Folder -> what it may import, from the page's table of a room."""
     part = PAGE.split(f"### {room}\n")[1].split("\n#")[0]
     rows = re.findall(r"^\| `(\w+)/` \| .* \| (.*) \|$", part, re.MULTILINE)
@@ -22,7 +22,7 @@ def told(room: str) -> dict[str, set[str]]:
 @pytest.mark.parametrize("room", ["dataio", "engine"])
 def test_tables_are_those_of_the_house(room: str) -> None:
     held = {folder: set(row.split()) for folder, row in HOUSE[room.upper()].items()}
-    page = told(room)
+    page = described(room)
     assert list(page) == list(held)
     for folder, may in held.items():
         if page[folder] not in ({"all"}, {"all", "lazily"}):

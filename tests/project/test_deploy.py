@@ -52,8 +52,8 @@ def test_the_dockerfile_parses() -> None:
 
 
 def test_the_dockerfile_installs_extras_that_exist_from_the_constraints() -> None:
-    told = dict(rest.split("=", 1) for word, rest in instructions() if word == "ARG")
-    assert set(told["EXTRAS"].split(",")) <= set(EXTRAS)
+    found = dict(rest.split("=", 1) for word, rest in instructions() if word == "ARG")
+    assert set(found["EXTRAS"].split(",")) <= set(EXTRAS)
     installs = [rest for word, rest in instructions() if "pip install" in rest]
     assert installs
     assert all("-c constraints.txt" in rest for rest in installs)
@@ -102,18 +102,18 @@ def test_mim3d_takes_what_the_job_runs(capsys) -> None:
 
 
 def test_mim3d_takes_what_the_torchx_component_runs(monkeypatch, capsys) -> None:
-    told: dict[str, Any] = {}
+    found: dict[str, Any] = {}
     for name in ("torchx", "torchx.components", "torchx.components.dist", "torchx.specs"):
         monkeypatch.setitem(sys.modules, name, ModuleType(name))
-    sys.modules["torchx.components.dist"].ddp = lambda *words, **options: told.update(  # pyright: ignore
+    sys.modules["torchx.components.dist"].ddp = lambda *words, **options: found.update(  # pyright: ignore
         options, words=words
     )
     sys.modules["torchx.specs"].AppDef = SimpleNamespace  # pyright: ignore
     component = runpy.run_path(str(ROOT / "examples/torchx_pretrain.py"))["pretrain"]
     component("--seed", "3", recipe="demo-mae", corpus="/data/c.zarr", run="/r", j="2x8", gpu=8)
-    assert told["j"] == "2x8"
-    assert told["words"][-4:] == ("--parallel.replicate", "2", "--seed", "3")
-    taken_by_mim3d(list(told["words"]), capsys)
+    assert found["j"] == "2x8"
+    assert found["words"][-4:] == ("--parallel.replicate", "2", "--seed", "3")
+    taken_by_mim3d(list(found["words"]), capsys)
 
 
 def taken_by_mim3d(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:

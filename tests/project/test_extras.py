@@ -55,8 +55,8 @@ def bare(code: str, folder: Path) -> subprocess.CompletedProcess[str]:
 
 
 def command(words: str, folder: Path) -> subprocess.CompletedProcess[str]:
-    told = f"from mim3d.engine.commands.cli import main\nsys.exit(main({words.split()!r}))"
-    return bare(told, folder)
+    program = f"from mim3d.engine.commands.cli import main\nsys.exit(main({words.split()!r}))"
+    return bare(program, folder)
 
 
 @pytest.fixture(scope="module")

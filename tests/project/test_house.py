@@ -158,10 +158,10 @@ def test_files_and_functions_are_small(file: Path) -> None:
 @pytest.mark.parametrize("file", PACKAGES, ids=lambda file: str(file.parent.relative_to(ROOT)))
 def test_each_folder_names_its_files_in_its_docstring(file: Path) -> None:
     tree = ast.parse(file.read_text())
-    told = set(re.findall(r"\w+", ast.get_docstring(tree) or ""))
+    found = set(re.findall(r"\w+", ast.get_docstring(tree) or ""))
     modules = {other.stem for other in file.parent.glob("*.py")} - {"__init__", "__main__"}
     folders = {other.parent.name for other in file.parent.glob("*/__init__.py")}
-    assert modules | folders <= told, f"not named: {sorted((modules | folders) - told)}"
+    assert modules | folders <= found, f"not named: {sorted((modules | folders) - found)}"
 
 
 @pytest.mark.parametrize("file", PACKAGES, ids=lambda file: str(file.parent.relative_to(ROOT)))

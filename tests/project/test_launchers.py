@@ -92,8 +92,8 @@ def wait_for_rows(job, file):
 def test_the_slurm_script_runs_to_the_end(slurm, corpus, tmp_path):
     run = tmp_path / "run"
     _, job = start_job(slurm, corpus, run, "--steps", "2")
-    _, told = job.communicate(timeout=240)
-    assert job.returncode == 0, told[-2000:]
+    _, printed = job.communicate(timeout=240)
+    assert job.returncode == 0, printed[-2000:]
     assert read_rows(run / "metrics.jsonl")[-1]["world"] == 2
     assert (run / "pretext.json").exists()
     assert not (tmp_path / "queued").exists()
@@ -106,21 +106,21 @@ def test_the_slurm_script_saves_at_its_time_limit_and_queues_itself(slurm, corpu
     for task in psutil.Process(job.pid).children(recursive=True):
         if "mim3d.engine.commands.cli" in task.cmdline():
             task.send_signal(signal.SIGUSR1)
-    told, _ = job.communicate(timeout=100)
+    found, _ = job.communicate(timeout=100)
     assert job.returncode == 0
-    assert "told to stop: step" in told
+    assert "told to stop: step" in found
     assert len(list((run / "checkpoints").glob("step-*"))) == 1
     assert (tmp_path / "queued").read_text().split("\n")[1:-1] == words
 
 
 def test_the_slurm_script_ends_in_one_line_on_an_error(slurm, corpus, tmp_path):
     words, job = start_job(slurm, corpus, tmp_path / "run", "--global-batch", "3")
-    _, told = job.communicate(timeout=240)
-    assert job.returncode == 2, (words, told)
-    lines = [line for line in told.splitlines() if line.startswith("mim3d")]
+    _, printed = job.communicate(timeout=240)
+    assert job.returncode == 2, (words, printed)
+    lines = [line for line in printed.splitlines() if line.startswith("mim3d")]
     assert len(lines) == 1
     assert "global_batch 3 must be a multiple of 2 ranks" in lines[0]
-    assert "Traceback" not in told
+    assert "Traceback" not in printed
     assert not (tmp_path / "queued").exists()
 
 
@@ -140,8 +140,8 @@ def test_two_torchrun_agents_form_one_run(corpus, tmp_path):
         subprocess.Popen(command, env=environment(), stderr=subprocess.PIPE, text=True)
         for _ in range(2)
     ]
-    told = [agent.communicate(timeout=240)[1] for agent in agents]
-    assert [agent.returncode for agent in agents] == [0, 0], told
+    printed = [agent.communicate(timeout=240)[1] for agent in agents]
+    assert [agent.returncode for agent in agents] == [0, 0], printed
     assert read_rows(run / "metrics.jsonl")[-1]["world"] == 2
 
 

@@ -34,5 +34,5 @@ def test_it_runs(file: Path, tmp_path: Path, monkeypatch) -> None:
     where = {"metadata": {"path": tmp_path}}
     nbclient.NotebookClient(notebook, timeout=500, resources=where).execute()
     outputs = (output for cell in notebook.cells for output in cell.get("outputs", []))
-    told = "".join(output.get("text", "") for output in outputs)
-    assert TOLD[file.stem] in told
+    found = "".join(output.get("text", "") for output in outputs)
+    assert TOLD[file.stem] in found

@@ -50,9 +50,9 @@ def test_a_forged_name_writes_nowhere(corpus: Path, tmp_path: Path, name, part, 
     before = sorted(tmp_path.rglob("*"))
     assert main(["export-nifti", str(corpus), str(tmp_path / "deep/er/out")]) == 2
     assert sorted(tmp_path.rglob("*")) == before
-    told = capsys.readouterr().err
-    assert f"{name!r} is not the name of a volume or label" in told
-    assert len(told.strip().splitlines()) == 1
+    printed = capsys.readouterr().err
+    assert f"{name!r} is not the name of a volume or label" in printed
+    assert len(printed.strip().splitlines()) == 1
 
 
 def test_the_remedy_for_a_forged_name(corpus: Path, tmp_path: Path) -> None:

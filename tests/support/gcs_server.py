@@ -64,8 +64,8 @@ class GcsDialect:
 
         def marked(status: str, headers: list[tuple[str, str]], *more: Any) -> Any:
             generation = self._generations.get(path, ABSENT)
-            told = [("x-goog-generation", str(generation))] if generation != ABSENT else []
-            return respond(status, [*headers, *told], *more)
+            marks = [("x-goog-generation", str(generation))] if generation != ABSENT else []
+            return respond(status, [*headers, *marks], *more)
 
         return marked
 

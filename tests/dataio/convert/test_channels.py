@@ -100,8 +100,8 @@ def test_a_missing_modality_is_told_and_has_no_nan(tmp_path, policy):
     voxels[2] = np.nan
     (record,) = converted(tmp_path, [voxels], nan_policy=policy)
     assert record.constant_channels == [1, 2]
-    told = [word for word in record.warnings if "is it missing?" in word]
-    assert [word[:14] for word in told] == ["channel 1 of 3", "channel 2 of 3"]
+    found = [word for word in record.warnings if "is it missing?" in word]
+    assert [word[:14] for word in found] == ["channel 1 of 3", "channel 2 of 3"]
     for channel in record.by_channel[1:]:
         assert channel.foreground_rule == "all" and channel.intensity.std == 0
         assert channel.intensity.mean == 0

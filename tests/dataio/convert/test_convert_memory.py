@@ -75,9 +75,9 @@ def sources(tmp_path_factory) -> Path:
 
 def peak_of(images: list[str], labels: dict[str, str], folder: Path, options: dict) -> int:
     """Bytes that a conversion in a process of its own takes above what its imports took."""
-    told = [json.dumps(word) for word in (images, labels, str(folder), options)]
+    arguments = [json.dumps(word) for word in (images, labels, str(folder), options)]
     done = subprocess.run(
-        [sys.executable, "-c", CHILD, *told], check=False, capture_output=True, text=True
+        [sys.executable, "-c", CHILD, *arguments], check=False, capture_output=True, text=True
     )
     assert done.returncode == 0, done.stderr
     return int(done.stdout.split("peak ")[-1])

@@ -108,7 +108,7 @@ def test_verify_numbers_the_line_once_and_knows_the_chunk_side(copy, capsys):
     problems = verify(copy).problems
     assert {p.code for p in problems} >= {"bad-line", "bad-root"}
     assert not {p.code for p in problems} & {"bad-index", "bad-chunk", "bad-hash"}
-    (told,) = [p.detail for p in problems if p.code == "bad-line"]
-    assert told.startswith(f"{MANIFEST}, line 1: ")
+    (found,) = [p.detail for p in problems if p.code == "bad-line"]
+    assert found.startswith(f"{MANIFEST}, line 1: ")
     assert main(["verify", str(copy)]) == 3
     assert "line 1, line 1" not in capsys.readouterr().out

@@ -66,7 +66,7 @@ def test_64_bit_integers_become_the_smallest_that_hold_them(tmp_path, dtype, low
     np.testing.assert_array_equal(got[0].astype(np.int64), voxels)
     assert (got.dtype.name, record.dtype, record.cast_max_error) == (wanted, wanted, 0)
     assert record.source_dtype in ("int64", "uint64")
-    assert any(f"stored as {wanted}" in told for told in record.warnings)
+    assert any(f"stored as {wanted}" in found for found in record.warnings)
     corpus, out = str(tmp_path / "c"), str(tmp_path / "out")
     assert main(["inspect", corpus, "--out", out]) == 0
     assert main(["export-nifti", corpus, out]) == 0
@@ -170,7 +170,7 @@ def test_a_volume_without_any_finite_voxel_is_told(tmp_path, policy):
 
 
 @pytest.mark.parametrize(
-    ("options", "told"),
+    ("options", "expected"),
     [
         ({"nan_policy": "keep", "dtype": "int16"}, "dtype 'int16'"),
         ({"nan_policy": "keep", "dtype": "uint8"}, "dtype 'uint8'"),
@@ -179,8 +179,8 @@ def test_a_volume_without_any_finite_voxel_is_told(tmp_path, policy):
         ({"window": (float("nan"), 100.0)}, "finite"),
     ],
 )
-def test_what_cannot_be_is_refused_at_once(options, told):
-    with pytest.raises(Mim3dError, match=told):
+def test_what_cannot_be_is_refused_at_once(options, expected):
+    with pytest.raises(Mim3dError, match=expected):
         Conversion(**options)
 
 

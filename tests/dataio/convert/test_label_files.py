@@ -68,7 +68,7 @@ def test_a_label_in_other_axes_is_turned_exactly(tmp_path, axes, flips):
     report, record, stored = converted(tmp_path, label, image(tmp_path / "i.nii", base))
     assert not report.rejections and np.array_equal(stored.transpose(2, 1, 0), CLASSES)
     is_turned = (axes, flips) != ((0, 1, 2), (1, 1, 1))
-    assert any("turned from" in told for told in record.warnings) == is_turned
+    assert any("turned from" in found for found in record.warnings) == is_turned
 
 
 def test_a_label_that_lies_elsewhere_is_not_turned_into_place(tmp_path):
@@ -82,7 +82,7 @@ def test_classes_a_scaling_took_digits_from_are_rounded_and_told(tmp_path):
     label = save(tmp_path / "l.nii", CLASSES.astype(np.float64), dtype=np.int16)
     _, record, stored = converted(tmp_path, label, image(tmp_path / "i.nii"))
     assert np.array_equal(stored.transpose(2, 1, 0), CLASSES)
-    assert any("off whole numbers are rounded" in told for told in record.warnings)
+    assert any("off whole numbers are rounded" in found for found in record.warnings)
 
 
 @pytest.mark.parametrize(("off", "kept"), [(9e-4, True), (2e-3, False), (0.5, False)])
@@ -112,7 +112,7 @@ def test_a_value_to_ignore_is_no_class(tmp_path, value, facts, ignored):
     assert (value in found.classes) == (not ignored)
     assert (found.ignore, found.n_ignored) == ((value, 5 * 4 * 7) if ignored else (None, 0))
     assert np.array_equal(stored.transpose(2, 1, 0), voxels)
-    assert any("ignored" in told for told in record.warnings) == ignored
+    assert any("ignored" in result for result in record.warnings) == ignored
 
 
 def test_a_label_of_many_classes_keeps_its_255th(tmp_path):
@@ -134,12 +134,12 @@ def organs(root: Path) -> dict[str, np.ndarray]:
 @pytest.mark.parametrize("kind", ["json", "reversed.json", "csv"])
 def test_a_mask_per_organ_becomes_one_label_by_a_map(tmp_path, kind, capsys):
     masks = organs(tmp_path / "in")
-    told = {
+    found = {
         "json": json.dumps({"liver": 1, "spleen": 2}),
         "reversed.json": json.dumps({"2": "spleen", "1": "liver"}),
         "csv": "name,class\nspleen,2\nliver,1\n",
     }
-    (tmp_path / f"map.{kind}").write_text(told[kind])
+    (tmp_path / f"map.{kind}").write_text(found[kind])
     words = ["convert", str(tmp_path / "in"), str(tmp_path / "c"), "--workers", "1"]
     words += ["--merge-labels", str(tmp_path / f"map.{kind}")]
     assert main(words) == 0
@@ -157,7 +157,7 @@ def test_a_mask_per_organ_becomes_one_label_by_a_map(tmp_path, kind, capsys):
 
 
 @pytest.mark.parametrize(
-    ("content", "told"),
+    ("content", "expected"),
     [
         ('{"liver": 0}', "class of its own, 1 to 65535"),
         ('{"liver": 1, "spleen": 1}', "stands twice"),
@@ -166,11 +166,11 @@ def test_a_mask_per_organ_becomes_one_label_by_a_map(tmp_path, kind, capsys):
         ("{}", "names no mask"),
     ],
 )
-def test_a_map_that_is_none_is_refused(tmp_path, content, told):
+def test_a_map_that_is_none_is_refused(tmp_path, content, expected):
     organs(tmp_path / "in")
     (tmp_path / "map.json").write_text(content)
     options = SourceOptions(merge_labels=str(tmp_path / "map.json"))
-    with pytest.raises(SourceError, match=told.replace("(", r"\(").replace(")", r"\)")):
+    with pytest.raises(SourceError, match=expected.replace("(", r"\(").replace(")", r"\)")):
         discover(str(tmp_path / "in"), options=options)
 
 
@@ -188,8 +188,8 @@ def test_names_of_classes_and_modalities_reach_the_manifest(tmp_path, capsys):
     assert record.labels[0].ignore == 2 and 2 not in record.labels[0].classes
     capsys.readouterr()
     assert main(["inspect", str(tmp_path / "c"), "--no-pictures"]) == 0
-    told = capsys.readouterr().out
-    assert "core" in told and "T1, T2" in told
+    printed = capsys.readouterr().out
+    assert "core" in printed and "T1, T2" in printed
 
 
 def masks_of_255(tmp_path, *others):

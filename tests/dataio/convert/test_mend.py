@@ -250,8 +250,8 @@ def test_damaged_with_its_source_gone_keeps_what_is_left(place, copy, tmp_path, 
     shard.write_bytes(whole[:-100])
     for _ in range(2):
         report = convert(sources_of(place / "raw"), copy, workers=1)
-        (told,) = report.rejections
-        assert told.code == "damaged" and "bring that back" in told.detail
+        (found,) = report.rejections
+        assert found.code == "damaged" and "bring that back" in found.detail
         assert report.n_volumes == 4
     assert main(["verify", str(copy), "--mend"]) == 3
     assert "not mended: volume v9 is damaged" in capsys.readouterr().out
@@ -287,8 +287,8 @@ def test_what_an_interrupted_conversion_left_is_mended(place, copy):
     mend(copy)
     assert content(copy) == whole
     (copy / "notes.txt").write_text("mine")
-    (told,) = verify(copy).problems
-    assert "move it elsewhere" in told.detail
+    (found,) = verify(copy).problems
+    assert "move it elsewhere" in found.detail
     mend(copy)
     assert (copy / "notes.txt").exists()
 
@@ -351,8 +351,8 @@ def test_sources_that_are_gone_are_named_and_pruned_on_request(place, tmp_path, 
     main(words)
     (raw / "v0.nii.gz").unlink()
     assert main(words) == 0
-    told = capsys.readouterr().out
-    assert "1 sources are no more" in told and str(raw / "v0.nii.gz") in told
+    printed = capsys.readouterr().out
+    assert "1 sources are no more" in printed and str(raw / "v0.nii.gz") in printed
     assert len(Corpus.open(tmp_path / "c").records) == 3
     assert main([*words, "--prune"]) == 0
     assert "1 volumes removed" in capsys.readouterr().out

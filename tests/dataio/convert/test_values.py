@@ -82,19 +82,19 @@ def test_what_a_smaller_volume_leaves_is_given_back():
 
 
 def test_only_rooms_are_trimmed(monkeypatch):
-    told = []
-    monkeypatch.setattr(memory_module, "_advise", lambda _memory, advice, *span: told.append(span))
+    found = []
+    monkeypatch.setattr(memory_module, "_advise", lambda _memory, advice, *span: found.append(span))
     page = mmap.PAGESIZE
     for memory in (np.zeros(9 * page, np.uint8), np.frombuffer(mmap.mmap(-1, 9 * page), np.uint8)):
         trim(memory[:page])
-    assert told == []
+    assert found == []
     memory = room(9 * page)
-    told.clear()
+    found.clear()
     trim(memory[: 2 * page + 1].view(np.int8))
     trim(memory)
     trim(memory[::2])
     trim(np.ndarray((page,), np.uint16, memory.data))
-    assert told == [(3 * page, 6 * page), (2 * page, 7 * page)]
+    assert found == [(3 * page, 6 * page), (2 * page, 7 * page)]
 
 
 def test_no_room_is_a_memory_error():

@@ -53,10 +53,10 @@ def test_the_summary_adds_up(corpus):
 def test_the_command_prints_tables_and_draws(corpus, tmp_path, capsys):
     words = ["inspect", str(corpus.root), "--out", str(tmp_path), "--volumes", "3", "--rows", "2"]
     assert main([*words, "--json", str(tmp_path / "f.json")]) == 0
-    told = capsys.readouterr().out
-    assert "6 of 6 subjects" in told
-    assert "first 2 of 6" in told
-    assert "broken.nii.gz" in told
+    printed = capsys.readouterr().out
+    assert "6 of 6 subjects" in printed
+    assert "first 2 of 6" in printed
+    assert "broken.nii.gz" in printed
     figures = json.loads((tmp_path / "f.json").read_text())
     assert figures["n_volumes"] == 6
     assert sum(figures["quarantined"].values()) == 1
@@ -124,10 +124,10 @@ def test_a_half_written_corpus_is_shown_as_far_as_it_goes(corpus, tmp_path, caps
     half = shutil.copytree(corpus.root, tmp_path / "half.zarr")
     (half / TABLE).unlink()
     assert main(["inspect", str(half), "--out", str(tmp_path / "out")]) == 0
-    told = capsys.readouterr().out
-    assert "6 of 6 subjects" in told
-    assert "no montage" in told
-    assert "mim3d convert" in told.replace("\n", " ")
+    printed = capsys.readouterr().out
+    assert "6 of 6 subjects" in printed
+    assert "no montage" in printed
+    assert "mim3d convert" in printed.replace("\n", " ")
     assert not (tmp_path / "out" / "montage.png").exists()
 
 
@@ -136,6 +136,6 @@ def test_a_folder_that_is_no_corpus_is_one_line(tmp_path, capsys):
     assert "zarr.json" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize(("values", "told"), [((3, 3, 3), "3"), ((1, 2, 9), "1..2..9")])
-def test_span(values, told):
-    assert span(values, ".0f") == told
+@pytest.mark.parametrize(("values", "expected"), [((3, 3, 3), "3"), ((1, 2, 9), "1..2..9")])
+def test_span(values, expected):
+    assert span(values, ".0f") == expected

@@ -172,9 +172,9 @@ def test_one_hot_voxel_leaves_clip_zscore_as_it_is(tmp_path):
 def test_an_old_corpus_of_channels_is_refused_until_the_same_convert_measures_it(tmp_path):
     root = made_before_channels(corpus_of(tmp_path / "c.zarr", [modalities()]))
     for mode in MODES:
-        with pytest.raises(CorpusError, match="run the same `mim3d convert` again") as told:
+        with pytest.raises(CorpusError, match="run the same `mim3d convert` again") as found:
             batches(root, normalise=mode)
-        assert "\n" not in str(told.value) and "v0000 has 3 channels" in str(told.value)
+        assert "\n" not in str(found.value) and "v0000 has 3 channels" in str(found.value)
     images = tuple(map(str, sorted((tmp_path / "c.zarr-nifti").glob("*.nii"))))
     report = convert([Source("v0000", images, subject="s0000")], root, workers=1)
     assert (report.n_converted, report.n_unchanged) == (1, 0)

@@ -76,7 +76,7 @@ def test_a_state_from_before_there_was_an_order_still_goes(root):
 
 
 @pytest.mark.parametrize(
-    ("state", "told"),
+    ("state", "expected"),
     [
         ({}, "no whole number 'format'"),
         (None, "no whole number 'format'"),
@@ -86,9 +86,9 @@ def test_a_state_from_before_there_was_an_order_still_goes(root):
         ({"format": 9}, "format=9, this loader 1"),
     ],
 )
-def test_what_is_no_state_is_told(root, state, told):
+def test_what_is_no_state_is_told(root, state, expected):
     whole = {**state_of(root), **state} if state else state
-    with Loader(root, config_of()) as loader, pytest.raises(Mim3dError, match=told):
+    with Loader(root, config_of()) as loader, pytest.raises(Mim3dError, match=expected):
         loader.load_state_dict(whole)  # type: ignore[arg-type]
 
 

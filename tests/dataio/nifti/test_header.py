@@ -127,8 +127,8 @@ def test_forms_of_two_spacings_are_told_with_both_and_one_is_believed():
     for believe, spacing in wanted.items():
         found = parsed(made, believe=believe)
         assert np.allclose(np.linalg.norm(found.affine[:3, :3], axis=0), spacing)
-        told = found.doubt if believe == "auto" else found.notes[0]
-        assert "1 x 1 x 1 mm" in told and "1.3 x 1.3 x 10 mm" in told
+        result = found.doubt if believe == "auto" else found.notes[0]
+        assert "1 x 1 x 1 mm" in result and "1.3 x 1.3 x 10 mm" in result
         assert bool(found.doubt) == (believe == "auto")
 
 
@@ -143,17 +143,17 @@ def test_sizes_alone_keep_the_directions_of_the_sform():
 
 
 @pytest.mark.parametrize(
-    ("sform", "told"),
+    ("sform", "expected"),
     [
         ((-2.0, 3, 4, 1), "handedness (LAS against RAS)"),
         ((-2.0, -3, 4, 1), "directions (LPS against"),
     ],
 )
-def test_forms_of_two_directions_are_told(sform, told):
+def test_forms_of_two_directions_are_told(sform, expected):
     made = header()
     made.set_qform(np.diag([2.0, 3, 4, 1]), 1)
     made.set_sform(np.diag(sform), 1)
-    assert told in parsed(made).doubt
+    assert expected in parsed(made).doubt
     assert (
         parsed(made, believe="qform").affine[0, 0] == 2 and not parsed(made, believe="qform").doubt
     )

@@ -89,18 +89,18 @@ def test_a_target_of_another_shape_is_refused(corpus):
 
 
 @pytest.mark.parametrize(
-    ("field", "value", "told"),
+    ("field", "value", "expected"),
     [
         ("dtype", b"<c8", r"v0000/0/c.0.0.0: dtype <c8 is none of"),
         ("dtype", b"|O", r"dtype \|O is none of"),
         ("shape", (40, 40, 200), "the table has 8 chunks, shape .* needs 28"),
     ],
 )
-def test_what_it_does_not_read_is_refused(own_corpus, field, value, told):
+def test_what_it_does_not_read_is_refused(own_corpus, field, value, expected):
     arrays = np.array(own_corpus.table.arrays)
     arrays[field][0] = value
     table = replace(own_corpus.table, arrays=arrays)
-    with pytest.raises(CorpusError, match=told):
+    with pytest.raises(CorpusError, match=expected):
         ShardReader(table, own_corpus.root).read_box(0, (0, 0, 0), (8, 8, 8))
 
 

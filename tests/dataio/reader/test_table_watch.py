@@ -60,7 +60,7 @@ def test_new_voxels_are_not_read_by_the_old_table(place, cached):
 
 def test_while_volumes_are_being_replaced(place):
     old = reader(place / "c")
-    told = []
+    found = []
 
     def runner(jobs, workers):
         for result in run_jobs(jobs, workers):
@@ -71,11 +71,11 @@ def test_while_volumes_are_being_replaced(place):
             with pytest.raises(CorpusError, match="v1 is being"):
                 late.read_box(1, *BOX)
             late.read_box(2, *BOX)
-            told.append(result.id)
+            found.append(result.id)
             yield result
 
     convert([save(place / "v1.nii", 77)], place / "c", workers=1, runner=runner)
-    assert "v1" in told and not (place / "c" / REPLACING).exists()
+    assert "v1" in found and not (place / "c" / REPLACING).exists()
     reader(place / "c").read_box(1, *BOX)
 
 

@@ -12,7 +12,7 @@ from mim3d.dataio.sources.discover import discover
 from mim3d.dataio.sources.options import SourceOptions
 from mim3d.dataio.sources.source import Discovery, Source
 from mim3d.dataio.sources.tree import glob_pattern
-from mim3d.dataio.subjects.people import people_of
+from mim3d.dataio.subjects.inferred import infer_subjects
 
 
 def plant(root: Path, *names: str) -> Path:
@@ -97,7 +97,7 @@ def test_pairing_is_linear_in_the_number_of_files():
     assert pairing.labels["site/c000007_t1.nii.gz"] == {"seg": "site/c000007_seg.nii.gz"}
     assert pairing.labels["imagesTr/000007_0000.nii"] == {"seg": "labelsTr/000007.nii"}
     assert len(pairing.labels) == 60_000
-    assert len(people_of(names)) == len(names)
+    assert len(infer_subjects(names)) == len(names)
 
 
 def test_a_label_word_alone_is_an_image(tmp_path):
@@ -399,9 +399,9 @@ def test_csv_columns_of_other_names_are_used_or_named(tmp_path):
     assert sources["a2_t2"].images == (str(root / "a2.nii"),)
     assert "column other" in found.warnings[0] and "label:NAME" in found.warnings[0]
     assert any("columns age, weight not used" in note for note in found.notes)
-    told = SourceOptions(channels=("t1", "t2"))
+    result = SourceOptions(channels=("t1", "t2"))
     (root / "t.csv").write_text("subject,t1,t2,seg\nP,a.nii,a2.nii,m.nii\n")
-    one = discover(str(root / "t.csv"), options=told).sources
+    one = discover(str(root / "t.csv"), options=result).sources
     assert [(len(s.images), s.subject, s.channel_names) for s in one] == [(2, "P", ("t1", "t2"))]
 
 

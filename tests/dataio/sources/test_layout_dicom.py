@@ -33,7 +33,7 @@ def series(folder: Path, patient: str, number: int) -> np.ndarray:
     for z, plane in enumerate(voxels):
         image = sitk.GetImageFromArray(plane)
         image.SetSpacing((1.5, 1.5))
-        told = {
+        found = {
             "0008|0008": "ORIGINAL\\PRIMARY\\AXIAL", "0008|0060": "CT", "0010|0020": patient,
             "0008|0018": f"{uid}.{z}", "0020|000d": f"{uid}.90", "0020|000e": f"{uid}.91",
             "0008|0020": "20200102", "0008|0030": "101112", "0008|0031": "101112",
@@ -41,7 +41,7 @@ def series(folder: Path, patient: str, number: int) -> np.ndarray:
             "0020|0013": str(z + 1), "0020|0032": f"0\\0\\{3 * z}",
             "0020|0037": "1\\0\\0\\0\\1\\0",
         }  # fmt: skip
-        for key, value in told.items():
+        for key, value in found.items():
             image.SetMetaData(key, value)
         writer.SetFileName(str(folder / "slice.dcm"))
         writer.Execute(image)

@@ -452,10 +452,10 @@ def test_data_sets_are_found_as_they_are(tmp_path, name):
     assert len(people(found)) == n_people, sorted(people(found))
     assert sum(bool(source.labels) for source in found.sources) == n_labelled
     taken = {path for source in found.sources for path in source.paths}
-    told = {skip.path for skip in found.skipped}
+    result = {skip.path for skip in found.skipped}
     for file in files:
         path = str(tmp_path / file.removeprefix("!"))
-        assert path in taken | told or found.notes, f"{file} vanished"
+        assert path in taken | result or found.notes, f"{file} vanished"
     assert not found.warnings and not found.skipped
 
 
@@ -518,9 +518,9 @@ def test_files_that_a_data_set_has_no_place_for_are_told(tmp_path, is_described)
         (tmp_path / "dataset.json").write_text(json.dumps({"training": [pair]}))
     files = ["imagesTr/a.nii", "labelsTr/a.nii", "unlabelled/b.nii", "unlabelled/c.nii"]
     found = plant(tmp_path, *files)
-    (told,) = found.skipped
-    assert (told.path, told.code) == (str(tmp_path / "unlabelled"), "not-listed")
-    assert "2 file(s)" in told.detail and "`--layout folder`" in told.detail
+    (result,) = found.skipped
+    assert (result.path, result.code) == (str(tmp_path / "unlabelled"), "not-listed")
+    assert "2 file(s)" in result.detail and "`--layout folder`" in result.detail
     assert len(discover(str(tmp_path), "folder").sources) == 3
 
 
@@ -528,8 +528,8 @@ def test_files_that_a_data_set_has_no_place_for_are_told(tmp_path, is_described)
 def test_probability_maps_among_images_are_told(tmp_path, name):
     found = plant(tmp_path, "p1/T1.nii", "p2/T1.nii", f"p1/{name}.nii")
     assert len(found.sources) == 3
-    (told,) = found.warnings
-    assert f"p1/{name}.nii: called like a probability map" in told
+    (result,) = found.warnings
+    assert f"p1/{name}.nii: called like a probability map" in result
     assert not discover(str(tmp_path), options=SourceOptions(accept_doubts=True)).warnings
 
 

@@ -63,9 +63,9 @@ def test_without_a_network_one_line_tells_the_remedy(tmp_path, monkeypatch):
     assert "\n" not in str(error.value)
 
 
-@pytest.mark.parametrize("told", ["Task04_Hippocampus", "task04", "4", "04", "hippocampus"])
-def test_names_of_tasks(told):
-    assert full_name(told, list(DecathlonDataset.resource)) == TASK
+@pytest.mark.parametrize("expected", ["Task04_Hippocampus", "task04", "4", "04", "hippocampus"])
+def test_names_of_tasks(expected):
+    assert full_name(expected, list(DecathlonDataset.resource)) == TASK
 
 
 def test_unknown_tasks_name_the_known_ones():

@@ -16,12 +16,12 @@ from mim3d.dataio.sources.phantom_body import build_tissue, draw_body
 
 
 def test_cohort_is_whole_varied_and_byte_deterministic(tmp_path):
-    told: list[int] = []
-    one = make_cohort(tmp_path / "one", 16, seed=3, advance=lambda: told.append(1))
+    found: list[int] = []
+    one = make_cohort(tmp_path / "one", 16, seed=3, advance=lambda: found.append(1))
     two = make_cohort(tmp_path / "two", 16, seed=3)
     files = sorted(p.relative_to(one) for p in one.rglob("*.nii.gz"))
     assert len(files) == 32
-    assert len(told) == 16
+    assert len(found) == 16
     assert all((one / f).read_bytes() == (two / f).read_bytes() for f in files)
     images = [read(one / f) for f in files if f.parts[0] == "imagesTr"]
     assert len({i.shape for i in images}) > 8

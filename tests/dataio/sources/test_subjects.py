@@ -6,11 +6,11 @@ import pytest
 
 from mim3d.dataio.sources.discover import discover
 from mim3d.dataio.sources.subjects import grouped
-from mim3d.dataio.subjects.people import people_of
+from mim3d.dataio.subjects.inferred import infer_subjects
 
 
 def subjects(*names: str) -> list[str]:
-    return [person.subject for person in people_of(names, "root")]
+    return [person.subject for person in infer_subjects(names, "root")]
 
 
 @pytest.mark.parametrize("visit", ["visit{}", "ses-{}", "timepoint_{}", "2019-01-0{}", "m{}2"])

@@ -29,7 +29,7 @@ def test_a_name_that_is_not_utf8_costs_nothing_but_its_file(tmp_path, capsys):
     words = ["convert", str(tmp_path / "in"), str(tmp_path / "out"), "--workers", "1"]
     for _ in range(2):  # and again on a rerun
         assert main([*words, "--accept-doubts"]) == 3
-        assert "M\\xfcller.nii" in (told := capsys.readouterr().out) and "2 bad-name" in told
+        assert "M\\xfcller.nii" in (printed := capsys.readouterr().out) and "2 bad-name" in printed
     left = parse_quarantine((tmp_path / "out/quarantine.jsonl").read_bytes())
     assert [rejection.code for rejection in left] == ["bad-name", "bad-name"]
     assert main(["verify", str(tmp_path / "out")]) == 0

@@ -169,9 +169,9 @@ def test_a_bucket_that_is_not_there_is_one_line(bucket, tmp_path, capsys):
         RemoteStore(nowhere).replace("a", [b""])
     cohort = make_cohort(tmp_path / "cohort", 1)
     assert main(["convert", str(cohort), nowhere]) == 2
-    told = capsys.readouterr().err.strip()
-    assert told.startswith(f"mim3d convert: {nowhere}: there is no such bucket")
-    assert "\n" not in told
+    printed = capsys.readouterr().err.strip()
+    assert printed.startswith(f"mim3d convert: {nowhere}: there is no such bucket")
+    assert "\n" not in printed
 
 
 def test_two_writers_the_second_refuses(store):
@@ -325,12 +325,12 @@ def test_a_bucket_folder_that_is_no_corpus_is_refused(s3, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("address", "told"),
+    ("address", "expected"),
     [
         ("file:///data/corpus.zarr", "goes by its path: /data/corpus.zarr"),
         ("s3:/bucket/key", "is not SCHEME://BUCKET/KEY"),
     ],
 )
-def test_an_address_that_is_none_is_told(address, told):
-    with pytest.raises(SourceError, match=told):
+def test_an_address_that_is_none_is_told(address, expected):
+    with pytest.raises(SourceError, match=expected):
         remote.locate(address)

@@ -213,10 +213,10 @@ def test_the_headline_takes_equal_crops_and_corrects_for_its_choice(tmp_path: Pa
     assert "as fast as SimCLR." in said.text
     assert "by Holm as one of 2 masked arms" in said.detail
     assert "SimMIM: 1." in said.detail
-    told = [s.text for s in secondary_statements(study, groups)]
-    assert any("MAE" in text and "SimCLR (equal FLOPs)" in text for text in told)
+    found = [s.text for s in secondary_statements(study, groups)]
+    assert any("MAE" in text and "SimCLR (equal FLOPs)" in text for text in found)
     # SimMIM saw more crops than SimCLR could for MAE's FLOPs: that pair matches in nothing.
-    assert not any("SimMIM" in text and "SimCLR (equal FLOPs)" in text for text in told)
+    assert not any("SimMIM" in text and "SimCLR (equal FLOPs)" in text for text in found)
     only = {name: speed for name, speed in speeds.items() if name != "simclr"}
     flops = headline(*edited(write_study(tmp_path / "flops", seeds=6, speeds=only)))
     assert "SimCLR (equal FLOPs)" in flops.text

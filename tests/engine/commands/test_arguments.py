@@ -61,9 +61,9 @@ def asked(*words: str, **options: Any) -> Outer:
 def test_wrong_words_are_told_in_one_line(words: tuple[str, ...], wanted: str) -> None:
     with pytest.raises(UsageError) as refused:
         asked(*words)
-    told = str(refused.value)
-    assert told.startswith(wanted) and told.endswith("; see mim3d x --help")
-    assert "\n" not in told
+    message = str(refused.value)
+    assert message.startswith(wanted) and message.endswith("; see mim3d x --help")
+    assert "\n" not in message
 
 
 def test_every_event_of_tyro_is_known_or_told_in_general() -> None:

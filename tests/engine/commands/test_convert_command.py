@@ -51,8 +51,8 @@ def test_a_bad_file_is_named_and_exits_3(folder, tmp_path, capsys):
         str(tmp_path / "figures.json"),
     ]
     assert main(["convert", *words]) == 3
-    told = capsys.readouterr().out
-    assert "case9.nii.gz" in told and "1 truncated" in told
+    printed = capsys.readouterr().out
+    assert "case9.nii.gz" in printed and "1 truncated" in printed
     assert figures(tmp_path)["quarantine"] == {"truncated": 1}
     assert figures(tmp_path)["n_volumes"] == 3
 
@@ -67,8 +67,8 @@ def test_a_dry_run_tells_and_writes_nothing(folder, tmp_path, capsys):
         str(tmp_path / "figures.json"),
     ]
     assert main(["convert", *words]) == 0
-    told = capsys.readouterr().out
-    assert "3 sources, 3 volumes" in told and "case7.nii.gz" in told
+    printed = capsys.readouterr().out
+    assert "3 sources, 3 volumes" in printed and "case7.nii.gz" in printed
     got = figures(tmp_path)
     assert got["voxel_bytes"] == 3 * 30 * 31 * 32 * 2
     assert 0.2 < got["estimated_bytes"] / got["voxel_bytes"] < 1.2 and got["estimated_seconds"] > 0
@@ -82,8 +82,8 @@ def test_a_dry_run_tells_every_id_in_full(folder, tmp_path, capsys, monkeypatch)
         (folder / f"{long}{i:02d}.nii.gz").write_bytes((folder / "case0.nii.gz").read_bytes())
     json_file = tmp_path / "figures.json"
     assert main(["convert", str(folder), "x", "--dry-run", "--json", str(json_file)]) == 0
-    told = capsys.readouterr().out
-    assert f"\n{long}16  30 31 32  1 " in told and "... and 5 more" in told
+    printed = capsys.readouterr().out
+    assert f"\n{long}16  30 31 32  1 " in printed and "... and 5 more" in printed
     found = figures(tmp_path)["found"]
     assert [item["id"] for item in found][3:] == [f"{long}{i:02d}" for i in range(22)]
     assert found[0]["images"] == [str(folder / "case0.nii.gz")]
@@ -106,7 +106,7 @@ def test_what_is_taken_for_an_image_is_warned_of(folder, tmp_path, capsys):
     (folder / "mask_of_me.nii.gz").write_bytes((folder / "case0.nii.gz").read_bytes())
     words = ["convert", str(folder), str(tmp_path / "c"), "--workers", "1"]
     assert main([*words, "--json", str(tmp_path / "figures.json")]) == 3
-    assert "warning: " in (told := capsys.readouterr().out) and "mask_of_me.nii.gz" in told
+    assert "warning: " in (printed := capsys.readouterr().out) and "mask_of_me.nii.gz" in printed
     called, copied = figures(tmp_path)["warnings"]
     assert "called like a label" in called and "same content under several subjects" in copied
     again = [*words, "--accept-doubts", "--json", str(tmp_path / "figures.json")]
@@ -119,8 +119,8 @@ def test_a_label_map_among_images_is_told_by_its_voxels(folder, tmp_path, capsys
     nib.save(nib.Nifti1Image(parts, np.diag([-1, 1, 1, 1])), folder / "other.nii.gz")
     words = ["convert", str(folder), str(tmp_path / "c"), "--workers", "1"]
     assert main(words) == 3
-    told = capsys.readouterr().out
-    assert "1 image of 4 hold few whole numbers (4 in" in told and "other.nii.gz" in told
+    printed = capsys.readouterr().out
+    assert "1 image of 4 hold few whole numbers (4 in" in printed and "other.nii.gz" in printed
     (tmp_path / "cohort.csv").write_text("image,label\nimages/case0.nii.gz,images/other.nii.gz\n")
     words = ["convert", str(tmp_path / "cohort.csv"), str(tmp_path / "d"), "--workers", "1"]
     assert main(words) == 0
@@ -132,8 +132,8 @@ def test_subjects_are_shown_doubted_and_told(folder, tmp_path, capsys):
     words = ["convert", str(folder), str(tmp_path / "c"), "--workers", "1"]
     for command in ([*words, "--dry-run"], words, ["inspect", words[2], "--no-pictures"]):
         assert main(command) == 3
-        told = " ".join(capsys.readouterr().out.split())
-        assert "3 volumes of 3 subjects" in told and "numbers of 1 person" in told
+        printed = " ".join(capsys.readouterr().out.split())
+        assert "3 volumes of 3 subjects" in printed and "numbers of 1 person" in printed
     table = tmp_path / "who.csv"
     table.write_text("file,subject\nP1_1,A\nP1_2.nii.gz,A\nP2_1,B\n")
     for how in (["--subject", "^(P[0-9]+)_"], ["--subjects", str(table)], ["--accept-doubts"]):
@@ -142,7 +142,7 @@ def test_subjects_are_shown_doubted_and_told(folder, tmp_path, capsys):
         assert f"3 volumes of {n} subjects" in capsys.readouterr().out
         assert main(["inspect", words[2], "--no-pictures"]) == 0
     assert main([*words, "--dataset", "ours", "--subject", "^(P[0-9]+)_"]) == 0
-    assert "ours/P1 (by told) has 2" in capsys.readouterr().out
+    assert "ours/P1 (as declared) has 2" in capsys.readouterr().out
 
 
 def test_a_second_data_set_with_the_same_names_is_told_and_kept_apart(tmp_path, capsys):
@@ -159,12 +159,12 @@ def test_a_second_data_set_with_the_same_names_is_told_and_kept_apart(tmp_path, 
         return main(words), capsys.readouterr().out
 
     assert run("dsA")[0] == 0
-    code, told = run("dsB")
-    assert code == 3 and "1 subject with volumes in several places" in told
+    code, found = run("dsB")
+    assert code == 3 and "1 subject with volumes in several places" in found
     for name in ("dsA", "dsB"):
-        code, told = run(name, "--dataset", name, to="d")
+        code, found = run(name, "--dataset", name, to="d")
         assert code == 0
-    assert "4 volumes of 2 subjects" in told
+    assert "4 volumes of 2 subjects" in found
 
 
 def test_a_label_of_as_many_frames_tells_a_time_series(tmp_path):
@@ -197,9 +197,9 @@ def test_modalities_in_the_fourth_dimension_are_no_silent_volumes(tmp_path, caps
     words = ["convert", str(root), str(tmp_path / "c"), "--workers", "1"]
     for command in ([*words, "--dry-run"], words, ["inspect", words[2], "--no-pictures"]):
         assert main(command) == 3
-        told = " ".join(capsys.readouterr().out.split())
-        assert "convert with --time-axis channels into a new corpus" in told
-        assert ("3 frames, FLAIR, T1w, T2w" in told) == is_described
+        printed = " ".join(capsys.readouterr().out.split())
+        assert "convert with --time-axis channels into a new corpus" in printed
+        assert ("3 frames, FLAIR, T1w, T2w" in printed) == is_described
     assert main([*words, "--accept-doubts"]) == 0
     words[2] += "2"
     for more in (["--dry-run"], []):
@@ -208,7 +208,7 @@ def test_modalities_in_the_fourth_dimension_are_no_silent_volumes(tmp_path, caps
 
 
 @pytest.mark.parametrize(
-    ("how", "told"),
+    ("how", "expected"),
     [
         (["--subject", "(P1"], "no regular expression"),
         (["--subject", "^X"], "tells the subject of none of 3 files such as case0.nii.gz"),
@@ -216,9 +216,9 @@ def test_modalities_in_the_fourth_dimension_are_no_silent_volumes(tmp_path, caps
         (["--subject", "a", "--subjects", "b"], "tell one"),
     ],
 )
-def test_subjects_told_wrongly_end_in_one_line(folder, tmp_path, capsys, how, told):
+def test_subjects_told_wrongly_end_in_one_line(folder, tmp_path, capsys, how, expected):
     assert main(["convert", str(folder), str(tmp_path / "c"), *how]) == 2
-    assert told in capsys.readouterr().err
+    assert expected in capsys.readouterr().err
 
 
 def test_a_pattern_or_table_that_leaves_some_out_is_told(folder, tmp_path, capsys):
@@ -233,7 +233,7 @@ def test_a_pattern_or_table_that_leaves_some_out_is_told(folder, tmp_path, capsy
 
 
 @pytest.mark.parametrize(
-    ("words", "told"),
+    ("words", "expected"),
     [
         (["SRC", "c", "--workers", "-3"], "workers -3: at least 1"),
         (["SRC", "c", "--workers", "q"], "--workers takes INT, got q"),
@@ -247,10 +247,10 @@ def test_a_pattern_or_table_that_leaves_some_out_is_told(folder, tmp_path, capsy
         (["a.nii", "b.nii", "c.nii", "d"], "put a glob in quotes"),
     ],
 )
-def test_wrong_words_end_in_one_line(folder, capsys, words, told):
+def test_wrong_words_end_in_one_line(folder, capsys, words, expected):
     assert main(["convert", *(w.replace("SRC", str(folder)) for w in words)]) == 2
     error = capsys.readouterr().err
-    assert told in error and error.count("\n") == 1 and "[bold]" not in error
+    assert expected in error and error.count("\n") == 1 and "[bold]" not in error
 
 
 @pytest.mark.parametrize("command", ["verify", "inspect", "export-nifti"])
@@ -261,16 +261,16 @@ def test_wrong_words_of_other_commands_end_in_one_line(capsys, command):
 
 
 @pytest.mark.parametrize(
-    ("words", "told"),
+    ("words", "expected"),
     [
         (["verify", "c", "--workers", "0"], "workers 0: at least 1"),
         (["inspect", "c", "--volumes", "0"], "volumes 0: at least 1"),
         (["inspect", "c", "--rows", "-1"], "rows -1: 0 or more"),
     ],
 )
-def test_numbers_out_of_range(capsys, words, told):
+def test_numbers_out_of_range(capsys, words, expected):
     assert main(words) == 2
-    assert told in capsys.readouterr().err
+    assert expected in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("command", ["inspect", "export-nifti"])

@@ -61,8 +61,8 @@ def test_the_main_job_survives_bad_files_and_goes_on(
     assert main([*words, "--json", str(tmp_path / "f.json")]) == 3
     shown = capsys.readouterr().out
     quarantine = [json.loads(x) for x in (out / "corpus.zarr/quarantine.jsonl").open()]
-    told = {Path(entry["path"]).name.partition(".")[0]: entry["code"] for entry in quarantine}
-    assert told == bad
+    found = {Path(entry["path"]).name.partition(".")[0]: entry["code"] for entry in quarantine}
+    assert found == bad
     assert all(name in shown for name in bad)
     records = {record.id: record for record in Corpus.open(out / "corpus.zarr").records}
     assert {"small", "phantom_007"} <= records.keys()

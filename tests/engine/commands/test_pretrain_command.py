@@ -58,12 +58,12 @@ def test_nproc_starts_ranks(corpus, tmp_path):
     assert done.returncode == 0, done.stderr[-2000:]
     row = json.loads((tmp_path / "run" / "metrics.jsonl").read_text().splitlines()[-1])
     assert row["world"] == 2
-    told = json.loads((tmp_path / "figures.json").read_text())
-    assert (told["nproc"], told["step"], told["loss"]) == (2, 2, row["loss"])
-    assert "pretext" in told
+    figures = json.loads((tmp_path / "figures.json").read_text())
+    assert (figures["nproc"], figures["step"], figures["loss"]) == (2, 2, row["loss"])
+    assert "pretext" in figures
     began = (tmp_path / "run" / "metrics.jsonl").stat().st_mtime_ns
     again = main([*command[4:-2], "--nproc", "2"])  # finished: no rank is started for the answer
-    assert again.figures == told
+    assert again.figures == figures
     assert (tmp_path / "run" / "metrics.jsonl").stat().st_mtime_ns == began
 
 
@@ -91,10 +91,10 @@ def test_an_error_of_one_rank_is_one_line_of_the_whole_run(corpus, tmp_path):
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("PYTHONPATH", str(tmp_path))
         run = small_ranks(corpus, tmp_path / "run", "--log.wandb")
-    told = run.communicate(timeout=240)[1].strip().splitlines()
+    printed = run.communicate(timeout=240)[1].strip().splitlines()
     assert run.returncode == 2
-    assert len(told) == 1, told
-    assert "pip install wandb" in told[0]
+    assert len(printed) == 1, printed
+    assert "pip install wandb" in printed[0]
 
 
 def wait_for_rows(run, file):
@@ -118,15 +118,15 @@ def test_signals_to_launcher_and_rank(corpus, tmp_path, number):
         run.send_signal(number)
     else:
         psutil.Process(run.pid).children()[0].send_signal(number)
-    told = run.communicate(timeout=100)[1].strip().splitlines()
+    printed = run.communicate(timeout=100)[1].strip().splitlines()
     saved = list((tmp_path / "run" / "checkpoints").glob("step-*"))
     if number != signal.SIGKILL:
-        assert run.returncode == 0, told
+        assert run.returncode == 0, printed
         assert len(saved) == 1
     else:
         assert run.returncode == 2
-        assert len(told) == 1, told
-        assert "ended by SIGKILL" in told[0]
+        assert len(printed) == 1, printed
+        assert "ended by SIGKILL" in printed[0]
         assert not saved
 
 

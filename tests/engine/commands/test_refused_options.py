@@ -55,9 +55,9 @@ def test_a_number_that_is_none_is_refused_by_name(place, number):
 def test_the_command_line_says_so_in_one_line(option, tmp_path, capsys):
     words = ["pretrain", "demo-mae", "--out", str(tmp_path / "run"), option]
     assert cli.main(words) == 2
-    told = capsys.readouterr().err.strip()
-    assert "must be a finite number" in told
-    assert "\n" not in told
+    printed = capsys.readouterr().err.strip()
+    assert "must be a finite number" in printed
+    assert "\n" not in printed
 
 
 @pytest.mark.parametrize(
@@ -75,10 +75,10 @@ def test_the_command_line_says_so_in_one_line(option, tmp_path, capsys):
 def test_an_address_to_write_to_is_refused(words, tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert cli.main(words) == 2
-    told = capsys.readouterr().err.strip()
-    assert f"{words[-1]} is an address" in told
-    assert "name a local path" in told
-    assert "\n" not in told
+    printed = capsys.readouterr().err.strip()
+    assert f"{words[-1]} is an address" in printed
+    assert "name a local path" in printed
+    assert "\n" not in printed
     assert not list(tmp_path.iterdir())
 
 

@@ -250,16 +250,16 @@ def test_intensities_that_the_encoder_does_not_know_are_told(
 ) -> None:
     torch.manual_seed(5)
     save_encoder(tmp_path, VIT, ViT3D(VIT).state_dict(), {"normalise": "window:-175:250"})
-    told = input_mismatch(replace(config, init=str(tmp_path)))
-    assert len(told) == 1
-    assert "--data.normalise window:-175:250" in told[0]
+    message = input_mismatch(replace(config, init=str(tmp_path)))
+    assert len(message) == 1
+    assert "--data.normalise window:-175:250" in message[0]
     data = replace(config.data, normalise="window:-175:250")
     assert input_mismatch(replace(config, init=str(tmp_path), data=data)) == []
     assert input_mismatch(config) == []
 
 
 @pytest.mark.parametrize(
-    ("normalise", "channels", "told"),
+    ("normalise", "channels", "expected"),
     [
         ("zscore", 1, ""),
         ("zscore", 2, "the same statistics for all channels"),
@@ -268,14 +268,14 @@ def test_intensities_that_the_encoder_does_not_know_are_told(
     ],
 )
 def test_an_encoder_of_a_version_that_pooled_channels_is_told(
-    config: FinetuneConfig, tmp_path: Path, normalise: str, channels: int, told: str
+    config: FinetuneConfig, tmp_path: Path, normalise: str, channels: int, expected: str
 ) -> None:
     vit = replace(VIT, channels=channels)
     given = replace(
         config, init=str(tmp_path), vit=vit, data=replace(config.data, normalise=normalise)
     )
     save_encoder(tmp_path, vit, ViT3D(vit).state_dict(), {"normalise": normalise})
-    assert [told in line for line in input_mismatch(given)] == [True] * bool(told)
+    assert [expected in line for line in input_mismatch(given)] == [True] * bool(expected)
     now = {"normalise": normalise, "statistics": STATISTICS}
     save_encoder(tmp_path, vit, ViT3D(vit).state_dict(), now)
     assert input_mismatch(given) == []

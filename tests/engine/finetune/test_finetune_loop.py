@@ -23,7 +23,7 @@ from mim3d.engine.runs.files import read_json, write_json
 from mim3d.engine.training.config import LogConfig, OptimConfig, ScheduleConfig
 from mim3d.engine.training.metrics import METRICS, read_rows
 from mim3d.engine.training.optim import ShardedOptimiser
-from mim3d.engine.training.spread import spread
+from mim3d.engine.training.sharding import shard_objective
 from mim3d.engine.training.train_step import Stepper
 from mim3d.engine.training.trainer import Trainer
 
@@ -41,7 +41,7 @@ def config(corpus: Path) -> FinetuneConfig:
 def make_optimiser(config: FinetuneConfig, ranks: Ranks) -> ShardedOptimiser:
     task = make_task(config, Corpus.open(config.data.corpus), None, ranks.device)
     optim = OptimConfig(weight_decay=0.1)
-    return spread(
+    return shard_objective(
         task, optim, config.parallel, ranks, lambda name: lr_scale(config, name)
     ).optimiser
 

@@ -53,8 +53,8 @@ def assert_same_run(out: Path, other: Path) -> None:
 
 @pytest.mark.parametrize(("head", "accum"), [("unetr", "1"), ("classify", "1"), ("linear", "2")])
 def test_two_ranks_agree_with_one(corpus: Path, tmp_path: Path, head: str, accum: str) -> None:
-    told = launch(2, corpus, tmp_path / "two", head, accum)
-    assert "rank 0 rows 5 False" in told and "rank 1 rows 5 False" in told
+    printed = launch(2, corpus, tmp_path / "two", head, accum)
+    assert "rank 0 rows 5 False" in printed and "rank 1 rows 5 False" in printed
     launch(1, corpus, tmp_path / "one", head)
     assert_same_run(tmp_path / "two", tmp_path / "one")
     nets = [torch.load(tmp_path / run / "model.pt", weights_only=True) for run in ("one", "two")]
@@ -68,9 +68,9 @@ def test_told_to_stop_a_run_goes_on_at_any_number_of_ranks(
 ) -> None:
     """A signal on one rank stops all; sharded checkpoints fit one rank as well as two."""
     out = tmp_path / "run"
-    told = launch(before, corpus, out, "unetr", "1", "4")
-    assert told.count("True") == before
-    assert "told to stop: step" in told
+    printed = launch(before, corpus, out, "unetr", "1", "4")
+    assert printed.count("True") == before
+    assert "told to stop: step" in printed
     assert list((out / "checkpoints").glob("step-*"))
     assert "going on from the checkpoint of step" in launch(after, corpus, out, "unetr")
     launch(1, corpus, tmp_path / "whole", "unetr")

@@ -243,9 +243,9 @@ def test_calibration_is_the_median_of_a_runs_second_half(tmp_path):
 def test_the_command(capsys):
     outcome = main(["openmind-mae-vit-l-160", "--gpus", "64", "--device", "H100"])
     assert outcome.figures["parameters"] > 300e6
-    told = capsys.readouterr().out
-    assert "assumed" in told
-    assert "loader" in told
+    printed = capsys.readouterr().out
+    assert "assumed" in printed
+    assert "loader" in printed
 
 
 @pytest.mark.parametrize(
@@ -254,8 +254,8 @@ def test_the_command(capsys):
 def test_a_batch_too_small_for_the_devices_is_raised_and_told(capsys, gpus, accum, batch):
     words = ["demo-mae", "--gpus", str(gpus), "--parallel.grad-accum", str(accum)]
     assert main(words).figures["global_batch"] == batch
-    told = capsys.readouterr().out
-    assert ("the recipe's 16 does not divide" in told) == (batch != 16)
+    printed = capsys.readouterr().out
+    assert ("the recipe's 16 does not divide" in printed) == (batch != 16)
 
 
 @pytest.mark.slow

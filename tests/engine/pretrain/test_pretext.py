@@ -30,9 +30,9 @@ def test_nothing_logged_is_nothing_learned():
 
 def test_a_floor_that_is_null_in_some_rows_is_that_of_the_others() -> None:
     """metrics.jsonl has null for what was not finite."""
-    told = rows([0.5] * 10, patch_mean=1.0)
-    told[-1]["patch_mean"] = None
-    assert judge_pretext(told)["floor"] == 1.0
+    given = rows([0.5] * 10, patch_mean=1.0)
+    given[-1]["patch_mean"] = None
+    assert judge_pretext(given)["floor"] == 1.0
 
 
 def of_channels(losses, means, prefix=""):

@@ -98,8 +98,8 @@ def test_a_run_leaves_what_it_promises(finished, corpus):
     config = json.loads((finished / "config.json").read_text())
     assert config["method"]["name"] == "mae"
     assert config["data"]["corpus"] == str(corpus)
-    told = {name: config["environment"][name] for name in ("device", "world", "precision")}
-    assert told == {"device": "cpu", "world": 1, "precision": "float32"}
+    found = {name: config["environment"][name] for name in ("device", "world", "precision")}
+    assert found == {"device": "cpu", "world": 1, "precision": "float32"}
     assert config["dealt"] == {"held_out": []}
     verdict = json.loads((finished / "pretext.json").read_text())["pretext"]
     assert {"loss", "patch_mean", "nearest_patch", "learned"} <= verdict.keys()
@@ -175,10 +175,10 @@ def test_a_damaged_checkpoint_is_passed_over_loudly(corpus, finished, tmp_path, 
     content[len(content) // 2] ^= 1
     shard.write_bytes(content)
     run_pretrain(small_config(corpus), out)
-    told = capsys.readouterr().out
-    assert "DAMAGED CHECKPOINT step-00000008 PASSED OVER" in told
-    assert shard.name in told
-    assert "going on from the checkpoint of step 6" in told
+    printed = capsys.readouterr().out
+    assert "DAMAGED CHECKPOINT step-00000008 PASSED OVER" in printed
+    assert shard.name in printed
+    assert "going on from the checkpoint of step 6" in printed
     assert_same_run(out, finished)
 
 
@@ -315,9 +315,9 @@ def test_a_full_disk_while_saving(corpus, finished, tmp_path, monkeypatch, capsy
         assert steps_saved(out) == []
         return
     run_pretrain(small_config(corpus), out)
-    told = capsys.readouterr().out
-    assert "CHECKPOINT OF STEP 3 WAS NOT SAVED" in told
-    assert "No space left" in told
+    printed = capsys.readouterr().out
+    assert "CHECKPOINT OF STEP 3 WAS NOT SAVED" in printed
+    assert "No space left" in printed
     assert steps_saved(out) == [6, 8]
     assert_same_run(out, finished)
 
@@ -439,10 +439,10 @@ def test_simclr_goes_on_with_the_negatives_it_had(corpus, tmp_path, monkeypatch)
     out, config = tmp_path / "run", small_config(corpus, "simclr")
     stopped_at(config, out, 3, monkeypatch)
     kept = (out / "config.json").read_bytes()
-    for count, told in ((2, r"parallel\.grad_accum was 1 and is now 2"), (1, "")):
+    for count, found in ((2, r"parallel\.grad_accum was 1 and is now 2"), (1, "")):
         run = changed(config, "parallel", grad_accum=count)
-        if told:
-            with pytest.raises(CheckpointError, match=told):
+        if found:
+            with pytest.raises(CheckpointError, match=found):
                 run_pretrain(run, out)
             assert (out / "config.json").read_bytes() == kept
         else:
@@ -494,9 +494,9 @@ def test_a_full_disk_under_the_rows_is_told_with_its_remedy(corpus, tmp_path, mo
 def test_what_is_allowed_and_seldom_meant_is_said(corpus, tmp_path, capsys):
     config = changed(small_config(corpus), "schedule", warmup_steps=500)
     run_pretrain(changed(config, "vit", crop_size=(32, 32, 32)), tmp_path / "run")
-    told = capsys.readouterr().out
-    assert "schedule.warmup_steps 500 is not below steps 8" in told
-    assert "4 of 4 volumes are smaller than vit.crop_size (32, 32, 32)" in told
+    printed = capsys.readouterr().out
+    assert "schedule.warmup_steps 500 is not below steps 8" in printed
+    assert "4 of 4 volumes are smaller than vit.crop_size (32, 32, 32)" in printed
 
 
 @pytest.mark.parametrize("method", ["simmim", "simclr"])

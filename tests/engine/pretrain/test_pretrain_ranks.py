@@ -220,8 +220,8 @@ def test_an_error_on_one_rank_is_told_by_that_rank_alone(corpus, tmp_path):
     done = launch(2, corpus, tmp_path / "run", "full-disk")
     assert done.returncode != 0
     assert done.stderr.count("OSError: [Errno 28] No space left on device") == 1
-    told = f"{tmp_path / 'run'} cannot be written: No space left on device. Free space there"
-    assert f"PeerError: rank 1: {told}" in done.stderr
+    found = f"{tmp_path / 'run'} cannot be written: No space left on device. Free space there"
+    assert f"PeerError: rank 1: {found}" in done.stderr
     newest = checkpoint_files.committed(tmp_path / "run" / "checkpoints")[0]
     assert checkpoint_files.verify(newest).step == 3
 

@@ -203,7 +203,7 @@ def test_other_heads_are_refused_with_the_option(source):
 
 
 @pytest.mark.parametrize(
-    ("name", "content", "told"),
+    ("name", "content", "expected"),
     [
         ("none.pt", None, "is not there: give a run's folder"),
         ("notes.txt", {"a": torch.ones(2)}, "weights are read from .safetensors"),
@@ -212,10 +212,10 @@ def test_other_heads_are_refused_with_the_option(source):
         ("half.pt", {"blocks.0.norm1.weight": torch.ones(2)}, "no patch embedding"),
     ],
 )
-def test_what_is_no_encoder_is_refused(tmp_path, name, content, told):
+def test_what_is_no_encoder_is_refused(tmp_path, name, content, expected):
     if content is not None:
         torch.save(content, tmp_path / name)
-    with pytest.raises(CheckpointError, match=told):
+    with pytest.raises(CheckpointError, match=expected):
         started(tmp_path / name)
 
 

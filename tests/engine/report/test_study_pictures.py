@@ -12,10 +12,10 @@ from mim3d.engine.report.pictures import (
     KEPT,
     Column,
     draw_segmentations,
+    evenly_chosen,
     load_slices,
     reconstructions,
     segmentations,
-    spread_out,
 )
 from mim3d.engine.runs.files import write_json, write_jsonl
 
@@ -50,10 +50,10 @@ def test_cases_dice_and_classes_are_written_out(
     )
     columns = [Column("MAE", slices(), {"case_007": 0.714}), Column("scratch", slices(), {})]
     draw_segmentations(tmp_path / "s.png", columns)
-    told = words_of(kept[0])
+    found = words_of(kept[0])
     for words in ("case_007", "case_012", "Dice 0.71", "class 1", "class 2", "MAE", "scratch"):
-        assert words in told
-    assert told.count("Dice") == 1  # the others' is not known
+        assert words in found
+    assert found.count("Dice") == 1  # the others' is not known
 
 
 def study_of(folder: Path, pictures: bool) -> Study:
@@ -104,6 +104,6 @@ def test_reconstructions_are_kept_beside_the_figures(tmp_path: Path) -> None:
     assert again[0].caption.startswith(KEPT)
 
 
-def test_spread_out() -> None:
-    assert spread_out([1, 2], 4) == [1, 2]
-    assert spread_out(list(range(15)), 6) == [0, 3, 6, 8, 11, 14]
+def test_evenly_chosen() -> None:
+    assert evenly_chosen([1, 2], 4) == [1, 2]
+    assert evenly_chosen(list(range(15)), 6) == [0, 3, 6, 8, 11, 14]

@@ -301,9 +301,9 @@ def test_the_headline_leaves_twins_of_equal_flops_out(tmp_path: Path) -> None:
     config = {"seeds": 5, "flops_of": "simclr"}
     study, groups = summary(write_study(tmp_path, speeds=speeds, config=config))
     assert [c.first for c in headline_family(groups[0])] == ["mae"]
-    told = [s.text for s in secondary_statements(study, groups)]
-    assert any(text.startswith("This MAE (equal FLOPs) encoder over this SimCLR") for text in told)
-    assert not any("converged" in text for text in told)
+    found = [s.text for s in secondary_statements(study, groups)]
+    assert any(text.startswith("This MAE (equal FLOPs) encoder over this SimCLR") for text in found)
+    assert not any("converged" in text for text in found)
     alone = {arm: speed for arm, speed in speeds.items() if arm != "mae"}
     _, groups = summary(write_study(tmp_path, speeds=alone, config=config))
     assert [c.first for c in headline_family(groups[0])] == ["mae-flops"]

@@ -41,13 +41,13 @@ def test_any_flipped_bit_is_found(tmp_path_factory, data):
     content[place // 8] ^= 1 << place % 8
     path.write_bytes(content)
     try:
-        told = files.verify(folder)
+        found = files.verify(folder)
     except CheckpointError as error:
         assert folder.name in str(error)
     else:
         # White space of the manifest carries nothing.
         assert path.name == files.SEAL
-        assert told == facts(1)
+        assert found == facts(1)
 
 
 @pytest.mark.parametrize("damage", ["short", "missing", "foreign", "no manifest", "format"])
@@ -124,11 +124,11 @@ def test_a_checkpoint_under_another_steps_name_is_not_taken_for_it(tmp_path):
         files.verify(folder)
 
 
-@pytest.mark.parametrize("told", [["__0_0.distcp"], {"__0_0.distcp": {"bytes": 1}}, None])
-def test_a_sealed_manifest_of_another_form_is_refused(tmp_path, told):
+@pytest.mark.parametrize("expected", [["__0_0.distcp"], {"__0_0.distcp": {"bytes": 1}}, None])
+def test_a_sealed_manifest_of_another_form_is_refused(tmp_path, expected):
     folder = make(tmp_path, 5)
     sealed = json.loads((folder / files.SEAL).read_text())
-    sealed["body"]["files"] = told
+    sealed["body"]["files"] = expected
     sealed["sha256"] = files.json_sha256(sealed["body"])
     (folder / files.SEAL).write_text(json.dumps(sealed))
     with pytest.raises(CheckpointError, match=r"manifest\.json"):

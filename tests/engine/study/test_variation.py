@@ -55,7 +55,7 @@ def test_nothing_named_changes_nothing() -> None:
 
 
 @pytest.mark.parametrize(
-    ("words", "told"),
+    ("words", "expected"),
     [
         (["mask_ratio"], "must be NAME=VALUE,VALUE"),
         (["masks=0.3"], "one of crop, depth, patch, width"),
@@ -70,8 +70,8 @@ def test_nothing_named_changes_nothing() -> None:
         (["mask_ratio=1.5"], "mask_ratio 1.5"),
     ],
 )
-def test_what_cannot_be_is_refused_before_any_work(words: list[str], told: str) -> None:
-    with pytest.raises(ConfigError, match=told):
+def test_what_cannot_be_is_refused_before_any_work(words: list[str], expected: str) -> None:
+    with pytest.raises(ConfigError, match=expected):
         varied(demo(), words)
 
 

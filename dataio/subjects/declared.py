@@ -1,4 +1,4 @@
-"""Subjects as a person tells them: by a regular expression over paths, or by a table."""
+"""Subjects that the user declares: by a regular expression over paths, or by a table."""
 
 import posixpath
 import re
@@ -7,21 +7,24 @@ from dataclasses import dataclass, field
 
 from mim3d.dataio.nifti.names import stem
 
-Tell = Callable[[str, str], str]
+DECLARED, ACCEPTED = "told", "accepted"  # as manifests have them in `subject_from`
+"""Rules of a subject that the user gave, and of one that was looked at and found right."""
+
+SubjectRule = Callable[[str, str], str]
 
 
-def by_pattern(pattern: str) -> Tell:
+def by_pattern(pattern: str) -> SubjectRule:
     """Subject of (path, id): a pattern's groups joined, or all it matches; empty if nothing."""
     compiled = re.compile(pattern)
 
-    def tell(path: str, id: str) -> str:
+    def subject_of(path: str, id: str) -> str:
         del id
         found = compiled.search(path)
         if found is None:
             return ""
         return "_".join(filter(None, found.groups())) if compiled.groups else found[0]
 
-    return tell
+    return subject_of
 
 
 @dataclass

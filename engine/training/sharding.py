@@ -22,7 +22,7 @@ from mim3d.engine.training.optim import ShardedOptimiser
 
 
 @dataclass(frozen=True)
-class Spread:
+class ShardedObjective:
     """What a rank trains: an objective whose parameters are its shards, and their optimiser."""
 
     module: Objective
@@ -36,13 +36,13 @@ class Spread:
         return communication_seconds(self.module, self.mesh, self.parallel, self.dtype)
 
 
-def spread(
+def shard_objective(
     module: Objective,
     optim: OptimConfig,
     parallel: ParallelConfig,
     ranks: Ranks,
     lr_scale: Callable[[str], float] = lambda name: 1.0,
-) -> Spread:
+) -> ShardedObjective:
     """Shard a module in place; `lr_scale` is the optimiser's."""
     mesh = make_mesh(ranks.device, ranks.world, parallel.replicate)
     dtype = choose_precision(parallel.precision, ranks.device)
@@ -56,4 +56,4 @@ def spread(
         scaled=dtype == torch.float16,
         lr_scale=lr_scale,
     )
-    return Spread(module, optimiser, mesh, dtype, parallel)
+    return ShardedObjective(module, optimiser, mesh, dtype, parallel)

@@ -1,4 +1,4 @@
-"""Whose image a file is, told by folders and names: a person is one subject over all visits.
+"""Whose image a file is, inferred from folders and names: a person is one subject over all visits.
 
 First by the names of known data sets, then by BIDS' `sub-XX`, then by the innermost folder that is
 no visit, date or kind of image; where such a folder holds several people (a site), by the file.
@@ -10,14 +10,14 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
-from mim3d.dataio.nifti.names import stem, tells_no_case
+from mim3d.dataio.nifti.names import identifies_no_case, stem
 from mim3d.dataio.subjects.families import known_person
 from mim3d.dataio.subjects.words import (
     has_digit,
+    identifies_nobody,
     is_gathering,
     person_folder,
     person_in,
-    tells_no_person,
     words_of,
 )
 
@@ -32,7 +32,7 @@ BIDS = re.compile(r"(?:^|[_/])(sub-[A-Za-z0-9]+)")
 
 
 @dataclass(frozen=True)
-class Person:
+class InferredSubject:
     """Whose a file is and which rule says so; `doubt` where the rule may be wrong, in words."""
 
     subject: str
@@ -40,14 +40,16 @@ class Person:
     doubt: str = ""
 
 
-def people_of(names: Sequence[str], root: str = "", *, short: bool = False) -> list[Person]:
-    """The person of each path relative to a root, all judged together.
+def infer_subjects(
+    names: Sequence[str], root: str = "", *, short: bool = False
+) -> list[InferredSubject]:
+    """The subject of each path relative to a root, all judged together.
 
     With `short`, folders stand before a file's own name only where people would else be confused.
     """
     names = without_channels(names)
     homes = Homes(names)
-    found = [person_of(name, homes, posixpath.basename(root)) for name in names]
+    found = [infer_subject(name, homes, posixpath.basename(root)) for name in names]
     if short:
         found = without_needless_folders(found)
     return found
@@ -77,24 +79,24 @@ def without_channels(names: Sequence[str]) -> list[str]:
     ]
 
 
-def person_of(name: str, homes: "Homes", root: str) -> Person:
-    """One path's person."""
+def infer_subject(name: str, homes: "Homes", root: str) -> InferredSubject:
+    """One path's subject."""
     subject, family = known_person(name)
     if family:
-        return Person(subject, f"{family} names")
+        return InferredSubject(subject, f"{family} names")
     if bids := BIDS.search(name):
-        return Person(posixpath.join(place_of(name, bids[1]), bids[1]), "BIDS names")
+        return InferredSubject(posixpath.join(place_of(name, bids[1]), bids[1]), "BIDS names")
     home = homes.home(name)
     core = homes.core(name)
     if not home and not core and not homes.mixed_root:
-        return Person(root or stem(name), "folders", homes.vague_root)
+        return InferredSubject(root or stem(name), "folders", homes.vague_root)
     if not home:
-        return Person(core or stem(name), "file names")
+        return InferredSubject(core or stem(name), "file names")
     decided, doubt = homes.decide(home)
     doubt = doubt or homes.passed(name)
     if decided == "folder" or not core:
-        return Person(home, "folders", doubt)
-    return Person(posixpath.join(home, core), "file names", doubt)
+        return InferredSubject(home, "folders", doubt)
+    return InferredSubject(posixpath.join(home, core), "file names", doubt)
 
 
 def place_of(name: str, subject: str) -> str:
@@ -107,7 +109,7 @@ def place_of(name: str, subject: str) -> str:
 
 def is_passage(folder: str) -> bool:
     """Whether a folder stands between a person and a file, or above people, and names nobody."""
-    return bool(PLAIN_FOLDER.fullmatch(folder)) or tells_no_person(folder)
+    return bool(PLAIN_FOLDER.fullmatch(folder)) or identifies_nobody(folder)
 
 
 class Homes:
@@ -212,9 +214,9 @@ SERIES = re.compile(
 def is_series(folder: str) -> bool:
     """Whether a folder below a person's tells a series: `S13408`, `AX T1 thin`, `rest_1`."""
     words = words_of(folder)
-    told = any(word.role in {"kind", "visit"} for word in words)
+    is_kind = any(word.role in {"kind", "visit"} for word in words)
     numbers = [word.text for word in words if word.role == "who" and has_digit(word.text)]
-    return bool(SERIES.fullmatch(folder)) or (told and all(len(n) < 3 for n in numbers))
+    return bool(SERIES.fullmatch(folder)) or (is_kind and all(len(n) < 3 for n in numbers))
 
 
 def repeated_folders(names: Sequence[str]) -> set[str]:
@@ -247,7 +249,7 @@ def repeated_folders(names: Sequence[str]) -> set[str]:
 
 def core_of(whole: str, folder: str) -> str:
     """What a stem tells of a person, without what its folder tells as well."""
-    core = "" if tells_no_case(whole) else person_in(whole)
+    core = "" if identifies_no_case(whole) else person_in(whole)
     if not core or not folder:
         return core
     if is_numbered_kind(whole) and has_digit(folder) and not is_gathering(folder):
@@ -274,7 +276,7 @@ def spelled(name: str) -> list[str]:
     return [part for part in re.split(r"[-_. ]+", name.lower()) if part]
 
 
-def without_needless_folders(found: Sequence[Person]) -> list[Person]:
+def without_needless_folders(found: Sequence[InferredSubject]) -> list[InferredSubject]:
     """Subjects by their last part alone where no other has the same."""
     wholes: dict[str, set[str]] = defaultdict(set)
     for person in found:
