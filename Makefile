@@ -81,6 +81,7 @@ endif
 
 define install
 	$(PIP) install -c $(CONSTRAINTS) -e '.[$(1)]'
+	$(2)
 	@$(BUILD) | cmp - $(VENV)/torch-build || { echo "an install changed the torch build"; exit 1; }
 	touch $@
 endef
@@ -88,8 +89,9 @@ endef
 $(VENV)/.run: $(VENV)/.torch pyproject.toml $(wildcard dataio/native/*.c dataio/native/*.h)
 	$(call install,study$(comma)cuda$(CUDA))
 
-$(VENV)/.test: $(VENV)/.run
-	$(call install,cuda$(CUDA)$(comma)test)
+# What tests compare with comes without its dependencies, which would bring another torch.
+$(VENV)/.test: $(VENV)/.run tests/references.txt
+	$(call install,cuda$(CUDA)$(comma)test,$(PIP) install --no-deps -r tests/references.txt)
 
 $(VENV)/.lint: $(VENV)/.test
 	$(call install,cuda$(CUDA)$(comma)test$(comma)lint)

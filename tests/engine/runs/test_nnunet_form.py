@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from references import prepare_torchvision
 
 from mim3d.engine.errors import CheckpointError, ConfigError
 from mim3d.engine.models.config import SwinConfig, ViTConfig
@@ -35,7 +36,7 @@ def run(request, tmp_path):
 
 def network_class(monkeypatch):
     """The example's network; nnU-Net's trainer is stood in for where nnU-Net is not installed."""
-    pytest.importorskip("dynamic_network_architectures.architectures.primus")
+    prepare_torchvision()
     try:
         found = importlib.util.find_spec(PRETRAINED)
     except ImportError:
