@@ -136,7 +136,7 @@ summarise() { # what is known so far: summary.json by the shell alone, the rest 
     echo "  }"
     echo "}"
   } >"$out/summary.json"
-  timeout 20 "$python" bench/gpu_summary.py "$work" "$out" >>"$log" 2>&1 || true
+  timeout 20 "$python" bench/gpu/summary.py "$work" "$out" >>"$log" 2>&1 || true
 }
 stage() { # stage NAME LIMIT_S COMMAND...: run with a limit, keep the log, note the outcome
   local name=$1 limit=$(($2 * patience)) left=$((budget - (SECONDS - began))) start=$SECONDS code
@@ -202,7 +202,7 @@ else
 fi
 
 has zarr || say "the set base is missing: no stage will get far without it (see --help)"
-wanted ready && stage ready 90 "$python" -m mim3d.bench.gpu_ready "$work/ready.json"
+wanted ready && stage ready 90 "$python" -m mim3d.bench.gpu.ready "$work/ready.json"
 # A line for each test: what failed is known even where there is no time for the whole story.
 pytest=("$python" -m pytest -v --tb=short -p no:cacheprovider)
 wanted tests && stage tests 150 "${pytest[@]}" "${test_words[@]}"

@@ -12,6 +12,8 @@ STAGES = {
     "optim": "an optimiser update: ours, torch's AdamW, apex where it is built",
     "step": "the whole training step: crops/s, MFU, data stall, share outside the model",
 }
+MODULES = {"optim": "step.optim"}
+"""Stages that are not `stage` of a folder of their own."""
 HELP = (
     "usage: mim3d bench STAGE [options]     (mim3d bench STAGE --help tells them)\n\n"
     + "\n".join(f"  {name:<8}  {does}" for name, does in STAGES.items())
@@ -40,5 +42,5 @@ def main(words: list[str]) -> Outcome:
 
 def run_stage(name: str, options: list[str]) -> Outcome:
     """Import the stage lazily: nothing but this command reaches into `bench`."""
-    module = importlib.import_module(f"mim3d.bench.{name}")
+    module = importlib.import_module(f"mim3d.bench.{MODULES.get(name, f'{name}.stage')}")
     return module.main(options)

@@ -11,10 +11,15 @@ from typing import Any
 
 import pytest
 
-from mim3d.bench import convert, kernels, loader, optim, step
-from mim3d.bench.convert_jobs import Measured
-from mim3d.bench.kernel_cases import OURS
+from mim3d.bench.convert.jobs import Measured
+from mim3d.bench.convert.stage import ConvertBench
+from mim3d.bench.convert.summary import ratios_by_round
+from mim3d.bench.kernels.cases import OURS
+from mim3d.bench.kernels.stage import KernelsBench
+from mim3d.bench.loader.stage import LoaderBench
 from mim3d.bench.regression import BASELINE, STAGES, changes, main, ratios_of
+from mim3d.bench.step.optim import OptimBench
+from mim3d.bench.step.options import StepBench
 from mim3d.engine.commands.arguments import parse
 from mim3d.engine.commands.bench import STAGES as COMMANDS
 
@@ -225,9 +230,9 @@ def test_pytest_benchmark_compares_the_files(tmp_path, kept) -> None:
 
 
 def test_every_stage_takes_the_options_of_a_short_run() -> None:
-    for module in (convert.ConvertBench, loader.LoaderBench, kernels.KernelsBench):
+    for module in (ConvertBench, LoaderBench, KernelsBench):
         assert parse(module, ["--peers", "--rounds", "1"], "bench", None).rounds == 1
-    for module in (optim.OptimBench, step.StepBench):
+    for module in (OptimBench, StepBench):
         assert parse(module, ["--peers", "--rounds", "1"], "bench", None).rounds == 1
 
 
@@ -240,7 +245,7 @@ def test_rounds_of_a_conversion_hold_its_ratios() -> None:
         "script": [measured(3.0), measured(4.0)],
         "floor": [measured(9.0, floor=0.5), measured(9.0, floor=1.0)],
     }
-    assert convert.ratios_by_round(runs, 2) == {
+    assert ratios_by_round(runs, 2) == {
         "script_over_mim3d_cpu": [3.0, 2.0],
         "mim3d_over_floor_cpu": [2.0, 2.0],
         "peak_over_largest_volume": [3.0, 2.0],

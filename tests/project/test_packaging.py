@@ -151,6 +151,7 @@ def test_the_wheel_holds_the_rooms_under_mim3d_only(wheel: Path) -> None:
     for template in TEMPLATES.iterdir():
         assert f"mim3d/engine/report/templates/{template.name}" in names
     assert {"mim3d/py.typed", "mim3d/__main__.py"} <= set(names)
+    assert "mim3d/bench/baseline/two-cpu-cores.json" in names  # what a run is compared with
     assert not [name for name in names if name.startswith("mim3d/engine/face")]
     if shutil.which("cc"):
         for loop in LOOPS:

@@ -39,7 +39,7 @@ CASES: dict[str, tuple[dict[str, Any], str, int, float]] = {
 CHILD = """
 import json, sys
 from pathlib import Path
-from mim3d.bench.convert_jobs import measure
+from mim3d.bench.convert.jobs import measure
 from mim3d.dataio.corpus.conversion import Conversion
 from mim3d.dataio.convert.run import convert
 from mim3d.dataio.sources.source import Source

@@ -2,7 +2,7 @@
 
 import pytest
 
-from mim3d.bench.optim import main, make_contestants
+from mim3d.bench.step.optim import main, make_updates
 from mim3d.engine.distributed.process_group import process_ranks
 from mim3d.engine.pretrain.recipes import recipe
 from mim3d.engine.training.optim import apex_problem
@@ -26,7 +26,7 @@ def test_the_bench_names_what_is_missing(capsys):
 
 def test_every_contestant_updates_more_than_once():
     with process_ranks(60.0) as ranks:
-        contestants, _ = make_contestants(recipe("demo-mae"), ranks)
+        contestants, _ = make_updates(recipe("demo-mae"), ranks)
         for update in contestants.values():
             update()
             update()

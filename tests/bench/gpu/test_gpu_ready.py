@@ -4,7 +4,8 @@ import json
 
 import pytest
 
-from mim3d.bench import gpu_ready
+from mim3d.bench.gpu import checks, ready
+from mim3d.bench.gpu.installed import found
 
 CHECKS = [
     "triton", "inductor", "process group", "loops in C", "corpus", "decoding on the device", "DALI",
@@ -17,14 +18,14 @@ def outcomes(file) -> dict[str, str]:
 
 
 def test_every_check_passes_where_everything_works(tmp_path):
-    assert gpu_ready.main(tmp_path / "ready.json") == 0
+    assert ready.main(tmp_path / "ready.json") == 0
     assert outcomes(tmp_path / "ready.json") == dict.fromkeys(CHECKS, "ok")
 
 
 def test_a_broken_part_is_named_and_the_others_are_checked(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(gpu_ready, "LARGEST_ERROR", -1.0)
-    monkeypatch.setattr(gpu_ready, "corpus_of", lambda *_: (_ for _ in ()).throw(OSError("full")))
-    assert gpu_ready.main(tmp_path / "ready.json") == 3
+    monkeypatch.setattr(checks, "LARGEST_ERROR", -1.0)
+    monkeypatch.setattr(checks, "corpus_of", lambda *_: (_ for _ in ()).throw(OSError("full")))
+    assert ready.main(tmp_path / "ready.json") == 3
     told = outcomes(tmp_path / "ready.json")
     assert told["corpus"] == "failed: OSError: full"
     assert told["decoding on the device"].startswith("failed: CorpusError")
@@ -34,8 +35,8 @@ def test_a_broken_part_is_named_and_the_others_are_checked(tmp_path, monkeypatch
 
 
 def test_what_is_not_installed_is_absent_and_no_failure(tmp_path, monkeypatch):
-    monkeypatch.setattr(gpu_ready, "found", lambda module: module != "nvidia.dali")
-    assert gpu_ready.main(tmp_path / "ready.json") == 0
+    monkeypatch.setattr(checks, "found", lambda module: module != "nvidia.dali")
+    assert ready.main(tmp_path / "ready.json") == 0
     assert outcomes(tmp_path / "ready.json")["DALI"] == "absent: no DALI"
 
 
@@ -43,4 +44,4 @@ def test_what_is_not_installed_is_absent_and_no_failure(tmp_path, monkeypatch):
     ("module", "there"), [("torch", True), ("nvidia.nothing", False), ("no.such", False)]
 )
 def test_modules_are_found_or_not(module, there):
-    assert gpu_ready.found(module) is there
+    assert found(module) is there

@@ -1,17 +1,5 @@
-"""Whether a GPU machine has what bench/gpu.sh needs: each part once, on something tiny, checked.
+"""What a GPU machine must be able to do, each part once, on something tiny."""
 
-    python -m mim3d.bench.gpu_ready FILE.json
-
-Half a minute that says which part is broken before the stages spend theirs. The file is written
-anew after every check, for a broken library may take the process with it. Exit 3 where one failed.
-"""
-
-import importlib.util
-import json
-import sys
-import tempfile
-import time
-import traceback
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
@@ -22,6 +10,7 @@ import torch
 import torch.distributed as dist
 
 from mim3d.bench.corpora import anatomy_like, corpus_of
+from mim3d.bench.gpu.installed import found
 from mim3d.dataio.loader.augment import ViewDraws, augmentation, draw_view
 from mim3d.dataio.loader.dali import DaliGraph, feed_order
 from mim3d.dataio.loader.graph import GraphSpec
@@ -41,21 +30,6 @@ class AbsentError(Exception):
     """A part that is not installed: its stages are left out, or take another way."""
 
 
-def main(file: Path) -> int:
-    """Run every check; 0 where none failed."""
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    outcomes: dict[str, dict[str, object]] = {}
-    with tempfile.TemporaryDirectory(prefix="mim3d-ready-") as folder:
-        for name, check in checks(device, Path(folder)).items():
-            began = time.perf_counter()
-            outcome = outcome_of(check)
-            seconds = round(time.perf_counter() - began, 2)
-            outcomes[name] = {"outcome": outcome, "seconds": seconds}
-            print(f"{name}: {outcome}, {seconds} s", flush=True)
-            file.write_text(json.dumps({"ready": {"device": str(device), "checks": outcomes}}))
-    return 3 if any(str(each["outcome"]).startswith("failed") for each in outcomes.values()) else 0
-
-
 def checks(device: torch.device, folder: Path) -> dict[str, Callable[[], None]]:
     """Every check by name, the ones that others build on first."""
     return {
@@ -67,18 +41,6 @@ def checks(device: torch.device, folder: Path) -> dict[str, Callable[[], None]]:
         "decoding on the device": partial(check_decoding, device, folder),
         "DALI": partial(check_dali, device),
     }
-
-
-def outcome_of(check: Callable[[], None]) -> str:
-    """What came of it, in a line; the whole error goes to the log."""
-    try:
-        check()
-    except AbsentError as why:
-        return f"absent: {why}"
-    except Exception as error:
-        traceback.print_exc()
-        return f"failed: {type(error).__name__}: {str(error).strip().partition(chr(10))[0]}"
-    return "ok"
 
 
 def check_kernel(device: torch.device) -> None:
@@ -156,15 +118,3 @@ def run_graph(
     outputs = [each.cpu().clone() for each in graph.run()]
     graph.close()
     return outputs
-
-
-def found(module: str) -> bool:
-    """Whether a module is installed."""
-    try:
-        return importlib.util.find_spec(module) is not None
-    except ModuleNotFoundError:
-        return False
-
-
-if __name__ == "__main__":
-    sys.exit(main(Path(sys.argv[1])))

@@ -9,11 +9,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from mim3d.bench import kernel_recipes as recipes
 from mim3d.bench import timing
-from mim3d.bench.kernel_cases import OURS, Case, Operation, Shape, operations
-from mim3d.bench.kernel_runs import Session
-from mim3d.bench.kernels import main, notes, rows_of
+from mim3d.bench.kernels import recipes
+from mim3d.bench.kernels.cases import OURS, Case, Operation, Shape, operations
+from mim3d.bench.kernels.runs import Session
+from mim3d.bench.kernels.stage import main, notes, rows_of
 from mim3d.engine.errors import ConfigError
 from mim3d.kernels.decoder_tokens import decoder_tokens
 from mim3d.kernels.masked_loss import masked_voxel_loss
@@ -110,7 +110,7 @@ def test_operations_build_the_variants_they_name(operation):
 
 
 def test_a_gpus_plan_has_graphs_but_not_of_what_waits_and_compiles_last(monkeypatch):
-    monkeypatch.setattr("mim3d.bench.kernel_runs.Flush", lambda device: None)
+    monkeypatch.setattr("mim3d.bench.kernels.runs.Flush", lambda device: None)
     session = Session("cuda", 1e12, 3, 60.0)
     session.plan(operations(), [Shape(2, 96, 16), Shape(2, 96, 8)], compiled=True)
     graphs = {(r.operation.name, r.variant) for r in session.runs if r.mode == "graph"}

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mim3d.bench import kernel_recipes as recipes
+from mim3d.bench.kernels import recipes
 from mim3d.kernels.assemble import Shuffle, assemble_crops
 from mim3d.kernels.decoder_tokens import decoder_tokens
 from mim3d.kernels.masked_loss import masked_voxel_loss

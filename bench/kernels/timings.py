@@ -1,12 +1,12 @@
 """The one test of `mim3d bench kernels`: pytest-benchmark times every variant through it.
 
-Not collected by the suite: kernel_runs hands this file to a pytest of its own.
+Not collected by the suite: `runs` hands this file to a pytest of its own.
 """
 
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from mim3d.bench.kernel_runs import Run
+    from mim3d.bench.kernels.runs import Run
 
 
 def test_variant(benchmark: Any, run: "Run") -> None:

@@ -2,8 +2,8 @@
 
     session = Session(plan, device, ...); session.run(arguments) -> seconds by run
 
-One `Run` is a variant timed one way (cold caches, or inside a CUDA graph); `kernel_timings.py` is
-its test. pytest-benchmark keeps rounds, statistics and files; the clocks are ours (timing.py).
+One `Run` is a variant timed one way (cold caches, or inside a CUDA graph); `timings.py` is its
+test. pytest-benchmark keeps rounds, statistics and files; the clocks are ours (bench/timing.py).
 """
 
 import gc
@@ -17,11 +17,11 @@ from typing import Any
 
 import torch
 
-from mim3d.bench.kernel_cases import OURS, Case, Operation, Shape
+from mim3d.bench.kernels.cases import OURS, Case, Operation, Shape
 from mim3d.bench.timing import WARMUP, Flush, captured, cold_timer, graph_instant, once
 from mim3d.engine.errors import ConfigError
 
-TIMINGS = Path(__file__).with_name("kernel_timings.py")
+TIMINGS = Path(__file__).with_name("timings.py")
 LEAST_ROUNDS = 5
 SECONDS_A_RUN = 0.5  # a slow variant gets fewer rounds, never fewer than LEAST_ROUNDS
 

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from mim3d.bench.step.options import LR
 from mim3d.engine.commands.arguments import parse
 from mim3d.engine.commands.outcome import Outcome
 from mim3d.engine.distributed.parallel import make_mesh, shard_group, shard_model
@@ -19,7 +20,6 @@ from mim3d.engine.pretrain.recipes import recipe
 from mim3d.engine.training.config import OptimConfig
 from mim3d.engine.training.optim import ShardedOptimiser, apex_problem, decayed, load_apex
 
-LR = 1e-4
 BYTES_PER_PARAMETER = 28
 """Read weight, gradient and two moments, write weight and moments: 7 values of 4 bytes."""
 Update = Callable[[], object]
@@ -48,8 +48,8 @@ def main(words: list[str]) -> Outcome:
     with process_ranks(600.0) as ranks:
         on_gpu = ranks.device.type == "cuda"
         config = recipe(options.recipe or ("mae-vit-l-128" if on_gpu else "demo-mae"))
-        contestants, missing = make_contestants(config, ranks)
-        rounds = measure(contestants, options, ranks.device)
+        contestants, missing = make_updates(config, ranks)
+        rounds = measure_updates(contestants, options, ranks.device)
         parameters = sum(p.numel() for p in config.build().parameters()) // ranks.world
     seconds = {name: statistics.median(values) for name, values in rounds.items()}
     figures: dict[str, Any] = {
@@ -62,13 +62,11 @@ def main(words: list[str]) -> Outcome:
         "not_available": missing,
     }
     if ranks.first:
-        print(table(figures))
+        print(table_of_updates(figures))
     return Outcome(figures)
 
 
-def make_contestants(
-    config: PretrainConfig, ranks: Ranks
-) -> tuple[dict[str, Update], dict[str, str]]:
+def make_updates(config: PretrainConfig, ranks: Ranks) -> tuple[dict[str, Update], dict[str, str]]:
     """Updates by name, and why others are not there."""
     optim = config.optim
     contestants: dict[str, Update] = {"mim3d, clipped": ours(config, ranks, optim)}
@@ -143,7 +141,7 @@ def shards_of(
     return groups, tensors
 
 
-def measure(
+def measure_updates(
     contestants: dict[str, Update], options: OptimBench, device: torch.device
 ) -> dict[str, list[float]]:
     """Seconds of an update by contestant, in each round."""
@@ -170,7 +168,7 @@ def timed(update: Update, steps: int, device: torch.device) -> float:
     return (clock() - began) / steps
 
 
-def table(figures: dict[str, Any]) -> str:
+def table_of_updates(figures: dict[str, Any]) -> str:
     """The figures for people."""
     lines: Iterable[str] = (
         f"{name:<29} {seconds * 1e3:9.3f} ms  {figures['gb_per_s'][name]:8.1f} GB/s"

@@ -4,10 +4,10 @@ import numpy as np
 import pytest
 from nibabel.nifti1 import Nifti1Image
 
-from mim3d.bench import loader_gpu
 from mim3d.bench.corpora import anatomy_like, corpus_of
-from mim3d.bench.loader import main
-from mim3d.bench.loader_gpu import WAYS, GpuBench, gpu_table, measure_gpu
+from mim3d.bench.gpu import caches
+from mim3d.bench.gpu.caches import WAYS, GpuBench, gpu_table, measure_gpu
+from mim3d.bench.loader.stage import main
 from mim3d.dataio.device.device_reader import STAGES
 from mim3d.dataio.errors import Mim3dError
 
@@ -58,7 +58,7 @@ def test_a_way_that_needs_what_is_not_installed_is_told(small, monkeypatch):
     def refuse(*_arguments, **_options):
         raise Mim3dError("the loader runs on NVIDIA DALI, which is not installed")
 
-    monkeypatch.setattr(loader_gpu, "Loader", refuse)
+    monkeypatch.setattr(caches, "Loader", refuse)
     figures = measure_gpu(small, (32, 32, 32), "cpu", GpuBench())
     assert figures["rates"] == {}
     assert set(figures["not_available"]) == set(WAYS)

@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from mim3d.bench.gpu_summary import BIG
+from mim3d.bench.gpu.summary import BIG
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[3]
 IMAGE = {
     "torch", "triton", "numpy", "scipy", "matplotlib", "einops", "safetensors", "tensorboard",
     "psutil", "rich", "jinja2", "xxhash", "typing_extensions",
@@ -161,7 +161,7 @@ def test_the_summary_holds_figures_against_targets(tmp_path: Path) -> None:
     stages = {"kernels": {"outcome": "ok", "seconds": 3}}
     (out / "summary.json").write_text(json.dumps({"stages": stages}))
     subprocess.run(
-        [sys.executable, "-S", str(ROOT / "bench" / "gpu_summary.py"), str(tmp_path), str(out)],
+        [sys.executable, "-S", str(ROOT / "bench" / "gpu" / "summary.py"), str(tmp_path), str(out)],
         check=True,
     )
     text = (out / "summary.txt").read_text()

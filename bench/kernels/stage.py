@@ -9,9 +9,9 @@ from typing import Any, Literal
 
 import torch
 
-from mim3d.bench.kernel_cases import OURS, Shape, operations
-from mim3d.bench.kernel_runs import Run, Session
-from mim3d.bench.roofline import draw_roofline
+from mim3d.bench.kernels.cases import OURS, Shape, operations
+from mim3d.bench.kernels.roofline import draw_roofline
+from mim3d.bench.kernels.runs import Run, Session
 from mim3d.bench.timing import copy_bandwidth, median_cold
 from mim3d.engine.commands.arguments import parse
 from mim3d.engine.commands.outcome import Outcome

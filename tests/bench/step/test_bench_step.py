@@ -1,8 +1,8 @@
 import pytest
 import torch
 
-from mim3d.bench.step import main
-from mim3d.bench.step_peers import EagerMAE
+from mim3d.bench.step.peers import EagerMAE
+from mim3d.bench.step.stage import main
 from mim3d.dataio.loader.batch import Batch
 from mim3d.engine.errors import ConfigError
 from mim3d.engine.models.config import MAEConfig, ViTConfig

@@ -1,4 +1,4 @@
-"""Single conversions to be timed: `python -m mim3d.bench.convert_jobs NAME FOLDER FILES RESULT`.
+"""Single conversions to be timed: `python -m mim3d.bench.convert.jobs NAME FOLDER FILES RESULT`.
 
 A job gets a list of NIfTI files and an empty folder, and reports CPU seconds (its children's too),
 wall seconds and how far memory rose above what the imports took. Imports are done before.
@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from mim3d.bench.convert_peers import prepare_script
+from mim3d.bench.convert.peers import prepare_script
 
 Prepare = Callable[[Sequence[str], Path], Callable[[], Any]]
 
@@ -94,7 +94,7 @@ def prepare_floor(files: Sequence[str], folder: Path) -> Callable[[], Any]:
 
 def jobs() -> dict[str, Prepare]:
     """Every job by name; peers are imported only when asked for."""
-    from mim3d.bench.convert_peers import PEERS
+    from mim3d.bench.convert.peers import PEERS
 
     return {
         "mim3d": prepare_mim3d,

@@ -9,10 +9,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from mim3d.bench.convert import found_files, main, met, run_job
-from mim3d.bench.convert_peers import PEERS
+from mim3d.bench.convert.peers import PEERS
+from mim3d.bench.convert.stage import main, run_job
+from mim3d.bench.convert.summary import met
+from mim3d.bench.convert.table_open import measure_table
+from mim3d.bench.convert.volumes import found_files
 from mim3d.bench.other_work import OtherWork, busy_seconds, own_seconds
-from mim3d.bench.table_open import measure_table
 from mim3d.dataio.sources.phantom import make_cohort
 
 

@@ -1,6 +1,6 @@
 """What bench/gpu.sh has reached so far: figures.json with all figures, summary.txt with targets.
 
-    python bench/gpu_summary.py WORK OUT    WORK holds a STAGE.json of each finished stage
+    python bench/gpu/summary.py WORK OUT    WORK holds a STAGE.json of each finished stage
 
 Needs the standard library alone, and says "not measured" rather than nothing.
 """

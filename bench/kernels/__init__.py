@@ -1,0 +1,6 @@
+"""`mim3d bench kernels`: each fused operation beside eager recipes and torch.compile.
+
+Files in reading order: stage (the command), cases (operations, shapes, bytes needed), recipes (the
+same operations as others compute them), runs (a pytest of its own), timings (its one test),
+roofline (the picture).
+"""

@@ -1,0 +1,139 @@
+"""What is stepped: the bare model, the engine's step from memory and from the loader, its peers."""
+
+import dataclasses
+import functools
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from mim3d.bench.corpora import anatomy_like, corpus_of
+from mim3d.bench.step.options import LR, StepBench
+from mim3d.bench.step.peers import EagerMAE
+from mim3d.dataio.loader.batch import Batch
+from mim3d.dataio.loader.loader import Loader
+from mim3d.engine.distributed.parallel import (
+    choose_precision,
+    make_mesh,
+    set_recompute,
+    shard_group,
+    shard_model,
+    transformer_blocks,
+)
+from mim3d.engine.distributed.process_group import Ranks
+from mim3d.engine.models.config import MAEConfig
+from mim3d.engine.pretrain.config import PretrainConfig
+from mim3d.engine.training.optim import ShardedOptimiser
+from mim3d.engine.training.train_step import Stepper
+
+
+@dataclass
+class Contestant:
+    """Something that can be stepped, how fast it was at best, and what that round waited."""
+
+    run: Callable[[], float]
+    stepper: Stepper | None = None
+    best_s: float = float("inf")
+    waited_s: float = 0.0
+    rounds: list[float] = field(default_factory=list)
+
+
+def make_contestants(
+    options: StepBench, config: PretrainConfig, ranks: Ranks, loader: Loader | None
+) -> dict[str, Contestant]:
+    """Everything that is timed; the same weights, precision, compilation and batch size."""
+    batch = random_batch(config, ranks) if loader is None else kept(next(loader))
+    same = functools.partial(make_stepper, config, ranks)
+    steppers = {"in memory": same(config.build(), forever(batch))}
+    if loader is not None:
+        steppers["loader"] = same(config.build(), loader)
+    if options.peers:
+        assert isinstance(config.method, MAEConfig)
+        eager = EagerMAE(config.method, config.vit, config.seed)
+        eager.load_state_dict(config.build().state_dict())
+        steppers["eager recipe"] = same(eager, forever(batch))
+    found = {"model": Contestant(bare_step(config, ranks, config.build(), batch))}
+    for name, stepper in steppers.items():
+        found[name] = Contestant(engine_step(stepper), stepper)
+    return found
+
+
+def random_batch(config: PretrainConfig, ranks: Ranks) -> Batch:
+    """Normalised noise of the shape and dtype that the loader would hand over."""
+    b, vit = config.micro_batch(ranks.world), config.vit
+    settings = config.data.loader_config(vit, config.method, b, config.seed)
+    crops = torch.randn(b, vit.channels, *vit.crop_size, device=ranks.device)
+    image = crops.to(getattr(torch, settings.dtype))
+    second = image.flip(-1).contiguous() if settings.views == 2 else None
+    zeros = torch.zeros(b, dtype=torch.int64)
+    return Batch(image, second, None, zeros, torch.zeros(b, 3).long(), torch.arange(b), 0)
+
+
+def make_stepper(
+    config: PretrainConfig, ranks: Ranks, module: nn.Module, batches: Iterator[Batch]
+) -> Stepper:
+    """The engine's step around a module."""
+    dtype = choose_precision(config.parallel.precision, ranks.device)
+    mesh = make_mesh(ranks.device, ranks.world, config.parallel.replicate)
+    module.to(ranks.device)
+    model = shard_model(module, mesh, config.parallel, dtype)
+    optimiser = ShardedOptimiser(
+        module.named_parameters(), config.optim, shard_group(mesh), scaled=dtype == torch.float16
+    )
+    return Stepper(model, optimiser, batches, ranks, config.parallel.grad_accum)
+
+
+def bare_step(
+    config: PretrainConfig, ranks: Ranks, module: nn.Module, batch: Batch
+) -> Callable[[], float]:
+    """Forward and backward of the module alone, in the engine's precision; waits for no data."""
+    parallel = config.parallel
+    module.to(ranks.device, choose_precision(parallel.precision, ranks.device))
+    for block in transformer_blocks(module):
+        if parallel.recompute:
+            set_recompute(block)
+        if parallel.compile:
+            block.compile(dynamic=False)
+
+    def run() -> float:
+        for _ in range(parallel.grad_accum):
+            module(batch)[0].backward()
+        for parameter in module.parameters():
+            parameter.grad = None
+        return 0.0
+
+    return run
+
+
+def engine_step(stepper: Stepper) -> Callable[[], float]:
+    """One whole step; seconds it stood still for data."""
+    return lambda: stepper.step(LR, measure=False).waited
+
+
+def forever(batch: Batch) -> Iterator[Batch]:
+    """The same batch, again and again."""
+    while True:
+        yield batch
+
+
+def kept(batch: Batch) -> Batch:
+    """A copy that outlives the loader's buffers."""
+    second = None if batch.second_view is None else batch.second_view.clone()
+    return dataclasses.replace(batch, image=batch.image.clone(), second_view=second)
+
+
+def open_loader(options: StepBench, config: PretrainConfig, ranks: Ranks, folder: Path) -> Loader:
+    """The real loader, over the corpus given or four generated volumes."""
+    root = options.corpus or corpus_of(
+        folder / "corpus.zarr", [anatomy_like((192, 192, 192), seed) for seed in range(4)]
+    )
+    micro_batch = config.micro_batch(ranks.world)
+    return Loader(
+        root,
+        config.data.loader_config(config.vit, config.method, micro_batch, config.seed),
+        rank=ranks.rank,
+        world=ranks.world,
+        device=ranks.device,
+    )

@@ -1,0 +1,62 @@
+"""What `mim3d bench step` is asked for, and the recipe that it steps."""
+
+import dataclasses
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Literal
+
+import tyro
+
+from mim3d.engine.distributed.process_group import Ranks
+from mim3d.engine.errors import ConfigError
+from mim3d.engine.models.config import MAEConfig
+from mim3d.engine.pretrain.config import PretrainConfig
+from mim3d.engine.pretrain.recipes import recipe
+
+LR = 1e-4
+"""Rate of every update that is timed."""
+
+
+@dataclass(frozen=True)
+class StepBench:
+    """Time training steps in interleaved rounds; the best round of each counts.
+
+    `model` is forward and backward of the bare module, its blocks compiled if the engine's are;
+    `in memory` the engine's step on a batch that is already there (FSDP, clipping, optimiser);
+    `loader` the same fed by the real loader.
+    """
+
+    recipe: str = ""
+    """Recipe to time; demo-mae on a CPU and mae-vit-b-96 on a GPU where not given."""
+    corpus: Annotated[Path | None, tyro.conf.arg(name="data.corpus", aliases=("--corpus",))] = None
+    """Corpus for the loader; a generated one where not given."""
+    global_batch: int = 0
+    """Crops a step; 0 keeps the recipe's."""
+    steps: int = 10
+    """Steps of a round."""
+    rounds: int = 3
+    """Interleaved rounds."""
+    warmup: int = 3
+    """Steps before the first round."""
+    cache: Literal["recipe", "none", "host", "device"] = "recipe"
+    """The loader's cache; "device" decompresses with nvCOMP."""
+    loader: bool = True
+    """Off: random batches stand in for the loader's, and neither DALI nor nvCOMP is needed."""
+    peers: bool = False
+    """Also time MAE in its common eager formulation, everything else equal."""
+    profile: Path | None = None
+    """Folder for profile.txt: where the device's time goes in three steps of each contestant."""
+
+
+def chosen_config(options: StepBench, ranks: Ranks) -> PretrainConfig:
+    """The recipe with the batch asked for."""
+    on_gpu = ranks.device.type == "cuda"
+    config = recipe(options.recipe or ("mae-vit-b-96" if on_gpu else "demo-mae"))
+    if options.peers and not isinstance(config.method, MAEConfig):
+        raise ConfigError(f"--peers times MAE's eager recipe; {options.recipe} is no MAE")
+    data = config.data
+    if options.cache != "recipe":
+        loader = dataclasses.replace(data.loader, cache=options.cache)
+        data = dataclasses.replace(data, loader=loader)
+    batch = options.global_batch or config.global_batch
+    return dataclasses.replace(config, global_batch=batch, data=data)

@@ -1,0 +1,35 @@
+"""`mim3d bench step`: the whole training step, what bounds it, and the eager recipe beside it."""
+
+import tempfile
+from contextlib import ExitStack
+from pathlib import Path
+
+from mim3d.bench.step.contestants import make_contestants, open_loader
+from mim3d.bench.step.options import StepBench, chosen_config
+from mim3d.bench.step.profile import write_profile
+from mim3d.bench.step.rounds import measure
+from mim3d.bench.step.table import figures_of, table
+from mim3d.engine.commands.arguments import parse
+from mim3d.engine.commands.outcome import Outcome
+from mim3d.engine.distributed.process_group import process_ranks
+
+
+def main(words: list[str]) -> Outcome:
+    """Run the bench and print its table."""
+    options = parse(StepBench, words, "mim3d bench step", StepBench.__doc__)
+    with ExitStack() as stack:
+        ranks = stack.enter_context(process_ranks(600.0))
+        config = chosen_config(options, ranks)
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="mim3d-bench-")))
+        loader = None
+        if options.loader:
+            loader = stack.enter_context(open_loader(options, config, ranks, folder))
+        contestants = make_contestants(options, config, ranks, loader)
+        times = measure(options, contestants, ranks.device)
+        if options.profile is not None and ranks.first:
+            runs = {name: one.run for name, one in contestants.items()}
+            write_profile(runs, options.profile, ranks.device)
+    figures = figures_of(times, config, ranks)
+    if ranks.first:
+        print(table(times, figures, config))
+    return Outcome(figures)
