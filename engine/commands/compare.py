@@ -23,6 +23,9 @@ class StudyArgs:
     """Folder of the study; the same command goes on with what is missing."""
     vary: tuple[str, ...] = ()
     """NAME=VALUE,VALUE of one or two settings: every combination instead of the study's own."""
+    dask: str = ""
+    """Address of a Dask scheduler, tcp://HOST:8786, whose workers (one thread each, `dask cuda
+    worker` for GPUs) see the same files: every run goes to one of them."""
     report: bool = False
     """Only draw the report, from what is in --out: also of a study that was stopped half-way."""
 
@@ -50,7 +53,7 @@ def main(words: list[str]) -> Outcome:
     else:
         from mim3d.engine.study.run import run_study
 
-        result = run_study(varied(args.config, args.vary), args.out)
+        result = run_study(varied(args.config, args.vary), args.out, args.dask)
         failed, spent = result.failed, {"seconds": result.seconds, "failed": result.failed}
     report = build_report(args.out)
     figures = figures_of(report)

@@ -1,4 +1,4 @@
-"""Independent tasks, some at a time, each in a process with one thread; their lines reach us."""
+"""Independent tasks, some at a time: here, in processes with one thread each, or over Dask."""
 
 import io
 import os
@@ -6,16 +6,18 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Callable, Sequence
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from dataclasses import dataclass
 from multiprocessing import get_context, parent_process
-from typing import Any
+from pathlib import Path
+from typing import Any, Self
 
 from mim3d.dataio.errors import Mim3dError
-from mim3d.dataio.progress import progress
+from mim3d.dataio.progress import Progress, progress
 from mim3d.engine.errors import TrainingError
 
 STOP = None
@@ -34,16 +36,111 @@ class PoolTask:
     arguments: tuple[Any, ...]
 
 
-def run_tasks(tasks: Sequence[PoolTask], workers: int, title: str) -> Failures:
-    """Run all tasks; returns the error of each that a user can mend, by name.
+class Pool(ABC):
+    """Where the tasks of every phase run; closed by `with`."""
 
-    Any other exception ends the rest. One worker runs in this process.
+    @abstractmethod
+    def run(self, tasks: Sequence[PoolTask], title: str) -> Failures:
+        """Run all tasks; returns the error of each that a user can mend, by name.
+
+        Any other exception ends the rest.
+        """
+
+    @abstractmethod
+    def close(self) -> None:
+        """Let the workers go."""
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+class InProcess(Pool):
+    """One task after the other, here."""
+
+    def run(self, tasks: Sequence[PoolTask], title: str) -> Failures:
+        """As `Pool.run`."""
+        failed: Failures = {}
+        for index, task in enumerate(tasks):
+            print(f"[{index + 1}/{len(tasks)}] {task.name}", flush=True)
+            try:
+                task.call(*task.arguments)
+            except (Mim3dError, OSError) as error:
+                failed[task.name] = error
+                print(f"{task.name}: {error}", flush=True)
+        return failed
+
+    def close(self) -> None:
+        """There are none."""
+
+
+class Processes(Pool):
+    """Spawned processes with one thread each, the same for all phases: they import torch once.
+
+    They start with the first task, and their lines come out here.
     """
-    if not tasks:
-        return {}
-    if workers <= 1:
-        return _run_here(tasks)
-    return _run_apart(tasks, min(workers, len(tasks)), title)
+
+    def __init__(self, workers: int) -> None:
+        context = get_context("spawn")
+        self._lines = context.Queue()
+        self._pool = ProcessPoolExecutor(workers, context, _begin_worker, (self._lines,))
+
+    def run(self, tasks: Sequence[PoolTask], title: str) -> Failures:
+        """As `Pool.run`; TrainingError where a worker dies."""
+        if not tasks:
+            return {}
+        with progress(title, len(tasks), "runs") as shown, self._lines_to(shown.note):
+            return self._run(tasks, shown)
+
+    def _run(self, tasks: Sequence[PoolTask], shown: Progress) -> Failures:
+        failed: Failures = {}
+        with _one_thread_each():
+            futures: dict[Future[None], str] = {
+                self._pool.submit(_run_task, task.call, *task.arguments): task.name
+                for task in tasks
+            }
+        for future in as_completed(futures):
+            name = futures[future]
+            try:
+                future.result()
+            except BrokenProcessPool as error:
+                raise TrainingError(
+                    f"a worker process died during {name} or a run beside it, perhaps for want "
+                    "of memory: run the same command again, with --workers 1 if it recurs"
+                ) from error
+            except (Mim3dError, OSError) as error:
+                failed[name] = error
+                shown.note(f"{name}: {error}")
+            shown.advance(1, name)
+        return failed
+
+    @contextmanager
+    def _lines_to(self, note: Callable[[str], None]) -> Iterator[None]:
+        listener = threading.Thread(target=_pass_on, args=(self._lines, note), daemon=True)
+        listener.start()
+        try:
+            yield
+        finally:
+            self._lines.put(STOP)
+            listener.join(timeout=5)
+
+    def close(self) -> None:
+        """Wait for running tasks; those that wait are dropped."""
+        self._pool.shutdown(wait=True, cancel_futures=True)
+
+
+def open_pool(workers: int, dask: str, out: Path) -> Pool:
+    """This process for one worker, else spawned ones; or the Dask cluster at address `dask`.
+
+    `out` is the folder that the tasks write to.
+    """
+    if dask:
+        from mim3d.engine.study.dask_pool import DaskPool
+
+        return DaskPool(dask, out)
+    return InProcess() if workers <= 1 else Processes(workers)
 
 
 def default_workers(device: str) -> int:
@@ -56,52 +153,8 @@ def default_workers(device: str) -> int:
     return max(1, min(cores or 1, 8))
 
 
-def _run_here(tasks: Sequence[PoolTask]) -> Failures:
-    failed: Failures = {}
-    for index, task in enumerate(tasks):
-        print(f"[{index + 1}/{len(tasks)}] {task.name}", flush=True)
-        try:
-            task.call(*task.arguments)
-        except (Mim3dError, OSError) as error:
-            failed[task.name] = error
-            print(f"{task.name}: {error}", flush=True)
-    return failed
-
-
-def _run_apart(tasks: Sequence[PoolTask], workers: int, title: str) -> Failures:
-    context = get_context("spawn")
-    lines = context.Queue()
-    failed: Failures = {}
-    with progress(title, len(tasks), "runs") as shown, _one_thread_each():
-        pool = ProcessPoolExecutor(workers, context, _begin_worker, (lines,))
-        listener = threading.Thread(target=_pass_on, args=(lines, shown.note), daemon=True)
-        listener.start()
-        try:
-            futures: dict[Future[None], str] = {
-                pool.submit(_run_task, task.call, *task.arguments): task.name for task in tasks
-            }
-            for future in as_completed(futures):
-                name = futures[future]
-                try:
-                    future.result()
-                except BrokenProcessPool as error:
-                    raise TrainingError(
-                        f"a worker process died during {name} or a run beside it, perhaps for want "
-                        "of memory: run the same command again, with --workers 1 if it recurs"
-                    ) from error
-                except (Mim3dError, OSError) as error:
-                    failed[name] = error
-                    shown.note(f"{name}: {error}")
-                shown.advance(1, name)
-        finally:
-            pool.shutdown(wait=True, cancel_futures=True)
-            lines.put(STOP)
-            listener.join(timeout=5)
-    return failed
-
-
 @contextmanager
-def _one_thread_each():  # noqa: ANN202
+def _one_thread_each() -> Iterator[None]:
     """Children inherit one OpenMP thread: several would fight over the cores."""
     before = os.environ.get("OMP_NUM_THREADS")
     os.environ["OMP_NUM_THREADS"] = "1"

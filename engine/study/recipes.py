@@ -236,25 +236,33 @@ def search_pretext() -> StudyConfig:
     the length of study `hippocampus`: at 16,000 crops SimCLR's temperatures rank otherwise than at
     96,000. The test subjects are not looked at, and not in any training set either.
     """
-    base, own = hippocampus(), ((0.6, 0.1), (0.75, 0.5))
-    grid = product((5e-4, 1.5e-3), (16, 64), own)
+    plan = FinetunePlan(
+        steps=180, eval_every=15, lr=(4e-3,), encoder_lr_scale=(0.3,), augment="upright"
+    )
+    return pretext_search("pretext", hippocampus(), plan)
+
+
+def search_pretext_ct() -> StudyConfig:
+    """The same search on head-and-neck CT, at the length of study `head-neck-ct`."""
+    base = head_neck_ct()
+    return pretext_search("pretext-ct", base, base.finetune)
+
+
+def pretext_search(name: str, base: StudyConfig, plan: FinetunePlan) -> StudyConfig:
+    """Eight settings of each pretext task on one seed, at the full length of study `base`."""
+    grid = product((5e-4, 1.5e-3), (16, 64), ((0.6, 0.1), (0.75, 0.5)))
     variants = [
         Variant(lr=lr, global_batch=batch, mask_ratio=mask_ratio, temperature=temperature)
         for lr, batch, (mask_ratio, temperature) in grid
     ]
-    found = ablation("pretext", ("lr", "global_batch", "mask_ratio", "temperature"), variants)
+    axes = ("lr", "global_batch", "mask_ratio", "temperature")
     return replace(
-        found,
+        ablation(name, axes, variants),
+        data=base.data,
         arms=("simclr", "mae", "simmim"),
         seeds=(100,),
         pretrain=replace(base.pretrain, per_seed=False),
-        finetune=FinetunePlan(
-            steps=180,
-            eval_every=15,
-            lr=(4e-3,),
-            encoder_lr_scale=(0.3,),
-            augment="upright",
-        ),
+        finetune=plan,
         score_test=False,
     )
 
@@ -271,6 +279,7 @@ STUDIES: dict[str, Callable[[], StudyConfig]] = {
     "resolution": ablate_resolution,
     "labels": ablate_labels,
     "pretext": search_pretext,
+    "pretext-ct": search_pretext_ct,
 }
 
 

@@ -36,7 +36,7 @@ from mim3d.engine.study.plan import (
     scored_cells,
     tuning_cells,
 )
-from mim3d.engine.study.pool import Failures, PoolTask, default_workers, run_tasks
+from mim3d.engine.study.pool import Failures, Pool, PoolTask, default_workers, open_pool
 
 
 @dataclass(frozen=True)
@@ -48,12 +48,18 @@ class StudyResult:
     failed: dict[str, str]
 
 
-def run_study(config: StudyConfig, out: str | Path) -> StudyResult:
-    """Run what is missing of the study in `out`, then write its results."""
+def run_study(config: StudyConfig, out: str | Path, dask: str = "") -> StudyResult:
+    """Run what is missing of the study in `out`, then write its results.
+
+    Runs go to the Dask cluster at address `dask` where one is named; its workers see the same
+    files. Results are the same to the byte, but for the seconds they took.
+    """
     out, place = Path(out), named_corpus(config)
+    workers = config.workers or default_workers(config.device)
     with opened_corpus(place) as (corpus, _), sole_writer(out):
         refuse_earlier_names(out)
-        return run_phases(config, corpus, out)
+        with open_pool(workers, dask, out) as pool:
+            return run_phases(config, corpus, out, pool)
 
 
 def refuse_earlier_names(out: Path) -> None:
@@ -69,12 +75,11 @@ def refuse_earlier_names(out: Path) -> None:
         )
 
 
-def run_phases(config: StudyConfig, corpus: Corpus, out: Path) -> StudyResult:
+def run_phases(config: StudyConfig, corpus: Corpus, out: Path, pool: Pool) -> StudyResult:
     """The same with the folder's lock held."""
     began = time.monotonic()
     targets = read_targets(Path(config.data.targets)) if "classify" in config.heads else None
     splits = make_splits(corpus.records, config.data.label, config.data.split, targets)
-    workers = config.workers or default_workers(config.device)
     tuning = tuning_cells(config)
     # Cells that wait for no pretraining and no tuning fill the cores beside the pretrainings.
     free = [] if tuning else [c for c in scored_cells(config, {}) if waits_for_nothing(config, c)]
@@ -82,14 +87,14 @@ def run_phases(config: StudyConfig, corpus: Corpus, out: Path) -> StudyResult:
     first = [*pretrain_tasks(config, splits, out), *cell_tasks(config, free, splits, out)]
     failed: Failures = {}
     keep_results(config, corpus, splits, failed, out)
-    failed |= run_tasks(first, workers, "pretraining")
+    failed |= pool.run(first, "pretraining")
     keep_results(config, corpus, splits, failed, out)
     tuning = of_their_pretraining(config, tuning, splits, out)
-    failed |= run_tasks(cell_tasks(config, tuning, splits, out), workers, "tuning")
+    failed |= pool.run(cell_tasks(config, tuning, splits, out), "tuning")
     keep_results(config, corpus, splits, failed, out)
     cells = [c for c in scored_cells(config, choose_lr(tuning, out)) if c.key not in failed]
     cells = of_their_pretraining(config, cells, splits, out)
-    failed |= run_tasks(cell_tasks(config, cells, splits, out), workers, "fine-tuning")
+    failed |= pool.run(cell_tasks(config, cells, splits, out), "fine-tuning")
     if not keep_results(config, corpus, splits, failed, out):
         first_failure = next(iter(failed.items()), ("", "no cell was run"))
         raise TrainingError(f"nothing to report: {first_failure[0]}: {first_failure[1]}")

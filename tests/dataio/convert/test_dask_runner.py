@@ -1,16 +1,12 @@
 """Conversion on a real Dask cluster: a scheduler and two worker processes, started here."""
 
 import hashlib
-import os
-import re
-import signal
-import subprocess
-import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import dask_cluster
 import pytest
+from dask_cluster import connect_when_ready, start_worker, stop
 
 from mim3d.dataio.convert.dask_runner import connect, outcome, results_of
 from mim3d.dataio.convert.job import Job
@@ -25,62 +21,10 @@ from mim3d.engine.commands.cli import main
 pytest.importorskip("distributed")
 
 
-def start(*words: str, log: Path) -> subprocess.Popen:
-    return subprocess.Popen(
-        [sys.executable, "-m", "distributed.cli.dask_" + words[0], *words[1:]],
-        stdout=log.open("wb"),
-        stderr=subprocess.STDOUT,
-        cwd=log.parent,
-        env=os.environ | {"OMP_NUM_THREADS": "1"},
-    )
-
-
-def stop(process: subprocess.Popen) -> None:
-    process.send_signal(signal.SIGTERM)
-    try:
-        process.wait(20)
-    except subprocess.TimeoutExpired:
-        process.kill()
-        process.wait()
-
-
 @pytest.fixture(scope="module")
-def cluster(tmp_path_factory) -> Iterator[str]:
-    """Address of a scheduler with two single-threaded workers in processes of their own."""
-    folder = tmp_path_factory.mktemp("dask")
-    log = folder / "scheduler.log"
-    options = ["--host", "127.0.0.1", "--port", "0", "--no-dashboard"]
-    processes = [start("scheduler", *options, log=log)]
-    try:
-        address = awaited(log, processes[0])
-        plain = ["--nthreads", "1", "--no-nanny", "--no-dashboard", "--host", "127.0.0.1"]
-        processes += [
-            start("worker", address, *plain, log=folder / f"worker{i}.log") for i in range(2)
-        ]
-        with connect_when_ready(address, 2):
-            pass
+def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    with dask_cluster.cluster(tmp_path_factory.mktemp("dask")) as address:
         yield address
-    finally:
-        for process in reversed(processes):
-            stop(process)
-
-
-def awaited(log: Path, process: subprocess.Popen) -> str:
-    deadline = time.monotonic() + 60
-    while time.monotonic() < deadline and process.poll() is None:
-        found = re.search(r"(tcp://127\.0\.0\.1:\d+)", log.read_text())
-        if found:
-            return found[1]
-        time.sleep(0.1)
-    raise RuntimeError(f"the scheduler did not start: {log.read_text()}")
-
-
-def connect_when_ready(address: str, n_workers: int):
-    from distributed import Client
-
-    client = Client(address, timeout=60, set_as_default=False)
-    client.wait_for_workers(n_workers, timeout=60)
-    return client
 
 
 def tree_hash(root: Path) -> str:
@@ -111,8 +55,7 @@ def jobs_of(cohort: Path, destination: Path) -> list[Job]:
 
 @pytest.mark.slow
 def test_a_lost_worker_loses_no_job(cluster, tmp_path):
-    plain = ["--nthreads", "1", "--no-nanny", "--no-dashboard", "--host", "127.0.0.1"]
-    doomed = start("worker", cluster, *plain, log=tmp_path / "doomed.log")
+    doomed = start_worker(cluster, tmp_path / "doomed.log")
     (tmp_path / "c.zarr").mkdir()
     jobs = jobs_of(make_cohort(tmp_path / "cohort", 24), tmp_path / "c.zarr")
     try:

@@ -5,7 +5,7 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -29,7 +29,7 @@ from mim3d.engine.runs.encoder_file import save_encoder
 from mim3d.engine.runs.files import read_json, read_jsonl, write_json
 from mim3d.engine.study import run as study_run
 from mim3d.engine.study.config import ArmPlan, FinetunePlan, PretrainPlan, StudyConfig
-from mim3d.engine.study.pool import Failures, LineSender, PoolTask, run_tasks
+from mim3d.engine.study.pool import Failures, InProcess, LineSender, PoolTask, Processes, open_pool
 from mim3d.engine.study.run import run_study
 
 VIT = ViTConfig((16, 16, 16), (8, 8, 8), width=12, depth=2, heads=2)
@@ -145,12 +145,13 @@ def test_a_cell_that_failed_is_not_run_twice_and_results_come_with_every_phase(
     config = replace(config, arms=("scratch", f"odd={odd}"))
     out, asked, there = tmp_path / "study", [], []
 
-    def run(tasks: list[PoolTask], workers: int, title: str) -> Failures:
-        asked.extend(task.name for task in tasks)
-        there.append((out / "results.jsonl").exists())
-        return run_tasks(tasks, workers, title)
+    class Watched(InProcess):
+        def run(self, tasks: Sequence[PoolTask], title: str) -> Failures:
+            asked.extend(task.name for task in tasks)
+            there.append((out / "results.jsonl").exists())
+            return super().run(tasks, title)
 
-    monkeypatch.setattr(study_run, "run_tasks", run)
+    monkeypatch.setattr(study_run, "open_pool", lambda *_: Watched())
     result = run_study(config, out)
     assert len(asked) == len(set(asked)) == 2
     assert len(result.failed) == 1
@@ -184,7 +185,8 @@ def test_tasks_run_to_the_end_and_tell_their_errors(
     if workers == 2:  # a spawned process cannot import a test module
         tasks = [PoolTask(f"task {n}", write_json, (tmp_path / f"{n}.json", n)) for n in range(5)]
         tasks.append(PoolTask("task 3", read_json, (tmp_path / "missing.json",)))
-    failed = run_tasks(tasks, workers, "squares")
+    with open_pool(workers, "", tmp_path) as pool:
+        failed = pool.run(tasks, "squares")
     assert list(failed) == ["task 3"]
     assert (tmp_path / "4.json").exists()
     assert "task 3" in capfd.readouterr().out
@@ -193,8 +195,20 @@ def test_tasks_run_to_the_end_and_tell_their_errors(
 @pytest.mark.slow
 def test_a_worker_that_dies_is_told_with_its_remedy() -> None:
     tasks = [PoolTask("dies", os._exit, (1,)), PoolTask("idle", print, ("idle",))]
-    with pytest.raises(TrainingError, match="--workers 1"):
-        run_tasks(tasks, 2, "dying")
+    with Processes(2) as pool, pytest.raises(TrainingError, match="--workers 1"):
+        pool.run(tasks, "dying")
+
+
+@pytest.mark.slow
+def test_every_phase_of_a_study_has_the_same_workers(tmp_path: Path) -> None:
+    note = "import os; open({!r}, 'w').write(str(os.getpid()))"
+    files = [tmp_path / "first", tmp_path / "second"]
+    with Processes(1) as pool:
+        for file in files:
+            pool.run([PoolTask(file.name, exec, (note.format(str(file)),))], file.name)
+        assert pool.run([], "nothing to do") == {}
+    first, second = (int(file.read_text()) for file in files)
+    assert first == second != os.getpid()
 
 
 @pytest.mark.slow
@@ -202,12 +216,13 @@ def test_workers_end_with_a_study_that_was_killed(tmp_path: Path) -> None:
     script = f"""
 import time
 from pathlib import Path
-from mim3d.engine.study.pool import PoolTask, run_tasks
+from mim3d.engine.study.pool import PoolTask, Processes
 from mim3d.engine.runs.files import write_json
 if __name__ == "__main__":
     tasks = [PoolTask(f"sleep {{n}}", time.sleep, (600 + n,)) for n in range(2)]
     tasks += [PoolTask("late", write_json, (Path({str(tmp_path)!r}) / "late.json", 1))]
-    run_tasks(tasks, 2, "sleeping")
+    with Processes(2) as pool:
+        pool.run(tasks, "sleeping")
 """
     (tmp_path / "parent.py").write_text(script)
     parent = subprocess.Popen([sys.executable, str(tmp_path / "parent.py")])
