@@ -36,7 +36,8 @@ from mim3d.engine.study.plan import (
     scored_cells,
     tuning_cells,
 )
-from mim3d.engine.study.pool import Failures, Pool, PoolTask, default_workers, open_pool
+from mim3d.engine.study.pool import Failures, InProcess, Pool, PoolTask
+from mim3d.engine.study.processes import Processes, default_workers
 
 
 @dataclass(frozen=True)
@@ -60,6 +61,18 @@ def run_study(config: StudyConfig, out: str | Path, dask: str = "") -> StudyResu
         refuse_earlier_names(out)
         with open_pool(workers, dask, out) as pool:
             return run_phases(config, corpus, out, pool)
+
+
+def open_pool(workers: int, dask: str, out: Path) -> Pool:
+    """This process for one worker, else spawned ones; or the Dask cluster at address `dask`.
+
+    `out` is the folder that the tasks write to.
+    """
+    if dask:
+        from mim3d.engine.study.dask_pool import DaskPool
+
+        return DaskPool(dask, out)
+    return InProcess() if workers <= 1 else Processes(workers)
 
 
 def refuse_earlier_names(out: Path) -> None:

@@ -29,8 +29,9 @@ from mim3d.engine.runs.encoder_file import save_encoder
 from mim3d.engine.runs.files import read_json, read_jsonl, write_json
 from mim3d.engine.study import run as study_run
 from mim3d.engine.study.config import ArmPlan, FinetunePlan, PretrainPlan, StudyConfig
-from mim3d.engine.study.pool import Failures, InProcess, LineSender, PoolTask, Processes, open_pool
-from mim3d.engine.study.run import run_study
+from mim3d.engine.study.pool import Failures, InProcess, PoolTask
+from mim3d.engine.study.processes import LineSender, Processes
+from mim3d.engine.study.run import open_pool, run_study
 
 VIT = ViTConfig((16, 16, 16), (8, 8, 8), width=12, depth=2, heads=2)
 
@@ -216,7 +217,8 @@ def test_workers_end_with_a_study_that_was_killed(tmp_path: Path) -> None:
     script = f"""
 import time
 from pathlib import Path
-from mim3d.engine.study.pool import PoolTask, Processes
+from mim3d.engine.study.pool import PoolTask
+from mim3d.engine.study.processes import Processes
 from mim3d.engine.runs.files import write_json
 if __name__ == "__main__":
     tasks = [PoolTask(f"sleep {{n}}", time.sleep, (600 + n,)) for n in range(2)]
