@@ -1,7 +1,7 @@
 """NIfTI corpora -> verified sharded Zarr -> batches of crops on the device.
 
 Loose files, which everything here uses: errors, extras (what is installed on request), geometry,
-memory, progress, finite (no NaN in a configuration).
+memory, progress, finite (no NaN in a configuration), waiting (for stores that keep silent).
 
 Folders, each importing only what stands above it:
     native    the loops in C

@@ -2,7 +2,6 @@
 
 import time
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from math import prod
 
@@ -18,6 +17,7 @@ from mim3d.dataio.nifti.file import is_remote, read_header
 from mim3d.dataio.nifti.header import NiftiHeader
 from mim3d.dataio.nifti.merged import masks_of
 from mim3d.dataio.sources.source import Source
+from mim3d.dataio.waiting import asking_threads
 
 TASTES = 8
 TASTE_BYTES = 1 << 28  # and no further taste after these, so that a look stays a look
@@ -84,7 +84,7 @@ def forecast(sources: Sequence[Source], conversion: Conversion) -> Forecast:
     Of remote sources nothing but headers is read: size and rate are then typical ones.
     """
     remote = any(is_remote(path) for source in sources for path in source.paths)
-    with ThreadPoolExecutor(REMOTE_READS if remote else 1) as pool:
+    with asking_threads(REMOTE_READS if remote else 1) as pool:
         looks = list(pool.map(lambda source: _look(source, conversion), sources))
     rejections = [rejection for _, found in looks for rejection in found]
     expected = [item for item, _ in looks if item is not None]

@@ -53,7 +53,7 @@ def _remote_stamp(path: str) -> str:
 
     store, key = locate(path)
     try:
-        found = obstore.head(store, key)
+        found = store.head(key)
     except obstore.exceptions.BaseError as error:
         raise ValueError(path) from error
     if not found["e_tag"]:

@@ -15,6 +15,7 @@ from mim3d.dataio.corpus.table_file import TABLE, intact_section, read_file_head
 from mim3d.dataio.corpus.table_writer import Readers, index_reader, point_reader, shard_tag
 from mim3d.dataio.errors import CorpusError, Mim3dError
 from mim3d.dataio.storage.store import LocalStore, Store
+from mim3d.dataio.waiting import StalledError
 
 Damaged = Callable[[str, Exception], None]
 
@@ -57,6 +58,8 @@ def reusing(
             return np.stack([offsets.astype(np.int64), sizes], axis=1)
         try:
             return read_index(path, key, count)
+        except StalledError:
+            raise
         except (Mim3dError, OSError) as error:
             damaged(path, error)
             return np.zeros((count, 2), np.int64)
@@ -68,6 +71,8 @@ def reusing(
             return {int(c): found["zyx"][found["cls"] == c] for c in np.unique(found["cls"])}
         try:
             return read_points(path)
+        except StalledError:
+            raise
         except (Mim3dError, OSError, ValueError, KeyError, TypeError) as error:
             damaged(path, error)
             return {}

@@ -3,7 +3,6 @@
 import io
 import json
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from hashlib import sha256
 from typing import Any
 
@@ -37,6 +36,7 @@ from mim3d.dataio.corpus.table_rows import (
 )
 from mim3d.dataio.errors import CorpusError
 from mim3d.dataio.storage.store import Store
+from mim3d.dataio.waiting import asking_threads
 
 READERS = 8
 BATCH = 1024
@@ -232,7 +232,7 @@ def _indexes(
         index = read_index(path, key, int(arrays["n_chunks"][row]))
         return row, index, read_points(path) if is_label else {}
 
-    with ThreadPoolExecutor(READERS) as readers:
+    with asking_threads(READERS) as readers:
         for start in range(0, len(rows), BATCH):
             yield from readers.map(read, range(start, min(start + BATCH, len(rows))))
 

@@ -2,7 +2,6 @@
 
 import json
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -32,6 +31,7 @@ from mim3d.dataio.errors import CorpusError, Mim3dError
 from mim3d.dataio.nifti.file import source_hash
 from mim3d.dataio.progress import progress
 from mim3d.dataio.storage.store import LOCK, Store, open_store
+from mim3d.dataio.waiting import StalledError, asking_threads
 
 REPAIR = "`mim3d verify CORPUS --mend` makes the volume anew from its source"
 MEND = "`mim3d verify CORPUS --mend` mends it"
@@ -79,7 +79,7 @@ def verify(
     problems += _history(store)
     checked = partial(_volume, store, chunk)
     counts, damaged = [0, 0], []
-    with progress("verify", len(records), "volumes") as shown, ThreadPoolExecutor(workers) as pool:
+    with progress("verify", len(records), "volumes") as shown, asking_threads(workers) as pool:
         volumes = zip(records, pool.map(checked, records), strict=True)
         for record, (found, n, nbytes) in volumes:
             problems += found
@@ -189,6 +189,8 @@ def _fetch(
         where = f"{folder}/{key}".lstrip("/")
         try:
             found[key] = [store.get(where)]
+        except StalledError:
+            raise
         except (OSError, Mim3dError) as error:
             reason = (
                 "is missing" if isinstance(error, FileNotFoundError) else f"unreadable: {error}"
@@ -232,6 +234,8 @@ def _table(store: Store, records: Sequence[VolumeRecord], chunk: int) -> list[Pr
     try:
         manifest = store.get(MANIFEST)
         objects = table_objects(store, records, manifest, chunk, _table_format(store))
+    except StalledError:
+        raise
     except (OSError, Mim3dError, ValueError, KeyError) as error:
         return [Problem(TABLE, "not-checked", f"cannot be made anew to compare: {error}; {MEND}")]
     problems = []
@@ -278,6 +282,8 @@ def _sources(records: Sequence[VolumeRecord], budget: int) -> Iterator[Problem]:
         for path, hash in pairs:
             try:
                 same = hash_of(path) == hash
+            except StalledError:
+                raise
             except Mim3dError as error:
                 yield Problem(path, "source-gone", str(error))
                 continue

@@ -10,6 +10,8 @@ import threading
 from collections.abc import Callable, Sequence
 from queue import Empty, SimpleQueue
 
+from mim3d.dataio.waiting import GivenUpError, own_patience, patience
+
 LOOK_S = 0.5  # how often who waits looks by itself, should an interrupt have eaten a message
 
 
@@ -27,23 +29,29 @@ class Work:
         error = None
         try:
             if not self._dropped:
-                self.calls[i]()
+                with patience(left=lambda: self._dropped):
+                    self.calls[i]()
         except BaseException as raised:
             error = raised
         self._errors[i] = error
         self._finished.put(None)
 
     def wait(self) -> BaseException | None:
-        """What the first of the calls that failed raised, once all are through."""
+        """What the first of the calls that failed raised, once all are through.
+
+        GivenUpError where this thread leaves before (`patience`).
+        """
         while len(self._errors) < len(self.calls):
             try:
                 self._finished.get(timeout=LOOK_S)
             except Empty:
-                continue
+                if own_patience().left():
+                    self.drop()
+                    return GivenUpError("nobody waits for what is read")
         return next((e for _, e in sorted(self._errors.items()) if e is not None), None)
 
     def drop(self) -> None:
-        """Have calls that did not begin left out."""
+        """Have calls that did not begin left out, and those that wait for a store end."""
         self._dropped = True
 
 

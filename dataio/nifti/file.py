@@ -252,7 +252,7 @@ def remote_start(path: str, budget: int) -> bytes | memoryview:
 
     store, key = locate(path)
     try:
-        return bytes(obstore.get_range(store, key, start=0, length=HEAD_BYTES))
+        return bytes(store.get_range(key, start=0, length=HEAD_BYTES))
     except FileNotFoundError as error:
         raise SourceError("missing", path, "no such object") from error
     except (obstore.exceptions.BaseError, OSError):

@@ -16,6 +16,7 @@ from mim3d.dataio.reader.local_shards import coalesce, mending
 from mim3d.dataio.reader.table_watch import TableWatch, table_in
 from mim3d.dataio.storage.remote import first_line, locate
 from mim3d.dataio.storage.store import open_store
+from mim3d.dataio.waiting import StalledError
 
 # A round trip costs more than so many bytes between two ranges.
 GAP_BYTES = 1 << 20
@@ -52,6 +53,8 @@ def being_replaced(address: str) -> bytes | None:
     """The note of what a conversion is replacing in a bucket; over http it cannot be asked for."""
     try:
         return open_store(address).get(REPLACING)
+    except StalledError:
+        raise
     except (FileNotFoundError, StoreError):
         return None
 
@@ -113,7 +116,7 @@ class RemoteShards:
         import obstore
 
         try:
-            found = obstore.head(self._store, self._key(path))
+            found = self._store.head(self._key(path))
         except (obstore.exceptions.BaseError, OSError):
             return ""
         return f"{found['size']} {found['e_tag']} {found['last_modified']}"
@@ -127,12 +130,12 @@ class RemoteShards:
 
         def request() -> bytes:
             try:
-                answer = obstore.get(self._store, self._key(path))
+                answer = self._store.get(self._key(path))
             except FileNotFoundError:
                 raise
             except (obstore.exceptions.BaseError, OSError) as error:  # the client did ask again
                 raise CorpusError(f"{self.address}/{path}: {first_line(error)}") from error
-            return bytes(answer.bytes())
+            return answer.bytes()
 
         try:
             return self._insist(path, request)
@@ -144,12 +147,10 @@ class RemoteShards:
 
     def _range(self, path: str, begin: int, length: int) -> np.ndarray:
         # Not obstore.get_ranges: it panics (a BaseException) where an object is too short.
-        import obstore
-
         key = self._key(path)
         try:
             data = self._insist(
-                path, lambda: obstore.get_range(self._store, key, start=begin, length=length)
+                path, lambda: self._store.get_range(key, start=begin, length=length)
             )
         except FileNotFoundError:
             self._check(path, at_once=True)

@@ -241,7 +241,7 @@ class RemoteTree:
         store, prefix = locate(self.root)
         skip = len(prefix) + 1 if prefix else 0
         try:
-            batches = obstore.list(store, prefix or None)
+            batches = store.list(prefix or None)
             names = sorted(o["path"][skip:] for batch in batches for o in batch)
         except (obstore.exceptions.BaseError, OSError) as error:
             detail = f"cannot be listed: {first_line(error)}"

@@ -1,3 +1,3 @@
-"""Bytes to and from folders and buckets: remote (addresses, the client), store (a local corpus),
-object_store (one in a bucket), block_file (large writes), file_lock (one writer).
+"""Bytes to and from folders and buckets: bucket (the client), remote (addresses), store (a local
+corpus), object_store (one in a bucket), block_file (large writes), file_lock (one writer).
 """

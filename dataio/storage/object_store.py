@@ -4,7 +4,6 @@ import os
 import threading
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from typing import Any
@@ -12,11 +11,14 @@ from typing import Any
 from typing_extensions import Buffer
 
 from mim3d.dataio.errors import CorpusError, StoreError
+from mim3d.dataio.storage.bucket import Bucket
 from mim3d.dataio.storage.remote import LOCK, first_line, locate
+from mim3d.dataio.waiting import StalledError, asking_threads, patience
 
 PARTS = ".parts/"  # objects cannot grow: what `append` adds lies beside until the next `replace`
 PARALLEL_PUTS = 4
 LEASE_S = 90.0
+GIVE_UP_S = 3.0
 
 
 class RemoteStore:
@@ -38,7 +40,7 @@ class RemoteStore:
         """Write all objects of a folder, several at once, then drop what else stood there."""
         base = self.key(folder)
         wanted = {f"{base}/{key}": b"".join(map(bytes, parts)) for key, parts in objects.items()}
-        with ThreadPoolExecutor(PARALLEL_PUTS) as pool:
+        with asking_threads(PARALLEL_PUTS) as pool:
             list(pool.map(self._put, wanted, wanted.values()))
         self._delete(key for key in self._listed(base + "/") if key not in wanted)
 
@@ -67,22 +69,18 @@ class RemoteStore:
 
     def tail(self, key: str, nbytes: int) -> bytes:
         """The last bytes of an object."""
-        import obstore
-
         with self._as_store_errors(key):
-            size = int(obstore.head(self.store, self.key(key))["size"])
+            size = int(self.store.head(self.key(key))["size"])
             start = max(size - nbytes, 0)
             if start == size:
                 return b""
-            return bytes(obstore.get_range(self.store, self.key(key), start=start, end=size))
+            return bytes(self.store.get_range(self.key(key), start=start, end=size))
 
     def exists(self, key: str) -> bool:
         """Whether there is such an object, or something was appended to it."""
-        import obstore
-
         with self._as_store_errors(key):
             try:
-                obstore.head(self.store, self.key(key))
+                self.store.head(self.key(key))
             except FileNotFoundError:
                 return any(True for _ in self._listed(self.key(key) + PARTS))
             return True
@@ -107,10 +105,8 @@ class RemoteStore:
 
     def folders(self) -> list[str]:
         """Names directly under the corpus that hold objects."""
-        import obstore
-
         with self._as_store_errors(""):
-            found = obstore.list_with_delimiter(self.store, self.prefix or None)
+            found = self.store.list_with_delimiter(self.prefix or None)
         names = {path.rstrip("/").rsplit("/", 1)[-1] for path in found["common_prefixes"]}
         return sorted(name for name in names if not name.endswith(PARTS.rstrip("/")))
 
@@ -131,33 +127,27 @@ class RemoteStore:
             held.give_up()
 
     def _put(self, key: str, data: bytes) -> None:
-        import obstore
-
         with self._as_store_errors(key):
             try:
-                obstore.put(self.store, key, data)
+                self.store.put(key, data)
             except FileNotFoundError as error:
                 raise no_bucket(self.url) from error
 
     def _get(self, key: str) -> bytes:
-        import obstore
-
         with self._as_store_errors(key):
-            return bytes(obstore.get(self.store, key).bytes())
+            return self.store.get(key).bytes()
 
     def _delete(self, keys: Iterable[str]) -> None:
-        import obstore
-
         doomed = list(keys)
         if not doomed:
             return
         with self._as_store_errors(doomed[0]):
             try:
-                obstore.delete(self.store, doomed)
+                self.store.delete(doomed)
             except FileNotFoundError:  # gs:// minds what is gone already, s3:// does not
                 for key in doomed:
                     with suppress(FileNotFoundError):
-                        obstore.delete(self.store, key)
+                        self.store.delete(key)
 
     def _listed(self, prefix: str) -> Iterator[str]:
         """Keys that begin with a prefix."""
@@ -165,11 +155,9 @@ class RemoteStore:
 
     def _objects(self, prefix: str) -> Iterator[Any]:
         """Objects whose keys begin with a prefix; object stores list whole path parts only."""
-        import obstore
-
         folder = prefix.rsplit("/", 1)[0] if "/" in prefix else ""
         with self._as_store_errors(prefix):
-            for batch in obstore.list(self.store, folder or None):
+            for batch in self.store.list(folder or None):
                 yield from (found for found in batch if found["path"].startswith(prefix))
 
     @contextmanager
@@ -188,7 +176,7 @@ class RemoteStore:
 class Lease:
     """A lock object that its holder renews; conditional writes make taking it atomic."""
 
-    def __init__(self, store: Any, key: str, url: str) -> None:
+    def __init__(self, store: Bucket, key: str, url: str) -> None:
         self.store, self.key, self.url = store, key, url
         self.stop = threading.Event()
         self.version: Any = None
@@ -211,9 +199,9 @@ class Lease:
     def _take_over(self) -> None:
         import obstore
 
-        found = obstore.get(self.store, self.key)
+        found = self.store.get(self.key)
         age = (datetime.now(UTC) - found.meta["last_modified"]).total_seconds()
-        holder = bytes(found.bytes()).decode(errors="replace").strip()
+        holder = found.bytes().decode(errors="replace").strip()
         if age > LEASE_S:
             try:
                 self._write(version_of(found.meta))
@@ -226,10 +214,8 @@ class Lease:
         )
 
     def _write(self, mode: Any) -> None:
-        import obstore
-
         text = f"{self.holder}, seen {time.time():.3f}\n".encode()
-        self.version = version_of(obstore.put(self.store, self.key, text, mode=mode))
+        self.version = version_of(self.store.put(self.key, text, mode=mode))
 
     def _renew(self) -> None:
         import obstore
@@ -239,7 +225,7 @@ class Lease:
                 self._write(self.version)
             except obstore.exceptions.PreconditionError:
                 return  # taken over after a pause longer than the lease: never fight for it
-            except obstore.exceptions.BaseError:
+            except (obstore.exceptions.BaseError, StalledError):
                 continue  # the network may come back before the lease ends
 
     def give_up(self) -> None:
@@ -248,9 +234,10 @@ class Lease:
 
         self.stop.set()
         try:
-            if bytes(obstore.get(self.store, self.key).bytes()).startswith(self.holder.encode()):
-                obstore.delete(self.store, self.key)
-        except (obstore.exceptions.BaseError, OSError):
+            with patience(GIVE_UP_S):
+                if self.store.get(self.key).bytes().startswith(self.holder.encode()):
+                    self.store.delete(self.key)
+        except (obstore.exceptions.BaseError, StalledError, OSError):
             return  # it frees itself when its lease ends
 
 

@@ -7,46 +7,24 @@ GOOGLE_SERVICE_ACCOUNT_KEY, GOOGLE_ALLOW_HTTP, ...).
 
 import os
 import re
-from datetime import timedelta
-from functools import lru_cache
-from typing import Any
 
 from mim3d.dataio.errors import SourceError
+from mim3d.dataio.storage.bucket import Bucket, bucket
+from mim3d.dataio.waiting import TIMEOUT
 
 ADDRESS = re.compile(r"^(s3|gs|az|https?|memory)://")
 LOCK = ".lock"
-TIMEOUTS = {"connect_timeout": "10s", "timeout": "300s"}
-RETRIES: Any = {"max_retries": 6, "retry_timeout": timedelta(seconds=90)}
 
 
-@lru_cache(maxsize=64)
-def bucket(origin: str, environment: tuple[str, ...]) -> Any:
-    """The obstore client of `scheme://bucket`; one per environment, so tests may change it."""
-    try:
-        from obstore.store import from_url
-    except ImportError as error:
-        raise SourceError(
-            "no-obstore", origin, "needs obstore; install it with `pip install 'mim3d[remote]'`"
-        ) from error
-    return from_url(origin, client_options=client_options(origin), retry_config=RETRIES)
-
-
-def client_options(origin: str) -> Any:
-    """Timeouts; plain http only where the address itself, AWS_ or GOOGLE_ALLOW_HTTP says so."""
-    named = "GOOGLE_ALLOW_HTTP" if origin.startswith("gs://") else "AWS_ALLOW_HTTP"
-    plain = origin.startswith("http://") or os.environ.get(named, "").lower() == "true"
-    return {**TIMEOUTS, "allow_http": True} if plain else dict(TIMEOUTS)
-
-
-def locate(address: str) -> tuple[Any, str]:
-    """Client and key of an address such as s3://bucket/folder/file.nii.gz."""
+def locate(address: str) -> tuple[Bucket, str]:
+    """Bucket and key of an address such as s3://bucket/folder/file.nii.gz."""
     match = re.fullmatch(r"([a-z0-9]+://[^/]+)/*(.*)", address)
     if match is None:
         if address.startswith("file:"):
             path = "/" + address.removeprefix("file:").lstrip("/")
             raise SourceError("bad-address", address, f"a local folder goes by its path: {path}")
         raise SourceError("bad-address", address, "is not SCHEME://BUCKET/KEY")
-    relevant = ("AWS_", "GOOGLE_", "AZURE_")
+    relevant = ("AWS_", "GOOGLE_", "AZURE_", TIMEOUT)
     settings = tuple(sorted(f"{k}={v}" for k, v in os.environ.items() if k.startswith(relevant)))
     return bucket(match[1], settings), match[2]
 
@@ -62,12 +40,12 @@ def read_remote_bytes(path: str, budget: int) -> bytes:
 
     store, key = locate(path)
     try:
-        answer = obstore.get(store, key)
+        answer = store.get(key)
         size = int(answer.meta["size"])
         if size > budget:
             detail = f"{size} bytes, over the budget of {budget} (--byte-budget)"
             raise SourceError("over-budget", path, detail)
-        data = bytes(answer.bytes())
+        data = answer.bytes()
     except FileNotFoundError as error:
         raise SourceError("missing", path, "no such object") from error
     except (obstore.exceptions.BaseError, OSError) as error:

@@ -44,6 +44,10 @@ class StopSignal:
         )
         return stop
 
+    def at_once(self) -> bool:
+        """Whether this process, being the only one, may leave a step that waits for its batch."""
+        return self.ranks.world == 1 and self.signalled.is_set()
+
     def settle(self) -> None:
         """Wait for the reduction under way; the next `agreed` still reads it."""
         if self._work is not None:

@@ -1,7 +1,7 @@
 """One optimiser step: batches in, forward, backward, update; nothing in it waits for the device."""
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 
 import torch
@@ -10,6 +10,8 @@ from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule
 
 from mim3d.dataio.loader.batch import Batch
+from mim3d.dataio.loader.loader import Loader
+from mim3d.dataio.waiting import GivenUpError
 from mim3d.engine.distributed.process_group import Ranks
 from mim3d.engine.models.objective import HasBaselines
 from mim3d.engine.training.clocks import StageClock
@@ -76,9 +78,10 @@ class Stepper:
         """One update at rate `lr`; `measure` adds the baselines' losses and stage times."""
         self.clock.begin(active=measure)
         waited, losses, metrics = 0.0, [], {}
+        place = self.batches.state_dict() if isinstance(self.batches, Loader) else None
         for i_micro in range(self.grad_accum):
             began = time.perf_counter()
-            batch = next(self.batches)
+            batch = self._next(place)
             waited += time.perf_counter() - began
             self.clock.mark("data")
             last = i_micro == self.grad_accum - 1
@@ -94,6 +97,15 @@ class Stepper:
         norm = self.optimiser.step(lr)
         self.clock.mark("optimiser")
         return StepFigures(norm, losses, metrics, waited)
+
+    def _next(self, place: Mapping[str, int] | None) -> Batch:
+        """The next batch; where it is not waited for, the step's first is the next one again."""
+        try:
+            return next(self.batches)
+        except GivenUpError:
+            if place is not None and isinstance(self.batches, Loader):
+                self.batches.load_state_dict(place)
+            raise
 
     def _micro_step(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
         """Its part of the loss, and what the forward pass measured beside it."""

@@ -12,6 +12,7 @@ from typing import Any
 
 from torch import Tensor
 
+from mim3d.dataio.waiting import GivenUpError, patience
 from mim3d.engine.distributed.stop import StopSignal
 from mim3d.engine.training.clocks import TrainingClock
 from mim3d.engine.training.metrics import Row
@@ -82,7 +83,11 @@ class Trainer:
         for hook in self.hooks:
             hook.begin(self)
         while self.step < self.steps and not stop.agreed():
-            self.one_step()
+            try:
+                with patience(left=stop.at_once):
+                    self.one_step()
+            except GivenUpError:
+                break  # the run stands where it was before the step
         for hook in self.hooks:
             hook.end(self)
         return self.finished

@@ -21,6 +21,7 @@ from mim3d.dataio.reader.corpus import Corpus
 from mim3d.dataio.reader.shard_reader import ShardReader
 from mim3d.dataio.sources.discover import discover
 from mim3d.dataio.sources.phantom import make_cohort
+from mim3d.dataio.storage import bucket as client
 from mim3d.dataio.storage import object_store, remote
 from mim3d.dataio.storage.object_store import RemoteStore
 from mim3d.dataio.storage.remote import read_remote_bytes
@@ -243,15 +244,15 @@ def test_an_unreachable_server_is_one_line(monkeypatch):
     monkeypatch.setenv("AWS_ALLOW_HTTP", "true")
     monkeypatch.setenv("AWS_ACCESS_KEY_ID", "x")
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "x")
-    monkeypatch.setattr(remote, "RETRIES", {"max_retries": 1})
-    remote.bucket.cache_clear()
+    monkeypatch.setattr(client, "MAX_RETRIES", 1)
+    client.bucket.cache_clear()
     with pytest.raises(SourceError) as error:
         read_remote_bytes("s3://nowhere/x.nii", 100)
     assert error.value.code == "unreadable"
     assert "\n" not in str(error.value)
     with pytest.raises(StoreError, match="nowhere"):
         RemoteStore("s3://nowhere/c").replace("a", [b""])
-    remote.bucket.cache_clear()
+    client.bucket.cache_clear()
 
 
 def test_http_sources_by_list_but_not_by_listing(http_root, tmp_path):

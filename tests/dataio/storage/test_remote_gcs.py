@@ -20,7 +20,8 @@ from mim3d.dataio.inspect.verify import verify
 from mim3d.dataio.loader.loader import Loader, LoaderConfig
 from mim3d.dataio.sources.discover import discover
 from mim3d.dataio.sources.phantom import make_cohort
-from mim3d.dataio.storage import object_store, remote
+from mim3d.dataio.storage import bucket as client
+from mim3d.dataio.storage import object_store
 from mim3d.dataio.storage.object_store import RemoteStore
 from mim3d.dataio.storage.remote import read_remote_bytes
 from mim3d.engine.commands.cli import main
@@ -160,7 +161,7 @@ def test_what_is_large_is_uploaded_in_parts_and_listed_in_pages(root, dialect):
 
 
 def test_plain_http_is_only_by_word(root, monkeypatch):
-    monkeypatch.setattr(remote, "RETRIES", {"max_retries": 0})
+    monkeypatch.setattr(client, "MAX_RETRIES", 0)
     monkeypatch.delenv("GOOGLE_ALLOW_HTTP")
     with pytest.raises(StoreError):
         RemoteStore(f"{root}/raw").replace("a", [b""])

@@ -1,0 +1,133 @@
+"""A bucket as this package asks it: obstore's verbs, each of which says when it has to wait."""
+
+import os
+from collections.abc import Callable, Iterator, Sequence
+from datetime import timedelta
+from functools import lru_cache
+from typing import Any, TypeVar
+
+from typing_extensions import Buffer
+
+from mim3d.dataio.errors import SourceError
+from mim3d.dataio.waiting import answered, store_timeout_s
+
+Found = TypeVar("Found")
+
+CONNECT_S = 10.0
+MAX_RETRIES = 6
+REQUEST_S = 300.0
+"""For a whole request: what trickles in, or is sent, may take so long."""
+END = object()
+
+
+class Answer:
+    """An object being read: `meta` at once, its bytes as they arrive."""
+
+    def __init__(self, bucket: "Bucket", key: str, found: Any) -> None:
+        self.meta = found.meta
+        self._bucket, self._key, self._found = bucket, key, found
+
+    def bytes(self) -> bytes:
+        """All of it; what counts as silence begins anew with every part."""
+        parts = self._bucket.each(self._key, self._found.stream())
+        return b"".join(parts)
+
+
+class Bucket:
+    """`scheme://bucket`; keys are those inside it.
+
+    Raises obstore's exceptions, FileNotFoundError, and StalledError where the store keeps silent.
+    """
+
+    def __init__(self, origin: str) -> None:
+        self.origin = origin
+        quiet_s = store_timeout_s()
+        whole_s = max(REQUEST_S, quiet_s)
+        # Asked again on a new connection while there is time for it.
+        self.client = client(origin, {"read_timeout": 0.6 * quiet_s}, whole_s, 0.75 * quiet_s)
+        # Nothing is read while an object is sent, so that only the whole has a limit.
+        self.sender = client(origin, {}, whole_s, 0.75 * quiet_s)
+
+    def get(self, key: str) -> Answer:
+        """An object, of which only the head has arrived."""
+        import obstore
+
+        return Answer(self, key, self._ask(key, lambda: obstore.get(self.client, key)))
+
+    def get_range(
+        self, key: str, *, start: int, end: int | None = None, length: int | None = None
+    ) -> Any:
+        """Some bytes of an object, as a buffer."""
+        import obstore
+
+        span: Any = {"start": start, "end": end, "length": length}
+        return self._ask(key, lambda: obstore.get_range(self.client, key, **span))
+
+    def head(self, key: str) -> Any:
+        """What is known of an object."""
+        import obstore
+
+        return self._ask(key, lambda: obstore.head(self.client, key))
+
+    def list(self, prefix: str | None) -> Iterator[Any]:
+        """Batches of what lies below a folder."""
+        import obstore
+
+        return self.each(prefix or "", obstore.list(self.client, prefix))
+
+    def list_with_delimiter(self, prefix: str | None) -> Any:
+        """Objects and folders directly in a folder."""
+        import obstore
+
+        return self._ask(prefix or "", lambda: obstore.list_with_delimiter(self.client, prefix))
+
+    def put(self, key: str, data: Buffer, **how: Any) -> Any:
+        """Write an object."""
+        import obstore
+
+        whole: Any = data
+        return self._ask(key, lambda: obstore.put(self.sender, key, whole, **how), bounded=False)
+
+    def delete(self, keys: str | Sequence[str]) -> None:
+        """Remove objects."""
+        import obstore
+
+        first = keys if isinstance(keys, str) else keys[0]
+        self._ask(first, lambda: obstore.delete(self.client, keys), bounded=False)
+
+    def each(self, key: str, stream: Any) -> Iterator[Any]:
+        """What a stream of obstore's gives, waited for item by item."""
+        parts = iter(stream)
+        while (part := self._ask(key, lambda: next(parts, END))) is not END:
+            yield part
+
+    def _ask(self, key: str, request: Callable[[], Found], *, bounded: bool = True) -> Found:
+        return answered(self.origin, key, request, bounded=bounded)
+
+
+@lru_cache(maxsize=64)
+def bucket(origin: str, environment: tuple[str, ...]) -> Bucket:
+    """The bucket of `scheme://bucket`; one per environment, so tests may change it."""
+    return Bucket(origin)
+
+
+def client(origin: str, options: dict[str, float], whole_s: float, retry_s: float) -> Any:
+    """obstore's client; `options` in seconds."""
+    try:
+        from obstore.store import from_url
+    except ImportError as error:
+        raise SourceError(
+            "no-obstore", origin, "needs obstore; install it with `pip install 'mim3d[remote]'`"
+        ) from error
+    limits = {**options, "connect_timeout": CONNECT_S, "timeout": whole_s}
+    told: Any = {name: timedelta(seconds=value) for name, value in limits.items()}
+    retries: Any = {"max_retries": MAX_RETRIES, "retry_timeout": timedelta(seconds=retry_s)}
+    if plain_http(origin):
+        told["allow_http"] = True
+    return from_url(origin, client_options=told, retry_config=retries)
+
+
+def plain_http(origin: str) -> bool:
+    """Only where the address itself, AWS_ or GOOGLE_ALLOW_HTTP says so."""
+    named = "GOOGLE_ALLOW_HTTP" if origin.startswith("gs://") else "AWS_ALLOW_HTTP"
+    return origin.startswith("http://") or os.environ.get(named, "").lower() == "true"
