@@ -13,7 +13,12 @@ from mim3d.engine.distributed.config import DeviceKind, ParallelConfig
 from mim3d.engine.errors import ConfigError
 from mim3d.engine.finetune.splits import SplitConfig
 from mim3d.engine.models.config import IDLE_WITH_SWIN, SwinConfig, ViTConfig
-from mim3d.engine.training.config import LogConfig, ScheduleConfig, schedule_identity
+from mim3d.engine.training.config import (
+    DivergenceConfig,
+    LogConfig,
+    ScheduleConfig,
+    schedule_identity,
+)
 
 Head = Literal["unetr", "tokens", "linear", "classify"]
 
@@ -91,6 +96,9 @@ class FinetuneConfig:
     """auto, cpu or cuda."""
     parallel: ParallelConfig = field(default_factory=ParallelConfig)
     log: LogConfig = field(default_factory=lambda: LogConfig(tensorboard=False))
+    divergence: Annotated[DivergenceConfig, tyro.conf.arg(name="")] = field(
+        default_factory=DivergenceConfig
+    )
 
     def __post_init__(self) -> None:
         refuse_not_finite(self, kind=ConfigError)
@@ -134,8 +142,10 @@ class FinetuneConfig:
         return sorted({*range(0, self.steps, self.eval_every), self.steps})
 
 
-NOT_IDENTITY = ("threads", "device", "init", "parallel", "log")
+NOT_IDENTITY = ("threads", "device", "init", "parallel", "log", "divergence")
 """Fields that a resumed run may change; of `init` the weights must stay the same, not the path."""
+MAY_CHANGE = ("schedule", "clip_norm", "weight_decay", "encoder_lr_scale")
+"""Parts of what is learned that a run under way may have otherwise from a step on."""
 EARLIER_NAMES = {"batch": "global_batch"}
 EARLIER_DATA = ("label", "targets", "split", "normalise")
 """Fields that stood beside the others before 0.2 and are `data`'s now."""
@@ -144,13 +154,28 @@ EARLIER_DATA = ("label", "targets", "split", "normalise")
 def identity(config: FinetuneConfig) -> dict[str, Any]:
     """What must be equal for a run to be resumed, as plain JSON values; not where the corpus is."""
     plain = json.loads(json.dumps(dataclasses.asdict(config)))
-    for name in ("corpus", "split") if config.train else ("corpus",):
-        del plain["data"][name]  # a split decides nothing where subjects are named
-    plain["schedule"] = schedule_identity(plain["schedule"])
     from mim3d.engine.runs.encoder_file import read_card
 
-    init = read_card(config.init)[1].get("weights_sha256", "") if config.init else ""
-    return {key: value for key, value in plain.items() if key not in NOT_IDENTITY} | {"init": init}
+    plain["init"] = read_card(config.init)[1].get("weights_sha256", "") if config.init else ""
+    return identity_of(plain)
+
+
+def identity_of(plain: dict[str, Any]) -> dict[str, Any]:
+    """The same of a configuration's plain values, whose `init` is the hash of the weights."""
+    data = dict(plain["data"])
+    # A split decides nothing where subjects are named.
+    for name in ("corpus", "split") if plain["train"] else ("corpus",):
+        data.pop(name, None)
+    found = {key: value for key, value in plain.items() if key not in NOT_IDENTITY}
+    found |= {"data": data, "schedule": schedule_identity(plain["schedule"])}
+    return found | {"init": plain["init"]}
+
+
+def beside_identity(config: FinetuneConfig) -> dict[str, Any]:
+    """What is stored of a run besides: settings whose changes its history tells."""
+    plain = json.loads(json.dumps(dataclasses.asdict(config)))
+    precision = {"precision": plain["parallel"]["precision"]}
+    return {"log": plain["log"], "divergence": plain["divergence"], "parallel": precision}
 
 
 def stored_identity(stored: dict[str, Any]) -> dict[str, Any]:

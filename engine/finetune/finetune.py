@@ -21,9 +21,16 @@ from mim3d.engine.distributed.parallel import choose_precision, stays_whole
 from mim3d.engine.distributed.process_group import Ranks, first_decides
 from mim3d.engine.distributed.stop import stop_on_signal
 from mim3d.engine.finetune.classification import ClassificationTask, read_targets
-from mim3d.engine.finetune.config import FinetuneConfig, identity, input_mismatch
+from mim3d.engine.finetune.config import (
+    FinetuneConfig,
+    beside_identity,
+    identity,
+    identity_of,
+    input_mismatch,
+)
 from mim3d.engine.finetune.network import step_flops
 from mim3d.engine.finetune.run_folder import (
+    CONFIG,
     MODEL,
     PICTURES,
     RESULT,
@@ -37,12 +44,15 @@ from mim3d.engine.finetune.splits import Splits, labelled_subset, make_splits
 from mim3d.engine.finetune.task import Task
 from mim3d.engine.finetune.validation import Validate, WholeNetwork, autocast
 from mim3d.engine.runs.config import CheckpointConfig
-from mim3d.engine.runs.files import json_sha256, write_json
+from mim3d.engine.runs.files import json_sha256, read_json, write_json
 from mim3d.engine.runs.folder_lock import sole_writer
+from mim3d.engine.runs.history import earlier_hashes, change_line
 from mim3d.engine.training.checkpoints import RunIdentity
 from mim3d.engine.training.config import OptimConfig
 from mim3d.engine.training.corpus import corpus_fit, corpus_sha256
+from mim3d.engine.training.divergence import Remedies
 from mim3d.engine.training.metrics import rate_basis
+from mim3d.engine.training.rewinds import Rewinds
 from mim3d.engine.training.run import CHECKPOINTS, Run, RunSettings, Sitting
 from mim3d.engine.training.run_context import explain_full_disk, run_ranks, shown_progress
 from mim3d.engine.training.run_state import full_weights
@@ -60,7 +70,8 @@ def run_finetune(
     with ExitStack() as stack:
         ranks = stack.enter_context(run_ranks(config.parallel, config.device))
         first_decides(ranks, lambda: stack.enter_context(sole_writer(out)))
-        if not first_decides(ranks, lambda: claim(config, out)):
+        claimed = first_decides(ranks, lambda: claim(config, out))
+        if not claimed.finished:
             stop = stack.enter_context(stop_on_signal(ranks))
             corpus, shards = stack.enter_context(opened_corpus(config.data.corpus))
             splits = resolve_splits(config, corpus)
@@ -68,6 +79,8 @@ def run_finetune(
             loader = stack.enter_context(open_loader(config, ranks, splits))
             shown = stack.enter_context(shown_progress(title, config.steps, ranks))
             stack.enter_context(explain_full_disk(out))
+            for record in claimed.changed:
+                shown.note(change_line(record))
             task = make_task(config, corpus, shards, ranks.device)
             sitting = Sitting(out, ranks, loader, shown, stop)
             result = train(config, task, splits, sitting, keep_model)
@@ -96,7 +109,7 @@ def train(
             validate.cases,
             flops,
             run.trainer.clock.seconds,
-            notes=notes_of(config, task, splits),
+            notes=[*notes_of(config, task, splits), *Rewinds(out).lines()],
             subjects={name: list(getattr(splits, name)) for name in SPLITS},
             interrupted=not finished,
         )
@@ -126,6 +139,7 @@ def settings_of(config: FinetuneConfig, flops: float, sitting: Sitting) -> RunSe
     """What the loop must know; checkpoints are written where there are scores."""
     z, y, x = config.vit.crop_size
     evaluated = frozenset(config.evaluation_steps)
+    history = read_json(sitting.out / CONFIG).get("history", [])
     return RunSettings(
         steps=config.steps,
         schedule=config.schedule,
@@ -135,6 +149,7 @@ def settings_of(config: FinetuneConfig, flops: float, sitting: Sitting) -> RunSe
             json_sha256(identity(config)),
             config.data.corpus,
             corpus_sha256(sitting.loader.corpus),
+            earlier_hashes(history, {**beside_identity(config), **identity(config)}, identity_of),
         ),
         basis=rate_basis(
             config.global_batch,
@@ -143,11 +158,8 @@ def settings_of(config: FinetuneConfig, flops: float, sitting: Sitting) -> RunSe
             sitting.ranks,
         ),
         about=identity(config),
-        remedy=(
-            f"The last checkpoint in {sitting.out / CHECKPOINTS} is healthy: go on from it with "
-            "--parallel.precision bf16 or fp32 where that was fp16; otherwise begin anew, with "
-            "another --out and a lower --schedule.lr or a smaller --clip-norm"
-        ),
+        divergence=config.divergence,
+        remedies=Remedies(clip_norm="--clip-norm"),
         save_after=lambda step: step in evaluated,
     )
 

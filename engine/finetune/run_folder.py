@@ -6,11 +6,22 @@ from typing import Any
 
 from mim3d.dataio.corpus.manifest import MANIFEST
 from mim3d.engine.errors import CheckpointError, ConfigError
-from mim3d.engine.finetune.config import FinetuneConfig, identity, stored_identity
+from mim3d.engine.finetune.config import (
+    MAY_CHANGE,
+    FinetuneConfig,
+    beside_identity,
+    identity,
+    stored_identity,
+)
+from mim3d.engine.runs.checkpoint_files import newest_facts
 from mim3d.engine.runs.files import differences, local_sha256, read_json, write_json
+from mim3d.engine.runs.history import Record, setting_records, stands_in
+from mim3d.engine.training.run import CHECKPOINTS
 
 CONFIG, RESULT, PICTURES = "config.json", "result.json", "pictures.npz"
 MODEL, SPLITS = "model.pt", ("train", "validation", "test")
+RECORDED = ("log", "divergence", "parallel.precision")
+"""What else the history tells of where it changes."""
 EARLIER_STATE = "state.pt"
 """Where versions before 0.2 kept a run that was under way."""
 DECAYED = "decayed"
@@ -35,20 +46,28 @@ class FinetuneResult:
     """Told to stop by a signal; the same command goes on."""
 
 
-def claim(config: FinetuneConfig, out: Path) -> bool:
-    """Store the configuration, or refuse a folder that holds a run of another one.
+@dataclass(frozen=True)
+class Claim:
+    """What a run's folder was found to be."""
 
-    Returns whether the run there is finished.
-    """
+    finished: bool = False
+    changed: list[Record] = field(default_factory=list)
+    """Settings that are others in this sitting."""
+
+
+def claim(config: FinetuneConfig, out: Path) -> Claim:
+    """Store the configuration, or refuse a folder that holds a run of another one."""
     wanted, file = identity(config), out / CONFIG
-    about = wanted | {DECAYED: "matrices"} | inputs_sha256(config)
+    about = {**wanted, **beside_identity(config), DECAYED: "matrices", **inputs_sha256(config)}
     finished = (out / RESULT).exists()
     if not file.exists():
         write_json(file, about)
-        return finished
+        return Claim(finished)
     found = stored_identity(read_json(file))
     refuse_other_inputs(found, inputs_sha256(config), out)
     differing = differences({key: found.get(key) for key in wanted}, wanted)
+    if not finished:
+        differing = [one for one in differing if not stands_in(one[0], MAY_CHANGE)]
     if differing:
         name, before, now = differing[0]
         raise ConfigError(
@@ -57,8 +76,13 @@ def claim(config: FinetuneConfig, out: Path) -> bool:
         )
     if not finished:
         refuse_earlier_state(out)
-        write_json(file, {**read_json(file), DECAYED: about[DECAYED]})
-    return finished
+        facts = newest_facts(out / CHECKPOINTS)
+        step = 0 if facts is None else facts.step
+        changed = setting_records(found, about, (*MAY_CHANGE, *RECORDED), step)
+        history = [*found.get("history", []), *changed]
+        write_json(file, {**found, **about, "history": history})
+        return Claim(changed=changed)
+    return Claim(finished)
 
 
 def refuse_other_inputs(found: dict[str, Any], inputs: dict[str, str], out: Path) -> None:

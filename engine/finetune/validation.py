@@ -106,7 +106,7 @@ class Validate(Hook):
             "score": found.score,
             **found.fields,
             "train_loss": train_loss,
-            "flops": trainer.step * self.step_flops,
+            "flops": trainer.steps_done * self.step_flops,
             "seconds": seconds,
         }
         self.rows.append(row)

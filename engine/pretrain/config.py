@@ -3,7 +3,9 @@
 import dataclasses
 import json
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import tyro
 
 from mim3d.engine.distributed.config import ParallelConfig
 from mim3d.engine.errors import ConfigError
@@ -18,6 +20,7 @@ from mim3d.engine.models.config import (
 from mim3d.engine.pretrain.data import DECIDED_ELSEWHERE, DataConfig
 from mim3d.engine.runs.config import CheckpointConfig
 from mim3d.engine.training.config import (
+    DivergenceConfig,
     LogConfig,
     OptimConfig,
     ScheduleConfig,
@@ -64,6 +67,9 @@ class PretrainConfig:
     parallel: ParallelConfig = field(default_factory=ParallelConfig)
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
     log: PretrainLog = field(default_factory=PretrainLog)
+    divergence: Annotated[DivergenceConfig, tyro.conf.arg(name="")] = field(
+        default_factory=DivergenceConfig
+    )
     global_batch: int = 64
     """Crops of a step over all ranks and micro-batches."""
     steps: int = 1000
@@ -130,7 +136,7 @@ def config_dict(config: object) -> dict[str, Any]:
 
 
 NOT_IDENTITY = (
-    *("checkpoint", "log", "parallel", "dealt", "environment"),
+    *("checkpoint", "log", "parallel", "divergence", "dealt", "environment"),
     *("init", "init_axes", "accept_corpus", "start", "history"),
 )
 """Parts that a resumed run may change: they do not decide what is learned (but for SimCLR's

@@ -24,10 +24,11 @@ from mim3d.engine.pretrain.config import (
     PretrainConfig,
     config_dict,
     config_identity,
+    identity_of,
 )
 from mim3d.engine.pretrain.data import Subjects, choose_subjects
 from mim3d.engine.pretrain.held_out import HeldOut, HeldOutScores
-from mim3d.engine.pretrain.history import corpus_remedy, earlier_hashes
+from mim3d.engine.pretrain.lengthening import corpus_remedy
 from mim3d.engine.pretrain.reconstruction import Pictures
 from mim3d.engine.pretrain.run_folder import (
     CONFIG,
@@ -45,9 +46,12 @@ from mim3d.engine.runs.checkpoint_files import committed
 from mim3d.engine.runs.encoder_file import STATISTICS, save_encoder
 from mim3d.engine.runs.files import json_sha256, read_json, refuse_address, write_json
 from mim3d.engine.runs.folder_lock import sole_writer
+from mim3d.engine.runs.history import earlier_hashes, change_line
 from mim3d.engine.training.checkpoints import RunIdentity
 from mim3d.engine.training.corpus import CorpusFit, corpus_fit, corpus_sha256
+from mim3d.engine.training.divergence import Remedies
 from mim3d.engine.training.metrics import METRICS, Row, rate_basis, read_rows
+from mim3d.engine.training.rewinds import Rewinds
 from mim3d.engine.training.run import CHECKPOINTS, Run, RunSettings, Sitting
 from mim3d.engine.training.run_context import explain_full_disk, run_ranks, shown_progress
 from mim3d.engine.training.run_state import full_weights
@@ -78,13 +82,15 @@ def run_pretrain(config: PretrainConfig, out: str | Path) -> PretrainResult:
         start = start_from(module, config) if config.init and begins else None
         opening = Opening(subjects.held_out, corpus_sha256(loader.corpus), start)
         first_decides(ranks, lambda: stack.enter_context(sole_writer(out)))
-        first_decides(ranks, lambda: open_run(out, config, ranks, opening))
+        changed = first_decides(ranks, lambda: open_run(out, config, ranks, opening))
         stop = stack.enter_context(stop_on_signal(ranks))
         title = f"pretrain {method_name(config.method)}"
         shown = stack.enter_context(shown_progress(title, config.steps, ranks))
         stack.enter_context(explain_full_disk(out))
         for remark in [*remarks(config, fit), *(start.lines() if start else [])]:
             shown.note(remark)
+        for record in changed:
+            shown.note(change_line(record))
         return train(config, module, Sitting(out, ranks, loader, shown, stop), held_out)
 
 
@@ -177,7 +183,9 @@ def settings_of(config: PretrainConfig, sitting: Sitting) -> RunSettings:
             json_sha256(config_identity(config)),
             config.data.corpus,
             corpus_sha256(sitting.loader.corpus),
-            earlier_hashes(stored_config(sitting.out).get("history", []), config),
+            earlier_hashes(
+                stored_config(sitting.out).get("history", []), config_dict(config), identity_of
+            ),
             config.accept_corpus,
             corpus_remedy(sitting.out),
         ),
@@ -188,11 +196,8 @@ def settings_of(config: PretrainConfig, sitting: Sitting) -> RunSettings:
             sitting.ranks,
         ),
         about=config_dict(config),
-        remedy=(
-            f"The last checkpoint in {sitting.out / CHECKPOINTS} is healthy: go on from it with "
-            "--parallel.precision bf16 or fp32 where that was fp16; otherwise begin anew, with "
-            "another --out and a lower --schedule.lr or a smaller --optim.clip-norm"
-        ),
+        divergence=config.divergence,
+        remedies=Remedies(),
         save_after=lambda step: step % config.checkpoint.every == 0,
     )
 
@@ -210,6 +215,7 @@ def leave(
         "corpus_sha256": identity.corpus_sha256,
         "config_sha256": identity.config_sha256,
         **{name: stored[name] for name in ("start", "history") if stored.get(name)},
+        **({"rewinds": lines} if (lines := Rewinds(out).lines()) else {}),
     }
     save_encoder(out, config.vit, weights, provenance, config.swin)
     rows = read_rows(out / METRICS)

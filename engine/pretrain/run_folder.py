@@ -15,15 +15,17 @@ from mim3d.engine.distributed.parallel import choose_precision
 from mim3d.engine.distributed.process_group import Ranks
 from mim3d.engine.errors import CheckpointError, ConfigError
 from mim3d.engine.pretrain.config import PretrainConfig, config_dict, identity_of
-from mim3d.engine.pretrain.history import (
+from mim3d.engine.pretrain.lengthening import (
+    MAY_CHANGE,
     changes,
     corpus_remedy,
-    newest_facts,
     refuse_other_length,
 )
 from mim3d.engine.pretrain.start_report import Start
+from mim3d.engine.runs.checkpoint_files import newest_facts
 from mim3d.engine.runs.encoder_file import read_card
 from mim3d.engine.runs.files import differences, local_sha256, read_json, value_at, write_json
+from mim3d.engine.runs.history import stands_in
 from mim3d.engine.training.corpus import refuse_changed_corpus
 from mim3d.engine.training.run import CHECKPOINTS
 
@@ -67,8 +69,12 @@ def stored_config(out: Path) -> dict[str, Any]:
     return stored if isinstance(stored, dict) else {}
 
 
-def open_run(out: Path, config: PretrainConfig, ranks: Ranks, opening: Opening) -> None:
+def open_run(
+    out: Path, config: PretrainConfig, ranks: Ranks, opening: Opening
+) -> list[dict[str, Any]]:
     """Make the folder and store the configuration, unless another run lives there.
+
+    Returns the records of what this sitting changes.
 
     What it leaves open stands beside it: who was dealt to be held out, on what it is computed, the
     weights it began with, and what later sittings changed.
@@ -80,7 +86,7 @@ def open_run(out: Path, config: PretrainConfig, ranks: Ranks, opening: Opening) 
     if file.exists() and any((out / CHECKPOINTS).glob("step-*")):
         refuse_other_config(file, config)
     stored = stored_config(out)
-    facts = newest_facts(out)
+    facts = newest_facts(out / CHECKPOINTS)
     if facts is not None and not config.accept_corpus:
         # Before anything is written: who was held out must stay known.
         refuse_changed_corpus(
@@ -90,7 +96,7 @@ def open_run(out: Path, config: PretrainConfig, ranks: Ranks, opening: Opening) 
             facts.step,
             corpus_remedy(out),
         )
-    history = changes(stored, out, config, opening.corpus_sha256) if stored else []
+    changed = changes(stored, out, config, opening.corpus_sha256) if stored else []
     if stored.get("steps", config.steps) != config.steps:
         (out / RESULT).unlink(missing_ok=True)  # of the shorter run
     began = {name: stored[name] for name in ("init", "init_axes", "start") if name in stored}
@@ -101,7 +107,7 @@ def open_run(out: Path, config: PretrainConfig, ranks: Ranks, opening: Opening) 
     described = {
         **config_dict(config),
         **began,
-        "history": history,
+        "history": [*stored.get("history", []), *changed],
         "dealt": {"held_out": list(opening.held_out)},
         "environment": {
             "mim3d": version("mim3d"),
@@ -113,6 +119,7 @@ def open_run(out: Path, config: PretrainConfig, ranks: Ranks, opening: Opening) 
         },
     }
     write_json(file, described)
+    return changed
 
 
 def refuse_other_config(file: Path, config: PretrainConfig) -> None:
@@ -126,6 +133,9 @@ def refuse_other_config(file: Path, config: PretrainConfig) -> None:
             f"{file} does not tell what the run in {file.parent} is ({error}). Restore it from a "
             "backup; without one delete it: its checkpoints are held against the settings by a hash"
         ) from error
+    finished = (file.parent / RESULT).exists()
+    if "steps" in names or not finished:
+        names = [name for name in names if not stands_in(name, MAY_CHANGE)]
     if names == ["steps"]:
         refuse_other_length(file.parent, stored["steps"], config)
         names = []

@@ -1,4 +1,4 @@
-"""What a run leaves on disk: config, files, folder_lock; checkpoint, checkpoint_files,
+"""What a run leaves on disk: config, files, history, folder_lock; checkpoint, checkpoint_files,
 checkpoint_reader; encoder_file, nnunet_form, export; given_weights,
 key_layouts (of other libraries).
 """

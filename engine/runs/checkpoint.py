@@ -123,8 +123,10 @@ class Checkpointer:
         """Let a save under way end, and its thread with it."""
         self._pool.shutdown()
 
-    def restore(self, state: State, known: Sequence[str]) -> CheckpointFacts | None:
-        """Load the newest checkpoint that is whole into `state`; None where there is none.
+    def choose(
+        self, known: Sequence[str], usable: Callable[[CheckpointFacts], bool]
+    ) -> CheckpointFacts | None:
+        """Facts of the newest checkpoint that is whole and `usable`; None where there is none.
 
         `known` are hashes of the run's configuration, today's first.
 
@@ -133,24 +135,39 @@ class Checkpointer:
         """
         chosen: list[object] = [None]
         if self.ranks.first:
-            chosen = [self._choose(known)]
+            chosen = [self._choose(known, usable)]
         dist.broadcast_object_list(chosen, group=self.ranks.control, group_src=0)
         if isinstance(chosen[0], str):
             raise CheckpointError(chosen[0])
-        if chosen[0] is None:
-            return None
-        assert isinstance(chosen[0], CheckpointFacts)
-        load_tensors(files.step_folder(self.root, chosen[0].step), state, self.ranks.control)
+        assert chosen[0] is None or isinstance(chosen[0], CheckpointFacts)
         return chosen[0]
 
-    def _choose(self, known: Sequence[str]) -> CheckpointFacts | str | None:
+    def load(self, state: State, facts: CheckpointFacts) -> None:
+        """Read the tensors of a checkpoint that was chosen into `state`."""
+        load_tensors(files.step_folder(self.root, facts.step), state, self.ranks.control)
+
+    def discard_after(self, step: int) -> None:
+        """Remove the checkpoints of later steps; none may be under way."""
+        if self.ranks.first:
+            for folder in files.committed(self.root):
+                if folder > files.step_folder(self.root, step):
+                    files.discard(folder)
+        dist.barrier(group=self.ranks.control)
+
+    def _choose(
+        self, known: Sequence[str], usable: Callable[[CheckpointFacts], bool]
+    ) -> CheckpointFacts | str | None:
         """The newest good checkpoint's facts, None, or the reason why none can be used."""
         folders = files.committed(self.root)
+        whole = False
         for folder in folders:
             try:
                 facts = verified(folder)
             except CheckpointError as error:
                 self.note(f"DAMAGED CHECKPOINT {folder.name} PASSED OVER: {error}")
+                continue
+            whole = True
+            if not usable(facts):
                 continue
             if facts.config_sha256 not in known:
                 return (
@@ -159,7 +176,7 @@ class Checkpointer:
                     "--out, or the old settings"
                 )
             return facts
-        if folders:
+        if folders and not whole:
             return (
                 f"none of the {len(folders)} checkpoints in {self.root} is whole: restore them "
                 "from a backup, or start again with another --out"

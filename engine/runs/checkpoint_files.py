@@ -44,6 +44,8 @@ class CheckpointFacts:
     """Training time so far."""
     hooks: dict[str, Any] = field(default_factory=dict)
     """What hooks of the loop keep, by name: evaluations so far."""
+    bad_in_row: int = 0
+    """Steps up to this one whose gradient was not finite; healthy are those with none."""
 
 
 def step_folder(root: Path, step: int) -> Path:
@@ -62,6 +64,16 @@ def committed(root: Path) -> list[Path]:
         return []
     found = [path for path in root.iterdir() if COMMITTED.fullmatch(path.name) and path.is_dir()]
     return sorted(found, reverse=True)
+
+
+def newest_facts(root: Path) -> CheckpointFacts | None:
+    """Of the newest checkpoint whose manifest can be read; None where there is none."""
+    for folder in committed(root):
+        try:
+            return read_facts(folder)[0]
+        except CheckpointError:
+            continue
+    return None
 
 
 def sweep(root: Path) -> None:
@@ -140,11 +152,11 @@ def verify(folder: Path) -> CheckpointFacts:
 def prune(root: Path, keep: int, keep_best: bool, step: int) -> None:
     """Remove all but the newest `keep` checkpoints up to `step` and the one with the lowest score.
 
-    Later ones are damaged: the run was resumed before them. They take nobody's place, and are
-    replaced when the run comes back to their steps.
+    The newest healthy one always stays, to go back to. Later ones are damaged: the run was resumed
+    before them. They take nobody's place, and are replaced when the run comes back to their steps.
     """
     folders = [folder for folder in committed(root) if folder <= step_folder(root, step)]
-    kept = set(folders[:keep])
+    kept = {*folders[:keep], *healthy(folders)[:1]}
     if keep_best:
         best = best_checkpoint(folders)
         if best is not None:
@@ -154,15 +166,30 @@ def prune(root: Path, keep: int, keep_best: bool, step: int) -> None:
             discard(folder)
 
 
+def healthy(folders: list[Path], before: int | None = None) -> list[Path]:
+    """Those saved while gradients were finite, in the same order; with `before`, of steps below."""
+    found = []
+    for folder in folders:
+        try:
+            facts = read_facts(folder)[0]
+        except CheckpointError:
+            continue
+        if not facts.bad_in_row and (before is None or facts.step < before):
+            found.append(folder)
+    return found
+
+
 def best_checkpoint(folders: list[Path]) -> Path | None:
     """The readable checkpoint with the lowest score, or None."""
     scores: dict[Path, float] = {}
     for folder in folders:
         try:
-            score = read_facts(folder)[0].score
+            facts = read_facts(folder)[0]
         except CheckpointError:
             continue
-        if score is not None and math.isfinite(score):  # no number is below a NaN
+        score = facts.score
+        if facts.bad_in_row == 0 and score is not None and math.isfinite(score):
+            # No number is below a NaN.
             scores[folder] = score
     return min(scores, key=lambda folder: scores[folder]) if scores else None
 

@@ -9,6 +9,7 @@ from mim3d.engine.runs.checkpoint import Checkpointer, State
 from mim3d.engine.runs.checkpoint_files import CheckpointFacts
 from mim3d.engine.training.corpus import BEGIN_ANEW, refuse_changed_corpus
 from mim3d.engine.training.log import Log
+from mim3d.engine.training.rewinds import Rewinds
 from mim3d.engine.training.run_state import (
     hook_tensors,
     restore_hooks,
@@ -52,9 +53,11 @@ class Checkpoints(Hook):
         log: Log,
         identity: RunIdentity,
         save_after: Callable[[int], bool],
+        rewinds: Rewinds,
     ) -> None:
         self.checkpointer, self.optimiser, self.loader = checkpointer, sharded.optimiser, loader
         self.log, self.identity, self.save_after = log, identity, save_after
+        self.rewinds = rewinds
         self.state_tensors: State = run_state(sharded.module, sharded.optimiser)
         self.saved_step = -1
 
@@ -65,10 +68,8 @@ class Checkpoints(Hook):
 
     def restore(self, trainer: Trainer) -> None:
         """Take up the newest whole checkpoint, where there is one."""
-        own = {**rng_state(self.ranks), **hook_tensors(trainer.hooks, self.ranks)}
         identity = self.identity
-        known = (identity.config_sha256, *identity.earlier)
-        facts = self.checkpointer.restore({**self.state_tensors, **own}, known)
+        facts = self.checkpointer.choose(self.known, self.rewinds.lead_to)
         if facts is None:
             return
         if not identity.accept_corpus:
@@ -79,6 +80,31 @@ class Checkpoints(Hook):
                 facts.step,
                 identity.corpus_remedy,
             )
+        if self.rewinds.since(facts):
+            self.checkpointer.discard_after(facts.step)
+        self.take_up(trainer, facts)
+        trainer.seconds_before = facts.seconds
+        self.log.shown.advance(facts.step, "resumed")
+        self.log.shown.note(f"going on from the checkpoint of step {facts.step}")
+
+    @property
+    def known(self) -> tuple[str, ...]:
+        """Hashes of the configurations that the run has had, today's first."""
+        return (self.identity.config_sha256, *self.identity.earlier)
+
+    def healthy_before(self, step: int) -> CheckpointFacts | None:
+        """Of the newest whole checkpoint of an earlier step, saved while gradients were finite."""
+        return self.checkpointer.choose(
+            self.known,
+            lambda facts: (
+                not facts.bad_in_row and facts.step < step and self.rewinds.lead_to(facts)
+            ),
+        )
+
+    def take_up(self, trainer: Trainer, facts: CheckpointFacts) -> None:
+        """Load a checkpoint that was chosen, into all that it holds."""
+        own = {**rng_state(self.ranks), **hook_tensors(trainer.hooks, self.ranks)}
+        self.checkpointer.load({**self.state_tensors, **own}, facts)
         self.optimiser.after_load()
         for hook in trainer.hooks:
             hook.load_state(facts.hooks.get(hook.name, {}))
@@ -87,15 +113,19 @@ class Checkpoints(Hook):
             restore_hooks(own, trainer.hooks, self.ranks)
         self.loader.load_state_dict(self.place_of(facts))
         trainer.step = self.saved_step = facts.step
-        trainer.seconds_before = facts.seconds
-        self.log.shown.advance(facts.step, "resumed")
-        self.log.shown.note(f"going on from the checkpoint of step {facts.step}")
+        trainer.lr_scale, trainer.redone = self.rewinds.lr_scale, self.rewinds.redone
 
     def place_of(self, facts: CheckpointFacts) -> dict[str, int]:
-        """The loader's state; of another, accepted corpus its place in the order alone."""
+        """The loader's state; of another, accepted corpus its place in the order alone.
+
+        Where the run has gone back to it, past the samples that are skipped.
+        """
+        stored = dict(facts.loader)
+        for rewind in self.rewinds.since(facts):
+            stored["sample"] = rewind.sample
         if facts.corpus_sha256 == self.identity.corpus_sha256:
-            return facts.loader
-        place = {name: facts.loader[name] for name in ("sample", "step")}
+            return stored
+        place = {name: stored[name] for name in ("sample", "step")}
         return {**self.loader.state_dict(), **place}
 
     def after_step(self, trainer: Trainer) -> None:
@@ -111,6 +141,7 @@ class Checkpoints(Hook):
         """Begin to write a checkpoint of the present step."""
         if trainer.step == self.saved_step:
             return
+        bad_in_row = int(self.optimiser.bad_in_row)
         facts = CheckpointFacts(
             step=trainer.step,
             config_sha256=self.identity.config_sha256,
@@ -120,6 +151,7 @@ class Checkpoints(Hook):
             score=self.log.mean_loss_since_save(),
             seconds=trainer.clock.seconds,
             hooks={hook.name: kept for hook in trainer.hooks if (kept := hook.state())},
+            bad_in_row=bad_in_row,
         )
         own = {**rng_state(self.ranks), **hook_tensors(trainer.hooks, self.ranks)}
         self.checkpointer.save({**self.state_tensors, **own}, facts)

@@ -84,6 +84,28 @@ def schedule_identity(plain: Mapping[str, Any]) -> dict[str, Any]:
 
 
 @dataclass(frozen=True)
+class DivergenceConfig:
+    """What becomes of a run whose gradients stay non-finite for `log.max_bad_steps` steps."""
+
+    on_divergence: Literal["stop", "rewind"] = "stop"
+    """stop; or rewind: go back to the last checkpoint from before the first such step, skip the
+    samples since, and lower the rate."""
+    max_rewinds: int = 3
+    """Times that a run goes back before it stops after all."""
+    rewind_rate: float = 0.5
+    """Share of the rate that is left after each time."""
+
+    def __post_init__(self) -> None:
+        """A rate that is left, and a number of times."""
+        refuse_not_finite(self, kind=ConfigError)
+        if self.max_rewinds < 1 or not 0.0 < self.rewind_rate <= 1.0:
+            raise ConfigError(
+                f"max_rewinds {self.max_rewinds} must be at least 1 and rewind_rate "
+                f"{self.rewind_rate} in (0, 1]"
+            )
+
+
+@dataclass(frozen=True)
 class LogConfig:
     """What is measured and where it goes; metrics.jsonl is always written."""
 

@@ -1,7 +1,7 @@
 """Rows of a run as they are made: loss, rates, memory, stages of a step; and where they go."""
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +10,6 @@ from torch import Tensor
 from mim3d.dataio.loader.loader import Loader
 from mim3d.dataio.progress import Progress
 from mim3d.engine.distributed.process_group import Ranks
-from mim3d.engine.errors import DivergedError
 from mim3d.engine.training.config import LogConfig
 from mim3d.engine.training.metrics import (
     METRICS,
@@ -96,7 +95,7 @@ class Log(Hook):
             stages["communication_alone"] = self.communication_s
         row |= self.window.rates(self.basis, now)
         row["world"] = self.ranks.world
-        row["flops"] = trainer.step * self.basis.global_batch * self.basis.flops_per_crop
+        row["flops"] = trainer.steps_done * self.basis.global_batch * self.basis.flops_per_crop
         row |= {f"stage_{name}_s": seconds for name, seconds in stages.items()}
         row |= self.deltas.row(self.loader.metrics(), self.window.steps, now - self.window.began)
         row |= memory_row(self.ranks.device)
@@ -114,6 +113,13 @@ class Log(Hook):
         losses, self._since_save = self._since_save, []
         return sum(losses) / len(losses) if losses else None
 
+    def go_back(self, trainer: Trainer, before: int) -> None:
+        """Forget rows past the step that the run goes on from, as where it is resumed."""
+        for sink in self._sinks:
+            sink.go_back(trainer.step)
+        self.window, self._since_save = Window(trainer.clock.seconds), []
+        self.shown.advance(trainer.step - before, "rewound")
+
     def rank_state(self) -> dict[str, Tensor]:
         """The part of a mean that a row has not had yet."""
         return self.mean.state()
@@ -126,23 +132,3 @@ class Log(Hook):
         """Close every sink."""
         for sink in self._sinks:
             sink.close()
-
-
-class StopDiverged(Hook):
-    """Ends a run whose gradients stay non-finite; stands after the log, whose row tells it.
-
-    `settle` lets a save under way end; `remedy` says what to change, and how to go on.
-    """
-
-    def __init__(self, config: LogConfig, settle: Callable[[], object], remedy: str) -> None:
-        self.max_bad_steps, self.settle, self.remedy = config.max_bad_steps, settle, remedy
-
-    def after_step(self, trainer: Trainer) -> None:
-        """A DivergedError after `log.max_bad_steps` such steps in a row, or where all were."""
-        bad = trainer.row.get("bad_in_row", 0)
-        if trainer.due and bad >= min(self.max_bad_steps, trainer.steps):
-            self.settle()
-            raise DivergedError(
-                f"the gradient was not finite in {bad:.0f} steps in a row, up to step "
-                f"{trainer.step}; none of them changed the weights. {self.remedy}"
-            )

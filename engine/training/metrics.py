@@ -4,7 +4,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, TextIO
 
 import psutil
 import torch
@@ -13,6 +13,9 @@ from mim3d.engine.distributed.process_group import Ranks
 from mim3d.engine.errors import ConfigError
 from mim3d.engine.models.flops import peak_bf16
 from mim3d.engine.runs.files import finite, write_jsonl
+
+if TYPE_CHECKING:
+    from torch.utils.tensorboard.writer import SummaryWriter
 
 Row = dict[str, Any]
 METRICS = "metrics.jsonl"
@@ -107,6 +110,10 @@ class Sink(Protocol):
         """Take one row; `step` is among its values."""
         ...
 
+    def go_back(self, step: int) -> None:
+        """Drop the rows past a step: they come again."""
+        ...
+
     def close(self) -> None:
         """Flush."""
         ...
@@ -116,10 +123,19 @@ class JsonLines:
     """metrics.jsonl; rows past the step a run resumes from are dropped, for they come again."""
 
     def __init__(self, path: Path, resumed_step: int) -> None:
-        if path.exists():
+        self.path = path
+        self._stream = self._opened(resumed_step)
+
+    def _opened(self, step: int) -> TextIO:
+        if self.path.exists():
             # By way of another file: what a full disk cuts short is not the only copy.
-            write_jsonl(path, [row for row in read_rows(path) if row["step"] <= resumed_step])
-        self._stream = path.open("a")
+            write_jsonl(self.path, [row for row in read_rows(self.path) if row["step"] <= step])
+        return self.path.open("a")
+
+    def go_back(self, step: int) -> None:
+        """Drop the rows past a step."""
+        self._stream.close()
+        self._stream = self._opened(step)
 
     def write(self, row: Row) -> None:
         """Append and flush; what is not finite becomes null, for JSON has no NaN."""
@@ -148,9 +164,18 @@ class TensorBoard:
     """Scalars as TensorBoard events."""
 
     def __init__(self, folder: Path, resumed_step: int) -> None:
+        self.folder = folder
+        self._writer = self._opened(resumed_step)
+
+    def _opened(self, step: int) -> "SummaryWriter":
         from torch.utils.tensorboard.writer import SummaryWriter
 
-        self._writer = SummaryWriter(str(folder), purge_step=resumed_step + 1)
+        return SummaryWriter(str(self.folder), purge_step=step + 1)
+
+    def go_back(self, step: int) -> None:
+        """Have what came after a step left out of the curves."""
+        self._writer.close()
+        self._writer = self._opened(step)
 
     def write(self, row: Row) -> None:
         """Every number of the row."""
@@ -188,11 +213,18 @@ class WeightsAndBiases:
                 "login`, set WANDB_MODE=offline, or --log.no-wandb"
             ) from error
         file.write_text(self._run.id + "\n")
+        self._newest = -1
 
     def write(self, row: Row) -> None:
         """Every value of the row that there is."""
         known = {name: value for name, value in row.items() if value is not None}
-        self._run.log(known, step=row["step"])
+        # It takes no step twice: rows that come again stand after the others, with their step.
+        newer = row["step"] > self._newest
+        self._newest = max(self._newest, row["step"])
+        self._run.log(known, step=row["step"] if newer else None)
+
+    def go_back(self, step: int) -> None:
+        """Nothing can be dropped there."""
 
     def close(self) -> None:
         """Finish the run."""

@@ -13,10 +13,12 @@ from mim3d.engine.distributed.stop import StopSignal
 from mim3d.engine.runs.checkpoint import Checkpointer
 from mim3d.engine.runs.config import CheckpointConfig
 from mim3d.engine.training.checkpoints import Checkpoints, RunIdentity
-from mim3d.engine.training.config import LogConfig, ScheduleConfig
-from mim3d.engine.training.log import Log, StopDiverged
+from mim3d.engine.training.config import DivergenceConfig, LogConfig, ScheduleConfig
+from mim3d.engine.training.divergence import Divergence, Remedies, SkippedSteps
+from mim3d.engine.training.log import Log
 from mim3d.engine.training.metrics import RateBasis
 from mim3d.engine.training.profiler import Profile
+from mim3d.engine.training.rewinds import Rewinds
 from mim3d.engine.training.schedule import lr_at
 from mim3d.engine.training.sharding import ShardedObjective
 from mim3d.engine.training.train_step import Stepper
@@ -49,8 +51,9 @@ class RunSettings:
     basis: RateBasis
     about: Mapping[str, Any]
     """The configuration in plain values, for Weights & Biases."""
-    remedy: str
-    """What to change, and how to go on, where the run diverges."""
+    divergence: DivergenceConfig
+    remedies: Remedies
+    """Options that a diverged run is told of."""
     save_after: Callable[[int], bool]
     """Steps after which a checkpoint is written."""
 
@@ -72,15 +75,22 @@ class Run:
         self.log = Log(settings.log, out, ranks, settings.basis, loader, sitting.shown)
         self.log.about, self.log.communication_s = settings.about, part.communication_s()
         self.checkpoints = Checkpoints(
-            saver, part, loader, self.log, settings.identity, settings.save_after
+            *(saver, part, loader, self.log, settings.identity, settings.save_after),
+            Rewinds(out),
         )
+        skipped = SkippedSteps(loader, ranks, sitting.shown)
+        max_bad = settings.log.max_bad_steps
         hooks = [
             *before,
+            skipped,
             self.log,
-            StopDiverged(settings.log, saver.wait, settings.remedy),
             *after,
             Profile(settings.log, out, ranks, settings.steps, self.settle),
             self.checkpoints,
+            Divergence(
+                *(settings.divergence, max_bad, self.checkpoints, skipped, self.log),
+                settings.remedies,
+            ),
         ]
         stepper = Stepper(part.module, part.optimiser, loader, ranks, part.parallel.grad_accum)
         rate = partial(lr_at, settings.schedule, steps=settings.steps)

@@ -27,6 +27,8 @@ class StepFigures:
     """This rank's parts of the loss, one a micro-batch."""
     metrics: dict[str, Tensor] = field(default_factory=dict)
     waited: float = 0.0
+    volumes: list[Tensor] = field(default_factory=list)
+    """Rows of the chunk table that this rank's crops came from, one tensor a micro-batch."""
 
 
 class MeanLoss:
@@ -79,6 +81,7 @@ class Stepper:
         self.clock.begin(active=measure)
         waited, losses, metrics = 0.0, [], {}
         place = self.batches.state_dict() if isinstance(self.batches, Loader) else None
+        volumes: list[Tensor] = []
         for i_micro in range(self.grad_accum):
             began = time.perf_counter()
             batch = self._next(place)
@@ -89,6 +92,7 @@ class Stepper:
                 self.model.set_requires_gradient_sync(last)
             loss, metrics = self._micro_step(batch)
             losses.append(loss)
+            volumes.append(batch.volume)
             if measure and last and isinstance(self.model, HasBaselines):
                 # Apart from the forward pass, whose time a row tells: up to half as long again.
                 metrics = metrics | self.model.baselines(batch)
@@ -96,7 +100,7 @@ class Stepper:
             self.last_batch = batch
         norm = self.optimiser.step(lr)
         self.clock.mark("optimiser")
-        return StepFigures(norm, losses, metrics, waited)
+        return StepFigures(norm, losses, metrics, waited, volumes)
 
     def _next(self, place: Mapping[str, int] | None) -> Batch:
         """The next batch; where it is not waited for, the step's first is the next one again."""

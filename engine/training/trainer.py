@@ -73,6 +73,10 @@ class Trainer:
         self.clock = TrainingClock(stepper.ranks.device)
         self.step, self.seconds_before = 0, 0.0
         self.due, self.lr = False, 0.0
+        self.lr_scale = 1.0
+        """Of the schedule's rate: below 1 where the run has gone back."""
+        self.redone = 0
+        """Steps that were done and gone back over."""
         self.figures: StepFigures | None = None
         self.row: Row = {}
         """What hooks have to say of the step just done."""
@@ -94,14 +98,20 @@ class Trainer:
 
     def one_step(self) -> None:
         """One step, with what is hung around it."""
+        self.row = {}
         for hook in self.hooks:
             hook.before_step(self)
         self.due = any(hook.due(self.step + 1, self.steps) for hook in self.hooks)
-        self.lr, self.row = self.lr_at(self.step), {}
+        self.lr = self.lr_scale * self.lr_at(self.step)
         self.figures = self.stepper.step(self.lr, measure=self.due)
         self.step += 1
         for hook in self.hooks:
             hook.after_step(self)
+
+    @property
+    def steps_done(self) -> int:
+        """Steps up to here, with those that were gone back over: what the work is measured by."""
+        return self.step + self.redone
 
     @property
     def finished(self) -> bool:

@@ -11,7 +11,7 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
 
 import torch
@@ -19,6 +19,7 @@ from torch.distributed.checkpoint import FileSystemWriter
 
 from mim3d.dataio.convert.run import convert
 from mim3d.dataio.corpus.conversion import Conversion
+from mim3d.dataio.loader.batch import Batch
 from mim3d.dataio.sources.discover import discover
 from mim3d.dataio.sources.phantom import make_cohort
 from mim3d.engine.models.config import SwinConfig
@@ -27,6 +28,7 @@ from mim3d.engine.pretrain.pretrain import run_pretrain
 from mim3d.engine.pretrain.recipes import recipe
 from mim3d.engine.runs import checkpoint_files
 from mim3d.engine.training.checkpoints import Checkpoints
+from mim3d.engine.training.config import DivergenceConfig
 from mim3d.engine.training.train_step import StepFigures, Stepper
 from mim3d.engine.training.trainer import Trainer
 
@@ -131,6 +133,20 @@ def spoil_gradients(steps: set[int], rank: int) -> None:
     Stepper.step = step
 
 
+def poison_samples(
+    samples: Collection[int], setattr: Callable[[object, str, object], None] = setattr
+) -> None:
+    """Make the loss of micro-batches with one of these samples (global indices) NaN."""
+    plain = Stepper._micro_step
+
+    def micro_step(self: Stepper, batch: Batch) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+        if any(sample in samples for sample in batch.sample.tolist()):
+            batch.image.fill_(float("nan"))
+        return plain(self, batch)
+
+    setattr(Stepper, "_micro_step", micro_step)
+
+
 def inject(fault: str) -> None:
     """Arrange one fault by name."""
     signals = {"sigterm": [15], "sigint": [2], "sigint-twice": [2, 2]}
@@ -140,6 +156,8 @@ def inject(fault: str) -> None:
         before_step(5, last, lambda _: [signal.raise_signal(number) for number in found])
     elif fault == "nan":
         spoil_gradients({4}, 1)
+    elif fault == "poison":
+        poison_samples({18, 22, 26})  # the second of two ranks draws them
     elif fault == "full-disk":
         before_step(5, 1, full_disk)
     elif fault == "dead":
@@ -174,6 +192,9 @@ def main(corpus: str, out: str, fault: str = "", method: str = "mae", *counts: s
     parallel = dataclasses.replace(config.parallel, replicate=replicate, grad_accum=accum)
     optim = dataclasses.replace(config.optim, kind="lamb" if fault.startswith("lamb") else "adamw")
     config = dataclasses.replace(config, parallel=parallel, optim=optim)
+    if fault == "poison":
+        log = dataclasses.replace(config.log, max_bad_steps=3)
+        config = dataclasses.replace(config, log=log, divergence=DivergenceConfig("rewind"))
     result = run_pretrain(config, out)
     print(f"rank {os.environ.get('RANK', '0')} step {result.step} {result.interrupted}")
 

@@ -10,6 +10,7 @@ from typing import Any, Literal
 import pytest
 import torch
 from small_finetune import VIT, make_labelled_corpus, small_finetune
+from small_run import poison_samples
 
 from mim3d.dataio.reader.corpus import Corpus
 from mim3d.engine.distributed.config import ParallelConfig
@@ -20,7 +21,7 @@ from mim3d.engine.finetune.finetune import lr_scale, make_task, run_finetune
 from mim3d.engine.finetune.run_folder import EARLIER_DECAY, FinetuneResult
 from mim3d.engine.models.config import SwinConfig
 from mim3d.engine.runs.files import read_json, write_json
-from mim3d.engine.training.config import LogConfig, OptimConfig, ScheduleConfig
+from mim3d.engine.training.config import DivergenceConfig, LogConfig, OptimConfig, ScheduleConfig
 from mim3d.engine.training.metrics import METRICS, read_rows
 from mim3d.engine.training.optim import ShardedOptimiser
 from mim3d.engine.training.sharding import shard_objective
@@ -238,14 +239,32 @@ def test_a_run_whose_gradients_stay_bad_ends_as_diverged_and_its_remedies_work(
     with monkeypatch.context() as patch:
         patch.setattr(Stepper, "step", step)
         half = replace(config, parallel=ParallelConfig(precision="fp16"))
-        with pytest.raises(DivergedError, match=r"not finite in 3 steps .* healthy: go on from it"):
+        with pytest.raises(DivergedError, match=r"checkpoint of step 2, .* --clip-norm"):
             run_finetune(half, tmp_path / "run")
-    result = run_finetune(
-        replace(config, parallel=ParallelConfig(precision="fp32")), tmp_path / "run"
-    )
-    assert result.rows[-1]["step"] == 8
     gentler = replace(config, schedule=replace(config.schedule, lr=1e-4), clip_norm=0.1)
-    assert run_finetune(gentler, tmp_path / "another").rows[-1]["step"] == 8
+    result = run_finetune(gentler, tmp_path / "run")
+    assert result.rows[-1]["step"] == 8
+    history = read_json(tmp_path / "run" / "config.json")["history"]
+    assert [(one["at_step"], one["changed"]) for one in history] == [
+        (2, "clip_norm"),
+        (2, "parallel.precision"),
+        (2, "schedule.lr"),
+    ]
+    with pytest.raises(ConfigError, match=r"schedule\.lr 0\.0001, not 0\.0003"):
+        run_finetune(config, tmp_path / "run")
+
+
+def test_a_diverging_run_goes_back_with_its_evaluations(
+    config: FinetuneConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    log = LogConfig(every=1, tensorboard=False, max_bad_steps=2)
+    config = replace(config, head="linear", steps=6, log=log, divergence=DivergenceConfig("rewind"))
+    poison_samples(range(6, 10), monkeypatch.setattr)  # of steps 4 and 5
+    result = run_finetune(config, tmp_path)
+    assert [row["step"] for row in result.rows if row["split"] == "validation"] == [0, 2, 4, 6]
+    flops = {row["step"]: row["flops"] / result.step_flops for row in result.rows}
+    assert flops == {0: 0, 2: 2, 4: 7, 6: 9}
+    assert [note for note in result.notes if "went back from step 5 to 2" in note]
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without a GPU")

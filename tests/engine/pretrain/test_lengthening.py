@@ -127,3 +127,47 @@ def test_a_run_whose_checkpoints_are_gone_gives_its_encoder(corpus, tmp_path):
         run_pretrain(scheduled(corpus, "constant", 4), out)
     anew = scheduled(corpus, "constant", 2, init=str(out))
     assert run_pretrain(anew, tmp_path / "anew").step == 2
+
+
+def test_settings_change_on_the_way_and_the_history_tells(corpus, tmp_path, monkeypatch, capsys):
+    """Four sittings; what defines the model is refused, and a finished run takes nothing."""
+    config = scheduled(corpus, "wsd", 8)
+    out = tmp_path / "run"
+
+    def sitting(config, until):
+        with monkeypatch.context() as patch:
+            stop_before(until, patch)
+            return run_pretrain(config, out)
+
+    sitting(config, 2)
+    lower = dataclasses.replace(
+        config,
+        schedule=dataclasses.replace(config.schedule, lr=1e-5, kind="cosine"),
+        checkpoint=dataclasses.replace(config.checkpoint, every=1),
+        log=dataclasses.replace(config.log, every=2),
+    )
+    for wrong in (
+        dataclasses.replace(lower, vit=dataclasses.replace(lower.vit, depth=3)),
+        dataclasses.replace(lower, global_batch=8),
+        dataclasses.replace(lower, optim=dataclasses.replace(lower.optim, beta2=0.9)),
+    ):
+        with pytest.raises(CheckpointError, match=r"of another configuration: (?!.*schedule)"):
+            run_pretrain(wrong, out)
+    sitting(lower, 4)
+    assert "from step 2 on schedule.lr is 1e-05, it was 0.00" in capsys.readouterr().out
+    sitting(config, 6)
+    gentle = dataclasses.replace(
+        lower, optim=dataclasses.replace(config.optim, clip_norm=0.1, weight_decay=0.0)
+    )
+    assert run_pretrain(gentle, out).step == 8
+    changed = [(one["at_step"], one["changed"]) for one in history(out)]
+    first = ["checkpoint.every", "log.every", "schedule.kind", "schedule.lr"]
+    assert changed[:4] == [(2, name) for name in first]
+    assert changed[4:8] == [(4, name) for name in first]
+    assert (6, "optim.clip_norm") in changed[8:]
+    assert read_card(out)[1]["history"] == history(out)
+    rates = {row["step"]: row["lr"] for row in read_rows(out / "metrics.jsonl")}
+    assert rates[2] == rates[5] == config.schedule.lr
+    assert rates[4] < 1e-5
+    with pytest.raises(CheckpointError, match=r"schedule\.lr was 1e-05 and is now 0\.0"):
+        run_pretrain(config, out)

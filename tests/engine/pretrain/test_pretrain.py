@@ -254,24 +254,11 @@ def test_bad_gradients(corpus, tmp_path, monkeypatch, bad):
     if len(bad) == 1:
         assert run_pretrain(config, out).figures["bad_steps"] == 1
         return
-    with pytest.raises(DivergedError, match=r"not finite in 4 steps in a row.*is healthy"):
+    with pytest.raises(DivergedError, match=r"not finite in 4 steps in a row.*no checkpoint is"):
         run_pretrain(config, out)
     kept = torch.cat([t.flatten() for t in healthy_state(out).values()])
     assert kept.isfinite().all()
     assert not dist.is_initialized()
-
-
-def test_what_a_diverged_run_is_told_to_do_works(corpus, tmp_path, monkeypatch):
-    log = {"max_bad_steps": 3}
-    half = changed(changed(small_config(corpus), "log", **log), "parallel", precision="fp16")
-    with monkeypatch.context() as patch:
-        patch.setattr(small_run.Stepper, "step", small_run.Stepper.step)
-        small_run.spoil_gradients({4, 5, 6, 7, 8}, rank=0)
-        with pytest.raises(DivergedError, match=r"go on from it with --parallel\.precision bf16"):
-            run_pretrain(half, tmp_path / "run")
-    assert run_pretrain(changed(half, "parallel", precision="bf16"), tmp_path / "run").step == 8
-    gentle = changed(changed(half, "schedule", lr=1e-5), "optim", clip_norm=0.1)
-    assert run_pretrain(gentle, tmp_path / "another").figures["bad_steps"] == 0
 
 
 def test_a_row_holds_the_steps_of_both_sittings(corpus, tmp_path, monkeypatch):

@@ -226,6 +226,20 @@ def test_an_error_on_one_rank_is_told_by_that_rank_alone(corpus, tmp_path):
     assert checkpoint_files.verify(newest).step == 3
 
 
+def test_a_rank_that_diverges_takes_all_back_and_they_go_on_as_one(corpus, single, tmp_path):
+    """What is skipped and removed is agreed on; only the volumes of the guilty rank are told."""
+    done = launch(2, corpus, tmp_path / "run", "poison")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("REWOUND from step 7 to the checkpoint of step 3") == 1
+    assert_same_curve(tmp_path / "run", single(optimiser="poison"))
+    both, alone = (
+        json.loads((run / "rewinds.json").read_text())
+        for run in (tmp_path / "run", single(optimiser="poison"))
+    )
+    assert set(both[0]["volumes"]) < set(alone[0]["volumes"])
+    assert {**both[0], "volumes": []} == {**alone[0], "volumes": []}
+
+
 def test_a_nan_on_one_rank_updates_no_rank(corpus, tmp_path):
     """The bad step is counted on all, and weights stay finite and equal to a run of one rank."""
     done = launch(2, corpus, tmp_path / "run", "nan")

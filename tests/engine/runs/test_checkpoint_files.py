@@ -9,16 +9,17 @@ from mim3d.engine.runs import checkpoint_files as files
 from mim3d.engine.runs.checkpoint_files import CheckpointFacts
 
 
-def facts(step, score=None):
-    return CheckpointFacts(step, "c" * 64, "d" * 64, {"step": step, "sample": 8 * step}, 2, score)
+def facts(step, score=None, bad=0):
+    loader = {"step": step, "sample": 8 * step}
+    return CheckpointFacts(step, "c" * 64, "d" * 64, loader, 2, score, bad_in_row=bad)
 
 
-def make(root, step, score=None):
+def make(root, step, score=None, bad=0):
     folder = files.tmp_folder(root, step)
     folder.mkdir(parents=True)
     (folder / "__0_0.distcp").write_bytes(bytes(range(256)) * 4)
     (folder / ".metadata").write_bytes(b"metadata")
-    return files.commit(root, facts(step, score))
+    return files.commit(root, facts(step, score, bad))
 
 
 def test_a_commit_is_whole_and_verifies(tmp_path):
@@ -84,6 +85,14 @@ def test_pruning_keeps_the_newest_and_the_best(tmp_path):
     assert [path.name[-3:] for path in files.committed(tmp_path)] == ["400", "300", "200"]
     files.prune(tmp_path, keep=1, keep_best=False, step=400)
     assert [path.name[-3:] for path in files.committed(tmp_path)] == ["400"]
+
+
+def test_pruning_always_keeps_a_healthy_one_and_none_other_is_the_best(tmp_path):
+    for step, bad in {100: 0, 200: 0, 300: 4, 400: 104}.items():
+        make(tmp_path, step, 1.0 / step, bad)
+    files.prune(tmp_path, keep=1, keep_best=True, step=400)
+    assert [path.name[-3:] for path in files.committed(tmp_path)] == ["400", "200"]
+    assert files.healthy(files.committed(tmp_path), before=200) == []
 
 
 def test_a_loss_that_is_no_number_is_never_the_best(tmp_path):

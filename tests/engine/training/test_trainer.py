@@ -7,10 +7,7 @@ import pytest
 import torch
 
 from mim3d.engine.distributed.stop import StopSignal
-from mim3d.engine.errors import DivergedError
 from mim3d.engine.training.clocks import TrainingClock
-from mim3d.engine.training.config import LogConfig
-from mim3d.engine.training.log import StopDiverged
 from mim3d.engine.training.train_step import MeanLoss, Stepper
 from mim3d.engine.training.trainer import Hook, Trainer
 
@@ -89,21 +86,6 @@ def test_a_run_that_is_at_its_end_does_no_step() -> None:
     trainer.step = 3
     assert trainer.run(stopping())
     assert fake.asked == []
-
-
-@pytest.mark.parametrize(("steps", "bad", "ends"), [(9, 3, True), (9, 2, False), (2, 2, True)])
-def test_divergence_is_a_type(steps: int, bad: int, ends: bool) -> None:
-    """After max_bad_steps in a row; or where every step of a shorter run was bad."""
-    settled: list[int] = []
-    hook = StopDiverged(LogConfig(max_bad_steps=3), lambda: settled.append(1), "Do that.")
-    trainer, _ = trainer_of([], steps=steps)
-    trainer.due, trainer.step, trainer.row = True, bad, {"bad_in_row": float(bad)}
-    if not ends:
-        hook.after_step(trainer)
-        return
-    with pytest.raises(DivergedError, match=rf"in {bad} steps in a row, up to step {bad}.*Do that"):
-        hook.after_step(trainer)
-    assert settled == [1]
 
 
 def test_what_is_done_aside_is_no_training_time(monkeypatch: pytest.MonkeyPatch) -> None:
