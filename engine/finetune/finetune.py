@@ -46,7 +46,7 @@ from mim3d.engine.finetune.validation import Validate, WholeNetwork, autocast
 from mim3d.engine.runs.config import CheckpointConfig
 from mim3d.engine.runs.files import json_sha256, read_json, write_json
 from mim3d.engine.runs.folder_lock import sole_writer
-from mim3d.engine.runs.history import earlier_hashes, change_line
+from mim3d.engine.runs.history import change_line, earlier_hashes
 from mim3d.engine.training.checkpoints import RunIdentity
 from mim3d.engine.training.config import OptimConfig
 from mim3d.engine.training.corpus import corpus_fit, corpus_sha256

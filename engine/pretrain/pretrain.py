@@ -46,7 +46,7 @@ from mim3d.engine.runs.checkpoint_files import committed
 from mim3d.engine.runs.encoder_file import STATISTICS, save_encoder
 from mim3d.engine.runs.files import json_sha256, read_json, refuse_address, write_json
 from mim3d.engine.runs.folder_lock import sole_writer
-from mim3d.engine.runs.history import earlier_hashes, change_line
+from mim3d.engine.runs.history import change_line, earlier_hashes
 from mim3d.engine.training.checkpoints import RunIdentity
 from mim3d.engine.training.corpus import CorpusFit, corpus_fit, corpus_sha256
 from mim3d.engine.training.divergence import Remedies
