@@ -13,6 +13,7 @@ from mim3d.engine.distributed.config import DeviceKind, ParallelConfig
 from mim3d.engine.errors import ConfigError
 from mim3d.engine.finetune.splits import SplitConfig
 from mim3d.engine.models.config import IDLE_WITH_SWIN, SwinConfig, ViTConfig
+from mim3d.engine.models.primus.config import PrimusConfig, primus
 from mim3d.engine.training.config import (
     DivergenceConfig,
     LogConfig,
@@ -20,7 +21,7 @@ from mim3d.engine.training.config import (
     schedule_identity,
 )
 
-Head = Literal["unetr", "tokens", "linear", "classify"]
+Head = Literal["unetr", "tokens", "patch", "linear", "classify"]
 
 
 @dataclass(frozen=True)
@@ -49,7 +50,8 @@ class FinetuneConfig:
     init: str = ""
     """Run or encoder.safetensors to start the encoder from; empty starts from scratch."""
     head: Head = "unetr"
-    """unetr; tokens (no skip from the raw image); linear (one layer per token); or classify."""
+    """unetr; tokens (no skip from the raw image); patch (Primus's own: transposed convolutions from
+    the last tokens alone); linear (one layer per token); or classify."""
     vit: ViTConfig = field(default_factory=ViTConfig)
     """The encoder; a checkpoint must have the same."""
     swin: SwinConfig | None = None
@@ -126,9 +128,9 @@ class FinetuneConfig:
             )
         if not 0.0 <= self.overlap < 1.0:
             raise ConfigError(f"overlap {self.overlap} must be in [0, 1)")
-        if self.swin is not None and self.head == "linear":
+        if self.swin is not None and self.head in {"linear", "patch"}:
             raise ConfigError(
-                "head linear reads one token per patch, which Swin has not: set head to unetr "
+                f"head {self.head} reads one token per patch, which Swin has not: take head unetr "
                 "(SwinUNETR) or tokens (SwinUNETR without the skip from the raw image)"
             )
         if self.head == "classify" and not self.data.targets:
@@ -232,6 +234,7 @@ def idle_fields(config: FinetuneConfig) -> dict[type, tuple[str, ...]]:
     return {ViTConfig: IDLE_WITH_SWIN, FinetuneConfig: ("feature_size",)}
 
 
+TINY_PRIMUS = PrimusConfig((32, 32, 32), (8, 8, 8), width=96, depth=4, heads=4)
 TINY = ViTConfig((32, 32, 32), (8, 8, 8), width=96, depth=6, heads=3)
 
 
@@ -263,9 +266,33 @@ def swinunetr_96() -> FinetuneConfig:
     return replace(unetr_vit_b_96(), swin=SwinConfig())
 
 
+def demo_primus() -> FinetuneConfig:
+    """A tiny Primus with its own decoder, for the encoders of demo-primus-*."""
+    return replace(demo(), vit=TINY_PRIMUS, head="patch")
+
+
+def primus_s_96() -> FinetuneConfig:
+    """Primus-S with its own decoder on 96^3 crops."""
+    return replace(unetr_vit_b_96(), vit=primus("S", 96, drop_path=0.2), head="patch")
+
+
+def primus_b_96() -> FinetuneConfig:
+    """Primus-B with its own decoder on 96^3 crops."""
+    return replace(primus_s_96(), vit=primus("B", 96, drop_path=0.2))
+
+
+def primus_m_160() -> FinetuneConfig:
+    """Primus-M with its own decoder on 160^3 crops."""
+    return replace(primus_s_96(), vit=primus("M", 160, drop_path=0.2))
+
+
 RECIPES = {
     "demo": demo,
+    "demo-primus": demo_primus,
     "unetr-vit-b-96": unetr_vit_b_96,
     "tokens-vit-b-96": tokens_vit_b_96,
     "swinunetr-96": swinunetr_96,
+    "primus-s-96": primus_s_96,
+    "primus-b-96": primus_b_96,
+    "primus-m-160": primus_m_160,
 }

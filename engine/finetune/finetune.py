@@ -68,7 +68,7 @@ def run_finetune(
     """
     out = Path(out)
     with ExitStack() as stack:
-        ranks = stack.enter_context(run_ranks(config.parallel, config.device))
+        ranks = stack.enter_context(run_ranks(config.parallel, config.device, config.seed))
         first_decides(ranks, lambda: stack.enter_context(sole_writer(out)))
         claimed = first_decides(ranks, lambda: claim(config, out))
         if not claimed.finished:

@@ -10,7 +10,11 @@ from torch import nn
 from mim3d.engine.errors import ConfigError
 from mim3d.engine.finetune.config import FinetuneConfig
 from mim3d.engine.models.config import SwinConfig, ViTConfig
+from mim3d.engine.models.encoder import make_encoder
 from mim3d.engine.models.flops import encoder_flops
+from mim3d.engine.models.primus.config import PrimusConfig
+from mim3d.engine.models.primus.decoder import PatchDecoder
+from mim3d.engine.models.primus.encoder import Primus3D
 from mim3d.engine.models.swin import SwinEncoder
 from mim3d.engine.models.swin_unetr import SwinDecoder, SwinSegmentationNet
 from mim3d.engine.models.unetr import LinearDecoder, MonaiDecoder, SegmentationNet, UNETRDecoder
@@ -37,6 +41,8 @@ def build_decoder(config: FinetuneConfig, classes: int) -> nn.Module:
     """The decoder of `config.head`: MONAI's UNETR where it fits, else ours."""
     if config.head == "linear":
         return LinearDecoder(config.vit, classes)
+    if config.head == "patch":
+        return PatchDecoder(config.vit, classes)
     if config.head == "unetr" and MonaiDecoder.fits(config.vit):
         return MonaiDecoder(config.vit, classes, config.feature_size)
     return UNETRDecoder(config.vit, classes, config.feature_size, image_skip=config.head == "unetr")
@@ -47,13 +53,15 @@ def build_encoder(config: FinetuneConfig) -> ViT3D | SwinEncoder:
     if not config.init:
         with seeded(config.seed, "encoder"):
             swin, vit = config.swin, config.vit
-            encoder = ViT3D(vit) if swin is None else SwinEncoder(swin, vit)
+            encoder = make_encoder(vit) if swin is None else SwinEncoder(swin, vit)
     elif config.swin is not None:
         encoder = load_swin(config.init)
         require_same_shape(config.init, encoder.config, config.swin, "swin")
     else:
         encoder = load_encoder(config.init)
         require_same_shape(config.init, encoder.config, config.vit, "vit")
+        if isinstance(encoder, Primus3D) and isinstance(config.vit, PrimusConfig):
+            encoder.set_drop_path(config.vit.drop_path)
     for parameter in encoder.parameters():
         parameter.requires_grad_(not config.freeze)
     return encoder
@@ -62,11 +70,21 @@ def build_encoder(config: FinetuneConfig) -> ViT3D | SwinEncoder:
 def require_same_shape(
     source: str, found: ViTConfig | SwinConfig, wanted: ViTConfig | SwinConfig, field: str
 ) -> None:
-    """ConfigError naming the fields in which a checkpoint's encoder is another one."""
+    """ConfigError naming the fields in which a checkpoint's encoder is another one.
+
+    How often branches are skipped is no part of its shape.
+    """
+    if isinstance(found, PrimusConfig) != isinstance(wanted, PrimusConfig):
+        other, recipe = ("a Primus", "demo-primus") if isinstance(found, PrimusConfig) else (
+            "a plain ViT", "demo")  # fmt: skip
+        raise ConfigError(
+            f"{source} holds {other}, and this recipe trains the other kind of transformer: take "
+            f"one made for it, such as `mim3d finetune {recipe}`"
+        )
     differing = [
         f"{name} {getattr(found, name)} instead of {getattr(wanted, name)}"
         for name in type(wanted).__dataclass_fields__
-        if getattr(found, name) != getattr(wanted, name)
+        if name != "drop_path" and getattr(found, name) != getattr(wanted, name)
     ]
     if differing:
         raise ConfigError(

@@ -1,6 +1,6 @@
 """Encoders, pretext methods and decoders: config (imports no torch), vit, swin;
 objective, masks, trivial, masked, mae, simmim, simclr; unetr, swin_unetr;
-build (from a configuration to a module), flops.
+encoder, build (from a configuration to a module), flops; primus, a folder: another encoder.
 """
 
 import lazy_loader

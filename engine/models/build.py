@@ -10,12 +10,14 @@ from mim3d.engine.models.config import (
     SwinConfig,
     ViTConfig,
 )
+from mim3d.engine.models.encoder import make_encoder
 from mim3d.engine.models.mae import MAE
 from mim3d.engine.models.objective import Objective
+from mim3d.engine.models.primus.config import PrimusConfig
+from mim3d.engine.models.primus.mae import PrimusMAE
 from mim3d.engine.models.simclr import SimCLR
 from mim3d.engine.models.simmim import SimMIM
 from mim3d.engine.models.swin import SwinEncoder, SwinSimMIM
-from mim3d.engine.models.vit import ViT3D
 
 
 def build_method(
@@ -29,6 +31,8 @@ def build_method(
 
 def _build(method: MethodConfig, vit: ViTConfig, swin: SwinConfig | None, seed: int) -> Objective:
     if isinstance(method, MAEConfig):
+        if isinstance(vit, PrimusConfig):
+            return PrimusMAE(method, vit, seed)
         return MAE(method, vit, seed)
     if isinstance(method, SimMIMConfig):
         if swin is None:
@@ -36,5 +40,5 @@ def _build(method: MethodConfig, vit: ViTConfig, swin: SwinConfig | None, seed: 
         if any(patch % 2 for patch in vit.patch_size):
             raise ConfigError(f"vit.patch_size {vit.patch_size} must be even for Swin's 2^3 tokens")
         return SwinSimMIM(method, swin, vit, seed)
-    encoder = ViT3D(vit) if swin is None else SwinEncoder(swin, vit)
+    encoder = make_encoder(vit) if swin is None else SwinEncoder(swin, vit)
     return SimCLR(method, encoder, vit.width if swin is None else swin.width)

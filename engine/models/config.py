@@ -70,6 +70,16 @@ class ViTConfig:
         return self.patch_size[0] * self.patch_size[1] * self.patch_size[2]
 
     @property
+    def mlp_layers(self) -> int:
+        """Linear layers of a block's MLP."""
+        return 2
+
+    @property
+    def extra_tokens(self) -> int:
+        """Tokens that the blocks see beside the patches."""
+        return 0
+
+    @property
     def row_width(self) -> int:
         """Elements of a patch row: channels * patch_voxels, padded to a multiple of 16."""
         from mim3d.kernels.patch_rows import row_width

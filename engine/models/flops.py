@@ -55,7 +55,7 @@ def crop_flops(method: MAEConfig | SimMIMConfig | SimCLRConfig, vit: ViTConfig) 
         embed = linear_flops(visible, vit.row_width, vit.width)
         width = method.decoder_width
         rest = (
-            vit.depth * block_flops(visible, vit.width, vit.mlp_ratio)
+            vit.depth * vit_block_flops(visible, vit)
             + linear_flops(visible, vit.width, width)
             + method.decoder_depth * block_flops(n, width, 4.0)
             + linear_flops(n - visible, width, vit.channels * vit.patch_voxels)
@@ -63,11 +63,11 @@ def crop_flops(method: MAEConfig | SimMIMConfig | SimCLRConfig, vit: ViTConfig) 
     elif isinstance(method, SimMIMConfig):
         hidden = n - n_visible(n, method.mask_ratio)
         embed = linear_flops(n, vit.row_width, vit.width)
-        rest = vit.depth * block_flops(n, vit.width, vit.mlp_ratio)
+        rest = vit.depth * vit_block_flops(n, vit)
         rest += linear_flops(hidden, vit.width, vit.channels * vit.patch_voxels)
     else:
         embed = 2 * linear_flops(n, vit.row_width, vit.width)
-        rest = 2 * vit.depth * block_flops(n, vit.width, vit.mlp_ratio)
+        rest = 2 * vit.depth * vit_block_flops(n, vit)
         rest += 2 * linear_flops(1, vit.width, method.projection_hidden)
         rest += 2 * linear_flops(1, method.projection_hidden, method.projection_width)
     return CropFlops(forward=embed + rest, training=2 * embed + 3 * rest)
@@ -110,17 +110,23 @@ def encoder_flops(vit: ViTConfig, swin: SwinConfig | None = None) -> CropFlops:
     """FLOPs of the encoder alone over every patch of a crop, as fine-tuning runs it."""
     if swin is None:
         embed = linear_flops(vit.n_patches, vit.row_width, vit.width)
-        rest = vit.depth * block_flops(vit.n_patches, vit.width, vit.mlp_ratio)
+        rest = vit.depth * vit_block_flops(vit.n_patches, vit)
     else:
         embed, rest = swin_flops(swin, vit)
     return CropFlops(forward=embed + rest, training=2 * embed + 3 * rest)
 
 
-def block_flops(tokens: int, width: int, mlp_ratio: float) -> float:
-    """Forward pass of one block: qkv and projection, attention both ways, two MLP layers."""
+def vit_block_flops(patches: int, vit: ViTConfig) -> float:
+    """Forward pass of one block of an encoder that sees so many patches."""
+    tokens = patches + vit.extra_tokens
+    return block_flops(tokens, vit.width, vit.mlp_ratio, vit.mlp_layers)
+
+
+def block_flops(tokens: int, width: int, mlp_ratio: float, mlp_layers: int = 2) -> float:
+    """Forward pass of one block: qkv and projection, attention both ways, the MLP's layers."""
     attention = 4.0 * tokens * tokens * width
     dense = linear_flops(tokens, width, 4 * width)
-    return attention + dense + 2 * linear_flops(tokens, width, int(width * mlp_ratio))
+    return attention + dense + mlp_layers * linear_flops(tokens, width, int(width * mlp_ratio))
 
 
 def linear_flops(tokens: int, wide_in: int, wide_out: int) -> float:

@@ -4,8 +4,9 @@ import torch
 from torch import Tensor, nn
 
 from mim3d.engine.models.config import SimMIMConfig, ViTConfig
+from mim3d.engine.models.encoder import make_encoder
 from mim3d.engine.models.masked import MaskedMethod
-from mim3d.engine.models.vit import ViT3D, initialise_linear
+from mim3d.engine.models.vit import initialise_linear
 from mim3d.kernels.masking import PatchMasks
 
 
@@ -14,7 +15,7 @@ class SimMIM(MaskedMethod[SimMIMConfig]):
 
     def __init__(self, config: SimMIMConfig, vit: ViTConfig, mask_seed: int = 0) -> None:
         super().__init__(config, vit, mask_seed)
-        self.encoder = ViT3D(vit)
+        self.encoder = make_encoder(vit)
         self.mask_token = nn.Parameter(torch.zeros(vit.width))
         self.head = nn.Linear(vit.width, vit.channels * vit.patch_voxels)
         initialise_linear(self.head)

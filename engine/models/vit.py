@@ -1,6 +1,7 @@
 """The 3D vision transformer that every method trains: pre-norm blocks over patch rows."""
 
 import math
+from collections.abc import Iterator
 
 import torch
 from torch import Tensor, nn
@@ -81,13 +82,21 @@ class ViT3D(nn.Module):
             self.sincos = sincos_positions(config.grid, config.width)
         else:
             self.pos_embed = nn.Parameter(torch.zeros(config.n_patches, config.width))
-        self.blocks = nn.ModuleList(
-            Block(config.width, config.heads, config.mlp_ratio) for _ in range(config.depth)
-        )
-        self.norm = nn.LayerNorm(config.width)
+        self.blocks = self.make_blocks(config)
+        self.norm = self.make_norm(config)
         self.apply(initialise_linear)
         if self.pos_embed is not None:
             nn.init.trunc_normal_(self.pos_embed, std=0.02)
+
+    def make_blocks(self, config: ViTConfig) -> nn.ModuleList:
+        """The blocks that tokens go through."""
+        return nn.ModuleList(
+            Block(config.width, config.heads, config.mlp_ratio) for _ in range(config.depth)
+        )
+
+    def make_norm(self, config: ViTConfig) -> nn.LayerNorm:
+        """The norm behind them."""
+        return nn.LayerNorm(config.width)
 
     def positions(self) -> Tensor:
         """Positions of all patches, (n, d)."""
@@ -105,15 +114,21 @@ class ViT3D(nn.Module):
         table = self.positions().to(tokens.dtype)
         return tokens + (table if ids is None else table[ids])
 
-    def encode(self, tokens: Tensor) -> Tensor:
-        """Blocks and the last norm over embedded tokens."""
+    def encode(self, tokens: Tensor, ids: Tensor | None = None) -> Tensor:
+        """Blocks and the last norm over embedded tokens; `ids` are for blocks that ask where."""
+        for state in self.states_of(tokens, ids):
+            tokens = state
+        return self.norm(tokens)
+
+    def states_of(self, tokens: Tensor, ids: Tensor | None = None) -> Iterator[Tensor]:
+        """Tokens (b, n, d) after every block, one after the other, not normed."""
         for block in self.blocks:
             tokens = block(tokens)
-        return self.norm(tokens)
+            yield tokens
 
     def forward_rows(self, rows: Tensor, ids: Tensor | None = None) -> Tensor:
         """Encode the given patches only: rows (b, v, k) and their numbers -> (b, v, d)."""
-        return self.encode(self.embed(rows, ids))
+        return self.encode(self.embed(rows, ids), ids)
 
     def forward(self, volume: Tensor) -> Tensor:
         """Encode every patch of a volume (b, c, z, y, x): (b, n, d)."""
@@ -121,12 +136,7 @@ class ViT3D(nn.Module):
 
     def hidden_states(self, volume: Tensor) -> list[Tensor]:
         """Tokens (b, n, d) after every block, not normed; the skips of a UNETR decoder."""
-        tokens = self.embed(self.all_rows(volume))
-        states: list[Tensor] = []
-        for block in self.blocks:
-            tokens = block(tokens)
-            states.append(tokens)
-        return states
+        return list(self.states_of(self.embed(self.all_rows(volume))))
 
     def all_rows(self, volume: Tensor) -> Tensor:
         """Rows (b, n, k) of every patch, in C order of the patch grid."""

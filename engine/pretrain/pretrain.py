@@ -70,7 +70,7 @@ def run_pretrain(config: PretrainConfig, out: str | Path) -> PretrainResult:
     if done is not None:
         return done
     with ExitStack() as stack:
-        ranks = stack.enter_context(run_ranks(config.parallel))
+        ranks = stack.enter_context(run_ranks(config.parallel, seed=config.seed))
         subjects = subjects_of(config, out)
         loader = stack.enter_context(open_loader(config, ranks, subjects.train))
         fit = corpus_fit(loader.corpus.table, config.vit, subjects.train)

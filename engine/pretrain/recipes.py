@@ -4,7 +4,8 @@
 `btcv-*` and `brats-*` are the settings of Chen et al. 2023, "Masked image modeling advances 3D
 medical image analysis" (WACV): ViT-B, crops of 96^3, patches of 16, mask ratio 0.75, L1 on raw
 voxels, a decoder 512 wide and 8 deep, AdamW; SimCLR is their contrastive control. `mae-vit-*` are
-plain starting points by size, `openmind-*` is for corpora of a hundred thousand volumes.
+plain starting points by size, `primus-*` the same for Primus, `openmind-*` is for corpora of a
+hundred thousand volumes.
 """
 
 from collections.abc import Callable
@@ -23,6 +24,7 @@ from mim3d.engine.models.config import (
     ViTConfig,
     method_name,
 )
+from mim3d.engine.models.primus.config import PrimusConfig, primus
 from mim3d.engine.pretrain.config import PretrainConfig, PretrainLog
 from mim3d.engine.pretrain.data import DECIDED_ELSEWHERE, DataConfig
 from mim3d.engine.runs.config import CheckpointConfig
@@ -113,6 +115,40 @@ def mae_vit(size: str, crop: int, patch: int) -> PretrainConfig:
     )
 
 
+def demo_primus(method: str) -> PretrainConfig:
+    """The demo with a tiny Primus in the ViT's place."""
+    base = demo(method)
+    config = PrimusConfig((32, 32, 32), (8, 8, 8), width=96, depth=4, heads=4)
+    if isinstance(base.method, MAEConfig):
+        base = replace(base, method=replace(base.method, decoder_width=48))
+    return replace(base, vit=config)
+
+
+def primus_plain(method: str, size: str, crop: int) -> PretrainConfig:
+    """Primus of a published size; AdamW and decoder as nnssl has them for Primus-M.
+
+    MAE's targets are raw voxels, its decoder two blocks as wide as the encoder's.
+    """
+    vit = primus(size, crop, drop_path=0.2)
+    methods: dict[str, MethodConfig] = {
+        "mae": MAEConfig(
+            loss="l2",
+            normalise_target=False,
+            decoder_width=vit.width,
+            decoder_depth=2,
+            decoder_heads=vit.heads,
+        ),
+        "simmim": SimMIMConfig(loss="l2"),
+        "simclr": SimCLRConfig(temperature=0.5),
+    }
+    return replace(
+        mae_vit("b", crop, 8),
+        method=methods[method],
+        vit=vit,
+        optim=OptimConfig(weight_decay=0.05, beta2=0.98),
+    )
+
+
 def openmind() -> PretrainConfig:
     """ViT-L on 160^3 crops with patches of 8: 8000 tokens, for 100,000 head-and-neck volumes."""
     base = mae_vit("l", 160, 8)
@@ -144,6 +180,14 @@ RECIPES: dict[str, Callable[[], PretrainConfig]] = {
     "mae-vit-l-128": lambda: mae_vit("l", 128, 16),
     "mae-vit-l-128-p8": lambda: mae_vit("l", 128, 8),
     "mae-vit-h-128": lambda: mae_vit("h", 128, 16),
+    "demo-primus-mae": lambda: demo_primus("mae"),
+    "demo-primus-simmim": lambda: demo_primus("simmim"),
+    "demo-primus-simclr": lambda: demo_primus("simclr"),
+    "primus-s-mae-96": lambda: primus_plain("mae", "S", 96),
+    "primus-b-mae-96": lambda: primus_plain("mae", "B", 96),
+    "primus-b-simmim-96": lambda: primus_plain("simmim", "B", 96),
+    "primus-b-simclr-96": lambda: primus_plain("simclr", "B", 96),
+    "primus-l-mae-160": lambda: primus_plain("mae", "L", 160),
     "openmind-mae-vit-l-160": openmind,
 }
 
@@ -154,6 +198,9 @@ MADE_FOR = {
     **dict.fromkeys(("btcv-swin-simmim", "btcv-swin-simclr"), 8),
     **dict.fromkeys(("brats-mae", "brats-simmim", "brats-simclr", "mae-vit-b-96"), 1),
     **dict.fromkeys(("mae-vit-l-128", "mae-vit-l-128-p8", "mae-vit-h-128"), 8),
+    **dict.fromkeys(("demo-primus-mae", "demo-primus-simmim", "demo-primus-simclr"), 0),
+    **dict.fromkeys(("primus-s-mae-96", "primus-b-mae-96"), 1),
+    **dict.fromkeys(("primus-b-simmim-96", "primus-b-simclr-96", "primus-l-mae-160"), 8),
     "openmind-mae-vit-l-160": 64,
 }
 """GPUs of 141 GB that batch and cache were chosen for, by `mim3d plan`; 0 is a CPU."""
@@ -182,7 +229,8 @@ def recipe_table() -> str:
     for name in RECIPES:
         config, gpus = recipe(name), MADE_FOR[name]
         vit, swin = config.vit, config.swin
-        model = f"ViT {vit.width} x {vit.depth}" if swin is None else f"Swin {swin.feature_size}"
+        kind = "Primus" if isinstance(vit, PrimusConfig) else "ViT"
+        model = f"{kind} {vit.width} x {vit.depth}" if swin is None else f"Swin {swin.feature_size}"
         rows.append(
             (
                 *(name, method_name(config.method), model, cube(vit.crop_size)),

@@ -15,11 +15,15 @@ from torch import Tensor, nn
 
 from mim3d.engine.errors import CheckpointError
 from mim3d.engine.models.config import SwinConfig, ViTConfig
+from mim3d.engine.models.encoder import make_encoder
+from mim3d.engine.models.primus.config import PrimusConfig
 from mim3d.engine.models.swin import SwinEncoder
 from mim3d.engine.models.vit import ViT3D
 from mim3d.engine.runs.files import file_sha256, write_json
 
 WEIGHTS, CARD = "encoder.safetensors", "encoder.json"
+KINDS = ("vit", "primus", "swin")
+"""What encoders a card may tell of."""
 
 
 STATISTICS = 2
@@ -42,7 +46,7 @@ def save_encoder(
     card = {
         "format": 1,
         "mim3d": version("mim3d"),
-        "kind": "vit" if swin is None else "swin",
+        "kind": kind_of(vit) if swin is None else "swin",
         "vit": dataclasses.asdict(vit),
         "swin": None if swin is None else dataclasses.asdict(swin),
         "weights": WEIGHTS,
@@ -50,6 +54,11 @@ def save_encoder(
         **provenance,
     }
     write_json(path / CARD, card)
+
+
+def kind_of(vit: ViTConfig) -> str:
+    """What a card calls a transformer of this configuration."""
+    return "primus" if isinstance(vit, PrimusConfig) else "vit"
 
 
 def read_card(run_or_file: str | Path) -> tuple[Path, dict[str, Any]]:
@@ -65,9 +74,9 @@ def read_card(run_or_file: str | Path) -> tuple[Path, dict[str, Any]]:
             )
     try:
         content = json.loads(card.read_text())
-        if content["kind"] not in {"vit", "swin"} or not isinstance(content["vit"], dict):
+        if content["kind"] not in KINDS or not isinstance(content["vit"], dict):
             raise CheckpointError(
-                f"{card} tells neither a vit nor a swin: is it an encoder's card?"
+                f"{card} tells of no {', '.join(KINDS)}: is it an encoder's card?"
             )
     except (json.JSONDecodeError, KeyError, TypeError) as error:
         raise CheckpointError(f"{card} is not an encoder's card: {error}") from error
@@ -76,7 +85,13 @@ def read_card(run_or_file: str | Path) -> tuple[Path, dict[str, Any]]:
 
 def card_vit(card: Mapping[str, Any]) -> ViTConfig:
     """The encoder's shape that a card tells."""
-    return ViTConfig(**tuples(card["vit"]))
+    return vit_of(card["vit"])
+
+
+def vit_of(plain: Mapping[str, Any]) -> ViTConfig:
+    """A transformer's configuration from its plain values; a Primus's has registers."""
+    kind = PrimusConfig if "registers" in plain else ViTConfig
+    return kind(**tuples(plain))
 
 
 def tuples(plain: Mapping[str, Any]) -> dict[str, Any]:
@@ -85,13 +100,13 @@ def tuples(plain: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def load_encoder(run_or_file: str | Path) -> ViT3D:
-    """A ViT with a run's pretrained weights, on the CPU in float32."""
+    """A ViT or Primus with a run's pretrained weights, on the CPU in float32."""
     weights, card = read_card(run_or_file)
-    if card["kind"] != "vit":
+    if card["kind"] not in {"vit", "primus"}:
         raise CheckpointError(
             f"{weights} holds a {card['kind']} encoder, a vit is needed: pretrain with a vit recipe"
         )
-    encoder = ViT3D(card_vit(card))
+    encoder = make_encoder(card_vit(card))
     load_weights(encoder, weights)
     refuse_changed_weights(weights, card)
     return encoder

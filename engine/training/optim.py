@@ -22,8 +22,8 @@ from mim3d.engine.training.config import OptimConfig
 from mim3d.engine.training.lamb import ShardedLamb
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
-POSITIONS = ("pos_embed", "relative_position_bias_table")
-"""Ends of the names of what a model learns about positions."""
+POSITIONS = ("pos_embed", "relative_position_bias_table", "register_positions", "register_tokens")
+"""Ends of the names of what a model learns about positions, and of tokens of no patch."""
 SCALE_START, SCALE_GROWTH, SCALE_INTERVAL = 2.0**15, 2.0, 1000
 """Dynamic loss scale of fp16: halved on overflow, doubled after that many good steps."""
 

@@ -16,13 +16,28 @@ from mim3d.engine.errors import TrainingError
 
 
 @contextmanager
-def run_ranks(parallel: ParallelConfig, device: DeviceKind = "auto") -> Iterator[Ranks]:
-    """The ranks of a run, whose kernels are as asked for and of which one tells what went wrong."""
+def run_ranks(
+    parallel: ParallelConfig, device: DeviceKind = "auto", seed: int = 0
+) -> Iterator[Ranks]:
+    """The ranks of a run, whose kernels are as asked for and of which one tells what went wrong.
+
+    Random numbers that modules draw while training come from `seed` and the rank.
+    """
     with ExitStack() as stack:
         stack.enter_context(deterministic_kernels(parallel.deterministic))
         ranks = stack.enter_context(process_ranks(parallel.timeout_s, device))
         stack.enter_context(first_failure(ranks))
+        stack.enter_context(seeded(seed + ranks.rank, ranks.device))
         yield ranks
+
+
+@contextmanager
+def seeded(seed: int, device: torch.device) -> Iterator[None]:
+    """Generators of the CPU and the device begin at `seed`, and are put back afterwards."""
+    devices = [device.index or 0] if device.type == "cuda" else []
+    with torch.random.fork_rng(devices=devices):
+        torch.manual_seed(seed)
+        yield
 
 
 @contextmanager
