@@ -1,1 +1,3 @@
-"""Ranks: config, process_group, parallel (FSDP2), stop (signals), first_failure, launch."""
+"""Ranks: config, process_group, parallel (FSDP2), stop (signals), first_failure, launch, parent
+(whom a rank ends with).
+"""

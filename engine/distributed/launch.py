@@ -1,7 +1,7 @@
 """Ranks on this machine, one process each, under torch's elastic agent.
 
-The agent lives in this process: a signal to it reaches the ranks, which save and end, and no
-orphan is left. A rank that dies ends the others; up to `restarts` times all start again. A second
+The agent lives in this process: a signal to it reaches the ranks, which save and end, and where it
+is killed the kernel kills them. A rank that dies ends the others; up to `restarts` times all start again. A second
 Ctrl-C kills the ranks and this process.
 """
 
@@ -22,6 +22,7 @@ from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
 from mim3d.dataio.errors import Mim3dError
+from mim3d.engine.distributed.parent import LAUNCHER
 from mim3d.engine.errors import EXIT_USER_ERROR
 
 SAVING = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
@@ -45,6 +46,7 @@ def launch_ranks(
     Raises SystemExit where a rank has told the error, Mim3dError where one died without a word.
     """
     os.environ.setdefault("OMP_NUM_THREADS", "1")
+    os.environ[LAUNCHER] = str(os.getpid())
     # What went wrong is told in one line, by a rank or below; the agent's own account adds nothing.
     logging.disable(logging.CRITICAL)
     # Left to itself the agent kills ranks 30 s after a signal, in the middle of a large checkpoint,

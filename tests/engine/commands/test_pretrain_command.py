@@ -131,6 +131,21 @@ def test_signals_to_launcher_and_rank(corpus, tmp_path, number):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("stopped", [False, True])
+def test_ranks_end_with_a_launcher_that_is_killed(corpus, tmp_path, stopped):
+    """Also a rank that hangs, here by SIGSTOP."""
+    run = small_ranks(corpus, tmp_path / "run", "--steps", "100000", "--checkpoint.every", "50000")
+    wait_for_rows(run, tmp_path / "run" / "metrics.jsonl")
+    ranks = psutil.Process(run.pid).children()
+    assert len(ranks) == 2
+    if stopped:
+        ranks[1].suspend()
+    run.kill()
+    gone, alive = psutil.wait_procs(ranks, timeout=30)
+    assert len(gone) == 2, alive
+
+
+@pytest.mark.slow
 def test_a_second_interrupt_of_the_launcher_leaves_no_rank(corpus, tmp_path):
     run = small_ranks(corpus, tmp_path / "run", "--steps", "100000", "--checkpoint.every", "50000")
     wait_for_rows(run, tmp_path / "run" / "metrics.jsonl")
