@@ -1,8 +1,8 @@
 """Ranks on this machine, one process each, under torch's elastic agent.
 
 The agent lives in this process: a signal to it reaches the ranks, which save and end, and where it
-is killed the kernel kills them. A rank that dies ends the others; up to `restarts` times all start again. A second
-Ctrl-C kills the ranks and this process.
+is killed the kernel kills them. A rank that dies ends the others; up to `restarts` times all start
+again. A second Ctrl-C kills the ranks and this process.
 """
 
 import logging
