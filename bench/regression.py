@@ -146,10 +146,10 @@ def ratios_of(figures: Figures) -> list[Ratio]:
     return [r for stage in STAGES if stage in figures for r in STAGES[stage](figures[stage])]
 
 
-def document(ratios: Sequence[Ratio], told: Mapping[str, str]) -> dict[str, Any]:
+def document(ratios: Sequence[Ratio], facts: Mapping[str, str]) -> dict[str, Any]:
     """The ratios as pytest-benchmark's JSON; `told` goes into its machine_info."""
     return {
-        "machine_info": dict(told),
+        "machine_info": dict(facts),
         "commit_info": {},
         "benchmarks": [entry(ratio) for ratio in ratios],
         "datetime": datetime.now(UTC).isoformat(),
@@ -216,14 +216,14 @@ def loaded(file: Path) -> dict[str, dict[str, Any]]:
 
 def spread(benchmark: Mapping[str, Any]) -> float:
     """Range over rounds as a share of the ratio."""
-    told = benchmark["spread"]
-    return UNKNOWN_NOISE if told is None else float(told)
+    noise = benchmark["spread"]
+    return UNKNOWN_NOISE if noise is None else float(noise)
 
 
 def table(found: Sequence[Change], new: Sequence[str], baseline: Path) -> str:
     """What moved, for people."""
-    told = json.loads(baseline.read_text()).get("machine_info", {})
-    where = ", ".join(str(told[key]) for key in ("date", "machine") if key in told)
+    facts = json.loads(baseline.read_text()).get("machine_info", {})
+    where = ", ".join(str(facts[key]) for key in ("date", "machine") if key in facts)
     lines = [f"baseline: {baseline.name} ({where or 'of an unnamed machine'})"]
     moved = [change for change in found if change.moved]
     if moved:
@@ -280,12 +280,12 @@ def run(words: Sequence[str] | None) -> None:
     parser.add_argument("--baseline", type=Path, default=BASELINE, help="file to compare with")
     parser.add_argument("--save", type=Path, help="write the run as a baseline of its own instead")
     args = parser.parse_args(words)
-    told = machine()
+    facts = machine()
     date = datetime.now(UTC).date().isoformat()
-    told |= {"date": date, "machine": f"{told['cores']} cores of {told['processor']}"}
+    facts |= {"date": date, "machine": f"{facts['cores']} cores of {facts['processor']}"}
     file = args.save or args.figures.with_name(f"{args.figures.stem}-ratios.json")
     file.parent.mkdir(parents=True, exist_ok=True)
-    content = document(read_ratios(args.figures), told)
+    content = document(read_ratios(args.figures), facts)
     file.write_text(json.dumps(content, indent=1) + "\n")
     if args.save is None:
         print(table(*changes(file, args.baseline), args.baseline))

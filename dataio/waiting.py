@@ -111,7 +111,7 @@ def wait_for(future: Future[Answer], place: str, key: str, *, bounded: bool = Tr
                 if future.done():
                     raise
             else:
-                TOLD.answered(place)
+                NOTICES.answered(place)
                 return answer
             waited = time.monotonic() - began
             if own.left():
@@ -122,12 +122,12 @@ def wait_for(future: Future[Answer], place: str, key: str, *, bounded: bool = Tr
                     f"command again when it does, or with {TIMEOUT}={math.ceil(10 * limit)}"
                 )
             if waited >= TELL_S:
-                TOLD.waiting(place, key, waited, limit)
+                NOTICES.waiting(place, key, waited, limit)
     finally:
         future.cancel()
 
 
-class Told:
+class SilenceNotices:
     """What was said of stores that keep silent: by one thread for all, and not over and over."""
 
     def __init__(self) -> None:
@@ -154,7 +154,7 @@ class Told:
             say(f"{place}: answers again")
 
 
-TOLD = Told()
+NOTICES = SilenceNotices()
 
 
 def say(line: str) -> None:

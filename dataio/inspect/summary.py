@@ -71,11 +71,11 @@ def summarise(records: Sequence[VolumeRecord]) -> Summary:
         n_voxels=sum(voxels),
         raw_bytes=sum(raw_bytes(r) for r in records),
         stored_bytes=sum(stored_bytes(r) for r in records),
-        splits=counted(r.split or "untold" for r in records),
+        splits=occurrences(r.split or "untold" for r in records),
         groups=len({r.group for r in records if r.group}),
-        dtypes=counted(r.dtype for r in records),
-        orientations=counted(r.original_orientation for r in records),
-        channels=counted(r.channels for r in records),
+        dtypes=occurrences(r.dtype for r in records),
+        orientations=occurrences(r.original_orientation for r in records),
+        channels=occurrences(r.channels for r in records),
         shape_span=spans([r.shape for r in records]),
         spacing_span=spans([r.spacing_mm for r in records]),
         intensity_span=(
@@ -84,12 +84,12 @@ def summarise(records: Sequence[VolumeRecord]) -> Summary:
         ),
         classes=class_shares(records),
         n_with_warnings=sum(bool(r.warnings) for r in records),
-        modalities=counted(", ".join(r.channel_names) for r in records if r.channel_names),
+        modalities=occurrences(", ".join(r.channel_names) for r in records if r.channel_names),
         n_lacking=sum(r.channels > 1 and bool(r.constant_channels) for r in records),
     )
 
 
-def counted(items: Iterable[T]) -> dict[T, int]:
+def occurrences(items: Iterable[T]) -> dict[T, int]:
     """Occurrences of each item, most frequent first."""
     return dict(Counter(items).most_common())
 
@@ -131,14 +131,14 @@ def summary_table(summary: Summary, quarantined: Mapping[str, int]) -> Table:
         "shape z, y, x": ", ".join(span(s, ".0f") for s in summary.shape_span),
         "spacing z, y, x": ", ".join(span(s, ".3g") for s in summary.spacing_span) + " mm",
         "intensity": "{:.4g} to {:.4g}".format(*summary.intensity_span),
-        "dtype": listed(summary.dtypes),
-        "channels": listed(summary.channels)
+        "dtype": counts_in_words(summary.dtypes),
+        "channels": counts_in_words(summary.channels)
         + (f"; {summary.n_lacking} volumes lack one" if summary.n_lacking else ""),
-        "modalities": listed(summary.modalities) if summary.modalities else "untold",
-        "stored from": listed(summary.orientations),
-        "splits": listed(summary.splits),
+        "modalities": counts_in_words(summary.modalities) if summary.modalities else "untold",
+        "stored from": counts_in_words(summary.orientations),
+        "splits": counts_in_words(summary.splits),
         "warnings": f"{summary.n_with_warnings} volumes" if summary.n_with_warnings else "none",
-        "quarantined": listed(quarantined) if quarantined else "none",
+        "quarantined": counts_in_words(quarantined) if quarantined else "none",
     }
     for name, value in rows.items():
         table.add_row(name, value)
@@ -189,7 +189,7 @@ def span(values: Sequence[float], form: str) -> str:
     return low if low == high else f"{low}..{middle}..{high}"
 
 
-def listed(counts: Mapping, most: int = 8) -> str:
+def counts_in_words(counts: Mapping, most: int = 8) -> str:
     """`int16 40, uint8 20`, with an ellipsis after `most`."""
     parts = [f"{key} {n}" for key, n in list(counts.items())[:most]]
     return ", ".join(parts) + (", ..." if len(counts) > most else "")

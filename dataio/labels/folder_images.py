@@ -15,9 +15,9 @@ from mim3d.dataio.labels.words import (
     numbers_of,
 )
 from mim3d.dataio.nifti.names import cases_of, stem
+from mim3d.dataio.subjects.inferred import MOST_IMAGES_OF_A_SUBJECT
 from mim3d.dataio.subjects.words import occasion_in
 
-MOST_IMAGES_OF_A_SUBJECT = 12  # a folder with more is a collection, not one person
 EXACT, CASE, LOOSE = 0, 1, 2
 Index = dict[str, list[str]]
 

@@ -16,12 +16,7 @@ def read_label_map(file: str) -> dict[str, int]:
     SourceError bad-map where it is neither, or a class is no number of 1 to 65535 or told twice.
     """
     path = str(Path(file).expanduser())
-    try:
-        text = Path(path).read_text(encoding="utf-8-sig")
-    except OSError as error:
-        raise SourceError("unreadable", path, f"cannot be read ({error.strerror})") from error
-    except UnicodeDecodeError as error:
-        raise SourceError("not-text", path, "is not UTF-8 text; save it as UTF-8") from error
+    text = read_text(path)
     try:
         pairs = json_pairs(text) if path.lower().endswith(".json") else table_pairs(text)
         classes = dict(map(name_and_class, pairs))
@@ -34,6 +29,16 @@ def read_label_map(file: str) -> dict[str, int]:
         problem = f"{which}; give every mask a class of its own, 1 to 65535"
         raise SourceError("bad-map", path, problem if classes else "names no mask")
     return classes
+
+
+def read_text(path: str) -> str:
+    """A text file that the user wrote; SourceError unreadable or not-text."""
+    try:
+        return Path(path).read_text(encoding="utf-8-sig")
+    except OSError as error:
+        raise SourceError("unreadable", path, f"cannot be read ({error.strerror})") from error
+    except UnicodeDecodeError as error:
+        raise SourceError("not-text", path, "is not UTF-8 text; save it as UTF-8") from error
 
 
 def json_pairs(text: str) -> list[tuple[str, str]]:

@@ -109,7 +109,7 @@ def difference(header: nib.Nifti1Header, path: str) -> str:
     n_used = min(int(header["dim"][0]), 3)
     has_qform = int(header["qform_code"]) > 0
     if not (np.abs(lengths - pixdim) <= ALIKE * pixdim)[:n_used].all():
-        disagreement = f"sform has voxels of {listed(lengths)} mm, pixdim of {listed(pixdim)} mm"
+        disagreement = f"sform has voxels of {by_axis(lengths)} mm, pixdim of {by_axis(pixdim)} mm"
         return f"{disagreement} (as {'qform and ' if has_qform else ''}ITK have it)"
     return directions(sform, header, path) if has_qform else ""
 
@@ -136,7 +136,7 @@ def is_usable(affine: np.ndarray) -> bool:
     return bool(lengths.all()) and volume >= SINGULAR * prod(lengths.tolist())
 
 
-def listed(values: np.ndarray) -> str:
+def by_axis(values: np.ndarray) -> str:
     """`1 x 1 x 1`."""
     return " x ".join(f"{value:.4g}" for value in values.tolist())
 

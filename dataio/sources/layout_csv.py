@@ -67,19 +67,19 @@ class MoreColumns:
         """A line where paths of images are in columns that say neither image nor label."""
         if not self.unclear:
             return ()
-        problem = f"{file}: files in {listed(self.unclear)} are not used"
+        problem = f"{file}: files in {in_columns(self.unclear)} are not used"
         return (f"{problem}: call a column image_1, label:NAME or after a modality, or remove it",)
 
     def notes(self, file: str) -> tuple[str, ...]:
         """A line for columns that are read in a way of their own, and for those that are not."""
         several = (
-            f"{file}: {listed(self.images)} make volumes of their own (--channels stacks them)"
+            f"{file}: {in_columns(self.images)} make volumes of their own (--channels stacks them)"
         )
-        unused = f"{file}: {listed(self.unused)} not used"
+        unused = f"{file}: {in_columns(self.unused)} not used"
         return tuple(note for note, any_ in ((several, self.images), (unused, self.unused)) if any_)
 
 
-def listed(names: Sequence[str]) -> str:
+def in_columns(names: Sequence[str]) -> str:
     """`column age`, `columns age, sex`."""
     return f"column{'s' if len(names) > 1 else ''} {', '.join(names)}"
 

@@ -8,7 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from mim3d.dataio.errors import SourceError
-from mim3d.dataio.labels.label_map import merge, read_label_map
+from mim3d.dataio.labels.label_map import merge, read_label_map, read_text
 from mim3d.dataio.nifti.names import identifies_no_case, stem
 from mim3d.dataio.sources.channels import stacked
 from mim3d.dataio.sources.options import SourceOptions
@@ -155,13 +155,7 @@ def of_dataset(source: Source, dataset: str) -> Source:
 def table_of(file: str) -> ByTable:
     """Subjects by file of a table; SourceError where it has not both columns or contradicts."""
     path = plain_path(str(Path(file).expanduser()))
-    try:
-        text = Path(path).read_text(encoding="utf-8-sig")
-    except OSError as error:
-        raise SourceError("unreadable", path, f"cannot be read ({error.strerror})") from error
-    except UnicodeDecodeError as error:
-        raise SourceError("not-text", path, "is not UTF-8 text; save it as UTF-8") from error
-    rows, names = read_table(text, path)
+    rows, names = read_table(read_text(path), path)
     subject = next((n for n in SUBJECT_COLUMNS if n in names), "")
     key = next((n for n in FILE_COLUMNS if n in names), "")
     if not subject or not key:

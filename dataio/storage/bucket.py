@@ -120,11 +120,11 @@ def client(origin: str, options: dict[str, float], whole_s: float, retry_s: floa
             "no-obstore", origin, "needs obstore; install it with `pip install 'mim3d[remote]'`"
         ) from error
     limits = {**options, "connect_timeout": CONNECT_S, "timeout": whole_s}
-    told: Any = {name: timedelta(seconds=value) for name, value in limits.items()}
+    client_options: Any = {name: timedelta(seconds=value) for name, value in limits.items()}
     retries: Any = {"max_retries": MAX_RETRIES, "retry_timeout": timedelta(seconds=retry_s)}
     if plain_http(origin):
-        told["allow_http"] = True
-    return from_url(origin, client_options=told, retry_config=retries)
+        client_options["allow_http"] = True
+    return from_url(origin, client_options=client_options, retry_config=retries)
 
 
 def plain_http(origin: str) -> bool:

@@ -2,21 +2,19 @@
 
 import ctypes
 import errno
-import fcntl
 import os
 import re
 import shutil
-import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, suppress
 from pathlib import Path
-from typing import IO, Protocol
+from typing import Protocol
 
 from typing_extensions import Buffer
 
 from mim3d.dataio.errors import CorpusError, StoreError
 from mim3d.dataio.storage.block_file import write_parts
-from mim3d.dataio.storage.file_lock import is_dead
+from mim3d.dataio.storage.file_lock import sign, take_lock
 
 LOCK = ".lock"
 PARTIAL = ".partial"
@@ -211,13 +209,12 @@ class LocalStore:
         except OSError as error:
             raise store_error(file, error) from error
         with held:
-            self._take(held)
+            if holder := take_lock(held, DEAD_HOLDER_S):
+                raise self._busy(holder)
             # The last holder may have removed the file between our open and our lock.
             if not file.exists() or not file.samefile(f"/dev/fd/{held.fileno()}"):
                 raise self._busy("another process")
-            held.truncate(0)
-            held.write(f"process {os.getpid()} on {os.uname().nodename}\n")
-            held.flush()
+            sign(held)
             self._tidy()
             try:
                 yield
@@ -225,23 +222,6 @@ class LocalStore:
                 with suppress(OSError):  # a lost worker's half-written folder is nobody's
                     self._tidy()
                 file.unlink(missing_ok=True)
-
-    def _take(self, held: IO[str]) -> None:
-        """Take the kernel's lock on `.lock`, or raise CorpusError naming who holds it.
-
-        A holder that was killed while it started a worker leaves the lock with the worker until
-        that one's exec closes it: a moment, so it is waited for where the holder is dead.
-        """
-        patience = time.monotonic() + DEAD_HOLDER_S
-        while True:
-            try:
-                return fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError as error:
-                held.seek(0)
-                holder = held.read().strip()
-                if not is_dead(holder) or time.monotonic() > patience:
-                    raise self._busy(holder or "another process") from error
-                time.sleep(0.02)
 
     def _tidy(self) -> None:
         """Remove what a killed writer left under temporary names; only the lock's holder may."""

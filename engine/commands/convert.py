@@ -142,7 +142,7 @@ def show_report(report: "ConversionReport", destination: str, found: Discovery) 
     show_rejections(console, report.rejections, f"{destination}/quarantine.jsonl")
     left = ("rejections", "records")
     figures = {name: getattr(report, name) for name in vars(report) if name not in left}
-    figures |= {"layout": found.layout, "quarantine": counted(report.rejections)}
+    figures |= {"layout": found.layout, "quarantine": by_code(report.rejections)}
     figures |= {"n_subjects": subjects.n_subjects, "warnings": warnings}
     return Outcome(figures, lost=report.n_quarantined + len(warnings))
 
@@ -291,14 +291,14 @@ def show_rejections(console: Console, rejections: Sequence[Rejection], file: str
     if not rejections:
         return
     where = f", all in {file}" if file else ""
-    by_code = ", ".join(f"{n} {code}" for code, n in counted(rejections).items())
-    console.print(f"[bold]{len(rejections)} left out[/bold] ({by_code}){where}:")
+    codes = ", ".join(f"{n} {code}" for code, n in by_code(rejections).items())
+    console.print(f"[bold]{len(rejections)} left out[/bold] ({codes}){where}:")
     for rejection in rejections[:LISTED]:
         console.print(f"  {rejection.path}: {rejection.detail}", markup=False)
     if len(rejections) > LISTED:
         console.print(f"  ... and {len(rejections) - LISTED} more")
 
 
-def counted(rejections: Sequence[Rejection]) -> dict[str, int]:
+def by_code(rejections: Sequence[Rejection]) -> dict[str, int]:
     """Rejections by code, most frequent first."""
     return dict(Counter(rejection.code for rejection in rejections).most_common())

@@ -15,7 +15,7 @@ from mim3d.dataio.inspect.doubts import corpus_doubts, subjects_in
 from mim3d.dataio.inspect.summary import (
     Summary,
     class_table,
-    counted,
+    occurrences,
     summarise,
     summary_table,
     volume_table,
@@ -70,7 +70,7 @@ def show(corpus: Corpus, shards: Shards, args: InspectArgs) -> Outcome:
     rejected = quarantined(args.corpus)
     summary = summarise(records)
     console = Console(width=None if Console().is_terminal else 120)
-    by_code = counted(r.code for r in rejected)
+    by_code = occurrences(r.code for r in rejected)
     print_tables(console, records, summary, rejected, args.rows)
     doubts = show_doubts(console, records)
     pictures: list[str] = []
@@ -102,7 +102,7 @@ def print_tables(
     rows: int,
 ) -> None:
     """The corpus, its classes, its first volumes and remarks on them, and what was left out."""
-    console.print(summary_table(summary, counted(r.code for r in rejected)))
+    console.print(summary_table(summary, occurrences(r.code for r in rejected)))
     if summary.classes:
         console.print(class_table(summary, rows))
     console.print(volume_table(records, rows))

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from mim3d.dataio.loader.batch import Batch
 from mim3d.dataio.reader.corpus import Corpus
-from mim3d.dataio.reader.shard_reader import ShardReader, Shards
+from mim3d.dataio.reader.shard_reader import Shards
 from mim3d.dataio.reader.whole_volume import read_volume
 from mim3d.engine.errors import ConfigError
 from mim3d.engine.finetune.config import FinetuneConfig
@@ -58,9 +58,7 @@ class ClassificationTask(Task):
         device: torch.device,
         shards: Shards | None = None,
     ) -> None:
-        super().__init__()
-        self.config, self.corpus, self.device = config, corpus, device
-        self.reader = ShardReader(corpus.table, corpus.root, shards)
+        super().__init__(config, corpus, device, shards)
         self.by_subject = read_targets(Path(config.data.targets))
         self.names = sorted(set(self.by_subject.values()))
         number = {name: k for k, name in enumerate(self.names)}

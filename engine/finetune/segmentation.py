@@ -14,7 +14,7 @@ from mim3d.dataio.corpus.manifest import VolumeRecord
 from mim3d.dataio.extras import extra
 from mim3d.dataio.loader.batch import Batch
 from mim3d.dataio.reader.corpus import Corpus
-from mim3d.dataio.reader.shard_reader import ShardReader, Shards
+from mim3d.dataio.reader.shard_reader import Shards
 from mim3d.dataio.reader.whole_volume import read_volume
 from mim3d.engine.errors import ConfigError
 from mim3d.engine.finetune.config import FinetuneConfig
@@ -61,9 +61,7 @@ class SegmentationTask(Task):
         device: torch.device,
         shards: Shards | None = None,
     ) -> None:
-        super().__init__()
-        self.config, self.corpus, self.device = config, corpus, device
-        self.reader = ShardReader(corpus.table, corpus.root, shards)
+        super().__init__(config, corpus, device, shards)
         self.classes = n_classes(corpus.records, config.data.label)
         self.names = class_names(corpus.records, config.data.label, self.classes)
         self.ignore = ignored_value(corpus.records, config.data.label)

@@ -1,5 +1,6 @@
 """What a downstream task is to the loop that trains it."""
 
+from abc import abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,6 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from mim3d.dataio.loader.batch import Batch
+from mim3d.dataio.reader.corpus import Corpus
+from mim3d.dataio.reader.shard_reader import ShardReader, Shards
+from mim3d.engine.finetune.config import FinetuneConfig
 from mim3d.engine.models.objective import Objective, StepOutput
 
 
@@ -34,29 +38,40 @@ class Task(Objective):
     dtype: torch.dtype = torch.float32
     """Of the training arithmetic; crops are cast to it."""
 
+    def __init__(
+        self,
+        config: FinetuneConfig,
+        corpus: Corpus,
+        device: torch.device,
+        shards: Shards | None = None,
+    ) -> None:
+        super().__init__()
+        self.config, self.corpus, self.device = config, corpus, device
+        self.reader = ShardReader(corpus.table, corpus.root, shards)
+
+    @abstractmethod
     def loss(self, batch: Batch) -> Tensor:
         """Mean loss of a batch of crops."""
-        raise NotImplementedError
 
     def forward(self, batch: Batch, share: float = 1.0, measure: bool = False) -> StepOutput:
         """The loss as `share` of the global batch's."""
         return StepOutput(self.loss(batch) * share, {})
 
+    @abstractmethod
     def volumes(self, subjects: Sequence[str]) -> list[str]:
         """Ids of the subjects' volumes that can be scored, in the manifest's order."""
-        raise NotImplementedError
 
+    @abstractmethod
     def score(self, net: nn.Module, volume: str, final: bool) -> Any:
         """Scores of one whole volume; costlier ones only where `final`."""
-        raise NotImplementedError
 
+    @abstractmethod
     def evaluation(self, cases: Sequence[Any], final: bool) -> Evaluation:
         """What the scores of volumes come to."""
-        raise NotImplementedError
 
     def save_pictures(self, net: nn.Module, subjects: Sequence[str], file: Path) -> None:
         """Slices of a few cases, for tasks that have any."""
 
+    @abstractmethod
     def notes(self, subjects: Sequence[str], split: str = "training") -> list[str]:
         """What a reader must know of the subjects of a split (training, validation or test)."""
-        raise NotImplementedError

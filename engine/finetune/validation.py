@@ -97,7 +97,7 @@ class Validate(Hook):
         """Add a tidy row of the scores now and, at the last step, the scores by case."""
         final = trainer.finished
         train_loss, seconds = self.train_loss(), trainer.clock.seconds
-        with trainer.clock.aside():
+        with trainer.clock.paused():
             found = self.scores(getattr(self.splits, split), final)
         row = {
             "split": split,

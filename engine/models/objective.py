@@ -1,5 +1,6 @@
 """What training asks of a model: a loss for a batch; baselines and pictures where it has them."""
 
+from abc import ABC, abstractmethod
 from typing import NamedTuple, Protocol, runtime_checkable
 
 from torch import Tensor, nn
@@ -24,15 +25,15 @@ class StepOutput(NamedTuple):
     metrics: dict[str, Tensor]
 
 
-class Objective(nn.Module):
+class Objective(nn.Module, ABC):
     """What is trained: a pretext method, or a downstream task around its network."""
 
+    @abstractmethod
     def forward(self, batch: Batch, share: float = 1.0, measure: bool = False) -> StepOutput:
         """Loss of a micro-batch, which is `share` of the global batch.
 
         `measure` adds what is compared with the loss, such as baselines.
         """
-        raise NotImplementedError
 
 
 @runtime_checkable

@@ -87,7 +87,7 @@ class HeldOutScores(Hook):
         """The pretext's loss on held-out subjects, where this step is one that scores."""
         if not self.due(trainer.step, trainer.steps):
             return
-        with trainer.clock.aside():
+        with trainer.clock.paused():
             trainer.row |= self.held_out.score(self.model)
         assert self.held_out.picture_batch is not None
         batch = first_crops(self.held_out.picture_batch)

@@ -99,7 +99,7 @@ class Pictures(Hook):
         """A picture of a batch, painted by the present weights; all ranks take part."""
         if not isinstance(self.module, Reconstructs):
             return
-        with trainer.clock.aside():
+        with trainer.clock.paused():
             masked, painted = self.module.reconstruct(batch)
             if self.ranks.first:
                 title = f"{self.method}, step {trainer.step}"

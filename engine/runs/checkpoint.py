@@ -119,7 +119,7 @@ class Checkpointer:
                 "the checkpoint before"
             )
 
-    def shut(self) -> None:
+    def close(self) -> None:
         """Let a save under way end, and its thread with it."""
         self._pool.shutdown()
 

@@ -163,4 +163,4 @@ class Checkpoints(Hook):
 
     def close(self) -> None:
         """Let a save under way end."""
-        self.checkpointer.shut()
+        self.checkpointer.close()

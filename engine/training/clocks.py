@@ -54,7 +54,7 @@ class StageClock:
 
 
 class TrainingClock:
-    """Seconds spent on training, earlier sittings included; what is done aside is left out."""
+    """Seconds spent on training, earlier sittings included, without what is done while paused."""
 
     def __init__(self, device: torch.device) -> None:
         self.device = device
@@ -71,7 +71,7 @@ class TrainingClock:
         return 0.0 if self._began is None else self._before + time.perf_counter() - self._began
 
     @contextmanager
-    def aside(self) -> Iterator[None]:
+    def paused(self) -> Iterator[None]:
         """Around scores and pictures, which are no training; waits for the device first."""
         wait_for(self.device)
         began = time.perf_counter()

@@ -79,7 +79,7 @@ class SkippedSteps(Hook):
             trainer.row["skipped_steps"] = [
                 {"step": one.step, "volumes": list(one.volumes)} for one in self.last
             ]
-            self.tell(self.last, trainer.stepper.optimiser.scaled)
+            self.report(self.last, trainer.stepper.optimiser.scaled)
         self.before = total
 
     def found(self, traces: Sequence[Trace]) -> list[Skipped]:
@@ -104,7 +104,7 @@ class SkippedSteps(Hook):
         guilty = [rows for rows, fine in zip(every, finite, strict=True) if not fine]
         return trace.step, set().union(*guilty), set().union(*every)
 
-    def tell(self, skipped: Sequence[Skipped], scaled: bool) -> None:
+    def report(self, skipped: Sequence[Skipped], scaled: bool) -> None:
         """A line for each of the first few."""
         for one in skipped[:SHOWN_STEPS]:
             why = "its gradient is not finite"
@@ -201,7 +201,7 @@ class Divergence(Hook):
             self.skipped.last[-1].volumes if self.skipped.last else (),
         )
         self.rewinds.add(rewind, self.checkpoints.ranks.first)
-        with trainer.clock.aside():
+        with trainer.clock.paused():
             self.checkpoints.checkpointer.discard_after(target.step)
             self.checkpoints.take_up(trainer, target)
         optimiser.bad_total.copy_(bad_total)

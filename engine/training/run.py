@@ -64,7 +64,7 @@ class Run:
     def __init__(
         self,
         sitting: Sitting,
-        part: ShardedObjective,
+        sharded: ShardedObjective,
         settings: RunSettings,
         before: Sequence[Hook] = (),
         after: Sequence[Hook] = (),
@@ -73,9 +73,9 @@ class Run:
         self.sitting, self.steps = sitting, settings.steps
         saver = Checkpointer(out / CHECKPOINTS, settings.checkpoint, ranks, sitting.shown.note)
         self.log = Log(settings.log, out, ranks, settings.basis, loader, sitting.shown)
-        self.log.about, self.log.communication_s = settings.about, part.communication_s()
+        self.log.about, self.log.communication_s = settings.about, sharded.communication_s()
         self.checkpoints = Checkpoints(
-            *(saver, part, loader, self.log, settings.identity, settings.save_after),
+            *(saver, sharded, loader, self.log, settings.identity, settings.save_after),
             Rewinds(out),
         )
         skipped = SkippedSteps(loader, ranks, sitting.shown)
@@ -92,7 +92,9 @@ class Run:
                 settings.remedies,
             ),
         ]
-        stepper = Stepper(part.module, part.optimiser, loader, ranks, part.parallel.grad_accum)
+        stepper = Stepper(
+            sharded.module, sharded.optimiser, loader, ranks, sharded.parallel.grad_accum
+        )
         rate = partial(lr_at, settings.schedule, steps=settings.steps)
         self.trainer = Trainer(stepper, rate, settings.steps, hooks)
         self.checkpoints.restore(self.trainer)

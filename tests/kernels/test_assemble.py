@@ -9,21 +9,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mim3d.kernels.assemble import assemble_crops, unshuffle
-from mim3d.kernels.backend import INTERPRETED
 
-BACKENDS = [
-    ("triton", "cpu") if INTERPRETED else ("reference", "cpu"),
-    pytest.param(("triton", "cuda"), marks=pytest.mark.gpu),
-]
 STORED = {
     "uint8": torch.uint8, "int8": torch.int8, "uint16": torch.uint16, "int16": torch.int16,
     "int32": torch.int32, "float16": torch.float16, "float32": torch.float32,
 }  # fmt: skip
-
-
-@pytest.fixture(params=BACKENDS, ids="-".join)
-def where(request):
-    return request.param
 
 
 def shuffled(chunk: np.ndarray, block: int, bits: bool = False) -> np.ndarray:

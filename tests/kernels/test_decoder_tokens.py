@@ -3,19 +3,8 @@
 import pytest
 import torch
 
-from mim3d.kernels.backend import INTERPRETED
 from mim3d.kernels.decoder_tokens import decoder_tokens
 from mim3d.kernels.masking import patch_masks
-
-BACKENDS = [
-    ("triton", "cpu") if INTERPRETED else ("reference", "cpu"),
-    pytest.param(("triton", "cuda"), marks=pytest.mark.gpu),
-]
-
-
-@pytest.fixture(params=BACKENDS, ids="-".join)
-def where(request):
-    return request.param
 
 
 def arguments(b, n, v, d, dtype=torch.float32, device="cpu"):

@@ -6,21 +6,12 @@ import pytest
 import torch
 
 from mim3d.kernels import gradient_scale, masked_loss
-from mim3d.kernels.backend import HAS_TRITON, INTERPRETED
+from mim3d.kernels.backend import HAS_TRITON
 from mim3d.kernels.codegen import recorded
 from mim3d.kernels.gradient_scale import read_again, scale_gradient
 from mim3d.kernels.masked_loss import masked_voxel_loss
 
-BACKENDS = [
-    ("triton", "cpu") if INTERPRETED else ("reference", "cpu"),
-    pytest.param(("triton", "cuda"), marks=pytest.mark.gpu),
-]
 PATCH = (2, 2, 2)
-
-
-@pytest.fixture(params=BACKENDS, ids="-".join)
-def where(request):
-    return request.param
 
 
 def loss_of(prediction, backend):

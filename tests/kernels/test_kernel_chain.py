@@ -7,21 +7,10 @@ on patch numbering, on flips and on starts, for any of them alone could be consi
 import pytest
 import torch
 
-from mim3d.kernels.backend import INTERPRETED
 from mim3d.kernels.masked_loss import masked_voxel_loss
 from mim3d.kernels.masking import KINDS, patch_masks
 from mim3d.kernels.patch_grid import grid_shape
 from mim3d.kernels.patch_rows import gather_patch_rows
-
-BACKENDS = [
-    ("triton", "cpu") if INTERPRETED else ("reference", "cpu"),
-    pytest.param(("triton", "cuda"), marks=pytest.mark.gpu),
-]
-
-
-@pytest.fixture(params=BACKENDS, ids="-".join)
-def where(request):
-    return request.param
 
 
 def voxels_of(masks, crop, patch, device):

@@ -2,37 +2,13 @@
 
 import pytest
 import torch
+from kernel_inputs import DTYPES, random_ids, random_volume
 from torch import Tensor
 from torch.autograd import forward_ad
 
 from mim3d.kernels import masked_loss_kernel, patch_moments
-from mim3d.kernels.backend import INTERPRETED
 from mim3d.kernels.masked_loss import KINDS, masked_channel_losses, masked_voxel_loss
 from mim3d.kernels.patch_grid import row_width
-
-BACKENDS = [
-    ("triton", "cpu") if INTERPRETED else ("reference", "cpu"),
-    pytest.param(("triton", "cuda"), marks=pytest.mark.gpu),
-]
-DTYPES = (torch.uint8, torch.int16, torch.float16, torch.bfloat16, torch.float32)
-
-
-@pytest.fixture(params=BACKENDS, ids="-".join)
-def where(request):
-    return request.param
-
-
-def random_volume(shape, dtype=torch.int16, seed=0):
-    generator = torch.Generator().manual_seed(seed)
-    if dtype.is_floating_point:
-        return torch.randn(shape, generator=generator).mul(50).to(dtype)
-    low = 0 if dtype == torch.uint8 else -1000
-    return torch.randint(low, 255, shape, generator=generator, dtype=dtype)
-
-
-def random_ids(b, n, k, seed=0):
-    generator = torch.Generator().manual_seed(seed)
-    return torch.stack([torch.randperm(n, generator=generator)[:k] for _ in range(b)])
 
 
 def patchify(volume: Tensor, patch) -> Tensor:

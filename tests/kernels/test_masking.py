@@ -6,20 +6,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mim3d.kernels import masking
-from mim3d.kernels.backend import INTERPRETED
 from mim3d.kernels.masking import PatchMasks, n_visible, patch_masks
 from mim3d.kernels.philox import philox_word
 
-BACKENDS = [
-    ("triton", "cpu") if INTERPRETED else ("reference", "cpu"),
-    pytest.param(("triton", "cuda"), marks=pytest.mark.gpu),
-]
 SAMPLES = torch.tensor([0, 5, 2**40 + 3])
-
-
-@pytest.fixture(params=BACKENDS, ids="-".join)
-def where(request):
-    return request.param
 
 
 def fields(masks: PatchMasks) -> list[torch.Tensor]:

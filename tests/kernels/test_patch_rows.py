@@ -4,35 +4,11 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from kernel_inputs import DTYPES, random_ids, random_volume
 
 from mim3d.kernels.addressing import layout_of
-from mim3d.kernels.backend import INTERPRETED
 from mim3d.kernels.patch_grid import grid_shape, row_width
 from mim3d.kernels.patch_rows import gather_patch_rows
-
-BACKENDS = [
-    ("triton", "cpu") if INTERPRETED else ("reference", "cpu"),
-    pytest.param(("triton", "cuda"), marks=pytest.mark.gpu),
-]
-DTYPES = (torch.uint8, torch.int16, torch.float16, torch.bfloat16, torch.float32)
-
-
-@pytest.fixture(params=BACKENDS, ids="-".join)
-def where(request):
-    return request.param
-
-
-def random_volume(shape, dtype=torch.int16, seed=0):
-    generator = torch.Generator().manual_seed(seed)
-    if dtype.is_floating_point:
-        return torch.randn(shape, generator=generator).mul(50).to(dtype)
-    low = 0 if dtype == torch.uint8 else -1000
-    return torch.randint(low, 255, shape, generator=generator, dtype=dtype)
-
-
-def random_ids(b, n, k, seed=0):
-    generator = torch.Generator().manual_seed(seed)
-    return torch.stack([torch.randperm(n, generator=generator)[:k] for _ in range(b)])
 
 
 def voxel_by_voxel(volume, ids, patch, crop, start, flip, scale, shift):

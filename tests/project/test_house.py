@@ -17,6 +17,8 @@ FACE = "engine/face"
 SMALL = {"dataio/native", FACE, "dataio", "engine"}
 """C beside it, a face, loose files: fewer than five are meant."""
 FLAT = {"kernels"}
+RIDDLES = {"told", "tell", "tells", "voice", "house", "floors", "stuff"}
+"""Names that could hold anything: say what it is (warnings, message, declared, expected...)."""
 
 # The table "what may import what" of ARCHITECTURE: a folder may import what stands in its row, the
 # loose files of its own room, and itself.
@@ -163,6 +165,19 @@ def test_files_and_functions_are_small(file: Path) -> None:
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
             length = (node.end_lineno or node.lineno) - node.lineno + 1
             assert length <= LONGEST_FUNCTION, f"{node.name} has {length} lines"
+
+
+@pytest.mark.parametrize("file", FILES, ids=lambda file: str(file.relative_to(ROOT)))
+def test_names_say_what_they_hold(file: Path) -> None:
+    names = {file.stem}
+    for node in ast.walk(ast.parse(file.read_text())):
+        match node:
+            case ast.Name(id=name) | ast.arg(arg=name) | ast.alias(asname=str(name)):
+                names.add(name)
+            case ast.FunctionDef(name=name) | ast.ClassDef(name=name):
+                names.add(name)
+    riddles = {name for name in names if name.strip("_").lower() in RIDDLES}
+    assert not riddles, f"what do {sorted(riddles)} hold?"
 
 
 @pytest.mark.parametrize("file", PACKAGES, ids=lambda file: str(file.parent.relative_to(ROOT)))

@@ -7,12 +7,12 @@ import nbformat
 import pytest
 
 FOLDER = Path(__file__).resolve().parents[2] / "examples/notebooks"
-TOLD = {"loader_and_mae": "crops a second", "pretraining_to_prediction": "MAE: Dice"}
+EXPECTED = {"loader_and_mae": "crops a second", "pretraining_to_prediction": "MAE: Dice"}
 NOTEBOOKS = sorted(FOLDER.glob("*.ipynb"))
 
 
 def test_there_are_notebooks() -> None:
-    assert {file.stem for file in NOTEBOOKS} == set(TOLD)
+    assert {file.stem for file in NOTEBOOKS} == set(EXPECTED)
 
 
 @pytest.mark.parametrize("file", NOTEBOOKS, ids=lambda file: file.stem)
@@ -35,4 +35,4 @@ def test_it_runs(file: Path, tmp_path: Path, monkeypatch) -> None:
     nbclient.NotebookClient(notebook, timeout=500, resources=where).execute()
     outputs = (output for cell in notebook.cells for output in cell.get("outputs", []))
     found = "".join(output.get("text", "") for output in outputs)
-    assert TOLD[file.stem] in found
+    assert EXPECTED[file.stem] in found

@@ -1,17 +1,14 @@
 """The loop in C against numcodecs and numpy: every dtype, flips, cuts, and hostile frames."""
 
 import errno
-import importlib.util
 import os
-import shutil
-import subprocess
-import sysconfig
 from pathlib import Path
 
 import google_crc32c
 import numpy as np
 import pytest
 import torch
+from built_extension import build_extension
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from numcodecs import blosc  # pyright: ignore[reportAttributeAccessIssue]
@@ -33,19 +30,7 @@ ORDER = ["plain", "avx2", "avx512"]
 @pytest.fixture(scope="module")
 def crops(tmp_path_factory):
     """The extension, compiled from its source by this test."""
-    compiler = shutil.which("cc")
-    if compiler is None:
-        pytest.skip("no C compiler to build the extension with")
-    built = tmp_path_factory.mktemp("ext") / f"_crops{sysconfig.get_config_var('EXT_SUFFIX')}"
-    include = sysconfig.get_paths()["include"]
-    flags = ["-O2", "-Wall", "-Werror", "-ffp-contract=off", "-shared", "-fPIC", f"-I{include}"]
-    subprocess.run([compiler, *flags, str(SOURCE), "-o", str(built)], check=True)
-    spec = importlib.util.spec_from_file_location("_crops", built)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return build_extension(SOURCE, tmp_path_factory.mktemp("ext"))
 
 
 @pytest.fixture(params=["plain", "avx2", "avx512"])

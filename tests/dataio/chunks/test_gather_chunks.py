@@ -1,13 +1,10 @@
 """The compiled gathering of chunks against numpy: dtypes, byte orders, shapes, flips, addresses."""
 
-import importlib.util
-import shutil
-import subprocess
-import sysconfig
 from pathlib import Path
 
 import numpy as np
 import pytest
+from built_extension import build_extension
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -21,19 +18,7 @@ SOURCE = Path(extension.__file__).with_name("chunks.c")
 @pytest.fixture(scope="module")
 def loop(tmp_path_factory):
     """The extension, compiled from its source by this test."""
-    compiler = shutil.which("cc")
-    if compiler is None:
-        pytest.skip("no C compiler to build the extension with")
-    built = tmp_path_factory.mktemp("ext") / f"_chunks{sysconfig.get_config_var('EXT_SUFFIX')}"
-    include = sysconfig.get_paths()["include"]
-    flags = ["-O2", "-Wall", "-Werror", "-ffp-contract=off", "-shared", "-fPIC", f"-I{include}"]
-    subprocess.run([compiler, *flags, str(SOURCE), "-o", str(built)], check=True)
-    spec = importlib.util.spec_from_file_location("_chunks", built)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return build_extension(SOURCE, tmp_path_factory.mktemp("ext"))
 
 
 def by_definition(volume, sides):

@@ -53,11 +53,13 @@ def launch(ranks, corpus, out, fault="", method="mae", replicate=1, accum=1, res
         f"--nproc-per-node={ranks}", f"--max-restarts={restarts}", "--monitor-interval=0.2",
         str(SCRIPT), str(corpus), str(out), fault, method, str(replicate), str(accum),
     ]  # fmt: skip
+    # The agent's own store: a port that it only picked for the first rank may be taken by another
+    # process while that rank imports torch.
     environment = {
         **os.environ,
         "OMP_NUM_THREADS": "1",
         "CUDA_VISIBLE_DEVICES": "",
-        "TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1",
+        "TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "0",
     }
     return subprocess.run(
         command, env=environment, capture_output=True, text=True, timeout=240, check=False

@@ -88,14 +88,14 @@ def test_a_run_that_is_at_its_end_does_no_step() -> None:
     assert fake.asked == []
 
 
-def test_what_is_done_aside_is_no_training_time(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_is_done_while_paused_is_no_training_time(monkeypatch: pytest.MonkeyPatch) -> None:
     now = [100.0]
     monkeypatch.setattr("time.perf_counter", lambda: now[0])
     clock = TrainingClock(torch.device("cpu"))
     assert clock.seconds == 0.0
     clock.start(before=5.0)
     now[0] += 2.0
-    with clock.aside():
+    with clock.paused():
         now[0] += 50.0
     now[0] += 1.0
     assert clock.seconds == 8.0
