@@ -1,3 +1,3 @@
-"""Ranks: config, process_group, parallel (FSDP2), stop (signals), first_failure, launch, parent
-(whom a rank ends with).
+"""Ranks: config, process_group (made by the ranks that meet, in meeting), parallel (FSDP2), stop
+(signals), first_failure, within (bounded calls), launch, parent (whom a rank ends with).
 """

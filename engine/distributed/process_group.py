@@ -12,7 +12,9 @@ import torch.distributed as dist
 
 from mim3d.dataio.errors import Mim3dError
 from mim3d.engine.distributed.config import DeviceKind
-from mim3d.engine.errors import ConfigError
+from mim3d.engine.distributed.meeting import meet
+from mim3d.engine.distributed.within import within
+from mim3d.engine.errors import ConfigError, TrainingError
 
 Decided = TypeVar("Decided")
 
@@ -42,9 +44,10 @@ def process_ranks(timeout_s: float, device_kind: DeviceKind = "auto") -> Iterato
     """Join the group that exists or make one, and leave what was made as it was found."""
     made = not dist.is_initialized()
     device = local_device(device_kind)
-    if made:
-        start_group(device, timedelta(seconds=timeout_s))
-    groups = [cpu_group(timeout_s) for _ in range(2)]
+    with met_in_one_line(timeout_s):
+        if made:
+            start_group(device, timeout_s)
+        groups = [cpu_group(timeout_s) for _ in range(2)]
     try:
         yield Ranks(dist.get_rank(), dist.get_world_size(), device, groups[0], groups[1])
     finally:
@@ -92,8 +95,25 @@ def local_device(kind: DeviceKind = "auto") -> torch.device:
     return torch.device("cuda", local)
 
 
-def start_group(device: torch.device, timeout: timedelta) -> None:
+@contextmanager
+def met_in_one_line(timeout_s: float) -> Iterator[None]:
+    """A TrainingError with what to look at where ranks do not find one another."""
+    try:
+        yield
+    except (dist.DistError, RuntimeError, TimeoutError) as error:
+        told = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        rank, world = os.environ.get("RANK", "0"), os.environ.get("WORLD_SIZE", "1")
+        place = f"{os.environ.get('MASTER_ADDR', '')}:{os.environ.get('MASTER_PORT', '')}"
+        raise TrainingError(
+            f"rank {rank} of {world} did not find the others within {timeout_s:.0f} s: are all "
+            f"started, and can {os.uname().nodename} reach MASTER_ADDR at {place} (GLOO_SOCKET_"
+            f"IFNAME and NCCL_SOCKET_IFNAME name the network interface)? {told[:200]}"
+        ) from error
+
+
+def start_group(device: torch.device, timeout_s: float) -> None:
     """Initialise the default group: gloo for CPU tensors, NCCL for CUDA ones."""
+    timeout = timedelta(seconds=timeout_s)
     backend = "gloo" if device.type == "cpu" else "cpu:gloo,cuda:nccl"
     adopt_slurm()
     if "RANK" not in os.environ or "WORLD_SIZE" not in os.environ:
@@ -103,10 +123,10 @@ def start_group(device: torch.device, timeout: timedelta) -> None:
         return
     store, rank, world = next(dist.rendezvous("env://", timeout=timeout))
     # A restarted worker may meet the same store: keys of the dead round would be taken for live.
-    round_ = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
+    name = within(timeout_s + 10.0, lambda: meet(store, rank, world, timeout_s))
     dist.init_process_group(
         backend,
-        store=dist.PrefixStore(f"round-{round_}", store),
+        store=dist.PrefixStore(f"round-{name}", store),
         rank=rank,
         world_size=world,
         timeout=timeout,

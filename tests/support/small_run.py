@@ -113,6 +113,15 @@ def die_after_the_commit(trainer: Trainer) -> None:
     kill()
 
 
+def die_once(trainer: Trainer) -> None:
+    """The same, unless another process did: after a restart ranks may have changed places."""
+    saver = next(hook for hook in trainer.hooks if isinstance(hook, Checkpoints)).checkpointer
+    mark = saver.root.parent.with_suffix(".died")
+    if not mark.exists():
+        mark.touch()
+        die_after_the_commit(trainer)
+
+
 def spoil_gradients(steps: set[int], rank: int) -> None:
     """Make that rank's loss infinite in these steps."""
     plain = Stepper.step
@@ -162,6 +171,8 @@ def inject(fault: str) -> None:
         before_step(5, 1, full_disk)
     elif fault == "dead":
         before_step(5, 1, die_after_the_commit)
+    elif fault.startswith("dead-once-"):
+        before_step(5, int(fault.removeprefix("dead-once-")), die_once)
     elif fault.startswith("kill-at-"):
         kill_at(fault.removeprefix("kill-at-"))
 

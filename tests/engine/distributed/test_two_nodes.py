@@ -1,0 +1,78 @@
+"""Two nodes, each with an agent of its own, on loopback: a rank that dies is started again."""
+
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import small_run
+from small_run import make_corpus
+
+from mim3d.engine.training.metrics import read_rows
+
+pytestmark = pytest.mark.slow
+SCRIPT = Path(small_run.__file__)
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory):
+    return make_corpus(tmp_path_factory.mktemp("corpus"))
+
+
+@pytest.fixture(scope="module")
+def single(corpus, tmp_path_factory):
+    """The run of one process."""
+    out = tmp_path_factory.mktemp("single") / "run"
+    command = [sys.executable, str(SCRIPT), str(corpus), str(out)]
+    subprocess.run(command, env=environment(), check=True, capture_output=True)
+    return out
+
+
+def environment(**more: str) -> dict[str, str]:
+    return {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", **more}
+
+
+def free_port() -> int:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return free.getsockname()[1]
+
+
+def node(port: int, log: Path, *words: str, restarts: int = 2, **env: str) -> subprocess.Popen:
+    """One of two agents that meet at a port, with a rank each."""
+    command = [
+        sys.executable, "-m", "torch.distributed.run", "--nnodes=2", "--nproc-per-node=1",
+        "--rdzv-backend=c10d", f"--rdzv-endpoint=127.0.0.1:{port}", "--rdzv-id=two-nodes",
+        f"--max-restarts={restarts}", "--monitor-interval=0.2", str(SCRIPT), *words,
+    ]  # fmt: skip
+    with log.open("w") as told:
+        return subprocess.Popen(
+            command, env=environment(**env), stdout=told, stderr=subprocess.STDOUT
+        )
+
+
+@pytest.mark.parametrize(
+    ("dead", "env"),
+    [(0, {}), (1, {}), (1, {"TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1"})],
+    ids=["first", "second", "second-own-store"],
+)
+def test_a_rank_that_dies_on_either_node_is_started_again(corpus, single, tmp_path, dead, env):
+    out, port = tmp_path / "run", free_port()
+    words = (str(corpus), str(out), f"dead-once-{dead}")
+    logs = [tmp_path / f"node-{number}" for number in range(2)]
+    nodes = [node(port, log, *words, **env) for log in logs]
+    try:
+        codes = [one.wait(200) for one in nodes]
+    finally:
+        for one in nodes:
+            one.kill()
+    told = "".join(log.read_text() for log in logs)
+    assert codes == [0, 0], told
+    assert out.with_suffix(".died").exists()
+    assert "going on from the checkpoint of step 3" in told
+    mine, theirs = (read_rows(run / "metrics.jsonl") for run in (out, single))
+    assert [row["step"] for row in mine] == [row["step"] for row in theirs]
+    for row, wanted in zip(mine, theirs, strict=True):
+        assert row["loss"] == pytest.approx(wanted["loss"], rel=2e-6)
