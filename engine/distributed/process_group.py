@@ -101,13 +101,13 @@ def met_in_one_line(timeout_s: float) -> Iterator[None]:
     try:
         yield
     except (dist.DistError, RuntimeError, TimeoutError) as error:
-        told = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         rank, world = os.environ.get("RANK", "0"), os.environ.get("WORLD_SIZE", "1")
         place = f"{os.environ.get('MASTER_ADDR', '')}:{os.environ.get('MASTER_PORT', '')}"
         raise TrainingError(
             f"rank {rank} of {world} did not find the others within {timeout_s:.0f} s: are all "
             f"started, and can {os.uname().nodename} reach MASTER_ADDR at {place} (GLOO_SOCKET_"
-            f"IFNAME and NCCL_SOCKET_IFNAME name the network interface)? {told[:200]}"
+            f"IFNAME and NCCL_SOCKET_IFNAME name the network interface)? {reason[:200]}"
         ) from error
 
 
