@@ -1,5 +1,5 @@
-"""The fine-tuning run: config, splits; task, dice, segmentation, classification, network;
-validation, run_folder, finetune.
+"""The fine-tuning run: config, targets, splits; network; task, dice, segmentation,
+volume_task, classification, regression; validation, run_folder, finetune.
 """
 
 import lazy_loader

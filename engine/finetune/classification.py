@@ -1,10 +1,8 @@
-"""Classification of whole volumes as a downstream task: mean token, linear layer, three scores."""
+"""Classification of whole volumes as a downstream task: cross-entropy on crops, three scores."""
 
-import csv
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from itertools import product
 from pathlib import Path
 
 import numpy as np
@@ -14,38 +12,25 @@ from torch import Tensor, nn
 from mim3d.dataio.loader.batch import Batch
 from mim3d.dataio.reader.corpus import Corpus
 from mim3d.dataio.reader.shard_reader import Shards
-from mim3d.dataio.reader.whole_volume import read_volume
-from mim3d.engine.errors import ConfigError
 from mim3d.engine.finetune.config import FinetuneConfig
-from mim3d.engine.finetune.network import build_encoder, seeded
-from mim3d.engine.finetune.task import Evaluation, Task
-from mim3d.engine.models.swin import SwinEncoder
-from mim3d.engine.models.vit import ViT3D
+from mim3d.engine.finetune.targets import in_order, read_targets
+from mim3d.engine.finetune.task import Evaluation
+from mim3d.engine.finetune.volume_task import VolumeTask
 
 
 @dataclass(frozen=True)
 class CaseClass:
-    """One volume: its class, and the probability given to each class."""
+    """One volume: its class, and the probability given to each class, in the classes' order."""
 
     volume: str
     target: int
     probabilities: tuple[float, ...]
+    class_name: str = ""
+    """Of the target, as the table has it."""
+    predicted_name: str = ""
 
 
-class ClassificationNet(nn.Module):
-    """Volume (b, c, z, y, x) to logits (b, k): the mean of the encoder's tokens, one layer."""
-
-    def __init__(self, encoder: ViT3D | SwinEncoder, classes: int) -> None:
-        super().__init__()
-        self.encoder = encoder
-        self.decoder = nn.Linear(encoder.config.width, classes)
-
-    def forward(self, volume: Tensor) -> Tensor:
-        """Logits of each crop."""
-        return self.decoder(self.encoder(volume).mean(1))
-
-
-class ClassificationTask(Task):
+class ClassificationTask(VolumeTask):
     """Cross-entropy on crops; balanced accuracy, accuracy and AUROC on whole volumes."""
 
     name = "classification"
@@ -57,57 +42,86 @@ class ClassificationTask(Task):
         corpus: Corpus,
         device: torch.device,
         shards: Shards | None = None,
+        train: Sequence[str] = (),
     ) -> None:
-        super().__init__(config, corpus, device, shards)
-        self.by_subject = read_targets(Path(config.data.targets))
-        self.names = sorted(set(self.by_subject.values()))
-        number = {name: k for k, name in enumerate(self.names)}
-        self.targets = {subject: number[name] for subject, name in self.by_subject.items()}
-        table = corpus.table
-        rows = (self.targets.get(table.subject(i), -1) for i in range(table.n_volumes))
-        self.by_row = torch.tensor(list(rows))
-        encoder = build_encoder(config)
-        with seeded(config.seed, "decoder"):
-            self.net = ClassificationNet(encoder, len(self.names)).to(device)
+        self.by_subject = read_targets(Path(config.data.targets)).by_subject
+        self.names = in_order(set(self.by_subject.values()))
+        place = {name: float(k) for k, name in enumerate(self.names)}
+        of_subject = {subject: place[name] for subject, name in self.by_subject.items()}
+        super().__init__(config, corpus, device, shards, of_subject, len(self.names), train)
+        self.weights: Tensor | None = None
+        if config.class_weights == "balanced":
+            self.weights = balanced_weights(self.trained.long(), len(self.names)).to(device)
 
     def loss(self, batch: Batch) -> Tensor:
-        """Cross-entropy of a batch of crops, each with the class of its subject."""
-        target = self.by_row[batch.volume].to(self.device)
-        logits = self.net(batch.image.to(self.device, self.dtype)).float()
-        return nn.functional.cross_entropy(logits, target)
+        """Cross-entropy of a batch of crops, each with the class of its subject.
 
-    def volumes(self, subjects: Sequence[str]) -> list[str]:
-        """Ids of the subjects' volumes that have a class."""
-        wanted, table = set(subjects), self.corpus.table
-        return [
-            table.volume_id(row)
-            for row in range(table.n_volumes)
-            if table.subject(row) in wanted and self.by_row[row] >= 0
-        ]
+        With weights it is divided by the number of crops, not by their weights: a small batch of
+        one class would otherwise weigh as much as any.
+        """
+        logits, target = self.outputs(batch)
+        target = target.long()
+        if self.weights is None:
+            return nn.functional.cross_entropy(logits, target)
+        each = nn.functional.cross_entropy(logits, target, reduction="none")
+        return (self.weights[target] * each).mean()
 
-    @torch.no_grad()
     def score(self, net: nn.Module, volume: str, final: bool) -> CaseClass:
         """Mean probability over the windows of one volume."""
-        row = self.corpus.table.index(volume)
-        whole = read_volume(self.reader, row, None, self.config.data.normalise)
-        crops = windows(torch.from_numpy(whole.image), self.config.vit.crop_size)
-        logits = net(crops.to(self.device)).float()
-        mean = logits.softmax(-1).mean(0).cpu()
-        return CaseClass(whole.id, int(self.by_row[row]), tuple(mean.tolist()))
+        mean = self.outputs_of(net, volume).softmax(-1).mean(0).cpu()
+        target = int(self.target_of(volume))
+        names = self.names[target], self.names[int(mean.argmax())]
+        return CaseClass(volume, target, tuple(mean.tolist()), *names)
 
     def evaluation(self, cases: Sequence[CaseClass], final: bool) -> Evaluation:
         """Balanced accuracy makes the curve; accuracy and AUROC stand beside it."""
         targets = np.array([case.target for case in cases])
         probabilities = np.array([case.probabilities for case in cases])
+        predicted = probabilities.argmax(1)
         fields: dict[str, object] = {
-            "accuracy": float((probabilities.argmax(1) == targets).mean()),
+            "accuracy": float((predicted == targets).mean()),
             "auroc": auroc(probabilities, targets),
+            "majority_accuracy": float(np.bincount(targets).max() / len(targets)),
         }
-        return Evaluation(balanced_accuracy(probabilities.argmax(1), targets), fields, cases)
+        if final:
+            fields["class_names"] = list(self.names)
+            fields["recall_by_class"] = recalls(predicted, targets, len(self.names))
+        notes = one_class_notes(predicted, targets, self.names) if final else ()
+        return Evaluation(balanced_accuracy(predicted, targets), fields, cases, notes)
 
     def notes(self, subjects: Sequence[str], split: str = "training") -> list[str]:
         """Classes that the subjects of a split lack."""
         return absent_targets(self.by_subject, subjects, split)
+
+
+def balanced_weights(classes: Tensor, n_classes: int) -> Tensor:
+    """Weight of each class: inverse to its volumes (n,), their mean over volumes 1; 0 of none."""
+    counts = torch.bincount(classes, minlength=n_classes).float()
+    present = int((counts > 0).sum())
+    return torch.where(counts > 0, len(classes) / (present * counts.clamp(min=1)), 0.0)
+
+
+def one_class_notes(
+    predicted: np.ndarray, targets: np.ndarray, names: Sequence[str]
+) -> tuple[str, ...]:
+    """A remark where all volumes got one class although they are of several."""
+    given = np.unique(predicted)
+    if len(given) > 1 or len(np.unique(targets)) < 2:
+        return ()
+    share = float((targets == given[0]).mean())
+    return (
+        f"ALL {len(targets)} VOLUMES ARE PREDICTED AS {names[int(given[0])]!r}, which {share:.0%} "
+        "of them are: nothing was learned; train longer, try --class-weights balanced or another "
+        "--schedule.lr",
+    )
+
+
+def recalls(predicted: np.ndarray, targets: np.ndarray, n_classes: int) -> list[float | None]:
+    """Share of each class's volumes that was found; None where there is no such volume."""
+    return [
+        float((predicted[targets == k] == k).mean()) if (targets == k).any() else None
+        for k in range(n_classes)
+    ]
 
 
 def absent_targets(by_subject: Mapping[str, str], subjects: Sequence[str], split: str) -> list[str]:
@@ -116,38 +130,8 @@ def absent_targets(by_subject: Mapping[str, str], subjects: Sequence[str], split
     what = {"training": "it cannot be learned"}.get(split, "scores are means over the others")
     return [
         f"class {name!r} does not occur in the {len(subjects)} {split} subjects: {what}"
-        for name in sorted(set(by_subject.values()) - present)
+        for name in in_order(set(by_subject.values()) - present)
     ]
-
-
-def read_targets(file: Path) -> dict[str, str]:
-    """Class of each subject from a CSV with columns subject and target."""
-    with file.open(newline="", encoding="utf-8") as stream:
-        rows = list(csv.DictReader(stream))
-    if not rows or not {"subject", "target"} <= rows[0].keys():
-        raise ConfigError(f"{file}: needs a header with the columns subject and target, and rows")
-    found = {row["subject"]: row["target"] for row in rows}
-    if len(set(found.values())) < 2:
-        raise ConfigError(f"{file}: all targets are {rows[0]['target']!r}; two classes are needed")
-    return found
-
-
-def windows(image: Tensor, crop_size: tuple[int, int, int]) -> Tensor:
-    """Crops (n, c, z, y, x) that cover a volume (c, z, y, x) evenly; small ones are padded."""
-    pads: list[int] = []
-    for have, want in zip(reversed(image.shape[1:]), reversed(crop_size), strict=True):
-        short = max(want - have, 0)
-        pads += [short // 2, short - short // 2]
-    image = nn.functional.pad(image, pads, value=float(image.min()))
-    starts = []
-    for have, want in zip(image.shape[1:], crop_size, strict=True):
-        count = math.ceil(have / want)
-        starts.append([round(i * (have - want) / max(count - 1, 1)) for i in range(count)])
-    crops = [
-        image[:, z : z + crop_size[0], y : y + crop_size[1], x : x + crop_size[2]]
-        for z, y, x in product(*starts)
-    ]
-    return torch.stack(crops)
 
 
 def balanced_accuracy(predicted: np.ndarray, targets: np.ndarray) -> float:

@@ -21,7 +21,9 @@ from mim3d.engine.training.config import (
     schedule_identity,
 )
 
-Head = Literal["unetr", "tokens", "patch", "linear", "classify"]
+Head = Literal["unetr", "tokens", "patch", "linear", "classify", "regress"]
+WHOLE_VOLUME = ("classify", "regress")
+"""Heads that learn something of a volume, not of its voxels; their targets are a table's."""
 
 
 @dataclass(frozen=True)
@@ -33,7 +35,7 @@ class LabelledData:
     label: str = "seg"
     """Label of the corpus to learn (segmentation)."""
     targets: str = ""
-    """CSV with columns subject,target: the classes to learn (head classify)."""
+    """CSV with columns subject,target: classes (head classify) or numbers (head regress)."""
     split: SplitConfig = field(default_factory=SplitConfig)
     """Subjects held out of training; in a study they never pretrain either."""
     normalise: str = "zscore"
@@ -51,7 +53,8 @@ class FinetuneConfig:
     """Run or encoder.safetensors to start the encoder from; empty starts from scratch."""
     head: Head = "unetr"
     """unetr; tokens (no skip from the raw image); patch (Primus's own: transposed convolutions from
-    the last tokens alone); linear (one layer per token); or classify."""
+    the last tokens alone); linear (one layer per token); classify; or regress (a number of each
+    subject, such as its age)."""
     vit: ViTConfig = field(default_factory=ViTConfig)
     """The encoder; a checkpoint must have the same."""
     swin: SwinConfig | None = None
@@ -86,6 +89,9 @@ class FinetuneConfig:
     """Steps between evaluations, the same for every arm."""
     overlap: float = 0.25
     """Overlap of neighbouring windows in sliding-window inference."""
+    class_weights: Literal["none", "balanced"] = "none"
+    """balanced: a class's weight in the loss is inverse to its share of the training volumes (head
+    classify)."""
     foreground_fraction: float = 0.5
     """Share of training crops centred on a labelled voxel."""
     augment: Literal["none", "segmentation", "upright"] = "segmentation"
@@ -133,9 +139,14 @@ class FinetuneConfig:
                 f"head {self.head} reads one token per patch, which Swin has not: take head unetr "
                 "(SwinUNETR) or tokens (SwinUNETR without the skip from the raw image)"
             )
-        if self.head == "classify" and not self.data.targets:
+        if self.head in WHOLE_VOLUME and not self.data.targets:
             raise ConfigError(
-                "head classify needs --data.targets FILE.csv (columns subject,target)"
+                f"head {self.head} needs --data.targets FILE.csv (columns subject,target)"
+            )
+        if self.class_weights != "none" and self.head != "classify":
+            raise ConfigError(
+                f"class_weights {self.class_weights} does not count with head {self.head}: set "
+                "--head classify, or leave it out"
             )
 
     @property
@@ -162,13 +173,26 @@ def identity(config: FinetuneConfig) -> dict[str, Any]:
     return identity_of(plain)
 
 
+OFF = {"class_weights": "none"}
+"""Fields that came later, with the value that stands for their absence."""
+absent = object()
+
+
 def identity_of(plain: dict[str, Any]) -> dict[str, Any]:
     """The same of a configuration's plain values, whose `init` is the hash of the weights."""
     data = dict(plain["data"])
+    if split := data.get("split"):
+        # Off or idle is what runs have that do not know it.
+        idle = not split.get("stratify") or plain["head"] not in WHOLE_VOLUME
+        data["split"] = {k: v for k, v in split.items() if not (idle and k == "stratify")}
     # A split decides nothing where subjects are named.
     for name in ("corpus", "split") if plain["train"] else ("corpus",):
         data.pop(name, None)
-    found = {key: value for key, value in plain.items() if key not in NOT_IDENTITY}
+    found = {
+        key: value
+        for key, value in plain.items()
+        if key not in NOT_IDENTITY and OFF.get(key, absent) != value
+    }
     found |= {"data": data, "schedule": schedule_identity(plain["schedule"])}
     return found | {"init": plain["init"]}
 

@@ -7,6 +7,7 @@ same evaluations; only the encoder's weights differ. Seconds and FLOPs are of tr
 """
 
 import shutil
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack, closing
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -20,8 +21,9 @@ from mim3d.dataio.reader.shard_reader import Shards
 from mim3d.engine.distributed.parallel import choose_precision, stays_whole
 from mim3d.engine.distributed.process_group import Ranks, first_decides
 from mim3d.engine.distributed.stop import stop_on_signal
-from mim3d.engine.finetune.classification import ClassificationTask, read_targets
+from mim3d.engine.finetune.classification import ClassificationTask
 from mim3d.engine.finetune.config import (
+    WHOLE_VOLUME,
     FinetuneConfig,
     beside_identity,
     identity,
@@ -29,6 +31,7 @@ from mim3d.engine.finetune.config import (
     input_mismatch,
 )
 from mim3d.engine.finetune.network import step_flops
+from mim3d.engine.finetune.regression import RegressionTask
 from mim3d.engine.finetune.run_folder import (
     CONFIG,
     MODEL,
@@ -41,6 +44,7 @@ from mim3d.engine.finetune.run_folder import (
 )
 from mim3d.engine.finetune.segmentation import SegmentationTask
 from mim3d.engine.finetune.splits import Splits, labelled_subset, make_splits
+from mim3d.engine.finetune.targets import read_targets, read_values
 from mim3d.engine.finetune.task import Task
 from mim3d.engine.finetune.validation import Validate, WholeNetwork, autocast
 from mim3d.engine.runs.config import CheckpointConfig
@@ -81,7 +85,9 @@ def run_finetune(
             stack.enter_context(explain_full_disk(out))
             for record in claimed.changed:
                 shown.note(change_line(record))
-            task = make_task(config, corpus, shards, ranks.device)
+            for note in target_notes(config):
+                shown.note(note)
+            task = make_task(config, corpus, shards, ranks.device, splits.train)
             sitting = Sitting(out, ranks, loader, shown, stop)
             result = train(config, task, splits, sitting, keep_model)
             if result.interrupted:
@@ -109,7 +115,7 @@ def train(
             validate.cases,
             flops,
             run.trainer.clock.seconds,
-            notes=[*notes_of(config, task, splits), *Rewinds(out).lines()],
+            notes=[*notes_of(config, task, splits), *validate.notes, *Rewinds(out).lines()],
             subjects={name: list(getattr(splits, name)) for name in SPLITS},
             interrupted=not finished,
         )
@@ -171,7 +177,12 @@ def lr_scale(config: FinetuneConfig, name: str) -> float:
 
 def notes_of(config: FinetuneConfig, task: Task, splits: Splits) -> list[str]:
     """What a reader must know of the subjects: who is left out, which classes a split lacks."""
-    found = [*input_mismatch(config), *splits.notes, *task.notes(splits.train, "training")]
+    found = [
+        *input_mismatch(config),
+        *target_notes(config),
+        *splits.notes,
+        *task.notes(splits.train, "training"),
+    ]
     for split in ("validation", "test"):
         if subjects := getattr(splits, split):
             found += task.notes(subjects, split)
@@ -179,11 +190,20 @@ def notes_of(config: FinetuneConfig, task: Task, splits: Splits) -> list[str]:
 
 
 def make_task(
-    config: FinetuneConfig, corpus: Corpus, shards: Shards | None, device: torch.device
+    config: FinetuneConfig,
+    corpus: Corpus,
+    shards: Shards | None,
+    device: torch.device,
+    train: Sequence[str] = (),
 ) -> Task:
-    """Segmentation, or classification for head classify."""
+    """Segmentation, or for head classify and regress a task of whole volumes.
+
+    `train` are the subjects that are trained on, whose targets decide weights and scales.
+    """
     if config.head == "classify":
-        return ClassificationTask(config, corpus, device, shards)
+        return ClassificationTask(config, corpus, device, shards, train)
+    if config.head == "regress":
+        return RegressionTask(config, corpus, device, shards, train)
     return SegmentationTask(config, corpus, device, shards)
 
 
@@ -193,11 +213,27 @@ def resolve_splits(config: FinetuneConfig, corpus: Corpus) -> Splits:
     if config.train:
         splits = Splits(config.train, config.validation, config.test, (), (), ())
     else:
-        targets = read_targets(Path(data.targets)) if config.head == "classify" else None
-        splits = make_splits(corpus.records, data.label, data.split, targets)
+        splits = make_splits(corpus.records, data.label, data.split, dealt_by(config))
     train = labelled_subset(splits.train, config.labels, config.seed)
     notes = (*splits.notes, *subjects_in(corpus.records).doubts)
     return replace(splits, train=train, notes=notes)
+
+
+def dealt_by(config: FinetuneConfig) -> Mapping[str, str] | None:
+    """Class of each subject with a target, or quarter of its number; None for segmentation."""
+    if config.head == "classify":
+        return read_targets(Path(config.data.targets)).by_subject
+    if config.head == "regress":
+        return read_values(Path(config.data.targets)).bins()
+    return None
+
+
+def target_notes(config: FinetuneConfig) -> tuple[str, ...]:
+    """What was mended in the table of targets, or left out."""
+    if config.head not in WHOLE_VOLUME:
+        return ()
+    read = read_targets if config.head == "classify" else read_values
+    return read(Path(config.data.targets)).notes
 
 
 def open_loader(config: FinetuneConfig, ranks: Ranks, splits: Splits) -> Loader:
@@ -214,7 +250,7 @@ def open_loader(config: FinetuneConfig, ranks: Ranks, splits: Splits) -> Loader:
 
 def loader_config(config: FinetuneConfig, micro_batch: int) -> LoaderConfig:
     """Labelled crops of the encoder's size, any start (few volumes make no case for snapping)."""
-    segments = config.head != "classify"
+    segments = config.head not in WHOLE_VOLUME
     return LoaderConfig(
         crop_size=config.vit.crop_size,
         micro_batch=micro_batch,

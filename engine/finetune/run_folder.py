@@ -8,6 +8,7 @@ from mim3d.dataio.corpus.manifest import MANIFEST
 from mim3d.engine.errors import CheckpointError, ConfigError
 from mim3d.engine.finetune.config import (
     MAY_CHANGE,
+    OFF,
     FinetuneConfig,
     beside_identity,
     identity,
@@ -65,7 +66,8 @@ def claim(config: FinetuneConfig, out: Path) -> Claim:
         return Claim(finished)
     found = stored_identity(read_json(file))
     refuse_other_inputs(found, inputs_sha256(config), out)
-    differing = differences({key: found.get(key) for key in wanted}, wanted)
+    known = [*wanted, *(key for key in OFF if key in found and key not in wanted)]
+    differing = differences({key: found.get(key) for key in known}, wanted)
     if not finished:
         differing = [one for one in differing if not stands_in(one[0], MAY_CHANGE)]
     if differing:

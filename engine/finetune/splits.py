@@ -5,7 +5,8 @@ Subjects without the label can pretrain only. Subjects of validation and test ne
 
 import math
 import re
-from collections.abc import Collection, Iterable, Sequence
+from collections import Counter
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
@@ -30,6 +31,9 @@ class SplitConfig:
     """Kept together: a subject; its group of the manifest; or names with neighbouring numbers."""
     block: int = 10
     """For keep number: consecutive numbers dealt as one block."""
+    stratify: bool = True
+    """Deal each class of data.targets by itself, or each quarter of its numbers, so that every
+    part has its share of it."""
 
     def __post_init__(self) -> None:
         refuse_not_finite(self, "split", ConfigError)
@@ -84,11 +88,12 @@ def make_splits(
     records: Iterable[Dealt],
     label: str,
     config: SplitConfig,
-    targets: Collection[str] | None = None,
+    targets: Mapping[str, str] | None = None,
 ) -> Splits:
     """Deal the subjects of a manifest; raises ConfigError where too few carry the label.
 
-    With `targets`, the subjects named there count as labelled, not those with label volumes.
+    With `targets`, the subjects named there count as labelled, not those with label volumes; each
+    class that they map to is dealt by itself where `config.stratify`.
     """
     kept_together: dict[str, str] = {}
     labelled: set[str] = set()
@@ -99,7 +104,8 @@ def make_splits(
         volumes = any(found.name == label for found in record.labels)
         if volumes if targets is None else record.subject in targets:
             labelled.add(record.subject)
-    dealt = _deal(kept_together, labelled, config)
+    classes = targets if config.stratify and targets is not None else {}
+    dealt = _deal(kept_together, labelled, config, classes)
     unlabelled = kept_together.keys() - labelled
     held_out_keys = {kept_together[s] for part in ("validation", "test") for s in dealt[part]}
     with_held_out = {s for s in unlabelled if kept_together[s] in held_out_keys}
@@ -113,6 +119,9 @@ def make_splits(
         what, more = f"label {label!r}", "convert more labelled volumes"
         if targets is not None:
             what, more = "a target", f"name more of the corpus's {len(kept_together)} in targets"
+            if not labelled:
+                names = f"{few(sorted(targets))} there, {few(sorted(kept_together))} here"
+                more += f" as the corpus does ({names})"
         raise ConfigError(
             f"{len(labelled)} subjects with {what} give {len(train)} to train and "
             f"{len(validation)} to validate: {more} or change --split"
@@ -121,6 +130,8 @@ def make_splits(
     what = f"label {label!r}" if targets is None else "target"
     notes = _notes(labelled, unlabelled, left_out, what) + _foreign_note(targets, kept_together)
     notes = (*notes, f"{n_volumes} volumes of {len(kept_together)} subjects are dealt")
+    if classes:
+        notes = (*notes, _class_note(classes, train, validation, test))
     return Splits(train, validation, test, pretrain, tuple(sorted(left_out)), notes)
 
 
@@ -156,21 +167,58 @@ def _key(record: Dealt, config: SplitConfig) -> str:
 
 
 def _deal(
-    kept_together: dict[str, str], labelled: set[str], config: SplitConfig
+    kept_together: dict[str, str],
+    labelled: set[str],
+    config: SplitConfig,
+    classes: Mapping[str, str],
 ) -> dict[str, set[str]]:
-    """Groups in random order to test, then validation, until each has its share; then train."""
+    """Groups in random order to test, then validation, until each has its share; then train.
+
+    Each class by itself; a group of several classes goes with its most frequent one.
+    """
     groups: dict[str, list[str]] = {}
     for subject in sorted(labelled):
         groups.setdefault(kept_together[subject], []).append(subject)
-    names = sorted(groups)
+    strata: dict[str, list[str]] = {}
+    for name in sorted(groups):
+        counts = Counter(classes.get(subject, "") for subject in groups[name])
+        strata.setdefault(max(sorted(counts), key=counts.__getitem__), []).append(name)
     dealt: dict[str, set[str]] = {"test": set(), "validation": set(), "train": set()}
-    wanted = {
-        part: number_of(getattr(config, part), len(labelled)) for part in ("test", "validation")
-    }
-    for index in np.random.default_rng([config.seed, 5]).permutation(len(names)):
-        part = next((p for p, goal in wanted.items() if len(dealt[p]) < goal), "train")
-        dealt[part].update(groups[names[index]])
+    for i_stratum, names in enumerate(strata[key] for key in sorted(strata)):
+        size = sum(len(groups[name]) for name in names)
+        wanted = _goals(config, size, len(labelled), len(names))
+        found: Counter[str] = Counter()
+        # One stratum is dealt as it was before there were several.
+        seeds = [config.seed, 5, i_stratum][: 2 + (len(strata) > 1)]
+        for index in np.random.default_rng(seeds).permutation(len(names)):
+            part = next((p for p, goal in wanted.items() if found[p] < goal), "train")
+            dealt[part].update(groups[names[index]])
+            found[part] += len(groups[names[index]])
     return dealt
+
+
+def _goals(config: SplitConfig, size: int, of: int, groups: int) -> dict[str, int]:
+    """Subjects out of `size` for test and validation, as many as they are of all `of`.
+
+    At least one, where a class has three groups or more: all parts should know it.
+    """
+    goals = {part: number_of(getattr(config, part), of) for part in ("test", "validation")}
+    if size == of:
+        return goals
+    asked = [part for part, goal in goals.items() if goal]
+    least = int(groups > len(asked))
+    return {
+        part: max(round(goal * size / of), least) if goal else 0 for part, goal in goals.items()
+    }
+
+
+def _class_note(classes: Mapping[str, str], *parts: Collection[str]) -> str:
+    counts = [Counter(classes[subject] for subject in part if subject in classes) for part in parts]
+    each = [
+        f"{name} {', '.join(str(count[name]) for count in counts)}"
+        for name in sorted(set(classes.values()))
+    ]
+    return f"subjects by class (train, validation, test): {'; '.join(each)}"
 
 
 def _adjacent(dealt: dict[str, set[str]], unlabelled: Iterable[str]) -> set[str]:
@@ -207,11 +255,16 @@ def _notes(
     return tuple(notes)
 
 
+def few(names: Sequence[str]) -> str:
+    """The first of many names."""
+    return f"{', '.join(names[:3])}{' and so on' if len(names) > 3 else ''}"
+
+
 def _foreign_note(targets: Collection[str] | None, known: Collection[str]) -> tuple[str, ...]:
     foreign = sorted(set(targets or ()) - set(known))
     if not foreign:
         return ()
     return (
         f"{len(foreign)} of {len(targets or ())} subjects with a target are not in the corpus: "
-        f"{', '.join(foreign[:3])}{' and so on' if len(foreign) > 3 else ''}",
+        f"{few(foreign)}",
     )

@@ -23,6 +23,8 @@ class Evaluation:
     score: float
     fields: dict[str, object]
     cases: Sequence[Any]
+    notes: Sequence[str] = ()
+    """What a reader must know of these scores."""
 
 
 class Task(Objective):

@@ -71,6 +71,7 @@ class Validate(Hook):
         self.mean = MeanLoss(ranks.device)
         self.rows: list[dict[str, Any]] = []
         self.cases: list[dict[str, Any]] = []
+        self.notes: list[str] = []
 
     def begin(self, trainer: Trainer) -> None:
         """Score the network as it begins."""
@@ -111,6 +112,7 @@ class Validate(Hook):
         }
         self.rows.append(row)
         if final:
+            self.notes += [f"{split}: {note}" for note in found.notes]
             self.cases += [{"split": split, **asdict(case)} for case in found.cases]
         trainer.row[f"{split}_score"] = found.score
         self.shown.advance(0, f"{self.task.metric} {found.score:.3f}")
@@ -137,11 +139,12 @@ class Validate(Hook):
 
     def state(self) -> dict[str, Any]:
         """The evaluations so far."""
-        return {"rows": self.rows, "cases": self.cases}
+        return {"rows": self.rows, "cases": self.cases, "notes": self.notes}
 
     def load_state(self, state: dict[str, Any]) -> None:
         """Go on after them."""
         self.rows, self.cases = list(state["rows"]), list(state["cases"])
+        self.notes = list(state.get("notes", []))
 
     def rank_state(self) -> dict[str, Tensor]:
         """The part of a mean that an evaluation has not had yet."""

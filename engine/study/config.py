@@ -237,6 +237,11 @@ class StudyConfig:
             if not values or len(set(values)) < len(values):
                 raise ConfigError(f"{what} {values} must name at least one, each once")
         check_arms(self.arms)
+        if "regress" in self.heads:
+            raise ConfigError(
+                "heads regress is no head of a study, which compares Dice or balanced accuracy: "
+                "use `mim3d finetune` with --head regress for each arm"
+            )
         segmenting = [head for head in self.heads if head != "classify"]
         if segmenting and len(segmenting) < len(self.heads):
             raise ConfigError(

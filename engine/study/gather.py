@@ -13,10 +13,11 @@ from pathlib import Path
 from mim3d.dataio.reader.corpus import Corpus
 from mim3d.engine import environment
 from mim3d.engine.errors import CheckpointError, DivergedError
-from mim3d.engine.finetune.classification import absent_targets, read_targets
+from mim3d.engine.finetune.classification import absent_targets
 from mim3d.engine.finetune.run_folder import PICTURES, RESULT, read_result
 from mim3d.engine.finetune.segmentation import absent_classes
 from mim3d.engine.finetune.splits import Splits
+from mim3d.engine.finetune.targets import read_targets
 from mim3d.engine.runs.encoder_file import read_card
 from mim3d.engine.runs.files import read_json, write_json, write_jsonl
 from mim3d.engine.study.config import (
@@ -223,7 +224,7 @@ def held_out_notes(config: StudyConfig, corpus: Corpus, splits: Splits) -> list[
     """Classes that no validation or no test subject has: their scores cannot be told."""
     parts = [(name, getattr(splits, name)) for name in HELD_OUT if getattr(splits, name)]
     if "classify" in config.heads:
-        targets = read_targets(Path(config.data.targets))
+        targets = read_targets(Path(config.data.targets)).by_subject
         return [note for name, part in parts for note in absent_targets(targets, part, name)]
     records, label = corpus.records, config.data.label
     return [note for name, part in parts for note in absent_classes(records, label, part, name)]

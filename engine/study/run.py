@@ -15,11 +15,11 @@ from typing import Any
 
 from mim3d.dataio.reader.corpus import Corpus, opened_corpus
 from mim3d.engine.errors import ConfigError, TrainingError
-from mim3d.engine.finetune.classification import read_targets
 from mim3d.engine.finetune.config import FinetuneConfig
 from mim3d.engine.finetune.finetune import run_finetune
 from mim3d.engine.finetune.run_folder import RESULT, claim
 from mim3d.engine.finetune.splits import Splits, make_splits
+from mim3d.engine.finetune.targets import read_targets
 from mim3d.engine.pretrain.pretrain import run_pretrain
 from mim3d.engine.runs.files import read_json
 from mim3d.engine.runs.folder_lock import sole_writer
@@ -91,7 +91,8 @@ def refuse_earlier_names(out: Path) -> None:
 def run_phases(config: StudyConfig, corpus: Corpus, out: Path, pool: Pool) -> StudyResult:
     """The same with the folder's lock held."""
     began = time.monotonic()
-    targets = read_targets(Path(config.data.targets)) if "classify" in config.heads else None
+    classified = "classify" in config.heads
+    targets = read_targets(Path(config.data.targets)).by_subject if classified else None
     splits = make_splits(corpus.records, config.data.label, config.data.split, targets)
     tuning = tuning_cells(config)
     # Cells that wait for no pretraining and no tuning fill the cores beside the pretrainings.

@@ -13,7 +13,6 @@ from mim3d.dataio.reader.corpus import Corpus
 from mim3d.engine.commands import finetune as command
 from mim3d.engine.distributed.process_group import process_ranks
 from mim3d.engine.errors import ConfigError
-from mim3d.engine.finetune.classification import auroc, balanced_accuracy, read_targets, windows
 from mim3d.engine.finetune.config import FinetuneConfig, identity, input_mismatch
 from mim3d.engine.finetune.finetune import (
     make_task,
@@ -165,32 +164,10 @@ def test_classification_runs_on_targets_of_a_table(
     last = result.rows[-1]
     assert {"accuracy", "auroc"} <= last.keys()
     assert "1 of 8 subjects have no target: they can pretrain" in result.notes[0]
+    assert last["class_names"] == ["even", "odd"]
+    assert {case["class_name"] for case in result.cases} <= {"even", "odd"}
+    assert len(last["recall_by_class"]) == 2
     assert sum(result.cases[0]["probabilities"]) == pytest.approx(1.0)
-
-
-def test_classification_scores_by_hand() -> None:
-    probabilities = np.array([[0.9, 0.1], [0.6, 0.4], [0.6, 0.4], [0.1, 0.9]])
-    targets = np.array([0, 0, 1, 1])
-    assert auroc(probabilities, targets) == pytest.approx((1 + 1 + 0.5 + 1) / 4)
-    assert balanced_accuracy(np.array([0, 0, 0, 1]), targets) == pytest.approx(0.75)
-    assert balanced_accuracy(np.array([0, 0, 0]), np.array([0, 0, 1])) == pytest.approx(0.5)
-
-
-def test_windows_cover_every_voxel() -> None:
-    image = torch.arange(2 * 5 * 9 * 4, dtype=torch.float32).view(2, 5, 9, 4)
-    crops = windows(image, (4, 4, 6))
-    assert crops.shape == (6, 2, 4, 4, 6)
-    assert set(image.flatten().tolist()) == set(crops.flatten().tolist())
-
-
-def test_targets_must_be_a_table_of_two_classes(tmp_path: Path) -> None:
-    file = tmp_path / "t.csv"
-    file.write_text("id,class\na,1\n")
-    with pytest.raises(ConfigError, match="columns subject and target"):
-        read_targets(file)
-    file.write_text("subject,target\na,1\nb,1\n")
-    with pytest.raises(ConfigError, match="two classes"):
-        read_targets(file)
 
 
 def test_the_command_runs_a_recipe_and_names_what_is_missing(corpus: Path, tmp_path: Path) -> None:

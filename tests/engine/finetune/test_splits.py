@@ -88,12 +88,14 @@ def test_unlabelled_subjects_pretrain_only_and_are_told() -> None:
 
 def test_subjects_without_a_target_are_told_as_such() -> None:
     named = [f"hippocampus_{n:03d}" for n in range(36)]
-    splits = make_splits(cohort(list(range(40))), "seg", SplitConfig(), [*named, "stranger"])
+    splits = make_splits(
+        cohort(list(range(40))), "seg", SplitConfig(), dict.fromkeys([*named, "stranger"], "x")
+    )
     assert "4 of 40 subjects have no target" in splits.notes[0]
     assert "1 of 37 subjects with a target are not in the corpus: stranger" in splits.notes[1]
     assert not {"hippocampus_036"} & {*splits.train, *splits.validation, *splits.test}
     with pytest.raises(ConfigError, match="0 subjects with a target"):
-        make_splits(cohort(list(range(40))), "seg", SplitConfig(), ["stranger"])
+        make_splits(cohort(list(range(40))), "seg", SplitConfig(), {"stranger": "x"})
 
 
 def test_volumes_of_one_subject_go_together() -> None:
@@ -119,3 +121,19 @@ def test_labelled_subsets_are_nested_and_sized() -> None:
     assert labelled_subset(train, 5, seed=2) != few
     with pytest.raises(ConfigError, match="60"):
         labelled_subset(train, 60, seed=0)
+
+
+@settings(max_examples=40, deadline=None)
+@given(seed=st.integers(0, 50), rare=st.integers(3, 12))
+def test_classes_are_dealt_each_by_itself(seed: int, rare: int) -> None:
+    """Every part knows a class of three subjects or more, and has its share of it."""
+    records = cohort(list(range(60)))
+    targets = {r.subject: "rare" if i < rare else "common" for i, r in enumerate(records)}
+    splits = make_splits(records, "seg", SplitConfig(0.2, 0.2, seed=seed), targets)
+    for part, share in (("train", 0.6), ("validation", 0.2), ("test", 0.2)):
+        found = [targets[subject] for subject in getattr(splits, part)].count("rare")
+        assert found >= 1
+        assert abs(found - share * rare) <= 1.0
+    plain = make_splits(records, "seg", SplitConfig(0.2, 0.2, seed=seed, stratify=False), targets)
+    assert plain.train == make_splits(records, "seg", SplitConfig(0.2, 0.2, seed=seed)).train
+    assert "rare" in splits.notes[-1]

@@ -1,0 +1,107 @@
+"""What tasks share that learn something of a whole volume from crops: mean token, linear layer."""
+
+import math
+from collections.abc import Mapping, Sequence
+from itertools import product
+
+import torch
+from torch import Tensor, nn
+
+from mim3d.dataio.loader.batch import Batch
+from mim3d.dataio.reader.corpus import Corpus
+from mim3d.dataio.reader.shard_reader import Shards
+from mim3d.dataio.reader.whole_volume import read_volume
+from mim3d.engine.finetune.config import FinetuneConfig
+from mim3d.engine.finetune.network import build_encoder, seeded
+from mim3d.engine.finetune.task import Task
+from mim3d.engine.models.swin import SwinEncoder
+from mim3d.engine.models.vit import ViT3D
+
+
+class PooledNet(nn.Module):
+    """Volume (b, c, z, y, x) to (b, k): the mean of the encoder's tokens, one layer."""
+
+    def __init__(self, encoder: ViT3D | SwinEncoder, outputs: int) -> None:
+        super().__init__()
+        self.encoder = encoder
+        self.decoder = nn.Linear(encoder.config.width, outputs)
+
+    def forward(self, volume: Tensor) -> Tensor:
+        """Outputs of each crop."""
+        return self.decoder(self.encoder(volume).mean(1))
+
+
+class VolumeTask(Task):
+    """Learns a number of each subject (`of_subject`: a class's, or any) from crops of its volumes.
+
+    `train` names the subjects that are trained on.
+    """
+
+    def __init__(
+        self,
+        config: FinetuneConfig,
+        corpus: Corpus,
+        device: torch.device,
+        shards: Shards | None,
+        of_subject: Mapping[str, float],
+        outputs: int,
+        train: Sequence[str] = (),
+    ) -> None:
+        super().__init__(config, corpus, device, shards)
+        table = corpus.table
+        values = (of_subject.get(table.subject(row), math.nan) for row in range(table.n_volumes))
+        self.by_row = torch.tensor(list(values), dtype=torch.float64)
+        rows = [table.index(volume) for volume in self.volumes(train)]
+        self.trained = self.by_row[rows]
+        """Targets of the volumes that are trained on."""
+        encoder = build_encoder(config)
+        with seeded(config.seed, "decoder"):
+            self.net = self.make_net(encoder, outputs).to(device)
+
+    def make_net(self, encoder: ViT3D | SwinEncoder, outputs: int) -> nn.Module:
+        """The network, whose `decoder` is drawn now."""
+        return PooledNet(encoder, outputs)
+
+    def outputs(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """Outputs (b, k) in float32 and targets (b,) of a batch, on the device."""
+        target = self.by_row[batch.volume].to(self.device, torch.float32)
+        return self.net(batch.image.to(self.device, self.dtype)).float(), target
+
+    def volumes(self, subjects: Sequence[str]) -> list[str]:
+        """Ids of the subjects' volumes that have a target."""
+        wanted, table = set(subjects), self.corpus.table
+        return [
+            table.volume_id(row)
+            for row in range(table.n_volumes)
+            if table.subject(row) in wanted and not self.by_row[row].isnan()
+        ]
+
+    @torch.no_grad()
+    def outputs_of(self, net: nn.Module, volume: str) -> Tensor:
+        """Outputs (n, k) in float32 for the windows of a whole volume."""
+        row = self.corpus.table.index(volume)
+        whole = read_volume(self.reader, row, None, self.config.data.normalise)
+        crops = windows(torch.from_numpy(whole.image), self.config.vit.crop_size)
+        return net(crops.to(self.device)).float()
+
+    def target_of(self, volume: str) -> float:
+        """What is to be learned of a volume."""
+        return float(self.by_row[self.corpus.table.index(volume)])
+
+
+def windows(image: Tensor, crop_size: tuple[int, int, int]) -> Tensor:
+    """Crops (n, c, z, y, x) that cover a volume (c, z, y, x) evenly; small ones are padded."""
+    pads: list[int] = []
+    for have, want in zip(reversed(image.shape[1:]), reversed(crop_size), strict=True):
+        short = max(want - have, 0)
+        pads += [short // 2, short - short // 2]
+    image = nn.functional.pad(image, pads, value=float(image.min()))
+    starts = []
+    for have, want in zip(image.shape[1:], crop_size, strict=True):
+        count = math.ceil(have / want)
+        starts.append([round(i * (have - want) / max(count - 1, 1)) for i in range(count)])
+    crops = [
+        image[:, z : z + crop_size[0], y : y + crop_size[1], x : x + crop_size[2]]
+        for z, y, x in product(*starts)
+    ]
+    return torch.stack(crops)
