@@ -6,6 +6,7 @@ memory, progress, finite (no NaN in a configuration), waiting (for stores that k
 Folders, each importing only what stands above it:
     native    the loops in C
     storage   bytes to and from folders and buckets
+    remote    many byte ranges of a bucket at once
     nifti     one NIfTI file, read whole and checked
     chunks    one chunk, both ways
     subjects  whose a scan is: inferred from names, or declared

@@ -212,9 +212,15 @@ class DeviceReader:
         packer = StreamPacker(len(numbers), stored_bytes, chunk_bytes, first.dtype.itemsize)
         buffer = pinned_bytes(packer.room, self.device)
         packer.buffer = buffer.numpy()
+        wanted = []
         for array in sorted({a.row: a for a in arrays}.values(), key=lambda a: a.first_chunk):
             end = array.first_chunk + array.chunks_per_channel * array.channels
             mine = numbers[(numbers >= array.first_chunk) & (numbers < end)] - array.first_chunk
+            wanted.append((array, mine))
+        if self.reader.shards.has_room():  # a store is asked for all before any is waited for
+            for array, mine in wanted:
+                self.reader.announce_chunks(array, mine)
+        for array, mine in wanted:
             pack_chunks(self.reader, array, mine, packer)
         return packer.streams(numbers), buffer[: max(packer.used, 1)]
 

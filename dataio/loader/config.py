@@ -11,12 +11,17 @@ from mim3d.dataio.geometry import Triple
 from mim3d.dataio.loader.augment import Augmentation, augmentation
 from mim3d.dataio.loader.sampler import WEIGHTINGS, Weighting
 from mim3d.dataio.reader.normalisation import parse_mode
+from mim3d.dataio.remote.limits import RemoteLimits
 
 Augment = Literal["none", "auto", "mim", "contrastive", "segmentation", "upright"]
 Dtype = Literal["float32", "float16", "bfloat16"]
 Cache = Literal["none", "host", "device"]
 CachePolicy = Literal["keep", "lru"]
 OnError = Literal["raise", "replace"]
+COUNTS = (
+    *("micro_batch", "snap", "nodes", "threads", "prefetch"),
+    *("cache_bytes", "remote_requests", "remote_bytes"),
+)
 
 
 @dataclass(frozen=True)
@@ -67,10 +72,14 @@ class LoaderConfig:
     """Threads that read and decode, and DALI's own."""
     prefetch: int = 2
     """Batches read ahead."""
+    remote_requests: int = RemoteLimits.requests
+    """Requests in flight to the store of a corpus named by an address."""
+    remote_bytes: int = RemoteLimits.nbytes
+    """Compressed bytes asked of that store ahead of their batches."""
 
     def __post_init__(self) -> None:
         refuse_not_finite(self)
-        for name in ("micro_batch", "snap", "nodes", "threads", "prefetch", "cache_bytes"):
+        for name in COUNTS:
             if not _is_whole(getattr(self, name)) or getattr(self, name) < 1:
                 raise Mim3dError(f"{name}={getattr(self, name)!r} must be at least 1, and whole")
         if not _is_whole(self.seed):
@@ -105,6 +114,11 @@ class LoaderConfig:
             raise Mim3dError(f"foreground_fraction={self.foreground_fraction} must lie in [0, 1]")
         if self.foreground_fraction and self.label is None:
             raise Mim3dError("foreground_fraction needs `label`: whose foreground is meant?")
+
+    @property
+    def limits(self) -> RemoteLimits:
+        """What is asked of a store at a time."""
+        return RemoteLimits(self.remote_requests, self.remote_bytes)
 
     @property
     def augmentation(self) -> Augmentation:

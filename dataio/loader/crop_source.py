@@ -20,6 +20,7 @@ from mim3d.dataio.reader.shard_reader import Request, ShardReader
 REPLACEMENTS = 16
 HELD = 4  # batches that a consumer holds at a time, as DALI's queue and a training step do
 STILL = (False, False, False)
+MOST_ANNOUNCED = 16  # batches, of which a store is asked for the chunks before anything else
 
 
 @dataclass
@@ -63,11 +64,14 @@ class CropSource:
         """Yield batches of `count` samples from global index `first`, `stride` apart, for ever."""
         self._cancel()
         drawn = draws(self.sampler, self.job, first, stride, count)
-        number = 0
+        announced: dict[int, Drawn] = {}
+        number = submitted = 0
         while True:
-            for ahead in range(number, number + self._ahead):
-                if ahead not in self._pending:
-                    self._submit(ahead, drawn, count)
+            self._announce(announced, drawn, max([*announced, submitted - 1]) + 1, number)
+            while submitted < number + self._ahead:
+                what = announced.pop(submitted, None) or drawn(submitted)
+                self._submit(submitted, what, count)
+                submitted += 1
             batch, work = self._pending.pop(number)
             began = time.perf_counter()
             batch.error = work.wait()
@@ -87,6 +91,7 @@ class CropSource:
     def _cancel(self) -> None:
         for _, work in self._pending.values():
             work.drop()
+        self.reader.shards.withdraw()
         for _, work in self._pending.values():
             work.wait()
         self._pending = {}
@@ -102,8 +107,25 @@ class CropSource:
         images, labels = self._pools[count]
         return images.take(), None if labels is None else labels.take()
 
-    def _submit(self, number: int, drawn: Callable[[int], Drawn], count: int) -> None:
-        what = drawn(number)
+    def _announce(
+        self, announced: dict[int, Drawn], drawn: Callable[[int], Drawn], first: int, number: int
+    ) -> None:
+        """Have the chunks of batches from `first` on fetched, as far ahead as they may be."""
+        while first < number + MOST_ANNOUNCED and self._has_room():
+            what = announced[first] = drawn(first)
+            size, rows = self.job.crop_size, [self.job.image_rows, self.job.label_rows]
+            for volume, (z, y, x) in zip(
+                what.samples.volume.tolist(), what.samples.start.tolist(), strict=True
+            ):
+                for row in (int(each[volume]) for each in rows if each is not None):
+                    self.reader.announce(row, (z, y, x), size)
+            first += 1
+
+    def _has_room(self) -> bool:
+        """Whether chunks of further batches should be asked for by now."""
+        return self.reader.shards.has_room()
+
+    def _submit(self, number: int, what: Drawn, count: int) -> None:
         batch = self._new_batch(what.samples, *self._buffers(count), what.flips, what.views)
         parts = self._parts(count)
         calls = [partial(self._fill, batch, range(part, count, parts)) for part in range(parts)]

@@ -41,6 +41,9 @@ class DeviceSource(CropSource):
     def _new_batch(self, *parts: object) -> RawBatch:
         return DeviceBatch(*parts)  # type: ignore[arg-type]
 
+    def _has_room(self) -> bool:
+        return False  # which chunks a batch lacks is known when it is fetched
+
     def _parts(self, count: int) -> int:
         return 1
 

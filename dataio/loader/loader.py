@@ -64,7 +64,7 @@ class Loader:
             raise Mim3dError(f"rank={rank!r} is not a whole number below world={world!r}")
         self.device = _usable(torch.device(device))
         self._opened = ExitStack()
-        self.corpus, shards = self._opened.enter_context(opened_corpus(corpus))
+        self.corpus, shards = self._opened.enter_context(opened_corpus(corpus, config.limits))
         self.config, self.rank, self.world = config, rank, world
         table = self.corpus.table
         volumes = choose_volumes(table, config.label, subjects)
@@ -73,7 +73,6 @@ class Loader:
         self._job = crop_job(table, config, volumes)
         if config.cache == "host":
             shards = HostCache(shards, config.cache_bytes, config.cache_policy)
-        self._cache = shards if isinstance(shards, HostCache) else None
         reader = ShardReader(table, self.corpus.root, shards)
         self._spec = self._graph_spec()
         if self._reads_bfloat16:
@@ -132,7 +131,8 @@ class Loader:
             "wait_s": self._source.wait_s,
             "bytes_read": float(reader.bytes_read),
             "replaced": float(self._source.replaced),
-            **self._cache_metrics(),
+            **reader.shards.metrics(),
+            **self._device_metrics(),
         }
 
     def close(self) -> None:
@@ -183,10 +183,9 @@ class Loader:
         self._sample += self._stride
         return batch
 
-    def _cache_metrics(self) -> dict[str, float]:
-        if isinstance(self._source, DeviceSource):
-            return self._source.device_reader.metrics()
-        return {} if self._cache is None else self._cache.metrics()
+    def _device_metrics(self) -> dict[str, float]:
+        source = self._source
+        return source.device_reader.metrics() if isinstance(source, DeviceSource) else {}
 
     @property
     def _stride(self) -> int:

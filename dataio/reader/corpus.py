@@ -3,7 +3,7 @@
 import tempfile
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
@@ -20,7 +20,8 @@ from mim3d.dataio.corpus.table_rows import HEAD, OLD_TABLE_FILES
 from mim3d.dataio.errors import CorpusError, CorpusWarning, Rejection
 from mim3d.dataio.reader.local_shards import LocalShards
 from mim3d.dataio.reader.remote_shards import RemoteShards, being_replaced
-from mim3d.dataio.reader.shard_reader import Shards
+from mim3d.dataio.reader.shards import Shards
+from mim3d.dataio.remote.limits import RemoteLimits
 from mim3d.dataio.storage.remote import ADDRESS
 from mim3d.dataio.storage.store import open_store
 
@@ -85,9 +86,11 @@ class Corpus:
         return replace(table, root=name)
 
 
-def _open_remote(address: str) -> tuple[Corpus, RemoteShards, tempfile.TemporaryDirectory[str]]:
+def _open_remote(
+    address: str, limits: RemoteLimits | None
+) -> tuple[Corpus, RemoteShards, tempfile.TemporaryDirectory[str]]:
     """Open a corpus in an object store; its table lies in a folder that dies with the third."""
-    shards = RemoteShards(address)
+    shards = RemoteShards(address, limits)
     folder = tempfile.TemporaryDirectory(prefix="mim3d-table-")
     held = {name: shards.whole(name) for name in LOCAL_COPIES}
     held[REPLACING] = being_replaced(address)
@@ -102,18 +105,20 @@ def _open_remote(address: str) -> tuple[Corpus, RemoteShards, tempfile.Temporary
 
 
 @contextmanager
-def opened_corpus(place: str | Path | Corpus) -> Iterator[tuple[Corpus, Shards]]:
+def opened_corpus(
+    place: str | Path | Corpus, limits: RemoteLimits | None = None
+) -> Iterator[tuple[Corpus, Shards]]:
     """The one way to open a corpus by folder or address; closed at the end.
 
     CorpusError where there is none. A remote table is fetched first; an open `Corpus` of a folder
-    is taken as it is.
+    is taken as it is. `limits` are for what is asked of a store.
     """
     if isinstance(place, Corpus) and place.address is None:
         yield place, LocalShards(place.root)
     elif isinstance(place, Corpus) or is_address(place):
         address = place.address if isinstance(place, Corpus) else place
-        corpus, shards, folder = _open_remote(str(address))
-        with folder:
+        corpus, shards, folder = _open_remote(str(address), limits)
+        with folder, closing(shards):
             yield corpus, shards
     else:
         corpus = Corpus.open(place)

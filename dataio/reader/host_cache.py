@@ -13,7 +13,7 @@ import numpy as np
 
 from mim3d.dataio.corpus.chunk_table import ChunkTable
 from mim3d.dataio.errors import Mim3dError
-from mim3d.dataio.reader.shard_reader import Shards
+from mim3d.dataio.reader.shards import Shards
 
 POLICIES = ("keep", "lru")
 
@@ -65,6 +65,21 @@ class HostCache:
                 self.resident_bytes -= 0 if chunk is None else len(chunk)
         self.shards.forget(path, offsets)
 
+    def has_room(self) -> bool:
+        """As what lies below has."""
+        return self.shards.has_room()
+
+    def announce(self, path: str, offsets: np.ndarray, sizes: np.ndarray) -> None:
+        """Pass on what is not in memory."""
+        with self._lock:
+            missing = [(path, offset) not in self._chunks for offset in offsets.tolist()]
+        if any(missing):
+            self.shards.announce(path, offsets[missing], sizes[missing])
+
+    def withdraw(self) -> None:
+        """As what lies below."""
+        self.shards.withdraw()
+
     def watch(self, table: ChunkTable) -> None:
         """As what lies below does; chunks in memory are of the table they were read by."""
         self.shards.watch(table)
@@ -83,6 +98,7 @@ class HostCache:
             "cache_misses": float(self.misses),
             "cache_evicted": float(self.evicted),
             "cache_bytes": float(self.resident_bytes),
+            **self.shards.metrics(),
         }
 
     def _admit(self, key: tuple[str, int], view: np.ndarray) -> None:

@@ -121,6 +121,20 @@ class LocalShards:
     def forget(self, path: str, offsets: list[int]) -> None:
         """Nothing to forget: every read asks the file."""
 
+    def has_room(self) -> bool:
+        """No: the system reads ahead by itself, and the page cache keeps it."""
+        return False
+
+    def announce(self, path: str, offsets: np.ndarray, sizes: np.ndarray) -> None:
+        """Nothing to do: reading waits for a disk, not for a network."""
+
+    def withdraw(self) -> None:
+        """Nothing was announced."""
+
+    def metrics(self) -> dict[str, float]:
+        """Nothing that the reader does not count."""
+        return {}
+
     def _fill(self, file: OpenFile, path: str, window: memoryview, offset: int) -> None:
         done = 0
         while done < len(window):

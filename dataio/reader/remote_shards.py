@@ -12,14 +12,15 @@ from mim3d.dataio.corpus.chunk_table import ChunkTable
 from mim3d.dataio.corpus.replacing import REPLACING
 from mim3d.dataio.corpus.table_file import TABLE
 from mim3d.dataio.errors import CorpusError, StoreError
-from mim3d.dataio.reader.local_shards import coalesce, mending
+from mim3d.dataio.reader.local_shards import mending
 from mim3d.dataio.reader.table_watch import TableWatch, table_in
+from mim3d.dataio.remote.fetcher import Fetcher, RefusedError, UnavailableError
+from mim3d.dataio.remote.limits import RemoteLimits
+from mim3d.dataio.remote.ticket import Ticket
 from mim3d.dataio.storage.remote import first_line, locate
 from mim3d.dataio.storage.store import open_store
 from mim3d.dataio.waiting import StalledError
 
-# A round trip costs more than so many bytes between two ranges.
-GAP_BYTES = 1 << 20
 # On top of the client's own retries, which do not cover an answer that breaks off.
 ATTEMPTS, PAUSE_S = 4, 0.2
 WATCH_S = 30.0
@@ -59,20 +60,18 @@ def being_replaced(address: str) -> bytes | None:
         return None
 
 
-class UnavailableError(Exception):
-    """A request failed in a way that may pass."""
-
-
 class RemoteShards:
     """Byte ranges of the shards under an address such as s3://bucket/corpus.zarr.
 
-    The client retries requests that fail with growing pauses, and answers that break off are asked
-    for again; what still fails is a CorpusError.
+    Requests that fail are sent again with growing pauses, and answers that break off are asked for
+    again; what still fails is a CorpusError.
     """
 
-    def __init__(self, address: str) -> None:
+    def __init__(self, address: str, limits: RemoteLimits | None = None) -> None:
         self.address = address.rstrip("/")
         self._store, self._prefix = locate(self.address)
+        client = self._store.without_retries()
+        self.fetcher = Fetcher(client, self._store.origin, limits or RemoteLimits())
         self._watch: TableWatch | None = None
         self._asked = 0.0
 
@@ -82,23 +81,45 @@ class RemoteShards:
     def read(
         self, path: str, nbytes: int, offsets: list[int], sizes: list[int]
     ) -> list[np.ndarray]:
-        """Return the ranges of shard `path` as uint8 arrays, in order, neighbours in one go."""
-        views: list[np.ndarray] = [np.empty(0, np.uint8)] * len(offsets)
-        for begin, length, members in coalesce(offsets, sizes, GAP_BYTES):
-            data = self._range(path, begin, length)
-            self._check(path, at_once=len(data) != length)
-            if len(data) != length:
+        """Return the ranges of shard `path` as uint8 arrays, in order; all are asked for at once,
+        or were when they were announced."""
+        wanted = np.array(offsets, np.int64), np.array(sizes, np.int64)
+        ticket = self._landed(path, *wanted)
+        found, runs = ticket.arrays(), ticket.runs
+        ends = (runs.begins + [len(each) for each in found]).tolist()
+        self._check(path, at_once=ends != runs.ends.tolist())
+        begins, views = runs.begins.tolist(), []
+        for begin, end, there in zip(begins, runs.ends.tolist(), ends, strict=True):
+            if there != end:
                 raise CorpusError(
-                    f"{self.address}/{path}: has {len(data)} of {length} bytes at {begin}; the "
-                    f"chunk table says the shard has {nbytes}: {mending(self.address)}"
+                    f"{self.address}/{path}: has {there - begin} of {end - begin} bytes at "
+                    f"{begin}; the chunk table says the shard has {nbytes}: "
+                    f"{mending(self.address)}"
                 )
-            for i in members:
-                at = offsets[i] - begin
-                views[i] = data[at : at + sizes[i]]
+        for run, offset, size in zip(runs.of.tolist(), offsets, sizes, strict=True):
+            at = offset - begins[run]
+            views.append(found[run][at : at + size])
         return views
 
+    def has_room(self) -> bool:
+        """Whether readings to come should be announced now."""
+        return self.fetcher.has_room()
+
+    def announce(self, path: str, offsets: np.ndarray, sizes: np.ndarray) -> None:
+        """Ask the store for what will be read."""
+        self.fetcher.announce(self._key(path), offsets, sizes)
+
+    def withdraw(self) -> None:
+        """Drop what was announced and not read."""
+        self.fetcher.withdraw()
+
+    def metrics(self) -> dict[str, float]:
+        """What was asked of the store, and what its requests cost."""
+        return self.fetcher.metrics()
+
     def close(self) -> None:
-        """Nothing to close: the client is shared."""
+        """Drop what is under way; a later read asks again."""
+        self.fetcher.close()
 
     def watch(self, table: ChunkTable) -> None:
         """Ask now and then whether shards are still those that the table tells of: two requests
@@ -145,20 +166,17 @@ class RemoteShards:
     def _key(self, path: str) -> str:
         return f"{self._prefix}/{path}" if self._prefix else path
 
-    def _range(self, path: str, begin: int, length: int) -> np.ndarray:
-        # Not obstore.get_ranges: it panics (a BaseException) where an object is too short.
-        key = self._key(path)
+    def _landed(self, path: str, offsets: np.ndarray, sizes: np.ndarray) -> Ticket:
         try:
-            data = self._insist(
-                path, lambda: self._store.get_range(key, start=begin, length=length)
-            )
+            return self.fetcher.read(self._key(path), offsets, sizes)
         except FileNotFoundError:
             self._check(path, at_once=True)
             raise CorpusError(
                 f"{self.address}/{path}: this shard is in the manifest but not in the store; "
                 f"{mending(self.address)}"
             ) from None
-        return np.frombuffer(memoryview(data), np.uint8)
+        except (UnavailableError, RefusedError) as error:
+            raise CorpusError(f"{self.address}/{path}: {error}") from error
 
     def _insist(self, path: str, request: Callable[[], Any]) -> Any:
         """The answer to a request, asked again where it fails in a way that may pass.

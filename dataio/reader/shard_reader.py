@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from numbers import Real
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -37,7 +37,8 @@ from mim3d.dataio.chunks.decode import (
 from mim3d.dataio.corpus.chunk_table import ChunkTable
 from mim3d.dataio.errors import ChunkError, CorpusError
 from mim3d.dataio.geometry import Triple
-from mim3d.dataio.reader.local_shards import LocalShards, OpenFile, cut_short, mending
+from mim3d.dataio.reader.local_shards import LocalShards, cut_short, mending
+from mim3d.dataio.reader.shards import Shards
 
 Flip = tuple[bool, bool, bool]
 
@@ -57,32 +58,6 @@ class Request(NamedTuple):
 DTYPES = frozenset(["|u1", "|i1", "<u2", "<i2", "<u4", "<i4", "<u8", "<i8", "<f2", "<f4", "<f8"])
 NO_FLIP = (False, False, False)
 NOTHING = np.empty(0, np.uint8)
-
-
-class Shards(Protocol):
-    """Where compressed bytes come from: local files, an object store, or a cache before either."""
-
-    def open_file(self, path: str, nbytes: int) -> OpenFile | None:
-        """The shard as an open local file; None where it is none, and is to be read by `read`."""
-        ...
-
-    def read(
-        self, path: str, nbytes: int, offsets: list[int], sizes: list[int]
-    ) -> list[np.ndarray]:
-        """Ranges of one shard as uint8 arrays, valid until the calling thread reads again."""
-        ...
-
-    def forget(self, path: str, offsets: list[int]) -> None:
-        """Chunks turned out damaged: none of them may be kept, the next read asks storage."""
-        ...
-
-    def watch(self, table: ChunkTable) -> None:
-        """From here on a shard that is not the one this table tells of is a CorpusError."""
-        ...
-
-    def close(self) -> None:
-        """Let go of files and connections."""
-        ...
 
 
 @dataclass(frozen=True)
@@ -175,6 +150,23 @@ class ShardReader:
         """Close files and connections."""
         self.shards.close()
 
+    def announce(self, row: int, start: Triple, size: Triple) -> None:
+        """Have the chunks of a box fetched that will be read; what is wrong is told by reading."""
+        try:
+            array = self.array(row)
+            for channel in range(array.channels):
+                self.announce_chunks(array, _chunks(array, channel, start, size))
+        except CorpusError:
+            return
+
+    def announce_chunks(self, array: StoredArray, chunks: np.ndarray) -> None:
+        """The same of chunks that `stored` will be asked for."""
+        offsets, sizes = self._ranges(array, chunks)
+        chosen = np.flatnonzero(sizes)
+        if len(chosen):
+            wanted = offsets[chosen].astype(np.int64), sizes[chosen]
+            self.shards.announce(array.path, *wanted)
+
     def stored(self, array: StoredArray, chunks: np.ndarray) -> tuple[np.ndarray, list[np.ndarray]]:
         """Those of `chunks` (ascending numbers in the array) that are stored, and their bytes."""
         offsets, sizes = self._ranges(array, chunks)
@@ -233,13 +225,13 @@ class ShardReader:
             if array.sizes is not None:
                 stored = Stored(file.fd, array.sizes, first)
             else:
-                offsets, sizes = self._ranges(array, _chunks(array, channel, start, target))
+                offsets, sizes = self._ranges(array, _chunks(array, channel, start, _size(target)))
                 stored = Stored(file.fd, sizes, offsets=offsets)
             done = read_crop(stored, grid, target, array.dtype, rescale)
             self.bytes_read += done.nbytes
         else:
             began = time.perf_counter()
-            chunks = _chunks(array, channel, start, target)
+            chunks = _chunks(array, channel, start, _size(target))
             present, views = self.stored(array, chunks)
             frames = [NOTHING] * len(chunks)
             for place, view in zip(np.searchsorted(chunks, present).tolist(), views, strict=True):
@@ -255,7 +247,7 @@ class ShardReader:
             raise CorpusError(f"{self._file(array)}: cannot be read: {os.strerror(done.detail)}")
         if done.code == SHORT_FILE:
             raise cut_short(self._file(array), done.detail, array.nbytes, self.table.root)
-        number = int(_chunks(array, channel, start, target)[done.chunk])
+        number = int(_chunks(array, channel, start, _size(target))[done.chunk])
         problem = self._damage(array, number)
         if problem is None and done.code == BAD_CRC and again:
             return self._read_by_loop(array, channel, start, target, rescale, again=False)
@@ -285,7 +277,7 @@ class ShardReader:
         rescale: Rescale | None,
     ) -> float:
         """Fill the target by numcodecs and numpy; seconds of it spent reading."""
-        chunks = _chunks(array, channel, start, target)
+        chunks = _chunks(array, channel, start, _size(target))
         plan = plan_box(array.shape, array.chunk, start, _size(target))
         began = time.perf_counter()
         present, views = self.stored(array, chunks)
@@ -347,9 +339,9 @@ def _size(target: np.ndarray) -> Triple:
     return z, y, x
 
 
-def _chunks(array: StoredArray, channel: int, start: Triple, target: np.ndarray) -> np.ndarray:
+def _chunks(array: StoredArray, channel: int, start: Triple, size: Triple) -> np.ndarray:
     """Numbers in the array of the chunks of one channel that a box meets."""
-    inside = box_chunks(array.shape, array.chunk, start, _size(target))
+    inside = box_chunks(array.shape, array.chunk, start, size)
     return inside + channel * array.chunks_per_channel
 
 

@@ -45,8 +45,14 @@ class Bucket:
         whole_s = max(REQUEST_S, quiet_s)
         # Asked again on a new connection while there is time for it.
         self.client = client(origin, {"read_timeout": 0.6 * quiet_s}, whole_s, 0.75 * quiet_s)
+        self._limits = quiet_s, whole_s
         # Nothing is read while an object is sent, so that only the whole has a limit.
         self.sender = client(origin, {}, whole_s, 0.75 * quiet_s)
+
+    def without_retries(self) -> Any:
+        """A client for whoever asks again by himself, and counts it."""
+        quiet_s, whole_s = self._limits
+        return client(self.origin, {"read_timeout": 0.6 * quiet_s}, whole_s, 0.0)
 
     def get(self, key: str) -> Answer:
         """An object, of which only the head has arrived."""

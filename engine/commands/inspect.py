@@ -21,7 +21,7 @@ from mim3d.dataio.inspect.summary import (
     volume_table,
 )
 from mim3d.dataio.reader.corpus import Corpus, is_address, opened_corpus, quarantined
-from mim3d.dataio.reader.shard_reader import Shards
+from mim3d.dataio.reader.shards import Shards
 from mim3d.dataio.storage.store import writing
 from mim3d.engine.commands.arguments import parse
 from mim3d.engine.commands.outcome import Outcome

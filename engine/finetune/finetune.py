@@ -17,7 +17,7 @@ import torch
 from mim3d.dataio.inspect.doubts import subjects_in
 from mim3d.dataio.loader.loader import Loader, LoaderConfig
 from mim3d.dataio.reader.corpus import Corpus, opened_corpus
-from mim3d.dataio.reader.shard_reader import Shards
+from mim3d.dataio.reader.shards import Shards
 from mim3d.engine.distributed.parallel import choose_precision, stays_whole
 from mim3d.engine.distributed.process_group import Ranks, first_decides
 from mim3d.engine.distributed.stop import stop_on_signal

@@ -25,6 +25,7 @@ RIDDLES = {"told", "tell", "tells", "voice", "house", "floors", "stuff"}
 DATAIO = {
     "native": "",
     "storage": "",
+    "remote": "storage",
     "nifti": "storage",
     "chunks": "native",
     "subjects": "nifti",
@@ -32,9 +33,9 @@ DATAIO = {
     "sources": "labels subjects nifti storage",
     "corpus": "chunks storage",
     "convert": "sources nifti corpus chunks storage native",
-    "reader": "corpus chunks storage",
+    "reader": "corpus chunks remote storage",
     "device": "reader corpus chunks native",
-    "loader": "device reader corpus chunks",
+    "loader": "device reader corpus chunks remote",
     "inspect": "reader corpus subjects nifti chunks storage",
 }
 ENGINE = {

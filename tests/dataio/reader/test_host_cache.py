@@ -36,6 +36,18 @@ class Storage:
     def watch(self, table):
         pass
 
+    def has_room(self):
+        return False
+
+    def announce(self, path, offsets, sizes):
+        pass
+
+    def withdraw(self):
+        pass
+
+    def metrics(self):
+        return {}
+
     def forget(self, path, offsets):
         pass
 

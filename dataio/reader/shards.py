@@ -1,0 +1,50 @@
+"""What every place that compressed bytes come from can do."""
+
+from typing import Protocol
+
+import numpy as np
+
+from mim3d.dataio.corpus.chunk_table import ChunkTable
+from mim3d.dataio.reader.local_shards import OpenFile
+
+
+class Shards(Protocol):
+    """Where compressed bytes come from: local files, an object store, or a cache before either."""
+
+    def open_file(self, path: str, nbytes: int) -> OpenFile | None:
+        """The shard as an open local file; None where it is none, and is to be read by `read`."""
+        ...
+
+    def read(
+        self, path: str, nbytes: int, offsets: list[int], sizes: list[int]
+    ) -> list[np.ndarray]:
+        """Ranges of one shard as uint8 arrays, valid until the calling thread reads again."""
+        ...
+
+    def has_room(self) -> bool:
+        """Whether readings to come should be announced now; never where that gains nothing."""
+        ...
+
+    def announce(self, path: str, offsets: np.ndarray, sizes: np.ndarray) -> None:
+        """These ranges of a shard (int64, ascending) will be read, after those announced before."""
+        ...
+
+    def withdraw(self) -> None:
+        """What was announced and not read will not be."""
+        ...
+
+    def metrics(self) -> dict[str, float]:
+        """Totals so far, by name."""
+        ...
+
+    def forget(self, path: str, offsets: list[int]) -> None:
+        """Chunks turned out damaged: none of them may be kept, the next read asks storage."""
+        ...
+
+    def watch(self, table: ChunkTable) -> None:
+        """From here on a shard that is not the one this table tells of is a CorpusError."""
+        ...
+
+    def close(self) -> None:
+        """Let go of files and connections."""
+        ...

@@ -1,0 +1,237 @@
+"""Byte ranges of the objects of a bucket: many requests in flight, in the order they were asked.
+
+Everything that changes is touched by one thread, that of the event loop; others leave messages.
+So no lock is held by a thread that Ctrl-C may fall into, and whoever waits looks at a future.
+"""
+
+import asyncio
+import os
+import random
+import time
+from collections import deque
+from concurrent.futures import Future
+from functools import partial
+from typing import Any
+
+import numpy as np
+
+from mim3d.dataio.remote.background import Background
+from mim3d.dataio.remote.limits import RemoteLimits
+from mim3d.dataio.remote.link import Link
+from mim3d.dataio.remote.ranges import joined
+from mim3d.dataio.remote.ticket import Part, Ticket
+from mim3d.dataio.storage.remote import first_line
+from mim3d.dataio.waiting import store_timeout_s, wait_for
+
+TOGETHER = 10
+"""Ranges that obstore asks for at the same time in one call."""
+PIECE_BYTES = 4 << 20
+"""Longer runs are asked for in several requests, for each has its own bandwidth."""
+PAUSE_S, LONGEST_PAUSE_S = 0.1, 8.0
+RETRY_SHARE = 0.75  # of the time a store may keep silent, for asking again where it fails
+
+
+class UnavailableError(Exception):
+    """Requests failed in a way that may pass."""
+
+
+class RefusedError(Exception):
+    """The store will not answer this, however often it is asked."""
+
+
+class Fetcher:
+    """Reads of objects through obstore's client `store`; `address` is for messages.
+
+    `announce` what will be read, in the order of the readings, then `read` it. The counts are of
+    requests that were answered; `wait_s` adds up over threads.
+    """
+
+    def __init__(self, store: Any, address: str, limits: RemoteLimits) -> None:
+        self.store, self.address, self.limits = store, address, limits
+        self.link = Link()
+        self.requests = self.retries = self.bytes_read = self.bytes_needed = 0
+        self.wait_s = 0.0
+        self._announced: dict[Any, Ticket] = {}
+        self._queue: deque[Part] = deque()
+        self._flying = 0
+        self._background: Background | None = None
+
+    def has_room(self) -> bool:
+        """Whether more should be announced: to keep requests in flight, within the limits."""
+        waiting = nbytes = 0
+        for ticket in list(self._announced.values()):
+            nbytes += ticket.nbytes
+            waiting += ticket.waiting
+        return waiting < self.limits.requests and nbytes < self.limits.nbytes
+
+    def announce(self, path: str, offsets: np.ndarray, sizes: np.ndarray) -> None:
+        """Begin a read that `read` will ask for."""
+        key = key_of(path, offsets)
+        if key not in self._announced:
+            self._announced[key] = self._asked(path, offsets, sizes)
+
+    def read(self, path: str, offsets: np.ndarray, sizes: np.ndarray) -> Ticket:
+        """A read that has landed.
+
+        FileNotFoundError, UnavailableError or RefusedError; StalledError where the store says
+        nothing. It need not have been announced.
+        """
+        ticket = self._announced.pop(key_of(path, offsets), None)
+        if ticket is None:
+            ticket = self._asked(path, offsets, sizes)
+        began = time.perf_counter()
+        if ticket.waiting:
+            self._running.call(self._hurry, ticket)
+        try:
+            for part in ticket.parts:  # what counts as silence begins anew with each
+                if not part.done.done():
+                    wait_for(part.done, self.address, path)
+                part.done.result()
+        except BaseException:
+            ticket.cancel()
+            raise
+        self.wait_s += time.perf_counter() - began
+        return ticket
+
+    def withdraw(self) -> None:
+        """Drop what was announced and not read."""
+        for key in list(self._announced):
+            ticket = self._announced.pop(key, None)
+            if ticket is not None:
+                ticket.cancel()
+
+    def close(self) -> None:
+        """Drop everything, and end the thread; a later read begins another."""
+        self.withdraw()
+        background, self._background = self._background, None
+        if background is not None:
+            background.call(self._queue.clear)
+            background.end()
+
+    def metrics(self) -> dict[str, float]:
+        """Counts so far, seconds of threads that waited, and what a request costs by now."""
+        return {
+            "remote_requests": float(self.requests),
+            "remote_retries": float(self.retries),
+            "remote_bytes_read": float(self.bytes_read),
+            "remote_bytes_needed": float(self.bytes_needed),
+            "remote_wait_s": self.wait_s,
+            "remote_latency_ms": 1e3 * self.link.latency_s,
+            "remote_mb_per_s": self.link.bytes_per_s / 1e6,
+        }
+
+    def _asked(self, path: str, offsets: np.ndarray, sizes: np.ndarray) -> Ticket:
+        runs = joined(offsets, sizes, self.link.latency_bytes)
+        ticket = Ticket(path, runs, int(sizes.sum()), PIECE_BYTES, TOGETHER)
+        self._running.call(self._enqueue, ticket)
+        return ticket
+
+    @property
+    def _running(self) -> Background:
+        """The thread of this process; a fork begins its own."""
+        background = self._background
+        if background is None or background.process != os.getpid():
+            self._queue, self._flying = deque(), 0
+            background = self._background = Background()
+        return background
+
+    # What follows runs in the loop's thread.
+
+    def _enqueue(self, ticket: Ticket) -> None:
+        self._queue.extend(ticket.parts)
+        self._pump()
+
+    def _hurry(self, ticket: Ticket) -> None:
+        """Have what someone waits for go before what was only announced."""
+        waiting = [part for part in ticket.parts if not part.begun]
+        if waiting and self._queue and self._queue[0] is not waiting[0]:
+            self._queue.extendleft(reversed(waiting))  # their old places are passed over
+        self._pump()
+
+    def _pump(self) -> None:
+        while self._queue:
+            part = self._queue[0]
+            if part.begun or part.done.done():
+                self._queue.popleft()
+                continue
+            if self._flying and self._flying + len(part.spans) > self.limits.requests:
+                return
+            self._queue.popleft()
+            part.begun = True
+            self._flying += len(part.spans)
+            loop = asyncio.get_running_loop()
+            task = loop.create_task(self._fetch(part))
+            part.done.add_done_callback(partial(_stop_if_cancelled, loop, task))
+
+    async def _fetch(self, part: Part) -> None:
+        try:
+            ticket = part.ticket
+            part.land(await self._insist(ticket.path, part.begins, part.ends))
+            if not ticket.waiting:
+                self.bytes_needed += ticket.needed
+        except asyncio.CancelledError:
+            part.done.cancel()
+            raise
+        except BaseException as error:  # obstore's panics too: nobody else would hear of them
+            part.fail(error)
+        finally:
+            self._flying -= len(part.spans)
+            self._pump()
+
+    async def _insist(
+        self, path: str, begins: list[int], ends: list[int], pause: float = PAUSE_S
+    ) -> list[Any]:
+        """The answers to requests, asked again while they fail in a way that may pass."""
+        until = time.monotonic() + RETRY_SHARE * store_timeout_s()
+        attempt = 0
+        while True:
+            attempt += 1
+            try:
+                return await self._once(path, begins, ends)
+            except UnavailableError as error:
+                if time.monotonic() + pause > until:
+                    raise UnavailableError(f"{error} (after {attempt} attempts)") from error
+            self.retries += 1
+            await asyncio.sleep(pause * random.uniform(0.5, 1.0))
+            pause = min(2 * pause, LONGEST_PAUSE_S)
+            if len(begins) > 1:  # one of them failed; those that would not are asked once more
+                spans = zip(begins, ends, strict=True)
+                each = [self._insist(path, [begin], [end], pause) for begin, end in spans]
+                return [found for (found,) in await asyncio.gather(*each)]
+
+    async def _once(self, path: str, begins: list[int], ends: list[int]) -> list[Any]:
+        import obstore
+
+        lasting = (
+            obstore.exceptions.PermissionDeniedError,
+            obstore.exceptions.UnauthenticatedError,
+        )
+        sent = time.monotonic()
+        try:
+            found = await obstore.get_ranges_async(
+                self.store, path, starts=begins, ends=ends, coalesce=0
+            )
+        except FileNotFoundError:
+            raise
+        except lasting as error:
+            raise RefusedError(first_line(error)) from error
+        except (obstore.exceptions.BaseError, OSError) as error:
+            raise UnavailableError(first_line(error)) from error
+        nbytes = [len(each) for each in found]
+        self.link.record(max(nbytes), time.monotonic() - sent)
+        self.requests += len(found)
+        self.bytes_read += sum(nbytes)
+        return found
+
+
+def key_of(path: str, offsets: np.ndarray) -> tuple[str, int, int, int]:
+    """What tells one read of chunks of an object from another: the boxes of a grid."""
+    return path, int(offsets[0]), int(offsets[-1]), len(offsets)
+
+
+def _stop_if_cancelled(
+    loop: asyncio.AbstractEventLoop, task: "asyncio.Task[None]", done: "Future[None]"
+) -> None:
+    """Drop the requests of who does not want the answer any more."""
+    if done.cancelled() and not loop.is_closed():
+        loop.call_soon_threadsafe(task.cancel)

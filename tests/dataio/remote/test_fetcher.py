@@ -1,0 +1,203 @@
+"""Requests in flight: how many, in which order, asked again, dropped. The store is a stand-in."""
+
+import asyncio
+import threading
+import time
+from typing import Any
+
+import numpy as np
+import pytest
+
+from mim3d.dataio.remote import fetcher as fetching
+from mim3d.dataio.remote.fetcher import Fetcher, RefusedError, UnavailableError
+from mim3d.dataio.remote.limits import RemoteLimits
+from mim3d.dataio.waiting import StalledError
+
+obstore = pytest.importorskip("obstore")
+FAR = 10_000_000  # between ranges that are not to be joined
+
+
+class Store:
+    """Answers the byte i of every object with i mod 251, once `gate` is open."""
+
+    def __init__(self) -> None:
+        self.gate = threading.Event()
+        self.now = self.most = self.dropped = 0
+        self.asked: list[int] = []
+        self.faults: list[BaseException] = []
+
+    async def get_ranges(
+        self, _store: Any, _path: str, *, starts: list[int], ends: list[int], coalesce: int
+    ) -> list[bytes]:
+        assert coalesce == 0
+        self.asked += starts
+        self.now += len(starts)
+        self.most = max(self.most, self.now)
+        try:
+            while not self.gate.is_set():
+                await asyncio.sleep(0.005)
+            if self.faults:
+                raise self.faults.pop(0)
+        except asyncio.CancelledError:
+            self.dropped += len(starts)
+            raise
+        finally:
+            self.now -= len(starts)
+        return [
+            bytes((np.arange(a, b) % 251).astype(np.uint8))
+            for a, b in zip(starts, ends, strict=True)
+        ]
+
+    def wait_for(self, n: int) -> None:
+        """Until so many requests were made."""
+        until = time.monotonic() + 20
+        while len(self.asked) < n:
+            assert time.monotonic() < until, self.asked
+            time.sleep(0.005)
+
+
+@pytest.fixture
+def store(monkeypatch):
+    store = Store()
+    monkeypatch.setattr(obstore, "get_ranges_async", store.get_ranges)
+    monkeypatch.setattr(fetching, "PAUSE_S", 0.01)
+    return store
+
+
+@pytest.fixture
+def fetcher(store):
+    fetcher = Fetcher(store, "s3://there", RemoteLimits(requests=20, nbytes=10_000))
+    yield fetcher
+    store.gate.set()
+    fetcher.close()
+
+
+def ranges(first: int, n: int, size: int = 100) -> tuple[np.ndarray, np.ndarray]:
+    return (first + np.arange(n)) * FAR, np.full(n, size, np.int64)
+
+
+def check(fetcher: Fetcher, path: str, offsets: np.ndarray, sizes: np.ndarray) -> None:
+    ticket = fetcher.read(path, offsets, sizes)
+    for run, begin, each in zip(*spread(ticket), ticket.arrays(), strict=True):
+        np.testing.assert_array_equal(each, np.arange(begin, ticket.runs.ends[run]) % 251)
+
+
+def spread(ticket: Any) -> tuple[range, list[int]]:
+    return range(len(ticket.runs.begins)), ticket.runs.begins.tolist()
+
+
+def test_what_is_announced_is_in_flight_together_within_the_bound(store, fetcher):
+    for first in (0, 12, 24, 36):
+        fetcher.announce("a", *ranges(first, 12))
+    store.wait_for(18)  # three parts of six; a fourth does not fit
+    time.sleep(0.1)
+    assert store.now == store.most == 18
+    assert not fetcher.has_room()
+    store.gate.set()
+    for first in (0, 12, 24, 36):
+        check(fetcher, "a", *ranges(first, 12))
+    assert store.most == 18
+    assert fetcher.has_room()
+    assert store.asked == [i * FAR for i in range(48)]
+    metrics = fetcher.metrics()
+    assert metrics["remote_requests"] == 48
+    assert metrics["remote_bytes_read"] == metrics["remote_bytes_needed"] == 4800
+    assert metrics["remote_wait_s"] > 0
+
+
+def test_bytes_that_nobody_read_yet_are_bounded(store, fetcher):
+    store.gate.set()
+    fetcher.announce("a", *ranges(0, 2, 6_000))
+    assert not fetcher.has_room()
+    check(fetcher, "a", *ranges(0, 2, 6_000))
+    assert fetcher.has_room()
+
+
+def test_what_someone_waits_for_goes_before_what_is_only_announced(store, fetcher):
+    for first in (0, 10, 20, 30):
+        fetcher.announce("a", *ranges(first, 10))
+    store.wait_for(20)
+    reader = threading.Thread(target=check, args=(fetcher, "b", *ranges(90, 5)))
+    reader.start()
+    time.sleep(0.1)
+    store.gate.set()
+    reader.join()
+    store.wait_for(45)
+    assert [at // FAR for at in store.asked[20:25]] == list(range(90, 95))
+
+
+def test_what_is_withdrawn_is_dropped_and_may_be_asked_for_again(store, fetcher):
+    fetcher.announce("a", *ranges(0, 10))
+    store.wait_for(10)
+    fetcher.withdraw()
+    until = time.monotonic() + 20
+    while store.dropped < 10 and time.monotonic() < until:
+        time.sleep(0.005)
+    assert store.dropped == 10
+    store.gate.set()
+    check(fetcher, "a", *ranges(0, 10))
+
+
+def test_faults_that_pass_are_counted_and_those_that_last_are_told(store, fetcher, monkeypatch):
+    store.gate.set()
+    store.faults = [OSError("reset"), obstore.exceptions.GenericError("503")]
+    check(fetcher, "a", *ranges(0, 5))
+    assert fetcher.retries == 2
+    store.faults = [FileNotFoundError("gone")]
+    with pytest.raises(FileNotFoundError):
+        fetcher.read("a", *ranges(0, 5))
+    store.faults = [obstore.exceptions.PermissionDeniedError("not you")]
+    with pytest.raises(RefusedError, match="not you"):
+        fetcher.read("a", *ranges(0, 5))
+    assert fetcher.retries == 2
+    monkeypatch.setattr(fetching, "RETRY_SHARE", 0.001)
+    store.faults = [OSError("reset")] * 100
+    with pytest.raises(UnavailableError, match=r"reset \(after \d+ attempts\)"):
+        fetcher.read("a", *ranges(0, 1))
+
+
+def test_a_panic_of_the_client_reaches_who_waits(store, fetcher):
+    class PanicError(BaseException):
+        pass
+
+    store.gate.set()
+    store.faults = [PanicError("index out of range")]
+    with pytest.raises(PanicError):
+        fetcher.read("a", *ranges(0, 5))
+
+
+def test_a_silent_store_ends_a_read_and_its_requests(store, fetcher, monkeypatch):
+    monkeypatch.setenv("MIM3D_STORE_TIMEOUT_S", "0.5")
+    with pytest.raises(StalledError, match="s3://there/a"):
+        fetcher.read("a", *ranges(0, 5))
+    until = time.monotonic() + 20
+    while store.dropped < 5 and time.monotonic() < until:
+        time.sleep(0.005)
+    assert store.dropped == 5
+
+
+def test_long_reads_are_cut_and_put_together(store, fetcher, monkeypatch):
+    monkeypatch.setattr(fetching, "PIECE_BYTES", 1000)
+    store.gate.set()
+    check(fetcher, "a", np.array([5, 100_000_000]), np.array([12_345, 7]))
+    assert len(store.asked) == 14
+
+
+def test_closing_ends_the_thread_and_a_later_read_begins_another(store, fetcher):
+    fetcher.announce("a", *ranges(0, 10))
+    store.wait_for(10)
+    fetcher.close()
+    assert not [t for t in threading.enumerate() if t.name == "mim3d-remote"]
+    store.gate.set()
+    check(fetcher, "a", *ranges(0, 10))
+
+
+def test_nobody_who_forgets_to_close_leaves_a_thread(store):
+    store.gate.set()
+    fetcher = Fetcher(store, "s3://there", RemoteLimits())
+    check(fetcher, "a", *ranges(0, 10))
+    del fetcher
+    until = time.monotonic() + 20
+    while [t for t in threading.enumerate() if t.name == "mim3d-remote"]:
+        assert time.monotonic() < until
+        time.sleep(0.005)
