@@ -55,7 +55,7 @@ class Work:
         self._dropped = True
 
 
-Tasks = SimpleQueue[tuple[Work, int] | None]
+WorkQueue = SimpleQueue[tuple[Work, int] | None]
 
 
 class ReadThreads:
@@ -63,7 +63,7 @@ class ReadThreads:
 
     def __init__(self, n: int) -> None:
         self._n = n
-        self._tasks: Tasks = SimpleQueue()
+        self._tasks: WorkQueue = SimpleQueue()
         self._threads: list[threading.Thread] = []
 
     def start(self, calls: Sequence[Callable[[], None]]) -> Work:
@@ -88,7 +88,7 @@ class ReadThreads:
         self._tasks.put(None)
 
 
-def _serve(tasks: Tasks) -> None:
+def _serve(tasks: WorkQueue) -> None:
     """Work until dismissed; holds nothing while it waits, so that owners can be let go."""
     while (task := tasks.get()) is not None:
         work, i = task

@@ -2,7 +2,6 @@
 
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -10,6 +9,7 @@ from pathlib import Path
 
 import psutil
 import pytest
+from ports import PORTS, free_port
 from small_run import make_corpus
 
 from mim3d.engine.training.metrics import read_rows
@@ -41,12 +41,6 @@ def environment(**more):
     return {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", **more}
 
 
-def free_port():
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        return free.getsockname()[1]
-
-
 @pytest.fixture
 def slurm(tmp_path):
     """A folder of commands that stand in for SLURM's, and the variables of a job on two nodes."""
@@ -63,7 +57,7 @@ def slurm(tmp_path):
         (folder / name).chmod(0o755)
     return environment(
         PATH=f"{folder}:{os.environ['PATH']}",
-        SLURM_JOB_ID=str(free_port() - 20000 if free_port() > 20000 else 7),
+        SLURM_JOB_ID=str(free_port() - PORTS.start),  # of which the script makes the port again
         SLURM_JOB_NODELIST="two-nodes",
         SLURM_NNODES="2",
         SLURM_NTASKS="2",

@@ -4,7 +4,6 @@ import json
 import os
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -12,6 +11,7 @@ from pathlib import Path
 import pytest
 import small_run
 import torch
+from ports import free_port
 from safetensors.torch import load_file
 from small_run import make_corpus
 from torch.distributed.checkpoint.metadata import TensorStorageMetadata
@@ -188,16 +188,13 @@ def test_a_dead_rank_is_restarted_from_the_last_commit(corpus, single, tmp_path)
 
 def test_slurms_tasks_form_one_run(corpus, single, tmp_path):
     """Two processes with the variables that srun sets, without torchrun."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
     shared = {
         **os.environ,
         "OMP_NUM_THREADS": "1",
         "CUDA_VISIBLE_DEVICES": "",
         "SLURM_NTASKS": "2",
         "MASTER_ADDR": "127.0.0.1",
-        "MASTER_PORT": str(port),
+        "MASTER_PORT": str(free_port()),
     }
     command = [sys.executable, str(SCRIPT), str(corpus), str(tmp_path / "run")]
     tasks = [

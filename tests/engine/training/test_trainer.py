@@ -51,7 +51,9 @@ class Diary(Hook):
 
 def stopping(*answers: bool) -> StopSignal:
     given = iter(answers)
-    return cast(StopSignal, SimpleNamespace(agreed=lambda: next(given, False)))
+    return cast(
+        StopSignal, SimpleNamespace(agreed=lambda: next(given, False), at_once=lambda: False)
+    )
 
 
 def trainer_of(hooks: list[Hook], steps: int = 2) -> tuple[Trainer, FakeStepper]:
