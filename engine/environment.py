@@ -165,7 +165,7 @@ def _program(name: str, use: str, remedy: str) -> Optional:
 def _dali() -> Optional:
     found = [(name, _version(name)) for name in DALI if _version(name)]
     if not found:
-        need = "rotations, zooms, blur and noise need it, one plain view on a CPU does not"
+        need = "rotations, zooms and blur on a GPU need it, a CPU does not"
         remedy = "pip install 'mim3d[cuda13]' (or 'mim3d[cuda12]' for CUDA 12 drivers)"
         return Optional("nvidia-dali", False, f"missing: {need}; {remedy}")
     if len(found) > 1:
@@ -173,7 +173,7 @@ def _dali() -> Optional:
         return Optional(
             "nvidia-dali", False, f"{names} share files: pip uninstall both, then install one"
         )
-    use = "rotations, zooms, blur and noise; one plain view on a CPU runs without"
+    use = "rotations, zooms and blur on a GPU; a CPU runs without"
     return Optional("nvidia-dali", True, f"{found[0][0]} {found[0][1]} ({use})")
 
 

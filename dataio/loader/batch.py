@@ -6,6 +6,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from mim3d.dataio.loader.augment import ViewDraws
+
 
 @dataclass
 class Batch:
@@ -31,21 +33,21 @@ class Batch:
         return len(self.sample)
 
 
-def finish(
-    image: torch.Tensor, noise_std: np.ndarray, noise_seed: np.ndarray, dtype: str
-) -> torch.Tensor:
-    """Add each sample's own Gaussian noise in place, and cast.
+def finish(image: torch.Tensor, draws: ViewDraws | None, dtype: str) -> torch.Tensor:
+    """Add each sample's own Gaussian noise in place, unless it has it (draws None), and cast.
 
     DALI draws noise from a generator with a state, ten times slower on a CPU; a generator seeded
     per sample is the same after a resume.
     """
-    for i in np.flatnonzero(noise_std):
-        generator = torch.Generator(image.device).manual_seed(int(noise_seed[i] >> np.uint64(1)))
+    for i in [] if draws is None else np.flatnonzero(draws.noise_std):
+        assert draws is not None
+        seed = int(draws.noise_seed[i] >> np.uint64(1))
+        generator = torch.Generator(image.device).manual_seed(seed)
         noise = torch.randn(
             image.shape[1:],
             generator=generator,
             device=image.device,
             dtype=image.dtype,  # not torch's default, which a program may change
         )
-        image[i].add_(noise, alpha=float(noise_std[i]))
+        image[i].add_(noise, alpha=float(draws.noise_std[i]))
     return image if dtype == "float32" else image.to(getattr(torch, dtype))

@@ -1,4 +1,6 @@
-"""The DALI graph from host buffers to augmented crops; the same for CPU (device None) and GPU.
+"""The DALI graph from host buffers to augmented crops on a GPU; on a CPU view_graph has its place.
+
+It builds for a CPU too (device None), which tests compare with.
 
 Parameters of every augmentation arrive as inputs, so the graph holds no random state and a new
 graph continues exactly where another stopped.
@@ -64,8 +66,8 @@ def _build(spec: GraphSpec, feed: Feed) -> Any:
         dali: Any = importlib.import_module("nvidia.dali")
     except ImportError as error:
         raise Mim3dError(
-            "the loader runs on NVIDIA DALI, which is not installed: pip install 'mim3d[cuda13]' "
-            "(or [cuda12] for older drivers; both run on a CPU as well)"
+            "views on a GPU are made by NVIDIA DALI, which is not installed: pip install "
+            "'mim3d[cuda13]' (or [cuda12] for older drivers); device='cpu' does without"
         ) from error
     from mim3d.dataio.loader.dali_ops import label_of, view_of
 

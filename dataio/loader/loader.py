@@ -33,6 +33,7 @@ from mim3d.dataio.loader.dali import DaliGraph, GraphSpec, feed_order
 from mim3d.dataio.loader.device_source import DeviceSource
 from mim3d.dataio.loader.graph import DirectGraph
 from mim3d.dataio.loader.state import run_order
+from mim3d.dataio.loader.view_graph import ViewGraph
 from mim3d.dataio.reader.corpus import Corpus, opened_corpus
 from mim3d.dataio.reader.host_cache import HostCache
 from mim3d.dataio.reader.shard_reader import ShardReader
@@ -78,7 +79,7 @@ class Loader:
         if self._reads_bfloat16:
             self._job = replace(self._job, image_dtype="uint16")
         self._source = self._make_source(reader)
-        self._graph: DaliGraph | DirectGraph | None = None
+        self._graph: DaliGraph | DirectGraph | ViewGraph | None = None
         self._in_flight: deque[RawBatch] = deque()
         self._step = self._sample = 0
         self._augment_s = 0.0
@@ -197,6 +198,11 @@ class Loader:
         noisy = self._job.augmentation.noise
         return self.config.dtype == "bfloat16" and self._spec.is_direct and not noisy
 
+    @property
+    def _makes_views(self) -> bool:
+        """Whether views are made by our own loops, noise and all: on a CPU, where DALI is slow."""
+        return self._spec.device_id is None and not self._spec.is_direct
+
     def _make_source(self, reader: ShardReader) -> CropSource:
         config = self.config
         if config.cache != "device":
@@ -220,7 +226,7 @@ class Loader:
             device_input=on_gpu and config.cache == "device",
         )
 
-    def _start(self) -> DaliGraph | DirectGraph:
+    def _start(self) -> DaliGraph | DirectGraph | ViewGraph:
         if self._closed:
             raise RuntimeError("this loader is closed")
         first = self._sample + self.rank * self.config.micro_batch
@@ -229,9 +235,13 @@ class Loader:
         def feed(_iteration: int) -> list[Any]:
             raw = next(batches)
             self._in_flight.append(raw)
+            if made_here:
+                return [raw.image, *([] if raw.label is None else [raw.label]), *raw.views]
             return feed_order(self._spec, raw.image, raw.label, raw.views)
 
-        self._graph = (DirectGraph if self._spec.is_direct else DaliGraph)(self._spec, feed)
+        made_here = self._makes_views
+        kind = DirectGraph if self._spec.is_direct else ViewGraph if made_here else DaliGraph
+        self._graph = kind(self._spec, feed)
         return self._graph
 
     def _stop(self) -> None:
@@ -243,7 +253,7 @@ class Loader:
     def _batch(self, raw: RawBatch, tensors: list[torch.Tensor]) -> Batch:
         label = tensors.pop() if raw.label is not None else None
         images = [
-            finish(image, view.noise_std, view.noise_seed, self.config.dtype)
+            finish(image, None if self._makes_views else view, self.config.dtype)
             for image, view in zip(tensors, raw.views, strict=True)
         ]
         return Batch(

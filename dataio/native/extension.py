@@ -8,6 +8,7 @@ LOOPS = {
     "_chunks": "volumes to chunks",
     "_crops": "chunks to crops",
     "_streams": "chunks to streams for the GPU",
+    "_views": "crops to augmented views",
 }
 """Each module by name, and what it does."""
 
@@ -25,6 +26,11 @@ def crop_loops() -> Any:
 def stream_loops() -> Any:
     """Stored chunks to packed streams (streams.c); None where it was not built."""
     return loaded("_streams")
+
+
+def view_loops() -> Any:
+    """Crops to augmented views (views.c); None where it was not built."""
+    return loaded("_views")
 
 
 def not_built() -> list[str]:

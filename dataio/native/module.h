@@ -1,4 +1,4 @@
-/* What the three modules share on Python's side. */
+/* What the modules share on Python's side. */
 
 #pragma once
 #define PY_SSIZE_T_CLEAN

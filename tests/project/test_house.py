@@ -35,7 +35,7 @@ DATAIO = {
     "convert": "sources nifti corpus chunks storage native",
     "reader": "corpus chunks remote storage",
     "device": "reader corpus chunks native",
-    "loader": "device reader corpus chunks remote",
+    "loader": "device reader corpus chunks native remote",
     "inspect": "reader corpus subjects nifti chunks storage",
 }
 ENGINE = {

@@ -125,7 +125,6 @@ def test_every_cache_gives_the_same_crops(cohort, cache, dtype, augment):
 
 
 def test_views_of_one_crop_have_all_channels_on_one_footing(cohort):
-    pytest.importorskip("nvidia.dali")
     for batch in batches(cohort, views=2, augment="contrastive"):
         for view in (batch.image, batch.second_view):
             assert view is not None and torch.isfinite(view).all()
