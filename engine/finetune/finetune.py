@@ -20,6 +20,7 @@ from mim3d.dataio.reader.corpus import Corpus, opened_corpus
 from mim3d.dataio.reader.shards import Shards
 from mim3d.engine.distributed.parallel import choose_precision, stays_whole
 from mim3d.engine.distributed.process_group import Ranks, first_decides
+from mim3d.engine.distributed.shared import refuse_other_corpora, refuse_unshared_folder
 from mim3d.engine.distributed.stop import stop_on_signal
 from mim3d.engine.finetune.classification import ClassificationTask
 from mim3d.engine.finetune.config import (
@@ -74,10 +75,12 @@ def run_finetune(
     with ExitStack() as stack:
         ranks = stack.enter_context(run_ranks(config.parallel, config.device, config.seed))
         first_decides(ranks, lambda: stack.enter_context(sole_writer(out)))
+        refuse_unshared_folder(out, ranks)
         claimed = first_decides(ranks, lambda: claim(config, out))
         if not claimed.finished:
             stop = stack.enter_context(stop_on_signal(ranks))
             corpus, shards = stack.enter_context(opened_corpus(config.data.corpus))
+            refuse_other_corpora(config.data.corpus, corpus_sha256(corpus), ranks)
             splits = resolve_splits(config, corpus)
             corpus_fit(corpus.table, config.vit, splits.train)
             loader = stack.enter_context(open_loader(config, ranks, splits))

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from mim3d.dataio.loader.loader import Loader
 from mim3d.engine.distributed.process_group import Ranks, first_decides
+from mim3d.engine.distributed.shared import refuse_other_corpora, refuse_unshared_folder
 from mim3d.engine.distributed.stop import stop_on_signal
 from mim3d.engine.errors import ConfigError
 from mim3d.engine.models.config import method_name
@@ -81,7 +82,9 @@ def run_pretrain(config: PretrainConfig, out: str | Path) -> PretrainResult:
         begins = first_decides(ranks, lambda: not committed(out / CHECKPOINTS))
         start = start_from(module, config) if config.init and begins else None
         opening = Opening(subjects.held_out, corpus_sha256(loader.corpus), start)
+        refuse_other_corpora(config.data.corpus, opening.corpus_sha256, ranks)
         first_decides(ranks, lambda: stack.enter_context(sole_writer(out)))
+        refuse_unshared_folder(out, ranks)
         changed = first_decides(ranks, lambda: open_run(out, config, ranks, opening))
         stop = stack.enter_context(stop_on_signal(ranks))
         title = f"pretrain {method_name(config.method)}"

@@ -8,6 +8,7 @@ from pathlib import Path
 import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
 from torch import Tensor
+from torch.distributed.checkpoint import Metadata
 
 from mim3d.engine.distributed.process_group import Ranks
 from mim3d.engine.errors import CheckpointError
@@ -77,6 +78,8 @@ class Checkpointer:
         if not self.ranks.first:
             return Saved(facts.step)
         try:
+            written = files.tmp_folder(self.root, facts.step)
+            checked_metadata(written)  # with every file that it names
             files.commit(self.root, facts)
             files.prune(self.root, self.config.keep, self.config.keep_best, facts.step)
         except (OSError, CheckpointError) as error:
@@ -187,9 +190,14 @@ class Checkpointer:
 def verified(folder: Path) -> CheckpointFacts:
     """Facts of a checkpoint whose every byte matches its manifest and whose metadata is safe."""
     facts = files.verify(folder)
-    with (folder / ".metadata").open("rb") as stream:
-        read_metadata(stream, folder)
+    checked_metadata(folder)
     return facts
+
+
+def checked_metadata(folder: Path) -> Metadata:
+    """What a checkpoint holds; CheckpointError where it is hostile, or files that it names lack."""
+    with (folder / ".metadata").open("rb") as stream:
+        return read_metadata(stream, folder)
 
 
 def load_tensors(folder: Path, state: State, group: dist.ProcessGroup | None = None) -> None:

@@ -63,8 +63,13 @@ def read_metadata(stream: IO[bytes], folder: Path) -> Metadata:
             raise CheckpointError(f"{folder}: {key} is not stored as a tensor: refused")
     for info in metadata.storage_data.values():
         name = str(getattr(info, "relative_path", "/"))
-        if Path(name).name != name or not (folder / name).is_file():
+        if Path(name).name != name:
             raise CheckpointError(f"{folder}: its .metadata points to another place, {name}")
+        if not (folder / name).is_file():
+            raise CheckpointError(
+                f"{folder} lacks {name}, which a rank wrote elsewhere (not all nodes share this "
+                "folder) or which is lost"
+            )
     return metadata
 
 

@@ -199,6 +199,9 @@ def main(corpus: str, out: str, fault: str = "", method: str = "mae", *counts: s
     torch.set_num_threads(1)
     inject(fault)
     replicate, accum = (int(count) for count in (*counts, "1", "1")[:2])
+    if fault.startswith("own-") and os.environ["RANK"] != "0":  # as on a node with its own disk
+        own = Path(out if fault == "own-out" else corpus).parent / "own"
+        corpus, out = (corpus, str(own)) if fault == "own-out" else (str(own), out)
     config = small_config(corpus, method)
     parallel = dataclasses.replace(config.parallel, replicate=replicate, grad_accum=accum)
     optim = dataclasses.replace(config.optim, kind="lamb" if fault.startswith("lamb") else "adamw")

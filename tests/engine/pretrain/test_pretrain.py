@@ -7,6 +7,7 @@ import os
 import shutil
 import signal
 import time
+from pathlib import Path
 
 import pytest
 import small_run
@@ -282,6 +283,20 @@ def healthy_state(out):
     }
     dcp.load(state, checkpoint_id=newest, no_dist=True)
     return state
+
+
+def test_a_checkpoint_without_every_file_is_not_committed(corpus, tmp_path, monkeypatch):
+    """As where a node writes its part to a folder of its own."""
+    plain = dcp.FileSystemWriter.finish
+
+    def finish(self, metadata, results):
+        plain(self, metadata, results)
+        (Path(self.path) / "__0_0.distcp").unlink()
+
+    monkeypatch.setattr(dcp.FileSystemWriter, "finish", finish)
+    with pytest.raises(CheckpointError, match=r"step 8, was not saved.*lacks __0_0\.distcp"):
+        run_pretrain(small_config(corpus), tmp_path / "run")
+    assert steps_saved(tmp_path / "run") == []
 
 
 @pytest.mark.parametrize("always", [False, True])

@@ -239,6 +239,26 @@ def test_a_rank_that_diverges_takes_all_back_and_they_go_on_as_one(corpus, singl
     assert {**both[0], "volumes": []} == {**alone[0], "volumes": []}
 
 
+def test_a_folder_that_is_not_shared_is_refused_at_the_start(corpus, tmp_path):
+    done = launch(2, corpus, tmp_path / "run", "own-out")
+    assert done.returncode != 0
+    assert f"{tmp_path / 'run'} is not one folder on all nodes: what rank 0 wrote" in done.stderr
+    assert "is not seen by rank 1 on" in done.stderr
+    left = {path.name for path in tmp_path.rglob("*")}
+    assert not {name for name in left if "seen" in name or name in ("own", "checkpoints")}
+
+
+def test_another_corpus_by_the_same_name_is_refused_at_the_start(corpus, tmp_path):
+    same, own = tmp_path / "corpus.zarr", tmp_path / "own"
+    shutil.copytree(corpus, same)
+    shutil.copytree(make_corpus(tmp_path / "two", subjects=2), own)
+    done = launch(2, same, tmp_path / "run", "own-corpus")
+    assert done.returncode != 0
+    assert f"{same} is not the same corpus on all nodes: its manifest is" in done.stderr
+    assert "for rank 1 on" in done.stderr
+    assert not (tmp_path / "run").exists()
+
+
 def test_a_nan_on_one_rank_updates_no_rank(corpus, tmp_path):
     """The bad step is counted on all, and weights stay finite and equal to a run of one rank."""
     done = launch(2, corpus, tmp_path / "run", "nan")

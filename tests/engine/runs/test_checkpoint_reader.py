@@ -80,13 +80,20 @@ def test_entries_that_are_no_tensors_are_refused(folder):
     refused(folder, "hidden is not stored as a tensor")
 
 
-@pytest.mark.parametrize("target", ["../../etc/passwd", "/etc/passwd", "absent.distcp"])
-def test_files_outside_the_checkpoint_are_refused(folder, target):
+@pytest.mark.parametrize(
+    ("target", "why"),
+    [
+        ("../../etc/passwd", "points to another place"),
+        ("/etc/passwd", "points to another place"),
+        ("absent.distcp", r"lacks absent\.distcp, which a rank wrote elsewhere"),
+    ],
+)
+def test_files_outside_the_checkpoint_are_refused(folder, target, why):
     metadata = metadata_of(folder)
     for info in metadata.storage_data.values():
         info.relative_path = target
     rewrite(folder, metadata)
-    refused(folder, "points to another place")
+    refused(folder, why)
 
 
 @pytest.mark.parametrize("content", [b"", b"not a pickle", pickle.dumps([1, 2])])
