@@ -11,6 +11,7 @@ Files in reading order, as a batch meets them:
     patch_moments    the normalised targets
     masked_loss      the masked-voxel loss (masked_loss_kernel: loss and gradient in one pass)
     gradient_scale   the incoming scalar, applied without a host sync
+    masked_norm      a CNN's norm over visible voxels (masked_norm_kernel: its passes)
     nt_xent          the contrastive control's loss across ranks
     codegen          compile any of it for a GPU that is not there
 

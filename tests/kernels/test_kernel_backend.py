@@ -13,6 +13,7 @@ from mim3d.kernels import (
     decoder_tokens,
     gradient_scale,
     masked_loss_kernel,
+    masked_norm_kernel,
     masking,
     patch_moments,
     patch_rows,
@@ -191,8 +192,8 @@ def test_no_kernel_is_autotuned():
     import triton
 
     modules = (
-        assemble_kernel, decoder_tokens, gradient_scale, masked_loss_kernel, masking, patch_moments,
-        patch_rows,
+        assemble_kernel, decoder_tokens, gradient_scale, masked_loss_kernel, masked_norm_kernel,
+        masking, patch_moments, patch_rows,
     )  # fmt: skip
     kernels = [
         value

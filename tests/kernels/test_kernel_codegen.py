@@ -7,6 +7,7 @@ the layout allows it, all voxels moved 16 bytes at a time.
 import os
 import re
 from collections.abc import Callable
+from contextlib import ExitStack
 from typing import Any
 
 import pytest
@@ -21,6 +22,7 @@ from mim3d.kernels import (
     decoder_tokens,
     gradient_scale,
     masked_loss_kernel,
+    masked_norm_kernel,
     masking,
     patch_moments,
     patch_rows,
@@ -119,6 +121,24 @@ def tokens(width=512, dtype=BF16) -> list[Launch]:
     return forward + backward
 
 
+NORM_KERNELS = (
+    *("moments_kernel", "merge_kernel", "apply_kernel", "sums_kernel", "gradient_kernel"),
+)
+
+
+def norm(width=32, dtype=BF16, masked=True, n=4096) -> list[Launch]:
+    features = torch.empty(2, n, width, dtype=dtype)
+    visible = torch.ones(2, n, dtype=torch.bool) if masked else None
+    vectors, moments = torch.ones(width), torch.ones(2, width)
+    with ExitStack() as stack:
+        found = [stack.enter_context(recorded(masked_norm_kernel, name)) for name in NORM_KERNELS]
+        masked_norm_kernel.launch_moments(features, visible, 1e-5)
+        given = (visible, moments, moments, vectors, vectors, 0.01)
+        masked_norm_kernel.launch_apply(features, *given)
+        masked_norm_kernel.launch_gradient(features, features, visible, moments, *given[1:])
+    return [launch for launches in found for launch in launches]
+
+
 def scaling(dtype=BF16, b=2) -> list[Launch]:
     with recorded(gradient_scale, "scale_kernel") as launches:
         gradient_scale.launch_scale(torch.empty(b, 162, 4096, dtype=dtype), torch.ones(()))
@@ -200,6 +220,10 @@ CONFIGURATIONS: dict[str, tuple[Callable[[], list[Launch]], int, bool]] = {
     "masks 8000 patches": (lambda: masks(8000, grid=(1, 1, 8000)), 96, False),
     "decoder tokens": (tokens, 96, False),
     "decoder tokens 768": (lambda: tokens(768), 96, False),
+    "masked norm": (norm, 128, False),
+    "masked norm 320": (lambda: norm(320, n=125), 128, False),
+    "masked norm, all visible": (lambda: norm(64, masked=False), 128, False),
+    "masked norm float32": (lambda: norm(32, F32), 128, False),
     "gradient scale": (scaling, 64, False),
     "gradient scale float32": (lambda: scaling(F32), 64, False),
     "gradient scale, 64 crops": (lambda: scaling(b=64), 64, False),
@@ -256,6 +280,19 @@ def test_snapped_starts_read_bit_planes_16_voxels_at_a_time() -> None:
     assert code.ptx.count("bar.sync") == 1
     voxels = launch.arguments["SEGMENTS"] * launch.arguments["LANES"]
     assert code.accesses("st")[16] * 16 * 32 * code.warps == 2 * voxels
+
+
+@pytest.mark.slow
+def test_maps_are_read_and_written_16_bytes_at_a_time() -> None:
+    """Of the element-wise passes, that is: those that move whole maps."""
+    for launch in norm():
+        code = compile_launch(launch, 90)
+        element = launch.arguments["p_features"].dtype.itemsize if "p_features" in (
+            launch.arguments) else 0  # fmt: skip
+        if "p_out" in launch.arguments:
+            tile = launch.arguments["ROWS"] * launch.arguments["BLOCK"] * element
+            assert code.accesses("st")[16] * 16 * 32 * code.warps == tile
+            assert code.accesses("ld")[16] * 16 * 32 * code.warps >= tile
 
 
 @pytest.mark.slow

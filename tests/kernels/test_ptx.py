@@ -26,6 +26,8 @@ from mim3d.kernels import (
     gradient_scale,
     masked_loss,
     masked_loss_kernel,
+    masked_norm,
+    masked_norm_kernel,
     masking,
     patch_moments,
     patch_rows,
@@ -160,6 +162,47 @@ def tokens(capability: int, width=512, dtype=BF16) -> None:
         torch.testing.assert_close(got, true, rtol=1e-4, atol=1e-4)
 
 
+def norm(capability: int, width=32, dtype=BF16, masked=True) -> None:
+    n, b = 70, 2
+    features, gradient = torch.randn(b, n, width).to(dtype), torch.randn(b, n, width).to(dtype)
+    visible = torch.rand(b, n) < 0.4 if masked else None
+    weight, bias = torch.rand(width) + 0.5, torch.randn(width)
+
+    def run(name: str, host: Callable[..., Any], *given: Any) -> Any:
+        with recorded(masked_norm_kernel, name) as launches:
+            found = host(*given)
+        run_launch(launches[0], capability)
+        return found
+
+    with recorded(masked_norm_kernel, "merge_kernel") as merges:
+        total, mean, scale = run(
+            "moments_kernel", masked_norm_kernel.launch_moments, features, visible, 1e-5
+        )
+    run_launch(merges[0], capability)
+    wanted = masked_norm.moments(features, visible, 1e-5, False)
+    for got, true in zip((total, mean, scale), wanted, strict=True):
+        torch.testing.assert_close(got, true, rtol=1e-4, atol=1e-5)
+    given = (visible, *wanted[1:], weight, bias, 0.01)
+    out = run("apply_kernel", masked_norm_kernel.launch_apply, features, *given)
+    near = {"rtol": 2**-6, "atol": 2**-6} if dtype == BF16 else {"rtol": 1e-4, "atol": 1e-4}
+    torch.testing.assert_close(out, masked_norm.normed_rows(features, *given, False), **near)
+    given = (gradient, features, visible, *wanted, weight, bias, 0.01)
+    with (
+        recorded(masked_norm_kernel, "sums_kernel") as sums,
+        recorded(masked_norm_kernel, "gradient_kernel") as gradients,
+    ):
+        masked_norm_kernel.launch_gradient(*given)
+    run_launch(sums[0], capability)
+    arguments = gradients[0].arguments
+    for name, part in (("p_sum", "p_sum"), ("p_product", "p_product")):
+        arguments[name].copy_(sums[0].arguments[part].sum(1))
+    run_launch(gradients[0], capability)
+    true, *totals = masked_norm.gradient_rows(*given, False)
+    torch.testing.assert_close(arguments["p_out"], true, **near)
+    for name, total in zip(("p_sum", "p_product"), totals, strict=True):
+        torch.testing.assert_close(arguments[name], total, rtol=1e-3, atol=1e-3)
+
+
 def scaling(capability: int, dtype=BF16, n=5000) -> None:
     gradient, factor = torch.randn(n).to(dtype), torch.tensor(0.3)
     wanted = (gradient.float() * factor).to(dtype)
@@ -210,6 +253,8 @@ CASES: dict[str, tuple[Callable[..., None], dict[str, Any]]] = {
     "mask keys block": (keys, {"kind": "block", "grid": (10, 20, 25)}),
     "decoder tokens": (tokens, {}),
     "decoder tokens, odd": (tokens, {"width": 100, "dtype": F32}),
+    "masked norm": (norm, {}),
+    "masked norm, odd": (norm, {"width": 20, "dtype": F32, "masked": False}),
     "gradient scale": (scaling, {}),
     "gradient scale, odd": (scaling, {"dtype": F32, "n": 4999}),
 }  # fmt: skip
