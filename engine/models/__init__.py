@@ -1,6 +1,7 @@
 """Encoders, pretext methods and decoders: config (imports no torch), vit, swin;
 objective, masks, trivial, masked, mae, simmim, simclr; unetr, swin_unetr;
-encoder, build (from a configuration to a module), flops; primus, a folder: another encoder.
+encoder, build (from a configuration to a module), flops; primus and resenc,
+folders: two other encoders.
 """
 
 import lazy_loader

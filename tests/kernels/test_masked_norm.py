@@ -20,8 +20,9 @@ def where(request):
     return request.param
 
 
-def plainly(features, weight, bias, visible, slope):
+def plainly(tensors, visible, slope):
     """In float64, sample by sample and channel by channel, over the visible voxels alone."""
+    features, weight, bias = tensors
     out = torch.zeros_like(features)
     for b in range(features.shape[0]):
         seen = torch.ones_like(features[b, 0], dtype=torch.bool) if visible is None else visible[b]
@@ -55,7 +56,7 @@ def test_values_and_gradients(where, shape, masked, slope):
     got = torch.autograd.grad(out, given[:3], upstream.to(device))
     wide = [t.detach().cpu().double().requires_grad_() for t in given[:3]]
     visible = None if given[3] is None else given[3].cpu()
-    truth = plainly(*wide, visible, slope)
+    truth = plainly(wide, visible, slope)
     wanted = torch.autograd.grad(truth, wide, upstream.double())
     torch.testing.assert_close(out.cpu().double(), truth, rtol=1e-5, atol=1e-5)
     for a, b in zip(got, wanted, strict=True):
@@ -68,7 +69,7 @@ def test_far_from_zero_nothing_is_lost(where):
     backend, device = where
     given = arguments((1, 4, 4, 8, 40), device, offset=1000.0)
     out = masked_norm(*given, backend=backend)
-    truth = plainly(*(t.detach().cpu().double() for t in given[:3]), given[3].cpu(), 1.0)
+    truth = plainly([t.detach().cpu().double() for t in given[:3]], given[3].cpu(), 1.0)
     torch.testing.assert_close(out.cpu().double(), truth, rtol=1e-4, atol=1e-3)
 
 
@@ -76,7 +77,7 @@ def test_bfloat16_is_computed_in_float32(where):
     backend, device = where
     given = arguments((2, 8, 3, 4, 5), device, torch.bfloat16)
     out = masked_norm(*given, slope=0.01, backend=backend)
-    truth = plainly(*(t.detach().cpu().double() for t in given[:3]), given[3].cpu(), 0.01)
+    truth = plainly([t.detach().cpu().double() for t in given[:3]], given[3].cpu(), 0.01)
     torch.testing.assert_close(out.cpu().double(), truth, rtol=2**-6, atol=2**-7)
     assert out.dtype == torch.bfloat16
 
@@ -114,7 +115,9 @@ def test_a_sample_without_visible_voxels_is_zero(where):
 @pytest.mark.parametrize("masked", [True, False])
 def test_gradcheck(masked):
     given = arguments((2, 2, 2, 3, 2), dtype=torch.float64, masked=masked)
-    assert torch.autograd.gradcheck(lambda *t: masked_norm(*t, given[3], slope=0.1), given[:3])
+    assert torch.autograd.gradcheck(
+        lambda *t: masked_norm(*t, visible=given[3], slope=0.1), given[:3]
+    )
 
 
 def test_without_a_mask_it_is_torchs_instance_norm(where):
@@ -143,7 +146,7 @@ def test_registration_is_sound_and_compiles(where):
     )
 
     def normed(*tensors):
-        return masked_norm(*tensors, given[3], slope=0.01, backend=backend) * 2
+        return masked_norm(*tensors, visible=given[3], slope=0.01, backend=backend) * 2
 
     compiled = torch.compile(normed, fullgraph=True, backend="aot_eager")
     got, wanted = (

@@ -184,8 +184,9 @@ def norm(capability: int, width=32, dtype=BF16, masked=True) -> None:
         torch.testing.assert_close(got, true, rtol=1e-4, atol=1e-5)
     given = (visible, *wanted[1:], weight, bias, 0.01)
     out = run("apply_kernel", masked_norm_kernel.launch_apply, features, *given)
-    near = {"rtol": 2**-6, "atol": 2**-6} if dtype == BF16 else {"rtol": 1e-4, "atol": 1e-4}
-    torch.testing.assert_close(out, masked_norm.normed_rows(features, *given, False), **near)
+    near = 2**-6 if dtype == BF16 else 1e-4
+    wanted_rows = masked_norm.normed_rows(features, *given, False)
+    torch.testing.assert_close(out, wanted_rows, rtol=near, atol=near)
     given = (gradient, features, visible, *wanted, weight, bias, 0.01)
     with (
         recorded(masked_norm_kernel, "sums_kernel") as sums,
@@ -198,7 +199,7 @@ def norm(capability: int, width=32, dtype=BF16, masked=True) -> None:
         arguments[name].copy_(sums[0].arguments[part].sum(1))
     run_launch(gradients[0], capability)
     true, *totals = masked_norm.gradient_rows(*given, False)
-    torch.testing.assert_close(arguments["p_out"], true, **near)
+    torch.testing.assert_close(arguments["p_out"], true, rtol=near, atol=near)
     for name, total in zip(("p_sum", "p_product"), totals, strict=True):
         torch.testing.assert_close(arguments[name], total, rtol=1e-3, atol=1e-3)
 
