@@ -1,5 +1,7 @@
 """Corpora of known voxels, made through NIfTI files and the converter: for benches and tests."""
 
+import itertools
+import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -9,6 +11,9 @@ from nibabel.nifti1 import Nifti1Image
 from mim3d.dataio.convert.run import convert
 from mim3d.dataio.corpus.conversion import Conversion
 from mim3d.dataio.sources.source import Source
+
+VOLUMES = 64
+"""Of a bench's corpus: with fewer, crops of one batch lie in the same volumes and share chunks."""
 
 
 def corpus_of(
@@ -20,6 +25,7 @@ def corpus_of(
     subjects: Sequence[str] | None = None,
     slope: float = 1.0,
     intercept: float = 0.0,
+    workers: int = 1,
 ) -> Path:
     """Convert (z, y, x) or (c, z, y, x) arrays to a corpus at `root`; ids are v0000, v0001 ...
 
@@ -39,10 +45,27 @@ def corpus_of(
             label = {"seg": _save(folder / f"v{i:04d}-seg.nii", labels[i])}
         subject = f"s{i:04d}" if subjects is None else subjects[i]
         sources.append(Source(f"v{i:04d}", images, label, subject=subject))
-    report = convert(sources, root, conversion, workers=1)
+    report = convert(sources, root, conversion, workers=workers)
     if report.n_quarantined:
         raise RuntimeError(f"the converter refused generated volumes: {report.rejections}")
     return root
+
+
+def bench_corpus(root: Path, volumes: Sequence[np.ndarray], workers: int) -> Path:
+    """The corpus of a bench: its NIfTI files, which are large, are removed afterwards."""
+    corpus_of(root, volumes, workers=workers)
+    shutil.rmtree(root.parent / f"{root.name}-nifti")
+    return root
+
+
+def many_volumes(shape: tuple[int, int, int], n: int = VOLUMES) -> list[np.ndarray]:
+    """`n` volumes that differ in every chunk: a few generated ones and their mirror images.
+
+    Mirror images are views, so 64 volumes take the memory of eight.
+    """
+    mirrors = list(itertools.product((1, -1), repeat=3))
+    generated = [anatomy_like(shape, seed) for seed in range(-(-n // len(mirrors)))]
+    return [volume[::z, ::y, ::x] for z, y, x in mirrors for volume in generated][:n]
 
 
 def anatomy_like(shape: tuple[int, int, int], seed: int, dtype: str = "int16") -> np.ndarray:

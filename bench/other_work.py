@@ -29,6 +29,10 @@ class OtherWork:
             others = now - self._all - (own_seconds() - self._own)
             self.share = max(0.0, others / passed / (os.cpu_count() or 1))
 
+    def text(self) -> str:
+        """For example "3 %"."""
+        return "an unknown part" if self.share is None else f"{100 * self.share:.0f} %"
+
     @property
     def busy(self) -> bool:
         """Whether others used enough to spoil wall times."""

@@ -13,6 +13,7 @@ import json
 import math
 import sys
 import warnings
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -83,8 +84,8 @@ def convert_ratios(figures: Figures) -> Iterator[Ratio]:
 
 def loader_ratios(figures: Figures) -> Iterator[Ratio]:
     """The reader over each peer, and mim3d's other ways over the reader."""
-    kinds = {(v["dtype"], "x".join(map(str, v["shape"]))) for v in figures["volumes"]}
-    work = ", ".join(f"{dtype} {shape}" for dtype, shape in sorted(kinds))
+    kinds = Counter((v["dtype"], "x".join(map(str, v["shape"]))) for v in figures["volumes"])
+    work = ", ".join(f"{n} {dtype} {shape}" for (dtype, shape), n in sorted(kinds.items()))
     reader = "mim3d reader, snap 16"
     rates, rounds = figures["rates"], figures.get("rounds", {})
     for name in rates:

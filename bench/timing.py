@@ -103,6 +103,19 @@ def wait_for(device: str) -> None:
         torch.cuda.synchronize()
 
 
+def settle() -> float:
+    """Wait until this process is idle, for loaders read ahead; the time when that began."""
+    idle_s, patience_s = 0.05, 10.0
+    first = began = time.perf_counter()
+    while began - first < patience_s:  # a driver's thread may never rest
+        before = time.process_time()
+        time.sleep(idle_s)
+        if time.process_time() - before < 0.02 * idle_s:
+            break
+        began = time.perf_counter()
+    return began
+
+
 def copy_bandwidth(device: str, rounds: int = 20) -> float:
     """Bytes per second of a device-to-device copy, the ceiling everything is measured against."""
     source = torch.randint(0, 255, (COPY_BYTES[device],), dtype=torch.uint8, device=device)

@@ -6,14 +6,16 @@ of a crop was decoded for it alone: crops of one batch that overlap share chunks
 """
 
 import time
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from mim3d.bench.noise import in_turn, spread
+from mim3d.bench.sharing import Sharing, sharing_of
 from mim3d.bench.timing import wait_for
 from mim3d.dataio.device.device_reader import STAGES
 from mim3d.dataio.errors import Mim3dError
@@ -42,7 +44,7 @@ class GpuBench:
 
 @dataclass(frozen=True)
 class GpuRate:
-    """The best round: crops and gigabytes of the tensors handed over per second of wall clock.
+    """Crops and gigabytes of the tensors handed over per second of wall clock, in one round.
 
     `stages` are shares of the round by the device's clock, `wait` the host's for what is read
     ahead; `hits` the share of chunks that were resident.
@@ -57,21 +59,50 @@ class GpuRate:
 
 
 def measure_gpu(
-    root: Path, crop: tuple[int, int, int], device: str, bench: GpuBench
+    root: Path, crop: tuple[int, int, int], device: str, bench: GpuBench, *, refuse: bool = True
 ) -> dict[str, Any]:
-    """Rates by way, as JSON, and why others are not there."""
+    """Rates by way, as JSON, and why others are not there.
+
+    Rounds are interleaved. With `refuse` there is no rate where crops of a batch share so many
+    chunks that it would flatter; otherwise it is only told (a user's own corpus is what it is).
+    """
     rates, missing = {}, {}
-    for name, options in WAYS.items():
-        config = LoaderConfig(
-            crop_size=crop, micro_batch=bench.micro_batch, augment="mim", threads=bench.threads,
-            prefetch=bench.prefetch, **options,
-        )  # fmt: skip
-        try:
-            with opened(root, config, device) as loader:
-                rates[name] = asdict(best_round(loader, bench))
-        except Mim3dError as why:  # DALI or nvCOMP are not installed
-            missing[name] = str(why)
+    with ExitStack() as stack:
+        loaders = {}
+        for name, options in WAYS.items():
+            config = LoaderConfig(
+                crop_size=crop, micro_batch=bench.micro_batch, augment="mim", threads=bench.threads,
+                prefetch=bench.prefetch, **options,
+            )  # fmt: skip
+            try:
+                loaders[name] = stack.enter_context(opened(root, config, device))
+            except Mim3dError as why:  # DALI or nvCOMP are not installed
+                missing[name] = str(why)
+        for name, rounds in measure_rounds(loaders, bench).items():
+            sharing = sharing_of(loaders[name], [next(loaders[name]) for _ in range(2)])
+            if sharing.flatters and refuse:
+                missing[name] = sharing.text()
+            else:
+                rates[name] = summary(rounds) | {"touched_per_crop": sharing.touched}
     return {"rates": rates, "not_available": missing, **asdict(bench)}
+
+
+def measure_rounds(loaders: Mapping[str, Loader], bench: GpuBench) -> dict[str, list[GpuRate]]:
+    """Rounds of about a second by way, in turn."""
+    lengths, rounds = {}, {name: [] for name in loaders}
+    for name, loader in loaders.items():
+        once = seconds_of(loader, LEAST_BATCHES) / LEAST_BATCHES
+        lengths[name] = max(LEAST_BATCHES, round(bench.round_s / once))
+    for number in range(bench.rounds):
+        for name in in_turn(list(loaders), number):
+            rounds[name].append(one_round(loaders[name], lengths[name]))
+    return rounds
+
+
+def summary(rounds: Sequence[GpuRate]) -> dict[str, Any]:
+    """The median round, as JSON, with the rates of all of them."""
+    ordered = sorted(rounds, key=lambda rate: rate.crops_per_s)
+    return asdict(ordered[len(ordered) // 2]) | {"rounds": [r.crops_per_s for r in rounds]}
 
 
 @contextmanager
@@ -89,13 +120,6 @@ def opened(root: Path, config: LoaderConfig, device: str) -> Iterator[Loader]:
                 next(loader)
                 batches += 1
         yield loader
-
-
-def best_round(loader: Loader, bench: GpuBench) -> GpuRate:
-    """The fastest of some rounds of about a second."""
-    once = seconds_of(loader, LEAST_BATCHES) / LEAST_BATCHES
-    n = max(LEAST_BATCHES, round(bench.round_s / once))
-    return max((one_round(loader, n) for _ in range(bench.rounds)), key=lambda r: r.crops_per_s)
 
 
 def one_round(loader: Loader, n: int) -> GpuRate:
@@ -138,7 +162,11 @@ def gpu_table(figures: Mapping[str, Any]) -> str:
     for name, rate in figures["rates"].items():
         shares = ", ".join(f"{stage} {share:.0%}" for stage, share in rate["stages"].items())
         lines.append(
-            f"{name:<20} {rate['crops_per_s']:9.0f} crops/s  {rate['gb_per_s']:6.2f} GB/s  {shares}"
+            f"{name:<20} {spread(rate['rounds']).text(digits=0):<26} crops/s  "
+            f"{rate['gb_per_s']:6.2f} GB/s  {shares}"
         )
+        if rate["chunks_per_crop"] is not None:
+            sharing = Sharing(rate["chunks_per_crop"], rate["touched_per_crop"])
+            lines.append(f"{'':<20} {sharing.text()}")
     lines += [f"{name}: {why}" for name, why in figures["not_available"].items()]
     return "\n".join(lines)

@@ -7,12 +7,13 @@ from typing import Any, cast
 import numpy as np
 from nibabel import nifti1
 
-from mim3d.bench.corpora import anatomy_like
 from mim3d.dataio.geometry import Triple
 from mim3d.dataio.loader.loader import LoaderConfig
 from mim3d.dataio.loader.sampler import Sampler
 
 CROP: Triple = (96, 96, 96)
+SHAPE: Triple = (128, 192, 192)
+"""Of generated volumes."""
 MOST_CLASSES = 32  # of a label map
 Crops = Sequence[tuple[int, Triple]]
 
@@ -29,11 +30,6 @@ def random_crops(shapes: Sequence[tuple[int, ...]], n: int, snap: int, first: in
     for volume, (z, y, x) in zip(drawn.volume.tolist(), drawn.start.tolist(), strict=True):
         crops.append((volume, (z, y, x)))
     return crops
-
-
-def generated_volumes(n: int) -> list[np.ndarray]:
-    """Volumes of int16, 192 x 256 x 256 voxels."""
-    return [anatomy_like((192, 256, 256), seed) for seed in range(n)]
 
 
 def found_volumes(folder: Path) -> list[np.ndarray]:

@@ -3,42 +3,48 @@
 import os
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from mim3d.bench.loader.contestants import Round
 from mim3d.bench.loader.crops import Crops
+from mim3d.bench.noise import spread
+from mim3d.bench.timing import settle
 
 
-@dataclass(frozen=True)
-class Rate:
-    """Crops per second of CPU time and of wall clock; `cold` per wall second with no page cache."""
+@dataclass
+class Rates:
+    """Crops per second of processor time and of wall clock by round; `cold` with no page cache."""
 
-    per_cpu_s: float
-    per_wall_s: float
-    cold_per_wall_s: float | None = None
+    cpu: list[float] = field(default_factory=list)
+    wall: list[float] = field(default_factory=list)
+    cold: float | None = None
+
+    def add(self, run: Round, crops: Crops) -> None:
+        """One more round."""
+        cpu, wall = timed(run, crops)
+        self.cpu.append(cpu)
+        self.wall.append(wall)
+
+    def summary(self) -> dict[str, float | None]:
+        """Medians, as --json keeps them."""
+        return {
+            "per_cpu_s": spread(self.cpu).median,
+            "per_wall_s": spread(self.wall).median,
+            "cold_per_wall_s": self.cold,
+        }
 
 
-def timed(run: Round, crops: Crops) -> Rate:
-    """Time a round until what it reads ahead is read, as it found the same read ahead."""
+def timed(run: Round, crops: Crops) -> tuple[float, float]:
+    """Crops per second of processors and of wall clock.
+
+    Timed until what a loader reads ahead is read, as it found the same read ahead.
+    """
     settle()
     wall, cpu = time.perf_counter(), time.process_time()
     run(crops)
     wall, cpu = settle() - wall, time.process_time() - cpu
-    return Rate(len(crops) / cpu, len(crops) / wall)
-
-
-def settle() -> float:
-    """Wait until this process is idle, for loaders read ahead; the time when that began."""
-    idle_s, patience_s = 0.05, 10.0
-    first = began = time.perf_counter()
-    while began - first < patience_s:  # a driver's thread may never rest
-        before = time.process_time()
-        time.sleep(idle_s)
-        if time.process_time() - before < 0.02 * idle_s:
-            break
-        began = time.perf_counter()
-    return began
+    return len(crops) / cpu, len(crops) / wall
 
 
 def evict(files: Sequence[Path]) -> None:

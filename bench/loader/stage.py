@@ -1,19 +1,23 @@
 """`mim3d bench loader`: crops per second of CPU and of wall clock, beside what people use."""
 
+import os
 import shutil
 import tempfile
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
 
-from mim3d.bench.corpora import corpus_of
+from mim3d.bench.corpora import VOLUMES, bench_corpus, many_volumes
 from mim3d.bench.gpu.caches import GpuBench, gpu_table, measure_gpu
 from mim3d.bench.loader.contestants import loading, make_loaders, make_peers, make_readers
-from mim3d.bench.loader.crops import CROP, found_volumes, generated_volumes, random_crops
-from mim3d.bench.loader.rounds import Rate, evict, timed
+from mim3d.bench.loader.crops import CROP, SHAPE, found_volumes, random_crops
+from mim3d.bench.loader.rounds import Rates, evict, timed
 from mim3d.bench.loader.table import figures_of, table
+from mim3d.bench.noise import in_turn
+from mim3d.bench.other_work import OtherWork
+from mim3d.bench.sharing import Sharing, sharing_of
 from mim3d.engine.commands.arguments import parse
 from mim3d.engine.commands.outcome import Outcome
 
@@ -22,18 +26,20 @@ from mim3d.engine.commands.outcome import Outcome
 class LoaderBench:
     """Compare reading of random 96^3 crops, page cache warm and cold.
 
-    One thread each; a rate is the best of `rounds` interleaved rounds, per second of CPU time
-    (all threads of the process) and of wall clock. Ratios are to mim3d's reader at snap 16.
+    One thread each; a rate is the median of `rounds` interleaved rounds with their range, per
+    second of CPU time (all threads of the process) and of wall clock. Ratios are to mim3d's reader
+    at snap 16; one that the rounds do not resolve is called unresolved.
     """
 
     peers: bool = False
     """Also time blosc2, tensorstore, zarr-python, a memory map and MONAI's CacheDataset."""
-    volumes: int = 6
-    """Generated int16 volumes of 192 x 256 x 256 voxels (18 % of them air)."""
+    volumes: int = VOLUMES
+    """Generated int16 volumes of 128 x 192 x 192 voxels (18 % of them air). With few, caches hold
+    them and crops of a batch share chunks."""
     crops: int = 192
     """Crops per round: a reader takes 0.1 s for them, of which a loader's start is a small part."""
-    rounds: int = 4
-    """Interleaved rounds; the best of each counts."""
+    rounds: int = 5
+    """Interleaved rounds."""
     data: Path | None = None
     """Folder with .npy (z, y, x) or NIfTI volumes instead of generated ones; label maps and volumes
     with a side below 96 are left out."""
@@ -48,23 +54,27 @@ def main(words: list[str]) -> Outcome:
     data = options.data
     folder = Path(tempfile.mkdtemp(prefix="mim3d-bench-", dir=options.work))
     try:
-        volumes = found_volumes(data) if data else generated_volumes(options.volumes)
-        root = corpus_of(folder / "corpus.zarr", volumes)
+        volumes = found_volumes(data) if data else many_volumes(SHAPE, options.volumes)
+        root = bench_corpus(folder / "corpus.zarr", volumes, min(8, os.cpu_count() or 1))
         gpu = {}
         if torch.cuda.is_available():  # first: a machine with a GPU is lent by the minute
-            gpu = {"gpu": measure_gpu(root, CROP, "cuda", GpuBench())}
+            gpu = {"gpu": measure_gpu(root, CROP, "cuda", GpuBench(), refuse=data is None)}
             print(gpu_table(gpu["gpu"]), flush=True)
-        rates, rounds, stages = measure(options, volumes, folder, root)
+        with OtherWork() as other:
+            rates, stages, sharing = measure(options, volumes, folder, root)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
+    print(f"{len(volumes)} volumes, {sharing.text()}")
+    print(f"median (range) of {options.rounds} rounds; others used {other.text()} of the CPUs")
     print(table(rates))
-    return Outcome(figures_of(rates, volumes) | {"rounds": rounds, "stages": stages} | gpu)
+    beside = {"chunks_per_crop": asdict(sharing), "others_cpu_share": other.share}
+    return Outcome(figures_of(rates, volumes) | {"stages": stages} | beside | gpu)
 
 
 def measure(
     options: LoaderBench, volumes: list[np.ndarray], folder: Path, root: Path
-) -> tuple[dict[str, Rate], dict[str, list[float]], dict[str, dict[str, float]]]:
-    """Best rates of every contestant, its crops per CPU-second by round, loaders' s by stage.
+) -> tuple[dict[str, Rates], dict[str, dict[str, float]], Sharing]:
+    """Rates of every contestant by round, loaders' seconds by stage, chunks decoded for a crop.
 
     `root` is the volumes' corpus, in `folder`. Rounds are interleaved; stages are totals over all.
     """
@@ -74,30 +84,26 @@ def measure(
     contestants |= {name: (16, loading(loader)) for name, loader in loaders.items()}
     if options.peers:
         contestants |= make_peers(folder, root, volumes, options.crops)
-    files = [file for file in folder.rglob("*") if file.is_file() and file.suffix != ".nii"]
-    best: dict[str, Rate] = {}
-    rounds: dict[str, list[float]] = {name: [] for name in contestants}
+    files = [file for file in folder.rglob("*") if file.is_file()]
+    rates = {name: Rates() for name in contestants}
     for number in range(options.rounds):
-        for name, (snap, run) in contestants.items():
-            first = number * options.crops
+        first = number * options.crops
+        for name in in_turn(list(contestants), number):
+            snap, run = contestants[name]
             crops = random_crops(shapes, options.crops, snap, first)
             if name in loaders:  # they read the same crops, but for those of the start
                 state = loaders[name].state_dict()
                 loaders[name].load_state_dict(state | {"sample": first})
             run(crops[:8])  # what a loader starts with its first batch is not counted
-            rate = timed(run, crops)
-            rounds[name].append(rate.per_cpu_s)
-            known = best.get(name, rate)
-            best[name] = Rate(
-                max(rate.per_cpu_s, known.per_cpu_s), max(rate.per_wall_s, known.per_wall_s)
-            )
+            rates[name].add(run, crops)
     for name, (snap, run) in contestants.items():
         evict(files)
         first = options.rounds * options.crops
-        cold = timed(run, random_crops(shapes, options.crops, snap, first))
-        best[name] = Rate(best[name].per_cpu_s, best[name].per_wall_s, cold.per_wall_s)
+        rates[name].cold = timed(run, random_crops(shapes, options.crops, snap, first))[1]
+    plain = loaders["mim3d loader"]
+    sharing = sharing_of(plain, [next(plain) for _ in range(4)])
     stages = {}
     for name, loader in loaders.items():
         stages[name] = {k: v for k, v in loader.metrics().items() if k.endswith("_s")}
         loader.close()
-    return best, rounds, stages
+    return rates, stages, sharing

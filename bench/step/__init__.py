@@ -1,6 +1,6 @@
 """`mim3d bench step` and `mim3d bench optim`: the training step, and its last part alone.
 
 Files in reading order: stage (the command), options, contestants (what is stepped), peers (MAE as
-it is commonly written), rounds (clocks), table, profile (where the time goes); optim (one update
-of the optimiser beside others).
+others write it), plain (a compiled step in plain PyTorch), rounds (clocks), table, profile (where
+the time goes); optim (one update of the optimiser beside others).
 """

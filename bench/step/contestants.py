@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -9,9 +10,10 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from mim3d.bench.corpora import anatomy_like, corpus_of
+from mim3d.bench.corpora import bench_corpus, many_volumes
 from mim3d.bench.step.options import LR, StepBench
-from mim3d.bench.step.peers import EagerMAE
+from mim3d.bench.step.peers import PEERS, EagerMAE, PeerMAE
+from mim3d.bench.step.plain import plain_step
 from mim3d.dataio.loader.batch import Batch
 from mim3d.dataio.loader.loader import Loader
 from mim3d.engine.distributed.parallel import (
@@ -31,13 +33,18 @@ from mim3d.engine.training.train_step import Stepper
 
 @dataclass
 class Contestant:
-    """Something that can be stepped, how fast it was at best, and what that round waited."""
+    """Something that can be stepped; `run` takes a step and says what it waited for data.
+
+    `lead` steps are taken before a round: what a loader has read ahead is then as much at its
+    beginning as at its end.
+    """
 
     run: Callable[[], float]
     stepper: Stepper | None = None
-    best_s: float = float("inf")
-    waited_s: float = 0.0
-    rounds: list[float] = field(default_factory=list)
+    lead: int = 0
+    wall: list[float] = field(default_factory=list)
+    cpu: list[float] = field(default_factory=list)
+    waited: list[float] = field(default_factory=list)
 
 
 def make_contestants(
@@ -50,14 +57,29 @@ def make_contestants(
     if loader is not None:
         steppers["loader"] = same(config.build(), loader)
     if options.peers:
-        assert isinstance(config.method, MAEConfig)
-        eager = EagerMAE(config.method, config.vit, config.seed)
-        eager.load_state_dict(config.build().state_dict())
-        steppers["eager recipe"] = same(eager, forever(batch))
+        for name, kind in PEERS.items():
+            steppers[name] = same(peer(kind, config), forever(batch))
     found = {"model": Contestant(bare_step(config, ranks, config.build(), batch))}
     for name, stepper in steppers.items():
-        found[name] = Contestant(engine_step(stepper), stepper)
+        lead = loader.config.prefetch + 1 if loader is not None and name == "loader" else 0
+        found[name] = Contestant(engine_step(stepper), stepper, lead)
+    on_gpu = ranks.device.type == "cuda"
+    if options.peers and (on_gpu if options.compiled is None else options.compiled):
+        module, dtype = (
+            peer(EagerMAE, config).to(ranks.device),
+            choose_precision(config.parallel.precision, ranks.device),
+        )
+        step = plain_step(module, batch, config.optim, dtype, config.parallel.grad_accum)
+        found["plain, compiled"] = Contestant(step)
     return found
+
+
+def peer(kind: type[PeerMAE], config: PretrainConfig) -> PeerMAE:
+    """A yardstick with the same weights."""
+    assert isinstance(config.method, MAEConfig)
+    module = kind(config.method, config.vit, config.seed)
+    module.load_state_dict(config.build().state_dict())
+    return module
 
 
 def random_batch(config: PretrainConfig, ranks: Ranks) -> Batch:
@@ -125,10 +147,12 @@ def kept(batch: Batch) -> Batch:
 
 
 def open_loader(options: StepBench, config: PretrainConfig, ranks: Ranks, folder: Path) -> Loader:
-    """The real loader, over the corpus given or four generated volumes."""
-    root = options.corpus or corpus_of(
-        folder / "corpus.zarr", [anatomy_like((192, 192, 192), seed) for seed in range(4)]
-    )
+    """The real loader, over the corpus given or a generated one."""
+    root = options.corpus
+    if root is None:
+        root = folder / "corpus.zarr"
+        volumes = many_volumes(volume_shape(config.vit.crop_size))
+        bench_corpus(root, volumes, workers=min(8, os.cpu_count() or 1))
     micro_batch = config.micro_batch(ranks.world)
     return Loader(
         root,
@@ -137,3 +161,9 @@ def open_loader(options: StepBench, config: PretrainConfig, ranks: Ranks, folder
         world=ranks.world,
         device=ranks.device,
     )
+
+
+def volume_shape(crop: tuple[int, int, int]) -> tuple[int, int, int]:
+    """Volumes as large beside a crop as scans are: 192 x 256 x 256 for crops of 96^3."""
+    z, y, x = crop
+    return 2 * z, 8 * y // 3, 8 * x // 3

@@ -19,7 +19,7 @@ LR = 1e-4
 
 @dataclass(frozen=True)
 class StepBench:
-    """Time training steps in interleaved rounds; the best round of each counts.
+    """Time training steps in interleaved rounds; every figure is told with its range over them.
 
     `model` is forward and backward of the bare module, its blocks compiled if the engine's are;
     `in memory` the engine's step on a batch that is already there (FSDP, clipping, optimiser);
@@ -29,13 +29,13 @@ class StepBench:
     recipe: str = ""
     """Recipe to time; demo-mae on a CPU and mae-vit-b-96 on a GPU where not given."""
     corpus: Annotated[Path | None, tyro.conf.arg(name="data.corpus", aliases=("--corpus",))] = None
-    """Corpus for the loader; a generated one where not given."""
+    """Corpus for the loader; 64 generated volumes where not given."""
     global_batch: int = 0
     """Crops a step; 0 keeps the recipe's."""
     steps: int = 10
     """Steps of a round."""
-    rounds: int = 3
-    """Interleaved rounds."""
+    rounds: int = 5
+    """Interleaved rounds; a ratio that they do not resolve is called unresolved."""
     warmup: int = 3
     """Steps before the first round."""
     cache: Literal["recipe", "none", "host", "device"] = "recipe"
@@ -43,7 +43,9 @@ class StepBench:
     loader: bool = True
     """Off: random batches stand in for the loader's, and neither DALI nor nvCOMP is needed."""
     peers: bool = False
-    """Also time MAE in its common eager formulation, everything else equal."""
+    """Also time MAE as facebookresearch/mae, MIM-Med3D and nnssl write it, all else equal."""
+    compiled: bool | None = None
+    """With --peers, also a plain PyTorch step compiled whole. Default: on a GPU."""
     profile: Path | None = None
     """Folder for profile.txt: where the device's time goes in three steps of each contestant."""
 

@@ -6,54 +6,81 @@ from dataclasses import dataclass
 
 import torch
 
+from mim3d.bench.noise import in_turn, spread
 from mim3d.bench.step.contestants import Contestant
 from mim3d.bench.step.options import LR, StepBench
-from mim3d.bench.timing import wait_for
+from mim3d.bench.timing import settle, wait_for
 from mim3d.engine.training.train_step import Stepper
 
 
 @dataclass(frozen=True)
 class Timed:
-    """Best seconds per step of one contestant, the optimiser's part, its waiting, all rounds."""
+    """Seconds of a step in each round: by the wall clock, of processors, waiting for data.
 
-    step_s: float
+    Processor seconds are those of all threads of the process, the loader's too.
+    """
+
+    wall: tuple[float, ...]
+    cpu: tuple[float, ...]
+    waited: tuple[float, ...]
     optimiser_s: float = 0.0
-    waited_s: float = 0.0
-    rounds: tuple[float, ...] = ()
+
+    @property
+    def step_s(self) -> float:
+        """Median of the wall clock."""
+        return spread(self.wall).median
+
+    @property
+    def waited_s(self) -> float:
+        """Median of the waiting."""
+        return spread(self.waited).median
 
 
 def measure(
     options: StepBench, contestants: dict[str, Contestant], device: torch.device
 ) -> dict[str, Timed]:
-    """Seconds per step: warm-up (which compiles), then rounds in turn, the best of each."""
+    """Seconds per step: warm-up (which compiles), then rounds in turn, there and back."""
     for one in contestants.values():
         seconds_per_step(one.run, options.warmup, device)
-    for _ in range(options.rounds):
-        for one in contestants.values():
-            seconds, waited = seconds_per_step(one.run, options.steps, device)
-            one.rounds.append(seconds)
-            if seconds < one.best_s:
-                one.best_s, one.waited_s = seconds, waited
+    for number in range(options.rounds):
+        for name in in_turn(list(contestants), number):
+            run_round(contestants[name], options.steps, device)
     return {
         name: Timed(
-            one.best_s,
+            tuple(one.wall),
+            tuple(one.cpu),
+            tuple(one.waited),
             0.0 if one.stepper is None else optimiser_seconds(one.stepper),
-            one.waited_s,
-            tuple(one.rounds),
         )
         for name, one in contestants.items()
     }
 
 
+def run_round(one: Contestant, steps: int, device: torch.device) -> None:
+    """One more round; what was read ahead is then left to settle, not to disturb the next one."""
+    for _ in range(one.lead):
+        one.run()
+    wall, cpu, waited = seconds_per_step(one.run, steps, device)
+    one.wall.append(wall)
+    one.cpu.append(cpu)
+    one.waited.append(waited)
+    if one.lead:
+        settle()
+
+
 def seconds_per_step(
     run: Callable[[], float], steps: int, device: torch.device
-) -> tuple[float, float]:
-    """Mean seconds of `steps` calls, the device waited for at both ends, and what they waited."""
+) -> tuple[float, float, float]:
+    """Mean seconds of `steps` calls by wall clock and processors, and what they waited.
+
+    The device is waited for at both ends.
+    """
     wait_for(device.type)
-    began = time.perf_counter()
+    began, used = time.perf_counter(), time.process_time()
     waited = sum(run() for _ in range(steps))
     wait_for(device.type)
-    return (time.perf_counter() - began) / steps, waited / steps
+    wall, cpu = time.perf_counter() - began, time.process_time() - used
+    return wall / steps, cpu / steps, waited / steps
 
 
 def optimiser_seconds(stepper: Stepper) -> float:

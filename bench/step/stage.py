@@ -2,13 +2,16 @@
 
 import tempfile
 from contextlib import ExitStack
+from dataclasses import asdict
 from pathlib import Path
 
+from mim3d.bench.other_work import OtherWork
+from mim3d.bench.sharing import sharing_of
 from mim3d.bench.step.contestants import make_contestants, open_loader
 from mim3d.bench.step.options import StepBench, chosen_config
 from mim3d.bench.step.profile import write_profile
 from mim3d.bench.step.rounds import measure
-from mim3d.bench.step.table import figures_of, table
+from mim3d.bench.step.table import figures_of, table, without_loader
 from mim3d.engine.commands.arguments import parse
 from mim3d.engine.commands.outcome import Outcome
 from mim3d.engine.distributed.process_group import process_ranks
@@ -25,11 +28,17 @@ def main(words: list[str]) -> Outcome:
         if options.loader:
             loader = stack.enter_context(open_loader(options, config, ranks, folder))
         contestants = make_contestants(options, config, ranks, loader)
-        times = measure(options, contestants, ranks.device)
+        with OtherWork() as other:
+            times = measure(options, contestants, ranks.device)
+        sharing = None if loader is None else sharing_of(loader, [next(loader) for _ in range(4)])
         if options.profile is not None and ranks.first:
             runs = {name: one.run for name, one in contestants.items()}
             write_profile(runs, options.profile, ranks.device)
-    figures = figures_of(times, config, ranks)
+    if sharing is not None and sharing.flatters and options.corpus is None:
+        times = without_loader(times)
+    figures = figures_of(times, config, ranks) | {"others_cpu_share": other.share}
+    if sharing is not None:
+        figures["chunks_per_crop"] = asdict(sharing) | {"flatters": sharing.flatters}
     if ranks.first:
-        print(table(times, figures, config))
+        print(table(times, figures, sharing, other))
     return Outcome(figures)

@@ -1,7 +1,14 @@
 """The figures of `mim3d bench step` for people and for --json."""
 
+from collections.abc import Mapping
+from typing import Any
+
 import torch
 
+from mim3d.bench.noise import Compared, as_json, compared, spread
+from mim3d.bench.other_work import OtherWork
+from mim3d.bench.sharing import Sharing
+from mim3d.bench.step.peers import PEERS
 from mim3d.bench.step.rounds import Timed
 from mim3d.engine.distributed.parallel import choose_precision
 from mim3d.engine.distributed.process_group import Ranks
@@ -9,8 +16,16 @@ from mim3d.engine.models.config import method_name
 from mim3d.engine.models.flops import peak_bf16, run_flops
 from mim3d.engine.pretrain.config import PretrainConfig
 
+OTHERS = (*PEERS, "plain, compiled")
+LABELS = {
+    "step over model": "time of the step in memory over the bare model's",
+    "loader over memory": "rate with the loader over that in memory",
+}
 
-def figures_of(times: dict[str, Timed], config: PretrainConfig, ranks: Ranks) -> dict[str, object]:
+
+def figures_of(
+    times: Mapping[str, Timed], config: PretrainConfig, ranks: Ranks
+) -> dict[str, object]:
     """What --json writes; rates and MFU are the loader's where there is one."""
     memory = times["in memory"]
     real = times.get("loader", memory)
@@ -18,6 +33,7 @@ def figures_of(times: dict[str, Timed], config: PretrainConfig, ranks: Ranks) ->
     on_gpu = ranks.device.type == "cuda"
     peak = peak_bf16(torch.cuda.get_device_name(ranks.device)) if on_gpu else None
     rest = memory.step_s - times["model"].step_s - memory.optimiser_s
+    ratios = ratios_of(times)
     figures: dict[str, object] = {
         "device": torch.cuda.get_device_name(ranks.device) if on_gpu else "cpu",
         "torch": torch.__version__,
@@ -32,42 +48,87 @@ def figures_of(times: dict[str, Timed], config: PretrainConfig, ranks: Ranks) ->
         "mfu_bf16": None if peak is None else flops / real.step_s / peak / ranks.world,
         "mfu_bf16_in_memory": None if peak is None else flops / memory.step_s / peak / ranks.world,
         "optimiser_share": memory.optimiser_s / memory.step_s,
-        "outside_share": rest / memory.step_s,
+        "outside_share": max(0.0, rest / memory.step_s),
         "seconds": {name: timed.step_s for name, timed in times.items()},
-        "rounds": {name: list(timed.rounds) for name, timed in times.items()},
+        "cpu_seconds": {name: spread(timed.cpu).median for name, timed in times.items()},
+        "rounds": {name: list(timed.wall) for name, timed in times.items()},
+        "cpu_rounds": {name: list(timed.cpu) for name, timed in times.items()},
+        "ratios": as_json(ratios),
     }
     if "loader" in times:
-        figures["loader_over_memory"] = memory.step_s / real.step_s
+        figures["loader_over_memory"] = ratios["loader over memory"].value
         figures["data_stall_share"] = real.waited_s / real.step_s
     if "eager recipe" in times:
-        figures["over_eager"] = times["eager recipe"].step_s / memory.step_s
+        figures["over_eager"] = ratios["over eager recipe"].value
     if on_gpu:
         figures["peak_memory_gib"] = torch.cuda.max_memory_allocated(ranks.device) / 2**30
     return figures
 
 
-def table(times: dict[str, Timed], figures: dict[str, object], config: PretrainConfig) -> str:
+def ratios_of(times: Mapping[str, Timed]) -> dict[str, Compared]:
+    """The engine's step over the bare model, the rate with the loader over that in memory, ours
+    over others'; each by wall clock and by processor time."""
+    memory, found = times["in memory"], {}
+    found["step over model"] = compared(memory.wall, times["model"].wall)
+    found["step over model, CPU"] = compared(memory.cpu, times["model"].cpu)
+    if "loader" in times:
+        real = times["loader"]
+        found["loader over memory"] = compared(memory.wall, real.wall, limit=1.0)
+        found["loader over memory, CPU"] = compared(memory.cpu, real.cpu, limit=1.0)
+    for name in (name for name in OTHERS if name in times):
+        found[f"over {name}"] = compared(times[name].wall, memory.wall)
+        found[f"over {name}, CPU"] = compared(times[name].cpu, memory.cpu)
+    return found
+
+
+def without_loader(times: Mapping[str, Timed]) -> dict[str, Timed]:
+    """The contestants whose figures do not depend on the corpus."""
+    return {name: timed for name, timed in times.items() if name != "loader"}
+
+
+def table(
+    times: Mapping[str, Timed],
+    figures: Mapping[str, Any],
+    sharing: Sharing | None,
+    other: OtherWork,
+) -> str:
     """The figures for people."""
-    b = config.global_batch
-    lines = [f"{figures['method']}, {b} crops a step, on {figures['device']}"]
-    lines += [
-        f"{name:<13} {timed.step_s * 1e3:9.2f} ms  {b / timed.step_s:9.1f} crops/s"
-        for name, timed in times.items()
+    b, n = figures["global_batch"], len(times["in memory"].wall)
+    width = max(map(len, times))
+    lines = [
+        f"{figures['method']}, {b} crops a step, on {figures['device']}; median (range) of {n} "
+        f"rounds; others used {other.text()} of the CPUs",
+        f"{'':<{width}}  {'wall ms a step':<28} {'CPU ms a step':<28} crops/s",
     ]
+    for name, timed in times.items():
+        wall, cpu = spread(timed.wall), spread(timed.cpu)
+        lines.append(
+            f"{name:<{width}}  {wall.text(1e3):<28} {cpu.text(1e3):<28} {b / wall.median:.1f}"
+        )
+    if other.busy:
+        lines.append("the CPUs were busy with other work: trust CPU times, not the wall clock")
     lines.append(
         f"in memory: optimiser {figures['optimiser_share']:.1%} of the step, all else outside the"
         f" model {figures['outside_share']:.1%}"
     )
+    lines += ratio_lines(times)
     if "loader" in times:
-        lines.append(
-            f"with the loader {figures['loader_over_memory']:.3f} of the rate in memory; the host"
-            f" waits for data {figures['data_stall_share']:.1%} of the step"
-        )
+        lines.append(f"the host waits for data {figures['data_stall_share']:.1%} of the step")
+    if sharing is not None:
+        lines.append(f"loader: {sharing.text()}")
     if figures["mfu_bf16"] is not None:
         lines.append(
             f"MFU (bf16 peak) {figures['mfu_bf16']:.1%} from {figures['fed_by']}, "
             f"{figures['mfu_bf16_in_memory']:.1%} in memory"
         )
-    if "over_eager" in figures:
-        lines.append(f"{figures['over_eager']:.2f}x the eager recipe, everything else equal")
     return "\n".join(lines)
+
+
+def ratio_lines(times: Mapping[str, Timed]) -> list[str]:
+    """A line for each ratio by wall clock, with the same of processor seconds."""
+    ratios = ratios_of(times)
+    lines = []
+    for name in (name for name in ratios if not name.endswith(", CPU")):
+        lines.append(f"{LABELS.get(name, f'speed {name}')}: {ratios[name].text()}")
+        lines.append(f"    by CPU time: {ratios[f'{name}, CPU'].text()}")
+    return lines

@@ -56,7 +56,7 @@ BENCH = {
     "convert": "",
     "kernels": "",
     "loader": "gpu",
-    "step": "",
+    "step": "kernels",
 }
 TABLES = {"dataio": DATAIO, "engine": ENGINE, "bench": BENCH}
 ABOVE = {"kernels": "", "dataio": "kernels", "engine": "kernels dataio", "bench": "dataio engine"}

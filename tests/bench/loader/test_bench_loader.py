@@ -27,7 +27,11 @@ def test_real_files_are_measured_and_label_maps_left_out(tmp_path, capsys):
     assert figures["loader_over_reader"]["mim3d loader"] > 0
     assert figures["stages"]["mim3d loader"]["decode_s"] > 0
     assert figures["reader_over"]["mim3d reader, snap 16"] == 1
-    assert "mim3d loader, bf16" in capsys.readouterr().out
+    assert figures["ratios"]["mim3d loader"]["resolved"] is False  # of one round
+    assert figures["chunks_per_crop"]["decoded"] == figures["chunks_per_crop"]["touched"] > 200
+    told = capsys.readouterr().out
+    assert "mim3d loader, bf16" in told
+    assert "unresolved: one round tells nothing" in told
 
 
 def test_a_folder_without_volumes_is_told(tmp_path):
@@ -43,7 +47,7 @@ def small(tmp_path_factory):
 
 def test_every_way_to_the_device_is_measured_over_whole_rounds(small):
     bench = GpuBench(micro_batch=4, threads=2, prefetch=2, rounds=2, round_s=0.1)
-    figures = measure_gpu(small, (32, 32, 32), "cpu", bench)
+    figures = measure_gpu(small, (32, 32, 32), "cpu", bench, refuse=False)
     assert list(figures["rates"]) == list(WAYS)
     device, none = figures["rates"]["cache=device"], figures["rates"]["cache=none"]
     assert device["hits"] > 0.9  # warm before a round began, but for rare chunks
@@ -51,7 +55,17 @@ def test_every_way_to_the_device_is_measured_over_whole_rounds(small):
     assert 0 < sum(device["stages"][stage] for stage in STAGES) <= 1.01
     assert device["gb_per_s"] == pytest.approx(device["crops_per_s"] * 4 * 32**3 / 1e9)
     assert none["hits"] is None
+    assert len(device["rounds"]) == 2
+    assert min(device["rounds"]) <= device["crops_per_s"] <= max(device["rounds"])
     assert "cache=device, bf16" in gpu_table(figures)
+    assert "chunks that a crop touches" in gpu_table(figures)
+
+
+def test_rates_that_shared_chunks_flatter_are_refused(small):
+    bench = GpuBench(micro_batch=16, threads=1, prefetch=1, rounds=1, round_s=0.05)
+    figures = measure_gpu(small, (32, 32, 32), "cpu", bench)
+    assert set(figures["rates"]) == {"cache=host", "cache=none"}
+    assert "REFUSED, crops share the rest; take more volumes" in gpu_table(figures)
 
 
 def test_a_way_that_needs_what_is_not_installed_is_told(small, monkeypatch):
