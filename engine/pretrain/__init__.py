@@ -1,6 +1,5 @@
-"""The pretraining run: config, recipes, data; pretrain, held_out, verdict,
-reconstruction; run_folder, start (from given weights), start_report, lengthening;
-plan (before a run).
+"""The pretraining run: config, recipes, data; pretrain, held_out, verdict, reconstruction;
+run_folder, lengthening; plan (before a run).
 """
 
 import lazy_loader

@@ -18,7 +18,7 @@ from mim3d.engine.models.config import (
     method_name,
 )
 from mim3d.engine.pretrain.data import DECIDED_ELSEWHERE, DataConfig
-from mim3d.engine.runs.config import CheckpointConfig
+from mim3d.engine.runs.config import CheckpointConfig, check_channel_map
 from mim3d.engine.training.config import (
     DivergenceConfig,
     LogConfig,
@@ -80,6 +80,10 @@ class PretrainConfig:
     """Weights to start from: a run, or a file of ours, MONAI's or timm's names; empty: none."""
     init_axes: Literal["auto", "xyz", "zyx"] = "auto"
     """Order of space in those weights; auto: a card's, else MONAI's xyz, timm's and ours zyx."""
+    init_channels: str = "auto"
+    """What each channel's part of the patch embedding is: auto (the weights' own where they are as
+    many, else the mean of theirs, so that equal channels give what they gave), or for each channel
+    the number of one of theirs (from 0), or - for their mean, such as 0,1,-."""
     accept_corpus: bool = False
     """Go on though the corpus is not what it was at the last checkpoint; kept in the history."""
 
@@ -93,6 +97,9 @@ class PretrainConfig:
             raise ConfigError(f"seed {self.seed} must lie in [0, 2^63 - {SEED_MARGIN})")
         if self.init_axes != "auto" and not self.init:
             raise ConfigError(f"init_axes {self.init_axes} says nothing without --init")
+        check_channel_map(self.init_channels)
+        if self.init_channels != "auto" and not self.init:
+            raise ConfigError(f"init_channels {self.init_channels} says nothing without --init")
         if self.log.profile_step > self.steps:
             raise ConfigError(
                 f"log.profile_step {self.log.profile_step} lies past the last of {self.steps} steps"
@@ -137,7 +144,7 @@ def config_dict(config: object) -> dict[str, Any]:
 
 NOT_IDENTITY = (
     *("checkpoint", "log", "parallel", "divergence", "dealt", "environment"),
-    *("init", "init_axes", "accept_corpus", "start", "history"),
+    *("init", "init_axes", "init_channels", "accept_corpus", "start", "history"),
 )
 """Parts that a resumed run may change: they do not decide what is learned (but for SimCLR's
 gradient accumulation, see `identity_of`)."""

@@ -40,8 +40,6 @@ from mim3d.engine.pretrain.run_folder import (
     open_run,
     stored_config,
 )
-from mim3d.engine.pretrain.start import start_from
-from mim3d.engine.pretrain.start_report import Start
 from mim3d.engine.pretrain.verdict import judge_pretext
 from mim3d.engine.runs.checkpoint_files import committed
 from mim3d.engine.runs.encoder_file import STATISTICS, save_encoder
@@ -57,6 +55,8 @@ from mim3d.engine.training.run import CHECKPOINTS, Run, RunSettings, Sitting
 from mim3d.engine.training.run_context import explain_full_disk, run_ranks, shown_progress
 from mim3d.engine.training.run_state import full_weights
 from mim3d.engine.training.sharding import shard_objective
+from mim3d.engine.transfer.start import StartRequest, start_from
+from mim3d.engine.transfer.start_report import Start
 
 
 def run_pretrain(config: PretrainConfig, out: str | Path) -> PretrainResult:
@@ -80,7 +80,7 @@ def run_pretrain(config: PretrainConfig, out: str | Path) -> PretrainResult:
             held_out = stack.enter_context(closing(HeldOut(config, ranks, subjects.held_out)))
         module = config.build()
         begins = first_decides(ranks, lambda: not committed(out / CHECKPOINTS))
-        start = start_from(module, config) if config.init and begins else None
+        start = start_from(module, start_request(config)) if config.init and begins else None
         opening = Opening(subjects.held_out, corpus_sha256(loader.corpus), start)
         refuse_other_corpora(config.data.corpus, opening.corpus_sha256, ranks)
         first_decides(ranks, lambda: stack.enter_context(sole_writer(out)))
@@ -125,6 +125,18 @@ def open_loader(
         world=ranks.world,
         device=ranks.device,
         subjects=subjects,
+    )
+
+
+def start_request(config: PretrainConfig) -> StartRequest:
+    """What `config` asks of the weights that it starts from."""
+    return StartRequest(
+        config.init,
+        config.vit,
+        config.swin,
+        config.data.loader.normalise,
+        config.init_axes,
+        config.init_channels,
     )
 
 

@@ -21,13 +21,13 @@ from mim3d.engine.pretrain.lengthening import (
     corpus_remedy,
     refuse_other_length,
 )
-from mim3d.engine.pretrain.start_report import Start
 from mim3d.engine.runs.checkpoint_files import newest_facts
 from mim3d.engine.runs.encoder_file import read_card
 from mim3d.engine.runs.files import differences, local_sha256, read_json, value_at, write_json
 from mim3d.engine.runs.history import stands_in
 from mim3d.engine.training.corpus import refuse_changed_corpus
 from mim3d.engine.training.run import CHECKPOINTS
+from mim3d.engine.transfer.start_report import Start
 
 CONFIG, RESULT = "config.json", "pretext.json"
 
@@ -99,7 +99,11 @@ def open_run(
     changed = changes(stored, out, config, opening.corpus_sha256) if stored else []
     if stored.get("steps", config.steps) != config.steps:
         (out / RESULT).unlink(missing_ok=True)  # of the shorter run
-    began = {name: stored[name] for name in ("init", "init_axes", "start") if name in stored}
+    began = {
+        name: stored[name]
+        for name in ("init", "init_axes", "init_channels", "start")
+        if name in stored
+    }
     if opening.start is not None:
         began = {"start": asdict(opening.start)}
     on_gpu = ranks.device.type == "cuda"

@@ -1,6 +1,5 @@
 """What a run leaves on disk: config, files, history, folder_lock; checkpoint, checkpoint_files,
-checkpoint_reader; encoder_file, nnunet_form, export; given_weights,
-key_layouts (of other libraries).
+checkpoint_reader; encoder_file, nnunet_form, export.
 """
 
 import lazy_loader

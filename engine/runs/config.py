@@ -1,5 +1,6 @@
-"""When a run is saved, and what an encoder is exported as; imports no torch."""
+"""When a run is saved, and in what form encoders leave and enter; imports no torch."""
 
+import re
 from dataclasses import dataclass
 from typing import Literal
 
@@ -7,6 +8,8 @@ from mim3d.engine.errors import ConfigError
 
 Format = Literal["safetensors", "monai-unetr", "monai-swinunetr", "nnunet"]
 Axes = Literal["xyz", "zyx"]
+CHANNELS = re.compile(r"(\d+|-)(,(\d+|-))*")
+"""A choice of a source's channel, or of their mean, for each of a run's."""
 
 
 @dataclass(frozen=True)
@@ -28,3 +31,12 @@ class CheckpointConfig:
             raise ConfigError(
                 f"checkpoint.every {self.every} and checkpoint.keep {self.keep} must be at least 1"
             )
+
+
+def check_channel_map(text: str) -> None:
+    """A ConfigError where an option `init_channels` is none of its forms."""
+    if text != "auto" and not CHANNELS.fullmatch(text):
+        raise ConfigError(
+            f"init_channels {text!r} must be auto, or for each channel of this run the number of "
+            "the weights' channel (from 0) or - for their mean, such as 0,1,-"
+        )

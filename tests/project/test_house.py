@@ -42,13 +42,14 @@ ENGINE = {
     "models": "",
     "distributed": "",
     "runs": "models distributed",
+    "transfer": "runs models distributed",
     "training": "runs models distributed",
-    "pretrain": "training runs models distributed",
-    "finetune": "training runs models distributed",
-    "study": "finetune pretrain training runs models distributed",
+    "pretrain": "training transfer runs models distributed",
+    "finetune": "training transfer runs models distributed",
+    "study": "finetune pretrain training transfer runs models distributed",
     "analysis": "study runs",
     "report": "analysis study runs",
-    "commands": "models distributed runs training pretrain finetune study analysis report",
+    "commands": "models distributed runs transfer training pretrain finetune study analysis report",
     "face": "",
 }
 BENCH = {

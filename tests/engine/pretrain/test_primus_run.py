@@ -16,7 +16,7 @@ from mim3d.engine.pretrain.pretrain import run_pretrain
 from mim3d.engine.pretrain.recipes import recipe
 from mim3d.engine.runs.checkpoint_files import committed
 from mim3d.engine.runs.encoder_file import load_encoder, read_card
-from mim3d.engine.runs.given_weights import open_weights
+from mim3d.engine.transfer.given_weights import open_weights
 
 VIT = PrimusConfig((16, 16, 32), (8, 8, 8), width=24, depth=2, heads=2, registers=2, drop_path=0.5)
 

@@ -15,11 +15,11 @@ from mim3d.engine.commands.pretrain import arguments
 from mim3d.engine.errors import CheckpointError, ConfigError
 from mim3d.engine.models.config import ViTConfig
 from mim3d.engine.models.vit import ViT3D, resize_positions
-from mim3d.engine.pretrain.pretrain import run_pretrain
+from mim3d.engine.pretrain.pretrain import run_pretrain, start_request
 from mim3d.engine.pretrain.recipes import recipe
-from mim3d.engine.pretrain.start import start_from
 from mim3d.engine.runs.encoder_file import load_encoder, read_card
 from mim3d.engine.runs.export import export_encoder
+from mim3d.engine.transfer.start import start_from
 
 VIT = ViTConfig((16, 16, 32), (8, 8, 8), width=24, depth=2, heads=2, position="learned")
 
@@ -42,7 +42,7 @@ def started(init, vit=VIT, method="mae", **changes):
     shape = {} if method == "swin" else {"vit": vit}
     config = small_config("", method, init=str(init), **shape, **changes)
     module = config.build()
-    return module, start_from(module, config)
+    return module, start_from(module, start_request(config))
 
 
 def monai_vit(**changes):
@@ -281,15 +281,6 @@ def test_a_vit_run_does_not_start_a_swin(source):
         started(source, method="swin")
 
 
-def test_other_patches_leave_the_embedding_fresh_and_say_so(tmp_path):
-    """A kernel of as many voxels in another shape would fit by its size alone."""
-    torch.save(monai_vit().state_dict(), tmp_path / "vit.pt")
-    vit = dataclasses.replace(VIT, patch_size=(4, 8, 16))
-    _, start = started(tmp_path / "vit.pt", vit)
-    assert [name for name in start.left if "vit.patch_size are (1, 4, 8, 16)" in name]
-    assert "encoder.patch_embed.weight" in start.fresh
-
-
 def test_weights_with_nan_are_refused(tmp_path):
     state = ViT3D(VIT).state_dict()
     state["norm.weight"][3] = float("nan")
@@ -311,7 +302,7 @@ def test_another_depth_is_doubted(tmp_path, depth):
 def test_other_channels_leave_the_embedding_of_a_file_without_a_card(tmp_path):
     torch.save(ViT3D(VIT).state_dict(), tmp_path / "vit.pt")
     _, start = started(tmp_path / "vit.pt", dataclasses.replace(VIT, channels=2))
-    assert any("(512,) in a row" in doubt for doubt in start.doubts)
+    assert any("rows of (512,) numbers" in doubt for doubt in start.doubts)
 
 
 def test_a_doubted_start_ends_with_exit_code_3(corpus, tmp_path, capsys):

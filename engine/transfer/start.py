@@ -1,44 +1,65 @@
 """Starting a run from weights that exist: what is taken, resized, left, and what stays fresh."""
 
+import math
 from collections.abc import Mapping
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
 from mim3d.engine.errors import ConfigError
-from mim3d.engine.models.config import ViTConfig
+from mim3d.engine.models.config import SwinConfig, ViTConfig
 from mim3d.engine.models.vit import resize_positions, sincos_positions
-from mim3d.engine.pretrain.config import PretrainConfig
-from mim3d.engine.pretrain.start_report import Start
-from mim3d.engine.runs.given_weights import GivenWeights, open_weights
-from mim3d.engine.runs.key_layouts import CLASS_TOKENS, Translated, translate, unwrapped
+from mim3d.engine.transfer.given_weights import GivenWeights, open_weights
+from mim3d.engine.transfer.key_layouts import CLASS_TOKENS, Translated, translate, unwrapped
+from mim3d.engine.transfer.patch_embedding import other_channels, other_patch
+from mim3d.engine.transfer.start_report import Start
+from mim3d.kernels.patch_rows import row_width
 
 Grid = tuple[int, int, int]
 
 
-def start_from(module: nn.Module, config: PretrainConfig) -> Start:
-    """Copy what fits of `config.init` into a pretext module.
+@dataclass(frozen=True)
+class StartRequest:
+    """Weights to start from, and the encoder that they are for."""
+
+    source: str
+    """A run, a checkpoint or a file."""
+    vit: ViTConfig
+    swin: SwinConfig | None = None
+    normalise: str = ""
+    """Of the images that the encoder will get."""
+    axes: Literal["auto", "xyz", "zyx"] = "auto"
+    """Order of space in the weights."""
+    channels: str = "auto"
+    """What each channel is made of, see `patch_embedding.other_channels`."""
+
+
+def start_from(
+    module: nn.Module, request: StartRequest, given: GivenWeights | None = None
+) -> Start:
+    """Copy what fits of the weights into a module whose `encoder` is the request's.
 
     Raises CheckpointError where nothing can be read, ConfigError where the encoder there is
-    another one, with the options that make them the same.
+    another one, with the options that make them the same. `given` are the weights where they are
+    open already.
     """
-    given = open_weights(config.init)
+    given = given or open_weights(request.source)
     refuse_broken(given)
-    start = Start(config.init, str(given.place), given.sha256)
-    refuse_other_kind(given, config)
-    if config.swin is None:
-        wanted = vit_tensors(given, config, start)
+    start = Start(request.source, str(given.place), given.sha256)
+    refuse_other_kind(given, request)
+    if request.swin is None:
+        wanted = vit_tensors(given, request, start)
     else:
-        wanted = swin_tensors(given, start)
+        wanted = swin_tensors(given, request, start)
     copy_fitting(module, wanted, start)
-    refuse_misfit(module, wanted, start, config)
+    refuse_misfit(module, wanted, start, request)
     before = given.card.get("normalise")
-    if before and before != config.data.loader.normalise:
+    if before and request.normalise and before != request.normalise:
         start.notes.append(
-            f"they were trained with normalise {before}, this run has "
-            f"{config.data.loader.normalise}: --data.normalise {before} gives the intensities they "
-            "know"
+            f"they were trained with normalise {before}, this run has {request.normalise}: "
+            f"--data.normalise {before} gives the intensities they know"
         )
     return start
 
@@ -53,37 +74,37 @@ def refuse_broken(given: GivenWeights) -> None:
             )
 
 
-def refuse_other_kind(given: GivenWeights, config: PretrainConfig) -> None:
+def refuse_other_kind(given: GivenWeights, request: StartRequest) -> None:
     """A ConfigError where a card tells of another encoder in ways that no shape shows."""
     card = given.card
     swin = bool(card.get("swin"))
-    if "vit" in card and swin != (config.swin is not None):
+    if "vit" in card and swin != (request.swin is not None):
         raise ConfigError(
             f"{given.place} holds a {'swin' if swin else 'vit'} encoder: take a "
             f"{'btcv-swin' if swin else 'vit'} recipe, or other weights"
         )
-    if config.swin is not None:
+    if request.swin is not None:
         return
     stored = card.get("vit") or {}
-    heads = stored.get("heads", card.get("arguments", {}).get("num_heads", config.vit.heads))
-    if heads != config.vit.heads:
+    heads = stored.get("heads", card.get("arguments", {}).get("num_heads", request.vit.heads))
+    if heads != request.vit.heads:
         raise ConfigError(
-            f"{given.place} has {heads} attention heads and vit.heads is {config.vit.heads}: the "
+            f"{given.place} has {heads} attention heads and vit.heads is {request.vit.heads}: the "
             f"shapes are the same, the function is not; set --vit.heads {heads}"
         )
 
 
-def vit_tensors(given: GivenWeights, config: PretrainConfig, start: Start) -> dict[str, Tensor]:
+def vit_tensors(given: GivenWeights, request: StartRequest, start: Start) -> dict[str, Tensor]:
     """Tensors of a ViT under the names of the pretext module."""
     found = translate(given.tensors, given.place)
     start.layout, start.notes = found.layout, list(found.notes)
-    start.axes = axes_of(given.card, found, config, start)
+    start.axes = axes_of(given.card, found, request, start)
     wanted = {f"encoder.{name}": tensor for name, tensor in found.tensors.items()}
     for name in CLASS_TOKENS:
         if wanted.pop(f"encoder.{name}", None) is not None:
             start.left.append(f"{name} (this encoder has none)")
-    place_kernel(wanted, given, config.vit, start)
-    place_positions(wanted, given, found, config.vit, start)
+    place_kernel(wanted, given, request, start)
+    place_positions(wanted, given, found, request.vit, start)
     # The rest of a method is known by its names where it is one of ours.
     if found.layout == "mim3d" and found.prefix == "encoder.":
         return {**wanted, **found.others}
@@ -91,12 +112,10 @@ def vit_tensors(given: GivenWeights, config: PretrainConfig, start: Start) -> di
     return wanted
 
 
-def axes_of(
-    card: Mapping[str, Any], found: Translated, config: PretrainConfig, start: Start
-) -> str:
+def axes_of(card: Mapping[str, Any], found: Translated, request: StartRequest, start: Start) -> str:
     """Order of space in the weights: as told, by the option or a card, or the layout's usual."""
-    if config.init_axes != "auto":
-        return config.init_axes
+    if request.axes != "auto":
+        return request.axes
     if "axes" in card:
         return str(card["axes"])
     if found.layout == "mim3d":
@@ -110,36 +129,47 @@ def axes_of(
 
 
 def place_kernel(
-    wanted: dict[str, Tensor], given: GivenWeights, vit: ViTConfig, start: Start
+    wanted: dict[str, Tensor], given: GivenWeights, request: StartRequest, start: Start
 ) -> None:
-    """The patch embedding as a linear layer over our rows, where channels and patch are ours."""
-    name = "encoder.patch_embed.weight"
-    kernel = wanted[name]
-    if start.layout == "mim3d":
-        stored = given.card.get("vit") or {}
-        shape = (stored.get("channels"), *stored.get("patch_size", ()))
-        fits = kernel.shape[1:] == (vit.row_width,) and (
-            not stored or shape == (vit.channels, *vit.patch_size)
-        )
-        shape = shape if stored else f"{tuple(kernel.shape[1:])} in a row"
-    else:
-        theirs = vit.patch_size if start.axes == "zyx" else vit.patch_size[::-1]
-        if kernel.ndim == 2 and kernel.shape[1] == vit.channels * vit.patch_voxels:
-            # MONAI's perceptron: a patch's voxels in order, channels innermost.
-            kernel = kernel.reshape(-1, *theirs, vit.channels).permute(0, 4, 1, 2, 3)
-        shape = tuple(kernel.shape[1:])
-        fits = shape == (vit.channels, *theirs)
-        if fits:
-            turned = kernel if start.axes == "zyx" else kernel.permute(0, 1, 4, 3, 2)
-            rows = turned.reshape(len(kernel), -1)
-            wanted[name] = nn.functional.pad(rows, (0, vit.row_width - rows.shape[1]))
-    if not fits:
-        del wanted[name]
+    """The patch embedding as a linear layer over our rows, for our channels and patch."""
+    name, vit = "encoder.patch_embed.weight", request.vit
+    kernel = whole_kernel(wanted[name], given, vit, start)
+    if kernel is None:
+        shape = tuple(wanted.pop(name).shape[1:])
         wanted.pop("encoder.patch_embed.bias", None)
         start.left.append(
-            f"patch_embed (channels and patch {shape}, vit.channels and vit.patch_size are "
-            f"{(vit.channels, *vit.patch_size)})"
+            f"patch_embed (rows of {shape} numbers whose channels and patch are not told, "
+            f"vit.channels and vit.patch_size are {(vit.channels, *vit.patch_size)})"
         )
+        return
+    kernel, channels = other_channels(kernel, vit.channels, request.channels)
+    kernel, patch = other_patch(kernel, vit.patch_size)
+    start.resized += [f"patch_embed ({how})" for how in (channels, patch) if how]
+    rows = kernel.reshape(len(kernel), -1)
+    wanted[name] = nn.functional.pad(rows, (0, vit.row_width - rows.shape[1]))
+
+
+def whole_kernel(
+    kernel: Tensor, given: GivenWeights, vit: ViTConfig, start: Start
+) -> Tensor | None:
+    """A patch embedding as a convolution's kernel (d, c, z, y, x); None where nothing tells how."""
+    if kernel.ndim == 5:
+        return kernel if start.axes == "zyx" else kernel.permute(0, 1, 4, 3, 2)
+    if start.layout == "mim3d":
+        stored = given.card.get("vit") or {}
+        patch = tuple(stored.get("patch_size", vit.patch_size))
+        channels = int(stored.get("channels", vit.channels))
+        used = channels * math.prod(patch)
+        if kernel.shape[1] != row_width(channels, patch):
+            return None
+        return kernel[:, :used].reshape(-1, channels, *patch)
+    channels, rest = divmod(kernel.shape[1], vit.patch_voxels)
+    if rest:
+        return None
+    # MONAI's perceptron: a patch's voxels in order, channels innermost.
+    theirs = vit.patch_size if start.axes == "zyx" else vit.patch_size[::-1]
+    kernel = kernel.reshape(-1, *theirs, channels).permute(0, 4, 1, 2, 3)
+    return kernel if start.axes == "zyx" else kernel.permute(0, 1, 4, 3, 2)
 
 
 def place_positions(
@@ -193,11 +223,11 @@ def grid_of(count: int, card: Mapping[str, Any], vit: ViTConfig, axes: str) -> G
     return None
 
 
-def swin_tensors(given: GivenWeights, start: Start) -> dict[str, Tensor]:
+def swin_tensors(given: GivenWeights, request: StartRequest, start: Start) -> dict[str, Tensor]:
     """Tensors of a Swin encoder of ours or of MONAI's SwinUNETR, under the module's names."""
     named = {unwrapped(name): tensor for name, tensor in given.tensors.items()}
     if any(name.startswith("encoder.swin.") for name in named):
-        return named
+        return with_channels(named, request, start)
     ours: dict[str, Tensor] = {}
     for name, tensor in named.items():
         _, found, rest = f".{name}".partition(".swin." if "swin." in name else ".swinViT.")
@@ -206,7 +236,19 @@ def swin_tensors(given: GivenWeights, start: Start) -> dict[str, Tensor]:
         else:
             start.left.append(name)
     start.layout = "mim3d" if any("swin." in name for name in named) else "monai"
-    return ours
+    return with_channels(ours, request, start)
+
+
+def with_channels(
+    tensors: dict[str, Tensor], request: StartRequest, start: Start
+) -> dict[str, Tensor]:
+    """A Swin encoder's tensors for our channels."""
+    name = "encoder.swin.patch_embed.proj.weight"
+    if name in tensors:
+        kernel, how = other_channels(tensors[name], request.vit.channels, request.channels)
+        tensors = {**tensors, name: kernel}
+        start.resized += [f"patch_embed ({how})"] * bool(how)
+    return tensors
 
 
 def copy_fitting(module: nn.Module, wanted: Mapping[str, Tensor], start: Start) -> None:
@@ -225,7 +267,7 @@ def copy_fitting(module: nn.Module, wanted: Mapping[str, Tensor], start: Start) 
 
 
 def refuse_misfit(
-    module: nn.Module, wanted: Mapping[str, Tensor], start: Start, config: PretrainConfig
+    module: nn.Module, wanted: Mapping[str, Tensor], start: Start, request: StartRequest
 ) -> None:
     """A ConfigError where nothing fits, or a block does not: half an encoder knows nothing."""
     own = module.state_dict()
@@ -238,7 +280,7 @@ def refuse_misfit(
         return
     raise ConfigError(
         f"{start.place} does not fit: {wrong[0] if wrong else 'no name of its encoder is known'}; "
-        f"{'take the swin recipe it has, or other weights' if config.swin else shape_in(wanted)}"
+        f"{'take the swin recipe it has, or other weights' if request.swin else shape_in(wanted)}"
     )
 
 
