@@ -46,9 +46,9 @@ def mapped_channels(kernel: Tensor, channels: int, choice: Sequence[str]) -> tup
         )
     mean = kernel.float().mean(1).to(kernel.dtype)
     parts = [mean if one == "-" else kernel[:, int(one)] for one in choice]
-    told = ", ".join("mean" if one == "-" else one for one in choice)
+    chosen = ", ".join("mean" if one == "-" else one for one in choice)
     unchanged = list(choice) == [str(i) for i in range(before)]
-    return torch.stack(parts, 1), "" if unchanged else f"channels {told} of {before}"
+    return torch.stack(parts, 1), "" if unchanged else f"channels {chosen} of {before}"
 
 
 def other_patch(kernel: Tensor, patch: Triple) -> tuple[Tensor, str]:
