@@ -6,6 +6,7 @@ Folders, each importing only what stands above it:
     models       encoders, pretext methods, decoders
     distributed  ranks, FSDP2, signals, the launcher
     runs         what a run leaves on disk
+    transfer     weights that exist, taken over into an encoder of now
     training     one loop for whatever gives a loss for a batch
     pretrain     the pretraining run
     finetune     the fine-tuning run
