@@ -28,7 +28,9 @@ class LoaderBench:
 
     One thread each; a rate is the median of `rounds` interleaved rounds with their range, per
     second of CPU time (all threads of the process) and of wall clock. Ratios are to mim3d's reader
-    at snap 16; one that the rounds do not resolve is called unresolved.
+    at snap 16; one that the rounds do not resolve is called unresolved. With
+    --remote crops are read from a store that takes its time; `mim3d bench loader --remote --help`
+    tells its options.
     """
 
     peers: bool = False

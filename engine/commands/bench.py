@@ -7,7 +7,8 @@ from mim3d.engine.commands.outcome import Outcome
 
 STAGES = {
     "convert": "NIfTI -> Zarr against a nibabel + zarr-python script and the unavoidable work",
-    "loader": "crops per second against blosc2, tensorstore, MONAI and a memory map",
+    "loader": "crops per second against blosc2, tensorstore, MONAI and a memory map; with --remote "
+    "from a store with latency",
     "kernels": "fused kernels against eager recipes and torch.compile, with the roofline",
     "optim": "an optimiser update: ours, torch's AdamW, apex where it is built",
     "step": "the whole training step: crops/s, MFU, data stall, share outside the model",
@@ -42,5 +43,7 @@ def main(words: list[str]) -> Outcome:
 
 def run_stage(name: str, options: list[str]) -> Outcome:
     """Import the stage lazily: nothing but this command reaches into `bench`."""
+    if name == "loader" and "--remote" in options:
+        name, options = "remote", [word for word in options if word != "--remote"]
     module = importlib.import_module(f"mim3d.bench.{MODULES.get(name, f'{name}.stage')}")
     return module.main(options)

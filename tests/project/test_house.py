@@ -57,6 +57,7 @@ BENCH = {
     "convert": "",
     "kernels": "",
     "loader": "gpu",
+    "remote": "loader",
     "step": "kernels",
 }
 TABLES = {"dataio": DATAIO, "engine": ENGINE, "bench": BENCH}
