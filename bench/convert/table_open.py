@@ -10,8 +10,9 @@ from typing import Any
 
 import numpy as np
 
-from mim3d.dataio.corpus.manifest import MANIFEST, Intensity, LabelRecord, VolumeRecord
-from mim3d.dataio.corpus.table_file import TABLE, packed
+from mim3d.dataio.corpus.manifest import Intensity, LabelRecord, VolumeRecord
+from mim3d.dataio.corpus.names import MANIFEST, TABLE
+from mim3d.dataio.corpus.table_file import packed
 from mim3d.dataio.corpus.table_rows import TABLE_FORMAT, section_of
 from mim3d.dataio.corpus.table_writer import build_table
 

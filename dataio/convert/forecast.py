@@ -62,7 +62,7 @@ class Forecast:
     def n_files(self, conversion: Conversion) -> int:
         """Files and folders of the corpus."""
         counts = (
-            n_files(len(item.source.labels)) * volume_count([item], conversion)
+            n_files(len(item.source.labels), conversion.layout) * volume_count([item], conversion)
             for item in self.expected
         )
         return sum(counts) + FILES_OF_A_CORPUS

@@ -18,6 +18,7 @@ from mim3d.dataio.convert.volume_ids import safe_id, short_hash
 from mim3d.dataio.corpus.arrays import expected_keys
 from mim3d.dataio.corpus.conversion import Conversion
 from mim3d.dataio.corpus.manifest import VolumeRecord, read_manifest
+from mim3d.dataio.corpus.names import OWN
 from mim3d.dataio.corpus.root import recipe_of
 from mim3d.dataio.corpus.writer import CorpusWriter
 from mim3d.dataio.errors import CorpusError
@@ -112,7 +113,7 @@ def renamed(
     record: VolumeRecord, corpus: str, clashes: set[str], doubled: set[str]
 ) -> VolumeRecord:
     """The record under the id and subject it gets; `group` is the corpus where it had none."""
-    id = f"{corpus}_{record.id}" if record.id.casefold() in doubled else record.id
+    id = f"{corpus}_{record.id}" if record.id.casefold() in {*doubled, OWN} else record.id
     subject = f"{corpus}/{record.subject}" if record.subject in clashes else record.subject
     return replace(record, id=id, subject=subject, group=record.group or corpus)
 

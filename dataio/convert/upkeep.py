@@ -11,7 +11,8 @@ from mim3d.dataio.convert.pool import run_jobs
 from mim3d.dataio.convert.run import ConversionReport, Run, usable_cpus
 from mim3d.dataio.corpus.conversion import Rerun
 from mim3d.dataio.corpus.history import Barred, Event, now, removal
-from mim3d.dataio.corpus.manifest import MANIFEST, VolumeRecord, intact_records
+from mim3d.dataio.corpus.manifest import VolumeRecord, intact_records
+from mim3d.dataio.corpus.names import MANIFEST, own_key
 from mim3d.dataio.corpus.quarantine import QUARANTINE, intact_rejections
 from mim3d.dataio.corpus.root import recipe_of
 from mim3d.dataio.corpus.writer import CorpusWriter
@@ -102,13 +103,14 @@ def chosen_records(
 
 def check_manifest_lines(store: Store) -> None:
     """CorpusError where lines are damaged or gone: their volumes would count as nobody's."""
-    text = store.get(MANIFEST) if store.exists(MANIFEST) else b""
-    _, damaged = intact_records(text, f"{store.url}/{MANIFEST}")
+    key = own_key(store, MANIFEST)
+    text = store.get(key) if store.exists(key) else b""
+    _, damaged = intact_records(text, f"{store.url}/{key}")
     if damaged:
         raise damaged[0]
     if not text.endswith(b"\n"):
         raise CorpusError(
-            f"{store.url}/{MANIFEST}: {'ends within a line' if text else 'is missing or empty'}; "
+            f"{store.url}/{key}: {'ends within a line' if text else 'is missing or empty'}; "
             "run the same `mim3d convert` again, which makes anew what it told of"
         )
 
@@ -116,8 +118,8 @@ def check_manifest_lines(store: Store) -> None:
 def earlier_rejections(store: Store) -> set[Rejection]:
     """What the conversion left out, as far as its list is readable, without volumes that were
     damaged then: they are looked at again."""
-    if not store.exists(QUARANTINE):
+    key = own_key(store, QUARANTINE)
+    if not store.exists(key):
         return set()
-    return {
-        r for r in intact_rejections(store.get(QUARANTINE)) if r.code not in ("damaged", "lost")
-    }
+    found = intact_rejections(store.get(key))
+    return {rejection for rejection in found if rejection.code not in ("damaged", "lost")}

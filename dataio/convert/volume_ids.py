@@ -6,10 +6,11 @@ import unicodedata
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
+from mim3d.dataio.corpus.names import OWN
 from mim3d.dataio.sources.source import Source
 
 MAX_LENGTH = 100
-RESERVED = frozenset({"con", "prn", "aux", "nul", "zarr.json", "labels", "c", "nifti"})
+RESERVED = frozenset({"con", "prn", "aux", "nul", "zarr.json", "labels", "c", "nifti", OWN})
 
 
 def safe_id(wanted: str) -> str:

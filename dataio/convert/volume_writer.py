@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 from typing_extensions import Buffer
@@ -12,7 +13,13 @@ from mim3d.dataio.convert.label import Label
 from mim3d.dataio.convert.volume import Volume
 from mim3d.dataio.convert.volume_ids import label_facts
 from mim3d.dataio.corpus import ome
-from mim3d.dataio.corpus.arrays import NEWEST, metadata_sha256, separator, shard_key
+from mim3d.dataio.corpus.arrays import (
+    described_at,
+    label_path,
+    metadata_sha256,
+    separator,
+    shard_key,
+)
 from mim3d.dataio.corpus.conversion import Conversion
 from mim3d.dataio.corpus.manifest import ChannelRecord, LabelRecord, VolumeRecord
 from mim3d.dataio.corpus.ome import pack_points
@@ -36,9 +43,9 @@ def volume_objects(
     Shards are encoded while they are written; the record is made when they all were.
     """
     objects: Objects = {}
-    shard = _image_objects(objects, id, volume, conversion)
+    shard = _image_objects(objects, id, volume, labels, conversion)
     shards = [_label_objects(objects, label, volume.grid, conversion) for label in labels]
-    if labels:
+    if labels and conversion.ome_labels:
         objects["labels/zarr.json"] = (ome.labels_group([label.name for label in labels]),)
     _consolidate(objects, volume)
 
@@ -48,6 +55,7 @@ def volume_objects(
             for label, each in zip(labels, shards, strict=True)
         )
         made = _record(id, source, files, volume, label_records, shard, metadata_sha256(objects))
+        made = replace(made, layout=conversion.layout)
         notes = (note for label in labels for note in label.notes)
         return replace(made, warnings=(*made.warnings, *notes))
 
@@ -55,12 +63,21 @@ def volume_objects(
 
 
 def _image_objects(
-    objects: Objects, id: str, volume: Volume, conversion: Conversion
+    objects: Objects,
+    id: str,
+    volume: Volume,
+    labels: Sequence[Label],
+    conversion: Conversion,
 ) -> ShardStream:
     values, grid, channels = volume.values, volume.grid, volume.channels
     extra = {"slope": values.slope, "intercept": values.intercept, "affine": grid.nested_affine}
-    objects["zarr.json"] = (ome.image_group(id, grid, channels, extra),)
+    beside = {} if conversion.ome_labels else _paths_of(labels, conversion)
+    objects["zarr.json"] = (ome.image_group(id, grid, channels, extra, beside),)
     return _array_objects(objects, "0", values.voxels, conversion)
+
+
+def _paths_of(labels: Sequence[Label], conversion: Conversion) -> dict[str, str]:
+    return {label.name: label_path(label.name, conversion.layout) for label in labels}
 
 
 def _consolidate(objects: Objects, volume: Volume) -> None:
@@ -83,12 +100,13 @@ def _consolidate(objects: Objects, volume: Volume) -> None:
 def _label_objects(
     objects: Objects, label: Label, grid: Grid, conversion: Conversion
 ) -> ShardStream:
-    path = f"labels/{label.name}"
-    extra = {"points": pack_points(label.points)}
-    objects[f"{path}/zarr.json"] = (
-        ome.label_group(label.name, grid, sorted(label.classes), extra),
-    )
-    return _array_objects(objects, f"{path}/0", label.voxels, conversion)
+    path, classes = label_path(label.name, conversion.layout), sorted(label.classes)
+    extra: dict[str, Any] = {"points": pack_points(label.points)}
+    if not conversion.ome_labels:
+        about = {"mim3d": extra | {"classes": classes}}
+        return _array_objects(objects, path, label.voxels, conversion, about)
+    objects[described_at(path)] = (ome.label_group(label.name, grid, classes, extra),)
+    return _array_objects(objects, path, label.voxels, conversion)
 
 
 def _label_record(label: Label, shard: ShardStream, names: Mapping[int, str]) -> LabelRecord:
@@ -107,16 +125,21 @@ def _label_record(label: Label, shard: ShardStream, names: Mapping[int, str]) ->
 
 
 def _array_objects(
-    objects: Objects, path: str, voxels: np.ndarray, conversion: Conversion
+    objects: Objects,
+    path: str,
+    voxels: np.ndarray,
+    conversion: Conversion,
+    attributes: dict[str, Any] | None = None,
 ) -> ShardStream:
     """Metadata and shard of one array."""
     sides = (1,) * (voxels.ndim - 3) + (conversion.chunk,) * 3
     codec = ChunkCodec(conversion.codec, voxels.dtype.name, sides, conversion.shuffle)
     names = ("c", "z", "y", "x")[4 - voxels.ndim :]
-    document = shard_metadata(voxels.shape, codec, names, {}, separator(NEWEST))
+    dots = separator(conversion.layout)
+    document = shard_metadata(voxels.shape, codec, names, attributes or {}, dots)
     shard = ShardStream(voxels, codec)
     objects[f"{path}/zarr.json"] = (ome.json_bytes(document),)
-    objects[shard_key(path, voxels.ndim, NEWEST)] = shard
+    objects[shard_key(path, voxels.ndim, conversion.layout)] = shard
     return shard
 
 
@@ -184,5 +207,4 @@ def _record(
         channel_names=channel_names(source, volume),
         n_values=volume.n_values,
         header_doubt=header.doubt,
-        layout=NEWEST,
     )

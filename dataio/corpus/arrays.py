@@ -2,9 +2,10 @@
 
 Layout 1 has a shard five folders deep, ID/0/c/0/0/0, and the NIfTI header as an array of its own
 beside: 12 files and folders a volume, 22 with a label. Layout 2 parts chunk keys by dots, as in
-ID/0/c.0.0.0, and keeps the header in the group's zarr.json: 5, and 7 more with a label. Fewer than
-these no label can have that OME-Zarr finds at labels/NAME and any Zarr reader at labels/NAME/0. A
-corpus may hold both: a record tells its own.
+ID/0/c.0.0.0, and keeps the header in the group's zarr.json: 5, and 7 more with a label, which is
+the least where OME-Zarr finds it, at labels/NAME. Layout 3 has it beside the image, at
+ID/labels.NAME, as a further multiscale image of the same group: 3 for each label. A corpus may
+hold all of them: a record tells its own.
 """
 
 import hashlib
@@ -20,10 +21,12 @@ from mim3d.dataio.corpus.manifest import VolumeRecord
 from mim3d.dataio.storage.store import Store
 
 INDEX_ENTRY, INDEX_CRC = 16, 4  # bytes of a shard's index: an entry per chunk, its checksum
-NEWEST = 2
-SHARD = re.compile(r"(labels/[^/]+/)?0/c[./][0-9./]+")
-FILES, FILES_OF_LABELS, FILES_OF_A_LABEL, FILES_OF_A_CORPUS = 5, 2, 5, 6
-"""Files and folders of layout 2: of a volume, of all its labels, of each; and at the root."""
+WITH_OME_LABELS, NEWEST = 2, 3
+SHARD = re.compile(r"((labels/[^/]+/)?0|labels\.[^/]+)/c[./][0-9./]+")
+FILES_OF_A_CORPUS = 6
+"""At the root, with itself."""
+FILES = {WITH_OME_LABELS: (5, 2, 5), NEWEST: (5, 0, 3)}
+"""Files and folders of a volume, of all its labels, and of each."""
 
 
 def shard_key(path: str, n_axes: int, layout: int) -> str:
@@ -31,6 +34,16 @@ def shard_key(path: str, n_axes: int, layout: int) -> str:
     if layout == 1:
         return f"{path}/c" + "/0" * n_axes
     return f"{path}/c" + ".0" * n_axes
+
+
+def label_path(name: str, layout: int) -> str:
+    """Path of a label's array within its volume."""
+    return f"labels.{name}" if layout >= NEWEST else f"labels/{name}/0"
+
+
+def described_at(path: str) -> str:
+    """Key of the zarr.json that has the points of a label's array: its OME group's, or its own."""
+    return f"{path.removesuffix('/0')}/zarr.json"
 
 
 def separator(layout: int) -> str:
@@ -48,9 +61,10 @@ def header_keys(layout: int) -> list[str]:
     return ["nifti/zarr.json", "nifti/c/0"] if layout == 1 else []
 
 
-def n_files(n_labels: int) -> int:
+def n_files(n_labels: int, layout: int) -> int:
     """Files and folders of a new volume."""
-    return FILES + (FILES_OF_LABELS + FILES_OF_A_LABEL * n_labels if n_labels else 0)
+    volume, labels, label = FILES[layout]
+    return volume + (labels + label * n_labels if n_labels else 0)
 
 
 @dataclass(frozen=True)
@@ -90,8 +104,8 @@ def stored_arrays(record: VolumeRecord) -> list[ArrayRecord]:
     )
     labels = [
         ArrayRecord(
-            *(f"{record.id}/labels/{a.name}/0", record.shape, a.dtype, a.shard_sha256),
-            *(a.shard_bytes, record.layout),
+            f"{record.id}/{label_path(a.name, record.layout)}",
+            *(record.shape, a.dtype, a.shard_sha256, a.shard_bytes, record.layout),
         )
         for a in record.labels
     ]
@@ -104,7 +118,7 @@ def expected_keys(record: VolumeRecord) -> list[str]:
     shards = [array.shard_key.removeprefix(f"{record.id}/") for array in stored_arrays(record)]
     keys = ["zarr.json", *header_keys(record.layout), *shards]
     keys += [f"{path}/zarr.json" for path in arrays]
-    if record.labels:
+    if record.labels and record.layout < NEWEST:
         keys += ["labels/zarr.json", *(f"labels/{a.name}/zarr.json" for a in record.labels)]
     return keys
 

@@ -22,15 +22,10 @@ from pathlib import Path
 
 import numpy as np
 
-from mim3d.dataio.corpus.arrays import INDEX_CRC, INDEX_ENTRY, shard_key
+from mim3d.dataio.corpus.arrays import INDEX_CRC, INDEX_ENTRY, label_path, shard_key
 from mim3d.dataio.corpus.channel_rows import CHANNEL_DTYPE, CHANNELS, rows_of_volumes
-from mim3d.dataio.corpus.names import check_names, check_packed_names
-from mim3d.dataio.corpus.table_file import (
-    TABLE,
-    TableFileError,
-    crc_of_bytes,
-    mapped_arrays,
-)
+from mim3d.dataio.corpus.names import TABLE, check_names, check_packed_names, own_file
+from mim3d.dataio.corpus.table_file import TableFileError, crc_of_bytes, mapped_arrays
 from mim3d.dataio.corpus.table_head import (
     checked_first,
     crc_of,
@@ -121,7 +116,7 @@ class ChunkTable:
     @classmethod
     def of_file(cls, root: Path, head: dict) -> "ChunkTable":
         """Map the one file in a folder, of which `head` is the head."""
-        file = root / TABLE
+        file = own_file(root, TABLE)
         try:
             found = mapped_arrays(file, head, SECTIONS)
         except (TableFileError, OSError, ValueError, KeyError, TypeError) as error:
@@ -282,14 +277,17 @@ class ChunkTable:
         array = self.arrays[row]
         name = self.volume_id(int(array["volume"]))
         label = int(array["label"])
-        return f"{name}/0" if label < 0 else f"{name}/labels/{self.label_names[label]}/0"
+        path = "0" if label < 0 else label_path(self.label_names[label], self._layout(row))
+        return f"{name}/{path}"
 
     def shard_path(self, row: int) -> str:
         """Key of the one shard object of a row of `arrays`, relative to the corpus."""
         n_axes = 3 + (int(self.arrays["channels"][row]) > 1)
+        return shard_key(self.array_path(row), n_axes, self._layout(row))
+
+    def _layout(self, row: int) -> int:
         newer = "layout" in (self.arrays.dtype.names or ())
-        layout = int(self.arrays["layout"][row]) if newer else 1
-        return shard_key(self.array_path(row), n_axes, layout)
+        return int(self.arrays["layout"][row]) if newer else 1
 
     def label_row(self, volume: int, name: str) -> int:
         """Row in `arrays` of a volume's label, or -1 where it has none of that name."""

@@ -5,11 +5,12 @@ from math import isfinite
 from typing import Any, Literal
 
 from mim3d.dataio.chunks.codec import COMPRESSORS, SHUFFLES
+from mim3d.dataio.corpus.arrays import NEWEST, WITH_OME_LABELS
 from mim3d.dataio.errors import Mim3dError
 from mim3d.dataio.geometry import check_orientation
 
-FORMAT = 2
-READABLE_FORMATS = (1, 2)
+FORMAT = 3
+READABLE_FORMATS = (1, 2, 3)
 GIB = 1 << 30
 
 
@@ -48,6 +49,9 @@ class Conversion:
     3); sform and qform are taken whole, pixdim gives the voxel sizes alone."""
     units: Literal["header", "mm"] = "header"
     """Unit of voxel sizes: the header's (micron and metre become mm), or mm whatever it says."""
+    ome_labels: bool = False
+    """Lay labels where OME-Zarr's readers look for them, at labels/NAME: 12 files and folders a
+    labelled volume instead of 8."""
     byte_budget: int = 8 * GIB
     """Largest decoded file, in bytes."""
 
@@ -84,6 +88,11 @@ class Conversion:
     def lossless(self) -> bool:
         """Whether voxels are stored as they came (float64 still becomes float32)."""
         return self.spacing_mm is None and self.dtype == "native" and self.window is None
+
+    @property
+    def layout(self) -> int:
+        """How the folders of new volumes are laid out (`corpus.arrays`)."""
+        return WITH_OME_LABELS if self.ome_labels else NEWEST
 
     def attributes(self) -> dict[str, Any]:
         """The recipe as the corpus keeps it; the byte budget does not change what is stored."""

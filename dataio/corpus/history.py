@@ -14,7 +14,8 @@ from datetime import UTC, datetime
 from typing import Any, Literal
 
 from mim3d.dataio.corpus.manifest import VolumeRecord, open_line, sealed_line
-from mim3d.dataio.corpus.table_file import TABLE, read_head_of
+from mim3d.dataio.corpus.names import TABLE, own_key
+from mim3d.dataio.corpus.table_file import read_head_of
 from mim3d.dataio.errors import CorpusError
 from mim3d.dataio.storage.store import Store
 
@@ -96,7 +97,8 @@ def history_text(store: Store) -> bytes:
     """The file where it is intact, else what the chunk table repeats of it; CorpusError where
     there was one and neither is."""
     repeated = _repeated(store)
-    text = store.get(HISTORY) if store.exists(HISTORY) else b""
+    key = own_key(store, HISTORY)
+    text = store.get(key) if store.exists(key) else b""
     try:
         known = parse_history(text)
     except CorpusError:
@@ -106,14 +108,14 @@ def history_text(store: Store) -> bytes:
     if repeated is not None:
         return repeated
     raise CorpusError(
-        f"{store.url}/{HISTORY}: is damaged, and the chunk table, which repeats it, too; it tells "
+        f"{store.url}/{key}: is damaged, and the chunk table, which repeats it, too; it tells "
         "what may not come back: delete it, and remove again what was removed"
     )
 
 
 def _repeated(store: Store) -> bytes | None:
     try:
-        head = read_head_of(io.BytesIO(store.get(TABLE)))
+        head = read_head_of(io.BytesIO(store.get(own_key(store, TABLE))))
     except (OSError, ValueError):
         return None
     return str(head.get("history", "")).encode()

@@ -8,11 +8,10 @@ from typing import Any
 
 import google_crc32c
 
-from mim3d.dataio.corpus.names import check_names
+from mim3d.dataio.corpus.names import MANIFEST, check_names, own_file
 from mim3d.dataio.errors import CorpusError
 from mim3d.dataio.geometry import Affine, Triple
 
-MANIFEST = "manifest.jsonl"
 CRC_KEY = "crc32c"
 GONE_KEY = "gone"
 
@@ -310,7 +309,7 @@ def intact_records(
 
 def read_manifest(path: Path) -> list[VolumeRecord]:
     """Records of `manifest.jsonl`, or of the corpus folder that holds it."""
-    file = path / MANIFEST if path.is_dir() else path
+    file = own_file(path, MANIFEST) if path.is_dir() else path
     if not file.is_file():
         raise CorpusError(f"{file}: no such manifest; is this a corpus? (mim3d convert makes one)")
     return latest(iter_manifest(file.read_bytes(), str(file)))

@@ -1,16 +1,27 @@
-"""Names of volumes and labels are names of folders: what may stand in them, asked at opening.
+"""Names in a corpus: of its own files, and of volumes and labels, which are names of folders.
+
+The corpus' own files lie in a folder of theirs, which is an array of no elements to Zarr: into
+arrays its readers do not look, while of any other file in a group they warn. Up to format 2 they
+lie in the root, and stay there.
+
+What may stand in the names of volumes and labels is asked at opening.
 
 The converter makes only such names (`convert.volume_ids`). A corpus from elsewhere may hold any,
 and one such as `../elsewhere` would have its reader read, and its exporter write, outside.
 """
 
 import re
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any, Protocol
 
 import numpy as np
 
 from mim3d.dataio.errors import CorpusError
 
+OWN = "mim3d"
+OWN_METADATA = f"{OWN}/zarr.json"
+MANIFEST, TABLE, HEAD = "manifest.jsonl", "chunks.table", "chunks.json"
 LONGEST = 160
 NAME = re.compile(r"(?![.-])(?!.*\.\.)[A-Za-z0-9._-]{1,160}")
 REMEDY = (
@@ -19,6 +30,50 @@ REMEDY = (
 )
 ALLOWED = np.zeros(256, bool)
 ALLOWED[[c for c in range(128) if chr(c).isalnum() or chr(c) in "._-"]] = True
+
+
+class Holds(Protocol):
+    """What tells whether it has an object."""
+
+    def exists(self, key: str) -> bool:
+        """Whether there is such an object."""
+        ...
+
+
+def own_key(store: Holds, name: str) -> str:
+    """Key of one of the corpus' own files."""
+    return name if is_flat(store.exists) else f"{OWN}/{name}"
+
+
+def own_folder(root: Path) -> Path:
+    """Where a corpus on this machine has its own files."""
+    return root if is_flat(lambda key: (root / key).is_file()) else root / OWN
+
+
+def own_file(corpus: str | Path, name: str) -> Path:
+    """One of the corpus' own files, on this machine."""
+    return own_folder(Path(corpus)) / name
+
+
+def is_flat(exists: Callable[[str], bool]) -> bool:
+    """Whether a corpus has its own files in its root, as those begun up to format 2."""
+    return not exists(f"{OWN}/{MANIFEST}") and any(map(exists, (MANIFEST, TABLE, HEAD)))
+
+
+def own_array() -> dict[str, Any]:
+    """zarr.json of the folder of the corpus' own files."""
+    return {
+        "zarr_format": 3,
+        "node_type": "array",
+        "shape": [0],
+        "data_type": "uint8",
+        "chunk_grid": {"name": "regular", "configuration": {"chunk_shape": [1]}},
+        "chunk_key_encoding": {"name": "default", "configuration": {"separator": "/"}},
+        "fill_value": 0,
+        "codecs": [{"name": "bytes"}],
+        "attributes": {"about": "manifest, chunk table and notes of mim3d: no voxels"},
+        "storage_transformers": [],
+    }
 
 
 def check_names(names: Iterable[str], where: str) -> None:

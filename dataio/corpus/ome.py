@@ -27,8 +27,8 @@ def group(attributes: dict[str, Any]) -> bytes:
     return json_bytes({"zarr_format": 3, "node_type": "group", "attributes": attributes})
 
 
-def multiscales(name: str, grid: Grid, channels: int) -> list[dict[str, Any]]:
-    """OME multiscales of one level.
+def multiscale(name: str, grid: Grid, channels: int, path: str = "0") -> dict[str, Any]:
+    """An OME multiscale image of one level, its array at `path`.
 
     The translation is the world position of the first voxel; OME 0.5 has no rotation, so for an
     oblique volume only the NIfTI header tells the whole affine.
@@ -45,14 +45,18 @@ def multiscales(name: str, grid: Grid, channels: int) -> list[dict[str, Any]]:
         {"type": "scale", "scale": scale},
         {"type": "translation", "translation": shift},
     ]
-    level = {"path": "0", "coordinateTransformations": transforms}
-    return [{"name": name, "axes": axes, "datasets": [level]}]
+    level = {"path": path, "coordinateTransformations": transforms}
+    return {"name": name, "axes": axes, "datasets": [level]}
 
 
-def image_group(name: str, grid: Grid, channels: int, extra: dict[str, Any]) -> bytes:
-    """zarr.json of an image; `extra` stands under the key mim3d."""
-    ome = {"version": OME_VERSION, "multiscales": multiscales(name, grid, channels)}
-    return group({"ome": ome, "mim3d": extra})
+def image_group(
+    name: str, grid: Grid, channels: int, extra: dict[str, Any], labels: Mapping[str, str]
+) -> bytes:
+    """zarr.json of an image and of `labels` beside it (path of each by name), which are further
+    multiscale images: OME-Zarr's readers take the first. `extra` stands under the key mim3d."""
+    scales = [multiscale(name, grid, channels)]
+    scales += [multiscale(label, grid, 1, path) for label, path in labels.items()]
+    return group({"ome": {"version": OME_VERSION, "multiscales": scales}, "mim3d": extra})
 
 
 def labels_group(names: list[str]) -> bytes:
@@ -68,7 +72,7 @@ def label_group(name: str, grid: Grid, classes: list[int], extra: dict[str, Any]
     }
     ome = {
         "version": OME_VERSION,
-        "multiscales": multiscales(name, grid, 1),
+        "multiscales": [multiscale(name, grid, 1)],
         "image-label": described,
     }
     return group({"ome": ome, "mim3d": extra})

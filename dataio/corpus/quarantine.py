@@ -2,9 +2,12 @@
 
 from collections.abc import Iterable
 from dataclasses import asdict
+from pathlib import Path
 
 from mim3d.dataio.corpus.manifest import open_line, sealed_line
+from mim3d.dataio.corpus.names import own_key
 from mim3d.dataio.errors import CorpusError, Rejection
+from mim3d.dataio.storage.store import open_store
 
 QUARANTINE = "quarantine.jsonl"
 
@@ -13,6 +16,11 @@ def quarantine_bytes(rejections: Iterable[Rejection]) -> bytes:
     """The finished file: sorted, without repetitions, each line with its checksum."""
     lines = (sealed_line(asdict(item)) + "\n" for item in sorted(set(rejections)))
     return "".join(lines).encode()
+
+
+def quarantine_place(corpus: str | Path) -> str:
+    """Where a corpus, a folder or an address, lists what was left out."""
+    return f"{corpus}/{own_key(open_store(corpus), QUARANTINE)}"
 
 
 def parse_quarantine(text: bytes, where: str = QUARANTINE) -> list[Rejection]:

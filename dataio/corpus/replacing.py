@@ -9,6 +9,7 @@ of, and reads the others.
 from collections.abc import Iterable
 
 from mim3d.dataio.corpus.manifest import open_line, sealed_line
+from mim3d.dataio.corpus.names import own_key
 from mim3d.dataio.errors import CorpusError
 from mim3d.dataio.storage.store import Store
 
@@ -17,7 +18,8 @@ REPLACING = "replacing.jsonl"
 
 def note_replacing(store: Store, ids: Iterable[str]) -> None:
     """Note volumes that are about to be replaced or removed."""
-    store.append(REPLACING, "".join(sealed_line({"id": id}) + "\n" for id in ids).encode())
+    lines = "".join(sealed_line({"id": id}) + "\n" for id in ids)
+    store.append(own_key(store, REPLACING), lines.encode())
 
 
 def parse_replacing(text: bytes) -> frozenset[str] | None:

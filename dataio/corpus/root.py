@@ -9,13 +9,14 @@ from typing import Any
 import google_crc32c
 
 from mim3d.dataio.corpus.conversion import FORMAT, READABLE_FORMATS, Conversion
+from mim3d.dataio.corpus.names import OWN_METADATA, TABLE, is_flat, own_array, own_key
 from mim3d.dataio.corpus.ome import json_bytes
-from mim3d.dataio.corpus.table_file import TABLE, read_head_of
+from mim3d.dataio.corpus.table_file import read_head_of
 from mim3d.dataio.errors import CorpusError
 from mim3d.dataio.storage.store import Store
 
 FEW_BYTES = 2
-BEFORE = {"shuffle": "byte", "believe": "auto", "units": "header"}
+BEFORE = {"shuffle": "byte", "believe": "auto", "units": "header", "ome_labels": False}
 """What corpora were made with whose recipe does not name it."""
 
 
@@ -75,7 +76,7 @@ def root_facts(store: Store) -> dict[str, Any] | None:
     except (DamagedRootError, FileNotFoundError):
         pass
     try:
-        return read_head_of(io.BytesIO(store.get(TABLE))).get("root")
+        return read_head_of(io.BytesIO(store.get(own_key(store, TABLE)))).get("root")
     except (OSError, ValueError):
         return None
 
@@ -109,6 +110,14 @@ def mend_root(store: Store) -> None:
         store.replace("zarr.json", [whole])
 
 
+def mend_own_folder(store: Store) -> None:
+    """Write the metadata of the folder of the corpus' own files where it is not what it was."""
+    whole = json_bytes(own_array())
+    flat = is_flat(store.exists)
+    if not flat and (not store.exists(OWN_METADATA) or store.get(OWN_METADATA) != whole):
+        store.replace(OWN_METADATA, [whole])
+
+
 def check_recipe(store: Store, conversion: Conversion) -> None:
     """CorpusError naming the options that differ from those the corpus was made with.
 
@@ -132,7 +141,8 @@ def check_recipe(store: Store, conversion: Conversion) -> None:
             f"{store.url}: was made with other options ({changes}); "
             "use the same ones or another destination"
         )
-    if text != (whole := json_bytes(sealed_document(facts))):
+    if text != (whole := json_bytes(sealed_document(facts | {"format": FORMAT}))):
+        # The format too: what is written from now on is for versions that know of it.
         store.replace("zarr.json", [whole])
 
 

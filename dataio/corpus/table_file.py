@@ -18,7 +18,6 @@ import google_crc32c
 import numpy as np
 from typing_extensions import Buffer
 
-TABLE = "chunks.table"
 MAGIC = b"mim3dtab"
 START = struct.Struct("<8sII")
 ALIGNED = 64

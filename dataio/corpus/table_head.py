@@ -9,16 +9,11 @@ import google_crc32c
 import numpy as np
 
 from mim3d.dataio.corpus.channel_rows import CHANNELS
-from mim3d.dataio.corpus.manifest import (
-    MANIFEST,
-    VolumeRecord,
-    iter_manifest,
-    latest,
-    manifest_bytes,
-)
+from mim3d.dataio.corpus.manifest import VolumeRecord, iter_manifest, latest, manifest_bytes
+from mim3d.dataio.corpus.names import HEAD, MANIFEST, OWN, TABLE, own_file
 from mim3d.dataio.corpus.replacing import REPLACING, parse_replacing
-from mim3d.dataio.corpus.table_file import TABLE, read_file_head
-from mim3d.dataio.corpus.table_rows import CHECKED, HEAD, POINTS, READABLE_FORMATS
+from mim3d.dataio.corpus.table_file import read_file_head
+from mim3d.dataio.corpus.table_rows import CHECKED, POINTS, READABLE_FORMATS
 from mim3d.dataio.errors import CorpusError
 
 REMEDY_OF_MANIFEST = "run the same `mim3d convert` again, which makes anew what it told of"
@@ -28,7 +23,7 @@ READ_BYTES = 1 << 22
 
 def read_head(root: Path) -> dict:
     """The table's head, checked against the format and the manifest's size."""
-    head = _file_head(root) if (root / TABLE).is_file() else _json_head(root)
+    head = _file_head(root) if own_file(root, TABLE).is_file() else _json_head(root)
     if head["format"] not in READABLE_FORMATS:
         known = ", ".join(map(str, READABLE_FORMATS))
         raise CorpusError(
@@ -38,26 +33,27 @@ def read_head(root: Path) -> dict:
     size = manifest_size(root)
     if size < head["manifest_bytes"]:
         raise CorpusError(
-            f"{root / MANIFEST}: has {size} bytes, and had {head['manifest_bytes']} when the chunk "
-            f"table was made; {REMEDY_OF_MANIFEST}"
+            f"{own_file(root, MANIFEST)}: has {size} bytes, and had {head['manifest_bytes']} "
+            f"when the chunk table was made; {REMEDY_OF_MANIFEST}"
         )
     return head
 
 
 def manifest_size(root: Path) -> int:
     """Bytes of the manifest, 0 where there is none."""
-    return (root / MANIFEST).stat().st_size if (root / MANIFEST).is_file() else 0
+    file = own_file(root, MANIFEST)
+    return file.stat().st_size if file.is_file() else 0
 
 
 def _file_head(root: Path) -> dict:
     try:
-        return read_file_head(root / TABLE)
+        return read_file_head(own_file(root, TABLE))
     except (OSError, ValueError, RecursionError) as error:
-        raise damaged(root / TABLE, str(error)) from error
+        raise damaged(own_file(root, TABLE), str(error)) from error
 
 
 def _json_head(root: Path) -> dict:
-    file = root / HEAD
+    file = own_file(root, HEAD)
     if not file.is_file():
         raise CorpusError(
             f"{root}: the chunk table is missing ({TABLE}): a conversion did not finish; run the "
@@ -79,23 +75,22 @@ def known_records(root: Path, text: bytes) -> list[VolumeRecord]:
 
     CorpusError where it is not the manifest that the table was made of.
     """
-    head = read_head(root)
+    head, file = read_head(root), own_file(root, MANIFEST)
     known = text[: head["manifest_bytes"]]
     if sha256(known).hexdigest() == head["manifest_sha256"]:
-        return latest(iter_manifest(known, str(root / MANIFEST)))
+        return latest(iter_manifest(known, str(file)))
     # The new table stands, and the conversion ended before the manifest was put in order.
-    records = sorted(latest(iter_manifest(text, str(root / MANIFEST))), key=lambda r: r.id)
+    records = sorted(latest(iter_manifest(text, str(file))), key=lambda r: r.id)
     if sha256(manifest_bytes(records)).hexdigest() == head["manifest_sha256"]:
         return records
     raise CorpusError(
-        f"{root / MANIFEST}: damaged: not the manifest that the chunk table was made of; "
-        f"{REMEDY_OF_MANIFEST}"
+        f"{file}: damaged: not the manifest that the chunk table was made of; {REMEDY_OF_MANIFEST}"
     )
 
 
 def replaced_in(root: Path) -> frozenset[str] | None:
     """Volumes that a conversion is replacing, or was when it was interrupted."""
-    file = root / REPLACING
+    file = own_file(root, REPLACING)
     return parse_replacing(file.read_bytes()) if file.is_file() else frozenset()
 
 
@@ -130,7 +125,8 @@ def crc_of(file: Path) -> str:
 
 def damaged(file: Path | str, what: str) -> CorpusError:
     """The error for a table's file that is not what was written."""
-    return CorpusError(f"{file}: {what}; {REMEDY.format(Path(file).parent)}")
+    corpus = str(file).rsplit("/", 1)[0].removesuffix(f"/{OWN}")
+    return CorpusError(f"{file}: {what}; {REMEDY.format(corpus)}")
 
 
 def mapped(file: Path, dtypes: Sequence[np.dtype] = (), length: int | None = None) -> np.ndarray:

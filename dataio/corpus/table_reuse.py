@@ -11,7 +11,8 @@ import numpy as np
 from mim3d.dataio.corpus.arrays import stored_arrays
 from mim3d.dataio.corpus.chunk_table import ChunkTable
 from mim3d.dataio.corpus.manifest import VolumeRecord
-from mim3d.dataio.corpus.table_file import TABLE, intact_section, read_file_head
+from mim3d.dataio.corpus.names import TABLE, own_file, own_key
+from mim3d.dataio.corpus.table_file import intact_section, read_file_head
 from mim3d.dataio.corpus.table_writer import Readers, index_reader, point_reader, shard_tag
 from mim3d.dataio.errors import CorpusError, Mim3dError
 from mim3d.dataio.storage.store import LocalStore, Store
@@ -25,13 +26,13 @@ def table_that_stands(store: Store, held: ExitStack) -> ChunkTable | None:
     bucket lies in a temporary folder while `held` is open."""
     if isinstance(store, LocalStore):
         folder = store.root
-    elif not store.exists(TABLE):
+    elif not store.exists(own_key(store, TABLE)):
         return None
     else:
         folder = Path(held.enter_context(tempfile.TemporaryDirectory(prefix="mim3d-table-")))
-        (folder / TABLE).write_bytes(store.get(TABLE))
+        (folder / TABLE).write_bytes(store.get(own_key(store, TABLE)))
     try:
-        head = read_file_head(folder / TABLE)
+        head = read_file_head(own_file(folder, TABLE))
         table = ChunkTable.of_file(folder, head)
         table.check()
     except (OSError, ValueError, KeyError):

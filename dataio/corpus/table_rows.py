@@ -3,11 +3,11 @@
 import numpy as np
 
 from mim3d.dataio.corpus.channel_rows import CHANNEL_DTYPE, CHANNELS
+from mim3d.dataio.corpus.names import HEAD
 
 TABLE_FORMAT = 5
 READABLE_FORMATS = (1, 2, 3, 4, 5)
 ONE_FILE = 5
-HEAD = "chunks.json"
 VOLUMES, ARRAYS = "chunks.volumes.npy", "chunks.arrays.npy"
 SIZES, POINTS = "chunks.sizes.npy", "chunks.points.npy"
 OFFSETS = "chunks.offsets.npy"  # format 1

@@ -11,20 +11,20 @@ import numpy as np
 from typing_extensions import Buffer
 
 from mim3d.dataio.chunks.shard_writer import chunk_index, n_chunks
-from mim3d.dataio.corpus.arrays import shard_key
+from mim3d.dataio.corpus.arrays import described_at, label_path, shard_key
 from mim3d.dataio.corpus.channel_rows import CHANNELS, channel_rows, held
 from mim3d.dataio.corpus.history import history_text
 from mim3d.dataio.corpus.manifest import LabelRecord, VolumeRecord
+from mim3d.dataio.corpus.names import HEAD, TABLE
 from mim3d.dataio.corpus.ome import unpack_points
 from mim3d.dataio.corpus.root import root_facts
-from mim3d.dataio.corpus.table_file import TABLE, packed
+from mim3d.dataio.corpus.table_file import packed
 from mim3d.dataio.corpus.table_head import checked_first, checked_later, head_crc
 from mim3d.dataio.corpus.table_rows import (
     ARRAY_DTYPE,
     ARRAYS,
     CHUNK_DTYPE,
     CHUNKS,
-    HEAD,
     OLD_ARRAY_DTYPE,
     ONE_FILE,
     POINT_DTYPE,
@@ -179,8 +179,8 @@ def _fill_rows(
             count *= record.channels if label is None else 1
             row = _array_row(record, label, volume, number, chunk, first_chunk, count)
             arrays[len(paths)] = row
-            folder = record.id if label is None else f"{record.id}/labels/{label.name}"
-            paths.append((f"{folder}/0", label is not None))
+            path = "0" if label is None else label_path(label.name, record.layout)
+            paths.append((f"{record.id}/{path}", label is not None))
             first_chunk += count
     return paths
 
@@ -276,7 +276,7 @@ def point_reader(store: Store) -> PointReader:
     """Read the points kept beside a label."""
 
     def read(path: str) -> dict[int, np.ndarray]:
-        document = json.loads(store.get(f"{path.removesuffix('/0')}/zarr.json"))
+        document = json.loads(store.get(described_at(path)))
         return unpack_points(document["attributes"]["mim3d"]["points"])
 
     return read

@@ -26,20 +26,19 @@ from mim3d.dataio.corpus.history import (
     parse_history,
 )
 from mim3d.dataio.corpus.manifest import (
-    MANIFEST,
     VolumeRecord,
     gone_line,
     intact_records,
     manifest_bytes,
     record_line,
 )
+from mim3d.dataio.corpus.names import HEAD, MANIFEST, TABLE, own_key
 from mim3d.dataio.corpus.quarantine import QUARANTINE, quarantine_bytes
 from mim3d.dataio.corpus.replacing import REPLACING, note_replacing
-from mim3d.dataio.corpus.root import check_recipe, root_document
+from mim3d.dataio.corpus.root import check_recipe, mend_own_folder, root_document
 from mim3d.dataio.corpus.seen_files import SEEN, SeenFile, parse_seen, seen_bytes
-from mim3d.dataio.corpus.table_file import TABLE
 from mim3d.dataio.corpus.table_reuse import reusing, table_that_stands
-from mim3d.dataio.corpus.table_rows import HEAD, OLD_TABLE_FILES
+from mim3d.dataio.corpus.table_rows import OLD_TABLE_FILES
 from mim3d.dataio.corpus.table_writer import table_objects
 from mim3d.dataio.errors import CorpusError, Rejection
 from mim3d.dataio.storage.store import LOCK, Store
@@ -62,30 +61,36 @@ class CorpusWriter:
         self._gone: set[str] = set()
         self._committed = time.monotonic()
 
+    def own(self, name: str) -> str:
+        """Key of one of the corpus' own files."""
+        return own_key(self.store, name)
+
     def open(self) -> None:
         """Check what stands there and drop what was never committed."""
-        if self.store.exists("zarr.json") or self.store.exists(TABLE):
+        if self.store.exists("zarr.json") or self.store.exists(self.own(TABLE)):
             check_recipe(self.store, self.conversion)
             self._recover()
         else:
             _refuse_foreign(self.store)
             document = root_document(self.conversion, version("mim3d"))
             self.store.replace("zarr.json", [ome.json_bytes(document)])
+        mend_own_folder(self.store)
         for name in orphans(self.store, self.records):
             self.store.delete(name)
         self._read_history()
-        if self.store.exists(SEEN):
-            self.seen = parse_seen(self.store.get(SEEN))
+        if self.store.exists(self.own(SEEN)):
+            self.seen = parse_seen(self.store.get(self.own(SEEN)))
 
     def _read_history(self) -> None:
         text = history_text(self.store)
         self.events = parse_history(text)
-        if text != (self.store.get(HISTORY) if self.store.exists(HISTORY) else b""):
-            self.store.replace(HISTORY, [text])
+        key = self.own(HISTORY)
+        if text != (self.store.get(key) if self.store.exists(key) else b""):
+            self.store.replace(key, [text])
 
     def add_event(self, event: Event) -> None:
         """Add a line to the history, before what it tells of is done."""
-        self.store.append(HISTORY, event_line(event))
+        self.store.append(self.own(HISTORY), event_line(event))
         self.events.append(event)
 
     def lost(self) -> list[Rejection]:
@@ -94,11 +99,12 @@ class CorpusWriter:
         return [Rejection(id, "lost", detail) for id in self._unlisted if id not in self.records]
 
     def _recover(self) -> None:
-        text = self.store.get(MANIFEST) if self.store.exists(MANIFEST) else b""
-        records, damaged = intact_records(text, f"{self.store.url}/{MANIFEST}")
+        key = self.own(MANIFEST)
+        text = self.store.get(key) if self.store.exists(key) else b""
+        records, damaged = intact_records(text, f"{self.store.url}/{key}")
         self.records = {record.id: record for record in records}
         whole = text.endswith(b"\n")
-        was_complete = self.store.exists(TABLE) or self.store.exists(HEAD)
+        was_complete = self.store.exists(self.own(TABLE)) or self.store.exists(self.own(HEAD))
         if damaged or (not whole and was_complete):
             self._unlisted = orphans(self.store, self.records)
         if damaged or (text and not whole):
@@ -107,7 +113,7 @@ class CorpusWriter:
 
     def _rewrite(self) -> bytes:
         text = manifest_bytes(self.records.values())
-        self.store.replace(MANIFEST, [text])
+        self.store.replace(self.own(MANIFEST), [text])
         return text
 
     def take(self, records: Iterable[VolumeRecord], stale: Collection[str]) -> None:
@@ -135,7 +141,7 @@ class CorpusWriter:
         lines = [record_line(record) for record in self._new.values()]
         lines += [gone_line(id) for id in sorted(gone)]
         if lines:
-            self.store.append(MANIFEST, "".join(line + "\n" for line in lines).encode())
+            self.store.append(self.own(MANIFEST), "".join(line + "\n" for line in lines).encode())
         for id in sorted(gone):
             self.store.delete(id)
         self._new, self._gone = {}, set()
@@ -150,14 +156,14 @@ class CorpusWriter:
         with ExitStack() as held:
             old = table_that_stands(self.store, held)
             parts, lost = self._table(ordered, text, old)
-            self.store.replace(QUARANTINE, [quarantine_bytes(rejections | set(lost))])
-            self.store.replace(SEEN, [seen_bytes(self._seen_of(ordered))])
-            self.store.replace(TABLE, parts)
-        self.store.replace(MANIFEST, [text])
-        for name in OLD_TABLE_FILES if self.store.exists(HEAD) else ():
+            self.store.replace(self.own(QUARANTINE), [quarantine_bytes(rejections | set(lost))])
+            self.store.replace(self.own(SEEN), [seen_bytes(self._seen_of(ordered))])
+            self.store.replace(self.own(TABLE), parts)
+        self.store.replace(self.own(MANIFEST), [text])
+        for name in OLD_TABLE_FILES if self.store.exists(self.own(HEAD)) else ():
             self.store.delete(name)
-        if self.store.exists(REPLACING):
-            self.store.delete(REPLACING)
+        if self.store.exists(self.own(REPLACING)):
+            self.store.delete(self.own(REPLACING))
         return lost
 
     def _table(

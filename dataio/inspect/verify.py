@@ -17,14 +17,22 @@ from mim3d.dataio.corpus.arrays import (
 )
 from mim3d.dataio.corpus.conversion import Conversion
 from mim3d.dataio.corpus.history import HISTORY, history_text
-from mim3d.dataio.corpus.manifest import MANIFEST, VolumeRecord, intact_records
+from mim3d.dataio.corpus.manifest import VolumeRecord, intact_records
+from mim3d.dataio.corpus.names import (
+    HEAD,
+    MANIFEST,
+    OWN_METADATA,
+    TABLE,
+    is_flat,
+    own_array,
+    own_key,
+)
 from mim3d.dataio.corpus.ome import json_bytes
 from mim3d.dataio.corpus.quarantine import QUARANTINE, parse_quarantine
 from mim3d.dataio.corpus.replacing import REPLACING
 from mim3d.dataio.corpus.root import read_root, root_facts, sealed_document
 from mim3d.dataio.corpus.seen_files import SEEN
-from mim3d.dataio.corpus.table_file import TABLE
-from mim3d.dataio.corpus.table_rows import HEAD, OLD_TABLE_FILES, READABLE_FORMATS, TABLE_FORMAT
+from mim3d.dataio.corpus.table_rows import OLD_TABLE_FILES, READABLE_FORMATS, TABLE_FORMAT
 from mim3d.dataio.corpus.table_writer import table_objects
 from mim3d.dataio.corpus.writer import orphans
 from mim3d.dataio.errors import CorpusError, Mim3dError
@@ -36,9 +44,7 @@ from mim3d.dataio.waiting import StalledError, asking_threads
 REPAIR = "`mim3d verify CORPUS --mend` makes the volume anew from its source"
 MEND = "`mim3d verify CORPUS --mend` mends it"
 CONVERT = "run the same `mim3d convert` again, which makes anew what it told of"
-ROOT_FILES = frozenset(
-    {"zarr.json", MANIFEST, QUARANTINE, SEEN, HISTORY, REPLACING, TABLE, LOCK, *OLD_TABLE_FILES}
-)
+OWN_FILES = (MANIFEST, QUARANTINE, SEEN, HISTORY, REPLACING, TABLE)
 
 
 @dataclass(frozen=True, order=True)
@@ -70,11 +76,12 @@ def verify(
     CorpusError where there is no corpus at all; everything else is a `Problem`.
     """
     store = open_store(corpus)
-    if not store.exists("zarr.json") and not store.exists(TABLE):
+    if not store.exists("zarr.json") and not store.exists(own_key(store, TABLE)):
         raise CorpusError(f"{corpus}: not a corpus: it has no zarr.json")
     problems: list[Problem] = []
     records = _manifest(store, problems)
     chunk = _root(store, records, problems)
+    problems += _own_folder(store)
     problems += _quarantine(store)
     problems += _history(store)
     checked = partial(_volume, store, chunk)
@@ -125,27 +132,35 @@ def _chunk_side(store: Store, key: str) -> int:
 
 def _manifest(store: Store, problems: list[Problem]) -> list[VolumeRecord]:
     """Records of all lines that pass; the others are problems."""
-    if not store.exists(MANIFEST):
+    if not store.exists(own_key(store, MANIFEST)):
         detail = f"no manifest: nothing is committed; {CONVERT}"
         problems.append(Problem(MANIFEST, "missing", detail))
         return []
-    text = store.get(MANIFEST)
+    text = store.get(own_key(store, MANIFEST))
     if text and not text.endswith(b"\n"):
         detail = f"ends within a line: a conversion was interrupted; {CONVERT}"
         problems.append(Problem(MANIFEST, "torn-line", detail))
     records, damaged = intact_records(text)
     problems += [Problem(MANIFEST, "bad-line", str(error)) for error in damaged]
-    if store.exists(REPLACING):
+    if store.exists(own_key(store, REPLACING)):
         detail = f"a conversion that replaces volumes goes on, or was interrupted; {MEND}"
         problems.append(Problem(REPLACING, "interrupted", detail))
     return sorted(records, key=lambda record: record.id)
 
 
+def _own_folder(store: Store) -> list[Problem]:
+    """Whether Zarr's readers find an array where the corpus' own files lie."""
+    if is_flat(store.exists):
+        return []
+    whole = store.exists(OWN_METADATA) and store.get(OWN_METADATA) == json_bytes(own_array())
+    return [] if whole else [Problem(OWN_METADATA, "bad-root", f"not what was written; {MEND}")]
+
+
 def _quarantine(store: Store) -> list[Problem]:
-    if not store.exists(QUARANTINE):
+    if not store.exists(own_key(store, QUARANTINE)):
         return [Problem(QUARANTINE, "missing", f"a conversion did not finish; {CONVERT}")]
     try:
-        parse_quarantine(store.get(QUARANTINE))
+        parse_quarantine(store.get(own_key(store, QUARANTINE)))
     except CorpusError as error:
         return [Problem(QUARANTINE, "bad-line", f"{error}; {MEND}")]
     return []
@@ -157,7 +172,8 @@ def _history(store: Store) -> list[Problem]:
         known = history_text(store)
     except CorpusError as error:
         return [Problem(HISTORY, "bad-line", str(error))]
-    if known == (store.get(HISTORY) if store.exists(HISTORY) else b""):
+    key = own_key(store, HISTORY)
+    if known == (store.get(key) if store.exists(key) else b""):
         return []
     return [Problem(HISTORY, "bad-line", f"is not what the chunk table repeats of it; {MEND}")]
 
@@ -232,7 +248,7 @@ def _damage(array: ArrayRecord, chunk: int, data: bytes) -> Iterator[Problem]:
 def _table(store: Store, records: Sequence[VolumeRecord], chunk: int) -> list[Problem]:
     """Whether the chunk table is what the manifest and the shards make it."""
     try:
-        manifest = store.get(MANIFEST)
+        manifest = store.get(own_key(store, MANIFEST))
         objects = table_objects(store, records, manifest, chunk, _table_format(store))
     except StalledError:
         raise
@@ -240,9 +256,10 @@ def _table(store: Store, records: Sequence[VolumeRecord], chunk: int) -> list[Pr
         return [Problem(TABLE, "not-checked", f"cannot be made anew to compare: {error}; {MEND}")]
     problems = []
     for name, parts in objects.items():
-        if not store.exists(name):
+        key = own_key(store, name)
+        if not store.exists(key):
             problems.append(Problem(name, "missing", f"the chunk table is not there; {MEND}"))
-        elif store.get(name) != b"".join(map(bytes, parts)):
+        elif store.get(key) != b"".join(map(bytes, parts)):
             detail = "is not what the manifest and the shards say"
             problems.append(Problem(name, "bad-table", f"{detail}; {MEND}"))
     return problems
@@ -250,10 +267,10 @@ def _table(store: Store, records: Sequence[VolumeRecord], chunk: int) -> list[Pr
 
 def _table_format(store: Store) -> int:
     """Format of the table that is there, the newest where it does not tell."""
-    if store.exists(TABLE):
+    if store.exists(own_key(store, TABLE)):
         return TABLE_FORMAT
     try:
-        format = json.loads(store.get(HEAD))["format"]
+        format = json.loads(store.get(own_key(store, HEAD)))["format"]
     except (OSError, ValueError, KeyError, TypeError):
         return TABLE_FORMAT
     return format if format in READABLE_FORMATS else TABLE_FORMAT
@@ -262,9 +279,11 @@ def _table_format(store: Store) -> int:
 def _extra(store: Store, records: Sequence[VolumeRecord]) -> Iterator[Problem]:
     """Objects that nothing accounts for."""
     known = {f"{record.id}/{key}" for record in records for key in expected_keys(record)}
+    known |= {"zarr.json", LOCK} | set(map(partial(own_key, store), OWN_FILES))
+    known |= {*OLD_TABLE_FILES} if is_flat(store.exists) else {OWN_METADATA}
     ours = set(orphans(store, {record.id for record in records}))
     for key in store.walk():
-        if key in known or key in ROOT_FILES:
+        if key in known:
             continue
         if key.split("/")[0] in ours:
             detail = f"belongs to no committed volume: left by an interrupted conversion; {MEND}"

@@ -10,13 +10,13 @@ from pathlib import Path
 from typing import Any
 
 from mim3d.dataio.corpus.chunk_table import ChunkTable
-from mim3d.dataio.corpus.manifest import MANIFEST, VolumeRecord, iter_manifest, latest
+from mim3d.dataio.corpus.manifest import VolumeRecord, iter_manifest, latest
+from mim3d.dataio.corpus.names import HEAD, MANIFEST, TABLE, own_file, own_key
 from mim3d.dataio.corpus.quarantine import QUARANTINE, parse_quarantine
 from mim3d.dataio.corpus.replacing import REPLACING
 from mim3d.dataio.corpus.root import read_root
-from mim3d.dataio.corpus.table_file import TABLE
 from mim3d.dataio.corpus.table_head import known_records, manifest_size, read_head
-from mim3d.dataio.corpus.table_rows import HEAD, OLD_TABLE_FILES
+from mim3d.dataio.corpus.table_rows import OLD_TABLE_FILES
 from mim3d.dataio.errors import CorpusError, CorpusWarning, Rejection
 from mim3d.dataio.reader.local_shards import LocalShards
 from mim3d.dataio.reader.remote_shards import RemoteShards, being_replaced
@@ -24,8 +24,6 @@ from mim3d.dataio.reader.shards import Shards
 from mim3d.dataio.remote.limits import RemoteLimits
 from mim3d.dataio.storage.remote import ADDRESS
 from mim3d.dataio.storage.store import open_store
-
-LOCAL_COPIES = ("zarr.json", TABLE, MANIFEST)
 
 
 class Corpus:
@@ -44,7 +42,7 @@ class Corpus:
         root = Path(path)
         file = root / "zarr.json"
         if not file.is_file():
-            if (root / TABLE).is_file():
+            if own_file(root, TABLE).is_file():
                 raise CorpusError(
                     f"{address or root}: its zarr.json is missing; `mim3d verify {address or root} "
                     "--mend` makes it anew"
@@ -60,11 +58,11 @@ class Corpus:
 
         CorpusError where a line is damaged, or the manifest is not the one the chunk table knows.
         """
-        file = self.root / MANIFEST
+        file = own_file(self.root, MANIFEST)
         if not file.is_file():
             raise CorpusError(f"{self.root}: nothing is committed yet; run mim3d convert again")
         text = file.read_bytes()
-        if (self.root / TABLE).is_file() or (self.root / HEAD).is_file():
+        if any(own_file(self.root, name).is_file() for name in (TABLE, HEAD)):
             return known_records(self.root, text)
         return latest(iter_manifest(text, str(file)))  # a first conversion goes on
 
@@ -92,7 +90,8 @@ def _open_remote(
     """Open a corpus in an object store; its table lies in a folder that dies with the third."""
     shards = RemoteShards(address, limits)
     folder = tempfile.TemporaryDirectory(prefix="mim3d-table-")
-    held = {name: shards.whole(name) for name in LOCAL_COPIES}
+    held = {"zarr.json": shards.whole("zarr.json")}
+    held |= {name: shards.whole(shards.own(name)) for name in (TABLE, MANIFEST)}
     held[REPLACING] = being_replaced(address)
     if held[TABLE] is None:
         held |= {name: shards.whole(name) for name in OLD_TABLE_FILES}
@@ -133,6 +132,5 @@ def is_address(place: str | Path) -> bool:
 def quarantined(place: str | Path) -> list[Rejection]:
     """What the conversion left out; none where it did not finish."""
     store = open_store(place)
-    if not store.exists(QUARANTINE):
-        return []
-    return parse_quarantine(store.get(QUARANTINE), f"{place}/{QUARANTINE}")
+    key = own_key(store, QUARANTINE)
+    return parse_quarantine(store.get(key), f"{place}/{key}") if store.exists(key) else []

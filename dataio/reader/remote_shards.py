@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 
 from mim3d.dataio.corpus.chunk_table import ChunkTable
+from mim3d.dataio.corpus.names import OWN, TABLE, own_key
 from mim3d.dataio.corpus.replacing import REPLACING
-from mim3d.dataio.corpus.table_file import TABLE
 from mim3d.dataio.errors import CorpusError, StoreError
 from mim3d.dataio.reader.local_shards import mending
 from mim3d.dataio.reader.table_watch import TableWatch, table_in
@@ -38,11 +38,11 @@ class TableBucket:
 
     def stamp(self) -> str:
         """As `TablePlace.stamp`."""
-        return self._shards.stamp(TABLE)
+        return self._shards.stamp(self._shards.own(TABLE))
 
     def table(self) -> ChunkTable | None:
         """As `TablePlace.table`; its file is held open, and is of no folder."""
-        data = self._shards.whole(TABLE)
+        data = self._shards.whole(self._shards.own(TABLE))
         if data is None:
             return None
         with tempfile.TemporaryDirectory(prefix="mim3d-table-") as folder:
@@ -53,7 +53,8 @@ class TableBucket:
 def being_replaced(address: str) -> bytes | None:
     """The note of what a conversion is replacing in a bucket; over http it cannot be asked for."""
     try:
-        return open_store(address).get(REPLACING)
+        store = open_store(address)
+        return store.get(own_key(store, REPLACING))
     except StalledError:
         raise
     except (FileNotFoundError, StoreError):
@@ -74,6 +75,7 @@ class RemoteShards:
         self.fetcher = Fetcher(client, self._store.origin, limits or RemoteLimits())
         self._watch: TableWatch | None = None
         self._asked = 0.0
+        self._folder: str | None = None
 
     def open_file(self, path: str, nbytes: int) -> None:
         """None: nothing is on a local disk."""
@@ -144,6 +146,12 @@ class RemoteShards:
 
     def forget(self, path: str, offsets: list[int]) -> None:
         """Nothing to forget: every read asks the store."""
+
+    def own(self, name: str) -> str:
+        """Key of one of the corpus' own files, by where its table lies."""
+        if self._folder is None:
+            self._folder = f"{OWN}/" if self.stamp(f"{OWN}/{TABLE}") else ""
+        return f"{self._folder}{name}"
 
     def whole(self, path: str) -> bytes | None:
         """All bytes of an object, None where there is none."""

@@ -14,8 +14,9 @@ from typing import Protocol
 import numpy as np
 
 from mim3d.dataio.corpus.chunk_table import ChunkTable
+from mim3d.dataio.corpus.names import TABLE, own_file
 from mim3d.dataio.corpus.replacing import REPLACING, parse_replacing
-from mim3d.dataio.corpus.table_file import TABLE, TableFileError, read_file_head
+from mim3d.dataio.corpus.table_file import TableFileError, read_file_head
 from mim3d.dataio.errors import CorpusError
 
 
@@ -44,14 +45,14 @@ class TableFolder:
     def note(self) -> bytes | None:
         """As `TablePlace.note`."""
         try:
-            return (self.root / REPLACING).read_bytes()
+            return own_file(self.root, REPLACING).read_bytes()
         except OSError:
             return None
 
     def stamp(self) -> str:
         """As `TablePlace.stamp`."""
         try:
-            found = (self.root / TABLE).stat()
+            found = own_file(self.root, TABLE).stat()
         except OSError:
             return ""
         return f"{found.st_ino} {found.st_mtime_ns} {found.st_size}"
@@ -64,7 +65,7 @@ class TableFolder:
 def table_in(folder: Path) -> ChunkTable | None:
     """The table of a folder; None where there is none, or it is damaged."""
     try:
-        return ChunkTable.of_file(folder, read_file_head(folder / TABLE))
+        return ChunkTable.of_file(folder, read_file_head(own_file(folder, TABLE)))
     except (OSError, TableFileError, CorpusError):
         return None
 

@@ -11,7 +11,8 @@ from typing import Protocol
 from mim3d.dataio.errors import Rejection, SourceError
 from mim3d.dataio.storage.remote import ADDRESS, first_line, locate, read_remote_bytes
 
-CORPUS_FILES = ("manifest.jsonl", "zarr.json")
+MANIFESTS = ("mim3d/manifest.jsonl", "manifest.jsonl")
+"""Of a corpus, and of one begun up to format 2; `corpus.names` says so to those who may ask it."""
 
 
 class Tree(Protocol):
@@ -162,7 +163,7 @@ def plain_path(path: str) -> str:
 
 def is_corpus(folder: str) -> bool:
     """Whether a folder is a corpus of ours: what a conversion wrote is no source of another."""
-    if Path(folder, CORPUS_FILES[0]).is_file():
+    if any(Path(folder, name).is_file() for name in MANIFESTS):
         return True
     try:
         document = json.loads(Path(folder, "zarr.json").read_bytes())
@@ -174,8 +175,8 @@ def is_corpus(folder: str) -> bool:
 def outside_corpora(names: Sequence[str]) -> list[str]:
     """Names of an object store without those inside a corpus, told by the files every one has."""
     known = set(names)
-    roots = {n[: -len(CORPUS_FILES[0])] for n in names if n.endswith(CORPUS_FILES[0])}
-    corpora = {r for r in roots if all(r + file in known for file in CORPUS_FILES)}
+    roots = {n.removesuffix(file) for file in MANIFESTS for n in names if n.endswith(file)}
+    corpora = {root for root in roots if f"{root}zarr.json" in known}
     if not corpora:
         return list(names)
     return [n for n in names if not any(above in corpora for above in _folders_above(n))]

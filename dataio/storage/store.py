@@ -118,9 +118,9 @@ class LocalStore:
             raise store_error(target, error) from error
 
     def replace(self, key: str, parts: Sequence[Buffer]) -> None:
-        """Write beside the place, fsync, rename: a reader sees the old or the new."""
+        """Write in the root, fsync, rename: a reader sees the old or the new."""
         target = self.path(key)
-        partial = target.parent / f".{target.name}.{os.getpid()}{PARTIAL}"
+        partial = self.root / f".{target.name}.{os.getpid()}{PARTIAL}"
         try:
             target.parent.mkdir(parents=True, exist_ok=True)
             _write_synced(partial, parts)

@@ -9,6 +9,7 @@ import tyro
 from rich.console import Console
 
 from mim3d.dataio.corpus.conversion import Conversion, Rerun
+from mim3d.dataio.corpus.quarantine import quarantine_place
 from mim3d.dataio.errors import Mim3dError, Rejection
 from mim3d.dataio.inspect.doubts import conversion_warnings, corpus_doubts, subjects_in
 from mim3d.dataio.inspect.guesses import MOST_MODALITIES, frames_doubt
@@ -103,7 +104,7 @@ def arguments(words: list[str]) -> ConvertArgs:
             "mim3d convert",
             "Convert NIfTI files into a verified, sharded Zarr corpus. Run it again to go on after "
             "an interruption or to add files; unchanged sources are skipped. The defaults change "
-            "no voxel. Exit code 3 tells that sources were quarantined (quarantine.jsonl).",
+            "no voxel. Exit code 3 tells that sources were quarantined (mim3d/quarantine.jsonl).",
             aliases=ALIASES,
         )
     except UsageError as error:
@@ -139,7 +140,7 @@ def show_report(report: "ConversionReport", destination: str, found: Discovery) 
     show_subjects(console, subjects, (*found.notes, *conversion_warnings(report.records)))
     warnings = all_warnings(found, corpus_doubts(report.records))
     show_warnings(console, warnings)
-    show_rejections(console, report.rejections, f"{destination}/quarantine.jsonl")
+    show_rejections(console, report.rejections, quarantine_place(destination))
     left = ("rejections", "records")
     figures = {name: getattr(report, name) for name in vars(report) if name not in left}
     figures |= {"layout": found.layout, "quarantine": by_code(report.rejections)}

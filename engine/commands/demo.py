@@ -6,6 +6,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from mim3d.dataio.corpus.quarantine import quarantine_place
 from mim3d.dataio.errors import Rejection
 from mim3d.dataio.progress import progress
 from mim3d.dataio.reader.corpus import Corpus, opened_corpus
@@ -141,7 +142,7 @@ def convert_source(source: str, corpus: Path) -> "ConversionReport":
     for rejection in report.rejections[:MOST_SHOWN]:
         print(f"  left out: {rejection.path}: {rejection.detail}", flush=True)
     if report.n_quarantined > MOST_SHOWN:
-        print(f"  ... {report.n_quarantined} in all: {corpus / 'quarantine.jsonl'}", flush=True)
+        print(f"  ... {report.n_quarantined} in all: {quarantine_place(corpus)}", flush=True)
     return report
 
 

@@ -9,7 +9,7 @@ import tyro
 from rich.console import Console
 
 from mim3d.dataio.corpus.manifest import VolumeRecord
-from mim3d.dataio.corpus.quarantine import QUARANTINE
+from mim3d.dataio.corpus.quarantine import quarantine_place
 from mim3d.dataio.errors import CorpusError, Mim3dError, Rejection
 from mim3d.dataio.inspect.doubts import corpus_doubts, subjects_in
 from mim3d.dataio.inspect.summary import (
@@ -66,7 +66,7 @@ def show(corpus: Corpus, shards: Shards, args: InspectArgs) -> Outcome:
     """Tables to the terminal, pictures to files."""
     records = corpus.records
     if not records:
-        raise CorpusError(f"{args.corpus}: holds no volume; see {args.corpus}/{QUARANTINE}")
+        raise CorpusError(f"{args.corpus}: holds no volume; see {quarantine_place(args.corpus)}")
     rejected = quarantined(args.corpus)
     summary = summarise(records)
     console = Console(width=None if Console().is_terminal else 120)

@@ -4,7 +4,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from mim3d.dataio.corpus.manifest import MANIFEST
+from mim3d.dataio.corpus.names import MANIFEST, own_file
 from mim3d.engine.errors import CheckpointError, ConfigError
 from mim3d.engine.finetune.config import (
     MAY_CHANGE,
@@ -110,7 +110,7 @@ def refuse_earlier_state(out: Path) -> None:
 
 def inputs_sha256(config: FinetuneConfig) -> dict[str, str]:
     """Hashes of what a run learns from, where it lies on this machine."""
-    files = {"corpus": Path(config.data.corpus) / MANIFEST if config.data.corpus else None}
+    files = {"corpus": own_file(config.data.corpus, MANIFEST) if config.data.corpus else None}
     if config.data.targets:
         files["targets"] = Path(config.data.targets)
     hashes = {name: local_sha256(file) for name, file in files.items() if file is not None}

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from mim3d.dataio.corpus.manifest import MANIFEST
+from mim3d.dataio.corpus.names import MANIFEST, own_file
 from mim3d.engine.distributed.parallel import choose_precision
 from mim3d.engine.distributed.process_group import Ranks
 from mim3d.engine.errors import CheckpointError, ConfigError
@@ -176,7 +176,7 @@ def finished_result(out: Path, config: PretrainConfig) -> PretrainResult | None:
     if read_json(out / CONFIG).get("steps", config.steps) != config.steps:
         return None  # it is to be lengthened
     figures = read_json(file)
-    now = local_sha256(Path(config.data.corpus) / MANIFEST) if config.data.corpus else None
+    now = local_sha256(own_file(config.data.corpus, MANIFEST)) if config.data.corpus else None
     if now is not None and not config.accept_corpus:
         before = read_card(out)[1].get("corpus_sha256", now)
         refuse_changed_corpus(config.data.corpus, before, now, config.steps, corpus_remedy(out))

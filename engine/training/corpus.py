@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from mim3d.dataio.corpus.chunk_table import ChunkTable, choose_volumes
-from mim3d.dataio.corpus.manifest import MANIFEST
+from mim3d.dataio.corpus.names import MANIFEST, own_file
 from mim3d.dataio.reader.corpus import Corpus
 from mim3d.engine.errors import ConfigError, TrainingError
 from mim3d.engine.models.config import ViTConfig
@@ -55,7 +55,7 @@ def corpus_sha256(corpus: Corpus) -> str:
 
     `corpus.root` holds a copy of it where the corpus lies in an object store.
     """
-    return file_sha256(corpus.root / MANIFEST)
+    return file_sha256(own_file(corpus.root, MANIFEST))
 
 
 BEGIN_ANEW = "start a new run with another --out"

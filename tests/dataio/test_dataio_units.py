@@ -21,8 +21,8 @@ from mim3d.dataio.convert.volume_ids import safe_id, unique_ids
 from mim3d.dataio.corpus.chunk_table import ChunkTable, PackedStrings
 from mim3d.dataio.corpus.conversion import Conversion
 from mim3d.dataio.corpus.manifest import manifest_bytes, parse_record, read_manifest, record_line
+from mim3d.dataio.corpus.names import TABLE, own_file
 from mim3d.dataio.corpus.ome import pack_points, unpack_points
-from mim3d.dataio.corpus.table_file import TABLE
 from mim3d.dataio.errors import CorpusError, Mim3dError, SourceError
 from mim3d.dataio.geometry import Grid, obliquity_deg, reorientation
 from mim3d.dataio.reader.corpus import Corpus
@@ -71,7 +71,10 @@ def test_an_id_in_the_corpus_is_not_given_away():
 def test_a_manifest_line_comes_back_whole(corpus):
     record = corpus.records[0]
     assert parse_record(record_line(record)) == record
-    assert manifest_bytes(reversed(corpus.records)) == (corpus.root / "manifest.jsonl").read_bytes()
+    assert (
+        manifest_bytes(reversed(corpus.records))
+        == own_file(corpus.root, "manifest.jsonl").read_bytes()
+    )
 
 
 @settings(max_examples=200)
@@ -132,15 +135,15 @@ def test_a_damaged_table_is_refused(corpus, tmp_path, name):
 
     shutil.copytree(corpus.root, tmp_path / "c")
     begin, nbytes = section(tmp_path / "c", name)
-    content = bytearray((tmp_path / "c" / TABLE).read_bytes())
+    content = bytearray(own_file(tmp_path / "c", TABLE).read_bytes())
     content[begin + nbytes - 1] ^= 1
-    (tmp_path / "c" / TABLE).write_bytes(bytes(content))
+    own_file(tmp_path / "c", TABLE).write_bytes(bytes(content))
     with pytest.raises(CorpusError, match="fail their checksum"):
         ChunkTable.open(tmp_path / "c")
-    (tmp_path / "c" / TABLE).write_bytes(bytes(content[: begin + 1]))
+    own_file(tmp_path / "c", TABLE).write_bytes(bytes(content[: begin + 1]))
     with pytest.raises(CorpusError, match=f"verify {tmp_path / 'c'} --mend"):
         ChunkTable.open(tmp_path / "c")
-    (tmp_path / "c" / TABLE).unlink()
+    own_file(tmp_path / "c", TABLE).unlink()
     with pytest.raises(CorpusError, match="is missing"):
         ChunkTable.open(tmp_path / "c")
 

@@ -106,9 +106,9 @@ def shards(corpus: Path) -> str:
     """Bytes of every shard, wherever its key puts it."""
     found = []
     for name in sorted(SHAPES):
-        for array in (f"{name}/0", f"{name}/labels/seg/0"):
-            files = [f for f in (corpus / array).rglob("*") if f.is_file() and f.suffix != ".json"]
-            found += [array.encode(), *(file.read_bytes() for file in files)]
+        for array, first_name in (("0", "0"), ("labels.seg", "labels/seg/0")):
+            files = [f for f in (corpus / name / array).iterdir() if f.suffix != ".json"]
+            found += [f"{name}/{first_name}".encode(), *(file.read_bytes() for file in files)]
             assert len(files) == 1
     return digest(*found)
 

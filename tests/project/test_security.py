@@ -13,8 +13,8 @@ from synthetic_study import write_study
 
 from mim3d.dataio.convert.run import convert
 from mim3d.dataio.convert.volume_ids import safe_id
-from mim3d.dataio.corpus.manifest import MANIFEST, read_manifest, record_line
-from mim3d.dataio.corpus.names import NAME
+from mim3d.dataio.corpus.manifest import read_manifest, record_line
+from mim3d.dataio.corpus.names import MANIFEST, NAME, own_file
 from mim3d.dataio.sources.discover import discover
 from mim3d.engine.commands.cli import main
 from mim3d.engine.report.report import build_report
@@ -46,7 +46,7 @@ def test_a_forged_name_writes_nowhere(corpus: Path, tmp_path: Path, name, part, 
     forged = replace(record, id=name)
     if part == "label":
         forged = replace(record, labels=(replace(record.labels[0], name=name),))
-    (corpus / MANIFEST).write_text(record_line(forged) + "\n")
+    own_file(corpus, MANIFEST).write_text(record_line(forged) + "\n")
     before = sorted(tmp_path.rglob("*"))
     assert main(["export-nifti", str(corpus), str(tmp_path / "deep/er/out")]) == 2
     assert sorted(tmp_path.rglob("*")) == before
@@ -57,7 +57,7 @@ def test_a_forged_name_writes_nowhere(corpus: Path, tmp_path: Path, name, part, 
 
 def test_the_remedy_for_a_forged_name(corpus: Path, tmp_path: Path) -> None:
     (record,) = read_manifest(corpus)
-    (corpus / MANIFEST).write_text(record_line(replace(record, id="../x")) + "\n")
+    own_file(corpus, MANIFEST).write_text(record_line(replace(record, id="../x")) + "\n")
     assert (
         main(["convert", str(tmp_path / "in"), str(tmp_path / "new.zarr"), "--workers", "1"]) == 0
     )

@@ -5,14 +5,15 @@ from pathlib import Path
 
 from old_tables import write_as_format
 
-from mim3d.dataio.corpus.manifest import MANIFEST, VolumeRecord, manifest_bytes, read_manifest
+from mim3d.dataio.corpus.manifest import VolumeRecord, manifest_bytes, read_manifest
+from mim3d.dataio.corpus.names import MANIFEST, own_file
 
 
 def made_before_channels(root: Path, chunk: int = 16) -> Path:
     """Rewrite manifest and table of a corpus without what has been measured since."""
     records = [without_channels(record) for record in read_manifest(root)]
     text = manifest_bytes(records)
-    (root / MANIFEST).write_bytes(text)
+    own_file(root, MANIFEST).write_bytes(text)
     write_as_format(root, 3, chunk)
     return root
 

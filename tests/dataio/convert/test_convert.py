@@ -16,6 +16,7 @@ from nibabel.arrayproxy import ArrayProxy
 from mim3d.dataio.convert.run import convert
 from mim3d.dataio.corpus.conversion import Conversion
 from mim3d.dataio.corpus.manifest import VolumeRecord
+from mim3d.dataio.corpus.names import own_file
 from mim3d.dataio.corpus.quarantine import parse_quarantine
 from mim3d.dataio.corpus.seen_files import SEEN
 from mim3d.dataio.errors import CorpusError
@@ -142,7 +143,7 @@ def test_every_odd_and_real_file_agrees_or_says_why_not(real_data, tmp_path, fol
     records = Corpus.open(tmp_path / "c").records
     for record in records:
         assert_agrees(tmp_path / "c", record, record.sources[0], record.frame)
-    rejected = parse_quarantine((tmp_path / "c" / "quarantine.jsonl").read_bytes())
+    rejected = parse_quarantine(own_file(tmp_path / "c", "quarantine.jsonl").read_bytes())
     assert {r.code for r in rejected} <= {"rgb", "non-finite"}
     assert {r.sources[0] for r in records} | {r.path for r in rejected} == set(map(str, files))
     assert not verify(tmp_path / "c").problems
@@ -154,7 +155,7 @@ def test_three_libraries_read_the_same_voxels(tmp_path):
     convert(sources(tmp_path, 3), tmp_path / "c", workers=1)
     corpus = Corpus.open(tmp_path / "c")
     for record in corpus.records:
-        for array in ("0", "labels/seg/0"):
+        for array in ("0", "labels.seg"):
             path = tmp_path / "c" / record.id / array
             spec = {"driver": "zarr3", "kvstore": f"file://{path}/"}
             by_tensorstore = tensorstore.open(spec).result().read().result()
@@ -173,7 +174,7 @@ def test_labels_follow_their_image(tmp_path):
         (label,) = record.labels
         canonical = nib.as_closest_canonical(load(label.source))
         want = np.asarray(canonical.dataobj).transpose(2, 1, 0)
-        assert np.array_equal(array(tmp_path / "c", f"{record.id}/labels/seg/0"), want)
+        assert np.array_equal(array(tmp_path / "c", f"{record.id}/labels.seg"), want)
         assert label.classes == {k: int((want == k).sum()) for k in np.unique(want)}
     assert {r.subject for r in corpus.records} == {"s0", "s1"}
 
@@ -218,7 +219,7 @@ def test_a_bad_label_is_told_with_its_image_and_does_not_cost_it(tmp_path, chang
     assert report.rejections[0].code == code and "keeps the volume it has" in (
         report.rejections[0].detail
     )
-    (tmp_path / "kept" / "quarantine.jsonl").write_bytes(b"")
+    own_file(tmp_path / "kept", "quarantine.jsonl").write_bytes(b"")
     assert tree_hash(tmp_path / "kept") == whole
     assert not verify(tmp_path / "kept").problems
 
@@ -258,7 +259,7 @@ def test_labels_in_floats_become_whole_numbers(tmp_path):
     image = save(tmp_path / "i.nii.gz", voxels.astype(np.int16))
     label = save(tmp_path / "l.nii.gz", voxels.astype(np.float64))
     convert([Source("a", (image,), {"seg": label})], tmp_path / "c")
-    got = array(tmp_path / "c", "a/labels/seg/0")
+    got = array(tmp_path / "c", "a/labels.seg")
     assert got.dtype == np.int16 and np.array_equal(got, voxels.transpose(2, 1, 0))
 
 
@@ -344,7 +345,7 @@ def test_options(tmp_path):
         convert([source], tmp_path / name, Conversion(**options))
         (record,) = Corpus.open(tmp_path / name).records
         assert not verify(tmp_path / name).problems
-        label = array(tmp_path / name, "a/labels/seg/0")
+        label = array(tmp_path / name, "a/labels.seg")
         return record, stored(tmp_path / name, record), label
 
     record, got, label = run("crop", foreground=True)
@@ -481,6 +482,6 @@ def test_a_constant_volume(tmp_path):
 def test_the_quarantine_is_json_lines(tmp_path):
     (tmp_path / "a.nii").write_text("no")
     convert([Source("a", (str(tmp_path / "a.nii"),))], tmp_path / "c")
-    (line,) = (tmp_path / "c" / "quarantine.jsonl").read_text().splitlines()
+    (line,) = own_file(tmp_path / "c", "quarantine.jsonl").read_text().splitlines()
     assert json.loads(line)["code"] == "not-nifti"
     assert Corpus.open(tmp_path / "c").table.n_volumes == 0

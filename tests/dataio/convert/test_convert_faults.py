@@ -19,8 +19,8 @@ from mim3d.dataio.convert.run import convert
 from mim3d.dataio.convert.work import run_job
 from mim3d.dataio.corpus.conversion import Conversion
 from mim3d.dataio.corpus.manifest import read_manifest
+from mim3d.dataio.corpus.names import TABLE, own_file
 from mim3d.dataio.corpus.seen_files import SEEN
-from mim3d.dataio.corpus.table_file import TABLE
 from mim3d.dataio.errors import CorpusError, StoreError
 from mim3d.dataio.inspect.verify import verify
 from mim3d.dataio.reader.corpus import Corpus
@@ -150,7 +150,9 @@ def test_a_disk_that_is_really_full(made, whole, tmp_path):
     try:
         with pytest.raises(StoreError, match="make room and run the same command again"):
             convert(made, disk / "c", workers=2)
-        done = len(read_manifest(disk / "c")) if (disk / "c" / "manifest.jsonl").exists() else 0
+        done = (
+            len(read_manifest(disk / "c")) if own_file(disk / "c", "manifest.jsonl").exists() else 0
+        )
         assert done < 5
         subprocess.run(["mount", "-o", "remount,size=20m", str(disk)], check=True)
         convert(made, disk / "c", workers=1)
@@ -191,9 +193,9 @@ def test_sigkill_at_any_moment(made, whole, tmp_path, workers):
 
 def test_a_half_written_corpus_opens_as_far_as_it_goes(made, tmp_path):
     convert(made, tmp_path / "c", workers=1)
-    (tmp_path / "c" / TABLE).unlink()
-    lines = (tmp_path / "c" / "manifest.jsonl").read_bytes()
-    (tmp_path / "c" / "manifest.jsonl").write_bytes(lines[: len(lines) * 2 // 3])
+    own_file(tmp_path / "c", TABLE).unlink()
+    lines = own_file(tmp_path / "c", "manifest.jsonl").read_bytes()
+    own_file(tmp_path / "c", "manifest.jsonl").write_bytes(lines[: len(lines) * 2 // 3])
     corpus = Corpus.open(tmp_path / "c")
     assert 1 <= len(corpus.records) < 5
     with pytest.raises(CorpusError, match="run the same `mim3d convert` again"):

@@ -11,6 +11,7 @@ import pytest
 from nibabel.nifti1 import Nifti1Image
 
 from mim3d.bench.corpora import anatomy_like
+from mim3d.dataio.corpus.names import own_file
 
 SHAPE = (160, 256, 256)  # int16: 21 MB
 NEAR: dict[str, Any] = {"spacing_mm": [1.01, 1.0, 1.0]}  # about as many voxels as before
@@ -91,7 +92,7 @@ def test_frames_of_one_file_are_held_one_at_a_time(options, tmp_path):
     nifti = Nifti1Image(np.ascontiguousarray(frames.T), np.diag([-1, 1, 1, 1]))
     nifti.to_filename(tmp_path / "frames.nii.gz")
     peak = peak_of([str(tmp_path / "frames.nii.gz")], {}, tmp_path / "c", options)
-    assert len((tmp_path / "c" / "manifest.jsonl").read_text().splitlines()) == 2
+    assert len(own_file(tmp_path / "c", "manifest.jsonl").read_text().splitlines()) == 2
     assert 0 < peak < 2.7 * frames.nbytes  # a resampled frame is as large as the file
 
 
@@ -103,7 +104,7 @@ def test_the_peak_is_a_small_multiple_of_the_largest_volume(name, sources, tmp_p
     images = [str(sources / f"image-{channel}.nii.gz") for channel in range(n_channels)]
     labels = {"seg": str(sources / f"{label}.nii.gz")} if label else {}
     peak = peak_of(images, labels, tmp_path / "c", options)
-    line = json.loads((tmp_path / "c" / "manifest.jsonl").read_text())
+    line = json.loads(own_file(tmp_path / "c", "manifest.jsonl").read_text())
     record = line.get("record", line)
     stored = n_channels * np.prod(record["shape"]) * np.dtype(record["dtype"]).itemsize
     largest = max(2 * n_channels * np.prod(SHAPE), stored)

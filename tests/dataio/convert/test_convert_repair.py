@@ -9,9 +9,8 @@ import pytest
 from mim3d.bench.corpora import anatomy_like
 from mim3d.dataio.convert.run import convert
 from mim3d.dataio.corpus.conversion import Conversion
-from mim3d.dataio.corpus.manifest import MANIFEST
+from mim3d.dataio.corpus.names import MANIFEST, TABLE, own_file
 from mim3d.dataio.corpus.seen_files import SEEN
-from mim3d.dataio.corpus.table_file import TABLE
 from mim3d.dataio.errors import CorpusError
 from mim3d.dataio.inspect.verify import verify
 from mim3d.dataio.reader.corpus import Corpus
@@ -72,12 +71,12 @@ def test_the_same_convert_again_mends_any_flip(made, copy, name, at):
 def test_every_byte_of_the_root_may_be_damaged(made, copy):
     file = copy / "zarr.json"
     whole = file.read_bytes()
-    (copy / TABLE).unlink()  # which repeats what stands in the root
+    own_file(copy, TABLE).unlink()  # which repeats what stands in the root
     for at in range(0, len(whole), 7):
         file.write_bytes(whole)
         flip(file, at, at % 8)
         convert([], copy, RECIPE, workers=1)
-        (copy / TABLE).unlink()
+        own_file(copy, TABLE).unlink()
         assert file.read_bytes() == whole
 
 
@@ -86,7 +85,7 @@ def test_a_damaged_root_of_other_options_is_not_taken_for_these(made, copy, with
     whole = (copy / "zarr.json").read_bytes()
     flip(copy / "zarr.json", 100, 2)
     if not with_table:  # which tells what stood in the root
-        (copy / TABLE).unlink()
+        own_file(copy, TABLE).unlink()
     before = (copy / "zarr.json").read_bytes()
     with pytest.raises(CorpusError):
         convert(made[1], copy, Conversion(chunk=24), workers=1)
@@ -96,14 +95,14 @@ def test_a_damaged_root_of_other_options_is_not_taken_for_these(made, copy, with
 @pytest.mark.parametrize("at", [400, -1])
 def test_a_volume_that_cannot_be_made_anew_is_told(made, copy, at, capsys):
     """The damaged line is v2's, and its source is no longer among those given."""
-    flip(copy / MANIFEST, -400 if at > 0 else at, 1)
+    flip(own_file(copy, MANIFEST), -400 if at > 0 else at, 1)
     report = convert(made[1][:2], copy, RECIPE, workers=1)
     assert [(r.path, r.code) for r in report.rejections] == [("v2", "lost")]
     assert [r.id for r in Corpus.open(copy).records] == ["v0", "v1"]
 
 
 def test_verify_numbers_the_line_once_and_knows_the_chunk_side(copy, capsys):
-    flip(copy / MANIFEST, 300, 1)
+    flip(own_file(copy, MANIFEST), 300, 1)
     flip(copy / "zarr.json", 60, 1)
     problems = verify(copy).problems
     assert {p.code for p in problems} >= {"bad-line", "bad-root"}

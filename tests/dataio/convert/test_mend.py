@@ -15,10 +15,9 @@ from mim3d.dataio.convert.run import convert
 from mim3d.dataio.convert.upkeep import mend
 from mim3d.dataio.corpus.conversion import Conversion, Rerun
 from mim3d.dataio.corpus.history import HISTORY
-from mim3d.dataio.corpus.manifest import MANIFEST
+from mim3d.dataio.corpus.names import MANIFEST, TABLE, own_file
 from mim3d.dataio.corpus.quarantine import QUARANTINE
 from mim3d.dataio.corpus.seen_files import SEEN
-from mim3d.dataio.corpus.table_file import TABLE
 from mim3d.dataio.errors import CorpusError, Mim3dError
 from mim3d.dataio.inspect.verify import verify
 from mim3d.dataio.loader.config import LoaderConfig
@@ -169,7 +168,7 @@ def test_many_damages_are_mended_by_what_is_advised(place, tmp_path_factory, che
     check(place, tmp_path_factory.mktemp("c"), data)
 
 
-@pytest.mark.parametrize("key", ["v1/0/zarr.json", "v1/labels/seg/zarr.json"])
+@pytest.mark.parametrize("key", ["v1/0/zarr.json", "v1/labels.seg/zarr.json"])
 @pytest.mark.parametrize("way", ["convert", "mend"])
 def test_damaged_metadata_is_found_by_a_plain_rerun(place, copy, key, way):
     whole = content(copy)
@@ -200,7 +199,7 @@ def test_a_flipped_voxel_is_found_by_convert_verify_alone(place, copy, capsys):
 def test_a_damaged_volume_leaves_the_old_table_while_it_is_made_anew(place, copy, how, monkeypatch):
     """What once deleted the table and then failed: a shard cut short."""
     shard = copy / "v1/0/c.0.0.0"
-    whole, table = content(copy), (copy / TABLE).read_bytes()
+    whole, table = content(copy), own_file(copy, TABLE).read_bytes()
     if how == "cut":
         shard.write_bytes(shard.read_bytes()[:-100])
     elif how == "folder":
@@ -213,7 +212,7 @@ def test_a_damaged_volume_leaves_the_old_table_while_it_is_made_anew(place, copy
         from mim3d.dataio.convert.pool import run_jobs
 
         for result in run_jobs(jobs, workers):
-            seen.append((copy / TABLE).read_bytes() == table)
+            seen.append(own_file(copy, TABLE).read_bytes() == table)
             yield result
 
     convert(sources_of(place / "raw"), copy, workers=1, runner=runner)
@@ -268,7 +267,7 @@ def test_the_table_is_made_anew_though_a_volume_is_beyond_mending(place, copy, t
     convert([Source("v9", (str(tmp_path / "v9.nii.gz"),))], copy, workers=1)
     (tmp_path / "v9.nii.gz").unlink()
     (copy / "v9/0/c.0.0.0").write_bytes(b"short")
-    (copy / TABLE).unlink()
+    own_file(copy, TABLE).unlink()
     report = mend(copy)
     assert [r.code for r in report.rejections] == ["damaged"]
     table = Corpus.open(copy).table
@@ -282,7 +281,7 @@ def test_the_table_is_made_anew_though_a_volume_is_beyond_mending(place, copy, t
 def test_what_an_interrupted_conversion_left_is_mended(place, copy):
     whole = content(copy)
     shutil.copytree(copy / "v1", copy / "v7")
-    (copy / QUARANTINE).unlink()
+    own_file(copy, QUARANTINE).unlink()
     assert {p.code for p in verify(copy).problems} == {"orphan", "missing"}
     mend(copy)
     assert content(copy) == whole
@@ -303,7 +302,7 @@ def test_a_lost_root_is_known_from_the_table(place, copy):
     (copy / "zarr.json").unlink()
     with pytest.raises(CorpusError, match="other options"):
         convert(sources_of(place / "raw"), copy, Conversion(chunk=32), workers=1)
-    (copy / TABLE).unlink()
+    own_file(copy, TABLE).unlink()
     (copy / "zarr.json").unlink()
     with pytest.raises(CorpusError, match="same `mim3d convert`"):
         mend(copy)
@@ -331,7 +330,7 @@ def test_a_rerun_reads_only_what_changed(place, tmp_path, monkeypatch):
     assert run() == ["v1.nii.gz"] and run() == []
     everything = sorted(file.name for file in raw.iterdir())
     assert run(rehash=True) == everything and run() == []
-    (tmp_path / "c" / SEEN).write_bytes(b"not a line\n")
+    own_file(tmp_path / "c", SEEN).write_bytes(b"not a line\n")
     assert run() == everything and run() == []
     shutil.copy(raw / "v2.nii.gz", raw / "v1.nii.gz")  # other voxels, another size or time
     run()
@@ -342,7 +341,7 @@ def test_a_file_changed_within_a_tick_of_the_clock_is_read_again(place, tmp_path
     monkeypatch.setattr("mim3d.dataio.corpus.seen_files.SETTLED_NS", 10**18)
     shutil.copytree(place / "raw", tmp_path / "raw")
     convert(discover(str(tmp_path / "raw")).sources, tmp_path / "c", workers=1)
-    assert (tmp_path / "c" / SEEN).read_bytes() == b""
+    assert own_file(tmp_path / "c", SEEN).read_bytes() == b""
 
 
 def test_sources_that_are_gone_are_named_and_pruned_on_request(place, tmp_path, capsys):

@@ -64,8 +64,8 @@ def test_merged_by_links(parts, tmp_path, capsys):
         ("v4", "p4", "b"),
     ]
     assert verify(corpus.root).problems == ()
-    shard = corpus.root / "v1/labels/seg/0/c.0.0.0"
-    assert shard.samefile(parts[0] / "v1/labels/seg/0/c.0.0.0")
+    shard = corpus.root / "v1/labels.seg/c.0.0.0"
+    assert shard.samefile(parts[0] / "v1/labels.seg/c.0.0.0")
     assert [content(part) for part in parts] == before
     assert main(["merge", *map(str, parts), "--into", str(tmp_path / "all.zarr")]) == 0
     assert "no volume added, 6 already there" in capsys.readouterr().out

@@ -12,8 +12,8 @@ from mim3d.dataio.convert.run import convert
 from mim3d.dataio.convert.upkeep import mend, remove
 from mim3d.dataio.corpus.conversion import Rerun
 from mim3d.dataio.corpus.history import HISTORY, parse_history
+from mim3d.dataio.corpus.names import TABLE, own_file
 from mim3d.dataio.corpus.seen_files import SEEN
-from mim3d.dataio.corpus.table_file import TABLE
 from mim3d.dataio.errors import CorpusError
 from mim3d.dataio.inspect.verify import verify
 from mim3d.dataio.reader.corpus import Corpus
@@ -59,7 +59,7 @@ def test_a_withdrawn_consent(made, corpus, capsys):
     for source in made[1][:2]:
         assert all(path.encode() not in left for path in source.paths)
     assert not (corpus / "v0").exists() and not (corpus / "v1").exists()
-    (event,) = parse_history((corpus / HISTORY).read_bytes())
+    (event,) = parse_history(own_file(corpus, HISTORY).read_bytes())
     assert (event.kind, event.volumes, event.subjects) == ("removed", ("v0", "v1"), ("p0",))
 
 
@@ -89,7 +89,7 @@ def test_what_is_readmitted_comes_back(made, corpus, capsys):
     assert main(["remove", str(corpus), "--readmit", "v1"]) == 0
     assert convert(made[1], corpus, workers=1).rejections == ()
     assert ids(corpus) == whole
-    assert [e.kind for e in parse_history((corpus / HISTORY).read_bytes())] == [
+    assert [e.kind for e in parse_history(own_file(corpus, HISTORY).read_bytes())] == [
         "removed",
         "readmitted",
     ]
@@ -98,19 +98,19 @@ def test_what_is_readmitted_comes_back(made, corpus, capsys):
 @pytest.mark.parametrize("words", [["--subject", "nobody"], ["--volume", "v0", "v9"], []])
 def test_a_name_that_is_none_removes_nothing(corpus, words, capsys):
     assert main(["remove", str(corpus), *words]) == 2
-    assert len(ids(corpus)) == 4 and not (corpus / HISTORY).exists()
+    assert len(ids(corpus)) == 4 and not own_file(corpus, HISTORY).exists()
 
 
 @pytest.mark.parametrize("how", ["flip", "delete", "cut"])
 def test_a_damaged_history_readmits_nobody(made, corpus, how):
     remove(corpus, subjects=["p0"])
-    whole = (corpus / HISTORY).read_bytes()
+    whole = own_file(corpus, HISTORY).read_bytes()
     if how == "delete":
-        (corpus / HISTORY).unlink()
+        own_file(corpus, HISTORY).unlink()
     elif how == "cut":
-        (corpus / HISTORY).write_bytes(whole[:-9])
+        own_file(corpus, HISTORY).write_bytes(whole[:-9])
     else:
-        (corpus / HISTORY).write_bytes(whole.replace(b"p0", b"p8"))
+        own_file(corpus, HISTORY).write_bytes(whole.replace(b"p0", b"p8"))
     (problem,) = verify(corpus).problems
     assert problem.where == HISTORY and "--mend" in problem.detail
     if how == "flip":
@@ -118,13 +118,13 @@ def test_a_damaged_history_readmits_nobody(made, corpus, how):
     else:
         report = convert(made[1], corpus, workers=1)
         assert [r.code for r in report.rejections] == ["removed", "removed"]
-    assert (corpus / HISTORY).read_bytes() == whole and ids(corpus) == ["v2", "v3"]
+    assert own_file(corpus, HISTORY).read_bytes() == whole and ids(corpus) == ["v2", "v3"]
     if how == "cut":  # and the table that repeats it as well
-        (corpus / HISTORY).write_bytes(whole[:-9])
-        (corpus / TABLE).write_bytes(b"")
+        own_file(corpus, HISTORY).write_bytes(whole[:-9])
+        own_file(corpus, TABLE).write_bytes(b"")
         with pytest.raises(CorpusError, match="delete it, and remove again"):
             convert(made[1], corpus, workers=1)
-        (corpus / HISTORY).unlink()
+        own_file(corpus, HISTORY).unlink()
         convert(made[1], corpus, workers=1)
         remove(corpus, subjects=["p0"])
         assert ids(corpus) == ["v2", "v3"]
@@ -152,8 +152,8 @@ def test_pruning_is_told_and_may_come_back(made, corpus, tmp_path):
     moved.unlink()
     report = convert(made[1], corpus, workers=1, rerun=Rerun(prune=True))
     assert (report.n_removed, report.gone) == (1, ())
-    (event,) = parse_history((corpus / HISTORY).read_bytes())
+    (event,) = parse_history(own_file(corpus, HISTORY).read_bytes())
     assert (event.kind, event.volumes) == ("pruned", ("v9",))
     moved.write_bytes(content)
     assert convert([Source("v9", (str(moved),))], corpus, workers=1).n_converted == 1
-    assert (corpus / SEEN).exists() and ids(corpus)[-1] == "v9"
+    assert own_file(corpus, SEEN).exists() and ids(corpus)[-1] == "v9"

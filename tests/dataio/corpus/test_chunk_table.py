@@ -10,7 +10,8 @@ from mim3d.dataio.corpus import table_reuse
 from mim3d.dataio.corpus.chunk_table import ChunkTable
 from mim3d.dataio.corpus.conversion import Conversion
 from mim3d.dataio.corpus.manifest import read_manifest
-from mim3d.dataio.corpus.table_file import TABLE, read_file_head
+from mim3d.dataio.corpus.names import TABLE, own_file
+from mim3d.dataio.corpus.table_file import read_file_head
 from mim3d.dataio.corpus.table_rows import OFFSETS, SIZES
 from mim3d.dataio.corpus.table_writer import build_table
 from mim3d.dataio.errors import CorpusError
@@ -49,7 +50,7 @@ def test_a_table_of_format_1_reads_alike_and_passes_verify(root):
 
 def test_a_table_of_format_2_has_no_checksum_of_points_and_reads_on(root):
     points = np.array(ChunkTable.open(root).points)
-    assert read_file_head(root / TABLE)["format"] == 5
+    assert read_file_head(own_file(root, TABLE))["format"] == 5
     write_as_format(root, 2, 32)
     old = ChunkTable.open(root)
     assert old.points_crc is None
@@ -75,22 +76,22 @@ def test_an_older_table_becomes_one_file_with_the_next_conversion(root, format):
 
 
 def test_rows_of_the_table_are_used_again_where_nothing_changed(root, monkeypatch):
-    whole = (root / TABLE).read_bytes()
+    whole = own_file(root, TABLE).read_bytes()
     monkeypatch.setattr(table_reuse, "index_reader", lambda store: pytest.fail)
     monkeypatch.setattr(table_reuse, "point_reader", lambda store: pytest.fail)
     convert([], root, Conversion(chunk=32))
-    assert (root / TABLE).read_bytes() == whole
+    assert own_file(root, TABLE).read_bytes() == whole
 
 
 @pytest.mark.parametrize("name", ["sizes", "points", "arrays", "head"])
 def test_rows_of_a_damaged_table_are_not_used_again(root, name):
-    whole = (root / TABLE).read_bytes()
+    whole = own_file(root, TABLE).read_bytes()
     begin, nbytes = section(root, name)
     damaged = bytearray(whole)
     damaged[begin + nbytes // 2] ^= 16
-    (root / TABLE).write_bytes(damaged)
+    own_file(root, TABLE).write_bytes(damaged)
     convert([], root, Conversion(chunk=32))
-    assert (root / TABLE).read_bytes() == whole
+    assert own_file(root, TABLE).read_bytes() == whole
 
 
 def test_sizes_take_two_bytes_where_they_fit(root):

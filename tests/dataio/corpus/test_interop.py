@@ -15,7 +15,7 @@ from nibabel.arrayproxy import ArrayProxy
 from old_tables import write_as_format
 
 from mim3d.dataio.convert.run import convert
-from mim3d.dataio.corpus.arrays import n_files
+from mim3d.dataio.corpus.arrays import NEWEST, label_path, n_files
 from mim3d.dataio.corpus.conversion import Conversion
 from mim3d.dataio.corpus.manifest import VolumeRecord
 from mim3d.dataio.reader.corpus import Corpus
@@ -24,10 +24,10 @@ from mim3d.dataio.sources.phantom import make_cohort
 from mim3d.dataio.sources.source import Source
 
 
-@pytest.fixture(scope="module", params=["lz4", "zstd", "lz4-older"])
+@pytest.fixture(scope="module", params=["lz4", "zstd-ome", "lz4-older"])
 def corpus(request, tmp_path_factory) -> Corpus:
     """Phantoms with labels, a two-channel volume, and a 4D one split by time."""
-    codec, _, older = request.param.partition("-")
+    codec, _, kind = request.param.partition("-")
     root = tmp_path_factory.mktemp(f"interop-{request.param}")
     sources = list(discover(str(make_cohort(root / "cohort", 6))).sources)
     rng = np.random.default_rng(5)
@@ -39,9 +39,10 @@ def corpus(request, tmp_path_factory) -> Corpus:
     frames = rng.normal(size=(9, 8, 7, 2)).astype(np.float32)
     nib.save(nib.Nifti1Image(frames, affine), root / "bold.nii")
     sources.append(Source("bold", (str(root / "bold.nii"),)))
-    report = convert(sources, root / "c.zarr", Conversion(codec=codec), workers=1)
+    conversion = Conversion(codec=codec, ome_labels=kind == "ome")
+    report = convert(sources, root / "c.zarr", conversion, workers=1)
     assert (report.n_volumes, report.rejections) == (9, ())
-    if older:
+    if kind == "older":
         write_as_format(root / "c.zarr", 5, 16)
     return Corpus.open(root / "c.zarr")
 
@@ -76,7 +77,8 @@ def test_zarr_python_reads_the_voxels_of_nibabel(corpus):
         array = cast(zarr.Array, root[f"{record.id}/0"])
         np.testing.assert_array_equal(with_channels(array[...]), expected(record))
         for label in record.labels:
-            array = cast(zarr.Array, root[f"{record.id}/labels/{label.name}/0"])
+            path = f"{record.id}/{label_path(label.name, record.layout)}"
+            array = cast(zarr.Array, root[path])
             np.testing.assert_array_equal(array[...], canonical(label.source)[0])
 
 
@@ -95,19 +97,23 @@ def test_tensorstore_reads_the_same(corpus):
         array = tensorstore.open({"driver": "zarr3", "kvstore": where}).result()
         np.testing.assert_array_equal(with_channels(array.read().result()), expected(record))
         for label in record.labels:
-            path = corpus.root / record.id / "labels" / label.name / "0"
+            path = corpus.root / record.id / label_path(label.name, record.layout)
             where = {"driver": "file", "path": str(path)}
             array = tensorstore.open({"driver": "zarr3", "kvstore": where}).result()
             np.testing.assert_array_equal(array.read().result(), canonical(label.source)[0])
 
 
 def test_few_files_a_volume(corpus):
-    """Files and folders: 5, and with one label 7 more; the dry run counts the same."""
+    """Files and folders: 5, and with one label 3 more, or 7 as OME-Zarr has it; the dry run counts
+    the same."""
     for record in corpus.records:
         found = 1 + len(list((corpus.root / record.id).rglob("*")))
         older = 22 if record.labels else 12
         n_axes = len(record.array_shape) - 3
-        wanted = n_files(len(record.labels)) if record.layout > 1 else older + n_axes
+        wanted = older + n_axes
+        if record.layout > 1:
+            wanted = n_files(len(record.labels), record.layout)
+            assert wanted == {2: (5, 12), 3: (5, 8)}[record.layout][len(record.labels)]
         assert found == wanted, record.id
 
 
@@ -117,12 +123,25 @@ def test_zarr_python_finds_all_that_is_in_a_volume_and_warns_of_nothing(corpus):
         for record in corpus.records:
             group = zarr.open_group(corpus.root / record.id, mode="r")
             names = {name for name, _ in group.members(max_depth=None)}
-            labels = {f"labels/{label.name}" for label in record.labels}
-            inside = labels | {f"{name}/0" for name in labels} | ({"labels"} if labels else set())
-            assert names == {"0", "nifti"} | inside
+            inside = {label_path(label.name, record.layout) for label in record.labels}
+            above = {str(p) for path in inside for p in Path(path).parents} - {"."}
+            assert names == {"0", "nifti"} | inside | above
             np.testing.assert_array_equal(
                 with_channels(cast(zarr.Array, group["0"])[...]), expected(record)
             )
+
+
+def test_zarr_python_lists_the_root_and_warns_of_nothing(corpus):
+    """Of a corpus whose own files lie in the root it warns: they stay where they were."""
+    if corpus.records[0].layout == 1:
+        assert (corpus.root / "manifest.jsonl").is_file()
+        return
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        root = zarr.open_group(corpus.root, mode="r")
+        assert {name for name, _ in root.groups()} == {record.id for record in corpus.records}
+        assert {name for name, _ in root.arrays()} == {"mim3d"}
+        assert len(list(root.members(max_depth=None))) > 2 * len(corpus.records)
 
 
 def test_ome_zarr_models_validates_every_image_and_label(corpus):
@@ -132,13 +151,17 @@ def test_ome_zarr_models_validates_every_image_and_label(corpus):
     root = zarr.open_group(corpus.root, mode="r")
     for record in corpus.records:
         image = models.Image.from_zarr(root[record.id])
-        (scales,) = image.attributes.ome.multiscales
+        scales, *others = image.attributes.ome.multiscales
         (level,) = scales.datasets
         assert [axis.name for axis in scales.axes][-3:] == ["z", "y", "x"]
         scale = level.coordinateTransformations[0].scale[-3:]
         np.testing.assert_allclose(scale, record.spacing_mm, rtol=1e-6)
+        beside = {other.name: other.datasets[0].path for other in others}
+        if record.layout == NEWEST:
+            assert beside == {a.name: label_path(a.name, NEWEST) for a in record.labels}
+            continue
         names = image.labels.attributes.ome.labels if image.labels else []
-        assert names == [label.name for label in record.labels]
+        assert names == [label.name for label in record.labels] and not others
         for label in record.labels:
             found = ImageLabel.from_zarr(cast(zarr.Group, root[f"{record.id}/labels/{label.name}"]))
             properties = cast(Any, found.attributes.ome.image_label).properties

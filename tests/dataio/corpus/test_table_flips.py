@@ -11,9 +11,8 @@ from old_tables import read_section, rewrite_section, section, write_as_format
 
 from mim3d.bench.corpora import anatomy_like, corpus_of
 from mim3d.dataio.corpus.chunk_table import ChunkTable
-from mim3d.dataio.corpus.manifest import MANIFEST
-from mim3d.dataio.corpus.table_file import TABLE
-from mim3d.dataio.corpus.table_rows import ARRAYS, HEAD, POINTS, SIZES, VOLUMES
+from mim3d.dataio.corpus.names import HEAD, MANIFEST, TABLE, own_file
+from mim3d.dataio.corpus.table_rows import ARRAYS, POINTS, SIZES, VOLUMES
 from mim3d.dataio.errors import CorpusError, Mim3dError
 from mim3d.dataio.inspect.verify import verify
 from mim3d.dataio.reader.corpus import Corpus
@@ -75,12 +74,15 @@ def check_flips(root: Path, file: Path, begin: int, nbytes: int, name: str) -> i
 )
 def test_a_flipped_bit_of_the_table_is_noticed_by_reading_or_has_no_effect(root, name):
     begin, nbytes = section(root, name)
-    assert check_flips(root, root / TABLE, begin, nbytes, name) > min(FLIPS, 8 * nbytes) / 2
+    assert (
+        check_flips(root, own_file(root, TABLE), begin, nbytes, name) > min(FLIPS, 8 * nbytes) / 2
+    )
 
 
 @pytest.mark.parametrize("name", [MANIFEST, "zarr.json"])
 def test_a_flipped_bit_is_noticed_by_reading_or_has_no_effect(root, name):
-    assert check_flips(root, root / name, 0, (root / name).stat().st_size, name) > FLIPS / 2
+    file = own_file(root, MANIFEST) if name == MANIFEST else root / name
+    assert check_flips(root, file, 0, file.stat().st_size, name) > FLIPS / 2
 
 
 @pytest.fixture
@@ -100,7 +102,7 @@ def test_a_flipped_bit_of_an_older_table_is_noticed_too(old, name):
 
 def test_a_size_that_became_zero_is_no_absent_chunk(root):
     """The audit's case: a power of two flipped away would be read as background."""
-    content = (root / TABLE).read_bytes()
+    content = own_file(root, TABLE).read_bytes()
     sizes = read_section(root, "sizes")
     at = int(np.flatnonzero(sizes)[3])
     sizes[at] = 0
@@ -113,7 +115,7 @@ def test_a_size_that_became_zero_is_no_absent_chunk(root):
         with pytest.raises(CorpusError, match="add up"):
             table.ranges(row, 1)
     finally:
-        (root / TABLE).write_bytes(content)
+        own_file(root, TABLE).write_bytes(content)
 
 
 @pytest.mark.parametrize("byte", [6, 8, 20, 40, 60, 75])
@@ -138,7 +140,7 @@ def test_a_damaged_header_of_an_array_file_is_told_in_words(old, byte):
 
 
 def test_points_are_only_checked_where_they_are_used(root):
-    content = (root / TABLE).read_bytes()
+    content = own_file(root, TABLE).read_bytes()
     points = read_section(root, "points")
     points["zyx"][-1] ^= 1
     rewrite_section(root, "points", points)
@@ -149,19 +151,19 @@ def test_points_are_only_checked_where_they_are_used(root):
             _ = table.points
         assert [p.where for p in verify(root).problems] == [TABLE]
     finally:
-        (root / TABLE).write_bytes(content)
+        own_file(root, TABLE).write_bytes(content)
 
 
 def test_a_manifest_without_its_last_line_is_not_the_one_the_table_knows(root, tmp_path):
-    file = root / MANIFEST
+    file = own_file(root, MANIFEST)
     content = file.read_bytes()
     try:
         file.write_bytes(content[:-1] + bytes([content[-1] ^ 2]))
         with pytest.raises(CorpusError, match=MANIFEST):
             _ = Corpus.open(root).records
-        (root / TABLE).rename(tmp_path / TABLE)  # half written: what is committed is shown
+        own_file(root, TABLE).rename(tmp_path / TABLE)  # half written: what is committed is shown
         assert [r.id for r in Corpus.open(root).records] == ["v0000"]
-        (tmp_path / TABLE).rename(root / TABLE)
+        (tmp_path / TABLE).rename(own_file(root, TABLE))
     finally:
         file.write_bytes(content)
     assert len(Corpus.open(root).records) == 2

@@ -9,7 +9,7 @@ from matplotlib.colors import to_rgb
 from matplotlib.image import imread
 
 from mim3d.dataio.convert.run import convert
-from mim3d.dataio.corpus.table_file import TABLE
+from mim3d.dataio.corpus.names import TABLE, own_file
 from mim3d.dataio.inspect.montage import (
     LABEL_COLOURS,
     Plane,
@@ -40,7 +40,7 @@ def corpus(tmp_path_factory) -> Corpus:
 def test_the_summary_adds_up(corpus):
     summary = summarise(corpus.records)
     arrays = list(corpus.root.glob("*/0/c.0.0.0"))
-    labels = list(corpus.root.glob("*/labels/seg/0/c.0.0.0"))
+    labels = list(corpus.root.glob("*/labels.seg/c.0.0.0"))
     assert summary.n_volumes == summary.n_subjects == len(arrays) == 6
     assert summary.stored_bytes == sum(a.stat().st_size for a in [*arrays, *labels])
     assert summary.n_voxels == sum(int(np.prod(r.shape)) for r in corpus.records)
@@ -122,7 +122,7 @@ def test_a_montage_of_no_volume_is_one_line(corpus, tmp_path, capsys, number):
 
 def test_a_half_written_corpus_is_shown_as_far_as_it_goes(corpus, tmp_path, capsys):
     half = shutil.copytree(corpus.root, tmp_path / "half.zarr")
-    (half / TABLE).unlink()
+    own_file(half, TABLE).unlink()
     assert main(["inspect", str(half), "--out", str(tmp_path / "out")]) == 0
     printed = capsys.readouterr().out
     assert "6 of 6 subjects" in printed

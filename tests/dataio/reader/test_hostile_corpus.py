@@ -13,9 +13,9 @@ from old_tables import write_as_format
 from mim3d.bench.corpora import anatomy_like, corpus_of
 from mim3d.dataio.corpus import chunk_table
 from mim3d.dataio.corpus.chunk_table import ChunkTable
-from mim3d.dataio.corpus.manifest import MANIFEST, manifest_bytes, read_manifest
-from mim3d.dataio.corpus.names import check_names, check_packed_names
-from mim3d.dataio.corpus.table_file import TABLE, mapped_arrays, packed, read_file_head
+from mim3d.dataio.corpus.manifest import manifest_bytes, read_manifest
+from mim3d.dataio.corpus.names import MANIFEST, TABLE, check_names, check_packed_names, own_file
+from mim3d.dataio.corpus.table_file import mapped_arrays, packed, read_file_head
 from mim3d.dataio.corpus.table_rows import SECTIONS
 from mim3d.dataio.errors import CorpusError
 from mim3d.dataio.reader.corpus import Corpus
@@ -35,15 +35,17 @@ def with_names(corpus: Path, id: str, label: str, old: bool = False) -> None:
     (record,) = read_manifest(corpus)
     labels = tuple(replace(a, name=label) for a in record.labels)
     text = manifest_bytes([replace(record, id=id, labels=labels)])
-    head = read_file_head(corpus / TABLE)
-    arrays = {name: a.copy() for name, a in mapped_arrays(corpus / TABLE, head, SECTIONS).items()}
+    head = read_file_head(own_file(corpus, TABLE))
+    arrays = {
+        name: a.copy() for name, a in mapped_arrays(own_file(corpus, TABLE), head, SECTIONS).items()
+    }
     blob = np.frombuffer(id.encode(), np.uint8)
     arrays |= {"ids": blob, "ids_offsets": np.array([0, len(blob)], "<u8")}
     facts = {name: value for name, value in head.items() if name != "sections"}
     facts |= {"label_names": [label], "manifest_bytes": len(text)}
     facts["manifest_sha256"] = chunk_table_sha(text)
-    (corpus / TABLE).write_bytes(b"".join(map(bytes, packed(facts, arrays))))
-    (corpus / MANIFEST).write_bytes(text)
+    own_file(corpus, TABLE).write_bytes(b"".join(map(bytes, packed(facts, arrays))))
+    own_file(corpus, MANIFEST).write_bytes(text)
 
 
 def chunk_table_sha(text: bytes) -> str:
@@ -98,11 +100,13 @@ ROWS = [
 
 @pytest.mark.parametrize(("section", "field", "value"), ROWS)
 def test_rows_that_point_at_nothing_are_refused(corpus, section, field, value):
-    head = read_file_head(corpus / TABLE)
-    arrays = {name: a.copy() for name, a in mapped_arrays(corpus / TABLE, head, SECTIONS).items()}
+    head = read_file_head(own_file(corpus, TABLE))
+    arrays = {
+        name: a.copy() for name, a in mapped_arrays(own_file(corpus, TABLE), head, SECTIONS).items()
+    }
     arrays[section][field][0] = value
     facts = {name: value for name, value in head.items() if name != "sections"}
-    (corpus / TABLE).write_bytes(b"".join(map(bytes, packed(facts, arrays))))
+    own_file(corpus, TABLE).write_bytes(b"".join(map(bytes, packed(facts, arrays))))
     with pytest.raises(CorpusError, match="--mend"):
         ChunkTable.open(corpus)
     assert main(["verify", str(corpus), "--mend"]) == 0

@@ -18,6 +18,7 @@ from safetensors.torch import load_file
 from small_run import make_corpus, small_config
 from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 
+from mim3d.dataio.corpus.names import own_file
 from mim3d.dataio.errors import CorpusError
 from mim3d.engine.errors import CheckpointError, ConfigError, DivergedError, TrainingError
 from mim3d.engine.models import masked
@@ -233,14 +234,14 @@ def test_a_changed_corpus_is_refused(finished, tmp_path):
     other = make_corpus(tmp_path, subjects=4)
     out = tmp_path / "run"
     unfinish(finished, out)
-    manifest = other / "manifest.jsonl"
+    manifest = own_file(other, "manifest.jsonl")
     same = manifest.read_bytes()
     run_folder_hash = json.loads(
         (out / "checkpoints" / "step-00000008" / "manifest.json").read_text()
     )["body"]["corpus_sha256"]
     assert run_folder_hash
     grown = make_corpus(tmp_path / "grown", subjects=5)
-    assert (grown / "manifest.jsonl").read_bytes() != same
+    assert own_file(grown, "manifest.jsonl").read_bytes() != same
     with pytest.raises(TrainingError, match=r"has changed since step 8.*another --out"):
         run_pretrain(small_config(grown), out)
 
