@@ -24,6 +24,7 @@ FAMILIES = {
     "CT-RATE": r"((?:train|valid)_\d+)_[a-z]_\d+",
     "DeepLesion": r"(\d{6})_\d\d_\d\d_\d{3}-\d{3}",
     "ISBI 2015": r"((?:training|test)\d\d)_\d\d_(?:flair|mprage|pd|t2|mask\d?)\w*",
+    "MM-WHS": r"((?:ct|mr)_(?:train|test)_\d{4})(?:_\w+)?",
     "PPMI": r"(PPMI_\d{4,6})(?:_\w+)?",
 }
 """Data set: pattern of a word of its names."""

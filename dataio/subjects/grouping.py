@@ -8,11 +8,13 @@ from dataclasses import dataclass
 
 from mim3d.dataio.nifti.names import stem
 from mim3d.dataio.subjects.declared import ACCEPTED, DECLARED
+from mim3d.dataio.subjects.numbers import counts_anew, is_bare_number, of_several_scanners
 from mim3d.dataio.subjects.words import has_digit, identifies_nobody, is_gathering, words_of
 
 UNDOUBTED = frozenset({DECLARED, ACCEPTED})
 CASES = "names of cases"
 OF_PEOPLE = frozenset({"BIDS names", CASES})  # people, whatever stands above them
+LOCAL = frozenset({"file names", "folders", CASES})  # of no data set that is known
 SERIES = "files or series"
 SHOWN, NAMES = 3, 3
 MOST_VISITS = 12  # more of one name are people of a site rather than visits of a person
@@ -54,6 +56,11 @@ def counted(number: int, what: str) -> str:
     return f"{number} {what}{'' if number == 1 else 's'}"
 
 
+def n_people(number: int) -> str:
+    """`1 person`, `2 people`."""
+    return "1 person" if number == 1 else f"{number} people"
+
+
 def grouping(scans: Iterable[Scan]) -> Grouping:
     """Volumes by subject, with examples of the largest groups and every doubt."""
     by_subject: dict[str, list[Scan]] = defaultdict(list)
@@ -61,7 +68,8 @@ def grouping(scans: Iterable[Scan]) -> Grouping:
     for scan in scans:
         by_subject[scan.subject].append(scan)
         n_volumes += 1
-    doubts = (*rule_doubts(by_subject), *visit_doubts(by_subject), *place_doubts(by_subject))
+    judges = (rule_doubts, visit_doubts, place_doubts, scanner_doubts)
+    doubts = tuple(line for judge in judges for line in judge(by_subject))
     return Grouping(n_volumes, len(by_subject), examples(by_subject), doubts)
 
 
@@ -136,9 +144,8 @@ def visit_doubts(by_subject: Mapping[str, Sequence[Scan]]) -> list[str]:
             continue
         first = next(iter(several))
         n = sum(map(len, several.values()))
-        n_people = "1 person" if len(several) == 1 else f"{len(several)} people"
         doubts.append(
-            f"{n} subjects may be {kind} of {n_people} (such as "
+            f"{n} subjects may be {kind} of {n_people(len(several))} (such as "
             f"{some(sorted(several[first]))}): {REMEDY}"
         )
     return doubts
@@ -176,6 +183,23 @@ def last_number(name: str) -> tuple[str, str]:
     return name[: words[-1].start].rstrip("-_. "), words[-1].text
 
 
+def anew(folders: Iterable[str]) -> bool:
+    """Whether all folders are of sites or groups, each of which counts its people anew."""
+    return all(counts_anew(posixpath.basename(folder)) for folder in folders)
+
+
+def scanner_doubts(by_subject: Mapping[str, Sequence[Scan]]) -> list[str]:
+    """Subjects that may be images of one person by several scanners: `ct_001`, `pet_001`."""
+    found = of_several_scanners(s for s, scans in by_subject.items() if scans[0].rule in LOCAL)
+    if not found:
+        return []
+    n = sum(map(len, found.values()))
+    return [
+        f"{n} subjects may be images of {n_people(len(found))} by several scanners (such "
+        f"as {some(next(iter(found.values())))}): {REMEDY}"
+    ]
+
+
 def place_doubts(by_subject: Mapping[str, Sequence[Scan]]) -> list[str]:
     """Names that stand in several folders: one person, or people of several data sets?"""
     homes: dict[str, set[str]] = defaultdict(set)
@@ -183,9 +207,10 @@ def place_doubts(by_subject: Mapping[str, Sequence[Scan]]) -> list[str]:
         folder, last = posixpath.split(subject)
         if scans[0].group and not is_gathering(posixpath.basename(folder)):
             continue  # of another data set, and so another person
-        if folder and not (last.isdigit() and len(last) < 4) and scans[0].rule not in UNDOUBTED:
+        if folder and scans[0].rule not in UNDOUBTED:
             homes[last].add(folder)
     shared = {last: sorted(found) for last, found in homes.items() if len(found) > 1}
+    shared = {last: f for last, f in shared.items() if not (is_bare_number(last) and anew(f))}
     if not shared:
         return []
     last, found = next(iter(sorted(shared.items())))

@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 
 from mim3d.dataio.nifti.names import identifies_no_case, stem
 from mim3d.dataio.subjects.families import known_person
+from mim3d.dataio.subjects.numbers import doubts_of_scanners
 from mim3d.dataio.subjects.words import (
     has_digit,
     identifies_nobody,
@@ -52,7 +53,9 @@ def infer_subjects(
     found = [infer_subject(name, homes, posixpath.basename(root)) for name in names]
     if short:
         found = without_needless_folders(found)
-    return found
+    doubts = doubts_of_scanners(names, [each.subject for each in found])
+    pairs = zip(found, doubts, strict=True)
+    return [replace(each, doubt=each.doubt or doubt) if doubt else each for each, doubt in pairs]
 
 
 CHANNEL = re.compile(r"(.+)_(00\d\d)")

@@ -1,10 +1,12 @@
 """A person is one subject: over visits, over kinds of image, and in tables of equal names."""
 
 import json
+import re
 
 import pytest
 
 from mim3d.dataio.sources.discover import discover
+from mim3d.dataio.sources.options import SourceOptions
 from mim3d.dataio.sources.subjects import grouped
 from mim3d.dataio.subjects.inferred import infer_subjects
 
@@ -99,3 +101,50 @@ def test_only_names_like_series_are_doubted(tmp_path, names, doubted):
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / "P9_1.nii").touch()
     assert bool(grouped(discover(str(tmp_path))).doubts) == doubted
+
+
+def planted(root, *names):
+    for name in names:
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).touch()
+    return str(root)
+
+
+@pytest.mark.parametrize("file", ["{}/{}.nii", "{}/{}/image.nii", "all/{}/0{}/x/scan.nii"])
+@pytest.mark.parametrize(
+    ("folders", "n_people", "doubted"),
+    [
+        (("CT", "MR"), 4, "hold the same bare numbers"),
+        (("CECT", "T2w"), 4, "hold the same bare numbers"),
+        (("CT", "PET"), 4, ""),
+        (("T1", "T2"), 4, ""),
+        (("Train", "Test"), 8, ""),
+        (("siteA", "siteB"), 8, ""),
+        (("AD", "CN"), 8, ""),
+        (("arterial", "venous"), 8, "stand in several folders"),
+    ],
+)
+def test_bare_numbers_in_several_folders(tmp_path, file, folders, n_people, doubted):
+    """One person by several kinds of image, others where people are counted anew; else doubted."""
+    names = [file.format(folder, number) for folder in folders for number in range(1, 5)]
+    people = grouped(discover(planted(tmp_path, *names)))
+    assert people.n_subjects == n_people
+    assert [doubted in doubt for doubt in people.doubts] == ([True] if doubted else [])
+
+
+def test_the_pattern_told_for_bare_numbers_keeps_people_of_two_scanners_apart(tmp_path):
+    root = planted(tmp_path, *(f"{kind}/{n}/x.nii" for kind in ("CT", "MR") for n in (1, 2)))
+    (doubt,) = grouped(discover(root)).doubts
+    pattern = re.search(r"--subject '([^']+)'", doubt)
+    people = grouped(discover(root, options=SourceOptions(subject=pattern[1] if pattern else None)))
+    assert (people.n_subjects, people.doubts) == (4, ())
+
+
+def test_names_with_a_scanner_before_are_doubted_but_those_of_a_known_data_set(tmp_path):
+    (tmp_path / "a").mkdir()
+    root = planted(tmp_path / "a", *(f"{kind}_0{n}.nii" for kind in ("ct", "mr") for n in (1, 2)))
+    people = grouped(discover(root))
+    assert people.n_subjects == 4 and "4 subjects may be images of 2 people" in people.doubts[0]
+    names = [f"{kind}_train_100{n}_image.nii" for kind in ("ct", "mr") for n in (1, 2)]
+    people = grouped(discover(planted(tmp_path / "b", *names)))
+    assert (people.n_subjects, people.doubts) == (4, ())
