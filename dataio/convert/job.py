@@ -141,7 +141,7 @@ def kept(job: Job, hashes: FileHashes) -> JobResult | None:
         for r in job.known
     ):
         return None
-    records = tuple(retold(record, job.source) for record in job.known)
+    records = tuple(retold(record, job.source, job.conversion) for record in job.known)
     rejections = tuple(label_rejection(job, error, "stays as it is") for error in errors.values())
     changed = () if records == job.known else records
     return JobResult(job.id, changed, rejections, unchanged=True)
@@ -167,7 +167,7 @@ def lost_labels(job: Job, errors: dict[str, SourceError]) -> JobResult | None:
     )
 
 
-def retold(record: VolumeRecord, source: Source) -> VolumeRecord:
+def retold(record: VolumeRecord, source: Source, conversion: Conversion) -> VolumeRecord:
     """The record with the paths and particulars that the source has now."""
     paths = {safe_id(name): path for name, path in source.labels.items()}
     return replace(
@@ -182,9 +182,10 @@ def retold(record: VolumeRecord, source: Source) -> VolumeRecord:
             replace(
                 a,
                 source=paths.get(a.name, a.source),
-                class_names=dict(sorted(label_facts(source, a.name).names.items())),
+                class_names=dict(sorted(label_facts(source, a.name, values).names.items())),
             )
             for a in record.labels
+            for values in [conversion.values_of_label(a.name)]
         ),
     )
 

@@ -65,7 +65,7 @@ def read_label(
 
     `ignore` is the value that means untold, 255 where nothing is said and it stands alone above the
     classes. A mask of 0 and 255 alone is stored with 1 for 255. Raises SourceError
-    other-grid, label-frames, label-not-integer or label-range.
+    other-grid, label-frames, label-not-integer, label-range or label-values.
     """
     forget()  # what the image was read from would stay beside the label
     if parts := masks_of(path):
@@ -77,6 +77,8 @@ def read_label(
     del file
     given.append(turned_view(given.pop(), volume.file_grid, conversion.orientation))
     voxels = _placed(given, volume, conversion)
+    if values := conversion.values_of_label(name):
+        voxels, ignore = renumbered(voxels, values, ignore, f"label {name!r}", path)
     classes, points = classes_and_points(voxels)
     if ignore is None and set(classes) - {0} == {IGNORED}:
         voxels = (voxels == IGNORED).astype(np.uint8)
@@ -143,6 +145,26 @@ def merged_file(
     if overlap:
         notes.append(f"label {name!r}: {overlap} voxels are in several masks, the highest class is")
     return LabelFile(out, hash_text(digest), notes)
+
+
+def renumbered(
+    voxels: np.ndarray, values: tuple[int, ...], ignore: int | None, what: str, path: str
+) -> tuple[np.ndarray, int | None]:
+    """Classes 1, 2, ... for `values`, in this order, as uint8, and the value that is ignored: the
+    one told, or IGNORED for one that is now a class.
+
+    SourceError label-values where the label holds any other.
+    """
+    numbers = {0: 0} | {value: number for number, value in enumerate(values, start=1)}
+    kept = ignore if ignore is None or len(values) < ignore <= IGNORED else IGNORED
+    if ignore is not None and kept is not None:
+        numbers[ignore] = kept
+    present, inverse = np.unique(voxels, return_inverse=True)
+    if other := [int(value) for value in present if int(value) not in numbers]:
+        detail = f"{what} holds {other[0]}, which is none of --label-values"
+        raise SourceError("label-values", path, f"{detail} ({', '.join(map(str, values))}); add it")
+    made = np.array([numbers[int(value)] for value in present], np.uint8)
+    return made[inverse].reshape(voxels.shape), kept
 
 
 def ignored_value(classes: dict[int, int], declared: int | None) -> int | None:

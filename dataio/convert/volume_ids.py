@@ -47,10 +47,15 @@ class LabelFacts:
     ignore: int | None
 
 
-def label_facts(source: Source, name: str) -> LabelFacts:
-    """What a source says of the label that is stored under this name."""
+def label_facts(source: Source, name: str, values: Sequence[int] = ()) -> LabelFacts:
+    """What a source says of the label that is stored under this name, its `values` as classes 1,
+    2, ... where it names these."""
     given = next((known for known in source.labels if safe_id(known) == name), name)
-    return LabelFacts(source.class_names.get(given, {}), source.ignore.get(given))
+    names = source.class_names.get(given, {})
+    if any(value in names for value in values):
+        named = enumerate(values, start=1)
+        names = {number: names[value] for number, value in named if value in names}
+    return LabelFacts(names, source.ignore.get(given))
 
 
 def unique_ids(

@@ -51,8 +51,9 @@ def volume_objects(
 
     def record() -> VolumeRecord:
         label_records = tuple(
-            _label_record(label, each, label_facts(source, label.name).names)
+            _label_record(label, each, label_facts(source, label.name, values).names)
             for label, each in zip(labels, shards, strict=True)
+            for values in [conversion.values_of_label(label.name)]
         )
         made = _record(id, source, files, volume, label_records, shard, metadata_sha256(objects))
         made = replace(made, layout=conversion.layout)

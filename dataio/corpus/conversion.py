@@ -12,6 +12,7 @@ from mim3d.dataio.geometry import check_orientation
 FORMAT = 3
 READABLE_FORMATS = (1, 2, 3)
 GIB = 1 << 30
+MOST_VALUES = 255
 
 
 @dataclass(frozen=True)
@@ -52,6 +53,9 @@ class Conversion:
     ome_labels: bool = False
     """Lay labels where OME-Zarr's readers look for them, at labels/NAME: 12 files and folders a
     labelled volume instead of 8."""
+    label_values: tuple[str, ...] = ()
+    """Values that labels hold for classes 1, 2, ...: 63,126,189,252 for all labels, or
+    NAME=63,126 for one. They are numbered so, and any other value is an error."""
     byte_budget: int = 8 * GIB
     """Largest decoded file, in bytes."""
 
@@ -70,6 +74,8 @@ class Conversion:
         if self.window is not None and not self.window[0] < self.window[1]:
             raise Mim3dError(f"window {self.window}: low must be below high")
         self._check_nan_policy()
+        for word in self.label_values:
+            _named_values(word)
         if self.byte_budget < 1:
             raise Mim3dError(f"byte budget {self.byte_budget}: must be positive")
 
@@ -83,6 +89,11 @@ class Conversion:
         if self.spacing_mm is not None:
             detail = f"spacing {self.spacing_mm}: resampling spreads every NaN over whole planes"
             raise Mim3dError(f"nan_policy 'keep' with {detail}; {remedy}")
+
+    def values_of_label(self, name: str) -> tuple[int, ...]:
+        """Values that stand for classes 1, 2, ... in a label; none where they are the classes."""
+        told = dict(map(_named_values, self.label_values))
+        return told.get(name, told.get("", ()))
 
     @property
     def lossless(self) -> bool:
@@ -99,6 +110,19 @@ class Conversion:
         fields = asdict(self)
         del fields["byte_budget"]
         return {key: list(v) if isinstance(v, tuple) else v for key, v in fields.items()}
+
+
+def _named_values(word: str) -> tuple[str, tuple[int, ...]]:
+    """A label's name, or nothing for all, and its values; Mim3dError where the word is no such."""
+    name, _, told = word.rpartition("=")
+    try:
+        values = tuple(map(int, told.split(",")))
+    except ValueError as error:
+        raise Mim3dError(f"label values {word!r}: numbers, as in 63,126 or seg=63,126") from error
+    if not 1 <= len(values) < MOST_VALUES or len(set(values)) < len(values) or 0 in values:
+        detail = f"1 to {MOST_VALUES - 1} different numbers, without the background's 0"
+        raise Mim3dError(f"label values {word!r}: {detail}")
+    return name, values
 
 
 @dataclass(frozen=True)

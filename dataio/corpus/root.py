@@ -16,7 +16,10 @@ from mim3d.dataio.errors import CorpusError
 from mim3d.dataio.storage.store import Store
 
 FEW_BYTES = 2
-BEFORE = {"shuffle": "byte", "believe": "auto", "units": "header", "ome_labels": False}
+BEFORE = {
+    **{"shuffle": "byte", "believe": "auto", "units": "header"},
+    **{"ome_labels": False, "label_values": []},
+}
 """What corpora were made with whose recipe does not name it."""
 
 

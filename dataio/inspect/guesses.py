@@ -1,18 +1,24 @@
 """Guesses of a conversion for a person to look at: frames for modalities, 255 for a class."""
 
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 
 from mim3d.dataio.corpus.manifest import IGNORED, MASK_OF_255, VolumeRecord
 from mim3d.dataio.subjects.grouping import counted
 
 MOST_MODALITIES = 8  # more frames are a time series
+FAR_APART = 3  # times their number, and classes are grey levels or parts of a long list
 NEW = "into a new corpus"
 
 
 def guesses(records: Sequence[VolumeRecord]) -> list[str]:
     """A line for each kind of guess."""
-    return [*frames_doubt(split_files(records)), *mixed_masks(records)]
+    return [
+        *frames_doubt(split_files(records)),
+        *mixed_masks(records),
+        *sparse_classes(records),
+        *masks_ignored(records),
+    ]
 
 
 def split_files(records: Iterable[VolumeRecord]) -> list[tuple[str, int, str]]:
@@ -62,4 +68,49 @@ def mixed_masks(records: Iterable[VolumeRecord]) -> list[str]:
         f"if 255 is no class, convert with --ignore-label {IGNORED} {NEW}; else --accept-doubts"
         for name, found in masks.items()
         if others[name]
+    ]
+
+
+def sparse_classes(records: Iterable[VolumeRecord]) -> list[str]:
+    """A line for each label whose few classes have large numbers, as masks drawn in grey levels
+    have: a network gets an output for every number up to the largest."""
+    classes: dict[str, set[int]] = defaultdict(set)
+    for record in records:
+        for label in record.labels:
+            classes[label.name] |= {number for number in label.classes if number}
+    found = {name: sorted(numbers) for name, numbers in classes.items() if are_sparse(numbers)}
+    return [
+        f"label {name!r} has {counted(len(numbers), 'class', 'classes')} with numbers up to "
+        f"{numbers[-1]} ({_some_numbers(numbers)}): to number them 1 to {len(numbers)}, convert "
+        f"with --label-values {name}={','.join(map(str, numbers))} {NEW}; else --accept-doubts"
+        for name, numbers in found.items()
+    ]
+
+
+def are_sparse(numbers: Collection[int]) -> bool:
+    """Whether numbers of classes, without 0, are much larger than they are many."""
+    return bool(numbers) and min(numbers) > FAR_APART and max(numbers) > FAR_APART * len(numbers)
+
+
+def _some_numbers(numbers: Sequence[int]) -> str:
+    more = ", ..." if len(numbers) > MOST_MODALITIES else ""
+    return ", ".join(map(str, numbers[:MOST_MODALITIES])) + more
+
+
+def masks_ignored(records: Iterable[VolumeRecord]) -> list[str]:
+    """A line for each label that holds nothing but voxels of 255 that count as ignored: masks of 0
+    and 255, as earlier versions stored them."""
+    voxels: dict[str, int] = defaultdict(int)
+    drawn = set()
+    for record in records:
+        for label in record.labels:
+            voxels[label.name] += label.n_ignored if label.ignore == IGNORED else 0
+            if any(label.classes[number] for number in label.classes if number):
+                drawn.add(label.name)
+    return [
+        f"label {name!r} holds no class, and {n} voxels of 255, which count as ignored: a mask of "
+        f"0 and 255 that an earlier version stored, or --ignore-label {IGNORED}; convert without "
+        f"that {NEW}, which makes 255 class 1; else --accept-doubts"
+        for name, n in voxels.items()
+        if n and name not in drawn
     ]

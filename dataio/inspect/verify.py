@@ -253,7 +253,8 @@ def _table(store: Store, records: Sequence[VolumeRecord], chunk: int) -> list[Pr
     except StalledError:
         raise
     except (OSError, Mim3dError, ValueError, KeyError) as error:
-        return [Problem(TABLE, "not-checked", f"cannot be made anew to compare: {error}; {MEND}")]
+        remedy = "" if "--mend" in str(error) else f"; {MEND}"
+        return [Problem(TABLE, "not-checked", f"cannot be made anew to compare: {error}{remedy}")]
     problems = []
     for name, parts in objects.items():
         key = own_key(store, name)

@@ -150,8 +150,23 @@ class RemoteShards:
     def own(self, name: str) -> str:
         """Key of one of the corpus' own files, by where its table lies."""
         if self._folder is None:
-            self._folder = f"{OWN}/" if self.stamp(f"{OWN}/{TABLE}") else ""
+            self._folder = f"{OWN}/" if self._exists(f"{OWN}/{TABLE}") else ""
         return f"{self._folder}{name}"
+
+    def _exists(self, path: str) -> bool:
+        """Whether there is an object; where it is not allowed to ask what is not there, it is not."""
+        import obstore
+
+        def request() -> bool:
+            try:
+                return bool(obstore.head(self._store, self._key(path)))
+            except obstore.exceptions.PermissionDeniedError:
+                return False
+
+        try:
+            return self._insist(path, request)
+        except FileNotFoundError:
+            return False
 
     def whole(self, path: str) -> bytes | None:
         """All bytes of an object, None where there is none."""

@@ -51,9 +51,9 @@ class Grouping:
         return f"{counted(self.n_volumes, 'volume')} of {counted(self.n_subjects, 'subject')}"
 
 
-def counted(number: int, what: str) -> str:
-    """`1 volume`, `2 volumes`."""
-    return f"{number} {what}{'' if number == 1 else 's'}"
+def counted(number: int, what: str, several: str = "") -> str:
+    """`1 volume`, `2 volumes`; the plural where it is not the singular with an s."""
+    return f"{number} {what if number == 1 else several or what + 's'}"
 
 
 def n_people(number: int) -> str:

@@ -48,7 +48,8 @@ class ConvertArgs:
     dask: str | None = None
     """Address of a Dask scheduler whose workers share the file system, instead of processes."""
     dry_run: bool = False
-    """List what would be converted and skipped, with size and time; write nothing."""
+    """List what would be converted and skipped, with size and time; write nothing. Its exit code is
+    that of the run."""
     rerun: Annotated[Rerun, tyro.conf.arg(name="")] = field(default_factory=Rerun)
     telling: Annotated[SourceOptions, tyro.conf.arg(name="")] = field(default_factory=SourceOptions)
     options: Annotated[Conversion, tyro.conf.arg(name="")] = field(default_factory=Conversion)
@@ -216,7 +217,8 @@ def show_forecast(
         "subjects": subjects.n_subjects,
         "warnings": warnings,
     }
-    return Outcome(figures, lost=len(warnings))
+    # As the run would end: what is left out counts as much before as after.
+    return Outcome(figures, lost=len(rejections) + len(warnings))
 
 
 def modalities(items: Sequence["Expected"], args: ConvertArgs) -> list[tuple[str, int, str]]:

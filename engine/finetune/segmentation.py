@@ -227,8 +227,11 @@ def n_classes(records: Sequence[VolumeRecord], label: str) -> int:
     }
     if not found - {0}:
         names = sorted({labels.name for record in records for labels in record.labels})
+        ignored = any(a.n_ignored for record in records for a in record.labels if a.name == label)
+        why = " (its voxels above 0 count as ignored; `mim3d inspect` says more)" if ignored else ""
         raise ConfigError(
-            f"label {label!r} has no foreground in this corpus; it holds labels: {names or 'none'}"
+            f"label {label!r} has no foreground in this corpus{why}; it holds labels: "
+            f"{names or 'none'}"
         )
     if min(found) < 0 or max(found) > 255:
         raise ConfigError(f"label {label!r} has classes outside 0 to 255: {sorted(found)[:9]}")

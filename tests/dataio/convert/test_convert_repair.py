@@ -56,7 +56,7 @@ def flip(file: Path, at: int, bit: int) -> None:
 @pytest.mark.parametrize("at", [9, 700, -1])
 @pytest.mark.parametrize("name", [MANIFEST, "zarr.json"])
 def test_the_same_convert_again_mends_any_flip(made, copy, name, at):
-    file = copy / name
+    file = own_file(copy, MANIFEST) if name == MANIFEST else copy / name
     flip(file, at if at < 0 else at % file.stat().st_size, 1)
     assert verify(copy).problems
     if (name, at) != ("zarr.json", 9):  # where Zarr's own part is hit, not ours

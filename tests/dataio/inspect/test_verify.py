@@ -14,6 +14,8 @@ from mim3d.dataio.chunks.codec import ChunkCodec
 from mim3d.dataio.chunks.shard_writer import ShardStream
 from mim3d.dataio.convert.run import convert
 from mim3d.dataio.corpus.conversion import Conversion
+from mim3d.dataio.corpus.names import MANIFEST, TABLE
+from mim3d.dataio.corpus.quarantine import QUARANTINE
 from mim3d.dataio.corpus.seen_files import SEEN
 from mim3d.dataio.errors import ChunkError, CorpusError
 from mim3d.dataio.inspect.verify import verify
@@ -84,13 +86,15 @@ def test_a_damaged_chunk_is_named_with_its_volume(root):
 
 
 @pytest.mark.parametrize(
-    "victim", ["manifest.jsonl", "chunks.table", "quarantine.jsonl", "v0/0/zarr.json"]
+    "victim",
+    [*(f"mim3d/{n}" for n in (MANIFEST, TABLE, QUARANTINE, "zarr.json")), "v0/0/zarr.json"],
 )
 def test_a_missing_file_is_found(root, victim, tmp_path):
     copy = tmp_path / "c"
     shutil.copytree(root, copy)
     (copy / victim).unlink()
-    assert any(p.code == "missing" for p in verify(copy).problems)
+    code = "bad-root" if victim == "mim3d/zarr.json" else "missing"
+    assert any(p.code == code for p in verify(copy).problems)
 
 
 def test_a_volume_without_a_line_and_a_line_without_a_volume(root, tmp_path):

@@ -66,7 +66,7 @@ def test_a_dry_run_tells_and_writes_nothing(folder, tmp_path, capsys):
         "--json",
         str(tmp_path / "figures.json"),
     ]
-    assert main(["convert", *words]) == 0
+    assert main(["convert", *words]) == 3
     printed = capsys.readouterr().out
     assert "3 sources, 3 volumes" in printed and "case7.nii.gz" in printed
     got = figures(tmp_path)
@@ -96,7 +96,7 @@ def test_a_dry_run_tells_bad_labels_and_keeps_their_images(folder, tmp_path, cap
     fraction = np.full((30, 31, 32), 0.5, np.float32)
     nib.save(nib.Nifti1Image(fraction, np.diag([-1, 1, 1, 1])), folder / "case1_seg.nii.gz")
     json_file = tmp_path / "figures.json"
-    assert main(["convert", str(folder), "x", "--dry-run", "--json", str(json_file)]) == 0
+    assert main(["convert", str(folder), "x", "--dry-run", "--json", str(json_file)]) == 3
     assert figures(tmp_path)["sources"] == 3
     codes = {item["code"] for item in figures(tmp_path)["skipped"]}
     assert codes == {"other-grid", "label-not-integer"}

@@ -1,0 +1,110 @@
+"""Labels whose numbers are grey levels: told, and numbered 1, 2, ... on demand."""
+
+import re
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pytest
+
+from mim3d.dataio.corpus.conversion import Conversion
+from mim3d.dataio.corpus.manifest import manifest_bytes, read_manifest
+from mim3d.dataio.corpus.names import MANIFEST, own_file
+from mim3d.dataio.errors import Mim3dError
+from mim3d.dataio.inspect.doubts import corpus_doubts
+from mim3d.dataio.reader.corpus import opened_corpus
+from mim3d.dataio.reader.shard_reader import ShardReader
+from mim3d.engine.commands.cli import main
+
+RNG = np.random.default_rng(4)
+SHAPE = (9, 8, 7)
+PARTS = RNG.integers(0, 4, SHAPE)
+
+
+def cohort(root: Path, values: list[int], n: int = 2) -> list[str]:
+    """Words that convert people with a mask each; the first lacks the last value."""
+    table = np.array([0, *values], np.uint8 if max(values) < 256 else np.int16)
+    for number in range(n):
+        folder = root / "data" / f"p{number}"
+        folder.mkdir(parents=True)
+        parts = PARTS % len(table)
+        parts = (
+            np.where(parts == len(values), 0, parts) if number == 0 and len(values) > 1 else parts
+        )
+        images = {"t1": RNG.normal(300, 90, SHAPE).astype(np.int16), "mask": table[parts]}
+        for name, voxels in images.items():
+            nib.save(nib.Nifti1Image(voxels, np.eye(4)), folder / f"{name}.nii.gz")
+    return ["convert", str(root / "data"), str(root / "c"), "--workers", "1"]
+
+
+def stored(corpus: str, row: int) -> np.ndarray:
+    with opened_corpus(corpus) as (opened, shards):
+        reader = ShardReader(opened.table, opened.root, shards)
+        (voxels,) = reader.read_box(reader.table.label_row(row, "seg"), (0, 0, 0), SHAPE[::-1])
+        reader.close()
+    return voxels.transpose(2, 1, 0)
+
+
+@pytest.mark.parametrize("values", [[63, 126, 189], [10, 150, 250], [205, 420, 500], [17]])
+def test_grey_levels_are_told_and_numbered_by_the_words_of_the_message(tmp_path, capsys, values):
+    words = cohort(tmp_path, values)
+    assert main(words) == 3
+    told = capsys.readouterr().out
+    assert main([*words, "--accept-doubts"]) == 0
+    option = re.search(r"--label-values (\S+) into a new corpus", told)
+    assert option is not None
+    words[2] += "2"
+    assert main([*words, "--label-values", option[1]]) == 0
+    np.testing.assert_array_equal(stored(words[2], 1), PARTS % (len(values) + 1))
+    present = [set(record.labels[0].classes) for record in read_manifest(Path(words[2]))]
+    assert present[1] == {0, *range(1, len(values) + 1)}
+    assert len(values) == 1 or present[0] == {0, *range(1, len(values))}  # numbered alike
+
+
+@pytest.mark.parametrize("values", [[1, 2, 3], [1, 2, 4], [2, 5], [3], [255]])
+def test_classes_near_each_other_are_not_told(tmp_path, values):
+    assert main(cohort(tmp_path, values)) == 0
+
+
+def test_a_value_that_is_not_told_costs_the_label_and_its_message_says_which(tmp_path, capsys):
+    words = [*cohort(tmp_path, [63, 126, 189]), "--label-values", "63,126"]
+    assert main(words) == 3
+    assert "holds 189, which is none of --label-values (63, 126); add it" in capsys.readouterr().out
+    assert [len(record.labels) for record in read_manifest(Path(words[2]))] == [1, 0]
+    words = [*cohort(tmp_path / "x", [63, 126, 189]), "--label-values", "seg=63,126"]
+    assert main([*words, "--ignore-label", "189"]) == 0
+    label = read_manifest(Path(words[2]))[1].labels[0]
+    assert set(label.classes) == {0, 1, 2} and (label.ignore, label.n_ignored > 0) == (189, True)
+
+
+@pytest.mark.parametrize(
+    "word", ["", "a,b", "1,1", "0,3", "seg=", ",".join(map(str, range(1, 300)))]
+)
+def test_values_that_are_none_are_refused(word):
+    with pytest.raises(Mim3dError, match="label values"):
+        Conversion(label_values=(word,))
+
+
+def test_a_mask_of_255_that_an_earlier_version_ignored_is_told(tmp_path):
+    words = cohort(tmp_path, [255])
+    assert main(words) == 0
+    corpus = Path(words[2])
+    records = read_manifest(corpus)
+    older = []
+    for record in records:
+        (label,) = record.labels
+        ignored = {"classes": {0: label.classes[0]}, "ignore": 255, "n_ignored": label.classes[1]}
+        older.append(
+            type(record)(
+                **{
+                    **vars(record),
+                    "warnings": (),
+                    "labels": (type(label)(**{**vars(label), **ignored}),),
+                }
+            )
+        )
+    own_file(corpus, MANIFEST).write_bytes(manifest_bytes(older))
+    (doubt,) = corpus_doubts(older)
+    assert "holds no class, and" in doubt and "voxels of 255, which count as ignored" in doubt
+    words[2] += "2"
+    assert main(words) == 0 and corpus_doubts(read_manifest(Path(words[2]))) == ()
