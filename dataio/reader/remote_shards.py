@@ -154,7 +154,7 @@ class RemoteShards:
         return f"{self._folder}{name}"
 
     def _exists(self, path: str) -> bool:
-        """Whether there is an object; where it is not allowed to ask what is not there, it is not."""
+        """Whether there is an object; one that may not be asked for counts as absent."""
         import obstore
 
         def request() -> bool:
