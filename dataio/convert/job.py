@@ -178,6 +178,10 @@ def retold(record: VolumeRecord, source: Source, conversion: Conversion) -> Volu
         subject_doubt=source.doubt,
         group=source.group,
         split=source.split,
+        session=source.session,
+        channel_names=source.channel_names
+        if len(source.channel_names) == record.channels
+        else record.channel_names,
         labels=tuple(
             replace(
                 a,
@@ -205,4 +209,5 @@ def source_of(group: tuple[VolumeRecord, ...]) -> Source:
         first.channel_names,
         {label.name: label.class_names for label in first.labels},
         {label.name: label.ignore for label in first.labels if label.ignore is not None},
+        session=first.session,
     )

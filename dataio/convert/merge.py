@@ -112,10 +112,13 @@ def shared(sets: Sequence[set[str]]) -> set[str]:
 def renamed(
     record: VolumeRecord, corpus: str, clashes: set[str], doubled: set[str]
 ) -> VolumeRecord:
-    """The record under the id and subject it gets; `group` is the corpus where it had none."""
+    """The record under the id and subject it gets; `group` is the corpus, and within it the
+    data set that it was of."""
     id = f"{corpus}_{record.id}" if record.id.casefold() in {*doubled, OWN} else record.id
     subject = f"{corpus}/{record.subject}" if record.subject in clashes else record.subject
-    return replace(record, id=id, subject=subject, group=record.group or corpus)
+    is_named = record.group.split("/")[0] in ("", corpus)
+    group = record.group or corpus if is_named else f"{corpus}/{record.group}"
+    return replace(record, id=id, subject=subject, group=group)
 
 
 def same_voxels(known: VolumeRecord | None, record: VolumeRecord) -> bool:

@@ -208,4 +208,5 @@ def _record(
         channel_names=channel_names(source, volume),
         n_values=volume.n_values,
         header_doubt=header.doubt,
+        session=source.session,
     )

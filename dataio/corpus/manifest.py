@@ -98,7 +98,8 @@ class VolumeRecord:
     states it) and `subject_doubt` why it may be wrong; `channel_names` are the source's. `n_values`
     is how many values an image of few integers holds (a label map among images?), else 0.
     `header_doubt` says what of the source's header disagrees. `layout` is how the folder is laid
-    out (`corpus.arrays`), 1 in corpora made before there was another.
+    out (`corpus.arrays`), 1 in corpora made before there was another. `session` is when it was
+    taken, where the source tells.
     """
 
     id: str
@@ -143,6 +144,7 @@ class VolumeRecord:
     n_values: int = 0
     header_doubt: str = ""
     layout: int = 1
+    session: str = ""
 
     @property
     def channel_records(self) -> tuple[ChannelRecord, ...]:

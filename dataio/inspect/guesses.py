@@ -30,7 +30,8 @@ def split_files(records: Iterable[VolumeRecord]) -> list[tuple[str, int, str]]:
             files[record.sources[0]].append(record)
     found = []
     for path, frames in files.items():
-        named = ", ".join(name for frame in frames for name in frame.channel_names)
+        names = [name for frame in frames for name in frame.channel_names]
+        named = ", ".join(names) if len({*names}) > 1 else ""
         labels = {tuple(label.shard_sha256 for label in frame.labels) for frame in frames}
         if named or (len(frames) > 1 and len(labels) == 1 and labels != {()}):
             found.append((path, frames[0].n_frames, named))

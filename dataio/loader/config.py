@@ -10,6 +10,7 @@ from mim3d.dataio.finite import refuse_not_finite
 from mim3d.dataio.geometry import Triple
 from mim3d.dataio.loader.augment import Augmentation, augmentation
 from mim3d.dataio.loader.sampler import WEIGHTINGS, Weighting
+from mim3d.dataio.reader.datasets import check_where, parsed_shares
 from mim3d.dataio.reader.normalisation import parse_mode
 from mim3d.dataio.remote.limits import RemoteLimits
 
@@ -45,6 +46,12 @@ class LoaderConfig:
     """Align crop starts to multiples of so many voxels; 1 turns it off."""
     weighting: Weighting = "uniform"
     """uniform (each volume once per epoch), voxels, or foreground (its box)."""
+    shares: tuple[str, ...] = ()
+    """DATASET=SHARE of the samples, such as openmind=0.7 ours=0.3, however many volumes each has:
+    data sets as `mim3d merge` calls the corpora it joined, or --dataset of the conversion."""
+    where: tuple[str, ...] = ()
+    """Draw from volumes of which all is true: dataset=, modality=, session=, split= or
+    subject=VALUE[,VALUE...], as in modality=T1w,FLAIR."""
     foreground_fraction: float = 0.0
     """Share of crops centred on a voxel of a foreground class; needs `label`."""
     normalise: str = "zscore"
@@ -98,6 +105,10 @@ class LoaderConfig:
             raise Mim3dError(
                 f"nodes={self.nodes} needs weighting='uniform': a split has no weights"
             )
+        if self.nodes > 1 and self.shares:
+            raise Mim3dError(f"nodes={self.nodes} goes with no shares: a split has no weights")
+        parsed_shares(self.shares)
+        check_where(self.where)
         if not 0 <= self.node_rotation <= 1:
             raise Mim3dError(f"node_rotation={self.node_rotation} must lie in [0, 1]")
         if self.node_rotation and self.nodes == 1:

@@ -9,7 +9,7 @@ from mim3d.dataio.errors import CorpusError
 from mim3d.dataio.geometry import Triple
 from mim3d.dataio.loader.augment import Augmentation
 from mim3d.dataio.loader.config import LoaderConfig
-from mim3d.dataio.loader.sampler import LabelPoints, Nodes, Sampler, volume_weights
+from mim3d.dataio.loader.sampler import LabelPoints, Nodes, Sampler
 from mim3d.dataio.reader.normalisation import Intensities, intensities, largest
 from mim3d.dataio.reader.shard_reader import Flip, Request
 
@@ -85,9 +85,13 @@ def crop_job(table: ChunkTable, config: LoaderConfig, volumes: np.ndarray) -> Cr
 
 
 def make_sampler(
-    table: ChunkTable, config: LoaderConfig, volumes: np.ndarray, world: int = 1
+    table: ChunkTable,
+    config: LoaderConfig,
+    volumes: np.ndarray,
+    world: int = 1,
+    weights: np.ndarray | None = None,
 ) -> Sampler:
-    """Build the sampler over `volumes` (table rows) for `world` ranks."""
+    """Build the sampler over `volumes` (table rows) of these weights for `world` ranks."""
     rows = np.asarray(table.volumes)[volumes]
     points = None
     if config.foreground_fraction > 0 and config.label is not None:
@@ -98,7 +102,7 @@ def make_sampler(
         rows["shape"],
         config.crop_size,
         snap=config.snap,
-        weights=volume_weights(config.weighting, rows),
+        weights=weights,
         foreground_fraction=config.foreground_fraction,
         points=points,
         nodes=Nodes(config.nodes, world * config.micro_batch, config.node_rotation),

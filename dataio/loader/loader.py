@@ -19,6 +19,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, NoReturn, Self
 
+import numpy as np
 import torch
 
 from mim3d.dataio.corpus.chunk_table import choose_volumes
@@ -32,9 +33,11 @@ from mim3d.dataio.loader.crop_spec import crop_job, make_sampler
 from mim3d.dataio.loader.dali import DaliGraph, GraphSpec, feed_order
 from mim3d.dataio.loader.device_source import DeviceSource
 from mim3d.dataio.loader.graph import DirectGraph
+from mim3d.dataio.loader.sampler import volume_weights
 from mim3d.dataio.loader.state import run_order
 from mim3d.dataio.loader.view_graph import ViewGraph
 from mim3d.dataio.reader.corpus import Corpus, opened_corpus
+from mim3d.dataio.reader.datasets import drawn
 from mim3d.dataio.reader.host_cache import HostCache
 from mim3d.dataio.reader.shard_reader import ShardReader
 
@@ -68,8 +71,12 @@ class Loader:
         self.corpus, shards = self._opened.enter_context(opened_corpus(corpus, config.limits))
         self.config, self.rank, self.world = config, rank, world
         table = self.corpus.table
-        volumes = choose_volumes(table, config.label, subjects)
-        self.sampler = make_sampler(table, config, volumes, world)
+        rows = choose_volumes(table, config.label, subjects)
+        volumes, weights = drawn(
+            *(self.corpus, rows, config.where, config.shares),
+            lambda chosen: volume_weights(config.weighting, np.asarray(table.volumes)[chosen]),
+        )
+        self.sampler = make_sampler(table, config, volumes, world, weights)
         self._order = run_order(table, config, volumes, world)
         self._job = crop_job(table, config, volumes)
         if config.cache == "host":

@@ -41,7 +41,7 @@ class RunOrder:
                 raise Mim3dError(
                     f"the loader's state is of another order of samples (order={given[name]}, this "
                     f"loader {mine}): resume with the subjects, label, weighting and nodes of the "
-                    "run, and with nodes its node_rotation and global batch"
+                    "run (and its shares), and with nodes its node_rotation and global batch"
                 )
             raise Mim3dError(
                 f"the loader's state has {name}={given[name]}, this loader {mine}: "
@@ -71,6 +71,7 @@ class RunOrder:
 def run_order(table: ChunkTable, config: LoaderConfig, volumes: np.ndarray, world: int) -> RunOrder:
     """The order of a run over `volumes` (ascending table rows) by `world` ranks."""
     parts = [config.weighting]
+    parts += [f"shares {' '.join(config.shares)}"] if config.shares else []
     if config.nodes > 1:
         parts += [f"{config.node_rotation!r}", f"{world * config.micro_batch}"]
     chosen = np.zeros(table.n_volumes, bool)

@@ -1,6 +1,7 @@
-"""Boxes of voxels from a corpus: corpus (opening one), shards (where bytes come from), which are
-local_shards, remote_shards and host_cache, table_watch (whether they are the open table's still),
-shard_reader (chunks to voxels), normalisation, whole_volume.
+"""Boxes of voxels from a corpus: corpus (opening one), datasets (which volumes, and how often),
+shards (where bytes come from), which are local_shards, remote_shards and host_cache, table_watch
+(whether they are the open table's still), shard_reader (chunks to voxels), normalisation,
+whole_volume.
 """
 
 import lazy_loader

@@ -245,4 +245,6 @@ def source(tree: Tree, image: BidsName, labels: dict[str, str]) -> Source:
         subject=image.subject,
         group=place,
         subject_from="BIDS names",
+        channel_names=(image.suffix,),
+        session=dict(image.entities).get("ses", ""),
     )

@@ -73,6 +73,9 @@ def read(
         labels={name: mask for name, mask in found.items() if mask is not None},
         subject=person,
         subject_from=DECLARED,
+        group=dataset,
+        session=session,
+        channel_names=(modality,) if (modality := str(image.get("modality") or "")) else (),
     )
 
 

@@ -18,7 +18,8 @@ class Source:
     rule that gave the subject (DECLARED where the user or a table did) and `doubt` why it may be
     wrong. `channel_names` are the channels' modalities and `class_names` the classes' names by
     label, where the layout tells them; `ignore` is the value of a label that is no class; `visit`
-    is what images taken together share, where the layout tells (a row of a table).
+    is what images taken together share, where the layout tells (a row of a table), and `session`
+    when they were taken.
     """
 
     id: str
@@ -33,6 +34,7 @@ class Source:
     class_names: Mapping[str, Mapping[int, str]] = field(default_factory=dict)
     ignore: Mapping[str, int] = field(default_factory=dict)
     visit: str = ""
+    session: str = ""
 
     def __post_init__(self) -> None:
         if not self.images:

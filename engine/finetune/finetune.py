@@ -82,8 +82,8 @@ def run_finetune(
             corpus, shards = stack.enter_context(opened_corpus(config.data.corpus))
             refuse_other_corpora(config.data.corpus, corpus_sha256(corpus), ranks)
             splits = resolve_splits(config, corpus)
-            corpus_fit(corpus.table, config.vit, splits.train)
             loader = stack.enter_context(open_loader(config, ranks, splits))
+            corpus_fit(corpus.table, config.vit, loader.sampler.volumes)
             shown = stack.enter_context(shown_progress(title, config.steps, ranks))
             stack.enter_context(explain_full_disk(out))
             for record in claimed.changed:

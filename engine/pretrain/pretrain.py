@@ -74,7 +74,7 @@ def run_pretrain(config: PretrainConfig, out: str | Path) -> PretrainResult:
         ranks = stack.enter_context(run_ranks(config.parallel, seed=config.seed))
         subjects = subjects_of(config, out)
         loader = stack.enter_context(open_loader(config, ranks, subjects.train))
-        fit = corpus_fit(loader.corpus.table, config.vit, subjects.train)
+        fit = corpus_fit(loader.corpus.table, config.vit, loader.sampler.volumes)
         held_out = None
         if subjects.held_out:
             held_out = stack.enter_context(closing(HeldOut(config, ranks, subjects.held_out)))

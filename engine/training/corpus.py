@@ -1,11 +1,10 @@
 """Whether a corpus suits a model, and whether it is still the one that a run began with."""
 
-from collections.abc import Collection
 from dataclasses import dataclass
 
 import numpy as np
 
-from mim3d.dataio.corpus.chunk_table import ChunkTable, choose_volumes
+from mim3d.dataio.corpus.chunk_table import ChunkTable
 from mim3d.dataio.corpus.names import MANIFEST, own_file
 from mim3d.dataio.reader.corpus import Corpus
 from mim3d.engine.errors import ConfigError, TrainingError
@@ -25,17 +24,14 @@ class CorpusFit:
     """Of these, with a channel of several that is one value everywhere: a missing modality."""
 
 
-def corpus_fit(
-    table: ChunkTable, vit: ViTConfig, subjects: Collection[str] | None = None
-) -> CorpusFit:
-    """Count the volumes of `subjects` (None: all); ConfigError where their channels are others."""
-    rows = choose_volumes(table, None, subjects)
+def corpus_fit(table: ChunkTable, vit: ViTConfig, rows: np.ndarray) -> CorpusFit:
+    """Count volumes (rows of the table); ConfigError where their channels are others."""
     images = np.asarray(table.volumes["image"])[rows].astype(np.int64)
     channels = np.unique(np.asarray(table.arrays["channels"])[images])
     if channels.tolist() != [vit.channels]:
         raise ConfigError(
             f"vit.channels is {vit.channels}, the volumes of {table.root} have "
-            f"{', '.join(map(str, channels))}: set --vit.channels, or choose subjects that have it"
+            f"{', '.join(map(str, channels))}: set --vit.channels, or choose volumes that have it"
         )
     shapes = np.asarray(table.volumes["shape"])[rows]
     padded = int((shapes < np.array(vit.crop_size)).any(axis=1).sum())
