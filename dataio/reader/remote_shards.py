@@ -159,7 +159,7 @@ class RemoteShards:
 
         def request() -> bool:
             try:
-                return bool(obstore.head(self._store, self._key(path)))
+                return bool(obstore.get_range(self._store, self._key(path), start=0, length=1))
             except obstore.exceptions.PermissionDeniedError:
                 return False
 
