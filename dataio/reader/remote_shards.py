@@ -159,7 +159,7 @@ class RemoteShards:
 
         def request() -> bool:
             try:
-                return bool(obstore.get_range(self._store, self._key(path), start=0, length=1))
+                return len(self._store.get_range(self._key(path), start=0, length=1)) > 0
             except obstore.exceptions.PermissionDeniedError:
                 return False
 

@@ -15,7 +15,7 @@ from mim3d.dataio.convert.run import convert
 from mim3d.dataio.convert.upkeep import mend
 from mim3d.dataio.corpus.conversion import Conversion, Rerun
 from mim3d.dataio.corpus.history import HISTORY
-from mim3d.dataio.corpus.names import MANIFEST, TABLE, own_file
+from mim3d.dataio.corpus.names import MANIFEST, OWN, TABLE, own_file
 from mim3d.dataio.corpus.quarantine import QUARANTINE
 from mim3d.dataio.corpus.seen_files import SEEN
 from mim3d.dataio.errors import CorpusError, Mim3dError
@@ -359,8 +359,9 @@ def test_sources_that_are_gone_are_named_and_pruned_on_request(place, tmp_path, 
     assert verify(tmp_path / "c").problems == () and not (tmp_path / "c/v0").exists()
     convert(sources_of(raw), tmp_path / "fresh", workers=1)
     pruned, fresh = content(tmp_path / "c"), content(tmp_path / "fresh")
-    assert b"pruned" in pruned.pop(HISTORY)
-    del pruned[TABLE], fresh[TABLE]  # which repeats the history
+    assert b"pruned" in pruned.pop(f"{OWN}/{HISTORY}")
+    for files in (pruned, fresh):
+        del files[f"{OWN}/{TABLE}"]  # which repeats the history
     assert pruned == fresh
 
 

@@ -314,7 +314,7 @@ def test_a_damaged_upload_is_quarantined_and_the_rest_arrives(s3, upload, tmp_pa
     report = convert(discover(upload(cohort)).sources, f"{s3}/c.zarr", workers=1)
     assert (report.n_volumes, report.n_quarantined) == (2, 1)
     assert report.rejections[0].path.endswith("phantom_001.nii.gz")
-    assert len(parse_quarantine(RemoteStore(f"{s3}/c.zarr").get("quarantine.jsonl"))) == 1
+    assert len(parse_quarantine(RemoteStore(f"{s3}/c.zarr").get("mim3d/quarantine.jsonl"))) == 1
 
 
 def test_a_bucket_folder_that_is_no_corpus_is_refused(s3, tmp_path):
