@@ -30,7 +30,7 @@ def test_a_name_that_is_not_utf8_costs_nothing_but_its_file(tmp_path, capsys):
     for _ in range(2):  # and again on a rerun
         assert main([*words, "--accept-doubts"]) == 3
         assert "M\\xfcller.nii" in (printed := capsys.readouterr().out) and "2 bad-name" in printed
-    left = parse_quarantine((tmp_path / "out/quarantine.jsonl").read_bytes())
+    left = parse_quarantine((tmp_path / "out/mim3d/quarantine.jsonl").read_bytes())
     assert [rejection.code for rejection in left] == ["bad-name", "bad-name"]
     assert main(["verify", str(tmp_path / "out")]) == 0
     assert "3 volumes" in capsys.readouterr().out
