@@ -1,6 +1,7 @@
 """Interruptions of a conversion: killed at any write, disk full, a lost worker, two writers."""
 
 import errno
+import fcntl
 import hashlib
 import os
 import signal
@@ -25,7 +26,6 @@ from mim3d.dataio.errors import CorpusError, StoreError
 from mim3d.dataio.inspect.verify import verify
 from mim3d.dataio.reader.corpus import Corpus
 from mim3d.dataio.sources.source import Source
-from mim3d.dataio.storage import store as store_module
 from mim3d.dataio.storage.store import LocalStore
 
 
@@ -213,13 +213,13 @@ def test_a_second_writer_is_refused_and_a_dead_one_is_not_waited_for(made, tmp_p
 
 def test_a_lock_removed_in_between_is_noticed(tmp_path, monkeypatch):
     store = LocalStore(tmp_path / "c")
-    original = store_module.fcntl.flock
+    original = fcntl.flock
 
     def flock(file, how):
         original(file, how)
         (tmp_path / "c" / ".lock").unlink()
 
-    monkeypatch.setattr(store_module.fcntl, "flock", flock)
+    monkeypatch.setattr(fcntl, "flock", flock)
     with pytest.raises(CorpusError, match="is writing"), store.lock():
         pass
 

@@ -40,7 +40,7 @@ def cohort(root: Path, values: list[int], n: int = 2) -> list[str]:
 def stored(corpus: str, row: int) -> np.ndarray:
     with opened_corpus(corpus) as (opened, shards):
         reader = ShardReader(opened.table, opened.root, shards)
-        (voxels,) = reader.read_box(reader.table.label_row(row, "seg"), (0, 0, 0), SHAPE[::-1])
+        (voxels,) = reader.read_box(reader.table.label_row(row, "seg"), (0, 0, 0), (7, 8, 9))
         reader.close()
     return voxels.transpose(2, 1, 0)
 
