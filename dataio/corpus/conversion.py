@@ -92,8 +92,8 @@ class Conversion:
 
     def values_of_label(self, name: str) -> tuple[int, ...]:
         """Values that stand for classes 1, 2, ... in a label; none where they are the classes."""
-        told = dict(map(_named_values, self.label_values))
-        return told.get(name, told.get("", ()))
+        named = dict(map(_named_values, self.label_values))
+        return named.get(name, named.get("", ()))
 
     @property
     def lossless(self) -> bool:
@@ -114,9 +114,9 @@ class Conversion:
 
 def _named_values(word: str) -> tuple[str, tuple[int, ...]]:
     """A label's name, or nothing for all, and its values; Mim3dError where the word is no such."""
-    name, _, told = word.rpartition("=")
+    name, _, listed = word.rpartition("=")
     try:
-        values = tuple(map(int, told.split(",")))
+        values = tuple(map(int, listed.split(",")))
     except ValueError as error:
         raise Mim3dError(f"label values {word!r}: numbers, as in 63,126 or seg=63,126") from error
     if not 1 <= len(values) < MOST_VALUES or len(set(values)) < len(values) or 0 in values:

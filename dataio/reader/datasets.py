@@ -36,8 +36,8 @@ def names_above(group: str) -> list[str]:
 def check_where(words: Sequence[str]) -> None:
     """Mim3dError where a word is no FACT=VALUE[,VALUE...]."""
     for word in words:
-        fact, _, told = word.partition("=")
-        if fact not in FACTS or not all(told.split(",")):
+        fact, _, listed = word.partition("=")
+        if fact not in FACTS or not all(listed.split(",")):
             raise Mim3dError(f"where={word!r}: FACT=VALUE, the fact one of: {', '.join(FACTS)}")
 
 
@@ -45,9 +45,9 @@ def parsed_shares(words: Sequence[str]) -> dict[str, float]:
     """Share by name; Mim3dError where a word is no NAME=SHARE, or none is above 0."""
     shares: dict[str, float] = {}
     for word in words:
-        name, _, told = word.rpartition("=")
+        name, _, number = word.rpartition("=")
         try:
-            share = float(told)
+            share = float(number)
         except ValueError:
             share = -1.0
         if not name or not isfinite(share) or share < 0:
@@ -92,8 +92,8 @@ def chosen(records: Sequence[VolumeRecord], where: Sequence[str], root: str) -> 
     none of theirs, naming what there is."""
     places = list(range(len(records)))
     for word in where:
-        fact, _, told = word.partition("=")
-        wanted = set(told.split(","))
+        fact, _, listed = word.partition("=")
+        wanted = set(listed.split(","))
         found = [values_of(records[i], fact) for i in places]
         there = {value for values in found for value in values}
         if unknown := sorted(wanted - there):
@@ -128,7 +128,7 @@ def share_weights(
 
 
 def owner_of(record: VolumeRecord, shares: Mapping[str, float]) -> str:
-    """The name that a volume's share is told under; empty where none is."""
+    """The name that a volume's share stands under; empty where none is."""
     return next((name for name in names_above(record.group) if name in shares), "")
 
 

@@ -80,7 +80,9 @@ def folders_above(name: str, number: str) -> list[str]:
 def scanner_of(folder: str) -> str:
     """The scanner that a folder of kinds of images tells; empty for other folders."""
     words = [word.text.lower() for word in words_of(folder) if role_of(word.text.lower()) == "kind"]
-    found = {name for word in words for name, told in SCANNERS.items() if told.fullmatch(word)}
+    found = {
+        name for word in words for name, pattern in SCANNERS.items() if pattern.fullmatch(word)
+    }
     return found.pop() if len(found) == 1 else ""
 
 
