@@ -29,7 +29,7 @@ def figures_of(
     """What --json writes; rates and MFU are the loader's where there is one."""
     memory = times["in memory"]
     real = times.get("loader", memory)
-    flops = run_flops(config.method, config.vit, config.swin) * config.global_batch
+    flops = run_flops(config.method, config.vit, config.backbone) * config.global_batch
     on_gpu = ranks.device.type == "cuda"
     peak = peak_bf16(torch.cuda.get_device_name(ranks.device)) if on_gpu else None
     rest = memory.step_s - times["model"].step_s - memory.optimiser_s

@@ -14,6 +14,13 @@ from mim3d.engine.errors import ConfigError
 from mim3d.engine.finetune.splits import SplitConfig
 from mim3d.engine.models.config import IDLE_WITH_SWIN, SwinConfig, ViTConfig
 from mim3d.engine.models.primus.config import PrimusConfig, primus
+from mim3d.engine.models.resenc.config import (
+    IDLE_WITH_RESENC,
+    RESENC_L,
+    RESENC_S,
+    RESENC_TINY,
+    ResEncConfig,
+)
 from mim3d.engine.training.config import (
     DivergenceConfig,
     LogConfig,
@@ -59,6 +66,9 @@ class FinetuneConfig:
     """The encoder; a checkpoint must have the same."""
     swin: SwinConfig | None = None
     """MONAI's Swin in the vit's place, under SwinUNETR's decoder; vit keeps the crop."""
+    resenc: ResEncConfig | None = None
+    """A residual-encoder U-Net in the vit's place, whole (head unetr) or its encoder alone (those
+    of whole volumes); vit keeps the crop."""
     feature_size: int = 16
     """Channels of the decoder at full resolution; SwinUNETR's are swin.feature_size."""
     freeze: bool = False
@@ -134,6 +144,13 @@ class FinetuneConfig:
             )
         if not 0.0 <= self.overlap < 1.0:
             raise ConfigError(f"overlap {self.overlap} must be in [0, 1)")
+        if self.resenc is not None:
+            self.resenc.refuse_crop(self.vit)
+            if self.swin is not None or self.head in {"tokens", "patch", "linear"}:
+                raise ConfigError(
+                    f"head {self.head} with swin {self.swin}: a U-Net has its own decoder, with "
+                    "head unetr, and stands alone"
+                )
         if self.swin is not None and self.head in {"linear", "patch"}:
             raise ConfigError(
                 f"head {self.head} reads one token per patch, which Swin has not: take head unetr "
@@ -173,7 +190,7 @@ def identity(config: FinetuneConfig) -> dict[str, Any]:
     return identity_of(plain)
 
 
-OFF = {"class_weights": "none"}
+OFF: dict[str, Any] = {"class_weights": "none", "resenc": None}
 """Fields that came later, with the value that stands for their absence."""
 absent = object()
 
@@ -253,6 +270,8 @@ def earlier_statistics(card: Mapping[str, Any]) -> str:
 
 def idle_fields(config: FinetuneConfig) -> dict[type, tuple[str, ...]]:
     """Fields that decide nothing in a run such as this one, by class: no options of its command."""
+    if config.resenc is not None:
+        return {ViTConfig: IDLE_WITH_RESENC, FinetuneConfig: ("feature_size",)}
     if config.swin is None:
         return {}
     return {ViTConfig: IDLE_WITH_SWIN, FinetuneConfig: ("feature_size",)}
@@ -310,8 +329,26 @@ def primus_m_160() -> FinetuneConfig:
     return replace(primus_s_96(), vit=primus("M", 160, drop_path=0.2))
 
 
+def demo_resenc() -> FinetuneConfig:
+    """A tiny residual-encoder U-Net, for the encoders of demo-resenc-*."""
+    return replace(demo(), resenc=RESENC_TINY)
+
+
+def resenc_s_96() -> FinetuneConfig:
+    """A small residual-encoder U-Net on 96^3 crops."""
+    vit = ViTConfig((96, 96, 96), (16, 16, 16))
+    return replace(unetr_vit_b_96(), vit=vit, resenc=RESENC_S)
+
+
+def resenc_l_160() -> FinetuneConfig:
+    """nnU-Net's ResEnc-L on 160^3 crops."""
+    vit = ViTConfig((160, 160, 160), (16, 16, 16))
+    return replace(unetr_vit_b_96(), vit=vit, resenc=RESENC_L)
+
+
 RECIPES = {
     "demo": demo,
+    "demo-resenc": demo_resenc,
     "demo-primus": demo_primus,
     "unetr-vit-b-96": unetr_vit_b_96,
     "tokens-vit-b-96": tokens_vit_b_96,
@@ -319,4 +356,6 @@ RECIPES = {
     "primus-s-96": primus_s_96,
     "primus-b-96": primus_b_96,
     "primus-m-160": primus_m_160,
+    "resenc-s-96": resenc_s_96,
+    "resenc-l-160": resenc_l_160,
 }

@@ -9,22 +9,31 @@ from torch import nn
 
 from mim3d.engine.errors import ConfigError
 from mim3d.engine.finetune.config import FinetuneConfig
-from mim3d.engine.models.config import SwinConfig, ViTConfig
+from mim3d.engine.models.config import ViTConfig
 from mim3d.engine.models.encoder import make_encoder
 from mim3d.engine.models.flops import encoder_flops
 from mim3d.engine.models.primus.config import PrimusConfig
 from mim3d.engine.models.primus.decoder import PatchDecoder
 from mim3d.engine.models.primus.encoder import Primus3D
+from mim3d.engine.models.resenc.config import Backbone
+from mim3d.engine.models.resenc.decoder import ResEncDecoder
+from mim3d.engine.models.resenc.encoder import ResEncEncoder
+from mim3d.engine.models.resenc.flops import decoder_flops
+from mim3d.engine.models.resenc.network import ResEncNet
 from mim3d.engine.models.swin import SwinEncoder
 from mim3d.engine.models.swin_unetr import SwinDecoder, SwinSegmentationNet
 from mim3d.engine.models.unetr import LinearDecoder, MonaiDecoder, SegmentationNet, UNETRDecoder
 from mim3d.engine.models.vit import ViT3D
-from mim3d.engine.runs.encoder_file import load_encoder, load_swin
+from mim3d.engine.runs.encoder_file import load_encoder, load_resenc, load_swin
+
+Encoder = ViT3D | SwinEncoder | ResEncEncoder
+NO_SHAPE = {"drop_path", "masking", "decoder_convs"}
+"""Fields of an encoder's configuration that its weights do not show."""
 
 
 def build_segmentation(
     config: FinetuneConfig, classes: int
-) -> SegmentationNet | SwinSegmentationNet:
+) -> SegmentationNet | SwinSegmentationNet | ResEncNet:
     """Encoder and decoder; the decoder's weights depend on the seed alone, not on the arm."""
     encoder = build_encoder(config)
     if isinstance(encoder, SwinEncoder):
@@ -32,6 +41,9 @@ def build_segmentation(
         with seeded(config.seed, "decoder"):
             swin_decoder = SwinDecoder(encoder.config, config.vit, classes, image_skip=skip)
         return SwinSegmentationNet(encoder, swin_decoder)
+    if isinstance(encoder, ResEncEncoder):
+        with seeded(config.seed, "decoder"):
+            return ResEncNet(encoder, ResEncDecoder(encoder.config, classes))
     with seeded(config.seed, "decoder"):
         decoder = build_decoder(config, classes)
     return SegmentationNet(encoder, decoder)
@@ -48,12 +60,14 @@ def build_decoder(config: FinetuneConfig, classes: int) -> nn.Module:
     return UNETRDecoder(config.vit, classes, config.feature_size, image_skip=config.head == "unetr")
 
 
-def build_encoder(config: FinetuneConfig) -> ViT3D | SwinEncoder:
+def build_encoder(config: FinetuneConfig) -> Encoder:
     """The encoder from `config.init`, or from the seed where it is empty."""
     if not config.init:
         with seeded(config.seed, "encoder"):
-            swin, vit = config.swin, config.vit
-            encoder = make_encoder(vit) if swin is None else SwinEncoder(swin, vit)
+            encoder = fresh_encoder(config)
+    elif config.resenc is not None:
+        encoder = load_resenc(config.init)
+        require_same_shape(config.init, encoder.config, config.resenc, "resenc")
     elif config.swin is not None:
         encoder = load_swin(config.init)
         require_same_shape(config.init, encoder.config, config.swin, "swin")
@@ -67,12 +81,21 @@ def build_encoder(config: FinetuneConfig) -> ViT3D | SwinEncoder:
     return encoder
 
 
+def fresh_encoder(config: FinetuneConfig) -> Encoder:
+    """An encoder with weights drawn from the generator as it stands."""
+    if config.resenc is not None:
+        return ResEncEncoder(config.resenc, config.vit)
+    if config.swin is not None:
+        return SwinEncoder(config.swin, config.vit)
+    return make_encoder(config.vit)
+
+
 def require_same_shape(
-    source: str, found: ViTConfig | SwinConfig, wanted: ViTConfig | SwinConfig, field: str
+    source: str, found: ViTConfig | Backbone, wanted: ViTConfig | Backbone, field: str
 ) -> None:
     """ConfigError naming the fields in which a checkpoint's encoder is another one.
 
-    How often branches are skipped is no part of its shape.
+    How often branches are skipped is no part of its shape, nor what was hidden from it.
     """
     if isinstance(found, PrimusConfig) != isinstance(wanted, PrimusConfig):
         other, recipe = ("a Primus", "demo-primus") if isinstance(found, PrimusConfig) else (
@@ -84,7 +107,7 @@ def require_same_shape(
     differing = [
         f"{name} {getattr(found, name)} instead of {getattr(wanted, name)}"
         for name in type(wanted).__dataclass_fields__
-        if name != "drop_path" and getattr(found, name) != getattr(wanted, name)
+        if name not in NO_SHAPE and getattr(found, name) != getattr(wanted, name)
     ]
     if differing:
         raise ConfigError(
@@ -109,10 +132,17 @@ def step_flops(config: FinetuneConfig, net: nn.Module) -> float:
     from torch.utils.flop_counter import FlopCounterMode
 
     vit, swin = config.vit, config.swin
-    encoder = encoder_flops(vit, swin)
+    encoder = encoder_flops(vit, config.resenc or swin)
+    per_crop = encoder.forward if config.freeze else encoder.training
+    if isinstance(net, ResEncNet):
+        outputs = net.decoder.seg_layers[-1].out_channels
+        assert isinstance(outputs, int)
+        decoder = decoder_flops(net.encoder.config, vit, outputs)
+        return config.global_batch * (per_crop + 3.0 * decoder)
     head = net.get_submodule("decoder")
     device = next(head.parameters()).device
-    tokens = torch.zeros(1, vit.n_patches, vit.width if swin is None else swin.width, device=device)
+    width = (config.resenc or swin or vit).width
+    tokens = torch.zeros(1, vit.n_patches, width, device=device)
     volume = torch.zeros(1, vit.channels, *vit.crop_size, device=device)
     maps = None
     if isinstance(net, SwinSegmentationNet):
@@ -125,5 +155,4 @@ def step_flops(config: FinetuneConfig, net: nn.Module) -> float:
             head(volume, [tokens] * vit.depth, tokens)
         else:
             head(tokens.mean(1))
-    per_crop = encoder.forward if config.freeze else encoder.training
     return config.global_batch * (per_crop + 3.0 * counter.get_total_flops())

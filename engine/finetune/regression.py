@@ -13,11 +13,10 @@ from mim3d.dataio.loader.batch import Batch
 from mim3d.dataio.reader.corpus import Corpus
 from mim3d.dataio.reader.shard_reader import Shards
 from mim3d.engine.finetune.config import FinetuneConfig
+from mim3d.engine.finetune.network import Encoder
 from mim3d.engine.finetune.targets import read_values
 from mim3d.engine.finetune.task import Evaluation
 from mim3d.engine.finetune.volume_task import PooledNet, VolumeTask
-from mim3d.engine.models.swin import SwinEncoder
-from mim3d.engine.models.vit import ViT3D
 
 
 @dataclass(frozen=True)
@@ -38,7 +37,7 @@ class RegressionNet(PooledNet):
     target_mean: Tensor
     target_std: Tensor
 
-    def __init__(self, encoder: ViT3D | SwinEncoder, mean: float, std: float) -> None:
+    def __init__(self, encoder: Encoder, mean: float, std: float) -> None:
         super().__init__(encoder, 1)
         self.register_buffer("target_mean", torch.tensor(mean))
         self.register_buffer("target_std", torch.tensor(std))
@@ -70,7 +69,7 @@ class RegressionTask(VolumeTask):
         values = read_values(Path(config.data.targets)).by_subject
         super().__init__(config, corpus, device, shards, values, 1, train)
 
-    def make_net(self, encoder: ViT3D | SwinEncoder, outputs: int) -> nn.Module:
+    def make_net(self, encoder: Encoder, outputs: int) -> nn.Module:
         """With mean and deviation of what is trained on, or of all where nothing is."""
         known = self.trained if len(self.trained) else self.by_row[~self.by_row.isnan()]
         std = float(known.std(correction=0)) if len(known) else 0.0

@@ -12,16 +12,14 @@ from mim3d.dataio.reader.corpus import Corpus
 from mim3d.dataio.reader.shard_reader import Shards
 from mim3d.dataio.reader.whole_volume import read_volume
 from mim3d.engine.finetune.config import FinetuneConfig
-from mim3d.engine.finetune.network import build_encoder, seeded
+from mim3d.engine.finetune.network import Encoder, build_encoder, seeded
 from mim3d.engine.finetune.task import Task
-from mim3d.engine.models.swin import SwinEncoder
-from mim3d.engine.models.vit import ViT3D
 
 
 class PooledNet(nn.Module):
     """Volume (b, c, z, y, x) to (b, k): the mean of the encoder's tokens, one layer."""
 
-    def __init__(self, encoder: ViT3D | SwinEncoder, outputs: int) -> None:
+    def __init__(self, encoder: Encoder, outputs: int) -> None:
         super().__init__()
         self.encoder = encoder
         self.decoder = nn.Linear(encoder.config.width, outputs)
@@ -58,7 +56,7 @@ class VolumeTask(Task):
         with seeded(config.seed, "decoder"):
             self.net = self.make_net(encoder, outputs).to(device)
 
-    def make_net(self, encoder: ViT3D | SwinEncoder, outputs: int) -> nn.Module:
+    def make_net(self, encoder: Encoder, outputs: int) -> nn.Module:
         """The network, whose `decoder` is drawn now."""
         return PooledNet(encoder, outputs)
 

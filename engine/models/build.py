@@ -15,18 +15,33 @@ from mim3d.engine.models.mae import MAE
 from mim3d.engine.models.objective import Objective
 from mim3d.engine.models.primus.config import PrimusConfig
 from mim3d.engine.models.primus.mae import PrimusMAE
+from mim3d.engine.models.resenc.config import NO_SIMMIM, Backbone, ResEncConfig
+from mim3d.engine.models.resenc.encoder import ResEncEncoder
+from mim3d.engine.models.resenc.methods import ResEncMAE
 from mim3d.engine.models.simclr import SimCLR
 from mim3d.engine.models.simmim import SimMIM
 from mim3d.engine.models.swin import SwinEncoder, SwinSimMIM
 
 
 def build_method(
-    method: MethodConfig, vit: ViTConfig, swin: SwinConfig | None, seed: int
+    method: MethodConfig, vit: ViTConfig, backbone: Backbone | None, seed: int
 ) -> Objective:
     """The pretext module, its weights drawn from `seed` on the CPU, the same on any rank."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        return _build(method, vit, swin, seed)
+        if isinstance(backbone, ResEncConfig):
+            return _build_resenc(method, vit, backbone, seed)
+        return _build(method, vit, backbone, seed)
+
+
+def _build_resenc(
+    method: MethodConfig, vit: ViTConfig, resenc: ResEncConfig, seed: int
+) -> Objective:
+    if isinstance(method, MAEConfig):
+        return ResEncMAE(method, resenc, vit, seed)
+    if isinstance(method, SimMIMConfig):
+        raise ConfigError(NO_SIMMIM)
+    return SimCLR(method, ResEncEncoder(resenc, vit), resenc.width)
 
 
 def _build(method: MethodConfig, vit: ViTConfig, swin: SwinConfig | None, seed: int) -> Objective:

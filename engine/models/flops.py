@@ -15,6 +15,8 @@ from mim3d.engine.models.config import (
     SwinConfig,
     ViTConfig,
 )
+from mim3d.engine.models.resenc.config import Backbone, ResEncConfig
+from mim3d.engine.models.resenc.flops import decoder_flops, encoder_rest_flops, stem_flops
 from mim3d.engine.models.swin import STRIDE, swin_stages
 from mim3d.kernels.masking import n_visible
 
@@ -74,11 +76,16 @@ def crop_flops(method: MAEConfig | SimMIMConfig | SimCLRConfig, vit: ViTConfig) 
 
 
 def run_flops(
-    method: MAEConfig | SimMIMConfig | SimCLRConfig, vit: ViTConfig, swin: SwinConfig | None = None
+    method: MAEConfig | SimMIMConfig | SimCLRConfig,
+    vit: ViTConfig,
+    backbone: Backbone | None = None,
 ) -> float:
     """Training FLOPs of one crop for whichever encoder a run has."""
-    if swin is None:
+    if backbone is None:
         return crop_flops(method, vit).training
+    if isinstance(backbone, ResEncConfig):
+        return resenc_flops(method, backbone, vit)
+    swin = backbone
     views = 2 if isinstance(method, SimCLRConfig) else 1
     embed, rest = swin_flops(swin, vit)
     cells = vit.crop_size[0] * vit.crop_size[1] * vit.crop_size[2] // STRIDE**3
@@ -88,6 +95,18 @@ def run_flops(
     else:
         rest += linear_flops(cells, swin.width, vit.channels * STRIDE**3)
     return views * (2 * embed + 3 * rest)
+
+
+def resenc_flops(
+    method: MAEConfig | SimMIMConfig | SimCLRConfig, resenc: ResEncConfig, vit: ViTConfig
+) -> float:
+    """Training FLOPs of one crop on a U-Net; of SimCLR both views of the encoder alone."""
+    stem, rest = stem_flops(resenc, vit), encoder_rest_flops(resenc, vit)
+    if not isinstance(method, SimCLRConfig):
+        return 2 * stem + 3 * (rest + decoder_flops(resenc, vit, vit.channels))
+    head = linear_flops(1, resenc.width, method.projection_hidden)
+    head += linear_flops(1, method.projection_hidden, method.projection_width)
+    return 2 * (2 * stem + 3 * (rest + head))
 
 
 def swin_flops(swin: SwinConfig, vit: ViTConfig) -> tuple[float, float]:
@@ -106,13 +125,15 @@ def swin_flops(swin: SwinConfig, vit: ViTConfig) -> tuple[float, float]:
     return embed, rest
 
 
-def encoder_flops(vit: ViTConfig, swin: SwinConfig | None = None) -> CropFlops:
+def encoder_flops(vit: ViTConfig, backbone: Backbone | None = None) -> CropFlops:
     """FLOPs of the encoder alone over every patch of a crop, as fine-tuning runs it."""
-    if swin is None:
+    if isinstance(backbone, ResEncConfig):
+        embed, rest = stem_flops(backbone, vit), encoder_rest_flops(backbone, vit)
+    elif backbone is None:
         embed = linear_flops(vit.n_patches, vit.row_width, vit.width)
         rest = vit.depth * vit_block_flops(vit.n_patches, vit)
     else:
-        embed, rest = swin_flops(swin, vit)
+        embed, rest = swin_flops(backbone, vit)
     return CropFlops(forward=embed + rest, training=2 * embed + 3 * rest)
 
 

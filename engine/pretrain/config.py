@@ -13,10 +13,12 @@ from mim3d.engine.models.config import (
     MAEConfig,
     MethodConfig,
     SimCLRConfig,
+    SimMIMConfig,
     SwinConfig,
     ViTConfig,
     method_name,
 )
+from mim3d.engine.models.resenc.config import NO_SIMMIM, Backbone, ResEncConfig
 from mim3d.engine.pretrain.data import DECIDED_ELSEWHERE, DataConfig
 from mim3d.engine.runs.config import CheckpointConfig, check_channel_map
 from mim3d.engine.training.config import (
@@ -61,6 +63,9 @@ class PretrainConfig:
     vit: ViTConfig = field(default_factory=ViTConfig)
     swin: SwinConfig | None = None
     """A Swin encoder in the ViT's place (SimMIM and SimCLR); crop and channels stay vit's."""
+    resenc: ResEncConfig | None = None
+    """A residual-encoder U-Net in its place (MAE and SimCLR); crop and channels stay vit's, and
+    vit.patch_size is that of the blocks that are hidden."""
     data: DataConfig = field(default_factory=DataConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)
     schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
@@ -112,6 +117,12 @@ class PretrainConfig:
                 f"global_batch {self.global_batch} in parallel.grad_accum "
                 f"{self.parallel.grad_accum} parts leaves SimCLR no negatives: two crops at least"
             )
+        if self.resenc is not None:
+            if self.swin is not None:
+                raise ConfigError("swin and resenc are two encoders: a run has one")
+            if isinstance(self.method, SimMIMConfig):
+                raise ConfigError(NO_SIMMIM)
+            self.resenc.refuse_crop(self.vit)
         if self.swin is not None and isinstance(self.method, MAEConfig):
             raise ConfigError(
                 "MAE drops tokens, which Swin's windows cannot: use a simmim or simclr recipe with "
@@ -122,7 +133,12 @@ class PretrainConfig:
         """The pretext module with its initial weights, the same on any rank."""
         from mim3d.engine.models.build import build_method  # loads torch
 
-        return build_method(self.method, self.vit, self.swin, self.seed)
+        return build_method(self.method, self.vit, self.backbone, self.seed)
+
+    @property
+    def backbone(self) -> Backbone | None:
+        """What stands in the ViT's place, if anything does."""
+        return self.swin or self.resenc
 
     def micro_batch(self, world: int) -> int:
         """Crops of one rank's micro-batch."""
@@ -164,6 +180,8 @@ def config_identity(config: PretrainConfig) -> dict[str, Any]:
 def identity_of(stored: dict[str, Any]) -> dict[str, Any]:
     """The same of a configuration's plain values, as `config_dict` makes them."""
     plain = {key: value for key, value in stored.items() if key not in NOT_IDENTITY}
+    if plain.get("resenc", 0) is None:  # runs that do not know it stay what they were
+        del plain["resenc"]
     plain["data"] = dict(plain["data"])
     plain["schedule"] = schedule_identity(plain["schedule"])
     for key in HOW_DATA_ARRIVE:

@@ -33,6 +33,7 @@ from mim3d.engine.distributed.parallel import (
 from mim3d.engine.errors import ConfigError
 from mim3d.engine.models.config import MAEConfig, SimCLRConfig
 from mim3d.engine.models.flops import run_flops
+from mim3d.engine.models.resenc.flops import activation_values as resenc_values
 from mim3d.engine.models.swin import swin_stages
 from mim3d.engine.pretrain.config import PretrainConfig
 from mim3d.engine.training.metrics import read_rows
@@ -85,7 +86,7 @@ def make_plan(
     micro_batch = config.micro_batch(gpus)
     shards = sharding_dry_run(config, gpus)
     gathered = 0 if is_left_whole(config, gpus) else shards.gathered_parameters
-    flops = run_flops(config.method, config.vit, config.swin) * config.global_batch
+    flops = run_flops(config.method, config.vit, config.backbone) * config.global_batch
     step_s = flops / (gpus * peak * utilisation)
     crops_per_s = config.global_batch / step_s
     views = 2 if isinstance(config.method, SimCLRConfig) else 1
@@ -181,6 +182,9 @@ def compute_bytes(config: PretrainConfig) -> int:
 def activation_values(config: PretrainConfig) -> float:
     """Values kept for backward by one crop; a Swin's by its tokens at each stage."""
     vit, method = config.vit, config.method
+    if config.resenc is not None:
+        views = 2 if isinstance(method, SimCLRConfig) else 1
+        return views * resenc_values(config.resenc, vit, config.parallel.recompute)
     if config.swin is not None:
         return swin_activation_values(config)
     share = ACTIVATION_WIDTHS - 8 + 2 * vit.mlp_ratio

@@ -207,7 +207,7 @@ def settings_of(config: PretrainConfig, sitting: Sitting) -> RunSettings:
         basis=rate_basis(
             config.global_batch,
             z * y * x * config.vit.channels,
-            run_flops(config.method, config.vit, config.swin),
+            run_flops(config.method, config.vit, config.backbone),
             sitting.ranks,
         ),
         about=config_dict(config),
@@ -232,7 +232,7 @@ def leave(
         **{name: stored[name] for name in ("start", "history") if stored.get(name)},
         **({"rewinds": lines} if (lines := Rewinds(out).lines()) else {}),
     }
-    save_encoder(out, config.vit, weights, provenance, config.swin)
+    save_encoder(out, config.vit, weights, provenance, config.backbone)
     rows = read_rows(out / METRICS)
     figures = {**(rows[-1] if rows else {}), "pretext": judge_pretext(rows)}
     if doubts := Start(**stored["start"]).doubts if stored.get("start") else []:

@@ -25,6 +25,12 @@ from mim3d.engine.models.config import (
     method_name,
 )
 from mim3d.engine.models.primus.config import PrimusConfig, primus
+from mim3d.engine.models.resenc.config import (
+    IDLE_WITH_RESENC,
+    RESENC_S,
+    RESENC_TINY,
+    Masking,
+)
 from mim3d.engine.pretrain.config import PretrainConfig, PretrainLog
 from mim3d.engine.pretrain.data import DECIDED_ELSEWHERE, DataConfig
 from mim3d.engine.runs.config import CheckpointConfig
@@ -149,6 +155,27 @@ def primus_plain(method: str, size: str, crop: int) -> PretrainConfig:
     )
 
 
+def demo_resenc(masking: Masking) -> PretrainConfig:
+    """A tiny U-Net on the demo's crops, which hides cubes of 8^3."""
+    base = demo("mae")
+    return replace(
+        base,
+        method=MAEConfig(loss="l2", normalise_target=False, mask_ratio=0.75),
+        vit=ViTConfig((32, 32, 32), (8, 8, 8)),
+        resenc=replace(RESENC_TINY, masking=masking),
+    )
+
+
+def resenc_plain(masking: Masking) -> PretrainConfig:
+    """A small U-Net on 96^3 crops; the loss is the squared error of hidden voxels."""
+    return replace(
+        mae_vit("b", 96, 16),
+        method=MAEConfig(loss="l2", normalise_target=False),
+        vit=ViTConfig((96, 96, 96), (16, 16, 16)),
+        resenc=replace(RESENC_S, masking=masking),
+    )
+
+
 def openmind() -> PretrainConfig:
     """ViT-L on 160^3 crops with patches of 8: 8000 tokens, for 100,000 head-and-neck volumes."""
     base = mae_vit("l", 160, 8)
@@ -188,6 +215,10 @@ RECIPES: dict[str, Callable[[], PretrainConfig]] = {
     "primus-b-simmim-96": lambda: primus_plain("simmim", "B", 96),
     "primus-b-simclr-96": lambda: primus_plain("simclr", "B", 96),
     "primus-l-mae-160": lambda: primus_plain("mae", "L", 160),
+    "demo-resenc-mae": lambda: demo_resenc("dense"),
+    "demo-resenc-sparse-mae": lambda: demo_resenc("sparse"),
+    "resenc-s-mae-96": lambda: resenc_plain("dense"),
+    "resenc-s-sparse-mae-96": lambda: resenc_plain("sparse"),
     "openmind-mae-vit-l-160": openmind,
 }
 
@@ -201,6 +232,8 @@ MADE_FOR = {
     **dict.fromkeys(("demo-primus-mae", "demo-primus-simmim", "demo-primus-simclr"), 0),
     **dict.fromkeys(("primus-s-mae-96", "primus-b-mae-96"), 1),
     **dict.fromkeys(("primus-b-simmim-96", "primus-b-simclr-96", "primus-l-mae-160"), 8),
+    **dict.fromkeys(("demo-resenc-mae", "demo-resenc-sparse-mae"), 0),
+    **dict.fromkeys(("resenc-s-mae-96", "resenc-s-sparse-mae-96"), 1),
     "openmind-mae-vit-l-160": 64,
 }
 """GPUs of 141 GB that batch and cache were chosen for, by `mim3d plan`; 0 is a CPU."""
@@ -211,6 +244,9 @@ def idle_fields(config: PretrainConfig) -> dict[type, tuple[str, ...]]:
     idle: dict[type, tuple[str, ...]] = {LoaderConfig: tuple(DECIDED_ELSEWHERE)}
     if config.swin is not None:
         idle[ViTConfig] = IDLE_WITH_SWIN
+    if config.resenc is not None:
+        idle[ViTConfig] = IDLE_WITH_RESENC
+        idle[MAEConfig] = ("decoder_width", "decoder_depth", "decoder_heads")
     if isinstance(config.method, SimCLRConfig):
         idle[PretrainLog] = ("picture_every",)
     return idle
@@ -231,6 +267,8 @@ def recipe_table() -> str:
         vit, swin = config.vit, config.swin
         kind = "Primus" if isinstance(vit, PrimusConfig) else "ViT"
         model = f"{kind} {vit.width} x {vit.depth}" if swin is None else f"Swin {swin.feature_size}"
+        if config.resenc is not None:
+            model = f"ResEnc {config.resenc.width} x {config.resenc.stages}"
         rows.append(
             (
                 *(name, method_name(config.method), model, cube(vit.crop_size)),

@@ -17,12 +17,14 @@ from mim3d.engine.errors import CheckpointError
 from mim3d.engine.models.config import SwinConfig, ViTConfig
 from mim3d.engine.models.encoder import make_encoder
 from mim3d.engine.models.primus.config import PrimusConfig
+from mim3d.engine.models.resenc.config import Backbone, ResEncConfig
+from mim3d.engine.models.resenc.encoder import ResEncEncoder
 from mim3d.engine.models.swin import SwinEncoder
 from mim3d.engine.models.vit import ViT3D
 from mim3d.engine.runs.files import file_sha256, write_json
 
 WEIGHTS, CARD = "encoder.safetensors", "encoder.json"
-KINDS = ("vit", "primus", "swin")
+KINDS = ("vit", "primus", "swin", "resenc")
 """What encoders a card may tell of."""
 
 
@@ -36,7 +38,7 @@ def save_encoder(
     vit: ViTConfig,
     weights: Mapping[str, Tensor],
     provenance: Mapping[str, Any],
-    swin: SwinConfig | None = None,
+    backbone: Backbone | None = None,
 ) -> None:
     """Write `path`/encoder.safetensors and encoder.json; `provenance` goes into the card."""
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in weights.items()}
@@ -46,18 +48,22 @@ def save_encoder(
     card = {
         "format": 1,
         "mim3d": version("mim3d"),
-        "kind": kind_of(vit) if swin is None else "swin",
+        "kind": kind_of(vit, backbone),
         "vit": dataclasses.asdict(vit),
-        "swin": None if swin is None else dataclasses.asdict(swin),
+        "swin": dataclasses.asdict(backbone) if isinstance(backbone, SwinConfig) else None,
         "weights": WEIGHTS,
         "weights_sha256": file_sha256(path / WEIGHTS),
         **provenance,
     }
+    if isinstance(backbone, ResEncConfig):
+        card["resenc"] = dataclasses.asdict(backbone)
     write_json(path / CARD, card)
 
 
-def kind_of(vit: ViTConfig) -> str:
-    """What a card calls a transformer of this configuration."""
+def kind_of(vit: ViTConfig, backbone: Backbone | None = None) -> str:
+    """What a card calls an encoder of this configuration."""
+    if backbone is not None:
+        return "swin" if isinstance(backbone, SwinConfig) else "resenc"
     return "primus" if isinstance(vit, PrimusConfig) else "vit"
 
 
@@ -120,6 +126,19 @@ def load_swin(run_or_file: str | Path) -> SwinEncoder:
             f"{weights} holds a {card['kind']} encoder, a swin is needed: use a swin recipe"
         )
     encoder = SwinEncoder(SwinConfig(**tuples(card["swin"])), card_vit(card))
+    load_weights(encoder, weights)
+    refuse_changed_weights(weights, card)
+    return encoder
+
+
+def load_resenc(run_or_file: str | Path) -> ResEncEncoder:
+    """A U-Net's encoder with a run's pretrained weights, on the CPU in float32."""
+    weights, card = read_card(run_or_file)
+    if card["kind"] != "resenc":
+        raise CheckpointError(
+            f"{weights} holds a {card['kind']} encoder, a resenc is needed: use a resenc recipe"
+        )
+    encoder = ResEncEncoder(ResEncConfig(**tuples(card["resenc"])), card_vit(card))
     load_weights(encoder, weights)
     refuse_changed_weights(weights, card)
     return encoder

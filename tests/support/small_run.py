@@ -22,7 +22,9 @@ from mim3d.dataio.corpus.conversion import Conversion
 from mim3d.dataio.loader.batch import Batch
 from mim3d.dataio.sources.discover import discover
 from mim3d.dataio.sources.phantom import make_cohort
-from mim3d.engine.models.config import SwinConfig
+from mim3d.engine.models.config import MAEConfig, SwinConfig
+from mim3d.engine.models.primus.config import PrimusConfig
+from mim3d.engine.models.resenc.config import ResEncConfig
 from mim3d.engine.pretrain.config import PretrainConfig
 from mim3d.engine.pretrain.pretrain import run_pretrain
 from mim3d.engine.pretrain.recipes import recipe
@@ -31,6 +33,9 @@ from mim3d.engine.training.checkpoints import Checkpoints
 from mim3d.engine.training.config import DivergenceConfig
 from mim3d.engine.training.train_step import StepFigures, Stepper
 from mim3d.engine.training.trainer import Trainer
+
+SPECIAL = {"swin": "simmim", "compiled": "mae", "primus": "mae", "resenc": "mae"}
+"""Methods of `small_config` that stand for one on another encoder."""
 
 
 def make_corpus(folder: Path, subjects: int = 4) -> Path:
@@ -43,9 +48,10 @@ def make_corpus(folder: Path, subjects: int = 4) -> Path:
 def small_config(corpus: Path | str, method: str = "mae", **changes: object) -> PretrainConfig:
     """Eight steps of a few milliseconds; a checkpoint every three.
 
-    Method swin is SimMIM on a Swin encoder, compiled is MAE under torch.compile.
+    Method swin is SimMIM on a Swin encoder, compiled is MAE under torch.compile, primus and resenc
+    (sparse) are MAE on those.
     """
-    special, method = method, {"swin": "simmim", "compiled": "mae"}.get(method, method)
+    special, method = method, SPECIAL.get(method, method)
     base = recipe(f"demo-{method}")
     part = base.method
     if method == "mae":
@@ -76,6 +82,16 @@ def small_config(corpus: Path | str, method: str = "mae", **changes: object) -> 
         vit = dataclasses.replace(config.vit, crop_size=(32, 32, 32), patch_size=(16, 16, 16))
         swin = SwinConfig(feature_size=12, depths=(1, 1, 1, 1), heads=(1, 2, 2, 4), window=4)
         config = dataclasses.replace(config, vit=vit, swin=swin)
+    if special == "primus":
+        assert isinstance(config.method, MAEConfig)
+        vit = PrimusConfig(config.vit.crop_size, (8, 8, 8), width=24, depth=2, heads=2, registers=1)
+        config = dataclasses.replace(
+            config, vit=vit, method=dataclasses.replace(config.method, decoder_heads=4)
+        )
+    if special == "resenc":
+        config = dataclasses.replace(
+            config, resenc=ResEncConfig((4, 6, 8), (1, 1, 1), masking="sparse")
+        )
     if special == "compiled":
         parallel = dataclasses.replace(config.parallel, compile=True)
         config = dataclasses.replace(config, parallel=parallel)

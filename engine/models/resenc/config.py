@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from mim3d.engine.errors import ConfigError
-from mim3d.engine.models.config import ViTConfig
+from mim3d.engine.models.config import SwinConfig, ViTConfig
 
 Masking = Literal["dense", "sparse"]
 
@@ -79,5 +79,11 @@ RESENC_S = ResEncConfig((16, 32, 64, 128, 160), (1, 2, 2, 2, 2))
 """For thousands of volumes and one GPU."""
 RESENC_TINY = ResEncConfig((8, 16, 24), (1, 1, 1))
 """For a minute on a CPU."""
+Backbone = SwinConfig | ResEncConfig
+"""What may stand in the ViT's place."""
+NO_SIMMIM = (
+    "SimMIM's mask tokens are a transformer's: on a U-Net take a resenc recipe with mae, whose "
+    "--resenc.masking dense paints from crops with holes"
+)
 IDLE_WITH_RESENC = ("width", "depth", "heads", "mlp_ratio", "position")
 """Fields of the ViT that decide nothing where a U-Net stands in its place."""

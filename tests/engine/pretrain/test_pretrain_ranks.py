@@ -119,6 +119,8 @@ def assert_same_state(out, other):
         ("simmim", 2, 1, 1),
         ("swin", 2, 1, 1),
         ("compiled", 2, 1, 1),
+        ("primus", 2, 1, 1),
+        ("resenc", 2, 1, 1),
     ],
 )
 def test_ranks_agree_with_one_process(corpus, single, tmp_path, method, ranks, replicate, accum):
