@@ -1,6 +1,7 @@
 """When a run is saved, and how it goes on: the hook around the `Checkpointer`."""
 
 from collections.abc import Callable
+from copy import deepcopy
 from dataclasses import dataclass
 
 from mim3d.dataio.loader.loader import Loader
@@ -150,7 +151,8 @@ class Checkpoints(Hook):
             world=self.ranks.world,
             score=self.log.mean_loss_since_save(),
             seconds=trainer.clock.seconds,
-            hooks={hook.name: kept for hook in trainer.hooks if (kept := hook.state())},
+            # A copy: they are written while the run goes on, and hooks add to their lists.
+            hooks={hook.name: deepcopy(kept) for hook in trainer.hooks if (kept := hook.state())},
             bad_in_row=bad_in_row,
         )
         own = {**rng_state(self.ranks), **hook_tensors(trainer.hooks, self.ranks)}

@@ -20,6 +20,8 @@ from mim3d.engine.finetune.config import FinetuneConfig, identity
 from mim3d.engine.finetune.finetune import lr_scale, make_task, run_finetune
 from mim3d.engine.finetune.run_folder import EARLIER_DECAY, FinetuneResult
 from mim3d.engine.models.config import SwinConfig
+from mim3d.engine.runs.checkpoint import Checkpointer
+from mim3d.engine.runs.checkpoint_files import CheckpointFacts
 from mim3d.engine.runs.files import read_json, write_json
 from mim3d.engine.training.config import DivergenceConfig, LogConfig, OptimConfig, ScheduleConfig
 from mim3d.engine.training.metrics import METRICS, read_rows
@@ -252,6 +254,24 @@ def test_a_run_whose_gradients_stay_bad_ends_as_diverged_and_its_remedies_work(
     ]
     with pytest.raises(ConfigError, match=r"schedule\.lr 0\.0001, not 0\.0003"):
         run_finetune(config, tmp_path / "run")
+
+
+def test_a_checkpoint_that_is_written_later_holds_what_was_known_then(
+    config: FinetuneConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plain, kept = Checkpointer.save, []
+
+    def save(self: Checkpointer, state: Any, facts: CheckpointFacts) -> None:
+        kept.append(facts)
+        plain(self, state, facts)
+
+    monkeypatch.setattr(Checkpointer, "save", save)
+    run_finetune(replace(config, head="linear", steps=6), tmp_path)
+    assert len(kept) > 1
+    for facts in kept:
+        rows = facts.hooks["validate"]["rows"]
+        steps = [row["step"] for row in rows if row["split"] == "validation"]
+        assert steps == [step for step in (0, 2, 4, 6) if step <= facts.step]
 
 
 def test_a_diverging_run_goes_back_with_its_evaluations(
