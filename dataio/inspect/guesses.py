@@ -7,6 +7,7 @@ from mim3d.dataio.corpus.manifest import IGNORED, MASK_OF_255, VolumeRecord
 from mim3d.dataio.subjects.grouping import counted
 
 MOST_MODALITIES = 8  # more frames are a time series
+MOST_CLASSES = 200  # of a label; parcellations of a brain have fewer, grey values more
 FAR_APART = 3  # times their number, and classes are grey levels or parts of a long list
 NEW = "into a new corpus"
 
@@ -18,6 +19,7 @@ def guesses(records: Sequence[VolumeRecord]) -> list[str]:
         *mixed_masks(records),
         *sparse_classes(records),
         *masks_ignored(records),
+        *crowded_labels(records),
     ]
 
 
@@ -85,6 +87,24 @@ def sparse_classes(records: Iterable[VolumeRecord]) -> list[str]:
         f"{numbers[-1]} ({_some_numbers(numbers)}): to number them 1 to {len(numbers)}, convert "
         f"with --label-values {name}={','.join(map(str, numbers))} {NEW}; else --accept-doubts"
         for name, numbers in found.items()
+    ]
+
+
+def crowded_labels(records: Iterable[VolumeRecord]) -> list[str]:
+    """A line for labels of so many classes that they may be images."""
+    found = [
+        (label, record)
+        for record in records
+        for label in record.labels
+        if len(label.classes) > MOST_CLASSES
+    ]
+    if not found:
+        return []
+    label, record = found[0]
+    return [
+        f"{counted(len(found), 'label')} with more than {MOST_CLASSES} classes (such as "
+        f"{label.source}: {len(label.classes)}, label {label.name!r} of {record.id}): if it is an "
+        "image, list images and labels in a CSV; else --accept-doubts"
     ]
 
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from mim3d.dataio.labels.words import (
     bare_word,
     claim_of,
+    ending_organ,
     ending_word,
     identifies_visit,
     label_key,
@@ -74,10 +75,12 @@ class FolderImages:
         """What a file called a label in this very folder belongs to."""
         whole = stem(name)
         base, word = ending_word(whole)
+        if not base:
+            base, word = ending_organ(whole)
         match = self.of_number(whole)
         if match.owners:
             return match
-        if word_alone := bare_word(whole):
+        if word_alone := bare_word(whole) or (word if not base else ""):
             if self.is_one_subject:
                 return Match(tuple(self.names), label_key(word_alone), word_alone)
             return Match(candidates=tuple(self.names))

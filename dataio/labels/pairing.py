@@ -20,14 +20,16 @@ from mim3d.dataio.labels.folder_images import (
 from mim3d.dataio.labels.words import (
     OFFICIAL,
     bare_word,
+    ending_organ,
     ending_word,
     is_label_folder,
     label_folders,
     label_key,
     leading_word,
+    sounds_like_labels,
     twins_of,
 )
-from mim3d.dataio.nifti.names import stem
+from mim3d.dataio.nifti.names import cases_of, stem
 from mim3d.dataio.subjects.inferred import PLAIN_FOLDER
 from mim3d.dataio.subjects.words import occasion_in
 
@@ -67,6 +69,7 @@ def pair_labels(names: list[str]) -> Pairing:
     names_of = exact_names(names)
     homes = label_homes(names, names_of)
     called = {n for n in names if homes[n] or called_label(stem(n))}
+    called |= organs_beside_images(names)
     folders = index_images(n for n in names if n not in called)
     matches = {
         name: match_across(name, homes[name], folders)
@@ -89,6 +92,21 @@ def called_label(whole: str) -> bool:
     """Whether a stem has a label word at its end or at its beginning."""
     is_label = bool(ending_word(f"x_{whole}")[1] or leading_word(whole)[0])
     return is_label or bool(OFFICIAL.match(whole))
+
+
+def organs_beside_images(names: Iterable[str]) -> set[str]:
+    """Files called after an organ whose image lies beside: `case_liver` and `case`, or `liver` and
+    `ct`. Elsewhere it may be what was scanned."""
+    stems: dict[str, set[str]] = defaultdict(set)
+    for name in names:
+        stems[_folder(name)].update(cases_of(stem(name)))
+    plain = {folder for folder, found in stems.items() if "" in found}
+    found = set()
+    for name in names:
+        folder, (base, word) = _folder(name), ending_organ(stem(name))
+        if word and (base in stems[folder] if base else folder in plain):
+            found.add(name)
+    return found
 
 
 def exact_names(names: Iterable[str]) -> Index:
@@ -115,8 +133,9 @@ def label_homes(names: Sequence[str], names_of: Index) -> dict[str, list[str]]:
         if folder not in known:
             beside = any(twin in standing for twin in twins_of(folder))
             sure = is_label_folder(folder)
-            below = sure and (
-                posixpath.dirname(folder) in holding or posixpath.dirname(folder) in occasions
+            above = posixpath.dirname(folder)
+            below = (sure and (above in holding or above in occasions)) or (
+                bool(above) and above in holding and sounds_like_labels(folder)
             )
             known[folder] = beside or below or folder in alike
         return known[folder]

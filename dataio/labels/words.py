@@ -39,6 +39,7 @@ LABEL_WORDS = frozenset(
     }
     | {"voi", "vois", "segmask", "labelmap", "labelmaps", "ground", "segmented", "delineated"}
     | {"annot", "annots", "annotated", "staple", "gtv", "gtvp", "gtvn", "gtvt", "ctv", "ptv", "oar"}
+    | {"firstseg", "fastseg", "synthseg"}
 )
 OF_FOLDERS = frozenset(
     {*GENERIC, "groundtruth", "groundtruths", "gts", "segs", "rois", "instances", "labelmaps"}
@@ -51,6 +52,15 @@ DESCRIBING = frozenset(
     | {"ms", "wmh", "final", "expert", "hippocampus", "artery", "vein", "airway", "aorta", "all"}
 )
 """Words before a label word that tell what is labelled, and no case."""
+ORGANS = frozenset(
+    {"liver", "lung", "lungs", "lobes", "airway", "airways", "vessel", "vessels", "artery", "vein"}
+    | {"arteries", "veins", "portalvein", "hepaticvein", "venacava", "aorta", "heart", "kidney"}
+    | {"kidneys", "spleen", "pancreas", "gallbladder", "bladder", "stomach", "colon", "prostate"}
+    | {"hippocampus", "ventricle", "ventricles", "tumor", "tumour", "tumors", "tumours", "edema"}
+    | {"oedema", "necrosis", "infarct", "infarcts", "nodule", "nodules", "cyst", "cysts", "bone"}
+    | {"bones", "spine", "vertebrae", "femur", "cord", "plaque", "plaques", "aneurysm", "trachea"}
+)
+"""Words that tell what is labelled where the image they are of lies beside; images elsewhere."""
 QUALIFIER = re.compile(
     r"manual|final|auto|automatic|corrected|edited|fixed|binary|bin|expert\d*|rater\d*|reader\d*"
     r"|r\d|v\d|fs|pp|\d{1,2}"
@@ -98,6 +108,12 @@ def ending_word(name: str) -> tuple[str, str]:
     if base and is_label_word(word):
         return base, qualified
     return whole if whole[0] and DRAWN.fullmatch(whole[1].lower()) else ("", "")
+
+
+def ending_organ(whole: str) -> tuple[str, str]:
+    """Case and organ of a stem that ends in one, `case_liver`; of `liver` alone, no case."""
+    base, word = split_last(whole)
+    return (base, word) if word.lower() in ORGANS else ("", "")
 
 
 def split_last(name: str) -> tuple[str, str]:

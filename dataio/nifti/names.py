@@ -13,7 +13,22 @@ SIDECARS = (
     *(".doc", ".docx", ".xls", ".xlsx", ".ppt", ".pptx", ".odt", ".ods"),
 )
 MODALITIES = frozenset(
-    {"t1", "t1w", "t1c", "t1ce", "t1n", "t1gd", "t2", "t2w", "t2f", "t2star", "flair", "dwi", "adc"}
+    {
+        "t1",
+        "t1w",
+        "t1c",
+        "t1ce",
+        "ct1",
+        "t1n",
+        "t1gd",
+        "t2",
+        "t2w",
+        "t2f",
+        "t2star",
+        "flair",
+        "dwi",
+        "adc",
+    }
     | {"pt", "ir", "mprage", "mp2rage", "suv", "ctres", "hbv", "t2spir", "t1dual", "cect", "ncct"}
     | {"pd", "pdw", "swi", "ct", "cta", "mr", "mra", "pet", "suvr", "bold", "asl"}
 )

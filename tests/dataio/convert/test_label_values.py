@@ -108,3 +108,16 @@ def test_a_mask_of_255_that_an_earlier_version_ignored_is_told(tmp_path):
     assert "holds no class, and" in doubt and "voxels of 255, which count as ignored" in doubt
     words[2] += "2"
     assert main(words) == 0 and corpus_doubts(read_manifest(Path(words[2]))) == ()
+
+
+def test_an_image_taken_for_a_label_is_told_by_its_many_classes(tmp_path, capsys):
+    (tmp_path / "data").mkdir()
+    voxels = RNG.integers(0, 900, SHAPE).astype(np.int16)
+    for name in ("case1", "case1_liver"):
+        nib.save(nib.Nifti1Image(voxels, np.eye(4)), tmp_path / "data" / f"{name}.nii.gz")
+    words = ["convert", str(tmp_path / "data"), str(tmp_path / "c"), "--workers", "1"]
+    assert main(words) == 3
+    assert "1 label with more than 200 classes" in capsys.readouterr().out
+    (tmp_path / "data" / "list.csv").write_text("image\ncase1.nii.gz\ncase1_liver.nii.gz\n")
+    words = ["convert", str(tmp_path / "data/list.csv"), str(tmp_path / "d"), "--accept-doubts"]
+    assert main(words) == 0 and len(read_manifest(tmp_path / "d")) == 2

@@ -121,3 +121,44 @@ def test_a_dataset_called_segmentation_holds_images():
 def test_what_sounds_like_a_label_and_is_taken_for_an_image_is_doubtful(name):
     pairing = pair_labels([name])
     assert (pairing.doubtful, pairing.skipped) == ([name], {})
+
+
+@pytest.mark.parametrize(
+    ("image", "label", "key"),
+    [
+        ("case1.nii", "case1_vessels.nii", "vessels"),
+        ("a/case1_t1.nii", "a/case1_liver.nii", "liver"),
+        ("p1/ct.nii", "p1/ct_airway.nii", "airway"),
+        ("p1/t1.nii", "p1/tumor.nii", "tumor"),
+        ("p1/image.nii", "p1/hepaticvein.nii", "hepaticvein"),
+        ("p1/T1.nii", "p1/T1_first_all_fast_firstseg.nii", "T1_first_all_fast_firstseg"),
+    ],
+)
+def test_a_file_called_after_an_organ_is_a_label_where_its_image_lies_beside(image, label, key):
+    assert paired(image, label) == {image: {key: label}}
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        ("liver_1.nii", "liver_2.nii"),
+        ("a/spleen_10.nii", "a/spleen_12.nii"),
+        ("p1/liver.nii", "p2/liver.nii"),
+        ("case1_prostate.nii", "case2_prostate.nii"),
+        ("hippocampus_001.nii", "hippocampus_003.nii"),
+    ],
+)
+def test_images_called_after_an_organ_stay_images(names):
+    pairing = pair_labels(list(names))
+    assert not pairing.labels and not pairing.skipped and not pairing.doubtful
+
+
+def test_labels_of_pipelines_in_folders_of_their_own_below_a_visit():
+    visit = [f"P-001/week-000/{kind}.nii" for kind in ("CT1", "T1", "FLAIR")]
+    labels = [
+        "P-001/week-000/HD-GLIO-AUTO-segmentation/native/segmentation_CT1_origspace.nii",
+        "P-001/week-000/DeepBraTumIA-segmentation/atlas/segmentation/seg_mask.nii",
+    ]
+    pairing = pair_labels([*visit, *labels])
+    assert not pairing.doubtful and not pairing.skipped
+    assert [sorted(pairing.labels[image].values()) for image in visit] == [sorted(labels)] * 3
