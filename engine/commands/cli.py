@@ -12,7 +12,7 @@ from pathlib import Path
 
 from mim3d.dataio.extras import extra
 from mim3d.engine.commands.outcome import Outcome
-from mim3d.engine.distributed.parent import end_with_launcher
+from mim3d.engine.distributed.parent import end_with_launcher, quieten_torch
 from mim3d.engine.errors import EXIT_USER_ERROR
 from mim3d.engine.runs.files import refuse_address
 
@@ -67,6 +67,7 @@ def run(argv: Sequence[str] | None) -> int:
         print(f"mim3d {version('mim3d')}")
         return 0
     end_with_launcher()
+    quieten_torch()
     name = words[0]
     if name not in COMMANDS:
         print(f"mim3d: no command {name!r}; one of: {', '.join(COMMANDS)}", file=sys.stderr)

@@ -1,4 +1,4 @@
 """Ranks: config, process_group (made by the ranks that meet, in meeting), parallel (FSDP2), stop
-(signals), shared (by all nodes), first_failure, within (bounded calls), launch, parent (whom a
-rank ends with).
+(signals), shared (by all nodes), first_failure, within (bounded calls), heartbeat (what a rank is
+doing), launch, watch (who hangs), parent (whom a rank ends with).
 """

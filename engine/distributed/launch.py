@@ -10,9 +10,11 @@ import math
 import os
 import signal
 import sys
+import tempfile
 import uuid
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from types import FrameType
 from typing import Any
 
@@ -22,13 +24,19 @@ from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
 from mim3d.dataio.errors import Mim3dError
+from mim3d.engine.distributed.heartbeat import FOLDER
 from mim3d.engine.distributed.parent import LAUNCHER
+from mim3d.engine.distributed.watch import RankWatch
 from mim3d.engine.errors import EXIT_USER_ERROR
 
 SAVING = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
 """Signals on which ranks save and end; the other handled ones only end them."""
 HANDLED = (signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP, signal.SIGQUIT)
 """What the agent listens for; Ctrl-C, of which the second means another thing, we do."""
+GO_ON = (
+    "The same command goes on from the last checkpoint, --max-restarts N would have done so by "
+    "itself"
+)
 MARK = "mim3d-"
 """Begins the run id that the agent hands to its ranks."""
 
@@ -67,21 +75,41 @@ def launch_ranks(
         monitor_interval=0.2,
         **{name: value for name, value in wanted.items() if name in known},
     )
+    with watched(nproc) as watch, ended_in_one_line(watch, nproc), interrupts_passed_on():
+        elastic_launch(config, sys.executable)("-m", "mim3d.engine.commands.cli", *words)
+
+
+@contextmanager
+def ended_in_one_line(watch: RankWatch, nproc: int) -> Iterator[None]:
+    """Turn what ends an agent into what the command says: nothing, where a rank has said it."""
     try:
-        with interrupts_passed_on():
-            elastic_launch(config, sys.executable)("-m", "mim3d.engine.commands.cli", *words)
+        yield
     except SignalException as signalled:
         print(f"mim3d: {signalled.sigval.name} was passed on to {nproc} ranks", file=sys.stderr)
         raise SystemExit(0 if signalled.sigval in SAVING else 128 + signalled.sigval) from None
     except ChildFailedError as failed:
+        if watch.verdict:
+            raise Mim3dError(f"{watch.verdict}. {GO_ON}") from None
         rank, first = failed.get_first_failure()
         if first.exitcode == EXIT_USER_ERROR:
             raise SystemExit(EXIT_USER_ERROR) from None
         raise Mim3dError(
             f"rank {rank} of {nproc} ended by {first.signal_name()} (code {first.exitcode}; out of "
-            "memory?). The same command goes on from the last checkpoint, --max-restarts N would "
-            "have done so by itself"
+            f"memory?). {GO_ON}"
         ) from None
+
+
+@contextmanager
+def watched(nproc: int) -> Iterator[RankWatch]:
+    """Ranks leave their heartbeats in a folder of this run, and are looked at."""
+    with tempfile.TemporaryDirectory(prefix="mim3d-ranks-") as folder:
+        os.environ[FOLDER] = folder
+        watch = RankWatch(Path(folder), nproc)
+        try:
+            yield watch
+        finally:
+            del os.environ[FOLDER]
+            watch.close()
 
 
 @contextmanager

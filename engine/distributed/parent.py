@@ -37,3 +37,9 @@ def _look(parent: int) -> None:
     while os.getppid() == parent:
         time.sleep(POLL_S)
     os._exit(1)
+
+
+def quieten_torch() -> None:
+    """In a rank, before torch is imported: no C++ stack for each call of a store that is gone."""
+    if not {"RANK", "SLURM_PROCID"}.isdisjoint(os.environ):
+        os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")

@@ -1,8 +1,8 @@
 """Ranks: a process group from torchrun or SLURM, or of one process without either."""
 
 import os
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import TypeVar, cast
@@ -12,11 +12,13 @@ import torch.distributed as dist
 
 from mim3d.dataio.errors import Mim3dError
 from mim3d.engine.distributed.config import DeviceKind
+from mim3d.engine.distributed.heartbeat import beat
 from mim3d.engine.distributed.meeting import meet
 from mim3d.engine.distributed.within import within
 from mim3d.engine.errors import ConfigError, TrainingError
 
 Decided = TypeVar("Decided")
+LEAVE_S = 10.0
 
 
 @dataclass(frozen=True)
@@ -43,19 +45,29 @@ class Ranks:
 def process_ranks(timeout_s: float, device_kind: DeviceKind = "auto") -> Iterator[Ranks]:
     """Join the group that exists or make one, and leave what was made as it was found."""
     made = not dist.is_initialized()
+    beat("meeting the other ranks")
     device = local_device(device_kind)
     with met_in_one_line(timeout_s):
         if made:
             start_group(device, timeout_s)
         groups = [cpu_group(timeout_s) for _ in range(2)]
+    beat("preparing")
     try:
         yield Ranks(dist.get_rank(), dist.get_world_size(), device, groups[0], groups[1])
-    finally:
-        if made:
-            dist.destroy_process_group()
-        else:
-            for group in groups:
-                dist.destroy_process_group(group)
+    except BaseException:
+        with suppress(TimeoutError, RuntimeError):  # of ranks that may be gone
+            within(LEAVE_S, lambda: leave(groups, made))
+        raise
+    leave(groups, made)
+
+
+def leave(groups: Sequence[dist.ProcessGroup], made: bool) -> None:
+    """Take down what `process_ranks` made."""
+    if made:
+        dist.destroy_process_group()
+    else:
+        for group in groups:
+            dist.destroy_process_group(group)
 
 
 def cpu_group(timeout_s: float) -> dist.ProcessGroup:

@@ -53,6 +53,8 @@ class Validate(Hook):
     `rows` are tidy, one an evaluation; `cases` has the scores of each volume at the end.
     """
 
+    doing = "scoring validation volumes"
+
     name = "validate"
 
     def __init__(

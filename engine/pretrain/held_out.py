@@ -76,6 +76,8 @@ class HeldOut:
 class HeldOutScores(Hook):
     """Scores in the rows of every so many steps (0: of the last), and a picture beside each."""
 
+    doing = "scoring held-out volumes"
+
     def __init__(self, held_out: HeldOut, model: nn.Module, every: int, pictures: Pictures) -> None:
         self.held_out, self.model, self.every, self.pictures = held_out, model, every, pictures
 

@@ -77,6 +77,8 @@ class Pictures(Hook):
     A method that paints nothing (SimCLR) has no pictures.
     """
 
+    doing = "drawing a picture"
+
     def __init__(self, module: nn.Module, out: Path, ranks: Ranks, every: int, method: str) -> None:
         self.module, self.folder, self.ranks = module, out / "pictures", ranks
         self.every, self.method = every, method

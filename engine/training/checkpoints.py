@@ -46,6 +46,8 @@ class Checkpoints(Hook):
     Stands after the hooks whose state it saves.
     """
 
+    doing = "saving a checkpoint"
+
     def __init__(
         self,
         checkpointer: Checkpointer,

@@ -138,6 +138,8 @@ class Divergence(Hook):
     same command goes on from the healthy one.
     """
 
+    doing = "looking for divergence"
+
     name = STATE
 
     def __init__(

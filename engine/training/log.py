@@ -34,6 +34,8 @@ class Log(Hook):
     of the step, and rates.
     """
 
+    doing = "writing a row"
+
     name = "log"
 
     def __init__(

@@ -19,6 +19,8 @@ class Profile(Hook):
     after it can crash the process (seen with gloo).
     """
 
+    doing = "tracing"
+
     def __init__(
         self, config: LogConfig, out: Path, ranks: Ranks, steps: int, settle: Callable[[], None]
     ) -> None:

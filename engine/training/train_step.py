@@ -12,6 +12,7 @@ from torch.distributed.fsdp import FSDPModule
 from mim3d.dataio.loader.batch import Batch
 from mim3d.dataio.loader.loader import Loader
 from mim3d.dataio.waiting import GivenUpError
+from mim3d.engine.distributed.heartbeat import COMPUTING, WAITING, beat
 from mim3d.engine.distributed.process_group import Ranks
 from mim3d.engine.models.objective import HasBaselines
 from mim3d.engine.training.clocks import StageClock
@@ -84,7 +85,9 @@ class Stepper:
         volumes: list[Tensor] = []
         for i_micro in range(self.grad_accum):
             began = time.perf_counter()
+            beat(WAITING)
             batch = self._next(place)
+            beat(COMPUTING)
             waited += time.perf_counter() - began
             self.clock.mark("data")
             last = i_micro == self.grad_accum - 1

@@ -13,6 +13,7 @@ from typing import Any
 from torch import Tensor
 
 from mim3d.dataio.waiting import GivenUpError, patience
+from mim3d.engine.distributed.heartbeat import beat
 from mim3d.engine.distributed.stop import StopSignal
 from mim3d.engine.training.clocks import TrainingClock
 from mim3d.engine.training.metrics import Row
@@ -22,6 +23,8 @@ from mim3d.engine.training.train_step import StepFigures, Stepper
 class Hook:
     """What happens around the steps of a run: nothing, but for what a hook overrides."""
 
+    doing = "between steps"
+    """What is told of a rank that hangs in it."""
     name = ""
     """Under which a hook's state stands in checkpoints."""
 
@@ -99,6 +102,7 @@ class Trainer:
     def one_step(self) -> None:
         """One step, with what is hung around it."""
         self.row = {}
+        beat("between steps", self.step + 1)
         for hook in self.hooks:
             hook.before_step(self)
         self.due = any(hook.due(self.step + 1, self.steps) for hook in self.hooks)
@@ -106,6 +110,7 @@ class Trainer:
         self.figures = self.stepper.step(self.lr, measure=self.due)
         self.step += 1
         for hook in self.hooks:
+            beat(hook.doing)
             hook.after_step(self)
 
     @property

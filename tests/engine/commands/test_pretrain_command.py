@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -143,6 +144,33 @@ def test_ranks_end_with_a_launcher_that_is_killed(corpus, tmp_path, stopped):
     run.kill()
     gone, alive = psutil.wait_procs(ranks, timeout=30)
     assert len(gone) == 2, alive
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("restarts", [0, 1])
+def test_a_rank_that_hangs_is_named(corpus, tmp_path, restarts):
+    """It is told where it stands, and killed; where restarts are allowed, all go on."""
+    words = ["--steps", "100000", "--checkpoint.every", "2", "--parallel.timeout-s", "12"]
+    run = small_ranks(corpus, tmp_path / "run", *words, "--max-restarts", str(restarts))
+    wait_for_rows(run, tmp_path / "run" / "metrics.jsonl")
+    _, second = sorted(psutil.Process(run.pid).children(), key=lambda rank: rank.pid)
+    second.suspend()
+    if restarts:
+        assert run.stderr is not None
+        line = run.stderr.readline()
+        run.send_signal(signal.SIGTERM)
+        run.communicate(timeout=100)
+    else:
+        line = run.communicate(timeout=100)[1]
+        assert run.returncode == 2
+        assert line.count("\n") == 1
+        assert "mim3d pretrain: rank" in line
+        assert "The same command goes on from the last checkpoint" in line
+    assert re.search(
+        r"rank \d of 2 hangs: at step \d+, [a-z ]+ \(process \d+ is stopped\), for", line
+    )
+    assert f"(process {second.pid} is stopped)" in line
+    assert line.endswith("all ranks start again\n") == bool(restarts)
 
 
 @pytest.mark.slow
