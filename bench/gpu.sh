@@ -6,17 +6,20 @@
 #
 #   bench/gpu.sh --sizes                                MiB that a transfer would carry
 #
-# Stages, in this order (LIST is some of them, separated by commas; all of them otherwise):
+# Stages, in this order, what tells most first (LIST is some of them, separated by commas; all of
+# them otherwise):
 #   ready     each part of the machine once, on something tiny: what is broken, in half a minute
-#   tests     the tests marked gpu
-#   dali      those of them that need DALI
-#   kernels   every kernel against eager recipes, torch.compile and the measured copy bandwidth
-#   loader    crops per second, from each cache on the GPU, then on the CPU
-#   step      the training step in memory against its eager formulation, MFU
+#   step      the training step in memory against MAE as others write it, MFU
 #   feed      the same step fed by the real loader, MFU, data stall
+#   loader    crops per second, from each cache on the GPU, then on the CPU
+#   kernels   every kernel against eager recipes, torch.compile and the measured copy bandwidth
+#   tests     the tests marked gpu
+#   compiled  the step against one in plain PyTorch that is compiled whole
+#   dali      the tests that need DALI
 #   profile   where the step's time goes; Nsight Compute's view of the loss and the gather
 # Each has a time limit of its own; one that fails, is absent or runs out of time does not stop the
-# next, and what is done so far is in OUTDIR after every stage. Exit 1 if any stage failed.
+# next, and what is done so far is in OUTDIR after every stage, also where the script is stopped.
+# Exit 1 if any stage failed.
 #
 # Needs python3 >= 3.11 with torch and triton. Nothing of the project is installed: it is found
 # through links in build/names. Missing packages are taken from .wheels, where they lie as
@@ -30,18 +33,20 @@
 # other caches on the GPU, rotations and zooms). Only dali's is large: where a transfer is limited
 # to 64 MiB with the working tree in it, what needs no DALI goes first, and the rest follows while
 # the machine still has the first sets in /tmp:
-#   1. with base, gpu:   bench/gpu.sh --stages ready,tests,kernels,loader,step,feed
-#   2. with dali:        bench/gpu.sh --stages ready,dali,loader,profile
-# `bench/gpu.sh --sizes` says what that comes to; bench/results is most of the tree, and is not
-# needed there.
+#   1. with base, gpu:   bench/gpu.sh --stages ready,step,feed,loader,kernels,tests
+#   2. with dali:        bench/gpu.sh --stages ready,compiled,dali,loader,profile
+# `bench/gpu.sh --sizes` says what that comes to, and exits 1 where the first call would not fit;
+# bench/results is not needed there.
 #
-# OUTDIR defaults to $OUT, then to ./gpu-results, and receives at most 8 files: summary.json,
-# summary.txt (targets beside what was reached), log.txt, figures.json, kernels.md, roofline.png,
-# kernels-benchmark.json (for `pytest-benchmark compare`), profile.txt.
+# OUTDIR defaults to $OUT, then to ./gpu-results, and receives at most 8 files: results.md (the page
+# to read: stages, targets beside what was reached, what failed and how), summary.json, log.txt,
+# figures.json, kernels.md, roofline.png, kernels-benchmark.json (for `pytest-benchmark compare`),
+# profile.txt.
 set -uo pipefail
 cd "$(dirname "$0")/.." || exit 1
 
-all=ready,tests,dali,kernels,loader,step,feed,profile
+all=ready,step,feed,loader,kernels,tests,compiled,dali,profile
+transfer=64 # MiB
 mib() { xargs -0 -r stat -c %s -- 2>/dev/null | awk '{ n += $1 } END { printf "%.1f\n", n / 2^20 }'; }
 sizes() { # MiB of the working tree that git does not ignore, and of each set of wheels
   echo "tree $(git ls-files -co --exclude-standard -z | mib)"
@@ -49,13 +54,21 @@ sizes() { # MiB of the working tree that git does not ignore, and of each set of
   for one in .wheels/*/; do
     [ -d "$one" ] && echo "$(basename "$one") $(find "$one" -type f -print0 | mib)"
   done
-  return 0
+  local first
+  first=$({
+    git ls-files -co --exclude-standard -z
+    for one in .wheels/base .wheels/gpu; do [ -d $one ] && find $one -type f -print0; done
+  } | mib)
+  echo "first-call $first"
+  awk "BEGIN { exit $first >= $transfer }" && return 0
+  echo "gpu.sh: more than the $transfer MiB of a transfer; leave out bench/results" >&2
+  return 1
 }
 check=0 stages=$all out=${OUT:-gpu-results}
 while [ $# -gt 0 ]; do case $1 in
   -h | --help) sed -n '2,/^set -uo/{/^set -uo/d;s/^# \{0,1\}//;p}' bench/gpu.sh; exit 0 ;;
   --cpu-check) check=1; shift ;;
-  --sizes) sizes; exit 0 ;;
+  --sizes) sizes; exit ;;
   --stages) stages=${2:?--stages needs a list: some of $all}; shift 2 ;;
   -*) echo "gpu.sh: unknown option $1; see --help" >&2; exit 2 ;;
   *) out=$1; shift ;;
@@ -66,7 +79,6 @@ done
 mkdir -p "$out"
 out=$(cd "$out" && pwd)
 work=$(mktemp -d)
-trap 'rm -rf "$work"' EXIT
 python=${PYTHON:-python3} site=${SITE:-/tmp/site}
 # Without a GPU nothing is lent by the minute, and the machine may be busy: limits are longer.
 budget=570 patience=1
@@ -126,6 +138,7 @@ summarise() { # what is known so far: summary.json by the shell alone, the rest 
       case ${codes[$i]} in
         0) what=ok ;;
         absent) what=absent ;;
+        stopped) what="stopped from outside" failed=1 ;;
         3) what="incomplete" failed=1 ;;
         124 | 125 | 137) what="out of time" failed=1 ;;
         *) what="failed, exit ${codes[$i]}" failed=1 ;;
@@ -136,21 +149,48 @@ summarise() { # what is known so far: summary.json by the shell alone, the rest 
     echo "  }"
     echo "}"
   } >"$out/summary.json"
-  timeout 20 "$python" bench/gpu/summary.py "$work" "$out" >>"$log" 2>&1 || true
+  timeout 20 "$python" bench/gpu/summary.py "$work" "$out" >>"$log" 2>&1 && return
+  { # without a python that works the page is the shell's
+    echo "# Results of bench/gpu.sh"
+    sed 's/^/    /' "$out/summary.json"
+    echo "The end of the log:"
+    tail -n 20 "$log" | sed 's/^/    /'
+  } >"$out/results.md"
 }
+running='' current=''
+finish() { # the page is there whatever happened; a stage that was stopped is named
+  local code=$?
+  trap - EXIT INT TERM
+  [ -n "$running" ] && kill -INT "$running" 2>/dev/null && wait "$running"
+  if [ -n "$current" ]; then
+    names+=("$current") codes+=(stopped) times+=("$((SECONDS - start))")
+    summarise
+  fi
+  [ ${#names[@]} -gt 0 ] || summarise
+  rm -rf "$work"
+  exit "$code"
+}
+trap finish EXIT
+trap 'exit 130' INT
+trap 'exit 143' TERM
 stage() { # stage NAME LIMIT_S COMMAND...: run with a limit, keep the log, note the outcome
-  local name=$1 limit=$(($2 * patience)) left=$((budget - (SECONDS - began))) start=$SECONDS code
+  local name=$1 limit=$(($2 * patience)) left=$((budget - (SECONDS - began))) code
+  start=$SECONDS current=$1
   shift 2
   [ "$left" -lt "$limit" ] && limit=$left
   say "== $name (at most ${limit} s)"
   if [ "$limit" -lt 5 ]; then code=125; else
     # SIGINT, also where this script was started deaf to it: pytest tells what it has and goes.
     timeout --signal=INT --kill-after=10 "$limit" env --default-signal=INT "$@" \
-      >"$work/output" 2>&1
-    code=$?
+      >"$work/output" 2>&1 &
+    running=$!
+    wait "$running"
+    code=$? running=''
     cat "$work/output" >>"$log"
     tail -n 12 "$work/output"
+    [ "$code" = 0 ] || tail -n 15 "$work/output" >"$work/$name.tail"
   fi
+  current=''
   names+=("$name") codes+=("$code") times+=("$((SECONDS - start))")
   summarise
 }
@@ -193,19 +233,30 @@ else
   mapfile -t marked < <(grep -rl --include='test_*.py' 'mark\.gpu' tests | grep -v test_dali_gpu)
   test_words=(${workers[@]+"${workers[@]}"} -m gpu "${marked[@]}")
   dali_words=(-m gpu tests/dataio/loader/test_dali_gpu.py)
-  kernel_words=(--seconds 120)
-  loader_words=(--volumes 8 --crops 64 --rounds 2)
-  step_words=(--steps 10 --rounds 3)
+  kernel_words=(--seconds 90)
+  loader_words=(--crops 64 --rounds 3)
+  step_words=(--steps 10 --rounds 5)
   # The corpus stays compressed on the GPU where nvCOMP is there to inflate it.
   cache=$(has nvidia.libnvcomp && echo device || echo host)
-  feed_words=(--steps 20 --rounds 3 --cache "$cache")
+  feed_words=(--steps 20 --rounds 5 --cache "$cache")
 fi
 
 has zarr || say "the set base is missing: no stage will get far without it (see --help)"
-wanted ready && stage ready 90 "$python" -m mim3d.bench.gpu.ready "$work/ready.json"
+wanted ready && stage ready 40 "$python" -m mim3d.bench.gpu.ready "$work/ready.json"
+wanted step && bench step step 75 --no-loader --peers --no-compiled "${step_words[@]}"
+if wanted feed; then
+  if has nvidia.dali || { [ $check = 0 ] && has nvidia.libnvcomp; }; then
+    bench feed step 75 "${feed_words[@]}"
+  else
+    absent feed "neither DALI nor libnvcomp"
+  fi
+fi
+wanted loader && bench loader loader 85 "${loader_words[@]}"
+wanted kernels && bench kernels kernels 130 --out "$out" "${kernel_words[@]}"
 # A line for each test: what failed is known even where there is no time for the whole story.
 pytest=("$python" -m pytest -v --tb=short -p no:cacheprovider)
-wanted tests && stage tests 150 "${pytest[@]}" "${test_words[@]}"
+wanted tests && stage tests 130 "${pytest[@]}" "${test_words[@]}"
+wanted compiled && bench compiled step 120 --no-loader --peers --compiled "${step_words[@]}"
 if wanted dali; then
   if has nvidia.dali; then
     stage dali 60 "${pytest[@]}" "${dali_words[@]}"
@@ -213,18 +264,9 @@ if wanted dali; then
     absent dali "no DALI"
   fi
 fi
-wanted kernels && bench kernels kernels 165 --out "$out" "${kernel_words[@]}"
-wanted loader && bench loader loader 110 "${loader_words[@]}"
-wanted step && bench step step 80 --no-loader --peers "${step_words[@]}"
-if wanted feed; then
-  if has nvidia.dali || { [ $check = 0 ] && has nvidia.libnvcomp; }; then
-    bench feed step 80 "${feed_words[@]}"
-  else
-    absent feed "neither DALI nor libnvcomp"
-  fi
-fi
 if wanted profile; then
-  bench profile step 90 --no-loader --peers --profile "$out" "${step_words[@]}" --rounds 1
+  bench profile step 80 --no-loader --peers --no-compiled --profile "$out" "${step_words[@]}" \
+    --rounds 1
   if [ $check = 0 ] && command -v ncu >/dev/null; then
     # Clocks are left alone; the counters tell the share of the memory's peak and what limits it.
     stage ncu 60 bash -c 'ncu --clock-control none --kernel-name "regex:loss_kernel|gather_kernel" \
@@ -235,6 +277,5 @@ if wanted profile; then
       "$python" "$work" "$out"
   fi
 fi
-cat "$out/summary.json"
-[ -f "$out/summary.txt" ] && cat "$out/summary.txt"
+cat "$out/results.md"
 exit "$failed"

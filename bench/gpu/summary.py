@@ -1,6 +1,7 @@
-"""What bench/gpu.sh has reached so far: figures.json with all figures, summary.txt with targets.
+"""What bench/gpu.sh has reached so far: figures.json with all of it, results.md to read.
 
-    python bench/gpu/summary.py WORK OUT    WORK holds a STAGE.json of each finished stage
+    python bench/gpu/summary.py WORK OUT    WORK holds a STAGE.json of each finished stage, and a
+                                            STAGE.tail with the last lines of one that failed
 
 Needs the standard library alone, and says "not measured" rather than nothing.
 """
@@ -14,12 +15,13 @@ from typing import Any
 OURS = "mim3d"
 BIG = ("96^3 B64 p16", "192^3 B8 p16")
 """Shapes the loss is held to."""
+STEPS = ("step", "feed", "compiled")
 CROPS_PER_S = 5700
 """What the paper's model eats on one H200, from chunks resident on the device."""
 
 
 def main(work: Path, out: Path) -> None:
-    """Merge the stages' JSON and write the summary beside summary.json."""
+    """Merge the stages' JSON and write the page beside summary.json."""
     figures = {}
     for file in sorted(work.glob("*.json")):
         try:
@@ -27,9 +29,39 @@ def main(work: Path, out: Path) -> None:
         except ValueError:  # cut short with the stage that was writing it
             continue
     (out / "figures.json").write_text(json.dumps(figures, indent=1) + "\n")
-    stages = json.loads((out / "summary.json").read_text())["stages"]
-    lines = [f"{name}: {stage['outcome']}, {stage['seconds']} s" for name, stage in stages.items()]
-    (out / "summary.txt").write_text("\n".join([*lines, "", *targets(figures)]) + "\n")
+    summary = json.loads((out / "summary.json").read_text())
+    ends = {file.stem: file.read_text() for file in sorted(work.glob("*.tail"))}
+    (out / "results.md").write_text("\n".join(page(summary, figures, ends)) + "\n")
+
+
+def page(
+    summary: Mapping[str, Any], figures: Mapping[str, Any], ends: Mapping[str, str]
+) -> list[str]:
+    """Lines of results.md: stages, targets, ratios with their intervals, how stages failed."""
+    device = next((f["device"] for f in figures.values() if "device" in f), "an unknown device")
+    lines = [f"# Results of bench/gpu.sh on {device}", ""]
+    if summary.get("cpu_check"):
+        lines += ["A check without a GPU, at tiny sizes: nothing here is a GPU's figure.", ""]
+    lines += ["| stage | outcome | seconds |", "|---|---|--:|"]
+    for name, stage in summary["stages"].items():
+        lines.append(f"| {name} | {stage['outcome']} | {stage['seconds']} |")
+    lines += ["", "## Targets", "", *(f"- {line}" for line in targets(figures))]
+    lines += ["", "## Ratios of the step, with their intervals", ""]
+    lines += [f"- {line}" for stage in STEPS for line in ratio_lines(stage, figures)]
+    for name, end in ends.items():
+        lines += ["", f"## The end of stage {name}", "", "```", end.rstrip(), "```"]
+    return [*lines, "", "Tables: kernels.md, roofline.png, profile.txt; everything: figures.json."]
+
+
+def ratio_lines(stage: str, figures: Mapping[str, Any]) -> list[str]:
+    """Ratios that a bench of the step took; unresolved ones are called so."""
+    lines = []
+    for name, ratio in figures.get(stage, {}).get("ratios", {}).items():
+        low, high = ratio["low"], ratio["high"]
+        interval = "one round" if low is None else f"{low:.3f} to {high:.3f}"
+        verdict = "" if ratio["resolved"] else ", unresolved"
+        lines.append(f"{stage}, {name}: {ratio['value']:.3f} ({interval}){verdict}")
+    return lines
 
 
 def targets(figures: Mapping[str, Any]) -> list[str]:

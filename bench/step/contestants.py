@@ -146,13 +146,16 @@ def kept(batch: Batch) -> Batch:
     return dataclasses.replace(batch, image=batch.image.clone(), second_view=second)
 
 
-def open_loader(options: StepBench, config: PretrainConfig, ranks: Ranks, folder: Path) -> Loader:
-    """The real loader, over the corpus given or a generated one."""
-    root = options.corpus
-    if root is None:
-        root = folder / "corpus.zarr"
-        volumes = many_volumes(volume_shape(config.vit.crop_size))
-        bench_corpus(root, volumes, workers=min(8, os.cpu_count() or 1))
+def corpus_to_read(options: StepBench, config: PretrainConfig, folder: Path) -> Path:
+    """The corpus given, or a generated one in `folder`."""
+    if options.corpus is not None:
+        return options.corpus
+    volumes = many_volumes(volume_shape(config.vit.crop_size))
+    return bench_corpus(folder / "corpus.zarr", volumes, workers=min(8, os.cpu_count() or 1))
+
+
+def open_loader(root: Path, config: PretrainConfig, ranks: Ranks) -> Loader:
+    """The real loader over a corpus."""
     micro_batch = config.micro_batch(ranks.world)
     return Loader(
         root,

@@ -46,14 +46,16 @@ class StepBench:
     """Also time MAE as facebookresearch/mae, MIM-Med3D and nnssl write it, all else equal."""
     compiled: bool | None = None
     """With --peers, also a plain PyTorch step compiled whole. Default: on a GPU."""
+    sweep: bool = False
+    """Try micro-batches, threads, caches and batches read ahead instead, and end in the settings
+    recommended for this machine and what bounds a run on it."""
     profile: Path | None = None
     """Folder for profile.txt: where the device's time goes in three steps of each contestant."""
 
 
 def chosen_config(options: StepBench, ranks: Ranks) -> PretrainConfig:
     """The recipe with the batch asked for."""
-    on_gpu = ranks.device.type == "cuda"
-    config = recipe(options.recipe or ("mae-vit-b-96" if on_gpu else "demo-mae"))
+    config = recipe(options.recipe or default_recipe(ranks))
     if options.peers and not isinstance(config.method, MAEConfig):
         raise ConfigError(f"--peers times MAE's eager recipe; {options.recipe} is no MAE")
     data = config.data
@@ -62,3 +64,8 @@ def chosen_config(options: StepBench, ranks: Ranks) -> PretrainConfig:
         data = dataclasses.replace(data, loader=loader)
     batch = options.global_batch or config.global_batch
     return dataclasses.replace(config, global_batch=batch, data=data)
+
+
+def default_recipe(ranks: Ranks) -> str:
+    """The recipe timed where none is asked for."""
+    return "mae-vit-b-96" if ranks.device.type == "cuda" else "demo-mae"

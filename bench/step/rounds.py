@@ -39,12 +39,8 @@ class Timed:
 def measure(
     options: StepBench, contestants: dict[str, Contestant], device: torch.device
 ) -> dict[str, Timed]:
-    """Seconds per step: warm-up (which compiles), then rounds in turn, there and back."""
-    for one in contestants.values():
-        seconds_per_step(one.run, options.warmup, device)
-    for number in range(options.rounds):
-        for name in in_turn(list(contestants), number):
-            run_round(contestants[name], options.steps, device)
+    """Seconds per step of each contestant."""
+    measure_rounds(options, contestants, device)
     return {
         name: Timed(
             tuple(one.wall),
@@ -56,6 +52,17 @@ def measure(
     }
 
 
+def measure_rounds(
+    options: StepBench, contestants: dict[str, Contestant], device: torch.device
+) -> None:
+    """Warm-up (which compiles), then rounds in turn, there and back; contestants keep them."""
+    for one in contestants.values():
+        seconds_per_step(one.run, options.warmup, device)
+    for number in range(options.rounds):
+        for name in in_turn(list(contestants), number):
+            run_round(contestants[name], options.steps, device)
+
+
 def run_round(one: Contestant, steps: int, device: torch.device) -> None:
     """One more round; what was read ahead is then left to settle, not to disturb the next one."""
     for _ in range(one.lead):
@@ -64,7 +71,7 @@ def run_round(one: Contestant, steps: int, device: torch.device) -> None:
     one.wall.append(wall)
     one.cpu.append(cpu)
     one.waited.append(waited)
-    if one.lead:
+    if one.lead and device.type == "cpu":  # on a GPU the driver's threads never rest
         settle()
 
 

@@ -7,14 +7,16 @@ from pathlib import Path
 
 from mim3d.bench.other_work import OtherWork
 from mim3d.bench.sharing import sharing_of
-from mim3d.bench.step.contestants import make_contestants, open_loader
-from mim3d.bench.step.options import StepBench, chosen_config
+from mim3d.bench.step.contestants import corpus_to_read, make_contestants, open_loader
+from mim3d.bench.step.options import StepBench, chosen_config, default_recipe
 from mim3d.bench.step.profile import write_profile
 from mim3d.bench.step.rounds import measure
+from mim3d.bench.step.sweep import figures_of_sweep, run_sweep, text_of
 from mim3d.bench.step.table import figures_of, table, without_loader
 from mim3d.engine.commands.arguments import parse
 from mim3d.engine.commands.outcome import Outcome
-from mim3d.engine.distributed.process_group import process_ranks
+from mim3d.engine.distributed.process_group import Ranks, process_ranks
+from mim3d.engine.pretrain.config import PretrainConfig
 
 
 def main(words: list[str]) -> Outcome:
@@ -25,8 +27,11 @@ def main(words: list[str]) -> Outcome:
         config = chosen_config(options, ranks)
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="mim3d-bench-")))
         loader = None
+        if options.sweep:
+            return sweep(options, config, ranks, folder)
         if options.loader:
-            loader = stack.enter_context(open_loader(options, config, ranks, folder))
+            root = corpus_to_read(options, config, folder)
+            loader = stack.enter_context(open_loader(root, config, ranks))
         contestants = make_contestants(options, config, ranks, loader)
         with OtherWork() as other:
             times = measure(options, contestants, ranks.device)
@@ -42,3 +47,10 @@ def main(words: list[str]) -> Outcome:
     if ranks.first:
         print(table(times, figures, sharing, other))
     return Outcome(figures)
+
+
+def sweep(options: StepBench, config: PretrainConfig, ranks: Ranks, folder: Path) -> Outcome:
+    """Try settings, print them and the recommended ones."""
+    result = run_sweep(options, config, ranks, corpus_to_read(options, config, folder))
+    print(text_of(result, options.recipe or default_recipe(ranks)))
+    return Outcome(figures_of_sweep(result))
