@@ -113,5 +113,6 @@ def is_lost_peer(error: BaseException) -> bool:
 
 
 def first_line(error: BaseException) -> str:
-    """The error's first line, without a C++ stack."""
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+    """The error's first line, without a C++ stack and the C++ file that it arose in."""
+    line = (str(error).strip().splitlines() or [type(error).__name__])[0]
+    return re.sub(r"^\[\S+:\d+\] ", "", line)

@@ -6,14 +6,14 @@ import sys
 import pytest
 import torch.distributed as dist
 
-from mim3d.engine.distributed.first_failure import is_lost_peer
+from mim3d.engine.distributed.first_failure import first_line, is_lost_peer
 from mim3d.engine.errors import TrainingError
 
 SCRIPT = """
 import os, signal, sys
 from datetime import timedelta
 import torch, torch.distributed as dist, torch.multiprocessing as mp
-from mim3d.engine.distributed.first_failure import is_lost_peer
+from mim3d.engine.distributed.first_failure import first_line, is_lost_peer
 
 def rank(number, store):
     group = dist.FileStore(store, 2)
@@ -66,6 +66,12 @@ def test_lost_ranks_are_known_by_type_and_gloos_by_text(error: Exception) -> Non
 )
 def test_other_errors_are_not_taken_for_them(error: Exception) -> None:
     assert not is_lost_peer(error)
+
+
+def test_of_an_error_the_first_line_is_told_without_its_c_file() -> None:
+    gloo = "[/__w/pytorch/gloo/transport/tcp/pair.cc:537] Read error [127.0.0.1]:35550\nframe #0"
+    assert first_line(RuntimeError(gloo)) == "Read error [127.0.0.1]:35550"
+    assert first_line(KeyError()) == "KeyError"
 
 
 @pytest.mark.slow

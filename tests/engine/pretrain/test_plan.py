@@ -161,8 +161,15 @@ def counted_bytes(config, gpus, monkeypatch):
 
 def fsdp_parameters(model):
     """FSDP's own records of its parameters."""
-    groups = (part._get_fsdp_state()._fsdp_param_groups for part in fsdp_modules(model))
-    return [parameter for several in groups for group in several for parameter in group.fsdp_params]
+    several = (parameter_groups(part._get_fsdp_state()) for part in fsdp_modules(model))
+    return [parameter for groups in several for group in groups for parameter in group.fsdp_params]
+
+
+def parameter_groups(state):
+    """Those of a module by the name of torch 2.12 and later, or the one that earlier torch has."""
+    if hasattr(state, "_fsdp_param_groups"):
+        return state._fsdp_param_groups
+    return [] if state._fsdp_param_group is None else [state._fsdp_param_group]
 
 
 def fsdp_modules(model):
