@@ -10,6 +10,7 @@ Folders, each importing only what stands above it:
     training     one loop for whatever gives a loss for a batch
     pretrain     the pretraining run
     finetune     the fine-tuning run
+    predict      a fine-tuned network over new scans
     study        a convergence study, run
     analysis     what its results say
     report       one HTML file that shows it

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 from math import prod
+from typing import Protocol
 
 import numpy as np
 import xxhash
@@ -11,7 +12,7 @@ from mim3d.dataio.convert.volume import Volume, file_grid, trust_of, turned_view
 from mim3d.dataio.corpus.conversion import Conversion
 from mim3d.dataio.corpus.manifest import IGNORED, MASK_OF_255
 from mim3d.dataio.errors import SourceError
-from mim3d.dataio.geometry import axis_codes
+from mim3d.dataio.geometry import Grid, axis_codes
 from mim3d.dataio.memory import forget, room_for
 from mim3d.dataio.nifti.file import hash_text, read_nifti
 from mim3d.dataio.nifti.merged import masks_of
@@ -44,6 +45,25 @@ class Label:
     notes: tuple[str, ...] = ()
 
 
+class OnGrid(Protocol):
+    """What a label file is held against: the grid and frames of its image."""
+
+    @property
+    def file_grid(self) -> Grid:
+        """As the image lies on disk."""
+        ...
+
+    @property
+    def frame(self) -> int:
+        """Time index, -1 of an image that has none."""
+        ...
+
+    @property
+    def n_frames(self) -> int:
+        """Frames of the image."""
+        ...
+
+
 @dataclass
 class LabelFile:
     """One label file on its image's grid: its voxels, hash, and what was done to it."""
@@ -68,10 +88,7 @@ def read_label(
     other-grid, label-frames, label-not-integer, label-range or label-values.
     """
     forget()  # what the image was read from would stay beside the label
-    if parts := masks_of(path):
-        file = merged_file(name, parts, volume, image_path, conversion)
-    else:
-        file = label_file(name, path, volume, image_path, conversion)
+    file = file_classes(name, path, volume, image_path, conversion)
     notes, hash = tuple(file.notes), file.hash
     given = [file.voxels]
     del file
@@ -92,8 +109,17 @@ def read_label(
     return Label(name, voxels, classes, points, path, hash, ignored, n_ignored, notes)
 
 
+def file_classes(
+    name: str, path: str, volume: OnGrid, image_path: str, conversion: Conversion
+) -> LabelFile:
+    """The classes of a label's file, or of the masks it is merged from, in the image's axes."""
+    if parts := masks_of(path):
+        return merged_file(name, parts, volume, image_path, conversion)
+    return label_file(name, path, volume, image_path, conversion)
+
+
 def label_file(
-    name: str, path: str, volume: Volume, image_path: str, conversion: Conversion
+    name: str, path: str, volume: OnGrid, image_path: str, conversion: Conversion
 ) -> LabelFile:
     """The classes of one file in the axes of its image; SourceError as `read_label` has it."""
     file = read_nifti(path, conversion.byte_budget, trust_of(conversion))
@@ -124,7 +150,7 @@ def label_file(
 def merged_file(
     name: str,
     parts: list[tuple[int, str]],
-    volume: Volume,
+    volume: OnGrid,
     image_path: str,
     conversion: Conversion,
 ) -> LabelFile:

@@ -92,6 +92,11 @@ def recipe_of(store: Store) -> Conversion:
             f"{store.url}: neither zarr.json nor the chunk table tells how it was made; run the "
             "same `mim3d convert` again, which mends them"
         )
+    return conversion_of(facts, store.url)
+
+
+def conversion_of(facts: dict[str, Any], where: str) -> Conversion:
+    """The recipe in a root's facts; CorpusError for options this version does not know."""
     given = BEFORE | facts["conversion"]
     try:
         fields: dict[str, Any] = {
@@ -100,7 +105,7 @@ def recipe_of(store: Store) -> Conversion:
         return Conversion(**fields)
     except TypeError as error:
         raise CorpusError(
-            f"{store.url}: was made with options this version does not know ({error}); install "
+            f"{where}: was made with options this version does not know ({error}); install "
             f"the version of mim3d that wrote it ({facts.get('written_by')})"
         ) from error
 

@@ -17,16 +17,14 @@ from typing import Literal
 
 import nibabel as nib
 import numpy as np
-from nibabel.openers import Opener
-from nibabel.spatialimages import HeaderDataError
 
 from mim3d.dataio.corpus.chunk_table import ChunkTable
 from mim3d.dataio.corpus.manifest import VolumeRecord
 from mim3d.dataio.errors import CorpusError
 from mim3d.dataio.geometry import Reorientation, reorientation
+from mim3d.dataio.nifti.writing import made_header, write_image
 from mim3d.dataio.reader.shard_reader import ShardReader
 
-NIFTI1_MAX = 32767
 ALIGNED = 2  # code of a world that is known, but not whose
 DATALIST = "dataset.json"
 SECTIONS = {"val": "validation", "test": "test"}  # of a datalist; all else is `training`
@@ -159,42 +157,7 @@ def image_files(record: VolumeRecord, channels: list[np.ndarray]) -> list[tuple[
 def write_nifti(
     file: Path, voxels: np.ndarray, affine: np.ndarray, code: int, scaling: tuple[float, float]
 ) -> None:
-    """Write stored voxels as they are: nibabel's own saving would scale and may change them."""
+    """Write stored voxels as they are; CorpusError rather than write over a file."""
     if file.exists():
         raise CorpusError(f"{file}: is there already; name an empty folder")
-    file.parent.mkdir(parents=True, exist_ok=True)
-    header = header_of(voxels, affine, code, scaling)
-    partial = file.with_name(f".partial-{file.name}")
-    try:
-        zipped = {"compresslevel": 1, "mtime": 0} if file.suffix == ".gz" else {}
-        with Opener(str(partial), "wb", **zipped) as out:
-            out.write(header.binaryblock)
-            out.write(b"\0" * (int(header["vox_offset"]) - len(header.binaryblock)))
-            for plane in voxels.T:  # the file's order is x fastest
-                out.write(np.ascontiguousarray(plane).tobytes())
-        partial.replace(file)
-    finally:
-        partial.unlink(missing_ok=True)
-
-
-def header_of(
-    voxels: np.ndarray, affine: np.ndarray, code: int, scaling: tuple[float, float]
-) -> nib.Nifti1Header:
-    """Header of stored voxels: sform exact, qform where a rotation can say it, scaling as it was.
-
-    A float64 affine that float32 cannot hold loses what the format has no room for.
-    """
-    kind = nib.Nifti1Header if max(voxels.shape) <= NIFTI1_MAX else nib.Nifti2Header
-    header = kind()
-    header.set_data_shape(voxels.shape)
-    header.set_data_dtype(voxels.dtype)
-    header.set_sform(affine, code=code)
-    try:
-        header.set_qform(affine, code=code, strip_shears=False)
-    except (HeaderDataError, np.linalg.LinAlgError):
-        header["pixdim"][1:4] = np.linalg.norm(affine[:3, :3], axis=0)
-    header.set_xyzt_units("mm", "sec")
-    header["scl_slope"], header["scl_inter"] = scaling
-    header["vox_offset"] = header.single_vox_offset
-    header["magic"] = header.single_magic
-    return header
+    write_image(file, made_header(voxels.shape, voxels.dtype, affine, code, scaling), voxels)

@@ -26,6 +26,8 @@ COMMANDS = {
     "export-nifti": "a corpus back to NIfTI, bit for bit",
     "pretrain": "MAE, SimMIM or SimCLR on a corpus, on 1 to many GPUs",
     "finetune": "segmentation or classification from pretrained weights or from scratch",
+    "predict": "label maps or classes of new scans, by a fine-tuned run",
+    "embed": "an encoder's features of scans: a vector each, or all tokens",
     "compare": "the convergence study: arms x seeds, speed-up with intervals, report",
     "export": "encoder weights for other libraries",
     "plan": "time, memory, loader and network need of a recipe before it runs",
@@ -33,9 +35,11 @@ COMMANDS = {
     "env": "versions, devices, and what is optional and missing",
 }
 
+FOLDERS = {"export": "weights.", "predict": "weights.", "embed": "weights."}
+"""Commands whose modules stand in a folder of their own."""
 READER_LEFT = 141
 """What shells show of a command that SIGPIPE ended."""
-GO_ON = ("demo", "convert", "pretrain", "finetune", "compare")
+GO_ON = ("demo", "convert", "pretrain", "finetune", "compare", "predict", "embed")
 AFTER_INTERRUPT = {
     True: "the same command goes on from what is on disk, or begins where nothing is yet",
     False: "the same command begins anew",
@@ -126,7 +130,8 @@ def split_json_flag(words: Sequence[str]) -> tuple[Path | None, list[str]]:
 
 def run_command(name: str, words: Sequence[str]) -> Outcome:
     """Import the command's module (lazily: `env` must not wait for torch) and call its `main`."""
-    module = importlib.import_module(f"mim3d.engine.commands.{name.replace('-', '_')}")
+    place = f"{FOLDERS.get(name, '')}{name.replace('-', '_')}"
+    module = importlib.import_module(f"mim3d.engine.commands.{place}")
     return module.main(list(words))
 
 

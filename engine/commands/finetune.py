@@ -1,6 +1,7 @@
 """`mim3d finetune`: segmentation or classification from pretrained weights or from scratch."""
 
-from collections.abc import Sequence
+import shlex
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -10,6 +11,7 @@ import tyro
 from mim3d.engine.commands.arguments import parse
 from mim3d.engine.commands.launching import LaunchArgs, is_first
 from mim3d.engine.commands.outcome import Outcome
+from mim3d.engine.commands.weights.told import class_table
 from mim3d.engine.errors import EXIT_USER_ERROR, ConfigError
 from mim3d.engine.finetune.config import RECIPES, FinetuneConfig, idle_fields, input_mismatch
 
@@ -57,7 +59,7 @@ def main(words: list[str]) -> Outcome:
     except PeerError:
         raise SystemExit(EXIT_USER_ERROR) from None
     if is_first():
-        show_result(result, args.out)
+        show_result(result, args)
     return Outcome(figures_of(result, args.out), writes_json=is_first())
 
 
@@ -72,14 +74,34 @@ def launched(args: FinetuneArgs, words: Sequence[str]) -> Outcome:
     return Outcome({**figures_of(read_result(args.out), args.out), "nproc": args.nproc})
 
 
-def show_result(result: "FinetuneResult", out: Path) -> None:
-    """Say what a finished run came to."""
+def show_result(result: "FinetuneResult", args: FinetuneArgs) -> None:
+    """Say what a finished run came to, and what can be done with its network."""
     if result.interrupted:
         return
     last = result.rows[-1]
-    print(f"{last['split']} score {last['score']:.4f} after {last['step']} steps; {out}")
+    for line in class_lines(last):
+        print(line)
+    print(f"{last['split']} score {last['score']:.4f} after {last['step']} steps; {args.out}")
     for note in result.notes:
         print(note)
+    print(f"next, with new scans in the place of the corpus: {predict_command(args)}")
+
+
+def class_lines(row: Mapping[str, Any]) -> list[str]:
+    """The last evaluation class by class; nothing of a regression."""
+    names = row.get("class_names")
+    if not names:
+        return []
+    titles = {"Dice": "dice_by_class", "HD95 mm": "hd95_by_class", "recall": "recall_by_class"}
+    columns = {title: row[field] for title, field in titles.items() if field in row}
+    named = {title: dict(zip(names, column, strict=False)) for title, column in columns.items()}
+    return class_table(named).splitlines()
+
+
+def predict_command(args: FinetuneArgs) -> str:
+    """The command that predicts the run's own corpus."""
+    words = ["mim3d", "predict", str(args.out), args.config.data.corpus]
+    return shlex.join([*words, str(args.out / "predictions")])
 
 
 def figures_of(result: "FinetuneResult", out: Path) -> dict[str, Any]:

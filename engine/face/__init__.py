@@ -7,6 +7,7 @@ The names people come for; each is imported when first used, so that `import mim
     Loader, LoaderConfig                      batches of crops, on the device
     recipe, PretrainConfig, run_pretrain      masked or contrastive pretraining
     FinetuneConfig, run_finetune              segmentation and classification
+    PredictConfig, run_predict                label maps or classes of new scans
     load_encoder                              a trained encoder, for any PyTorch code
 
 Everything else that is public stands in `__all__` of mim3d.kernels, mim3d.dataio.* and

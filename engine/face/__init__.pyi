@@ -10,6 +10,8 @@ from .dataio.reader.whole_volume import read_volume
 from .dataio.sources.discover import discover
 from .engine.finetune.config import FinetuneConfig
 from .engine.finetune.finetune import run_finetune
+from .engine.predict.config import PredictConfig
+from .engine.predict.predict import run_predict
 from .engine.pretrain.config import PretrainConfig
 from .engine.pretrain.pretrain import run_pretrain
 from .engine.pretrain.recipes import recipe
@@ -23,6 +25,7 @@ __all__ = [
     "FinetuneConfig",
     "Loader",
     "LoaderConfig",
+    "PredictConfig",
     "PretrainConfig",
     "__version__",
     "convert",
@@ -32,6 +35,7 @@ __all__ = [
     "read_volume",
     "recipe",
     "run_finetune",
+    "run_predict",
     "run_pretrain",
     "verify",
 ]

@@ -68,7 +68,7 @@ class ClassificationTask(VolumeTask):
 
     def score(self, net: nn.Module, volume: str, final: bool) -> CaseClass:
         """Mean probability over the windows of one volume."""
-        mean = self.outputs_of(net, volume).softmax(-1).mean(0).cpu()
+        mean = mean_probabilities(self.outputs_of(net, volume))
         target = int(self.target_of(volume))
         names = self.names[target], self.names[int(mean.argmax())]
         return CaseClass(volume, target, tuple(mean.tolist()), *names)
@@ -92,6 +92,11 @@ class ClassificationTask(VolumeTask):
     def notes(self, subjects: Sequence[str], split: str = "training") -> list[str]:
         """Classes that the subjects of a split lack."""
         return absent_targets(self.by_subject, subjects, split)
+
+
+def mean_probabilities(outputs: Tensor) -> Tensor:
+    """Probability of each class (k,), the mean over windows' logits (n, k)."""
+    return outputs.softmax(-1).mean(0).cpu()
 
 
 def balanced_weights(classes: Tensor, n_classes: int) -> Tensor:

@@ -47,6 +47,7 @@ from mim3d.engine.finetune.segmentation import SegmentationTask
 from mim3d.engine.finetune.splits import Splits, labelled_subset, make_splits
 from mim3d.engine.finetune.targets import read_targets, read_values
 from mim3d.engine.finetune.task import Task
+from mim3d.engine.finetune.trained import describe, write_trained
 from mim3d.engine.finetune.validation import Validate, WholeNetwork, autocast
 from mim3d.engine.runs.config import CheckpointConfig
 from mim3d.engine.runs.files import json_sha256, read_json, write_json
@@ -124,6 +125,9 @@ def train(
         )
         if finished:
             leave(task, network, splits, sitting, keep_model)
+            if keep_model and ranks.first:
+                told = describe(config, sitting.loader.corpus, splits.train, task.dtype)
+                write_trained(out, told)
             run.checkpoints.finish()
     if finished and ranks.first:
         write_json(out / RESULT, asdict(result))

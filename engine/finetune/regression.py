@@ -83,8 +83,8 @@ class RegressionTask(VolumeTask):
     def score(self, net: nn.Module, volume: str, final: bool) -> CaseValue:
         """Mean over the windows of one volume."""
         assert isinstance(net, RegressionNet)
-        found = net.in_units(self.outputs_of(net, volume)).mean()
-        return CaseValue(volume, self.target_of(volume), float(found))
+        found = mean_value(net, self.outputs_of(net, volume))
+        return CaseValue(volume, self.target_of(volume), found)
 
     def evaluation(self, cases: Sequence[CaseValue], final: bool) -> Evaluation:
         """R2 makes the curve; errors stand beside that of the training mean for every volume."""
@@ -102,6 +102,11 @@ class RegressionTask(VolumeTask):
     def notes(self, subjects: Sequence[str], split: str = "training") -> list[str]:
         """Nothing: every number can be learned of and scored."""
         return []
+
+
+def mean_value(net: RegressionNet, outputs: Tensor) -> float:
+    """The number of a volume in the table's units, the mean over windows' outputs (n, 1)."""
+    return float(net.in_units(outputs).mean())
 
 
 def r2(predicted: np.ndarray, targets: np.ndarray) -> float:

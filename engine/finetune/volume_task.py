@@ -74,17 +74,24 @@ class VolumeTask(Task):
             if table.subject(row) in wanted and not self.by_row[row].isnan()
         ]
 
-    @torch.no_grad()
     def outputs_of(self, net: nn.Module, volume: str) -> Tensor:
         """Outputs (n, k) in float32 for the windows of a whole volume."""
         row = self.corpus.table.index(volume)
         whole = read_volume(self.reader, row, None, self.config.data.normalise)
-        crops = windows(torch.from_numpy(whole.image), self.config.vit.crop_size)
-        return net(crops.to(self.device)).float()
+        image = torch.from_numpy(whole.image)
+        return window_outputs(net, image, self.config.vit.crop_size, self.device)
 
     def target_of(self, volume: str) -> float:
         """What is to be learned of a volume."""
         return float(self.by_row[self.corpus.table.index(volume)])
+
+
+@torch.no_grad()
+def window_outputs(
+    net: nn.Module, image: Tensor, crop_size: tuple[int, int, int], device: torch.device
+) -> Tensor:
+    """Outputs (n, k) in float32 for the windows of a volume (c, z, y, x)."""
+    return net(windows(image, crop_size).to(device)).float()
 
 
 def windows(image: Tensor, crop_size: tuple[int, int, int]) -> Tensor:

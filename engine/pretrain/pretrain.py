@@ -46,6 +46,7 @@ from mim3d.engine.runs.encoder_file import STATISTICS, save_encoder
 from mim3d.engine.runs.files import json_sha256, read_json, refuse_address, write_json
 from mim3d.engine.runs.folder_lock import sole_writer
 from mim3d.engine.runs.history import change_line, earlier_hashes
+from mim3d.engine.runs.scan_recipe import scan_recipe
 from mim3d.engine.training.checkpoints import RunIdentity
 from mim3d.engine.training.corpus import CorpusFit, corpus_fit, corpus_sha256
 from mim3d.engine.training.divergence import Remedies
@@ -182,7 +183,7 @@ def train(
         run.checkpoints.finish()
     figures = dict(run.log.last)
     if ranks.first:
-        figures = leave(config, sitting.out, settings.identity, weights)
+        figures = leave(config, sitting, settings.identity, weights)
     return PretrainResult(sitting.out, config.steps, figures)
 
 
@@ -218,15 +219,18 @@ def settings_of(config: PretrainConfig, sitting: Sitting) -> RunSettings:
 
 
 def leave(
-    config: PretrainConfig, out: Path, identity: RunIdentity, weights: dict[str, Tensor]
+    config: PretrainConfig, sitting: Sitting, identity: RunIdentity, weights: dict[str, Tensor]
 ) -> Row:
     """Write the encoder's file and the verdict; the first rank's work."""
+    out, normalise = sitting.out, config.data.loader.normalise
     stored = read_json(out / CONFIG)
+    scans = scan_recipe(sitting.loader.corpus, normalise, config.vit.channels)
     provenance = {
         "method": method_name(config.method),
         "step": config.steps,
-        "normalise": config.data.loader.normalise,
+        "normalise": normalise,
         "statistics": STATISTICS,
+        "scans": scans.plain(),
         "corpus_sha256": identity.corpus_sha256,
         "config_sha256": identity.config_sha256,
         **{name: stored[name] for name in ("start", "history") if stored.get(name)},

@@ -1,5 +1,5 @@
-"""What a run leaves on disk: config, files, history, folder_lock; checkpoint, checkpoint_files,
-checkpoint_reader; encoder_file, nnunet_form, export.
+"""What a run leaves on disk: config, files, plain (dataclasses from JSON), history, folder_lock;
+checkpoint, checkpoint_files, checkpoint_reader; scan_recipe; encoder_file, nnunet_form, export.
 """
 
 import lazy_loader

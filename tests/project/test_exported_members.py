@@ -14,9 +14,9 @@ FACE = ROOT / "engine" / "face"
 # A name that is added here is a promise; one that goes away is a breaking change for CHANGELOG.md.
 EXPORTED = {
     "mim3d": [
-        "Conversion", "Corpus", "FinetuneConfig", "Loader", "LoaderConfig", "PretrainConfig",
-        "__version__", "convert", "discover", "load_encoder", "opened_corpus", "read_volume",
-        "recipe", "run_finetune", "run_pretrain", "verify",
+        "Conversion", "Corpus", "FinetuneConfig", "Loader", "LoaderConfig", "PredictConfig",
+        "PretrainConfig", "__version__", "convert", "discover", "load_encoder", "opened_corpus",
+        "read_volume", "recipe", "run_finetune", "run_predict", "run_pretrain", "verify",
     ],
     "mim3d.kernels": [
         "assemble_crops", "gather_patch_rows", "masked_channel_losses", "masked_voxel_loss",
@@ -35,6 +35,7 @@ EXPORTED = {
     "mim3d.engine.runs": ["export_encoder", "load_encoder"],
     "mim3d.engine.pretrain": ["PretrainConfig", "recipe", "run_pretrain"],
     "mim3d.engine.finetune": ["FinetuneConfig", "run_finetune"],
+    "mim3d.engine.predict": ["EmbedConfig", "PredictConfig", "run_embed", "run_predict"],
     "mim3d.engine.study": ["StudyConfig", "run_study"],
 }  # fmt: skip
 HEAVY = ("torch", "numpy", "zarr", "nibabel", "tyro", "rich")

@@ -46,10 +46,12 @@ ENGINE = {
     "training": "runs models distributed",
     "pretrain": "training transfer runs models distributed",
     "finetune": "training transfer runs models distributed",
+    "predict": "finetune training runs models distributed",
     "study": "finetune pretrain training transfer runs models distributed",
     "analysis": "study runs",
     "report": "analysis study runs",
-    "commands": "models distributed runs transfer training pretrain finetune study analysis report",
+    "commands": "models distributed runs transfer training pretrain finetune predict study analysis "
+    "report",
     "face": "",
 }
 BENCH = {

@@ -7,7 +7,7 @@ import sys
 import pytest
 import torch
 
-from mim3d.engine.commands.export import main
+from mim3d.engine.commands.weights.export import main
 from mim3d.engine.errors import CheckpointError, ConfigError
 from mim3d.engine.models.config import SwinConfig, ViTConfig
 from mim3d.engine.models.swin import SwinEncoder

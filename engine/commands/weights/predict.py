@@ -1,0 +1,89 @@
+"""`mim3d predict RUN SRC DST`: a fine-tuned network over new scans."""
+
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import tyro
+
+from mim3d.engine.commands.arguments import parse
+from mim3d.engine.commands.outcome import Outcome
+from mim3d.engine.commands.weights.scan_arguments import ScanArgs
+from mim3d.engine.commands.weights.told import class_table, tell_done, tell_doubts, tell_failed
+from mim3d.engine.predict.config import PredictConfig
+
+if TYPE_CHECKING:
+    from mim3d.engine.predict.predict import PredictReport
+
+DESCRIPTION = """Label maps of new scans (of a run that classifies or regresses, a table).
+
+Scans are read as the run's corpus was converted: orientation, voxel size, window, normalisation.
+DST gets ID.nii.gz on each scan's own grid, with its own affine and header; where voxels were
+resampled, class probabilities go back by linear interpolation before the largest wins. A volume of
+the run's corpus gets what validation gave it, to the bit.
+
+Broken scans are listed in DST/failed.jsonl, and the exit code is 3; so it is where something is in
+doubt. --labels writes DST/scores.csv: Dice and HD95 (mm) of every class and scan.
+"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class PredictArgs(ScanArgs):
+    """Whose network, which scans, where to, and how."""
+
+    run: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")]
+    """Folder of a finished `mim3d finetune`."""
+    config: Annotated[PredictConfig, tyro.conf.arg(name="")] = field(default_factory=PredictConfig)
+    labels: str = ""
+    """Score against these: a folder of label maps named as the scans, a file, or `own` for those
+    that SRC tells; of classes or numbers a CSV with columns subject,target."""
+
+
+def main(words: list[str]) -> Outcome:
+    """Run the command."""
+    args = parse(PredictArgs, words, "mim3d predict", DESCRIPTION)
+    from mim3d.engine.predict.ledger import FAILED
+    from mim3d.engine.predict.predict import run_predict
+
+    report = run_predict(
+        args.run,
+        args.source,
+        args.destination,
+        args.config,
+        labels=args.labels,
+        corpus=args.corpus,
+    )
+    tell_failed(report.failed, args.destination / FAILED)
+    tell_doubts(report.doubts)
+    tell_scores(report)
+    tell_done(report.n_done, report.n_kept, args.destination)
+    unscored = report.scores.get("unscored", [])
+    return Outcome(figures_of(report), len(report.failed) + len(report.doubts) + len(unscored))
+
+
+def tell_scores(report: "PredictReport") -> None:
+    """The scores by class, and what could not be scored."""
+    scores = report.scores
+    for each in scores.get("unscored", []):
+        print(f"not scored: {each['path']}: {each['detail']}")
+    if "dice_by_class" in scores:
+        columns = {"Dice": scores["dice_by_class"], "HD95 mm": scores["hd95_mm_by_class"]}
+        print(class_table(columns))
+        print(f"mean Dice {scores['dice']:.4f} of {scores['scored']} volumes; {report.table}")
+    elif scores:
+        names = ("balanced_accuracy", "accuracy", "auroc", "r2", "mae")
+        told = [f"{name.replace('_', ' ')} {scores[name]:.4f}" for name in names if name in scores]
+        print(f"{', '.join(told)} of {scores['scored']} volumes; {report.table}")
+
+
+def figures_of(report: "PredictReport") -> dict[str, Any]:
+    """What `--json` writes."""
+    return {
+        "destination": str(report.destination),
+        "done": report.n_done,
+        "kept": report.n_kept,
+        "classes": list(report.classes),
+        "failed": [asdict(each) for each in report.failed],
+        "doubts": list(report.doubts),
+        **report.scores,
+    }

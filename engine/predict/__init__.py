@@ -1,0 +1,7 @@
+"""Using a fine-tuned network: config, scratch (a scan through conversion), channels,
+scans, own_grid, label_map, classes, truth, scores, ledger, loop, predict, embed.
+"""
+
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

@@ -1,0 +1,72 @@
+"""How scans are predicted and read; imports no torch."""
+
+from dataclasses import dataclass, field, replace
+from typing import Annotated, Literal
+
+import tyro
+
+from mim3d.dataio.corpus.conversion import GIB, Conversion
+from mim3d.engine.distributed.config import DeviceKind
+from mim3d.engine.errors import ConfigError
+
+
+@dataclass(frozen=True)
+class ScanOptions:
+    """Where scans are files: what of a broken or doubtful one is taken, beside the run's recipe."""
+
+    layout: Literal["auto", "folder", "msd", "nnunet", "bids", "nnssl", "csv", "dicom"] = "auto"
+    """How files belong together; auto looks."""
+    channels: tuple[str, ...] = ()
+    """Words of file names whose images of one visit are the channels of one scan, in this order; by
+    default CASE_0000, CASE_0001, ..., or the names of the channels that were learned from."""
+    nan_policy: Literal["run", "reject", "zero", "keep"] = "run"
+    """NaN and infinities; run: as for the corpus of the run, as are the two below."""
+    believe: Literal["run", "auto", "sform", "qform", "pixdim"] = "run"
+    """Which of a header's affines is believed where they differ."""
+    units: Literal["run", "header", "mm"] = "run"
+    """Unit of voxel sizes: the header's, or mm whatever it says."""
+    byte_budget: int = 8 * GIB
+    """Largest decoded file, in bytes."""
+
+    def applied_to(self, conversion: Conversion) -> Conversion:
+        """The run's recipe with these in the place of its own."""
+        told = {name: getattr(self, name) for name in ("nan_policy", "believe", "units")}
+        kept = {name: value for name, value in told.items() if value != "run"}
+        return replace(conversion, byte_budget=self.byte_budget, **kept)
+
+
+@dataclass(frozen=True)
+class PredictConfig:
+    """What is made of the scans, and how."""
+
+    probabilities: bool = False
+    """Beside the label maps write probabilities/ID.nii.gz: float32, the classes along a fourth
+    axis."""
+    overlap: float = -1.0
+    """Overlap of neighbouring windows, in [0, 1); that of the run's validation by default."""
+    mirror: bool = False
+    """Mean over the eight reflections of every window: eight times the time, for runs that were
+    trained with flips."""
+    ids: tuple[str, ...] = ()
+    """Only these scans; all by default."""
+    device: DeviceKind = "auto"
+    """auto, cpu or cuda."""
+    scans: Annotated[ScanOptions, tyro.conf.arg(name="")] = field(default_factory=ScanOptions)
+
+    def __post_init__(self) -> None:
+        if not (self.overlap == -1.0 or 0.0 <= self.overlap < 1.0):
+            raise ConfigError(f"overlap {self.overlap} must be in [0, 1)")
+
+
+@dataclass(frozen=True)
+class EmbedConfig:
+    """What is kept of the scans."""
+
+    what: Literal["pooled", "tokens"] = "pooled"
+    """pooled: one vector a volume, all of them in pooled.npz too; tokens: every token of every
+    window, with where the windows begin."""
+    ids: tuple[str, ...] = ()
+    """Only these scans; all by default."""
+    device: DeviceKind = "auto"
+    """auto, cpu or cuda."""
+    scans: Annotated[ScanOptions, tyro.conf.arg(name="")] = field(default_factory=ScanOptions)

@@ -1,0 +1,269 @@
+"""The scans of SRC: files in any layout that `convert` knows, or the volumes of a corpus."""
+
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, ExitStack, closing, contextmanager
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from mim3d.dataio.convert.job import parts_of
+from mim3d.dataio.convert.volume import trust_of
+from mim3d.dataio.convert.volume_ids import unique_ids
+from mim3d.dataio.corpus.conversion import Conversion
+from mim3d.dataio.corpus.manifest import VolumeRecord
+from mim3d.dataio.corpus.root import conversion_of
+from mim3d.dataio.corpus.seen_files import SETTLED_NS, stamp_of
+from mim3d.dataio.errors import Rejection, SourceError
+from mim3d.dataio.geometry import Triple
+from mim3d.dataio.reader.corpus import Corpus, is_address, opened_corpus
+from mim3d.dataio.reader.normalisation import intensities
+from mim3d.dataio.reader.shard_reader import ShardReader, Shards
+from mim3d.dataio.sources.discover import discover
+from mim3d.dataio.sources.options import SourceOptions
+from mim3d.dataio.sources.source import Discovery, Source
+from mim3d.dataio.sources.tree import is_corpus
+from mim3d.engine.errors import ConfigError
+from mim3d.engine.predict.channels import with_channels
+from mim3d.engine.predict.config import ScanOptions
+from mim3d.engine.predict.own_grid import own_grid
+from mim3d.engine.predict.scratch import converted
+from mim3d.engine.runs.scan_recipe import ScanRecipe
+
+SAME_SCAN = ("orientation", "spacing_mm", "dtype", "window", "foreground")
+"""What of a recipe decides the voxels that a network sees."""
+
+
+@dataclass(frozen=True)
+class Scan:
+    """One scan to be done: `stamp` tells whether it is as it was, `paths` are its files.
+
+    `labels` are the label files that the source tells, by name.
+    """
+
+    id: str
+    subject: str
+    paths: tuple[str, ...]
+    stamp: str
+    labels: dict[str, str]
+
+    @property
+    def name(self) -> str:
+        """What messages call it."""
+        return self.paths[0] if self.paths else self.id
+
+
+class OpenVolume:
+    """A volume as a network sees it, read some planes at a time."""
+
+    def __init__(
+        self, record: VolumeRecord, reader: ShardReader, recipe: ScanRecipe, made: Conversion
+    ) -> None:
+        self.record, self.reader, self.trust = record, reader, trust_of(made)
+        self.row = reader.table.index(record.id)
+        self.image = int(reader.table.volumes[self.row]["image"])
+        if record.channels != recipe.channels:
+            told = f" ({', '.join(recipe.channel_names)})" if recipe.channel_names else ""
+            raise SourceError(
+                "channels",
+                record.sources[0],
+                f"has {record.channels} channels, and the network was trained on "
+                f"{recipe.channels}{told}: name the files of one scan CASE_0000, CASE_0001, ..., "
+                "or list them in a table",
+            )
+        values = intensities(recipe.normalise, reader.table, np.array([self.row]))
+        self.rescales = values.rescales(self.row)
+
+    @property
+    def shape(self) -> Triple:
+        """(z, y, x) of the stored voxels."""
+        return self.record.shape
+
+    def planes(self, start: int, end: int) -> Tensor:
+        """Planes [start, end) as (c, z, y, x) float32, normalised."""
+        _, y, x = self.shape
+        box = self.reader.read_box(
+            self.image, (start, 0, 0), (end - start, y, x), rescale=self.rescales
+        )
+        return torch.from_numpy(box)
+
+
+class Scans(Protocol):
+    """What SRC holds; `left_out` could not even be tried, `doubts` are for a person, and `notes`
+    say what names were taken for."""
+
+    scans: list[Scan]
+    left_out: list[Rejection]
+    doubts: list[str]
+    notes: list[str]
+
+    def opened(self, scan: Scan) -> AbstractContextManager[list[OpenVolume]]:
+        """The volumes of a scan (several of a time series); SourceError where it is broken."""
+        ...
+
+    def stored_label(self, scan: Scan, label: str) -> np.ndarray | None:
+        """A label (z, y, x) that is kept beside the scan, on its own grid; None where none is."""
+        ...
+
+
+class FileScans:
+    """Scans that are files."""
+
+    def __init__(
+        self, found: Discovery, recipe: ScanRecipe, conversion: Conversion, folder: Path
+    ) -> None:
+        self.recipe, self.conversion, self.folder = recipe, conversion, folder
+        ids = unique_ids(found.sources, ())
+        self.sources = dict(zip(ids, found.sources, strict=True))
+        self.scans = [file_scan(id, source) for id, source in self.sources.items()]
+        self.left_out = list(found.skipped)
+        self.doubts, self.notes = list(found.warnings), list(found.notes)
+
+    @contextmanager
+    def opened(self, scan: Scan) -> Iterator[list[OpenVolume]]:
+        """Convert, read, and forget."""
+        source = self.sources[scan.id]
+        with ExitStack() as stack:
+            corpus = stack.enter_context(converted(source, scan.id, self.conversion, self.folder))
+            reader = stack.enter_context(closing(ShardReader(corpus.table, corpus.root)))
+            yield [
+                OpenVolume(record, reader, self.recipe, self.conversion)
+                for record in corpus.records
+            ]
+
+    def stored_label(self, scan: Scan, label: str) -> np.ndarray | None:
+        """Files keep none."""
+        return None
+
+
+class CorpusScans:
+    """Volumes of a corpus that is there."""
+
+    def __init__(self, corpus: Corpus, shards: Shards, recipe: ScanRecipe) -> None:
+        self.corpus, self.recipe = corpus, recipe
+        where = corpus.address or str(corpus.root)
+        self.conversion = conversion_of(corpus.attributes, where)
+        self.reader = ShardReader(corpus.table, corpus.root, shards)
+        self.scans = [volume_scan(record) for record in corpus.records]
+        self.left_out: list[Rejection] = []
+        self.notes: list[str] = []
+        self.doubts = other_recipe(where, self.conversion, recipe.conversion)
+
+    @cached_property
+    def records(self) -> dict[str, VolumeRecord]:
+        """By id."""
+        return {record.id: record for record in self.corpus.records}
+
+    @contextmanager
+    def opened(self, scan: Scan) -> Iterator[list[OpenVolume]]:
+        """The one volume."""
+        record = self.records[scan.id]
+        yield [OpenVolume(record, self.reader, self.recipe, self.conversion)]
+
+    def stored_label(self, scan: Scan, label: str) -> np.ndarray | None:
+        """The label in the corpus where its voxels are the scan's own: not resampled, not cut."""
+        record = self.records[scan.id]
+        grid = own_grid(record)
+        if label not in scan.labels or not grid.is_exact or not grid.is_covered:
+            return None
+        row = self.reader.table.label_row(self.reader.table.index(scan.id), label)
+        voxels = self.reader.read_box(row, (0, 0, 0), self.reader.array(row).shape)[0]
+        own = np.zeros(grid.own.shape, voxels.dtype)
+        grid.turned(own)[...] = voxels
+        return own
+
+
+@contextmanager
+def opened_scans(
+    place: str, recipe: ScanRecipe, options: ScanOptions, folder: Path, ids: Sequence[str] = ()
+) -> Iterator[Scans]:
+    """The scans of a corpus, or of files in any layout; `folder` is for what goes with a scan.
+
+    CorpusError or SourceError where there are none, ConfigError for an id that is not among them.
+    """
+    with ExitStack() as stack:
+        scans: Scans
+        if names_corpus(place):
+            corpus, shards = stack.enter_context(opened_corpus(place))
+            corpus_scans = CorpusScans(corpus, shards, recipe)
+            stack.enter_context(closing(corpus_scans.reader))
+            scans = corpus_scans
+        else:
+            found = discover(place, options.layout, SourceOptions(channels=options.channels))
+            found = with_channels(found, recipe)
+            scans = FileScans(found, recipe, options.applied_to(recipe.conversion), folder)
+        scans.scans = chosen(scans.scans, ids, place)
+        yield scans
+
+
+def names_corpus(place: str) -> bool:
+    """Whether SRC is a corpus: a folder that is one, or an address that ends as one does."""
+    if is_address(place):
+        return place.rstrip("/").endswith(".zarr")
+    return is_corpus(place)
+
+
+def chosen(scans: list[Scan], ids: Sequence[str], place: str) -> list[Scan]:
+    """Those asked for, all by default."""
+    if not ids:
+        return scans
+    known = {scan.id: scan for scan in scans}
+    missing = [id for id in ids if id not in known]
+    if missing:
+        near = ", ".join(list(known)[:3])
+        raise ConfigError(f"{place}: holds no scan {missing[0]!r}; its ids are like {near}")
+    return [known[id] for id in ids]
+
+
+def file_scan(id: str, source: Source) -> Scan:
+    """A scan of files."""
+    parts = tuple(part for path in source.images for part in parts_of(path))
+    stamp = settled_stamp(parts)
+    return Scan(id, source.subject or id, source.images, stamp, dict(source.labels))
+
+
+def settled_stamp(parts: tuple[str, ...]) -> str:
+    """How files are now; those that were written just before are given a moment to be told by."""
+    found = stamp_of(parts)
+    if found or not all(Path(part).is_file() for part in parts):
+        return found
+    time.sleep(SETTLED_NS / 1e9)
+    return stamp_of(parts)
+
+
+def volume_scan(record: VolumeRecord) -> Scan:
+    """A scan of a corpus."""
+    labels = {label.name: label.source for label in record.labels}
+    return Scan(record.id, record.subject, record.sources, record.shard_sha256, labels)
+
+
+def other_recipe(where: str, found: Conversion, wanted: Conversion) -> list[str]:
+    """A line where a corpus was made otherwise than the one that a network learned from."""
+    differ = [
+        f"{name} {getattr(found, name)!r}, not {getattr(wanted, name)!r}"
+        for name in SAME_SCAN
+        if getattr(found, name) != getattr(wanted, name)
+    ]
+    if not differ:
+        return []
+    return [
+        f"{where} was made with {', '.join(differ)} as the corpus of the run: do not count on it; "
+        "name the files of the scans, which are then read as the run's were"
+    ]
+
+
+def refuse_inside(destination: Path, place: str) -> None:
+    """A ConfigError where results would lie among the scans, to be taken for scans next time."""
+    if is_address(place):
+        return
+    source = Path(place).expanduser().resolve()
+    inside = destination.resolve()
+    if source.is_dir() and (inside == source or source in inside.parents):
+        raise ConfigError(
+            f"{destination} lies in {place}, whose files are scans: choose a folder outside it"
+        )
