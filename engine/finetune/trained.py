@@ -31,7 +31,8 @@ class Trained:
     """A trained network's configuration, its classes by name, and how its scans were read.
 
     `classes` are those of a label, background first, or the targets of a classification; none of
-    a regression. `ignore` is the label's value that is no class; `precision` the arithmetic of validation.
+    a regression. `ignore` is the label's value that is no class; `precision` the arithmetic of
+    validation.
     """
 
     config: FinetuneConfig

@@ -28,7 +28,7 @@ def rebuilt(kind: type[Kind], plain: Mapping[str, Any], where: str) -> Kind:
 
 
 def _value(hint: Any, given: Any, where: str) -> Any:
-    """A field's value: a dataclass, or one made of it, or a tuple where it is one, else as it is."""
+    """A field's value: a dataclass (or one made of it) or tuple where it is one, else as it is."""
     if isinstance(given, list):
         return tuple(given)
     if not isinstance(given, dict):
