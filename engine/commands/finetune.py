@@ -11,7 +11,7 @@ import tyro
 from mim3d.engine.commands.arguments import parse
 from mim3d.engine.commands.launching import LaunchArgs, is_first
 from mim3d.engine.commands.outcome import Outcome
-from mim3d.engine.commands.weights.told import class_table
+from mim3d.engine.commands.weights.messages import class_table
 from mim3d.engine.errors import EXIT_USER_ERROR, ConfigError
 from mim3d.engine.finetune.config import RECIPES, FinetuneConfig, idle_fields, input_mismatch
 

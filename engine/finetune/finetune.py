@@ -126,8 +126,8 @@ def train(
         if finished:
             leave(task, network, splits, sitting, keep_model)
             if keep_model and ranks.first:
-                told = describe(config, sitting.loader.corpus, splits.train, task.dtype)
-                write_trained(out, told)
+                trained = describe(config, sitting.loader.corpus, splits.train, task.dtype)
+                write_trained(out, trained)
             run.checkpoints.finish()
     if finished and ranks.first:
         write_json(out / RESULT, asdict(result))

@@ -124,11 +124,11 @@ def of_earlier_run(run: Path, corpus: str) -> Trained:
     names = FinetuneConfig.__dataclass_fields__
     known = {name: value for name, value in stored.items() if name in names and name != "init"}
     with opened_corpus(corpus) as (opened, _):
-        told, now = stored.get("corpus_sha256"), corpus_sha256(opened)
-        if told and told != now:
+        expected, now = stored.get("corpus_sha256"), corpus_sha256(opened)
+        if expected and expected != now:
             raise ConfigError(
                 f"{corpus} is not the corpus that {run} was trained on (sha256 {now[:12]}, "
-                f"{str(told)[:12]} then): name that one by --corpus"
+                f"{str(expected)[:12]} then): name that one by --corpus"
             )
         config = rebuilt(FinetuneConfig, known, str(run / CONFIG))
         subjects = tuple(read_json(run / RESULT).get("subjects", {}).get("train", ()))

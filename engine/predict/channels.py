@@ -29,8 +29,8 @@ def with_channels(found: Discovery, recipe: ScanRecipe) -> Discovery:
             made = stacked(found, recipe.channel_names, found.root)
         except SourceError:
             return found  # no name tells; each scan then says what it lacks
-        told = f"channels are told by the words {', '.join(recipe.channel_names)} in file names"
-        return replace(made, notes=(*made.notes, told))
+        note = f"channels are told by the words {', '.join(recipe.channel_names)} in file names"
+        return replace(made, notes=(*made.notes, note))
     return found
 
 
@@ -63,10 +63,10 @@ def by_number(found: Discovery, channels: int) -> Discovery:
         detail = f"has the channels {have}, and the network takes _0000 to _{channels - 1:04d}"
         path = parts[min(parts)].images[0]
         skipped.append(Rejection(path, "missing-channel", f"{detail}: add what is missing"))
-    told = f"{len(made)} scans of {channels} channels, by names that end in _0000, _0001, ..."
+    note = f"{len(made)} scans of {channels} channels, by names that end in _0000, _0001, ..."
     return replace(
         found,
         sources=(*made, *others),
         skipped=tuple(skipped),
-        notes=(*found.notes, told),
+        notes=(*found.notes, note),
     )

@@ -30,8 +30,8 @@ class ScanOptions:
 
     def applied_to(self, conversion: Conversion) -> Conversion:
         """The run's recipe with these in the place of its own."""
-        told = {name: getattr(self, name) for name in ("nan_policy", "believe", "units")}
-        kept = {name: value for name, value in told.items() if value != "run"}
+        options = {name: getattr(self, name) for name in ("nan_policy", "believe", "units")}
+        kept = {name: value for name, value in options.items() if value != "run"}
         return replace(conversion, byte_budget=self.byte_budget, **kept)
 
 

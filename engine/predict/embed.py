@@ -30,12 +30,13 @@ from mim3d.engine.predict.config import EmbedConfig
 from mim3d.engine.predict.ledger import Ledger
 from mim3d.engine.predict.loop import Done, each_scan
 from mim3d.engine.predict.scans import OpenVolume, opened_scans, refuse_inside
-from mim3d.engine.runs.encoder_file import card_vit, load_encoder, load_swin, read_card
+from mim3d.engine.runs.encoder_file import card_vit, load_encoder, load_resenc, load_swin, read_card
 from mim3d.engine.runs.files import file_sha256, refuse_address
 from mim3d.engine.runs.folder_lock import sole_writer
 from mim3d.engine.runs.scan_recipe import ScanRecipe, read_scan_recipe, scan_recipe
 
 NAME, TABLE = "embed", "pooled.npz"
+LOADERS: dict[str, Any] = {"swin": load_swin, "resenc": load_resenc}
 
 
 @dataclass(frozen=True)
@@ -99,12 +100,11 @@ def read_encoder(run: Path, corpus: str) -> Encoder:
     """The encoder of a run or file; CheckpointError where nothing tells how its scans were read."""
     if (run / TRAINED).is_file():
         trained = read_trained(run)
-        whole, vit, swin = load_network(run, trained), trained.config.vit, trained.config.swin
-        width = vit.width if swin is None else swin.width
-        encoder = whole.get_submodule("encoder")
-        return Encoder(encoder, vit, width, trained.scans, trained.model_sha256)
+        encoder: Any = load_network(run, trained).get_submodule("encoder")
+        vit, sha256 = trained.config.vit, trained.model_sha256
+        return Encoder(encoder, vit, encoder.config.width, trained.scans, sha256)
     weights, card = read_card(run)
-    module = load_encoder(run) if card["kind"] == "vit" else load_swin(run)
+    module = LOADERS.get(card["kind"], load_encoder)(run)
     vit, scans = card_vit(card), scans_of(card, weights, corpus)
     return Encoder(module.eval(), vit, module.config.width, scans, file_sha256(weights))
 
@@ -133,8 +133,8 @@ class Embedding:
     def identity(self) -> dict[str, Any]:
         """What decides the results."""
         options = self.config.scans
-        told = {name: getattr(options, name) for name in ("nan_policy", "believe", "units")}
-        return {"encoder_sha256": self.encoder.sha256, "what": self.config.what, **told}
+        fields = {name: getattr(options, name) for name in ("nan_policy", "believe", "units")}
+        return {"encoder_sha256": self.encoder.sha256, "what": self.config.what, **fields}
 
     @torch.no_grad()
     def do(self, volume: OpenVolume, advance: Callable[[float], None]) -> dict[str, Any]:
@@ -162,7 +162,7 @@ class Embedding:
     def about(self, volume: OpenVolume) -> dict[str, str]:
         """What the file tells beside its tensors; `starts` are voxels (z, y, x) of this affine."""
         record, vit = volume.record, self.encoder.vit
-        told = {
+        facts = {
             "id": record.id,
             "subject": record.subject,
             "sources": list(record.sources),
@@ -171,7 +171,7 @@ class Embedding:
             "affine": record.affine,
             "encoder_sha256": self.encoder.sha256,
         }
-        return {name: json.dumps(value) for name, value in told.items()}
+        return {name: json.dumps(value) for name, value in facts.items()}
 
 
 def write_pooled(folder: Path, done: Done) -> None:

@@ -50,14 +50,14 @@ class Ledger:
             return None
         return found
 
-    def add(self, scan: Scan, told: dict[str, Any]) -> dict[str, Any]:
-        """Note that a scan is finished; `told` has `files`, relative to the folder."""
+    def add(self, scan: Scan, facts: dict[str, Any]) -> dict[str, Any]:
+        """Note that a scan is finished; `facts` has `files`, relative to the folder."""
         entry = {
             "id": scan.id,
             "subject": scan.subject,
             "sources": list(scan.paths),
             "stamp": scan.stamp,
-            **told,
+            **facts,
         }
         line = json.dumps(finite(entry)) + "\n"
         with self.file.open("a", encoding="utf-8") as stream:

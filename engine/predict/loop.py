@@ -85,10 +85,10 @@ def one_scan(scans: Scans, scan: Scan, part: OnePart, do: Do, recipe: ScanRecipe
     """What is noted of a scan: its files, a note for each volume, and doubts."""
     with scans.opened(scan) as volumes:
         part.of = len(volumes)
-        told = [do(volume, part.advance) for volume in volumes]
+        notes = [do(volume, part.advance) for volume in volumes]
         doubts = doubts_of(volumes, recipe)
-    files = [file for each in told for file in each.get("files", ())]
-    return {"files": files, "volumes": told, "doubts": doubts}
+    files = [file for each in notes for file in each.get("files", ())]
+    return {"files": files, "volumes": notes, "doubts": doubts}
 
 
 def doubts_of(volumes: Sequence[OpenVolume], recipe: ScanRecipe) -> list[str]:

@@ -68,12 +68,12 @@ class OpenVolume:
         self.row = reader.table.index(record.id)
         self.image = int(reader.table.volumes[self.row]["image"])
         if record.channels != recipe.channels:
-            told = f" ({', '.join(recipe.channel_names)})" if recipe.channel_names else ""
+            names = f" ({', '.join(recipe.channel_names)})" if recipe.channel_names else ""
             raise SourceError(
                 "channels",
                 record.sources[0],
                 f"has {record.channels} channels, and the network was trained on "
-                f"{recipe.channels}{told}: name the files of one scan CASE_0000, CASE_0001, ..., "
+                f"{recipe.channels}{names}: name the files of one scan CASE_0000, CASE_0001, ..., "
                 "or list them in a table",
             )
         values = intensities(recipe.normalise, reader.table, np.array([self.row]))

@@ -111,9 +111,9 @@ class Scorer:
         if known is not None and all(stamps) and known["stamps"] == stamps:
             return CaseScore(written.volume, floats(known["dice"]), floats(known["hd95"]))
         found = self._score(written, path)
-        told = {"id": written.volume, "stamps": stamps, "dice": found.dice, "hd95": found.hd95}
+        line = {"id": written.volume, "stamps": stamps, "dice": found.dice, "hd95": found.hd95}
         with (self.folder / KEPT).open("a", encoding="utf-8") as stream:
-            stream.write(json.dumps(told) + "\n")
+            stream.write(json.dumps(line) + "\n")
         return found
 
     def _score(self, written: Written, path: str) -> CaseScore:
@@ -155,5 +155,5 @@ def write_table(file: Path, cases: Sequence[CaseScore], names: Sequence[str]) ->
         for case in cases:
             for number, name in enumerate(names, start=1):
                 row = (case.dice[number - 1], case.hd95[number - 1])
-                told = [f"{value:.6g}" if math.isfinite(value) else "" for value in row]
-                writer.writerow([case.volume, number, name, *told])
+                cells = [f"{value:.6g}" if math.isfinite(value) else "" for value in row]
+                writer.writerow([case.volume, number, name, *cells])

@@ -39,7 +39,7 @@ class Truth:
     def path(self, scan: Scan) -> str:
         """The label file of a scan; SourceError where there is none, or more than one."""
         if self.place == OWN:
-            return self._told(scan)
+            return self._of_source(scan)
         names = [scan.id, *(name for path in scan.paths for name in cases_of(stem(path)))]
         for name in dict.fromkeys(filter(None, names)):
             found = self._files.get(name, [])
@@ -51,14 +51,14 @@ class Truth:
         detail = f"{self.place} has no label of it: name its file {scan.id}.nii.gz"
         raise SourceError("no-label", scan.name, detail)
 
-    def _told(self, scan: Scan) -> str:
+    def _of_source(self, scan: Scan) -> str:
         named = {safe_id(name): path for name, path in scan.labels.items()}
         if self.label in named:
             return named[self.label]
         if len(named) == 1:
             return next(iter(named.values()))
-        told = f"labels {', '.join(sorted(named))}, not {self.label!r}" if named else "no label"
-        detail = f"its source tells {told}: name the folder of label files by --labels"
+        known = f"labels {', '.join(sorted(named))}, not {self.label!r}" if named else "no label"
+        detail = f"its source tells {known}: name the folder of label files by --labels"
         raise SourceError("no-label", scan.name, detail)
 
 

@@ -50,8 +50,9 @@ ENGINE = {
     "study": "finetune pretrain training transfer runs models distributed",
     "analysis": "study runs",
     "report": "analysis study runs",
-    "commands": "models distributed runs transfer training pretrain finetune predict study analysis "
-    "report",
+    "commands": (
+        "models distributed runs transfer training pretrain finetune predict study analysis report"
+    ),
     "face": "",
 }
 BENCH = {

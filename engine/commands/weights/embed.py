@@ -8,8 +8,8 @@ import tyro
 
 from mim3d.engine.commands.arguments import parse
 from mim3d.engine.commands.outcome import Outcome
+from mim3d.engine.commands.weights.messages import tell_done, tell_doubts, tell_failed
 from mim3d.engine.commands.weights.scan_arguments import ScanArgs
-from mim3d.engine.commands.weights.told import tell_done, tell_doubts, tell_failed
 from mim3d.engine.predict.config import EmbedConfig
 
 DESCRIPTION = """Features of scans, by a pretrained or fine-tuned encoder.

@@ -8,8 +8,8 @@ import tyro
 
 from mim3d.engine.commands.arguments import parse
 from mim3d.engine.commands.outcome import Outcome
+from mim3d.engine.commands.weights.messages import class_table, tell_done, tell_doubts, tell_failed
 from mim3d.engine.commands.weights.scan_arguments import ScanArgs
-from mim3d.engine.commands.weights.told import class_table, tell_done, tell_doubts, tell_failed
 from mim3d.engine.predict.config import PredictConfig
 
 if TYPE_CHECKING:
@@ -72,8 +72,10 @@ def tell_scores(report: "PredictReport") -> None:
         print(f"mean Dice {scores['dice']:.4f} of {scores['scored']} volumes; {report.table}")
     elif scores:
         names = ("balanced_accuracy", "accuracy", "auroc", "r2", "mae")
-        told = [f"{name.replace('_', ' ')} {scores[name]:.4f}" for name in names if name in scores]
-        print(f"{', '.join(told)} of {scores['scored']} volumes; {report.table}")
+        figures = [
+            f"{name.replace('_', ' ')} {scores[name]:.4f}" for name in names if name in scores
+        ]
+        print(f"{', '.join(figures)} of {scores['scored']} volumes; {report.table}")
 
 
 def figures_of(report: "PredictReport") -> dict[str, Any]:
