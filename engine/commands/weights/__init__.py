@@ -1,2 +1,2 @@
-"""Commands that use trained weights: predict, embed, export; scan_arguments, messages (what they share:
-options, and how results are said)."""
+"""Commands that use trained weights: predict, embed, export; scan_arguments (options they share),
+messages (how results are said)."""

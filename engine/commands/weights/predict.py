@@ -72,10 +72,8 @@ def tell_scores(report: "PredictReport") -> None:
         print(f"mean Dice {scores['dice']:.4f} of {scores['scored']} volumes; {report.table}")
     elif scores:
         names = ("balanced_accuracy", "accuracy", "auroc", "r2", "mae")
-        figures = [
-            f"{name.replace('_', ' ')} {scores[name]:.4f}" for name in names if name in scores
-        ]
-        print(f"{', '.join(figures)} of {scores['scored']} volumes; {report.table}")
+        parts = [f"{name.replace('_', ' ')} {scores[name]:.4f}" for name in names if name in scores]
+        print(f"{', '.join(parts)} of {scores['scored']} volumes; {report.table}")
 
 
 def figures_of(report: "PredictReport") -> dict[str, Any]:
