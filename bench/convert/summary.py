@@ -9,6 +9,7 @@ from rich.table import Table
 
 from mim3d.bench.convert.jobs import Measured
 from mim3d.bench.convert.volumes import voxel_sizes
+from mim3d.bench.noise import spread
 from mim3d.bench.other_work import OtherWork
 from mim3d.engine.environment import machine
 
@@ -103,7 +104,7 @@ def show(figures: dict) -> None:
     start_up = figures["start_up_cpu_s"]
     console.print(f"of mim3d's CPU s, {start_up:.3f} are start-up (a run on one volume of 16^3)")
     ratios = Table(title="ratios in this run", title_justify="left")
-    for column in ("ratio", "measured", "target", ""):
+    for column in ("ratio", "measured", "range of rounds", "target", ""):
         ratios.add_column(column)
     for name, value in figures["ratios"].items():
         direction, target = TARGETS[name]
@@ -111,7 +112,9 @@ def show(figures: dict) -> None:
         if name == "two_workers_speed" and figures["scaling"]["busy"]:
             share = figures["scaling"]["others_cpu_share"]
             outcome = f"not measurable: others used {100 * share:.0f} % of the CPUs"
-        ratios.add_row(name, f"{value:.2f}", f"{direction} {target}", outcome)
+        rounds = spread(figures["rounds"][name])
+        noise = f"{rounds.low:.2f} to {rounds.high:.2f}"
+        ratios.add_row(name, f"{value:.2f}", noise, f"{direction} {target}", outcome)
     console.print(ratios)
     if "scaling" in figures:
         one, two = (figures["scaling"][name] for name in SCALING)

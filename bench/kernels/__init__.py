@@ -2,5 +2,5 @@
 
 Files in reading order: stage (the command), cases (operations, shapes, bytes needed), recipes (the
 same operations as others compute them), runs (a pytest of its own), timings (its one test),
-roofline (the picture).
+device_time (kernels alone beside the call), roofline (the picture).
 """

@@ -18,6 +18,7 @@ from typing import Any
 import torch
 
 from mim3d.bench.kernels.cases import OURS, Case, Operation, Shape
+from mim3d.bench.kernels.device_time import CallTime, call_time
 from mim3d.bench.timing import WARMUP, Flush, captured, cold_timer, graph_instant, once
 from mim3d.engine.errors import ConfigError
 
@@ -60,6 +61,8 @@ class Run:
         seconds = benchmark.stats.stats.median
         needed = case.needed_bytes
         session.seconds_of[self] = seconds
+        if self.mode == "cold":
+            session.calls_of[self] = call_time(call, device, session.flush)
         session.quartiles_of[self] = (benchmark.stats.stats.q1, benchmark.stats.stats.q3)
         session.needed_of[self.operation.name, self.shape.name] = needed
         benchmark.extra_info |= {
@@ -88,6 +91,7 @@ class Session:
         self.runs: list[Run] = []
         self.seconds_of: dict[Run, float] = {}
         self.quartiles_of: dict[Run, tuple[float, float]] = {}
+        self.calls_of: dict[Run, CallTime] = {}
         self.needed_of: dict[tuple[str, str], int] = {}
         self.failed: dict[str, str] = {}
         self.skipped: list[str] = []

@@ -3,7 +3,7 @@
 import platform
 import tempfile
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, astuple, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -34,8 +34,9 @@ class KernelsBench:
     """Time masks, patch rows, losses, decoder tokens and crop assembly beside eager recipes.
 
     pytest-benchmark times every variant in one process on the same data, with CUDA events for its
-    clock; the figures are medians with a cold cache and, on a GPU, also inside a CUDA graph. Shares
-    are of the copy bandwidth measured in the same run. `pytest-benchmark compare` reads the files.
+    clock; the figures are medians with a cold cache and, on a GPU, also inside a CUDA graph. Beside
+    them stand a call's kernels alone and the host's time of a call with warm caches. Shares are of
+    the copy bandwidth measured in the same run. `pytest-benchmark compare` reads the files.
     """
 
     size: Literal["auto", "full", "small", "tiny"] = "auto"
@@ -64,6 +65,7 @@ class Row:
     """One timed variant; `share` is needed bytes / seconds / copy bandwidth.
 
     `ratio` is its time over ours; `low` and `high` the same between quartiles that lie apart.
+    `call_s` is the host's time of a call, `kernels_s` that of its kernels alone.
     """
 
     operation: str
@@ -76,6 +78,17 @@ class Row:
     ratio: float
     low: float
     high: float
+    call_s: float
+    kernels_s: float | None
+    kernels: int | None
+
+    @property
+    def verdict(self) -> str:
+        """The ratio with its range; unresolved where quartiles overlap."""
+        if self.variant == OURS:
+            return "1"
+        unresolved = ", unresolved" if self.low <= 1.0 <= self.high else ""
+        return f"{self.ratio:.2f} ({self.low:.2f} to {self.high:.2f}){unresolved}"
 
 
 def main(words: list[str]) -> Outcome:
@@ -139,7 +152,7 @@ def rows_of(session: Session) -> list[Row]:
         rows.append(
             Row(
                 operation, shape, variant, needed, seconds, graph.get(name_of(run)), share,
-                ratio, q1 / ours_q3, q3 / ours_q1,
+                ratio, q1 / ours_q3, q3 / ours_q1, *astuple(session.calls_of[run]),
             )
         )  # fmt: skip
     order = {(row.operation, row.shape): i for i, row in reversed(list(enumerate(rows)))}
@@ -189,16 +202,23 @@ def heading(device: str, bandwidth: float, launch: float) -> list[str]:
 def table(rows: Sequence[Row]) -> list[str]:
     """Markdown table, one line per variant."""
     lines = [
-        "| operation | shape | variant | MB needed | ms cold | ms graph | of copy rate | x ours |",
-        "|---|---|---|--:|--:|--:|--:|--:|",
+        "| operation | shape | variant | MB needed | ms cold | ms graph | ms kernels | kernels "
+        "| ms call | of copy rate | x ours |",
+        "|---|---|---|--:|--:|--:|--:|--:|--:|--:|---|",
     ]
     for row in rows:
-        graph = "-" if row.graph_seconds is None else f"{row.graph_seconds * 1e3:.4f}"
+        graph, alone = map(milliseconds, (row.graph_seconds, row.kernels_s))
         lines.append(
             f"| {row.operation} | {row.shape} | {row.variant} | {row.needed_bytes / 1e6:.2f} "
-            f"| {row.seconds * 1e3:.4f} | {graph} | {row.share:.1%} | {row.ratio:.2f} |"
+            f"| {row.seconds * 1e3:.4f} | {graph} | {alone} | {row.kernels or '-'} "
+            f"| {row.call_s * 1e3:.4f} | {row.share:.1%} | {row.verdict} |"
         )
     return lines
+
+
+def milliseconds(seconds: float | None) -> str:
+    """For a cell; a dash where it was not measured."""
+    return "-" if seconds is None else f"{seconds * 1e3:.4f}"
 
 
 def figures_of(

@@ -3,14 +3,16 @@
 import dataclasses
 import statistics
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from mim3d.bench.noise import Compared, as_json, compared, in_turn, spread
 from mim3d.bench.step.options import LR
+from mim3d.bench.timing import wait_for
 from mim3d.engine.commands.arguments import parse
 from mim3d.engine.commands.outcome import Outcome
 from mim3d.engine.distributed.parallel import make_mesh, shard_group, shard_model
@@ -20,6 +22,7 @@ from mim3d.engine.pretrain.recipes import recipe
 from mim3d.engine.training.config import OptimConfig
 from mim3d.engine.training.optim import ShardedOptimiser, apex_problem, decayed, load_apex
 
+OURS = "mim3d, clipped"
 BYTES_PER_PARAMETER = 28
 """Read weight, gradient and two moments, write weight and moments: 7 values of 4 bytes."""
 Update = Callable[[], object]
@@ -30,6 +33,7 @@ class OptimBench:
     """Time optimiser updates in interleaved rounds; the median round of each counts.
 
     "clipped" contestants also find the gradient's norm and clip by it, as a training step does.
+    Ratios are by processor time on a CPU and by wall clock on a GPU; both are told.
     """
 
     recipe: str = ""
@@ -49,15 +53,19 @@ def main(words: list[str]) -> Outcome:
         on_gpu = ranks.device.type == "cuda"
         config = recipe(options.recipe or ("mae-vit-l-128" if on_gpu else "demo-mae"))
         contestants, missing = make_updates(config, ranks)
-        rounds = measure_updates(contestants, options, ranks.device)
+        clocks = measure_updates(contestants, options, ranks.device)
         parameters = sum(p.numel() for p in config.build().parameters()) // ranks.world
+    clock = "wall" if on_gpu else "cpu"  # others may share a CPU
+    rounds = clocks[clock]
     seconds = {name: statistics.median(values) for name, values in rounds.items()}
     figures: dict[str, Any] = {
         "device": torch.cuda.get_device_name(ranks.device) if on_gpu else "cpu",
         "parameters_per_rank": parameters,
-        "clock": "wall" if on_gpu else "cpu",
+        "clock": clock,
         "seconds": seconds,
         "rounds": rounds,
+        "ratios": as_json(ratios_of(rounds)),
+        **{f"{other}_rounds": values for other, values in clocks.items()},
         "gb_per_s": {k: BYTES_PER_PARAMETER * parameters / s / 1e9 for k, s in seconds.items()},
         "not_available": missing,
     }
@@ -69,7 +77,7 @@ def main(words: list[str]) -> Outcome:
 def make_updates(config: PretrainConfig, ranks: Ranks) -> tuple[dict[str, Update], dict[str, str]]:
     """Updates by name, and why others are not there."""
     optim = config.optim
-    contestants: dict[str, Update] = {"mim3d, clipped": ours(config, ranks, optim)}
+    contestants: dict[str, Update] = {OURS: ours(config, ranks, optim)}
     for name, how in (("fused", {"fused": True}), ("foreach", {"foreach": True})):
         contestants[f"torch AdamW {name}"] = plain(config, ranks, optim, how, clip=False)
         contestants[f"torch AdamW {name}, clipped"] = plain(config, ranks, optim, how, clip=True)
@@ -143,38 +151,46 @@ def shards_of(
 
 def measure_updates(
     contestants: dict[str, Update], options: OptimBench, device: torch.device
-) -> dict[str, list[float]]:
-    """Seconds of an update by contestant, in each round."""
-    rounds: dict[str, list[float]] = {name: [] for name in contestants}
+) -> dict[str, dict[str, list[float]]]:
+    """Seconds of an update by clock ("wall", "cpu") and contestant, in each round."""
+    wall: dict[str, list[float]] = {name: [] for name in contestants}
+    cpu: dict[str, list[float]] = {name: [] for name in contestants}
     for update in contestants.values():
         timed(update, 3, device)
-    for _ in range(options.rounds):
-        for name, update in contestants.items():
-            rounds[name].append(timed(update, options.steps, device))
-    return rounds
+    for number in range(options.rounds):
+        for name in in_turn(list(contestants), number):
+            passed, used = timed(contestants[name], options.steps, device)
+            wall[name].append(passed)
+            cpu[name].append(used)
+    return {"wall": wall, "cpu": cpu}
 
 
-def timed(update: Update, steps: int, device: torch.device) -> float:
-    """Seconds per update: wall on a GPU, processor time on a CPU, which others may share."""
-    on_gpu = device.type == "cuda"
-    clock = time.perf_counter if on_gpu else time.process_time
-    if on_gpu:
-        torch.cuda.synchronize(device)
-    began = clock()
+def timed(update: Update, steps: int, device: torch.device) -> tuple[float, float]:
+    """Seconds per update by the wall clock and of processors; the device is waited for."""
+    wait_for(device.type)
+    began, used = time.perf_counter(), time.process_time()
     for _ in range(steps):
         update()
-    if on_gpu:
-        torch.cuda.synchronize(device)
-    return (clock() - began) / steps
+    wait_for(device.type)
+    return (time.perf_counter() - began) / steps, (time.process_time() - used) / steps
+
+
+def ratios_of(rounds: dict[str, list[float]]) -> dict[str, Compared]:
+    """Every other optimiser's time over ours."""
+    return {name: compared(values, rounds[OURS]) for name, values in rounds.items() if name != OURS}
 
 
 def table_of_updates(figures: dict[str, Any]) -> str:
     """The figures for people."""
-    lines: Iterable[str] = (
-        f"{name:<29} {seconds * 1e3:9.3f} ms  {figures['gb_per_s'][name]:8.1f} GB/s"
-        for name, seconds in figures["seconds"].items()
-    )
+    ratios, lines = ratios_of(figures["rounds"]), []
+    for name, rounds in figures["rounds"].items():
+        lines.append(
+            f"{name:<29} {spread(rounds).text(1e3, 3):<26} ms  {figures['gb_per_s'][name]:6.1f}"
+            f" GB/s  {f'{ratios[name].text()} x ours' if name in ratios else ''}"
+        )
+        other = "cpu" if figures["clock"] == "wall" else "wall"
+        lines.append(f"{'':<24}{other:>5} {spread(figures[f'{other}_rounds'][name]).text(1e3, 3)}")
     head = f"{figures['parameters_per_rank'] / 1e6:.2f} M parameters a rank on {figures['device']}"
-    head += f", {figures['clock']} time"
+    head += f", {figures['clock']} time, median (range) of {len(figures['rounds'][OURS])} rounds"
     rest = [f"{name}: {why}" for name, why in figures["not_available"].items()]
     return "\n".join([head, *lines, *rest])

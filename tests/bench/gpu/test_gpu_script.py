@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from mim3d.bench.gpu.summary import BIG
+from mim3d.bench.gpu.summary import BIG, step_line
 
 ROOT = Path(__file__).resolve().parents[3]
 IMAGE = {
@@ -224,6 +224,11 @@ def test_the_summary_holds_figures_against_targets(tmp_path: Path) -> None:
     assert f"loss int16 {shape}, share of copy bandwidth: 0.9 (at least 0.85: met)" in text
     assert f"loss float32 {shape}, x eager MAE: not measured (at least 10)" in text
     assert "MAE step, x eager formulation: 1.2 (at least 1.15: met)" in text
+    ratio = {"low": 1.1, "high": 1.3}
+    unsure = step_line({"over_eager": 1.2, "ratios": {"over eager recipe": ratio}})
+    assert unsure == "MAE step, x eager formulation: 1.2 (at least 1.15: unresolved)"
+    sure = step_line({"over_eager": 1.2, "ratios": {"over eager recipe": ratio | {"low": 1.16}}})
+    assert sure.endswith("met)")
     assert "loader on the GPU, cache=device, crops/s: 6000 (at least 5700: met)" in text
     assert "loader, cache=device: 6000 crops/s; copy 1%, inflate 60%" in text
     assert "loader, cache=none: no DALI" in text

@@ -20,6 +20,9 @@ def test_the_bench_names_what_is_missing(capsys):
         "torch AdamW foreach, clipped",
     }
     assert all(seconds > 0 for seconds in figures["seconds"].values())
+    assert figures["rounds"] == figures["cpu_rounds"]
+    assert figures["wall_rounds"].keys() == figures["rounds"].keys()
+    assert not any(ratio["resolved"] for ratio in figures["ratios"].values())  # of one round
     assert "github.com/NVIDIA/apex" in figures["not_available"]["apex FusedAdam"]
     assert "apex FusedAdam: NVIDIA apex is not installed" in capsys.readouterr().out
 
