@@ -138,6 +138,7 @@ def start_request(config: PretrainConfig) -> StartRequest:
         config.data.loader.normalise,
         config.init_axes,
         config.init_channels,
+        config.resenc,
     )
 
 

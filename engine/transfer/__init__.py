@@ -1,4 +1,4 @@
-"""Weights that exist, taken over into an encoder of now: given_weights (opened), key_layouts (names
-of other libraries); patch_embedding (other channels and patches), start, start_report; seen (who
-was pretrained on).
+"""Weights that exist, taken over into an encoder of now: nnssl_plan (what stands beside theirs),
+given_weights (opened), key_layouts (names of other libraries); patch_embedding (other channels and
+patches), reference_networks (Primus and U-Net), start, start_report; seen (who was pretrained on).
 """

@@ -24,6 +24,7 @@ from mim3d.engine.runs.checkpoint_files import SEAL, committed
 from mim3d.engine.runs.checkpoint_reader import SafeReader, TensorPlanner
 from mim3d.engine.runs.encoder_file import CARD, WEIGHTS, read_card, refuse_changed_weights
 from mim3d.engine.runs.files import file_sha256
+from mim3d.engine.transfer.nnssl_plan import nnssl_card
 
 NESTED = ("state_dict", "model", "model_state_dict", "network_weights", "teacher", "encoder")
 """Entries under which other libraries keep their weights, the likelier first."""
@@ -57,7 +58,7 @@ def open_weights(source: str | Path) -> GivenWeights:
     if place.suffix == ".safetensors":
         return from_safetensors(place)
     if place.suffix in PICKLED:
-        return GivenWeights(place, read_pickled(place), file_sha256(place))
+        return GivenWeights(place, read_pickled(place), file_sha256(place), nnssl_card(place))
     raise CheckpointError(
         f"{place} ends in {place.suffix or 'nothing'}: weights are read from .safetensors, "
         f"{', '.join(PICKLED)} and folders of runs"
@@ -95,7 +96,8 @@ def encoder_facts(run: Path) -> dict[str, Any]:
     try:
         stored = json.loads((run / "config.json").read_text(encoding="utf-8"))
         normalise = stored["data"].get("normalise")
-        return {"vit": stored["vit"], "swin": stored.get("swin"), "normalise": normalise}
+        kinds = {name: stored.get(name) for name in ("swin", "resenc")}
+        return {"vit": stored["vit"], **kinds, "normalise": normalise}
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return {}
 

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
 
 import torch
@@ -10,10 +10,13 @@ from torch import Tensor, nn
 
 from mim3d.engine.errors import ConfigError
 from mim3d.engine.models.config import SwinConfig, ViTConfig
+from mim3d.engine.models.primus.config import PrimusConfig
+from mim3d.engine.models.resenc.config import ResEncConfig
 from mim3d.engine.models.vit import resize_positions, sincos_positions
 from mim3d.engine.transfer.given_weights import GivenWeights, open_weights
 from mim3d.engine.transfer.key_layouts import CLASS_TOKENS, Translated, translate, unwrapped
 from mim3d.engine.transfer.patch_embedding import other_channels, other_patch
+from mim3d.engine.transfer.reference_networks import primus_state, resenc_tensors
 from mim3d.engine.transfer.start_report import Start
 from mim3d.kernels.patch_rows import row_width
 
@@ -34,6 +37,7 @@ class StartRequest:
     """Order of space in the weights."""
     channels: str = "auto"
     """What each channel is made of, see `patch_embedding.other_channels`."""
+    resenc: ResEncConfig | None = None
 
 
 def start_from(
@@ -49,10 +53,7 @@ def start_from(
     refuse_broken(given)
     start = Start(request.source, str(given.place), given.sha256)
     refuse_other_kind(given, request)
-    if request.swin is None:
-        wanted = vit_tensors(given, request, start)
-    else:
-        wanted = swin_tensors(given, request, start)
+    wanted = tensors_for(module, given, request, start)
     copy_fitting(module, wanted, start)
     refuse_misfit(module, wanted, start, request)
     before = given.card.get("normalise")
@@ -62,6 +63,36 @@ def start_from(
             f"--data.normalise {before} gives the intensities they know"
         )
     return start
+
+
+def tensors_for(
+    module: nn.Module, given: GivenWeights, request: StartRequest, start: Start
+) -> dict[str, Tensor]:
+    """The weights under the module's names, as the encoder asked for has them."""
+    if request.resenc is not None:
+        channels = request.vit.channels
+        return resenc_tensors(module, given, channels, request.channels, start)
+    if request.swin is not None:
+        return swin_tensors(given, request, start)
+    if isinstance(request.vit, PrimusConfig):
+        return primus_tensors(given, request, request.vit, start)
+    return vit_tensors(given, request, start)
+
+
+def primus_tensors(
+    given: GivenWeights, request: StartRequest, vit: PrimusConfig, start: Start
+) -> dict[str, Tensor]:
+    """Tensors of a Primus under the names of the pretext module."""
+    state, card = primus_state(given, vit, start)
+    shaped = replace(given, card=card)
+    wanted = {f"encoder.{name}": tensor for name, tensor in state.items()}
+    place_kernel(wanted, shaped, request, start)
+    place_positions(wanted, shaped, Translated("mim3d", "", state, {}), vit, start)
+    if start.layout == "nnssl":
+        return wanted
+    named = {unwrapped(name): tensor for name, tensor in given.tensors.items()}
+    inside = {*named} & {*state}  # an encoder's file has no `encoder.` before its names
+    return {**wanted, **{n: t for n, t in named.items() if n not in inside and n not in wanted}}
 
 
 def refuse_broken(given: GivenWeights) -> None:
@@ -77,13 +108,13 @@ def refuse_broken(given: GivenWeights) -> None:
 def refuse_other_kind(given: GivenWeights, request: StartRequest) -> None:
     """A ConfigError where a card tells of another encoder in ways that no shape shows."""
     card = given.card
-    swin = bool(card.get("swin"))
-    if "vit" in card and swin != (request.swin is not None):
+    kind = kind_of(card.get("vit") or {}, card.get("swin"), card.get("resenc"))
+    if "vit" in card and kind != kind_of(asdict(request.vit), request.swin, request.resenc):
         raise ConfigError(
-            f"{given.place} holds a {'swin' if swin else 'vit'} encoder: take a "
-            f"{'btcv-swin' if swin else 'vit'} recipe, or other weights"
+            f"{given.place} holds a {kind} encoder: take a "
+            f"{'btcv-swin' if kind == 'swin' else kind} recipe, or other weights"
         )
-    if request.swin is not None:
+    if request.swin is not None or request.resenc is not None:
         return
     stored = card.get("vit") or {}
     heads = stored.get("heads", card.get("arguments", {}).get("num_heads", request.vit.heads))
@@ -92,6 +123,13 @@ def refuse_other_kind(given: GivenWeights, request: StartRequest) -> None:
             f"{given.place} has {heads} attention heads and vit.heads is {request.vit.heads}: the "
             f"shapes are the same, the function is not; set --vit.heads {heads}"
         )
+
+
+def kind_of(vit: Mapping[str, Any], swin: object, resenc: object) -> str:
+    """What kind of encoder plain values tell of; a Primus's have registers."""
+    if swin or resenc:
+        return "swin" if swin else "resenc"
+    return "primus" if "registers" in vit else "vit"
 
 
 def vit_tensors(given: GivenWeights, request: StartRequest, start: Start) -> dict[str, Tensor]:
@@ -280,8 +318,17 @@ def refuse_misfit(
         return
     raise ConfigError(
         f"{start.place} does not fit: {wrong[0] if wrong else 'no name of its encoder is known'}; "
-        f"{'take the swin recipe it has, or other weights' if request.swin else shape_in(wanted)}"
+        f"{remedy_of(request, wanted)}"
     )
+
+
+def remedy_of(request: StartRequest, wanted: Mapping[str, Tensor]) -> str:
+    """What makes our encoder the one that these tensors are of."""
+    if request.resenc is not None:
+        return "set --resenc.features and --resenc.blocks to those of its run"
+    if request.swin is not None:
+        return "take the swin recipe it has, or other weights"
+    return shape_in(wanted)
 
 
 def shape_in(wanted: Mapping[str, Tensor]) -> str:
@@ -289,5 +336,6 @@ def shape_in(wanted: Mapping[str, Tensor]) -> str:
     width = wanted["encoder.blocks.0.norm1.weight"].shape[0]
     blocks = {name.split(".")[2] for name in wanted if name.startswith("encoder.blocks.")}
     hidden = wanted.get("encoder.blocks.0.mlp.fc1.weight")
+    hidden = wanted.get("encoder.blocks.0.mlp.norm.weight", hidden)  # a gated MLP's fc1 has twice
     ratio = "" if hidden is None else f" --vit.mlp-ratio {hidden.shape[0] / width:g}"
     return f"set --vit.width {width} --vit.depth {len(blocks)}{ratio}"

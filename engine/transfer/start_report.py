@@ -3,7 +3,9 @@
 import re
 from dataclasses import dataclass, field
 
-ENCODER = re.compile(r"encoder\.(blocks|patch_embed|pos_embed|norm|swin)\b(?!.*cross_attn)")
+ENCODER = re.compile(
+    r"encoder\.(blocks|patch_embed|pos_embed|norm|swin|register_\w+|stem|stages)\b(?!.*cross_attn)"
+)
 """What decides a ViT's function; heads do not, nor what MONAI's blocks hold and do not use."""
 
 

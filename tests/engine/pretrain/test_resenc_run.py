@@ -19,7 +19,7 @@ from mim3d.engine.pretrain.plan import make_plan
 from mim3d.engine.pretrain.pretrain import run_pretrain
 from mim3d.engine.pretrain.recipes import recipe
 from mim3d.engine.runs.encoder_file import load_encoder, load_resenc, read_card
-from mim3d.engine.runs.given_weights import open_weights
+from mim3d.engine.transfer.given_weights import open_weights
 
 VIT = ViTConfig((16, 16, 32), (4, 4, 4))
 RESENC = ResEncConfig((4, 6, 8), (1, 1, 1))
