@@ -13,6 +13,7 @@ import sys
 from collections.abc import Callable, Iterable, Sequence
 from functools import cache
 from pathlib import Path
+from statistics import median
 from tempfile import TemporaryDirectory
 from typing import Any
 
@@ -25,6 +26,7 @@ LOADER = {
     "generated": "2026-11-26-loader-cpu/loader.json",
     "real": "2026-11-26-loader-cpu/loader-real.json",
 }
+VIEWS = {side: f"2026-11-30-views-cpu/views-{side}.json" for side in (32, 96)}
 STUDY = "2026-11-25-hippocampus-stronger-control"
 TEN_SEEDS = f"{STUDY}/ten-seeds"
 FEW_LABELS = "2026-11-26-hippocampus-few-labels"
@@ -84,6 +86,19 @@ ARMS = {
 }
 
 
+def views_table() -> str:
+    """Pairs of views a CPU-second, and how many times the peers'."""
+    found = {side: read(file)["views"] for side, file in VIEWS.items()}
+    rows = [("pairs", *(f"{median(one['per_cpu_s']['ours']):.0f}" for one in found.values()))]
+    for name, label in (
+        ("DALI on a CPU", "DALI's graph on a CPU"),
+        ("MONAI", "MONAI's transforms"),
+    ):
+        ratios = (one["ratios"][f"ours over {name}"]["value"] for one in found.values())
+        rows.append((f"ours over {label}", *map(times, ratios)))
+    return markdown(["pairs of augmented views per CPU-second", "32³", "96³"], rows)
+
+
 def study_table() -> str:
     """Steps to 90 % of scratch's best Dice: SimCLR's over the masked arms'."""
     columns = {
@@ -115,6 +130,7 @@ def dice_table() -> str:
 TABLES: dict[str, Callable[[], str]] = {
     "convert": convert_table,
     "loader": loader_table,
+    "views": views_table,
     "study": study_table,
     "dice": dice_table,
 }

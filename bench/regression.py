@@ -97,6 +97,12 @@ def loader_ratios(figures: Figures) -> Iterator[Ratio]:
         yield Ratio("loader", work, label, value, paired(rounds, *over))
 
 
+def views_ratios(figures: Figures) -> Iterator[Ratio]:
+    """Our loops over each peer."""
+    for name, ratio in figures["ratios"].items():
+        yield Ratio("views", f"{figures['crop']}^3", name, ratio["value"], tuple(ratio["rounds"]))
+
+
 def optim_ratios(figures: Figures) -> Iterator[Ratio]:
     """Every other optimiser's time over ours."""
     ours, seconds, rounds = "mim3d, clipped", figures["seconds"], figures.get("rounds", {})
@@ -129,6 +135,7 @@ def kernels_ratios(figures: Figures) -> Iterator[Ratio]:
 STAGES: dict[str, Callable[[Figures], Iterator[Ratio]]] = {
     "convert": convert_ratios,
     "loader": loader_ratios,
+    "views": views_ratios,
     "kernels": kernels_ratios,
     "optim": optim_ratios,
     "step": step_ratios,

@@ -2,4 +2,5 @@
 
 Files in reading order: stage (the command), crops (volumes, and which crops are read), contestants
 (who reads them), peers (stores and readers of others), rounds (one round and its clocks), table.
+By itself: views (`mim3d bench views`, augmented pairs on a CPU).
 """

@@ -9,11 +9,12 @@ STAGES = {
     "convert": "NIfTI -> Zarr against a nibabel + zarr-python script and the unavoidable work",
     "loader": "crops per second against blosc2, tensorstore, MONAI and a memory map; with --remote "
     "from a store with latency",
+    "views": "pairs of augmented views on a CPU against DALI's and MONAI's",
     "kernels": "fused kernels against eager recipes and torch.compile, with the roofline",
     "optim": "an optimiser update: ours, torch's AdamW, apex where it is built",
     "step": "the whole training step: crops/s, MFU, data stall, share outside the model",
 }
-MODULES = {"optim": "step.optim"}
+MODULES = {"optim": "step.optim", "views": "loader.views"}
 """Stages that are not `stage` of a folder of their own."""
 HELP = (
     "usage: mim3d bench STAGE [options]     (mim3d bench STAGE --help tells them)\n\n"
