@@ -11,7 +11,7 @@ pretrained. What stays missing is told in the card, so that a loader can check i
 
 import json
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -48,12 +48,18 @@ class Exported:
     tensors: int
 
 
-def export_encoder(run: str | Path, form: Format, target: str | Path, axes: Axes) -> Exported:
+def export_encoder(
+    run: str | Path,
+    form: Format,
+    target: str | Path,
+    axes: Axes,
+    decoder: Mapping[str, Tensor] | None = None,
+) -> Exported:
     """Write a run's encoder to `target` (.safetensors, for nnunet .pth) with a card beside it.
 
     `axes` is the order in which the other library holds a volume's space: MONAI's loaders give
     x, y, z; ours, SimpleITK's and nnU-Net's z, y, x. For monai-unetr the weights are turned
-    accordingly.
+    accordingly. `decoder` is a pretrained U-Net's, which nnunet takes with its encoder.
     """
     target = Path(target)
     suffix = ".pth" if form == "nnunet" else ".safetensors"
@@ -66,7 +72,7 @@ def export_encoder(run: str | Path, form: Format, target: str | Path, axes: Axes
         )
     target.parent.mkdir(parents=True, exist_ok=True)
     if form == "nnunet":
-        described = write_nnunet(run, card, target)
+        described = write_nnunet(run, card, target, decoder)
         count = int(described.pop("tensors"))
         return finish(target, {**provenance(card), **described, "axes": "zyx"}, count)
     if form == "safetensors":
@@ -100,7 +106,7 @@ def load_names(weights: Path) -> list[str]:
 
 def provenance(card: dict[str, Any]) -> dict[str, Any]:
     """What of a card stays true in another form."""
-    dropped = {"format", "kind", "vit", "swin", "weights", "weights_sha256"}
+    dropped = {"format", "kind", "vit", "swin", "resenc", "weights", "weights_sha256"}
     return {key: value for key, value in card.items() if key not in dropped}
 
 
@@ -110,6 +116,11 @@ def unetr_form(
     """Tensors for UNETR's `vit` and the arguments that build it."""
     encoder = load_encoder(run)
     config = encoder.config
+    if card["kind"] == "primus":
+        raise ConfigError(
+            f"{run} holds a Primus, whose rotary positions and gated MLPs MONAI's UNETR has not: "
+            "export it as nnunet or safetensors"
+        )
     if config.patch_size != UNETR_PATCH or config.depth != UNETR_DEPTH:
         raise ConfigError(
             f"{run} has vit.patch_size {config.patch_size} and vit.depth {config.depth}; MONAI's "

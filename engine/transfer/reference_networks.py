@@ -7,6 +7,7 @@ Where both are known, an encoder of other channels, patches or crops is fitted a
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 from torch import Tensor, nn
@@ -16,7 +17,7 @@ from mim3d.engine.models.masked import MaskedMethod
 from mim3d.engine.models.primus.config import PRIMUS_SIZES, PrimusConfig
 from mim3d.engine.models.primus.names import ENCODER, KERNEL, POSITIONS, STEM, from_reference
 from mim3d.engine.models.resenc import names as unet
-from mim3d.engine.transfer.given_weights import GivenWeights
+from mim3d.engine.transfer.given_weights import GivenWeights, open_weights
 from mim3d.engine.transfer.key_layouts import unwrapped
 from mim3d.engine.transfer.nnssl_plan import pretrained_crop
 from mim3d.engine.transfer.patch_embedding import other_channels
@@ -184,3 +185,13 @@ def resenc_tensors(
 
 
 STEM_KERNELS = tuple(f"{name}.weight" for name in unet.IN_PROJ)
+
+
+def unet_decoder(run: str | Path) -> dict[str, Tensor] | None:
+    """The decoder that a run pretrained with its U-Net, or None where it is not kept."""
+    if not Path(run).is_dir():
+        return None
+    tensors = open_weights(run).tensors
+    inside = "decoder."
+    found = {n.removeprefix(inside): t for n, t in tensors.items() if n.startswith(inside)}
+    return found or None

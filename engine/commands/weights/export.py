@@ -15,7 +15,9 @@ DESCRIPTION = """Write a pretrained encoder for other libraries.
 safetensors keeps our names; monai-unetr and monai-swinunetr fit MONAI's UNETR and SwinUNETR
 (load with strict=False, or with mim3d.engine.runs.export.load_exported, which checks the names).
 nnunet is a checkpoint with adaptation plan (.pth) for nnUNetv2_preprocess_like_nnssl and
-nnUNetv2_train_pretrained with the trainer of examples/nnunet.
+nnUNetv2_train_pretrained: a Primus of a published size and a U-Net with nnU-Net's own trainers (a
+U-Net with its decoder by nnUNetv2_train -pretrained_weights too), a plain ViT with that of
+examples/nnunet.
 A JSON card beside the weights tells where they come from and how to build the network.
 """
 
@@ -37,9 +39,15 @@ class ExportArgs:
 def main(words: list[str]) -> Outcome:
     """Run the command."""
     args = parse(ExportArgs, words, "mim3d export", DESCRIPTION)
+    from mim3d.engine.runs.encoder_file import read_card
     from mim3d.engine.runs.export import export_encoder
+    from mim3d.engine.transfer.reference_networks import unet_decoder
 
     axes: Axes = args.axes or ("xyz" if args.format == "monai-unetr" else "zyx")
-    done = export_encoder(args.run, args.format, args.target, axes)
+    unet = args.format == "nnunet" and read_card(args.run)[1]["kind"] == "resenc"
+    decoder = unet_decoder(args.run) if unet else None
+    if unet and decoder is None:
+        print(f"{args.run} has no checkpoint of the whole U-Net: its encoder goes alone")
+    done = export_encoder(args.run, args.format, args.target, axes, decoder)
     print(f"{done.tensors} tensors in {done.weights}, card {done.card}")
     return Outcome({"weights": str(done.weights), "tensors": done.tensors, "axes": axes})
