@@ -245,14 +245,16 @@ done:
         type *restrict along_z = (type *)out[1], *restrict along_y = (type *)out[2];               \
         type *restrict along_x = (type *)out[3];                                                   \
         const char *from = voxels->buf;                                                            \
+        /* Copies: bytes that are written might be these, as far as a compiler knows. */           \
+        const Py_ssize_t nz = voxels->shape[0], ny = voxels->shape[1], nx = voxels->shape[2];      \
+        const Py_ssize_t step_z = voxels->strides[0], step_y = voxels->strides[1];                 \
         type least = *(const type *)from;                                                          \
-        memcpy(along_x, from, voxels->shape[2] * sizeof(type));                                    \
-        for (Py_ssize_t z = 0; z < voxels->shape[0]; z++) {                                        \
-            for (Py_ssize_t y = 0; y < voxels->shape[1]; y++) {                                    \
-                const type *restrict in =                                                          \
-                    (const type *)(from + z * voxels->strides[0] + y * voxels->strides[1]);        \
+        memcpy(along_x, from, nx * sizeof(type));                                                  \
+        for (Py_ssize_t z = 0; z < nz; z++) {                                                      \
+            for (Py_ssize_t y = 0; y < ny; y++) {                                                  \
+                const type *restrict in = (const type *)(from + z * step_z + y * step_y);          \
                 type most = in[0], low = in[0];                                                    \
-                for (Py_ssize_t x = 0; x < voxels->shape[2]; x++) {                                \
+                for (Py_ssize_t x = 0; x < nx; x++) {                                              \
                     type value = in[x], before = along_x[x];                                       \
                     along_x[x] = before > value ? before : value;                                  \
                     most = most > value ? most : value;                                            \
