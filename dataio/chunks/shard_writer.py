@@ -27,6 +27,7 @@ class ShardStream:
 
     def __init__(self, voxels: np.ndarray, codec: ChunkCodec) -> None:
         self._voxels, self._codec = voxels, codec
+        self.shape = voxels.shape
         self.nbytes = 0
         self.sha256 = ""
 

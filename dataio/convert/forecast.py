@@ -5,6 +5,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from math import prod
 
+from mim3d.dataio.chunks.pyramid import n_scales
 from mim3d.dataio.convert.label import read_label
 from mim3d.dataio.convert.volume import read_images, trust_of, volumes
 from mim3d.dataio.convert.volume_ids import label_facts, safe_id
@@ -62,7 +63,8 @@ class Forecast:
     def n_files(self, conversion: Conversion) -> int:
         """Files and folders of the corpus."""
         counts = (
-            n_files(len(item.source.labels), conversion.layout) * volume_count([item], conversion)
+            n_files(len(item.source.labels), conversion.layout, scales_of(item, conversion))
+            * volume_count([item], conversion)
             for item in self.expected
         )
         return sum(counts) + FILES_OF_A_CORPUS
@@ -76,6 +78,11 @@ class Forecast:
         """Estimated duration."""
         n = max(1, min(workers, len(self.expected)))
         return (STARTUP_S if n > 1 else 0.0) + self.voxel_bytes / max(self.bytes_per_s, 1.0) / n
+
+
+def scales_of(item: Expected, conversion: Conversion) -> int:
+    """Coarser scales of each of its volumes, as far as the header tells its shape."""
+    return n_scales(item.shape) if conversion.pyramid else 0
 
 
 def forecast(sources: Sequence[Source], conversion: Conversion) -> Forecast:

@@ -17,7 +17,7 @@ from mim3d.dataio.convert.known_sources import (
 )
 from mim3d.dataio.convert.pool import run_jobs
 from mim3d.dataio.convert.volume_ids import unique_ids
-from mim3d.dataio.corpus.arrays import missized
+from mim3d.dataio.corpus.arrays import missized, stored_arrays
 from mim3d.dataio.corpus.conversion import Conversion, Rerun
 from mim3d.dataio.corpus.history import Barred, removal
 from mim3d.dataio.corpus.manifest import VolumeRecord
@@ -278,7 +278,7 @@ def check_destination(destination: str) -> None:
 
 
 def _stored_bytes(record: VolumeRecord) -> int:
-    return record.shard_bytes + sum(label.shard_bytes for label in record.labels)
+    return sum(array.nbytes for array in stored_arrays(record))
 
 
 def _rate(voxel_bytes: int, latest: JobResult, seconds: float) -> str:

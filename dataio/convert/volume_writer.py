@@ -1,6 +1,6 @@
 """One volume and its labels to one folder of the store, and the manifest record that commits it."""
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -8,6 +8,7 @@ import numpy as np
 from typing_extensions import Buffer
 
 from mim3d.dataio.chunks.codec import ChunkCodec, shard_metadata
+from mim3d.dataio.chunks.pyramid import coarser, n_scales
 from mim3d.dataio.chunks.shard_writer import ShardStream
 from mim3d.dataio.convert.label import Label
 from mim3d.dataio.convert.volume import Volume
@@ -21,7 +22,7 @@ from mim3d.dataio.corpus.arrays import (
     shard_key,
 )
 from mim3d.dataio.corpus.conversion import Conversion
-from mim3d.dataio.corpus.manifest import ChannelRecord, LabelRecord, VolumeRecord
+from mim3d.dataio.corpus.manifest import ChannelRecord, LabelRecord, ScaleRecord, VolumeRecord
 from mim3d.dataio.corpus.ome import pack_points
 from mim3d.dataio.geometry import Grid, axis_codes, obliquity_deg
 from mim3d.dataio.nifti.file import NiftiFile
@@ -44,6 +45,10 @@ def volume_objects(
     """
     objects: Objects = {}
     shard = _image_objects(objects, id, volume, labels, conversion)
+    scales = [
+        _array_objects(objects, str(number), voxels, conversion)
+        for number, voxels in enumerate(scales_of(volume, conversion), start=1)
+    ]
     shards = [_label_objects(objects, label, volume.grid, conversion) for label in labels]
     if labels and conversion.ome_labels:
         objects["labels/zarr.json"] = (ome.labels_group([label.name for label in labels]),)
@@ -56,7 +61,7 @@ def volume_objects(
             for values in [conversion.values_of_label(label.name)]
         )
         made = _record(id, source, files, volume, label_records, shard, metadata_sha256(objects))
-        made = replace(made, layout=conversion.layout)
+        made = replace(made, layout=conversion.layout, scales=tuple(map(_scale_record, scales)))
         notes = (note for label in labels for note in label.notes)
         return replace(made, warnings=(*made.warnings, *notes))
 
@@ -72,8 +77,9 @@ def _image_objects(
 ) -> ShardStream:
     values, grid, channels = volume.values, volume.grid, volume.channels
     extra = {"slope": values.slope, "intercept": values.intercept, "affine": grid.nested_affine}
+    halvings = n_scales(grid.shape) if conversion.pyramid else 0
     beside = {} if conversion.ome_labels else _paths_of(labels, conversion)
-    objects["zarr.json"] = (ome.image_group(id, grid, channels, extra, beside),)
+    objects["zarr.json"] = (ome.image_group(id, grid, channels, extra, beside, halvings),)
     return _array_objects(objects, "0", values.voxels, conversion)
 
 
@@ -108,6 +114,17 @@ def _label_objects(
         return _array_objects(objects, path, label.voxels, conversion, about)
     objects[described_at(path)] = (ome.label_group(label.name, grid, classes, extra),)
     return _array_objects(objects, path, label.voxels, conversion)
+
+
+def scales_of(volume: Volume, conversion: Conversion) -> Iterator[np.ndarray]:
+    """Coarser scales of a volume, where they are wanted."""
+    if conversion.pyramid:
+        yield from coarser(volume.values.voxels)
+
+
+def _scale_record(shard: ShardStream) -> ScaleRecord:
+    z, y, x = shard.shape[-3:]
+    return ScaleRecord((z, y, x), shard.sha256, shard.nbytes)
 
 
 def _label_record(label: Label, shard: ShardStream, names: Mapping[int, str]) -> LabelRecord:

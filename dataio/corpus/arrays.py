@@ -22,9 +22,10 @@ from mim3d.dataio.storage.store import Store
 
 INDEX_ENTRY, INDEX_CRC = 16, 4  # bytes of a shard's index: an entry per chunk, its checksum
 WITH_OME_LABELS, NEWEST = 2, 3
-SHARD = re.compile(r"((labels/[^/]+/)?0|labels\.[^/]+)/c[./][0-9./]+")
+SHARD = re.compile(r"((labels/[^/]+/)?[0-9]+|labels\.[^/]+)/c[./][0-9./]+")
 FILES_OF_A_CORPUS = 6
 """At the root, with itself."""
+FILES_OF_A_SCALE = 3
 FILES = {WITH_OME_LABELS: (5, 2, 5), NEWEST: (5, 0, 3)}
 """Files and folders of a volume, of all its labels, and of each."""
 
@@ -61,10 +62,10 @@ def header_keys(layout: int) -> list[str]:
     return ["nifti/zarr.json", "nifti/c/0"] if layout == 1 else []
 
 
-def n_files(n_labels: int, layout: int) -> int:
-    """Files and folders of a new volume."""
+def n_files(n_labels: int, layout: int, n_scales: int = 0) -> int:
+    """Files and folders of a new volume with so many coarser scales."""
     volume, labels, label = FILES[layout]
-    return volume + (labels + label * n_labels if n_labels else 0)
+    return volume + FILES_OF_A_SCALE * n_scales + (labels + label * n_labels if n_labels else 0)
 
 
 @dataclass(frozen=True)
@@ -93,7 +94,7 @@ class ArrayRecord:
 
 
 def stored_arrays(record: VolumeRecord) -> list[ArrayRecord]:
-    """The image and the labels of a record."""
+    """The image, the labels and the coarser scales of a record."""
     image = ArrayRecord(
         f"{record.id}/0",
         record.array_shape,
@@ -109,7 +110,14 @@ def stored_arrays(record: VolumeRecord) -> list[ArrayRecord]:
         )
         for a in record.labels
     ]
-    return [image, *labels]
+    scales = [
+        ArrayRecord(
+            *(f"{record.id}/{number}", (*record.array_shape[:-3], *scale.shape), record.dtype),
+            *(scale.shard_sha256, scale.shard_bytes, record.layout),
+        )
+        for number, scale in enumerate(record.scales, start=1)
+    ]
+    return [image, *labels, *scales]
 
 
 def expected_keys(record: VolumeRecord) -> list[str]:

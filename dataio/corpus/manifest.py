@@ -80,6 +80,15 @@ class LabelRecord:
 
 
 @dataclass(frozen=True)
+class ScaleRecord:
+    """A coarser scale of an image: shape (z, y, x), and its shard as an image's own."""
+
+    shape: Triple
+    shard_sha256: str
+    shard_bytes: int
+
+
+@dataclass(frozen=True)
 class VolumeRecord:
     """One committed volume.
 
@@ -99,7 +108,8 @@ class VolumeRecord:
     is how many values an image of few integers holds (a label map among images?), else 0.
     `header_doubt` says what of the source's header disagrees. `layout` is how the folder is laid
     out (`corpus.arrays`), 1 in corpora made before there was another. `session` is when it was
-    taken, where the source tells.
+    taken, where the source tells; `scales` are the coarser ones, for viewers, each half the one
+    before.
     """
 
     id: str
@@ -145,6 +155,7 @@ class VolumeRecord:
     header_doubt: str = ""
     layout: int = 1
     session: str = ""
+    scales: tuple[ScaleRecord, ...] = ()
 
     @property
     def channel_records(self) -> tuple[ChannelRecord, ...]:
@@ -225,6 +236,7 @@ def _fields(record: VolumeRecord) -> dict[str, Any]:
     for name in ("intensity", "foreground"):
         fields[name] = vars(fields[name])
     fields["labels"] = [vars(label) for label in record.labels]
+    fields["scales"] = [vars(scale) for scale in record.scales]
     fields["by_channel"] = [
         {**vars(each), "intensity": vars(each.intensity), "foreground": vars(each.foreground)}
         for each in record.by_channel
@@ -268,6 +280,10 @@ def _record(fields: dict[str, Any]) -> VolumeRecord:
     fields["foreground"] = Intensity(**fields["foreground"])
     fields["labels"] = tuple(map(_label, fields["labels"]))
     fields["by_channel"] = tuple(map(_channel, fields.get("by_channel", ())))
+    scales = fields.get("scales", ())
+    fields["scales"] = tuple(
+        ScaleRecord(tuple(each.pop("shape")), **each) for each in map(dict, scales)
+    )
     return VolumeRecord(**fields)
 
 

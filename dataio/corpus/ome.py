@@ -27,8 +27,11 @@ def group(attributes: dict[str, Any]) -> bytes:
     return json_bytes({"zarr_format": 3, "node_type": "group", "attributes": attributes})
 
 
-def multiscale(name: str, grid: Grid, channels: int, path: str = "0") -> dict[str, Any]:
-    """An OME multiscale image of one level, its array at `path`.
+def multiscale(
+    name: str, grid: Grid, channels: int, path: str = "0", halvings: int = 0
+) -> dict[str, Any]:
+    """An OME multiscale image, its array at `path`; coarser scales, each half the one before, at
+    1, 2, ...
 
     The translation is the world position of the first voxel; OME 0.5 has no rotation, so for an
     oblique volume only the NIfTI header tells the whole affine.
@@ -37,24 +40,35 @@ def multiscale(name: str, grid: Grid, channels: int, path: str = "0") -> dict[st
     axes: list[dict[str, str]] = [
         {"name": axis, "type": "space", "unit": "millimeter"} for axis in SPACE
     ]
-    scale, shift = list(grid.spacing_mm), first
-    if channels > 1:
-        axes = [{"name": "c", "type": "channel"}, *axes]
-        scale, shift = [1.0, *scale], [0.0, *shift]
-    transforms = [
-        {"type": "scale", "scale": scale},
-        {"type": "translation", "translation": shift},
-    ]
-    level = {"path": path, "coordinateTransformations": transforms}
-    return {"name": name, "axes": axes, "datasets": [level]}
+    axes = [{"name": "c", "type": "channel"}, *axes] if channels > 1 else axes
+    levels = []
+    for level in range(halvings + 1):
+        side = 1 << level
+        scale = [mm * side for mm in grid.spacing_mm]
+        # The middle of the first voxel moves with its size.
+        shift = [at + mm * (side - 1) / 2 for at, mm in zip(first, grid.spacing_mm, strict=True)]
+        if channels > 1:
+            scale, shift = [1.0, *scale], [0.0, *shift]
+        transforms = [
+            {"type": "scale", "scale": scale},
+            {"type": "translation", "translation": shift},
+        ]
+        at_path = str(level) if level else path
+        levels.append({"path": at_path, "coordinateTransformations": transforms})
+    return {"name": name, "axes": axes, "datasets": levels}
 
 
 def image_group(
-    name: str, grid: Grid, channels: int, extra: dict[str, Any], labels: Mapping[str, str]
+    name: str,
+    grid: Grid,
+    channels: int,
+    extra: dict[str, Any],
+    labels: Mapping[str, str],
+    halvings: int = 0,
 ) -> bytes:
     """zarr.json of an image and of `labels` beside it (path of each by name), which are further
     multiscale images: OME-Zarr's readers take the first. `extra` stands under the key mim3d."""
-    scales = [multiscale(name, grid, channels)]
+    scales = [multiscale(name, grid, channels, halvings=halvings)]
     scales += [multiscale(label, grid, 1, path) for label, path in labels.items()]
     return group({"ome": {"version": OME_VERSION, "multiscales": scales}, "mim3d": extra})
 

@@ -18,7 +18,7 @@ from mim3d.dataio.storage.store import Store
 FEW_BYTES = 2
 BEFORE = {
     **{"shuffle": "byte", "believe": "auto", "units": "header"},
-    **{"ome_labels": False, "label_values": []},
+    **{"ome_labels": False, "label_values": [], "pyramid": False},
 }
 """What corpora were made with whose recipe does not name it."""
 
