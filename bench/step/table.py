@@ -18,7 +18,7 @@ from mim3d.engine.pretrain.config import PretrainConfig
 
 OTHERS = (*PEERS, "plain, compiled")
 LABELS = {
-    "step over model": "time of the step in memory over the bare model's",
+    "memory over model": "rate in memory over the bare model's",
     "loader over memory": "rate with the loader over that in memory",
 }
 
@@ -66,11 +66,12 @@ def figures_of(
 
 
 def ratios_of(times: Mapping[str, Timed]) -> dict[str, Compared]:
-    """The engine's step over the bare model, the rate with the loader over that in memory, ours
-    over others'; each by wall clock and by processor time."""
+    """The rate of the engine's step over the bare model's, with the loader over that in memory,
+    ours over others'; each by wall clock and by processor time."""
     memory, found = times["in memory"], {}
-    found["step over model"] = compared(memory.wall, times["model"].wall)
-    found["step over model, CPU"] = compared(memory.cpu, times["model"].cpu)
+    model = times["model"]
+    found["memory over model"] = compared(model.wall, memory.wall, limit=1.0)
+    found["memory over model, CPU"] = compared(model.cpu, memory.cpu, limit=1.0)
     if "loader" in times:
         real = times["loader"]
         found["loader over memory"] = compared(memory.wall, real.wall, limit=1.0)

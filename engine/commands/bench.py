@@ -16,10 +16,19 @@ STAGES = {
 }
 MODULES = {"optim": "step.optim", "views": "loader.views"}
 """Stages that are not `stage` of a folder of their own."""
+QUICK = {
+    "convert": "--volumes 2 --copies 2 --entries 1000 --rounds 2",
+    "loader": "--volumes 8 --crops 16 --rounds 2",
+    "kernels": "--size tiny --rounds 2",
+    "optim": "--steps 2 --rounds 2",
+    "step": "--steps 2 --rounds 2 --warmup 1",
+}
+"""Small work, to see that every stage runs; its figures are compared with nothing."""
 HELP = (
     "usage: mim3d bench STAGE [options]     (mim3d bench STAGE --help tells them)\n\n"
     + "\n".join(f"  {name:<8}  {does}" for name, does in STAGES.items())
     + "\n  all       each of them in turn, with the same options\n\n"
+    "--quick makes the work small: whether a stage runs, in a minute, with figures of no meaning.\n"
     "Every stage takes --peers to run what a user would pick instead in the same process, and\n"
     "--json FILE for the figures. Timings are ratios within one run; nothing asserts them."
 )
@@ -37,9 +46,16 @@ def main(words: list[str]) -> Outcome:
     lost = 0
     for name in STAGES if stage == "all" else [stage]:
         print(f"== bench {name}: {STAGES[name]}", file=sys.stderr, flush=True)
-        outcome = run_stage(name, options)
+        outcome = run_stage(name, quick(name, options))
         figures[name], lost = dict(outcome.figures), lost + outcome.lost
     return Outcome(figures, lost)
+
+
+def quick(stage: str, options: list[str]) -> list[str]:
+    """The stage's options; those that make it quick stand first, so that others override them."""
+    if "--quick" not in options:
+        return options
+    return [*QUICK[stage].split(), *(word for word in options if word != "--quick")]
 
 
 def run_stage(name: str, options: list[str]) -> Outcome:
