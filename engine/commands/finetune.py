@@ -2,7 +2,7 @@
 
 import shlex
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -35,7 +35,7 @@ def main(words: list[str]) -> Outcome:
     name, rest = split_recipe(words)
     if name not in RECIPES:
         raise ConfigError(f"no recipe {name!r}; one of: {', '.join(RECIPES)}")
-    config = RECIPES[name]()
+    config = shaped_by_weights(RECIPES[name](), rest)
     args = parse(
         FinetuneArgs,
         rest,
@@ -60,7 +60,36 @@ def main(words: list[str]) -> Outcome:
         raise SystemExit(EXIT_USER_ERROR) from None
     if is_first():
         show_result(result, args)
-    return Outcome(figures_of(result, args.out), writes_json=is_first())
+    return Outcome(figures_of(result, args.out), len(result.doubts), writes_json=is_first())
+
+
+def shaped_by_weights(config: FinetuneConfig, words: Sequence[str]) -> FinetuneConfig:
+    """The recipe with the shape of the encoder that --init names, which options then change."""
+    source = value_of("--init", words)
+    if not source or any(word in {"-h", "--help"} for word in words):
+        return config
+    from mim3d.engine.models.config import SwinConfig
+    from mim3d.engine.models.resenc.config import ResEncConfig
+    from mim3d.engine.transfer.shape import encoder_shape, in_words
+
+    shape = encoder_shape(source, config.vit, config.resenc or config.swin)
+    if is_first():
+        for line in [in_words(source, shape), *shape.guesses]:
+            print(line)
+    swin = shape.backbone if isinstance(shape.backbone, SwinConfig) else None
+    resenc = shape.backbone if isinstance(shape.backbone, ResEncConfig) else None
+    return replace(config, vit=shape.vit, swin=swin, resenc=resenc)
+
+
+def value_of(option: str, words: Sequence[str]) -> str:
+    """What is given for an option, as `--name value` or `--name=value`; empty where nothing is."""
+    found = ""
+    for i, word in enumerate(words):
+        if word == option and i + 1 < len(words):
+            found = words[i + 1]
+        elif word.startswith(f"{option}="):
+            found = word.partition("=")[2]
+    return found
 
 
 def launched(args: FinetuneArgs, words: Sequence[str]) -> Outcome:
@@ -71,7 +100,8 @@ def launched(args: FinetuneArgs, words: Sequence[str]) -> Outcome:
     args.launch(["finetune", *words], args.config.parallel.timeout_s)
     if not (args.out / RESULT).exists():  # the ranks were told to stop, and have said so
         return Outcome({"run": str(args.out), "interrupted": True, "nproc": args.nproc})
-    return Outcome({**figures_of(read_result(args.out), args.out), "nproc": args.nproc})
+    result = read_result(args.out)
+    return Outcome({**figures_of(result, args.out), "nproc": args.nproc}, len(result.doubts))
 
 
 def show_result(result: "FinetuneResult", args: FinetuneArgs) -> None:
@@ -127,7 +157,8 @@ def description() -> str:
         "steps and the test subjects once at the end.\n\n"
         "mim3d finetune RECIPE --data.corpus CORPUS --init RUN --out DIR, where RECIPE is one of:\n"
         f"{lines}\n\nWithout --init the encoder starts from scratch. The encoder's shape "
-        "(--vit.*) must be the checkpoint's. On several GPUs: --nproc N here, or torchrun "
+        "(--vit.*) is that of --init; another --vit.crop-size, --vit.channels or --vit.patch-size "
+        "has its weights fitted, and that is told. On several GPUs: --nproc N here, or torchrun "
         "--no-python --nproc-per-node N mim3d finetune ..., or srun; Ctrl-C, SIGTERM or SIGUSR1 "
         "saves (a second Ctrl-C ends at once)."
     )

@@ -1,6 +1,6 @@
-"""The fine-tuning run: config, targets, splits; network; task, dice, sliding_window, segmentation,
-volume_task, classification, regression; validation, run_folder, trained (left for predict),
-finetune.
+"""The fine-tuning run: config, targets, splits; seeding, encoder, network, rates; task, dice,
+sliding_window, segmentation, volume_task, classification, regression; validation, run_folder,
+trained (left for predict), finetune.
 """
 
 import lazy_loader

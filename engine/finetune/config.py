@@ -21,6 +21,7 @@ from mim3d.engine.models.resenc.config import (
     RESENC_TINY,
     ResEncConfig,
 )
+from mim3d.engine.runs.config import check_channel_map
 from mim3d.engine.training.config import (
     DivergenceConfig,
     LogConfig,
@@ -57,13 +58,21 @@ class FinetuneConfig:
 
     data: LabelledData = field(default_factory=LabelledData)
     init: str = ""
-    """Run or encoder.safetensors to start the encoder from; empty starts from scratch."""
+    """Weights to start the encoder from: a run, or a file of ours, MONAI's or timm's names; empty
+    starts from scratch."""
     head: Head = "unetr"
     """unetr; tokens (no skip from the raw image); patch (Primus's own: transposed convolutions from
     the last tokens alone); linear (one layer per token); classify; or regress (a number of each
     subject, such as its age)."""
+    init_axes: Literal["auto", "xyz", "zyx"] = "auto"
+    """Order of space in those weights; auto: a card's, else MONAI's xyz, timm's and ours zyx."""
+    init_channels: str = "auto"
+    """What each channel's part of the patch embedding is: auto (the weights' own where they are as
+    many, else the mean of theirs, so that equal channels give what they gave), or for each channel
+    the number of one of theirs (from 0), or - for their mean, such as 0,1,-."""
     vit: ViTConfig = field(default_factory=ViTConfig)
-    """The encoder; a checkpoint must have the same."""
+    """The encoder. On the command line that of --init, but for what is told: another crop, patch or
+    other channels have its weights fitted; the rest must be the same."""
     swin: SwinConfig | None = None
     """MONAI's Swin in the vit's place, under SwinUNETR's decoder; vit keeps the crop."""
     resenc: ResEncConfig | None = None
@@ -73,6 +82,14 @@ class FinetuneConfig:
     """Channels of the decoder at full resolution; SwinUNETR's are swin.feature_size."""
     freeze: bool = False
     """Train the head only."""
+    head_steps: int = 0
+    """Steps in which the head trains alone, its rate rising; then the encoder joins, and the rate
+    rises again over schedule.warmup_steps (nnU-Net's sawtooth, with schedule.kind poly)."""
+    layer_decay: float = 1.0
+    """Rate of an encoder's layer over that of the next: below 1 the first layers change least."""
+    drop_path: float = 0.0
+    """Chance that a sample skips the branches of a ViT's last block while training; earlier blocks
+    less."""
     encoder_lr_scale: float = 1.0
     """The encoder's rate over the head's: below 1 keeps more of what pretraining learned."""
     labels: float = 1.0
@@ -132,6 +149,7 @@ class FinetuneConfig:
                 f"encoder_lr_scale {self.encoder_lr_scale} must be positive; freeze trains the "
                 "head only"
             )
+        self._check_transfer()
         if not (self.weight_decay >= 0.0 and self.clip_norm >= 0.0):
             # A negative norm would turn the gradient round.
             raise ConfigError(
@@ -166,6 +184,28 @@ class FinetuneConfig:
                 "--head classify, or leave it out"
             )
 
+    def _check_transfer(self) -> None:
+        """Refuse rates of layers and steps of the head that cannot be."""
+        check_channel_map(self.init_channels)
+        if not self.init and (self.init_channels, self.init_axes) != ("auto", "auto"):
+            raise ConfigError(
+                f"init_channels {self.init_channels} and init_axes {self.init_axes} say nothing "
+                "without --init"
+            )
+        if not 0.0 < self.layer_decay <= 1.0 or not 0.0 <= self.drop_path < 1.0:
+            raise ConfigError(
+                f"layer_decay {self.layer_decay} must lie in (0, 1] and drop_path {self.drop_path} "
+                "in [0, 1)"
+            )
+        if not 0 <= self.head_steps < self.steps or (self.head_steps and self.freeze):
+            raise ConfigError(
+                f"head_steps {self.head_steps} must be below steps {self.steps}, and 0 with "
+                f"freeze ({self.freeze}), where the head trains alone to the end"
+            )
+        if self.drop_path and (self.swin is not None or isinstance(self.vit, PrimusConfig)):
+            kind = "MONAI's Swin" if self.swin is not None else "Primus (set --vit.drop-path)"
+            raise ConfigError(f"drop_path {self.drop_path} is of plain ViTs, not of {kind}")
+
     @property
     def evaluation_steps(self) -> list[int]:
         """Steps at which the validation subjects are scored: 0, every `eval_every`, the last."""
@@ -184,13 +224,16 @@ EARLIER_DATA = ("label", "targets", "split", "normalise")
 def identity(config: FinetuneConfig) -> dict[str, Any]:
     """What must be equal for a run to be resumed, as plain JSON values; not where the corpus is."""
     plain = json.loads(json.dumps(dataclasses.asdict(config)))
-    from mim3d.engine.runs.encoder_file import read_card
+    from mim3d.engine.transfer.given_weights import sha256_of
 
-    plain["init"] = read_card(config.init)[1].get("weights_sha256", "") if config.init else ""
+    plain["init"] = sha256_of(config.init) if config.init else ""
     return identity_of(plain)
 
 
-OFF: dict[str, Any] = {"class_weights": "none", "resenc": None}
+OFF: dict[str, Any] = {
+    **{"class_weights": "none", "resenc": None, "init_axes": "auto", "init_channels": "auto"},
+    **{"layer_decay": 1.0, "drop_path": 0.0, "head_steps": 0},
+}
 """Fields that came later, with the value that stands for their absence."""
 absent = object()
 
@@ -233,16 +276,16 @@ def stored_identity(stored: dict[str, Any]) -> dict[str, Any]:
 
 def input_mismatch(config: FinetuneConfig) -> list[str]:
     """A line where the encoder was pretrained on intensities of another scale than it will get."""
-    from mim3d.engine.runs.encoder_file import read_card
+    from mim3d.engine.transfer.given_weights import card_of
 
     if not config.init:
         return []
-    _, card = read_card(config.init)
+    card = card_of(config.init)
     before = card.get("normalise")
     if before is None:
         return []
     if before == config.data.normalise:
-        how = earlier_statistics(card)
+        how = earlier_statistics(card) if "format" in card else ""
         return [
             f"{config.init} was pretrained by an earlier version, whose {before} had {how}: other "
             "intensities than it gets now; pretrain it again to have the same"

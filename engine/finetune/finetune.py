@@ -32,6 +32,7 @@ from mim3d.engine.finetune.config import (
     input_mismatch,
 )
 from mim3d.engine.finetune.network import step_flops
+from mim3d.engine.finetune.rates import HeadFirst, is_held, lr_scale
 from mim3d.engine.finetune.regression import RegressionTask
 from mim3d.engine.finetune.run_folder import (
     CONFIG,
@@ -49,6 +50,7 @@ from mim3d.engine.finetune.targets import read_targets, read_values
 from mim3d.engine.finetune.task import Task
 from mim3d.engine.finetune.trained import describe, write_trained
 from mim3d.engine.finetune.validation import Validate, WholeNetwork, autocast
+from mim3d.engine.runs.checkpoint_files import committed
 from mim3d.engine.runs.config import CheckpointConfig
 from mim3d.engine.runs.files import json_sha256, read_json, write_json
 from mim3d.engine.runs.folder_lock import sole_writer
@@ -63,6 +65,7 @@ from mim3d.engine.training.run import CHECKPOINTS, Run, RunSettings, Sitting
 from mim3d.engine.training.run_context import explain_full_disk, run_ranks, shown_progress
 from mim3d.engine.training.run_state import full_weights
 from mim3d.engine.training.sharding import shard_objective
+from mim3d.engine.transfer.seen import seen_lines
 
 
 def run_finetune(
@@ -92,6 +95,9 @@ def run_finetune(
             for note in target_notes(config):
                 shown.note(note)
             task = make_task(config, corpus, shards, ranks.device, splits.train)
+            if not committed(out / CHECKPOINTS):
+                for line in opening_lines(config, task, splits):
+                    shown.note(line)
             sitting = Sitting(out, ranks, loader, shown, stop)
             result = train(config, task, splits, sitting, keep_model)
             if result.interrupted:
@@ -109,19 +115,28 @@ def train(
     network = WholeNetwork(task.net, stays_whole(config.parallel, ranks.world, task.dtype))
     optim = OptimConfig(weight_decay=config.weight_decay, beta2=0.999, clip_norm=config.clip_norm)
     part = shard_objective(
-        task, optim, config.parallel, ranks, lr_scale=lambda name: lr_scale(config, name)
+        *(task, optim, config.parallel, ranks),
+        lr_scale=lambda name: lr_scale(config, name),
+        held=lambda name: is_held(config, name),
     )
     validate = Validate(task, network, splits, config, flops, ranks, sitting.shown)
-    with closing(Run(sitting, part, settings_of(config, flops, sitting), before=[validate])) as run:
+    hooks = [HeadFirst(config.head_steps), validate] if config.head_steps else [validate]
+    with closing(Run(sitting, part, settings_of(config, flops, sitting), before=hooks)) as run:
         finished = run.go()
         result = FinetuneResult(
             validate.rows,
             validate.cases,
             flops,
             run.trainer.clock.seconds,
-            notes=[*notes_of(config, task, splits), *validate.notes, *Rewinds(out).lines()],
+            notes=[
+                *seen_before(config, task.corpus, splits),
+                *notes_of(config, task, splits),
+                *validate.notes,
+                *Rewinds(out).lines(),
+            ],
             subjects={name: list(getattr(splits, name)) for name in SPLITS},
             interrupted=not finished,
+            doubts=[doubt for start in task.starts for doubt in start.doubts],
         )
         if finished:
             leave(task, network, splits, sitting, keep_model)
@@ -174,12 +189,25 @@ def settings_of(config: FinetuneConfig, flops: float, sitting: Sitting) -> RunSe
         divergence=config.divergence,
         remedies=Remedies(clip_norm="--clip-norm"),
         save_after=lambda step: step in evaluated,
+        head_steps=config.head_steps,
     )
 
 
-def lr_scale(config: FinetuneConfig, name: str) -> float:
-    """A parameter's share of the rate: the encoder has a scale of its own."""
-    return config.encoder_lr_scale if name.startswith("net.encoder.") else 1.0
+def opening_lines(config: FinetuneConfig, task: Task, splits: Splits) -> list[str]:
+    """What is told before the first step: what became of weights, and who was seen by them."""
+    found = [line for start in task.starts for line in start.lines()]
+    return [*found, *seen_before(config, task.corpus, splits)]
+
+
+def seen_before(config: FinetuneConfig, corpus: Corpus, splits: Splits) -> list[str]:
+    """Loud lines where subjects that are scored were pretrained on."""
+    if not config.init:
+        return []
+    return [
+        line
+        for split in ("test", "validation")
+        for line in seen_lines(config.init, corpus.records, getattr(splits, split), split)
+    ]
 
 
 def notes_of(config: FinetuneConfig, task: Task, splits: Splits) -> list[str]:

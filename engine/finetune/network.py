@@ -1,21 +1,13 @@
 """From a fine-tuning configuration to a network: the encoder of an arm, a head of the seed."""
 
-import zlib
-from collections.abc import Iterator
-from contextlib import contextmanager
-
 import torch
 from torch import nn
 
-from mim3d.engine.errors import ConfigError
 from mim3d.engine.finetune.config import FinetuneConfig
-from mim3d.engine.models.config import ViTConfig
-from mim3d.engine.models.encoder import make_encoder
+from mim3d.engine.finetune.encoder import build_encoder
+from mim3d.engine.finetune.seeding import seeded
 from mim3d.engine.models.flops import encoder_flops
-from mim3d.engine.models.primus.config import PrimusConfig
 from mim3d.engine.models.primus.decoder import PatchDecoder
-from mim3d.engine.models.primus.encoder import Primus3D
-from mim3d.engine.models.resenc.config import Backbone
 from mim3d.engine.models.resenc.decoder import ResEncDecoder
 from mim3d.engine.models.resenc.encoder import ResEncEncoder
 from mim3d.engine.models.resenc.flops import decoder_flops
@@ -23,19 +15,17 @@ from mim3d.engine.models.resenc.network import ResEncNet
 from mim3d.engine.models.swin import SwinEncoder
 from mim3d.engine.models.swin_unetr import SwinDecoder, SwinSegmentationNet
 from mim3d.engine.models.unetr import LinearDecoder, MonaiDecoder, SegmentationNet, UNETRDecoder
-from mim3d.engine.models.vit import ViT3D
-from mim3d.engine.runs.encoder_file import load_encoder, load_resenc, load_swin
-
-Encoder = ViT3D | SwinEncoder | ResEncEncoder
-NO_SHAPE = {"drop_path", "masking", "decoder_convs"}
-"""Fields of an encoder's configuration that its weights do not show."""
+from mim3d.engine.transfer.start_report import Start
 
 
 def build_segmentation(
-    config: FinetuneConfig, classes: int
+    config: FinetuneConfig, classes: int, starts: list[Start] | None = None
 ) -> SegmentationNet | SwinSegmentationNet | ResEncNet:
-    """Encoder and decoder; the decoder's weights depend on the seed alone, not on the arm."""
-    encoder = build_encoder(config)
+    """Encoder and decoder; the decoder's weights depend on the seed alone, not on the arm.
+
+    What became of given weights is added to `starts`.
+    """
+    encoder = build_encoder(config, starts)
     if isinstance(encoder, SwinEncoder):
         skip = config.head == "unetr"
         with seeded(config.seed, "decoder"):
@@ -58,70 +48,6 @@ def build_decoder(config: FinetuneConfig, classes: int) -> nn.Module:
     if config.head == "unetr" and MonaiDecoder.fits(config.vit):
         return MonaiDecoder(config.vit, classes, config.feature_size)
     return UNETRDecoder(config.vit, classes, config.feature_size, image_skip=config.head == "unetr")
-
-
-def build_encoder(config: FinetuneConfig) -> Encoder:
-    """The encoder from `config.init`, or from the seed where it is empty."""
-    if not config.init:
-        with seeded(config.seed, "encoder"):
-            encoder = fresh_encoder(config)
-    elif config.resenc is not None:
-        encoder = load_resenc(config.init)
-        require_same_shape(config.init, encoder.config, config.resenc, "resenc")
-    elif config.swin is not None:
-        encoder = load_swin(config.init)
-        require_same_shape(config.init, encoder.config, config.swin, "swin")
-    else:
-        encoder = load_encoder(config.init)
-        require_same_shape(config.init, encoder.config, config.vit, "vit")
-        if isinstance(encoder, Primus3D) and isinstance(config.vit, PrimusConfig):
-            encoder.set_drop_path(config.vit.drop_path)
-    for parameter in encoder.parameters():
-        parameter.requires_grad_(not config.freeze)
-    return encoder
-
-
-def fresh_encoder(config: FinetuneConfig) -> Encoder:
-    """An encoder with weights drawn from the generator as it stands."""
-    if config.resenc is not None:
-        return ResEncEncoder(config.resenc, config.vit)
-    if config.swin is not None:
-        return SwinEncoder(config.swin, config.vit)
-    return make_encoder(config.vit)
-
-
-def require_same_shape(
-    source: str, found: ViTConfig | Backbone, wanted: ViTConfig | Backbone, field: str
-) -> None:
-    """ConfigError naming the fields in which a checkpoint's encoder is another one.
-
-    How often branches are skipped is no part of its shape, nor what was hidden from it.
-    """
-    if isinstance(found, PrimusConfig) != isinstance(wanted, PrimusConfig):
-        other, recipe = ("a Primus", "demo-primus") if isinstance(found, PrimusConfig) else (
-            "a plain ViT", "demo")  # fmt: skip
-        raise ConfigError(
-            f"{source} holds {other}, and this recipe trains the other kind of transformer: take "
-            f"one made for it, such as `mim3d finetune {recipe}`"
-        )
-    differing = [
-        f"{name} {getattr(found, name)} instead of {getattr(wanted, name)}"
-        for name in type(wanted).__dataclass_fields__
-        if name not in NO_SHAPE and getattr(found, name) != getattr(wanted, name)
-    ]
-    if differing:
-        raise ConfigError(
-            f"{source}: this encoder has {', '.join(differing)}; set --{field} to the "
-            "checkpoint's, or pretrain one of the wanted shape"
-        )
-
-
-@contextmanager
-def seeded(seed: int, purpose: str) -> Iterator[None]:
-    """Draw the CPU's random numbers from (purpose, seed), and leave the stream outside alone."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(zlib.crc32(f"{purpose}:{seed}".encode()))
-        yield
 
 
 def step_flops(config: FinetuneConfig, net: nn.Module) -> float:

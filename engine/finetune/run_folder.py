@@ -45,6 +45,8 @@ class FinetuneResult:
     subjects: dict[str, list[str]] = field(default_factory=dict)
     interrupted: bool = False
     """Told to stop by a signal; the same command goes on."""
+    doubts: list[str] = field(default_factory=list)
+    """Parts of the encoder that are not those of the weights it began with."""
 
 
 @dataclass(frozen=True)

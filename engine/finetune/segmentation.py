@@ -62,7 +62,7 @@ class SegmentationTask(Task):
         self.classes = n_classes(corpus.records, config.data.label)
         self.names = class_names(corpus.records, config.data.label, self.classes)
         self.ignore = ignored_value(corpus.records, config.data.label)
-        net = build_segmentation(config, self.classes)
+        net = build_segmentation(config, self.classes, self.starts)
         self.net = net.to(device).to(memory_format=CHANNELS_LAST)  # pyright: ignore[reportCallIssue]
         self.dice_ce = DiceCELoss(to_onehot_y=True, softmax=True)
         self.dice_of_known = DiceLoss()

@@ -14,6 +14,7 @@ from mim3d.dataio.reader.corpus import Corpus
 from mim3d.dataio.reader.shard_reader import ShardReader, Shards
 from mim3d.engine.finetune.config import FinetuneConfig
 from mim3d.engine.models.objective import Objective, StepOutput
+from mim3d.engine.transfer.start_report import Start
 
 
 @dataclass(frozen=True)
@@ -50,6 +51,8 @@ class Task(Objective):
         super().__init__()
         self.config, self.corpus, self.device = config, corpus, device
         self.reader = ShardReader(corpus.table, corpus.root, shards)
+        self.starts: list[Start] = []
+        """What became of the weights that the encoder began with; empty from scratch."""
 
     @abstractmethod
     def loss(self, batch: Batch) -> Tensor:

@@ -12,7 +12,8 @@ from mim3d.dataio.reader.corpus import Corpus
 from mim3d.dataio.reader.shard_reader import Shards
 from mim3d.dataio.reader.whole_volume import read_volume
 from mim3d.engine.finetune.config import FinetuneConfig
-from mim3d.engine.finetune.network import Encoder, build_encoder, seeded
+from mim3d.engine.finetune.encoder import Encoder, build_encoder
+from mim3d.engine.finetune.seeding import seeded
 from mim3d.engine.finetune.task import Task
 
 
@@ -52,7 +53,7 @@ class VolumeTask(Task):
         rows = [table.index(volume) for volume in self.volumes(train)]
         self.trained = self.by_row[rows]
         """Targets of the volumes that are trained on."""
-        encoder = build_encoder(config)
+        encoder = build_encoder(config, self.starts)
         with seeded(config.seed, "decoder"):
             self.net = self.make_net(encoder, outputs).to(device)
 

@@ -54,6 +54,8 @@ class Block(nn.Module):
         self.norm2 = nn.LayerNorm(width)
         self.mlp = Mlp(width, int(width * mlp_ratio))
         self.recompute = False
+        self.drop_path = 0.0
+        """How often a sample skips a branch while training."""
 
     def forward(self, tokens: Tensor) -> Tensor:
         """One round of attention and MLP, each with its residual."""
@@ -65,8 +67,18 @@ class Block(nn.Module):
 
     def mix(self, tokens: Tensor) -> Tensor:
         """What `forward` does, without recomputation."""
-        tokens = tokens + self.attn(self.norm1(tokens))
-        return tokens + self.mlp(self.norm2(tokens))
+        tokens = tokens + self.kept(self.attn(self.norm1(tokens)))
+        return tokens + self.kept(self.mlp(self.norm2(tokens)))
+
+    def kept(self, branch: Tensor) -> Tensor:
+        """A branch's output, left out for some samples while training.
+
+        Those that stay are scaled up, so that the mean is kept (Huang et al. 2016).
+        """
+        if not self.drop_path or not self.training or not torch.is_grad_enabled():
+            return branch
+        stays = branch.new_empty(len(branch), 1, 1).bernoulli_(1.0 - self.drop_path)
+        return branch * (stays / (1.0 - self.drop_path))
 
 
 class ViT3D(nn.Module):
@@ -97,6 +109,12 @@ class ViT3D(nn.Module):
     def make_norm(self, config: ViTConfig) -> nn.LayerNorm:
         """The norm behind them."""
         return nn.LayerNorm(config.width)
+
+    def set_drop_path(self, rate: float) -> None:
+        """Skip branches: never in the first block, at `rate` in the last, evenly between."""
+        for number, block in enumerate(self.blocks):
+            assert isinstance(block, Block)
+            block.drop_path = rate * number / max(len(self.blocks) - 1, 1)
 
     def positions(self) -> Tensor:
         """Positions of all patches, (n, d)."""

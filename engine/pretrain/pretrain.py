@@ -56,6 +56,7 @@ from mim3d.engine.training.run import CHECKPOINTS, Run, RunSettings, Sitting
 from mim3d.engine.training.run_context import explain_full_disk, run_ranks, shown_progress
 from mim3d.engine.training.run_state import full_weights
 from mim3d.engine.training.sharding import shard_objective
+from mim3d.engine.transfer.seen import keep_trained_on
 from mim3d.engine.transfer.start import StartRequest, start_from
 from mim3d.engine.transfer.start_report import Start
 
@@ -93,6 +94,10 @@ def run_pretrain(config: PretrainConfig, out: str | Path) -> PretrainResult:
         stack.enter_context(explain_full_disk(out))
         for remark in [*remarks(config, fit), *(start.lines() if start else [])]:
             shown.note(remark)
+        if ranks.first:
+            chosen = subjects.train
+            records = loader.corpus.records
+            keep_trained_on(out, [r for r in records if chosen is None or r.subject in chosen])
         for record in changed:
             shown.note(change_line(record))
         return train(config, module, Sitting(out, ranks, loader, shown, stop), held_out)

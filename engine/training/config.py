@@ -44,16 +44,18 @@ class OptimConfig:
 
 @dataclass(frozen=True)
 class ScheduleConfig:
-    """Linear warm-up, then a cosine to a share of the peak, constant, or constant and a decay."""
+    """Linear warm-up, then a cosine or polynomial to a share of the peak, constant, or constant and
+    a decay."""
 
     lr: float = 1.5e-4
     """Peak learning rate."""
-    kind: Literal["cosine", "constant", "wsd"] = "cosine"
-    """Course after the warm-up; wsd (warm-up, stable, decay) is constant and falls at the end."""
+    kind: Literal["cosine", "constant", "wsd", "poly"] = "cosine"
+    """Course after the warm-up; wsd (warm-up, stable, decay) is constant and falls at the end; poly
+    is nnU-Net's (1 - t)^0.9."""
     warmup_steps: int = 100
     """Steps of linear warm-up."""
     final_share: float = 0.0
-    """Share of the peak that cosine and wsd fall to; they arrive where a step more would begin."""
+    """Share of the peak that all but constant fall to, where a step more would begin."""
     decay_share: float = 0.2
     """Share of all steps over which wsd falls, as 1 - sqrt."""
 
@@ -73,7 +75,12 @@ class ScheduleConfig:
 
         Up to there a run is the same however many steps it has.
         """
-        starts = {"cosine": 0, "constant": steps, "wsd": steps - round(self.decay_share * steps)}
+        starts = {
+            "cosine": 0,
+            "poly": 0,
+            "constant": steps,
+            "wsd": steps - round(self.decay_share * steps),
+        }
         return max(min(self.warmup_steps, steps), starts[self.kind])
 
 

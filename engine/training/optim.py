@@ -55,16 +55,18 @@ def parameter_groups(
     local: Mapping[str, Tensor],
     config: OptimConfig,
     lr_scale: Callable[[str], float],
+    held: Callable[[str], bool] = lambda name: False,
 ) -> list[dict[str, Any]]:
-    """Pieces by what they share: whether they decay, and the scale of their rate."""
-    groups: dict[tuple[bool, float], list[Tensor]] = {}
+    """Pieces by what they share: whether they decay, the scale of their rate, who may be held."""
+    groups: dict[tuple[bool, float, bool], list[Tensor]] = {}
     for on in (True, False):
         for name, parameter in named.items():
             if decayed(name, parameter) == on:
-                groups.setdefault((on, lr_scale(name)), []).append(local[name])
+                groups.setdefault((on, lr_scale(name), held(name)), []).append(local[name])
+    decay = {True: config.weight_decay, False: 0.0}
     return [
-        {"params": pieces, "weight_decay": config.weight_decay if on else 0.0, "lr_scale": scale}
-        for (on, scale), pieces in groups.items()
+        {"params": pieces, "weight_decay": decay[on], "lr_scale": scale, "held": waits}
+        for (on, scale, waits), pieces in groups.items()
     ]
 
 
@@ -72,7 +74,8 @@ class ShardedOptimiser:
     """AdamW (torch's or apex's fused) or LAMB (ours or apex's) on a rank's pieces of parameters.
 
     Pieces are the local shards of FSDP parameters; a parameter that one rank holds whole is its
-    own piece. `lr_scale` gives a parameter's share of the rate, by its name.
+    own piece. `lr_scale` gives a parameter's share of the rate, by its name; those that `held`
+    names stay as they are while `holding`.
     """
 
     def __init__(
@@ -83,12 +86,15 @@ class ShardedOptimiser:
         *,
         scaled: bool = False,
         lr_scale: Callable[[str], float] = lambda name: 1.0,
+        held: Callable[[str], bool] = lambda name: False,
     ) -> None:
         self.config, self.group, self.scaled = config, group, scaled
+        self.holding = False
         self.named = {name: p for name, p in parameters if p.requires_grad}
         self.local = {name: self._piece(p) for name, p in self.named.items()}
         self.device = next(iter(self.local.values())).device
-        self.inner = self._make_inner(parameter_groups(self.named, self.local, config, lr_scale))
+        groups = parameter_groups(self.named, self.local, config, lr_scale, held)
+        self.inner = self._make_inner(groups)
         self.steps_done = torch.zeros((), device=self.device)
         for name, piece in self.local.items():
             # The count stands in every state because torch's fused kernel advances it per tensor.
@@ -159,7 +165,7 @@ class ShardedOptimiser:
 
     def _update(self, lr: float, scale: Tensor, bad: Tensor) -> None:
         for group in self.inner.param_groups:
-            group["lr"] = lr * group["lr_scale"]
+            group["lr"] = 0.0 if self.holding and group["held"] else lr * group["lr_scale"]
         if self.config.impl == "torch":
             self.inner.grad_scale, self.inner.found_inf = scale, bad  # pyright: ignore[reportAttributeAccessIssue]
             self.inner.step()

@@ -56,6 +56,8 @@ class RunSettings:
     """Options that a diverged run is told of."""
     save_after: Callable[[int], bool]
     """Steps after which a checkpoint is written."""
+    head_steps: int = 0
+    """Steps before the schedule, in which a head trains alone."""
 
 
 class Run:
@@ -95,7 +97,8 @@ class Run:
         stepper = Stepper(
             sharded.module, sharded.optimiser, loader, ranks, sharded.parallel.grad_accum
         )
-        rate = partial(lr_at, settings.schedule, steps=settings.steps)
+        steps, head_steps = settings.steps, settings.head_steps
+        rate = partial(lr_at, settings.schedule, steps=steps, head_steps=head_steps)
         self.trainer = Trainer(stepper, rate, settings.steps, hooks)
         self.checkpoints.restore(self.trainer)
 

@@ -42,8 +42,9 @@ def shard_objective(
     parallel: ParallelConfig,
     ranks: Ranks,
     lr_scale: Callable[[str], float] = lambda name: 1.0,
+    held: Callable[[str], bool] = lambda name: False,
 ) -> ShardedObjective:
-    """Shard a module in place; `lr_scale` is the optimiser's."""
+    """Shard a module in place; `lr_scale` and `held` are the optimiser's."""
     mesh = make_mesh(ranks.device, ranks.world, parallel.replicate)
     dtype = choose_precision(parallel.precision, ranks.device)
     shard_model(module, mesh, parallel, dtype)
@@ -55,5 +56,6 @@ def shard_objective(
         shard_group(mesh),
         scaled=dtype == torch.float16,
         lr_scale=lr_scale,
+        held=held,
     )
     return ShardedObjective(module, optimiser, mesh, dtype, parallel)

@@ -65,6 +65,40 @@ def open_weights(source: str | Path) -> GivenWeights:
     )
 
 
+def has_card(folder: Path) -> bool:
+    """Whether a folder holds an encoder with its card."""
+    return (folder / WEIGHTS).is_file() and (folder / CARD).is_file()
+
+
+def open_encoder(source: str | Path) -> GivenWeights:
+    """The same, but of a finished run's folder the encoder that it left."""
+    place = Path(source)
+    return from_safetensors(place / WEIGHTS) if has_card(place) else open_weights(place)
+
+
+def card_of(source: str | Path) -> dict[str, Any]:
+    """What is told of an encoder beside its weights; may be empty."""
+    place = Path(source)
+    if has_card(place):
+        return read_card(place)[1]
+    if place.is_dir():
+        return encoder_facts(place.parent.parent if (place / SEAL).is_file() else place)
+    if place.suffix == ".safetensors" and place.with_suffix(".json").is_file():
+        return dict(from_safetensors(place).card)
+    return nnssl_card(place) if place.suffix in PICKLED and place.is_file() else {}
+
+
+def sha256_of(source: str | Path) -> str:
+    """Hash by which weights are known again: as their card tells, else of what is read."""
+    place = Path(source)
+    if has_card(place):
+        return str(read_card(place)[1].get("weights_sha256", ""))
+    if place.is_file():
+        card = card_of(place)
+        return str(card.get("weights_sha256") or ("" if "kind" in card else file_sha256(place)))
+    return open_weights(place).sha256
+
+
 def from_folder(folder: Path) -> GivenWeights:
     """A run's newest whole checkpoint, a checkpoint by itself, or the encoder or network kept."""
     if (folder / SEAL).is_file():

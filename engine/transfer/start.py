@@ -254,11 +254,17 @@ def grid_of(count: int, card: Mapping[str, Any], vit: ViTConfig, axes: str) -> G
         image = image if axes == "zyx" else image[::-1]
         sizes = zip(image, vit.patch_size, strict=False)
     by_card = tuple(crop // patch for crop, patch in sizes)
-    edge = round(count ** (1 / 3))
+    edge = cube_edge(count)
     for grid in (by_card, vit.grid, (edge, edge, edge)):
         if len(grid) == 3 and grid[0] * grid[1] * grid[2] == count:
             return grid
     return None
+
+
+def cube_edge(count: int) -> int:
+    """Edge of a cube of so many, 0 where they are none."""
+    edge = round(count ** (1 / 3))
+    return edge if edge**3 == count else 0
 
 
 def swin_tensors(given: GivenWeights, request: StartRequest, start: Start) -> dict[str, Tensor]:

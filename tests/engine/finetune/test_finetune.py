@@ -14,13 +14,14 @@ from mim3d.engine.commands import finetune as command
 from mim3d.engine.distributed.process_group import process_ranks
 from mim3d.engine.errors import ConfigError
 from mim3d.engine.finetune.config import FinetuneConfig, identity, input_mismatch
+from mim3d.engine.finetune.encoder import require_same_shape
 from mim3d.engine.finetune.finetune import (
     make_task,
     open_loader,
     resolve_splits,
     run_finetune,
 )
-from mim3d.engine.finetune.network import build_segmentation, require_same_shape, step_flops
+from mim3d.engine.finetune.network import build_segmentation, step_flops
 from mim3d.engine.finetune.run_folder import claim
 from mim3d.engine.finetune.segmentation import SegmentationTask, middle_slice, n_classes
 from mim3d.engine.finetune.splits import SplitConfig

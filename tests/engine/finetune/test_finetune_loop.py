@@ -17,7 +17,8 @@ from mim3d.engine.distributed.config import ParallelConfig
 from mim3d.engine.distributed.process_group import Ranks, process_ranks
 from mim3d.engine.errors import CheckpointError, ConfigError, DivergedError
 from mim3d.engine.finetune.config import FinetuneConfig, identity
-from mim3d.engine.finetune.finetune import lr_scale, make_task, run_finetune
+from mim3d.engine.finetune.finetune import make_task, run_finetune
+from mim3d.engine.finetune.rates import lr_scale
 from mim3d.engine.finetune.run_folder import EARLIER_DECAY, FinetuneResult
 from mim3d.engine.models.config import SwinConfig
 from mim3d.engine.runs.checkpoint import Checkpointer
