@@ -202,9 +202,10 @@ class FinetuneConfig:
                 f"head_steps {self.head_steps} must be below steps {self.steps}, and 0 with "
                 f"freeze ({self.freeze}), where the head trains alone to the end"
             )
-        if self.drop_path and (self.swin is not None or isinstance(self.vit, PrimusConfig)):
-            kind = "MONAI's Swin" if self.swin is not None else "Primus (set --vit.drop-path)"
-            raise ConfigError(f"drop_path {self.drop_path} is of plain ViTs, not of {kind}")
+        backbone = self.swin or self.resenc
+        if self.drop_path and (backbone is not None or isinstance(self.vit, PrimusConfig)):
+            own = " (Primus has its own, --vit.drop-path)" if backbone is None else ""
+            raise ConfigError(f"drop_path {self.drop_path} is of plain ViTs alone{own}: leave it 0")
 
     @property
     def evaluation_steps(self) -> list[int]:

@@ -12,7 +12,8 @@ from mim3d.engine.training.trainer import Hook, Trainer
 
 ENCODER = "net.encoder."
 BLOCK = re.compile(r"net\.encoder\.blocks\.(\d+)\.")
-STAGE = re.compile(r"net\.encoder\.swin\.layers(\d)")
+SWIN_STAGE = re.compile(r"net\.encoder\.swin\.layers(\d)")
+RESIDUAL_STAGE = re.compile(r"net\.encoder\.stages\.(\d+)\.")
 SWIN_STAGES = 4
 
 
@@ -21,14 +22,16 @@ def lr_scale(config: FinetuneConfig, name: str) -> float:
     if not name.startswith(ENCODER):
         return 1.0
     layers = config.vit.depth if config.swin is None else SWIN_STAGES
+    if config.resenc is not None:
+        layers = len(config.resenc.features)
     return config.encoder_lr_scale * config.layer_decay ** (layers + 1 - layer_of(name, layers))
 
 
 def layer_of(name: str, layers: int) -> int:
     """Number of an encoder's layer from its input: 0 the embedding, the last one its norm."""
-    if block := BLOCK.match(name):
+    if block := BLOCK.match(name) or RESIDUAL_STAGE.match(name):
         return int(block[1]) + 1
-    if stage := STAGE.match(name):
+    if stage := SWIN_STAGE.match(name):
         return int(stage[1])
     return layers + 1 if name.startswith(f"{ENCODER}norm.") else 0
 

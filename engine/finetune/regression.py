@@ -13,7 +13,7 @@ from mim3d.dataio.loader.batch import Batch
 from mim3d.dataio.reader.corpus import Corpus
 from mim3d.dataio.reader.shard_reader import Shards
 from mim3d.engine.finetune.config import FinetuneConfig
-from mim3d.engine.finetune.network import Encoder
+from mim3d.engine.finetune.encoder import Encoder
 from mim3d.engine.finetune.targets import read_values
 from mim3d.engine.finetune.task import Evaluation
 from mim3d.engine.finetune.volume_task import PooledNet, VolumeTask
