@@ -12,7 +12,8 @@ from torch import Tensor, nn
 from mim3d.dataio.reader.corpus import Corpus, opened_corpus
 from mim3d.engine.errors import CheckpointError, ConfigError
 from mim3d.engine.finetune.config import WHOLE_VOLUME, FinetuneConfig, stored_identity
-from mim3d.engine.finetune.network import build_encoder, build_segmentation
+from mim3d.engine.finetune.encoder import build_encoder
+from mim3d.engine.finetune.network import build_segmentation
 from mim3d.engine.finetune.regression import RegressionNet
 from mim3d.engine.finetune.run_folder import CONFIG, MODEL, RESULT
 from mim3d.engine.finetune.segmentation import class_names, ignored_value, n_classes
@@ -158,7 +159,7 @@ def load_network(run: str | Path, trained: Trained) -> nn.Module:
 
 def empty_network(trained: Trained) -> nn.Module:
     """The run's network, its weights not yet loaded."""
-    config = replace(trained.config, init="")
+    config = replace(trained.config, init="", init_axes="auto", init_channels="auto")
     if trained.segments:
         return build_segmentation(config, len(trained.classes))
     if config.head == "regress":

@@ -18,6 +18,7 @@ from mim3d.engine.finetune.config import FinetuneConfig, identity
 from mim3d.engine.finetune.encoder import build_encoder
 from mim3d.engine.finetune.finetune import make_task, run_finetune
 from mim3d.engine.finetune.rates import is_held, layer_of, lr_scale
+from mim3d.engine.finetune.trained import load_network, read_trained
 from mim3d.engine.models.config import SwinConfig, ViTConfig
 from mim3d.engine.models.vit import ViT3D
 from mim3d.engine.pretrain.data import DataConfig
@@ -60,7 +61,7 @@ def test_the_command_takes_the_shape_from_the_card_and_fits_what_is_told(
     words = [
         *("finetune", "demo", "--data.corpus", str(corpus), f"--init={pretrained}"),
         *("--out", str(tmp_path / "run"), "--steps", "1", "--head", "linear"),
-        *("--vit.crop-size", "16", "16", "24", "--device", "cpu", "--head-steps", "0"),
+        *("--vit.crop-size", "16", "16", "24", "--device", "cpu", "--init-channels", "0"),
     ]
     assert main(words) == 0
     vit = read_json(tmp_path / "run" / "config.json")["vit"]
@@ -69,6 +70,8 @@ def test_the_command_takes_the_shape_from_the_card_and_fits_what_is_told(
     assert f"{pretrained} holds: 12 features x 2 blocks, crop (16, 16, 16)" in printed
     assert "tensors taken, 0 resized" in printed
     assert "TEST SUBJECTS WERE PRETRAINED ON" in printed
+    out = tmp_path / "run"
+    assert load_network(out, read_trained(out)).get_submodule("encoder")
 
 
 def test_positions_channels_and_patches_are_fitted_and_told(tmp_path: Path) -> None:
