@@ -82,6 +82,6 @@ def test_every_head_fine_tunes_it(head, run, corpus, tmp_path):
 
 
 def test_another_kind_of_transformer_is_refused(run, corpus, tmp_path):
-    with pytest.raises(ConfigError, match=r"holds a Primus.*mim3d finetune demo-primus"):
+    with pytest.raises(ConfigError, match=r"holds a primus.*mim3d finetune primus-s-96"):
         run_finetune(small_finetune(corpus, init=str(run)), tmp_path / "tuned")
     assert isinstance(RECIPES["demo-primus"]().vit, PrimusConfig)
