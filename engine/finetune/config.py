@@ -2,7 +2,6 @@
 
 import dataclasses
 import json
-from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Annotated, Any, Literal
 
@@ -277,39 +276,9 @@ def stored_identity(stored: dict[str, Any]) -> dict[str, Any]:
 
 def input_mismatch(config: FinetuneConfig) -> list[str]:
     """A line where the encoder was pretrained on intensities of another scale than it will get."""
-    from mim3d.engine.transfer.given_weights import card_of
+    from mim3d.engine.transfer.intensities import intensity_mismatch
 
-    if not config.init:
-        return []
-    card = card_of(config.init)
-    before = card.get("normalise")
-    if before is None:
-        return []
-    if before == config.data.normalise:
-        how = earlier_statistics(card) if "format" in card else ""
-        return [
-            f"{config.init} was pretrained by an earlier version, whose {before} had {how}: other "
-            "intensities than it gets now; pretrain it again to have the same"
-        ] * bool(how)
-    return [
-        f"{config.init} was pretrained with normalise {before} and is fine-tuned with "
-        f"{config.data.normalise}: other intensities than it knows; --data.normalise {before} "
-        "gives it those"
-    ]
-
-
-def earlier_statistics(card: Mapping[str, Any]) -> str:
-    """In what the normalisation that an encoder was pretrained with differs from today's."""
-    from mim3d.engine.runs.encoder_file import STATISTICS
-
-    if card.get("statistics", 1) >= STATISTICS:
-        return ""
-    found = []
-    if card["vit"].get("channels", 1) > 1 and card["normalise"] in ("zscore", "percentile"):
-        found.append("the same statistics for all channels")
-    if card["normalise"] == "clip-zscore":
-        found.append("the mean and deviation of unclipped voxels")
-    return " and ".join(found)
+    return intensity_mismatch(config.init, config.data.normalise) if config.init else []
 
 
 def idle_fields(config: FinetuneConfig) -> dict[type, tuple[str, ...]]:
