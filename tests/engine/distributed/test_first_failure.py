@@ -13,7 +13,7 @@ SCRIPT = """
 import os, signal, sys
 from datetime import timedelta
 import torch, torch.distributed as dist, torch.multiprocessing as mp
-from mim3d.engine.distributed.first_failure import first_line, is_lost_peer
+from mim3d.engine.distributed.first_failure import is_lost_peer
 
 def rank(number, store):
     group = dist.FileStore(store, 2)
