@@ -20,6 +20,7 @@ from mim3d.bench.convert.summary import OWN, SCALING, met, scaling, show, summar
 from mim3d.bench.convert.table_open import measure_table
 from mim3d.bench.convert.volumes import found_files, make_files, repeated, tiny_file
 from mim3d.bench.other_work import OtherWork
+from mim3d.dataio.finite import refuse_not_finite, refuse_outside
 from mim3d.engine.commands.arguments import parse
 from mim3d.engine.commands.outcome import Outcome
 
@@ -41,6 +42,12 @@ class ConvertBench:
     (0.2 s) is small beside the work; 0 leaves that out."""
     entries: int = 100_000
     """Entries of the synthetic chunk table; 0 leaves that part out."""
+
+    def __post_init__(self) -> None:
+        """Counts that can be."""
+        refuse_not_finite(self)
+        refuse_outside(self, "volumes rounds", 1)
+        refuse_outside(self, "copies entries", 0)
 
 
 def main(words: list[str]) -> Outcome:

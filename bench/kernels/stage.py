@@ -13,6 +13,7 @@ from mim3d.bench.kernels.cases import OURS, Shape, operations
 from mim3d.bench.kernels.roofline import draw_roofline
 from mim3d.bench.kernels.runs import Run, Session
 from mim3d.bench.timing import copy_bandwidth, median_cold
+from mim3d.dataio.finite import refuse_not_finite, refuse_outside
 from mim3d.engine.commands.arguments import parse
 from mim3d.engine.commands.outcome import Outcome
 from mim3d.engine.errors import ConfigError
@@ -58,6 +59,12 @@ class KernelsBench:
     tells what changed between runs."""
     peers: bool = False
     """Accepted for `mim3d bench all --peers`; the recipes always run."""
+
+    def __post_init__(self) -> None:
+        """Counts that can be."""
+        refuse_not_finite(self)
+        refuse_outside(self, "rounds", 1)
+        refuse_outside(self, "seconds", 0)
 
 
 @dataclass(frozen=True)

@@ -18,6 +18,7 @@ from mim3d.bench.loader.table import figures_of, table
 from mim3d.bench.noise import in_turn
 from mim3d.bench.other_work import OtherWork
 from mim3d.bench.sharing import Sharing, sharing_of
+from mim3d.dataio.finite import refuse_not_finite, refuse_outside
 from mim3d.engine.commands.arguments import parse
 from mim3d.engine.commands.outcome import Outcome
 
@@ -47,6 +48,11 @@ class LoaderBench:
     with a side below 96 are left out."""
     work: Path | None = None
     """Where to put the stores (a temporary folder otherwise, deleted afterwards)."""
+
+    def __post_init__(self) -> None:
+        """Counts that can be."""
+        refuse_not_finite(self)
+        refuse_outside(self, "volumes crops rounds", 1)
 
 
 def main(words: list[str]) -> Outcome:

@@ -19,6 +19,7 @@ from mim3d.bench.remote.rounds import Rate, timed
 from mim3d.bench.remote.server import slow_server
 from mim3d.bench.remote.streams import Place, contestants, from_loader, loader_of
 from mim3d.bench.remote.table import LOCAL, RESIDENT, ratios, table
+from mim3d.dataio.finite import refuse_not_finite, refuse_outside
 from mim3d.engine.commands.arguments import parse
 from mim3d.engine.commands.outcome import Outcome
 
@@ -54,6 +55,13 @@ class RemoteBench:
     """Folder with .npy (z, y, x) or NIfTI volumes instead of generated ones."""
     work: Path | None = None
     """Where to put the corpus (a temporary folder otherwise, deleted afterwards)."""
+
+    def __post_init__(self) -> None:
+        """Counts that can be."""
+        refuse_not_finite(self)
+        refuse_outside(self, "volumes crops rounds", 1)
+        refuse_outside(self, "warm latency_ms", 0)
+        refuse_outside(self, "mb_per_s", above=0)
 
 
 def main(words: list[str]) -> Outcome:

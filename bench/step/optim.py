@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from mim3d.bench.noise import Compared, as_json, compared, in_turn, spread
 from mim3d.bench.step.options import LR
 from mim3d.bench.timing import wait_for
+from mim3d.dataio.finite import refuse_not_finite, refuse_outside
 from mim3d.engine.commands.arguments import parse
 from mim3d.engine.commands.outcome import Outcome
 from mim3d.engine.distributed.parallel import make_mesh, shard_group, shard_model
@@ -44,6 +45,11 @@ class OptimBench:
     """Interleaved rounds."""
     peers: bool = False
     """Accepted for the sake of `bench all`: the peers are always timed."""
+
+    def __post_init__(self) -> None:
+        """Counts that can be."""
+        refuse_not_finite(self)
+        refuse_outside(self, "steps rounds", 1)
 
 
 def main(words: list[str]) -> Outcome:

@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 
 import tyro
 
+from mim3d.dataio.finite import refuse_not_finite, refuse_outside
 from mim3d.engine.distributed.process_group import Ranks
 from mim3d.engine.errors import ConfigError
 from mim3d.engine.models.config import MAEConfig
@@ -51,6 +52,12 @@ class StepBench:
     recommended for this machine and what bounds a run on it."""
     profile: Path | None = None
     """Folder for profile.txt: where the device's time goes in three steps of each contestant."""
+
+    def __post_init__(self) -> None:
+        """Counts that can be."""
+        refuse_not_finite(self)
+        refuse_outside(self, "steps rounds", 1)
+        refuse_outside(self, "global_batch warmup", 0)
 
 
 def chosen_config(options: StepBench, ranks: Ranks) -> PretrainConfig:

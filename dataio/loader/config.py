@@ -6,7 +6,13 @@ from numbers import Integral
 from typing import Any, Literal, get_args
 
 from mim3d.dataio.errors import Mim3dError
-from mim3d.dataio.finite import refuse_not_finite
+from mim3d.dataio.finite import (
+    MOST_SEED,
+    MOST_SIZE,
+    MOST_WORKERS,
+    refuse_not_finite,
+    refuse_outside,
+)
 from mim3d.dataio.geometry import Triple
 from mim3d.dataio.loader.augment import Augmentation, augmentation
 from mim3d.dataio.loader.sampler import WEIGHTINGS, Weighting
@@ -86,6 +92,9 @@ class LoaderConfig:
 
     def __post_init__(self) -> None:
         refuse_not_finite(self)
+        refuse_outside(self, "crop_size snap", most=MOST_SIZE)
+        refuse_outside(self, "threads prefetch", 1, MOST_WORKERS)
+        refuse_outside(self, "seed", -MOST_SEED, MOST_SEED)
         for name in COUNTS:
             if not _is_whole(getattr(self, name)) or getattr(self, name) < 1:
                 raise Mim3dError(f"{name}={getattr(self, name)!r} must be at least 1, and whole")

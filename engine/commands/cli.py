@@ -4,6 +4,7 @@ import importlib
 import json
 import math
 import os
+import re
 import sys
 import traceback
 from collections.abc import Sequence
@@ -37,6 +38,8 @@ COMMANDS = {
 
 FOLDERS = {"export": "weights.", "predict": "weights.", "embed": "weights."}
 """Commands whose modules stand in a folder of their own."""
+LACK = re.compile(r"out of memory|can't allocate memory|can't start new thread", re.IGNORECASE)
+"""What a RuntimeError says of memory or threads that are not to be had."""
 READER_LEFT = 141
 """What shells show of a command that SIGPIPE ended."""
 GO_ON = ("demo", "convert", "pretrain", "finetune", "compare", "predict", "embed")
@@ -84,10 +87,13 @@ def run(argv: Sequence[str] | None) -> int:
             write_figures(json_file, outcome)
     except BrokenPipeError:
         raise
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, MemoryError, OverflowError, RuntimeError) as error:
+        line = one_line(error)
+        if not line:
+            raise  # a mistake of ours
         if os.environ.get("MIM3D_TRACEBACK"):
             traceback.print_exc()
-        print(f"mim3d {name}: {one_line(error)}", file=sys.stderr)
+        print(f"mim3d {name}: {line}", file=sys.stderr)
         return EXIT_USER_ERROR
     except KeyboardInterrupt:
         print(f"mim3d {name}: interrupted; {AFTER_INTERRUPT[name in GO_ON]}", file=sys.stderr)
@@ -135,8 +141,23 @@ def run_command(name: str, words: Sequence[str]) -> Outcome:
     return module.main(list(words))
 
 
+def is_out_of_memory(error: Exception) -> bool:
+    """Whether torch or the system could not give what was asked for."""
+    return isinstance(error, RuntimeError) and LACK.search(str(error)) is not None
+
+
 def one_line(error: Exception) -> str:
-    """An error in one line; the system's own ones with their file first, as ours have it."""
+    """An error in one line, its file first where the system names one.
+
+    Empty where it tells of nothing that a user can change.
+    """
+    if isinstance(error, OverflowError):
+        return f"a number is larger than can be computed with ({error})"
+    if isinstance(error, MemoryError) or is_out_of_memory(error):
+        reason = str(error).strip().split("\n")[0][:160]
+        return f"out of memory ({reason}); lower batch, crop, model or threads, whichever is large"
+    if isinstance(error, RuntimeError):
+        return ""
     if isinstance(error, OSError) and error.strerror:
         where = f"{error.filename}: " if error.filename else ""
         return f"{where}{error.strerror}"

@@ -11,6 +11,7 @@ from rich.console import Console
 from mim3d.dataio.corpus.conversion import Conversion, Rerun
 from mim3d.dataio.corpus.quarantine import quarantine_place
 from mim3d.dataio.errors import Mim3dError, Rejection
+from mim3d.dataio.finite import MOST_WORKERS, refuse_outside
 from mim3d.dataio.inspect.doubts import conversion_warnings, corpus_doubts, subjects_in
 from mim3d.dataio.inspect.guesses import MOST_MODALITIES, frames_doubt
 from mim3d.dataio.nifti.names import is_image
@@ -55,8 +56,7 @@ class ConvertArgs:
     options: Annotated[Conversion, tyro.conf.arg(name="")] = field(default_factory=Conversion)
 
     def __post_init__(self) -> None:
-        if self.workers is not None and self.workers < 1:
-            raise Mim3dError(f"workers {self.workers}: at least 1")
+        refuse_outside(self, "workers", 1, MOST_WORKERS)
         from mim3d.dataio.sources.discover import LAYOUTS
 
         if self.layout not in LAYOUTS:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from mim3d.dataio.corpus.quarantine import quarantine_place
 from mim3d.dataio.errors import Rejection
+from mim3d.dataio.finite import refuse_outside
 from mim3d.dataio.progress import progress
 from mim3d.dataio.reader.corpus import Corpus, opened_corpus
 from mim3d.engine.commands.arguments import parse
@@ -61,10 +62,8 @@ class DemoConfig:
 
     def __post_init__(self) -> None:
         refuse_address(self.out)
-        if self.subjects < 8 or self.seeds < 1:
-            raise ConfigError(
-                f"demo needs at least 8 subjects and 1 seed, got {self.subjects} and {self.seeds}"
-            )
+        refuse_outside(self, "subjects", 8, 100_000, kind=ConfigError)
+        refuse_outside(self, "seeds", 1, 1000, kind=ConfigError)
 
     @property
     def folder(self) -> Path:

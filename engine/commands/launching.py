@@ -4,6 +4,7 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from mim3d.dataio.finite import MOST_WORKERS, refuse_outside
 from mim3d.engine.errors import ConfigError
 
 
@@ -18,6 +19,7 @@ class LaunchArgs:
 
     def __post_init__(self) -> None:
         """Counts that can be."""
+        refuse_outside(self, "nproc", most=MOST_WORKERS, kind=ConfigError)
         if self.nproc < 1 or self.max_restarts < 0:
             raise ConfigError(
                 f"--nproc {self.nproc} must be at least 1 and --max-restarts {self.max_restarts} "

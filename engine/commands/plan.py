@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import tyro
 
+from mim3d.dataio.finite import refuse_not_finite, refuse_outside
 from mim3d.engine.commands.arguments import parse
 from mim3d.engine.commands.outcome import Outcome
 from mim3d.engine.errors import ConfigError
@@ -41,6 +42,12 @@ class PlanArgs:
     """Run folder, metrics.jsonl or --json file of a step bench on the same kind of device."""
     memory_gb: float = 0.0
     """Memory of a device; where given, a plan that needs more than 90 % of it is refused."""
+
+    def __post_init__(self) -> None:
+        """Numbers that can be; 0 stands for what is not given."""
+        refuse_not_finite(self, kind=ConfigError)
+        refuse_outside(self, "gpus", 1, MOST_GPUS, kind=ConfigError)
+        refuse_outside(self, "peak_tflops memory_gb utilisation", 0, kind=ConfigError)
 
 
 def main(words: list[str]) -> Outcome:
@@ -79,7 +86,7 @@ def with_enough_crops(args: PlanArgs) -> tuple[PlanArgs, str]:
     """The plan's arguments with a batch that divides over the devices, and a line that says so."""
     config = args.config
     parts = args.gpus * config.parallel.grad_accum
-    if args.gpus < 1 or config.global_batch % parts == 0:
+    if config.global_batch % parts == 0:
         return args, ""
     batch = -(-config.global_batch // parts) * parts
     raised = dataclasses.replace(config, global_batch=batch)
@@ -95,8 +102,6 @@ def planned(args: PlanArgs) -> "Plan":
     from mim3d.engine.models.flops import peak_bf16
     from mim3d.engine.pretrain.plan import ASSUMED_MFU, make_plan, read_calibration
 
-    if not 1 <= args.gpus <= MOST_GPUS:
-        raise ConfigError(f"--gpus {args.gpus} must lie between 1 and {MOST_GPUS}")
     peak = args.peak_tflops * 1e12 or peak_bf16(args.device)
     if not peak:
         raise ConfigError(f"the peak of {args.device!r} is not known: set --peak-tflops")

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 import tyro
 from rich.console import Console
 
-from mim3d.dataio.errors import Mim3dError
+from mim3d.dataio.finite import MOST_WORKERS, refuse_outside
 from mim3d.engine.commands.arguments import parse
 from mim3d.engine.commands.outcome import Outcome
 
@@ -32,8 +32,7 @@ class VerifyArgs:
     """Threads; all usable CPUs by default."""
 
     def __post_init__(self) -> None:
-        if self.workers is not None and self.workers < 1:
-            raise Mim3dError(f"workers {self.workers}: at least 1")
+        refuse_outside(self, "workers", 1, MOST_WORKERS)
 
 
 def main(words: list[str]) -> Outcome:

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Literal
 
-from mim3d.dataio.finite import refuse_not_finite
+from mim3d.dataio.finite import MOST_SECONDS, refuse_not_finite, refuse_outside
 from mim3d.engine.errors import ConfigError
 
 Precision = Literal["auto", "fp32", "bf16", "fp16"]
@@ -39,13 +39,15 @@ class ParallelConfig:
     def __post_init__(self) -> None:
         """Counts are at least one."""
         refuse_not_finite(self, "parallel", ConfigError)
+        refuse_outside(self, "min_block_parameters", 0, part="parallel", kind=ConfigError)
         if min(self.replicate, self.grad_accum) < 1:
             raise ConfigError(
                 f"parallel.replicate {self.replicate} and parallel.grad_accum {self.grad_accum} "
                 "must be at least 1"
             )
-        if not self.timeout_s > 0.0:
-            raise ConfigError(f"parallel.timeout_s {self.timeout_s} must be positive")
+        refuse_outside(
+            self, "timeout_s", above=0, most=MOST_SECONDS, part="parallel", kind=ConfigError
+        )
 
     def micro_batch(self, global_batch: int, world: int) -> int:
         """Crops of one rank's micro-batch."""

@@ -7,7 +7,13 @@ from typing import Annotated, Any, Literal
 
 import tyro
 
-from mim3d.dataio.finite import refuse_not_finite
+from mim3d.dataio.finite import (
+    MOST_SEED,
+    MOST_SIZE,
+    MOST_WORKERS,
+    refuse_not_finite,
+    refuse_outside,
+)
 from mim3d.engine.distributed.config import DeviceKind, ParallelConfig
 from mim3d.engine.errors import ConfigError
 from mim3d.engine.finetune.splits import SplitConfig
@@ -136,6 +142,11 @@ class FinetuneConfig:
 
     def __post_init__(self) -> None:
         refuse_not_finite(self, kind=ConfigError)
+        refuse_outside(self, "labels", above=0, kind=ConfigError)
+        refuse_outside(self, "foreground_fraction", 0, 1, kind=ConfigError)
+        refuse_outside(self, "seed", 0, MOST_SEED, kind=ConfigError)
+        refuse_outside(self, "feature_size", most=MOST_SIZE, kind=ConfigError)
+        refuse_outside(self, "threads", 1, MOST_WORKERS, kind=ConfigError)
         if min(self.steps, self.global_batch, self.eval_every, self.feature_size) < 1:
             raise ConfigError(
                 f"steps {self.steps}, global_batch {self.global_batch}, eval_every "

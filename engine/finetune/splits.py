@@ -13,7 +13,7 @@ from typing import Literal, Protocol
 import numpy as np
 
 from mim3d.dataio.corpus.manifest import LabelRecord
-from mim3d.dataio.finite import refuse_not_finite
+from mim3d.dataio.finite import MOST_SEED, refuse_not_finite, refuse_outside
 from mim3d.engine.errors import ConfigError
 
 
@@ -37,6 +37,7 @@ class SplitConfig:
 
     def __post_init__(self) -> None:
         refuse_not_finite(self, "split", ConfigError)
+        refuse_outside(self, "seed", 0, MOST_SEED, part="split", kind=ConfigError)
         shares = [held for held in (self.validation, self.test) if held < 1]
         if min(self.validation, self.test) < 0 or sum(shares) >= 1:
             raise ConfigError(

@@ -7,7 +7,7 @@ what it will not run.
 from dataclasses import dataclass
 from typing import Literal
 
-from mim3d.dataio.finite import refuse_not_finite
+from mim3d.dataio.finite import MOST_SIZE, refuse_not_finite, refuse_outside
 from mim3d.engine.errors import ConfigError
 
 
@@ -35,6 +35,9 @@ class ViTConfig:
     def __post_init__(self) -> None:
         """Refuse shapes that do not tile, naming both values."""
         refuse_not_finite(self, "vit", ConfigError)
+        sizes = "crop_size patch_size channels width depth heads mlp_ratio"
+        refuse_outside(self, sizes, most=MOST_SIZE, part="vit", kind=ConfigError)
+        refuse_outside(self, "mlp_ratio", above=0, part="vit", kind=ConfigError)
         for axis, crop, patch in zip("zyx", self.crop_size, self.patch_size, strict=True):
             if patch < 1 or crop < patch or crop % patch:
                 raise ConfigError(
@@ -106,6 +109,8 @@ class SwinConfig:
 
     def __post_init__(self) -> None:
         """MONAI's SwinUNETR asks for multiples of 12."""
+        sizes = "feature_size depths heads window"
+        refuse_outside(self, sizes, most=MOST_SIZE, part="swin", kind=ConfigError)
         if self.feature_size < 12 or self.feature_size % 12:
             raise ConfigError(f"swin.feature_size {self.feature_size} must be a multiple of 12")
         if min(*self.depths, *self.heads, self.window) < 1:
@@ -150,6 +155,7 @@ class MaskConfig:
     def __post_init__(self) -> None:
         """Refuse ratios that hide nothing or all."""
         refuse_not_finite(self, "method", ConfigError)
+        refuse_outside(self, "mask_unit", most=MOST_SIZE, part="method", kind=ConfigError)
         if not 0.0 < self.mask_ratio < 1.0:
             raise ConfigError(
                 f"method.mask_ratio {self.mask_ratio} must lie between 0 and 1 (0.75 hides three"
@@ -178,6 +184,8 @@ class MAEConfig(MaskConfig):
     def __post_init__(self) -> None:
         """Check the decoder's shape too."""
         super().__post_init__()
+        sizes = "decoder_width decoder_depth decoder_heads"
+        refuse_outside(self, sizes, most=MOST_SIZE, part="method", kind=ConfigError)
         if self.decoder_depth < 0 or self.decoder_width < 6:
             raise ConfigError(
                 f"method.decoder_depth {self.decoder_depth} must not be negative and "
@@ -213,6 +221,8 @@ class SimCLRConfig:
     def __post_init__(self) -> None:
         """Refuse temperatures that divide by nothing."""
         refuse_not_finite(self, "method", ConfigError)
+        sizes = "projection_width projection_hidden"
+        refuse_outside(self, sizes, most=MOST_SIZE, part="method", kind=ConfigError)
         if not self.temperature > 0.0:
             raise ConfigError(f"method.temperature {self.temperature} must be positive")
         if min(self.projection_width, self.projection_hidden) < 1:

@@ -6,6 +6,7 @@ from typing import Annotated, Literal
 import tyro
 
 from mim3d.dataio.corpus.conversion import GIB, Conversion
+from mim3d.dataio.finite import refuse_outside
 from mim3d.engine.distributed.config import DeviceKind
 from mim3d.engine.errors import ConfigError
 
@@ -27,6 +28,9 @@ class ScanOptions:
     """Unit of voxel sizes: the header's, or mm whatever it says."""
     byte_budget: int = 8 * GIB
     """Largest decoded file, in bytes."""
+
+    def __post_init__(self) -> None:
+        refuse_outside(self, "byte_budget", 1, kind=ConfigError)
 
     def applied_to(self, conversion: Conversion) -> Conversion:
         """The run's recipe with these in the place of its own."""

@@ -5,12 +5,19 @@ import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import product
 from typing import Annotated, Any, Generic, Literal, TypeVar
 
 import tyro
 
-from mim3d.dataio.finite import refuse_not_finite
+from mim3d.dataio.finite import (
+    MOST_SEED,
+    MOST_SIZE,
+    MOST_WORKERS,
+    refuse_not_finite,
+    refuse_outside,
+)
 from mim3d.engine.distributed.config import DeviceKind
 from mim3d.engine.errors import ConfigError
 from mim3d.engine.finetune.config import Head, LabelledData
@@ -85,8 +92,9 @@ class PretrainPlan:
 
     def __post_init__(self) -> None:
         refuse_not_finite(self, "pretrain", ConfigError)
-        if self.crops < 1:
-            raise ConfigError(f"pretrain.crops {self.crops} must be at least 1")
+        refuse_outside(self, "crops", 1, part="pretrain", kind=ConfigError)
+        refuse_outside(self, "snap", 1, MOST_SIZE, part="pretrain", kind=ConfigError)
+        refuse_outside(self, "weight_decay", 0, part="pretrain", kind=ConfigError)
 
     def arm(self, name: str) -> ArmPlan[MAEConfig] | ArmPlan[SimMIMConfig] | ArmPlan[SimCLRConfig]:
         """The plan of an arm such as mae or mae-flops."""
@@ -124,6 +132,13 @@ class FinetunePlan:
 
     def __post_init__(self) -> None:
         refuse_not_finite(self, "finetune", ConfigError)
+        within = partial(refuse_outside, self, part="finetune", kind=ConfigError)
+        within("steps global_batch eval_every feature_size", 1)
+        within("feature_size", most=MOST_SIZE)
+        within("lr encoder_lr_scale", above=0)
+        within("warmup_steps weight_decay", 0)
+        within("foreground_fraction overlap", 0, 1)
+        within("tuning_seeds", 0, MOST_SEED)
         if not self.lr or not self.encoder_lr_scale:
             raise ConfigError("finetune.lr or .encoder_lr_scale names no learning rate")
         if len(self.lr_grid) > 1 and not self.tuning_seeds:
@@ -167,6 +182,12 @@ class Variant:
     def __post_init__(self) -> None:
         """Settings are numbers."""
         refuse_not_finite(self, "variant", ConfigError)
+        within = partial(refuse_outside, self, part="variant", kind=ConfigError)
+        within("patch crop decoder_width width depth crops global_batch", 1)
+        within("decoder_depth", 0)
+        within("patch crop decoder_width decoder_depth width depth", most=MOST_SIZE)
+        within("mask_ratio", above=0, most=1)
+        within("temperature lr", above=0)
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -233,6 +254,10 @@ class StudyConfig:
 
     def __post_init__(self) -> None:
         refuse_not_finite(self, kind=ConfigError)
+        refuse_outside(self, "seeds", 0, MOST_SEED, kind=ConfigError)
+        refuse_outside(self, "labels", above=0, kind=ConfigError)
+        refuse_outside(self, "tasks", 1, kind=ConfigError)
+        refuse_outside(self, "workers", 0, MOST_WORKERS, kind=ConfigError)
         for what, values in (("arms", self.arms), ("seeds", self.seeds), ("heads", self.heads)):
             if not values or len(set(values)) < len(values):
                 raise ConfigError(f"{what} {values} must name at least one, each once")

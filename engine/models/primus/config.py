@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from typing import Literal
 
+from mim3d.dataio.finite import MOST_SIZE, refuse_outside
 from mim3d.engine.errors import ConfigError
 from mim3d.engine.models.config import ViTConfig
 
@@ -47,6 +48,7 @@ class PrimusConfig(ViTConfig):
     def __post_init__(self) -> None:
         """Refuse what rotary positions cannot turn."""
         super().__post_init__()
+        refuse_outside(self, "registers", most=MOST_SIZE, part="vit", kind=ConfigError)
         if self.width // self.heads % 6:
             raise ConfigError(
                 f"vit.width {self.width} over vit.heads {self.heads} gives heads of "

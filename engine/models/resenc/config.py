@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from typing import Literal
 
+from mim3d.dataio.finite import MOST_SIZE, refuse_outside
 from mim3d.engine.errors import ConfigError
 from mim3d.engine.models.config import SwinConfig, ViTConfig
 
@@ -25,6 +26,8 @@ class ResEncConfig:
 
     def __post_init__(self) -> None:
         """A stage has features and blocks; a decoder needs two stages."""
+        sizes = "features blocks decoder_convs"
+        refuse_outside(self, sizes, most=MOST_SIZE, part="resenc", kind=ConfigError)
         if len(self.features) != len(self.blocks) or len(self.features) < 2:
             raise ConfigError(
                 f"resenc.features {self.features} and resenc.blocks {self.blocks} must be as long "

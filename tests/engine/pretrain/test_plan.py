@@ -6,6 +6,7 @@ import torch
 import torch.distributed as dist
 from torch.distributed.fsdp import FSDPModule
 
+from mim3d.dataio.errors import Mim3dError
 from mim3d.dataio.loader.batch import Batch
 from mim3d.engine.commands.plan import main
 from mim3d.engine.distributed.parallel import (
@@ -285,5 +286,5 @@ def test_every_recipe_is_planned_for_1024_devices(name):
     ],
 )
 def test_plans_that_cannot_be(words, wanted):
-    with pytest.raises(ConfigError, match=wanted):
+    with pytest.raises(Mim3dError, match=wanted):
         main(words)
