@@ -97,13 +97,13 @@ class Decoded(NamedTuple):
 class Stored(NamedTuple):
     """Where the loop in C finds the chunks that a box meets, in C order.
 
-    `source` is a descriptor of the shard, or a list of stored bytes, empty where absent. For a
-    descriptor `sizes` are those of all chunks of the shard (uint16 or uint32, 0 where absent), of
-    which `first` is the channel's first; or `offsets` (uint64) and `sizes` (int64) of the box's
-    chunks are given.
+    `source` is a descriptor of the shard, memory that holds it (each chunk at its offset), or a
+    list of stored bytes, empty where absent. For the first two `sizes` are those of all chunks of
+    the shard (uint16 or uint32, 0 where absent), of which `first` is the channel's first; or
+    `offsets` (uint64) and `sizes` (int64) of the box's chunks are given.
     """
 
-    source: int | list[np.ndarray]
+    source: int | memoryview | list[np.ndarray]
     sizes: np.ndarray | None = None
     first: int = 0
     offsets: np.ndarray | None = None

@@ -22,7 +22,8 @@ from mim3d.dataio.remote.limits import RemoteLimits
 
 Augment = Literal["none", "auto", "mim", "contrastive", "segmentation", "upright"]
 Dtype = Literal["float32", "float16", "bfloat16"]
-Cache = Literal["none", "host", "device"]
+CACHES = ("auto", "none", "host", "device")
+DISK = "disk:"
 CachePolicy = Literal["keep", "lru"]
 OnError = Literal["raise", "replace"]
 COUNTS = (
@@ -68,8 +69,10 @@ class LoaderConfig:
     """auto is contrastive for two views and mim for one; upright is segmentation without flips."""
     dtype: Dtype = "float32"
     """Of the crops."""
-    cache: Cache = "none"
-    """Where compressed chunks are kept."""
+    cache: str = "auto"
+    """Where compressed chunks are kept: host (memory), device, disk:FOLDER (a local disk, for a
+    corpus named by an address), or none. auto is host for a corpus named by an address; of a folder
+    the system's page cache keeps what it can."""
     cache_bytes: int = 1 << 30
     """Budget of the cache per rank."""
     cache_policy: CachePolicy = "keep"
@@ -104,7 +107,7 @@ class LoaderConfig:
         _one_of("views", self.views, (1, 2))
         _one_of("augment", self.augment, get_args(Augment))
         _one_of("dtype", self.dtype, get_args(Dtype))
-        _one_of("cache", self.cache, get_args(Cache))
+        _one_of("cache", self.cache, (*CACHES, f"{DISK}FOLDER"), also=_names_folder(self.cache))
         _one_of("cache_policy", self.cache_policy, get_args(CachePolicy))
         _one_of("on_error", self.on_error, get_args(OnError))
         _one_of("weighting", self.weighting, WEIGHTINGS)
@@ -147,8 +150,12 @@ class LoaderConfig:
         return augmentation(automatic if self.augment == "auto" else self.augment)
 
 
-def _one_of(name: str, value: object, allowed: tuple[object, ...]) -> None:
-    if value not in allowed:
+def _names_folder(cache: str) -> bool:
+    return cache.startswith(DISK) and cache != DISK
+
+
+def _one_of(name: str, value: object, allowed: tuple[object, ...], *, also: bool = False) -> None:
+    if value not in allowed and not also:
         raise Mim3dError(f"{name}={value!r} is none of: {', '.join(map(str, allowed))}")
 
 

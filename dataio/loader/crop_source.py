@@ -91,7 +91,7 @@ class CropSource:
     def _cancel(self) -> None:
         for _, work in self._pending.values():
             work.drop()
-        self.reader.shards.withdraw()
+        self.reader.withdraw()
         for _, work in self._pending.values():
             work.wait()
         self._pending = {}

@@ -27,7 +27,7 @@ from mim3d.dataio.device.device_reader import DeviceReader
 from mim3d.dataio.device.inflate import NvcompInflate, inflate_on_host
 from mim3d.dataio.errors import Mim3dError
 from mim3d.dataio.loader.batch import Batch, finish
-from mim3d.dataio.loader.config import LoaderConfig
+from mim3d.dataio.loader.config import DISK, LoaderConfig
 from mim3d.dataio.loader.crop_source import CropSource, RawBatch
 from mim3d.dataio.loader.crop_spec import crop_job, make_sampler
 from mim3d.dataio.loader.dali import DaliGraph, GraphSpec, feed_order
@@ -36,9 +36,10 @@ from mim3d.dataio.loader.graph import DirectGraph
 from mim3d.dataio.loader.sampler import volume_weights
 from mim3d.dataio.loader.state import run_order
 from mim3d.dataio.loader.view_graph import ViewGraph
+from mim3d.dataio.reader.chunk_cache import ChunkCache
 from mim3d.dataio.reader.corpus import Corpus, opened_corpus
 from mim3d.dataio.reader.datasets import drawn
-from mim3d.dataio.reader.host_cache import HostCache
+from mim3d.dataio.reader.disk_cache import DiskCache
 from mim3d.dataio.reader.shard_reader import ShardReader
 
 __all__ = ["Batch", "Loader", "LoaderConfig"]
@@ -79,9 +80,8 @@ class Loader:
         self.sampler = make_sampler(table, config, volumes, world, weights)
         self._order = run_order(table, config, volumes, world)
         self._job = crop_job(table, config, volumes)
-        if config.cache == "host":
-            shards = HostCache(shards, config.cache_bytes, config.cache_policy)
-        reader = ShardReader(table, self.corpus.root, shards)
+        cache = chunk_cache(config, remote=self.corpus.address is not None)
+        reader = ShardReader(table, self.corpus.root, shards, cache)
         self._spec = self._graph_spec()
         if self._reads_bfloat16:
             self._job = replace(self._job, image_dtype="uint16")
@@ -139,7 +139,7 @@ class Loader:
             "wait_s": self._source.wait_s,
             "bytes_read": float(reader.bytes_read),
             "replaced": float(self._source.replaced),
-            **reader.shards.metrics(),
+            **reader.metrics(),
             **self._device_metrics(),
         }
 
@@ -272,6 +272,17 @@ class Loader:
             sample=torch.from_numpy(raw.samples.sample),
             step=self._step,
         )
+
+
+def chunk_cache(config: LoaderConfig, *, remote: bool) -> ChunkCache | None:
+    """Where compressed chunks are kept; `auto` keeps those of a store, as the page cache keeps
+    files. None: nowhere on the host."""
+    if config.cache.startswith(DISK):
+        folder = config.cache.removeprefix(DISK)
+        return DiskCache(folder, config.cache_bytes, config.cache_policy)
+    if config.cache == "host" or (config.cache == "auto" and remote):
+        return ChunkCache(config.cache_bytes, config.cache_policy)
+    return None
 
 
 def _usable(device: torch.device) -> torch.device:

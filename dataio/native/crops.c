@@ -59,8 +59,22 @@ static int find_chunks(Crop *crop, PyObject *offsets, PyObject *sizes, Py_ssize_
     return found;
 }
 
-/* read_crop(fd or list, offsets, sizes, first, shape, chunk, start, out, kind, itemsize, mode,
-   rescale, scratch) -> (chunk, code, detail, ns of reading, bytes read); see chunks/decode.py. */
+/* Where the chunks lie in memory that holds their shard, each at its own offset. */
+static int point_to(Crop *crop, const Py_buffer *memory, Py_ssize_t n) {
+    for (Py_ssize_t i = 0; i < n; i++) {
+        uint64_t size = (uint64_t)crop->sizes[i], end = (uint64_t)memory->len;
+        if (size > end || (size && crop->offsets[i] > end - size)) {
+            PyErr_SetString(PyExc_ValueError, "a chunk lies beyond the memory of its shard");
+            return 0;
+        }
+        crop->stored[i] = (const uint8_t *)memory->buf + (size ? crop->offsets[i] : 0);
+        crop->read_bytes += (long long)size;
+    }
+    return 1;
+}
+
+/* read_crop(fd, list, or buffer of the shard, offsets, sizes, first, shape, chunk, start, out, kind,
+   itemsize, mode, rescale, scratch) -> (chunk, code, detail, ns of reading, bytes read); see chunks/decode.py. */
 static PyObject *read_crop(PyObject *self, PyObject *args) {
     (void)self;
     PyObject *source, *offsets, *sizes, *out_object, *rescale;
@@ -69,7 +83,7 @@ static PyObject *read_crop(PyObject *self, PyObject *args) {
     const char *kind;
     Crop crop = {.fd = -1, .asked = 0};
     Cast *cast = &crop.cast;
-    Py_buffer tables[2] = {{0}, {0}}, out = {0}, scratch = {0}, *views = NULL;
+    Py_buffer tables[2] = {{0}, {0}}, out = {0}, scratch = {0}, memory = {0}, *views = NULL;
     if (!PyArg_ParseTuple(args, "OOOn(iii)(iii)(iii)OsiiOw*", &source, &offsets, &sizes, &first,
                           &shape[0], &shape[1], &shape[2], &chunk[0], &chunk[1], &chunk[2],
                           &start[0], &start[1], &start[2], &out_object, &kind, &cast->size,
@@ -116,6 +130,11 @@ static PyObject *read_crop(PyObject *self, PyObject *args) {
         for (Py_ssize_t i = 0; i < n; i++)
             crop.stored[i] = views[i].buf, own_sizes[i] = views[i].len;
         crop.sizes = own_sizes;
+    } else if (PyObject_CheckBuffer(source)) {
+        if (PyObject_GetBuffer(source, &memory, PyBUF_SIMPLE) ||
+            !find_chunks(&crop, offsets, sizes, first, shape, n, tables, own_sizes, own_offsets) ||
+            !point_to(&crop, &memory, n))
+            goto done;
     } else {
         crop.fd = PyObject_AsFileDescriptor(source);
         if (crop.fd < 0 ||
@@ -135,6 +154,7 @@ done:
     PyMem_Free(crop.runs);
     for (int i = 0; i < 2; i++)
         if (tables[i].obj) PyBuffer_Release(&tables[i]);
+    if (memory.obj) PyBuffer_Release(&memory);
     if (out.obj) PyBuffer_Release(&out);
     PyBuffer_Release(&scratch);
     return result;

@@ -1,6 +1,7 @@
 """Boxes of voxels from a corpus: corpus (opening one), datasets (which volumes, and how often),
-shards (where bytes come from), which are local_shards, remote_shards and host_cache, table_watch
-(whether they are the open table's still), shard_reader (chunks to voxels), normalisation,
+shards (where bytes come from), which are local_shards and remote_shards, table_watch (whether they
+are the open table's still), stored_array (a row of the table), kept_shard, chunk_cache and
+disk_cache (what was read and is kept), shard_reader (chunks to voxels), normalisation,
 whole_volume.
 """
 

@@ -3,6 +3,7 @@
 import errno
 import os
 import threading
+from bisect import bisect_right
 from collections import OrderedDict
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from mim3d.dataio.errors import CorpusError
 from mim3d.dataio.reader.table_watch import TableFolder, TableWatch
 
 GAP_BYTES = 4096
+NOTHING = np.empty(0, np.uint8)
 OPEN_FILES = 256
 
 
@@ -95,19 +97,28 @@ class LocalShards:
         `nbytes` is the shard's size as the chunk table has it; another size, or a file that is
         gone or may not be read, raises CorpusError.
         """
-        file = self.open_file(path, nbytes)
-        runs = coalesce(offsets, sizes, GAP_BYTES)
-        buffer = self._buffer(sum(run[1] for run in runs))
-        window = buffer.data
-        views: list[np.ndarray] = [buffer] * len(offsets)
-        at = 0
-        for offset, length, members in runs:
-            self._fill(file, path, window[at : at + length], offset)
-            for i in members:
-                begin = at + offsets[i] - offset
-                views[i] = buffer[begin : begin + sizes[i]]
-            at += length
+        runs = self.runs(path, nbytes, offsets, sizes)
+        views: list[np.ndarray] = [NOTHING] * len(offsets)
+        starts = [begin for begin, _ in runs]
+        for i, (offset, size) in enumerate(zip(offsets, sizes, strict=True)):
+            begin, data = runs[bisect_right(starts, offset) - 1]
+            views[i] = data[offset - begin : offset - begin + size]
         return views
+
+    def runs(
+        self, path: str, nbytes: int, offsets: list[int], sizes: list[int]
+    ) -> list[tuple[int, np.ndarray]]:
+        """The same with what little lies between: where runs of bytes begin, and their bytes."""
+        file = self.open_file(path, nbytes)
+        wanted = coalesce(offsets, sizes, GAP_BYTES)
+        buffer = self._buffer(sum(length for _, length, _ in wanted))
+        window, at = buffer.data, 0
+        found = []
+        for offset, length, _ in wanted:
+            self._fill(file, path, window[at : at + length], offset)
+            found.append((offset, buffer[at : at + length]))
+            at += length
+        return found
 
     def close(self) -> None:
         """Close every file; a later read opens again."""
@@ -117,9 +128,6 @@ class LocalShards:
     def watch(self, table: ChunkTable) -> None:
         """Ask at every opening whether the shard is still the one that the table tells of."""
         self._watch = TableWatch(table, TableFolder(self.root))
-
-    def forget(self, path: str, offsets: list[int]) -> None:
-        """Nothing to forget: every read asks the file."""
 
     def has_room(self) -> bool:
         """No: the system reads ahead by itself, and the page cache keeps it."""

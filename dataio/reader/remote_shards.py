@@ -13,6 +13,7 @@ from mim3d.dataio.corpus.names import OWN, TABLE, own_key
 from mim3d.dataio.corpus.replacing import REPLACING
 from mim3d.dataio.errors import CorpusError, StoreError
 from mim3d.dataio.reader.local_shards import mending
+from mim3d.dataio.reader.shards import Run, sliced
 from mim3d.dataio.reader.table_watch import TableWatch, table_in
 from mim3d.dataio.remote.fetcher import Fetcher, RefusedError, UnavailableError
 from mim3d.dataio.remote.limits import RemoteLimits
@@ -85,23 +86,24 @@ class RemoteShards:
     ) -> list[np.ndarray]:
         """Return the ranges of shard `path` as uint8 arrays, in order; all are asked for at once,
         or were when they were announced."""
-        wanted = np.array(offsets, np.int64), np.array(sizes, np.int64)
-        ticket = self._landed(path, *wanted)
-        found, runs = ticket.arrays(), ticket.runs
-        ends = (runs.begins + [len(each) for each in found]).tolist()
-        self._check(path, at_once=ends != runs.ends.tolist())
-        begins, views = runs.begins.tolist(), []
-        for begin, end, there in zip(begins, runs.ends.tolist(), ends, strict=True):
-            if there != end:
-                raise CorpusError(
-                    f"{self.address}/{path}: has {there - begin} of {end - begin} bytes at "
-                    f"{begin}; the chunk table says the shard has {nbytes}: "
-                    f"{mending(self.address)}"
-                )
-        for run, offset, size in zip(runs.of.tolist(), offsets, sizes, strict=True):
-            at = offset - begins[run]
-            views.append(found[run][at : at + size])
-        return views
+        return sliced(self.runs(path, nbytes, offsets, sizes), offsets, sizes)
+
+    def runs(self, path: str, nbytes: int, offsets: list[int], sizes: list[int]) -> list[Run]:
+        """The same with what was read between: where runs of bytes begin, and their bytes."""
+        ticket = self._landed(path, np.array(offsets, np.int64), np.array(sizes, np.int64))
+        runs = list(zip(ticket.runs.begins.tolist(), ticket.arrays(), strict=True))
+        short = [
+            (begin, len(data), end - begin)
+            for (begin, data), end in zip(runs, ticket.runs.ends.tolist(), strict=True)
+            if len(data) != end - begin
+        ]
+        self._check(path, at_once=bool(short))
+        for begin, there, wanted in short:
+            raise CorpusError(
+                f"{self.address}/{path}: has {there} of {wanted} bytes at {begin}; the chunk table "
+                f"says the shard has {nbytes}: {mending(self.address)}"
+            )
+        return runs
 
     def has_room(self) -> bool:
         """Whether readings to come should be announced now."""
@@ -143,9 +145,6 @@ class RemoteShards:
         except (obstore.exceptions.BaseError, OSError):
             return ""
         return f"{found['size']} {found['e_tag']} {found['last_modified']}"
-
-    def forget(self, path: str, offsets: list[int]) -> None:
-        """Nothing to forget: every read asks the store."""
 
     def own(self, name: str) -> str:
         """Key of one of the corpus' own files, by where its table lies."""

@@ -9,14 +9,14 @@ import os
 import threading
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from functools import partial
 from numbers import Real
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from mim3d.dataio.chunks.boxes import box_chunks, plan_box
+from mim3d.dataio.chunks.boxes import plan_box
 from mim3d.dataio.chunks.decode import (
     BAD_CRC,
     CAST_TARGETS,
@@ -37,8 +37,11 @@ from mim3d.dataio.chunks.decode import (
 from mim3d.dataio.corpus.chunk_table import ChunkTable
 from mim3d.dataio.errors import ChunkError, CorpusError
 from mim3d.dataio.geometry import Triple
-from mim3d.dataio.reader.local_shards import LocalShards, cut_short, mending
+from mim3d.dataio.reader.chunk_cache import ChunkCache
+from mim3d.dataio.reader.kept_shard import OpenForBoth
+from mim3d.dataio.reader.local_shards import LocalShards, OpenFile, cut_short, mending
 from mim3d.dataio.reader.shards import Shards
+from mim3d.dataio.reader.stored_array import Box, StoredArray, stored_array
 
 Flip = tuple[bool, bool, bool]
 
@@ -54,37 +57,25 @@ class Request(NamedTuple):
     fill: tuple[float, ...]
 
 
-# 64-bit integers are narrowed by now; corpora made before hold some.
-DTYPES = frozenset(["|u1", "|i1", "<u2", "<i2", "<u4", "<i4", "<u8", "<i8", "<f2", "<f4", "<f8"])
 NO_FLIP = (False, False, False)
 NOTHING = np.empty(0, np.uint8)
-
-
-@dataclass(frozen=True)
-class StoredArray:
-    """One row of the chunk table in Python types: cheaper to reuse than numpy records."""
-
-    row: int
-    dtype: np.dtype
-    channels: int
-    shape: Triple
-    chunk: Triple
-    first_chunk: int
-    chunks_per_channel: int
-    path: str
-    nbytes: int
-    sizes: np.ndarray | None
-    """Stored bytes of all chunks, where the table has nothing else."""
 
 
 class ShardReader:
     """Reads boxes of any array of a corpus; safe for many threads.
 
-    `read_s`, `decode_s` and `bytes_read` add up over all threads.
+    `shards` is where bytes come from, `cache` what keeps them. `read_s`, `decode_s` and
+    `bytes_read` add up over all threads.
     """
 
-    def __init__(self, table: ChunkTable, root: str | Path, shards: Shards | None = None) -> None:
-        self.table = table
+    def __init__(
+        self,
+        table: ChunkTable,
+        root: str | Path,
+        shards: Shards | None = None,
+        cache: ChunkCache | None = None,
+    ) -> None:
+        self.table, self.cache = table, cache
         self.shards: Shards = LocalShards(Path(root)) if shards is None else shards
         if table.identity:
             self.shards.watch(table)
@@ -92,6 +83,7 @@ class ShardReader:
         self.bytes_read = 0
         self._arrays: dict[int, StoredArray] = {}
         self._by_chunk: set[int] = set()
+        self._asked: dict[Box, np.ndarray] = {}
         self._local = threading.local()
 
     def array(self, row: int) -> StoredArray:
@@ -100,7 +92,7 @@ class ShardReader:
         known = self._arrays.get(row)
         if known is None:
             self.table.check_sizes(row)
-            known = self._arrays[row] = _stored_array(self.table, row)
+            known = self._arrays[row] = stored_array(self.table, row)
         return known
 
     def read_box(
@@ -147,36 +139,58 @@ class ShardReader:
         return out
 
     def close(self) -> None:
-        """Close files and connections."""
+        """Close files and connections, and let go of what was kept in memory."""
         self.shards.close()
+        if self.cache is not None:
+            self.cache.clear()
+
+    def metrics(self) -> dict[str, float]:
+        """What was kept, and what was asked of a store."""
+        kept = {} if self.cache is None else self.cache.metrics()
+        return {**kept, **self.shards.metrics()}
 
     def announce(self, row: int, start: Triple, size: Triple) -> None:
         """Have the chunks of a box fetched that will be read; what is wrong is told by reading."""
         try:
             array = self.array(row)
             for channel in range(array.channels):
-                self.announce_chunks(array, _chunks(array, channel, start, size))
+                self.announce_chunks(array, array.chunks(channel, start, size))
         except CorpusError:
             return
 
     def announce_chunks(self, array: StoredArray, chunks: np.ndarray) -> None:
         """The same of chunks that `stored` will be asked for."""
         offsets, sizes = self._ranges(array, chunks)
-        chosen = np.flatnonzero(sizes)
-        if len(chosen):
-            wanted = offsets[chosen].astype(np.int64), sizes[chosen]
-            self.shards.announce(array.path, *wanted)
+        wanted = sizes > 0
+        held = None if self.cache is None else self.cache.find(array)
+        if held is not None:
+            wanted &= ~held.kept.present[chunks]
+        if not wanted.any():
+            return
+        if self.cache is not None:
+            self._asked[array.box_of(chunks)] = wanted[sizes > 0]
+        self.shards.announce(array.path, offsets[wanted].astype(np.int64), sizes[wanted])
+
+    def withdraw(self) -> None:
+        """What was announced and not read will not be."""
+        self._asked.clear()
+        self.shards.withdraw()
 
     def stored(self, array: StoredArray, chunks: np.ndarray) -> tuple[np.ndarray, list[np.ndarray]]:
         """Those of `chunks` (ascending numbers in the array) that are stored, and their bytes."""
         offsets, sizes = self._ranges(array, chunks)
         chosen = np.flatnonzero(sizes)
-        sizes = sizes[chosen]
-        views = []
-        if len(chosen):
-            wanted = offsets[chosen].tolist(), sizes.tolist()
+        ranges = offsets[chosen].astype(np.int64), sizes[chosen]
+        cache, views = self.cache, []
+        read = partial(self.shards.runs, array.path, array.nbytes)
+        if len(chosen) and cache is None:
+            wanted = (each.tolist() for each in ranges)
             views = self.shards.read(array.path, array.nbytes, *wanted)
-        self.bytes_read += int(sizes.sum())
+        elif len(chosen) and cache is not None:
+            asked = self._asked.pop(array.box_of(chunks), None)
+            held = cache.find(array) or cache.hold(array, *self.table.ranges(array.row))
+            views = cache.through(held, chunks[chosen], ranges, read, asked)
+        self.bytes_read += int(ranges[1].sum())
         return chunks[chosen], views
 
     def _ranges(self, array: StoredArray, chunks: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -220,18 +234,19 @@ class ShardReader:
         """
         grid = array.shape, array.chunk, start
         first = channel * array.chunks_per_channel
-        file = self.shards.open_file(array.path, array.nbytes)
+        file = self._whole(array, channel, start, _size(target))
         if file is not None:
+            source = file if isinstance(file, memoryview) else file.fd
             if array.sizes is not None:
-                stored = Stored(file.fd, array.sizes, first)
+                stored = Stored(source, array.sizes, first)
             else:
-                offsets, sizes = self._ranges(array, _chunks(array, channel, start, _size(target)))
-                stored = Stored(file.fd, sizes, offsets=offsets)
+                offsets, sizes = self._ranges(array, array.chunks(channel, start, _size(target)))
+                stored = Stored(source, sizes, offsets=offsets)
             done = read_crop(stored, grid, target, array.dtype, rescale)
             self.bytes_read += done.nbytes
         else:
             began = time.perf_counter()
-            chunks = _chunks(array, channel, start, _size(target))
+            chunks = array.chunks(channel, start, _size(target))
             present, views = self.stored(array, chunks)
             frames = [NOTHING] * len(chunks)
             for place, view in zip(np.searchsorted(chunks, present).tolist(), views, strict=True):
@@ -243,15 +258,34 @@ class ShardReader:
             return done
         if done.code == UNSUPPORTED:
             return None
+        if self.cache is not None and file is not None and again:
+            self.cache.drop(array)  # whatever befell what was kept: storage is asked
+            return self._read_by_loop(array, channel, start, target, rescale, again=False)
         if done.code == IO_ERROR:
             raise CorpusError(f"{self._file(array)}: cannot be read: {os.strerror(done.detail)}")
         if done.code == SHORT_FILE:
             raise cut_short(self._file(array), done.detail, array.nbytes, self.table.root)
-        number = int(_chunks(array, channel, start, _size(target))[done.chunk])
+        number = int(array.chunks(channel, start, _size(target))[done.chunk])
         problem = self._damage(array, number)
         if problem is None and done.code == BAD_CRC and again:
             return self._read_by_loop(array, channel, start, target, rescale, again=False)
         raise self.chunk_error(array, number, problem or ValueError("its lz4 frame is not valid"))
+
+    def _whole(
+        self, array: StoredArray, channel: int, start: Triple, size: Triple
+    ) -> OpenFile | OpenForBoth | memoryview | None:
+        """A file or memory that has all chunks of a box at their offsets, if there is one."""
+        cache = self.cache
+        if cache is None:
+            return self.shards.open_file(array.path, array.nbytes)
+        held = cache.find(array)
+        if held is None or not held.covers(array, channel, start, size):
+            return None
+        key = array.box(channel, start, size)
+        if key in self._asked:  # what is under way for it is to be taken in
+            return None
+        cache.count(key.n, 0)
+        return cache.source(array, held)
 
     def _damage(self, array: StoredArray, chunk: int) -> ValueError | None:
         """What the checksum finds wrong with a chunk's bytes, asked for anew; None: nothing."""
@@ -265,8 +299,8 @@ class ShardReader:
 
     def _forget(self, array: StoredArray, chunk: int) -> None:
         """Have no cache keep a chunk that is damaged: storage may hold, or get, a sound one."""
-        offsets, _ = self._ranges(array, np.array([chunk]))
-        self.shards.forget(array.path, offsets.tolist())
+        if self.cache is not None:
+            self.cache.forget(array, np.array([chunk]))
 
     def _read_by_chunk(
         self,
@@ -277,7 +311,7 @@ class ShardReader:
         rescale: Rescale | None,
     ) -> float:
         """Fill the target by numcodecs and numpy; seconds of it spent reading."""
-        chunks = _chunks(array, channel, start, _size(target))
+        chunks = array.chunks(channel, start, _size(target))
         plan = plan_box(array.shape, array.chunk, start, _size(target))
         began = time.perf_counter()
         present, views = self.stored(array, chunks)
@@ -339,50 +373,9 @@ def _size(target: np.ndarray) -> Triple:
     return z, y, x
 
 
-def _chunks(array: StoredArray, channel: int, start: Triple, size: Triple) -> np.ndarray:
-    """Numbers in the array of the chunks of one channel that a box meets."""
-    inside = box_chunks(array.shape, array.chunk, start, size)
-    return inside + channel * array.chunks_per_channel
-
-
 def _through(rescale: Rescale | None, value: float, dtype: np.dtype) -> float | np.generic:
     """One stored value as it comes out."""
     if rescale is None:
         return value
     changed = rescale.apply(np.array([value], np.float32))
     return (to_bfloat16(changed) if dtype == np.uint16 else changed)[0]
-
-
-def _stored_array(table: ChunkTable, row: int) -> StoredArray:
-    record = table.arrays[row]
-    name = bytes(record["dtype"]).decode()
-    dtype = np.dtype(name)
-    if dtype.str not in DTYPES:
-        raise CorpusError(f"{table.shard_path(row)}: dtype {name} is none of {sorted(DTYPES)}")
-    shape, chunk = _triple(record["shape"]), _triple(record["chunk"])
-    per_channel = int(np.prod([-(-n // c) for n, c in zip(shape, chunk, strict=True)]))
-    channels = int(record["channels"])
-    if per_channel * channels != int(record["n_chunks"]):
-        raise CorpusError(
-            f"{table.shard_path(row)}: the table has {record['n_chunks']} chunks, shape {shape} "
-            f"with chunks of {chunk} and {channels} channels needs {per_channel * channels}"
-        )
-    first, n = int(record["first_chunk"]), per_channel * channels
-    sizes = np.asarray(table.chunks)[first : first + n]
-    return StoredArray(
-        row,
-        dtype,
-        channels,
-        shape,
-        chunk,
-        first,
-        per_channel,
-        table.shard_path(row),
-        int(record["shard_bytes"]),
-        sizes if sizes.dtype.str in ("<u2", "<u4") else None,
-    )
-
-
-def _triple(values: np.ndarray) -> Triple:
-    z, y, x = (int(value) for value in values)
-    return z, y, x

@@ -1,11 +1,26 @@
 """What every place that compressed bytes come from can do."""
 
+from collections.abc import Sequence
 from typing import Protocol
 
 import numpy as np
 
 from mim3d.dataio.corpus.chunk_table import ChunkTable
 from mim3d.dataio.reader.local_shards import OpenFile
+
+Run = tuple[int, np.ndarray]
+"""First byte in a shard, and the bytes from there on."""
+
+
+def sliced(runs: Sequence[Run], offsets: list[int], sizes: list[int]) -> list[np.ndarray]:
+    """Ascending ranges out of the runs that hold them."""
+    views, at = [], 0
+    for offset, size in zip(offsets, sizes, strict=True):
+        while offset >= runs[at][0] + len(runs[at][1]):
+            at += 1
+        begin, data = runs[at]
+        views.append(data[offset - begin : offset - begin + size])
+    return views
 
 
 class Shards(Protocol):
@@ -19,6 +34,10 @@ class Shards(Protocol):
         self, path: str, nbytes: int, offsets: list[int], sizes: list[int]
     ) -> list[np.ndarray]:
         """Ranges of one shard as uint8 arrays, valid until the calling thread reads again."""
+        ...
+
+    def runs(self, path: str, nbytes: int, offsets: list[int], sizes: list[int]) -> list[Run]:
+        """The same with what lies between: where each run of bytes begins, and its bytes."""
         ...
 
     def has_room(self) -> bool:
@@ -35,10 +54,6 @@ class Shards(Protocol):
 
     def metrics(self) -> dict[str, float]:
         """Totals so far, by name."""
-        ...
-
-    def forget(self, path: str, offsets: list[int]) -> None:
-        """Chunks turned out damaged: none of them may be kept, the next read asks storage."""
         ...
 
     def watch(self, table: ChunkTable) -> None:

@@ -166,6 +166,7 @@ NOT_IDENTITY = (
 gradient accumulation, see `identity_of`)."""
 HOW_DATA_ARRIVE = (
     *("corpus", "cache", "cache_bytes", "cache_policy", "threads", "prefetch", "held_out_crops"),
+    *("remote_requests", "remote_bytes"),
 )
 """Fields of `data` that a resumed run may change."""
 OFF = {"held_out": 0.0, "held_out_subjects": [], "nodes": 1, "node_rotation": 0.0}

@@ -38,7 +38,7 @@ class HeldOut:
         self.loader = Loader(
             config.data.corpus,
             dataclasses.replace(
-                drawn, augment=drawn.augment if contrastive else "none", cache="host", shares=()
+                drawn, augment=drawn.augment if contrastive else "none", cache="auto", shares=()
             ),
             rank=ranks.rank,
             world=ranks.world,

@@ -44,7 +44,7 @@ SIZES = {
     "h": (1280, 32, 16),
 }
 """Width, depth and heads of the encoder by name."""
-LOADER = LoaderConfig(augment="auto", cache="host", threads=2)
+LOADER = LoaderConfig(augment="auto", cache="auto", threads=2)
 """What the recipes begin with: compressed chunks stay in memory, crops are augmented."""
 MIM_METHODS: dict[str, MethodConfig] = {
     "mae": MAEConfig(loss="l1", normalise_target=False),

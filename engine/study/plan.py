@@ -200,7 +200,7 @@ def pretrain_config(
                 normalise=config.data.normalise,
                 augment="auto" if contrastive else plan.mim_augment,
                 snap=plan.snap,
-                cache="host",
+                cache="auto",
                 cache_bytes=4 << 30,
             ),
         ),

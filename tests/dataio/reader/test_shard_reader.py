@@ -16,8 +16,8 @@ from mim3d.bench.corpora import anatomy_like, corpus_of
 from mim3d.dataio.corpus.conversion import Conversion
 from mim3d.dataio.errors import ChunkError, CorpusError
 from mim3d.dataio.reader import local_shards as shard_files
+from mim3d.dataio.reader.chunk_cache import ChunkCache
 from mim3d.dataio.reader.corpus import Corpus
-from mim3d.dataio.reader.host_cache import HostCache
 from mim3d.dataio.reader.local_shards import LocalShards, coalesce
 from mim3d.dataio.reader.shard_reader import ShardReader
 
@@ -220,11 +220,23 @@ class Garbled:
             views[0][20] ^= 4
         return views
 
+    def runs(self, path, nbytes, offsets, sizes):
+        return list(zip(offsets, self.read(path, nbytes, offsets, sizes), strict=True))
+
     def watch(self, table):
         pass
 
-    def forget(self, path, offsets):
+    def has_room(self):
+        return False
+
+    def announce(self, path, offsets, sizes):
         pass
+
+    def withdraw(self):
+        pass
+
+    def metrics(self):
+        return {}
 
     def close(self):
         self.sound.close()
@@ -234,12 +246,12 @@ class Garbled:
 def test_bytes_garbled_on_their_way_are_asked_for_again(own_corpus, cached):
     want = oracle(own_corpus, 0)
     storage = Garbled(own_corpus.root)
-    shards = HostCache(storage, 1 << 26) if cached else storage
-    reader = ShardReader(own_corpus.table, own_corpus.root, shards)
+    cache = ChunkCache(1 << 26) if cached else None
+    reader = ShardReader(own_corpus.table, own_corpus.root, storage, cache)
     storage.times = 1
     np.testing.assert_array_equal(reader.read_box(0, (0, 0, 0), (40, 40, 40)), want)
-    if cached:
-        shards.forget(own_corpus.table.shard_path(0), own_corpus.table.ranges(0)[0].tolist())
+    if cache is not None:
+        cache.clear()
     storage.times = 4
     with pytest.raises(ChunkError, match="crc32c"):
         reader.read_box(0, (0, 0, 0), (40, 40, 40))
@@ -253,8 +265,7 @@ def test_a_damaged_chunk_does_not_stay_in_the_cache(own_corpus):
     spoilt = bytearray(sound)
     spoilt[int(own_corpus.table.ranges(0)[0][1]) + 9] ^= 1
     file.write_bytes(bytes(spoilt))
-    shards = HostCache(LocalShards(own_corpus.root), 1 << 26)
-    reader = ShardReader(own_corpus.table, own_corpus.root, shards)
+    reader = ShardReader(own_corpus.table, own_corpus.root, cache=ChunkCache(1 << 26))
     for _ in range(2):
         with pytest.raises(ChunkError, match="x 1"):
             reader.read_box(0, (0, 0, 0), (40, 40, 40))

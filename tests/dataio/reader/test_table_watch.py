@@ -12,8 +12,8 @@ from mim3d.dataio.convert.upkeep import remove
 from mim3d.dataio.corpus.names import own_file
 from mim3d.dataio.corpus.replacing import REPLACING, note_replacing
 from mim3d.dataio.errors import CorpusError, CorpusWarning
+from mim3d.dataio.reader.chunk_cache import ChunkCache
 from mim3d.dataio.reader.corpus import Corpus
-from mim3d.dataio.reader.host_cache import HostCache
 from mim3d.dataio.reader.local_shards import LocalShards
 from mim3d.dataio.reader.shard_reader import ShardReader
 from mim3d.dataio.sources.source import Source
@@ -38,7 +38,8 @@ def place(tmp_path) -> Path:
 def reader(corpus: Path, cached: bool = False) -> ShardReader:
     opened = Corpus.open(corpus)
     shards = LocalShards(opened.root)
-    return ShardReader(opened.table, opened.root, HostCache(shards, 1 << 20) if cached else shards)
+    cache = ChunkCache(1 << 20) if cached else None
+    return ShardReader(opened.table, opened.root, shards, cache)
 
 
 @pytest.mark.parametrize("cached", [False, True])

@@ -1,0 +1,222 @@
+"""Compressed chunks kept in memory or on a local disk, so that what fits is read once.
+
+An epoch visits every volume once in random order, and against such a scan the least recently used
+bytes are the worst to drop: a corpus a little larger than the budget would never hit. So what came
+in stays (`keep`), and the share of hits is the share of the corpus that fits; `lru` is there for
+skewed sampling (weights, few subjects), and drops whole shards.
+
+A shard keeps its layout: each chunk lies at its own offset, so a box whose chunks are all there is
+decoded as from a local file, at the cost of one look at a small grid. What was read between chunks
+to save requests is kept with them.
+"""
+
+import threading
+import warnings
+from collections import OrderedDict
+from collections.abc import Callable, Sequence
+
+import numpy as np
+
+from mim3d.dataio.errors import CorpusWarning, Mim3dError
+from mim3d.dataio.geometry import Triple
+from mim3d.dataio.reader.kept_shard import PAGE, Kept, MemoryShard, OpenForBoth
+from mim3d.dataio.reader.shards import Run, sliced
+from mim3d.dataio.reader.stored_array import StoredArray
+
+POLICIES = ("keep", "lru")
+NOTHING = np.empty(0, np.uint8)
+Make = Callable[[StoredArray, np.ndarray], Kept]
+
+
+class Held:
+    """One shard in the cache: its bytes, and which of them are there."""
+
+    def __init__(
+        self, array: StoredArray, kept: Kept, offsets: np.ndarray, sizes: np.ndarray
+    ) -> None:
+        self.kept, self.offsets, self.ends = kept, offsets, offsets + sizes
+        self.grid = kept.present.reshape(array.channels, *array.grid)
+        self.pages = np.zeros(-(-array.nbytes // PAGE), bool)
+        tables = self.offsets.nbytes + self.ends.nbytes + self.pages.nbytes
+        self.used = kept.used + tables
+
+    def covers(self, array: StoredArray, channel: int, start: Triple, size: Triple) -> bool:
+        """Whether all chunks that a box meets are there."""
+        return bool(self.grid[channel][array.places(start, size)].all())
+
+    def mark(self, begin: int, end: int) -> None:
+        """Chunks within these bytes are there from now on."""
+        first = int(np.searchsorted(self.offsets, begin, "left"))
+        last = int(np.searchsorted(self.ends, end, "right"))
+        if first < last:
+            self.kept.mark(slice(first, last), there=True)
+
+
+class ChunkCache:
+    """Shards as far as they were read, at most `budget` bytes of them.
+
+    `make` says where a shard is kept (`absent` marks chunks that it does not have). Safe for many
+    threads. `hits` and `misses` count chunks, `evicted` shards; `used_bytes` counts memory as the
+    system gives it, in pages, and what says which chunks are there.
+    """
+
+    def __init__(self, budget: int, policy: str = "keep", make: Make | None = None) -> None:
+        if policy not in POLICIES:
+            raise Mim3dError(f"cache_policy={policy!r} is none of: {', '.join(POLICIES)}")
+        self.budget, self.policy = budget, policy
+        self.hits = self.misses = self.evicted = self.used_bytes = 0
+        self._make: Make = make or (lambda array, absent: MemoryShard(array.nbytes, absent))
+        self._shards: OrderedDict[str, Held] = OrderedDict()
+        self._lock = threading.Lock()
+
+    def find(self, array: StoredArray) -> Held | None:
+        """A shard of which something may be there."""
+        held = self._shards.get(array.name)
+        if held is not None and self.policy == "lru":
+            with self._lock:
+                if array.name in self._shards:
+                    self._shards.move_to_end(array.name)
+        return held
+
+    def hold(self, array: StoredArray, offsets: np.ndarray, sizes: np.ndarray) -> Held | None:
+        """Begin to keep a shard, whose chunks have these offsets and sizes; None without room."""
+        with self._lock:
+            held = self._shards.get(array.name)
+            if held is not None:
+                return held
+            try:
+                kept = self._make(array, np.asarray(sizes) == 0)
+            except OSError as error:
+                self._give_up(error)
+                return None
+            held = Held(array, kept, offsets.astype(np.int64), sizes)
+            if not self._room(held.used, held):
+                return None
+            self.used_bytes += held.used
+            self._shards[array.name] = held
+            return held
+
+    def through(
+        self,
+        held: Held | None,
+        chunks: np.ndarray,
+        ranges: tuple[np.ndarray, np.ndarray],
+        read: Callable[[list[int], list[int]], list[Run]],
+        asked: np.ndarray | None = None,
+    ) -> list[np.ndarray]:
+        """Bytes of stored chunks of a shard, which have these offsets and sizes (`ranges`).
+
+        What is not there is `read` and kept as far as there is room. `asked` says which chunks
+        were announced: what is under way is taken in, even if it came another way meanwhile.
+        """
+        there = np.zeros(len(chunks), bool)
+        views = [NOTHING] * len(chunks)
+        if held is not None:
+            there = held.kept.present[chunks]
+            for place in np.flatnonzero(there if asked is None else there & ~asked).tolist():
+                try:
+                    views[place] = held.kept.view(int(ranges[0][place]), int(ranges[1][place]))
+                except OSError:  # another thread or process removed the file
+                    there[place] = False
+        first = ~there if asked is None else asked
+        for chosen in (first, ~there & ~first):
+            places = np.flatnonzero(chosen).tolist()
+            if not places:
+                continue
+            wanted = ranges[0][chosen].tolist(), ranges[1][chosen].tolist()
+            runs = read(*wanted)
+            for place, view in zip(places, sliced(runs, *wanted), strict=True):
+                views[place] = view
+            if held is not None:
+                self.admit(held, runs)
+        self.count(int(there.sum()), int((~there).sum()))
+        return views
+
+    def admit(self, held: Held, runs: Sequence[Run]) -> None:
+        """Keep what was read, as far as there is room."""
+        for begin, data in runs:
+            end = begin + len(data)
+            pages = slice(begin // PAGE, -(-end // PAGE))
+            with self._lock:
+                cost = PAGE * int(np.count_nonzero(~held.pages[pages]))
+                if not self._room(cost, held):
+                    continue
+                held.pages[pages] = True
+                held.used += cost
+                self.used_bytes += cost
+            try:
+                held.kept.write(begin, data)
+                held.mark(begin, end)
+            except FileNotFoundError:
+                return  # another thread or process removed it
+            except OSError as error:
+                self._give_up(error)
+                return
+
+    def source(self, array: StoredArray, held: Held) -> memoryview | OpenForBoth | None:
+        """What the loop in C reads of a shard; None where its file is gone."""
+        try:
+            return held.kept.source
+        except OSError:
+            self.drop(array)
+            return None
+
+    def drop(self, array: StoredArray) -> None:
+        """Forget a shard: what was kept of it is not what was written."""
+        with self._lock:
+            held = self._shards.pop(array.name, None)
+            if held is not None:
+                held.kept.remove()
+                self.used_bytes -= held.used
+
+    def forget(self, array: StoredArray, chunks: np.ndarray) -> None:
+        """Chunks turned out damaged: the next reading asks storage again."""
+        held = self._shards.get(array.name)
+        if held is not None:
+            held.kept.mark(chunks, there=False)
+
+    def count(self, hits: int, misses: int) -> None:
+        """Count chunks that were there, and that were not."""
+        with self._lock:
+            self.hits += hits
+            self.misses += misses
+
+    def clear(self) -> None:
+        """Let go of everything; files stay for the next to come."""
+        with self._lock:
+            self._shards.clear()
+            self.used_bytes = 0
+
+    def metrics(self) -> dict[str, float]:
+        """Hits and misses in chunks, evictions in shards, and bytes in use."""
+        return {
+            "cache_hits": float(self.hits),
+            "cache_misses": float(self.misses),
+            "cache_evicted": float(self.evicted),
+            "cache_bytes": float(self.used_bytes),
+        }
+
+    def _room(self, cost: int, wanting: Held) -> bool:
+        """Whether so many bytes fit, after evictions where the policy has them."""
+        if cost > self.budget:
+            return False
+        while self.policy == "lru" and self.used_bytes + cost > self.budget:
+            name = next((k for k, held in self._shards.items() if held is not wanting), None)
+            if name is None:
+                return False
+            evicted = self._shards.pop(name)
+            evicted.kept.remove()
+            self.used_bytes -= evicted.used
+            self.evicted += 1
+        return self.used_bytes + cost <= self.budget
+
+    def _give_up(self, error: OSError) -> None:
+        """Keep nothing more, and say so: what is wanted is read from storage."""
+        self.budget = 0
+        where, why = error.filename or "the cache", error.strerror or error
+        remedy = "make room, or name another folder" if error.filename else "lower cache_bytes"
+        warnings.warn(
+            f"{where}: no more chunks can be kept ({why}), reading goes on without; {remedy}",
+            CorpusWarning,
+            stacklevel=3,
+        )
