@@ -1,11 +1,15 @@
 """The volumes that crops are read from, and the crops that every contestant reads."""
 
+import sys
+import zlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
 from nibabel import nifti1
+from nibabel.filebasedimages import ImageFileError
+from nibabel.spatialimages import HeaderDataError
 
 from mim3d.dataio.geometry import Triple
 from mim3d.dataio.loader.loader import LoaderConfig
@@ -33,13 +37,29 @@ def random_crops(shapes: Sequence[tuple[int, ...]], n: int, snap: int, first: in
 
 
 def found_volumes(folder: Path) -> list[np.ndarray]:
-    """Images of a folder that a crop fits into, no label maps; ValueError where there are none."""
+    """Images of a folder that a crop fits into, no label maps; ValueError where there are none.
+
+    A file that cannot be read is left out, and said on stderr.
+    """
     names = sorted(folder.rglob("*.npy")) + sorted(folder.rglob("*.nii*"))
-    large = [v for v in map(voxels_of, names) if v.ndim == 3 and min(v.shape) >= max(CROP)]
+    large = [
+        v
+        for v in map(readable, names)
+        if v is not None and v.ndim == 3 and min(v.shape) >= max(CROP)
+    ]
     images = [v for v in large if len(np.unique(v[::7, ::7, ::7])) > MOST_CLASSES]
     if not images:
         raise ValueError(f"{folder}: no image of at least {CROP} among {len(names)} files")
     return images
+
+
+def readable(file: Path) -> np.ndarray | None:
+    """Its voxels, or None where nibabel and numpy do not read them."""
+    try:
+        return voxels_of(file)
+    except (HeaderDataError, ImageFileError, OSError, EOFError, ValueError, zlib.error) as why:
+        print(f"{file}: left out: {why}", file=sys.stderr)
+        return None
 
 
 def voxels_of(file: Path) -> np.ndarray:

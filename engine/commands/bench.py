@@ -22,6 +22,7 @@ QUICK = {
     "kernels": "--size tiny --rounds 2",
     "optim": "--steps 2 --rounds 2",
     "step": "--steps 2 --rounds 2 --warmup 1",
+    "views": "--crop 32 --batches 1 --rounds 2",
 }
 """Small work, to see that every stage runs; its figures are compared with nothing."""
 HELP = (

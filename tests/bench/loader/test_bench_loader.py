@@ -18,6 +18,8 @@ def test_real_files_are_measured_and_label_maps_left_out(tmp_path, capsys):
     Nifti1Image(image.T, np.eye(4)).to_filename(tmp_path / "mr.nii.gz")
     np.save(tmp_path / "labels.npy", (image > 500).astype(np.uint8))
     np.save(tmp_path / "small.npy", image[:50])
+    (tmp_path / "cut.nii.gz").write_bytes((tmp_path / "mr.nii.gz").read_bytes()[:5000])
+    (tmp_path / "none.nii").write_bytes(bytes(352))
     options = ["--data", str(tmp_path), "--rounds", "1", "--crops", "8", "--work", str(tmp_path)]
     figures = main(options).figures
     assert figures["volumes"] == [{"shape": [97, 112, 100], "dtype": "int16"}]
@@ -29,7 +31,9 @@ def test_real_files_are_measured_and_label_maps_left_out(tmp_path, capsys):
     assert figures["reader_over"]["mim3d reader, snap 16"] == 1
     assert figures["ratios"]["mim3d loader"]["resolved"] is False  # of one round
     assert figures["chunks_per_crop"]["decoded"] == figures["chunks_per_crop"]["touched"] > 200
-    told = capsys.readouterr().out
+    told, complaints = capsys.readouterr()
+    assert "cut.nii.gz: left out" in complaints
+    assert "none.nii: left out" in complaints
     assert "mim3d loader, bf16" in told
     assert "unresolved: one round tells nothing" in told
 

@@ -5,6 +5,7 @@ import pytest
 from mim3d.bench.convert.stage import ConvertBench
 from mim3d.bench.kernels.stage import KernelsBench
 from mim3d.bench.loader.stage import LoaderBench
+from mim3d.bench.loader.views import ViewsBench
 from mim3d.bench.step.optim import OptimBench
 from mim3d.bench.step.options import StepBench
 from mim3d.engine.commands import bench
@@ -18,6 +19,7 @@ OPTIONS = {
     "kernels": KernelsBench,
     "optim": OptimBench,
     "step": StepBench,
+    "views": ViewsBench,
 }
 
 
