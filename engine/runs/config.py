@@ -6,7 +6,7 @@ from typing import Literal
 
 from mim3d.engine.errors import ConfigError
 
-Format = Literal["safetensors", "monai-unetr", "monai-swinunetr", "nnunet"]
+Format = Literal["safetensors", "monai-vit", "monai-unetr", "monai-swinunetr", "nnunet"]
 Axes = Literal["xyz", "zyx"]
 CHANNELS = re.compile(r"(\d+|-)(,(\d+|-))*")
 """A choice of a source's channel, or of their mean, for each of a run's."""

@@ -1,6 +1,7 @@
 """Encoder weights in the forms other libraries load.
 
     safetensors        the weights under our names, with a JSON card
+    monai-vit          state dict of monai.networks.nets.ViT, any patch size and depth
     monai-unetr        state dict of monai.networks.nets.UNETR: its `vit.*` tensors
     monai-swinunetr    state dict of monai.networks.nets.SwinUNETR: its `swinViT.*` tensors
     nnunet             a .pth with nnssl's adaptation plan, see nnunet_form.py
@@ -33,6 +34,7 @@ from mim3d.engine.runs.encoder_file import (
     tuples,
 )
 from mim3d.engine.runs.files import file_sha256
+from mim3d.engine.runs.model_card import MUST, model_card
 from mim3d.engine.runs.nnunet_form import write_nnunet
 
 UNETR_PATCH, UNETR_DEPTH = (16, 16, 16), 12
@@ -46,6 +48,10 @@ class Exported:
     weights: Path
     card: Path
     tensors: int
+    readme: Path
+    """The card for people, with the code that loads the weights."""
+    must_set: dict[str, Any]
+    """Arguments of the other library's network without which tensors are lost."""
 
 
 def export_encoder(
@@ -80,6 +86,7 @@ def export_encoder(
         shutil.copyfile(source, target)
         return finish(target, {**card, "weights": target.name}, len(load_names(target)))
     makers: dict[str, Callable[..., tuple[dict[str, Tensor], dict[str, Any]]]] = {
+        "monai-vit": vit_form,
         "monai-unetr": unetr_form,
         "monai-swinunetr": swinunetr_form,
     }
@@ -93,7 +100,9 @@ def finish(target: Path, card: dict[str, Any], tensors: int) -> Exported:
     file = target.with_suffix(".json")
     card = {**card, "weights": target.name, "weights_sha256": file_sha256(target)}
     file.write_text(json.dumps(card, indent=2) + "\n")
-    return Exported(target, file, tensors)
+    readme = target.with_suffix(".md")
+    readme.write_text(model_card(json.loads(file.read_text()), target.name), encoding="utf-8")
+    return Exported(target, file, tensors, readme, card.get(MUST, {}))
 
 
 def load_names(weights: Path) -> list[str]:
@@ -106,41 +115,77 @@ def load_names(weights: Path) -> list[str]:
 
 def provenance(card: dict[str, Any]) -> dict[str, Any]:
     """What of a card stays true in another form."""
-    dropped = {"format", "kind", "vit", "swin", "resenc", "weights", "weights_sha256"}
+    dropped = {"format", "kind", "swin", "resenc", "weights", "weights_sha256"}
     return {key: value for key, value in card.items() if key not in dropped}
 
 
-def unetr_form(
-    run: str | Path, card: dict[str, Any], axes: Axes
-) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Tensors for UNETR's `vit` and the arguments that build it."""
-    encoder = load_encoder(run)
-    config = encoder.config
+def plain_vit(run: str | Path, card: dict[str, Any], form: str) -> ViT3D:
+    """The encoder, which must be the transformer that MONAI has; ConfigError for another."""
     if card["kind"] == "primus":
         raise ConfigError(
-            f"{run} holds a Primus, whose rotary positions and gated MLPs MONAI's UNETR has not: "
-            "export it as nnunet or safetensors"
+            f"{run} holds a Primus, whose rotary positions and gated MLPs MONAI's networks have "
+            "not: export it as nnunet or safetensors"
         )
-    if config.patch_size != UNETR_PATCH or config.depth != UNETR_DEPTH:
+    if card["kind"] == "resenc":
         raise ConfigError(
-            f"{run} has vit.patch_size {config.patch_size} and vit.depth {config.depth}; MONAI's "
-            f"UNETR is built for {UNETR_PATCH} and {UNETR_DEPTH}. Export as safetensors, or "
-            "fine-tune with `mim3d finetune`, whose decoder takes any"
+            f"{run} holds a U-Net's encoder, and {form} is a plain ViT's: export it as nnunet or "
+            "safetensors"
         )
-    size = config.crop_size if axes == "zyx" else config.crop_size[::-1]
+    return load_encoder(run)
+
+
+def vit_form(
+    run: str | Path, card: dict[str, Any], axes: Axes
+) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Tensors of MONAI's ViT and the arguments that build it."""
+    encoder = plain_vit(run, card, "monai-vit")
+    config = encoder.config
+    patch = config.patch_size if axes == "zyx" else config.patch_size[::-1]
     arguments = {
+        **vit_arguments(config, axes),
+        "patch_size": patch,
+        "num_layers": config.depth,
+        "classification": False,
+    }
+    described = {
+        "loads_into": "monai.networks.nets.ViT",
+        "arguments": arguments,
+        MUST: {"qkv_bias": True, "proj_type": "conv"},
+        "expected_missing": ["blocks.*cross_attn*"],
+    }
+    return monai_vit(encoder, axes), described
+
+
+def vit_arguments(config: ViTConfig, axes: Axes) -> dict[str, Any]:
+    """What MONAI's ViT and UNETR take alike."""
+    return {
         "in_channels": config.channels,
-        "img_size": size,
+        "img_size": config.crop_size if axes == "zyx" else config.crop_size[::-1],
         "hidden_size": config.width,
         "mlp_dim": int(config.width * config.mlp_ratio),
         "num_heads": config.heads,
         "proj_type": "conv",
         "qkv_bias": True,
     }
+
+
+def unetr_form(
+    run: str | Path, card: dict[str, Any], axes: Axes
+) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Tensors for UNETR's `vit` and the arguments that build it."""
+    encoder = plain_vit(run, card, "monai-unetr")
+    config = encoder.config
+    if config.patch_size != UNETR_PATCH or config.depth != UNETR_DEPTH:
+        raise ConfigError(
+            f"{run} has vit.patch_size {config.patch_size} and vit.depth {config.depth}; MONAI's "
+            f"UNETR is built for {UNETR_PATCH} and {UNETR_DEPTH}. Export as monai-vit, or "
+            "fine-tune with `mim3d finetune`, whose decoder takes any"
+        )
     tensors = {f"vit.{name}": tensor for name, tensor in monai_vit(encoder, axes).items()}
     described = {
         "loads_into": "monai.networks.nets.UNETR",
-        "arguments": arguments,
+        "arguments": vit_arguments(config, axes),
+        MUST: {"qkv_bias": True, "proj_type": "conv"},
         "expected_missing": ["encoder*", "decoder*", "out*", "vit.blocks.*cross_attn*"],
     }
     return tensors, described

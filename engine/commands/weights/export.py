@@ -12,14 +12,18 @@ from mim3d.engine.runs.config import Axes, Format
 
 DESCRIPTION = """Write a pretrained encoder for other libraries.
 
-safetensors keeps our names; monai-unetr and monai-swinunetr fit MONAI's UNETR and SwinUNETR
-(load with strict=False, or with mim3d.engine.runs.export.load_exported, which checks the names).
+safetensors keeps our names; monai-vit, monai-unetr and monai-swinunetr fit MONAI's ViT, UNETR and
+SwinUNETR (load by the code in the Markdown card, which ends with an error where strict=False would
+drop a tensor, or with mim3d.engine.runs.export.load_exported, which does the same).
 nnunet is a checkpoint with adaptation plan (.pth) for nnUNetv2_preprocess_like_nnssl and
 nnUNetv2_train_pretrained: a Primus of a published size and a U-Net with nnU-Net's own trainers (a
 U-Net with its decoder by nnUNetv2_train -pretrained_weights too), a plain ViT with that of
 examples/nnunet.
-A JSON card beside the weights tells where they come from and how to build the network.
+Two cards beside the weights, JSON and Markdown (Hugging Face's form), tell where they come from,
+how a volume must be prepared, and how to build and load the network.
 """
+TURNED = ("monai-unetr", "monai-vit")
+"""Forms whose weights are turned to the x, y, z of MONAI's loaders, if nothing is said."""
 
 
 @dataclass(frozen=True)
@@ -29,11 +33,11 @@ class ExportArgs:
     run: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")]
     """Folder of a finished `mim3d pretrain`, or its encoder.safetensors."""
     format: tyro.conf.Positional[Format]
-    """safetensors, monai-unetr, monai-swinunetr or nnunet."""
+    """safetensors, monai-vit, monai-unetr, monai-swinunetr or nnunet."""
     target: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="DST")]
     """File to write, ending in .safetensors, for nnunet in .pth."""
     axes: Axes | None = None
-    """Order of a volume's axes in the other library; xyz (MONAI's loaders) for monai-unetr."""
+    """Order of a volume's axes in the other library; xyz, as MONAI loads, for its ViT and UNETR."""
 
 
 def main(words: list[str]) -> Outcome:
@@ -43,11 +47,17 @@ def main(words: list[str]) -> Outcome:
     from mim3d.engine.runs.export import export_encoder
     from mim3d.engine.transfer.reference_networks import unet_decoder
 
-    axes: Axes = args.axes or ("xyz" if args.format == "monai-unetr" else "zyx")
+    axes: Axes = args.axes or ("xyz" if args.format in TURNED else "zyx")
     unet = args.format == "nnunet" and read_card(args.run)[1]["kind"] == "resenc"
     decoder = unet_decoder(args.run) if unet else None
     if unet and decoder is None:
         print(f"{args.run} has no checkpoint of the whole U-Net: its encoder goes alone")
     done = export_encoder(args.run, args.format, args.target, axes, decoder)
-    print(f"{done.tensors} tensors in {done.weights}, card {done.card}")
+    print(f"{done.tensors} tensors in {done.weights}, cards {done.card} and {done.readme}")
+    if done.must_set:
+        named = ", ".join(f"{name}={value!r}" for name, value in done.must_set.items())
+        print(
+            f"build the network with {named}, or strict=False drops tensors silently; the code in "
+            f"{done.readme.name} checks that none is lost"
+        )
     return Outcome({"weights": str(done.weights), "tensors": done.tensors, "axes": axes})

@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -71,6 +72,88 @@ def test_monais_swinunetr_computes_the_same_map(tmp_path):
         export_encoder(tmp_path, "monai-swinunetr", tmp_path / "s.safetensors", "xyz")
     with pytest.raises(CheckpointError, match="holds a swin encoder, a vit is needed"):
         load_encoder(tmp_path)
+
+
+@pytest.mark.parametrize("axes", ["xyz", "zyx"])
+def test_monais_vit_computes_the_same_tokens_at_any_patch_size(tmp_path, axes):
+    from monai.networks.nets import ViT
+
+    vit = ViTConfig((16, 24, 32), (4, 8, 16), channels=2, width=24, depth=3, heads=2)
+    torch.manual_seed(1)
+    encoder = ViT3D(vit)
+    for parameter in encoder.parameters():
+        torch.nn.init.normal_(parameter, std=0.3)
+    save_encoder(tmp_path, vit, encoder.state_dict(), {"method": "mae"})
+    done = export_encoder(tmp_path, "monai-vit", tmp_path / "v.safetensors", axes)
+    network = ViT(**json.loads(done.card.read_text())["arguments"]).eval()
+    load_exported(network, done.weights)
+    volume = torch.randn(2, 2, 16, 24, 32)
+    with torch.no_grad():
+        ours = encoder(volume)
+        if axes == "zyx":
+            theirs = network(volume)[0]
+        else:
+            theirs = network(volume.permute(0, 1, 4, 3, 2))[0]
+            theirs = theirs.reshape(2, 2, 3, 4, 24).permute(0, 3, 2, 1, 4).flatten(1, 3)
+    torch.testing.assert_close(theirs, ours, rtol=1e-4, atol=1e-5)
+
+
+def code_of(readme: Path) -> str:
+    """The Python of a card."""
+    return readme.read_text().split("```python\n")[1].split("```")[0]
+
+
+@pytest.mark.parametrize("form", ["safetensors", "monai-unetr", "monai-vit"])
+def test_the_code_in_the_card_loads_the_weights_and_hides_no_dropped_tensor(
+    vit_run, tmp_path, form, monkeypatch, capsys
+):
+    target = tmp_path / "out" / "weights.safetensors"
+    main([str(vit_run), form, str(target)])
+    told = capsys.readouterr().out
+    monkeypatch.chdir(target.parent)
+    code = code_of(target.with_suffix(".md"))
+    names: dict = {}
+    exec(code, names)
+    if form == "safetensors":
+        assert torch.equal(names["encoder"].norm.bias, load_encoder(vit_run).norm.bias)
+        return
+    stored = {name for name, _ in names["network"].named_parameters()}
+    assert any("qkv.bias" in name for name in stored)
+    assert "qkv_bias=True" in told
+    card = json.loads(target.with_suffix(".json").read_text())
+    assert card["must_set"]["qkv_bias"] is True
+    with pytest.raises(AssertionError, match=r"qkv\.bias"):
+        exec(code.replace("qkv_bias=True", "qkv_bias=False"), {})
+
+
+def test_the_swin_card_loads_too(tmp_path, monkeypatch):
+    vit, swin = ViTConfig((32, 32, 64), (16, 16, 16)), SwinConfig(feature_size=12)
+    save_encoder(tmp_path, vit, SwinEncoder(swin, vit).state_dict(), {"method": "simmim"}, swin)
+    monkeypatch.chdir(tmp_path)
+    for form in ("monai-swinunetr", "safetensors"):
+        done = export_encoder(tmp_path, form, tmp_path / f"{form}.safetensors", "zyx")
+        exec(code_of(done.readme), {})
+
+
+def test_the_card_tells_data_recipe_normalisation_spacing_and_hashes(tmp_path):
+    from small_run import make_corpus, small_config
+
+    from mim3d.engine.pretrain.pretrain import run_pretrain
+
+    run_pretrain(small_config(make_corpus(tmp_path), steps=1), tmp_path / "run")
+    done = export_encoder(tmp_path / "run", "safetensors", tmp_path / "e.safetensors", "zyx")
+    text = done.readme.read_text()
+    head = text.split("---")[1]
+    assert "library_name: mim3d" in head
+    assert "- mae" in head
+    card = json.loads(done.card.read_text())
+    for part in ("corpus_sha256", "config_sha256", "weights_sha256", "normalise"):
+        assert card[part] in text, part
+    low, high = (card["scans"][name][0] for name in ("smallest_mm", "largest_mm"))
+    assert f"{low:.4g}" in text
+    assert f"{high:.4g}" in text
+    assert "| orientation | RAS |" in text
+    assert "| crop (z, y, x) | 16 x 16 x 32 |" in text
 
 
 def test_safetensors_is_a_run_file_again(vit_run, tmp_path):
