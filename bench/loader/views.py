@@ -9,6 +9,7 @@ import numpy as np
 import torch
 
 from mim3d.bench.noise import as_json, compared, in_turn, spread
+from mim3d.dataio.finite import MOST_SIZE, refuse_outside
 from mim3d.dataio.geometry import Triple
 from mim3d.dataio.loader.augment import ViewDraws, augmentation, draw_view
 from mim3d.dataio.loader.batch import finish
@@ -41,6 +42,11 @@ class ViewsBench:
     """Interleaved rounds."""
     peers: bool = False
     """Time DALI and MONAI too."""
+
+    def __post_init__(self) -> None:
+        """Counts that can be."""
+        refuse_outside(self, "batch batches rounds", 1)
+        refuse_outside(self, "crop", 1, MOST_SIZE)
 
 
 def main(words: list[str]) -> Outcome:
