@@ -1,5 +1,5 @@
-"""The pretraining run: config, recipes, data; pretrain, held_out, verdict, reconstruction;
-run_folder, lengthening; plan (before a run).
+"""The pretraining run: config, recipes, openmind (its two), data; pretrain, held_out, verdict,
+reconstruction; run_folder, lengthening; plan (before a run).
 """
 
 import lazy_loader

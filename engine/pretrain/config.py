@@ -26,6 +26,7 @@ from mim3d.engine.training.config import (
     LogConfig,
     OptimConfig,
     ScheduleConfig,
+    optim_identity,
     schedule_identity,
 )
 
@@ -185,6 +186,7 @@ def identity_of(stored: dict[str, Any]) -> dict[str, Any]:
         del plain["resenc"]
     plain["data"] = dict(plain["data"])
     plain["schedule"] = schedule_identity(plain["schedule"])
+    plain["optim"] = optim_identity(plain["optim"])
     for key in HOW_DATA_ARRIVE:
         plain["data"].pop(key, None)
     for key, off in OFF.items():

@@ -4,8 +4,8 @@
 `btcv-*` and `brats-*` are the settings of Chen et al. 2023, "Masked image modeling advances 3D
 medical image analysis" (WACV): ViT-B, crops of 96^3, patches of 16, mask ratio 0.75, L1 on raw
 voxels, a decoder 512 wide and 8 deep, AdamW; SimCLR is their contrastive control. `mae-vit-*` are
-plain starting points by size, `primus-*` the same for Primus, `openmind-*` is for corpora of a
-hundred thousand volumes.
+plain starting points by size, `primus-*` and `resenc-*` the same for Primus and the U-Net,
+`openmind-*` are as OpenMind's models were trained.
 """
 
 from collections.abc import Callable
@@ -33,6 +33,7 @@ from mim3d.engine.models.resenc.config import (
 )
 from mim3d.engine.pretrain.config import PretrainConfig, PretrainLog
 from mim3d.engine.pretrain.data import DECIDED_ELSEWHERE, DataConfig
+from mim3d.engine.pretrain.openmind import openmind_primus_m, openmind_resenc
 from mim3d.engine.runs.config import CheckpointConfig
 from mim3d.engine.training.config import OptimConfig, ScheduleConfig
 
@@ -176,8 +177,8 @@ def resenc_plain(masking: Masking) -> PretrainConfig:
     )
 
 
-def openmind() -> PretrainConfig:
-    """ViT-L on 160^3 crops with patches of 8: 8000 tokens, for 100,000 head-and-neck volumes."""
+def mae_vit_l_160() -> PretrainConfig:
+    """ViT-L on 160^3 crops with patches of 8: 8000 tokens, for 100,000 volumes seen 1280 times."""
     base = mae_vit("l", 160, 8)
     return replace(
         base,
@@ -219,7 +220,9 @@ RECIPES: dict[str, Callable[[], PretrainConfig]] = {
     "demo-resenc-sparse-mae": lambda: demo_resenc("sparse"),
     "resenc-s-mae-96": lambda: resenc_plain("dense"),
     "resenc-s-sparse-mae-96": lambda: resenc_plain("sparse"),
-    "openmind-mae-vit-l-160": openmind,
+    "mae-vit-l-160-p8": mae_vit_l_160,
+    "openmind-resenc-mae": openmind_resenc,
+    "openmind-primus-m-mae": openmind_primus_m,
 }
 
 
@@ -234,9 +237,17 @@ MADE_FOR = {
     **dict.fromkeys(("primus-b-simmim-96", "primus-b-simclr-96", "primus-l-mae-160"), 8),
     **dict.fromkeys(("demo-resenc-mae", "demo-resenc-sparse-mae"), 0),
     **dict.fromkeys(("resenc-s-mae-96", "resenc-s-sparse-mae-96"), 1),
-    "openmind-mae-vit-l-160": 64,
+    "mae-vit-l-160-p8": 64,
+    **dict.fromkeys(("openmind-resenc-mae", "openmind-primus-m-mae"), 1),
 }
 """GPUs of 141 GB that batch and cache were chosen for, by `mim3d plan`; 0 is a CPU."""
+
+
+RENAMED = {
+    "openmind-mae-vit-l-160": "mae-vit-l-160-p8, for it sees 64 times the crops that OpenMind's "
+    "published models saw; theirs are openmind-primus-m-mae and openmind-resenc-mae",
+}
+"""Earlier names, and what became of each."""
 
 
 def idle_fields(config: PretrainConfig) -> dict[type, tuple[str, ...]]:
@@ -254,6 +265,8 @@ def idle_fields(config: PretrainConfig) -> dict[type, tuple[str, ...]]:
 
 def recipe(name: str) -> PretrainConfig:
     """The recipe of that name; a ConfigError lists the others."""
+    if name in RENAMED:
+        raise ConfigError(f"recipe {name} is now {RENAMED[name]}")
     if name not in RECIPES:
         raise ConfigError(f"no recipe {name!r}; one of: {', '.join(RECIPES)}")
     return RECIPES[name]()

@@ -14,10 +14,15 @@ class OptimConfig:
 
     impl: Literal["torch", "apex"] = "torch"
     """torch.optim.AdamW(fused=True) and LAMB in torch, or NVIDIA apex's fused kernels."""
-    kind: Literal["adamw", "lamb"] = "adamw"
-    """lamb scales each matrix's update to its norm, for very large batches."""
+    kind: Literal["adamw", "lamb", "sgd"] = "adamw"
+    """lamb scales each matrix's update to its norm, for very large batches; sgd has Nesterov's
+    momentum, as nnU-Net's, and its weight decay is added to the gradient."""
+    momentum: float = 0.99
+    """Share of the last update that sgd keeps."""
+    decays: Literal["matrices", "all"] = "matrices"
+    """Which parameters decay: all but vectors and positions; or all, as in nnssl and nnU-Net."""
     weight_decay: float = 0.05
-    """Decoupled decay of matrices; vectors (norms, biases, tokens) have none."""
+    """Decoupled decay of matrices; vectors (norms, biases, tokens) have none, see decays."""
     beta1: float = 0.9
     """Decay of the first moment."""
     beta2: float = 0.95
@@ -30,9 +35,16 @@ class OptimConfig:
     def __post_init__(self) -> None:
         """Refuse what would diverge, or quietly do something else."""
         refuse_not_finite(self, "optim", ConfigError)
-        if not (0.0 <= self.beta1 < 1.0 and 0.0 <= self.beta2 < 1.0):
+        shares = (self.beta1, self.beta2, self.momentum)
+        if not all(0.0 <= share < 1.0 for share in shares):
             raise ConfigError(
-                f"optim.beta1 {self.beta1} and optim.beta2 {self.beta2} must lie in [0, 1)"
+                f"optim.beta1 {self.beta1}, optim.beta2 {self.beta2} and optim.momentum "
+                f"{self.momentum} must lie in [0, 1)"
+            )
+        if self.kind == "sgd" and (self.impl == "apex" or not self.momentum):
+            raise ConfigError(
+                f"optim.kind sgd with optim.impl {self.impl} and optim.momentum {self.momentum}: "
+                "it has Nesterov's momentum, above 0, and runs on --optim.impl torch"
             )
         least = min(self.weight_decay, self.clip_norm)
         if not (least >= 0.0 and self.eps > 0.0):
@@ -54,6 +66,8 @@ class ScheduleConfig:
     is nnU-Net's (1 - t)^0.9."""
     warmup_steps: int = 100
     """Steps of linear warm-up."""
+    epoch_steps: int = 1
+    """Steps that share a rate, that of their first; nnU-Net's epochs have 250."""
     final_share: float = 0.0
     """Share of the peak that all but constant fall to, where a step more would begin."""
     decay_share: float = 0.2
@@ -62,6 +76,11 @@ class ScheduleConfig:
     def __post_init__(self) -> None:
         """Refuse rates that cannot train."""
         refuse_not_finite(self, "schedule", ConfigError)
+        if self.epoch_steps < 1 or self.warmup_steps % self.epoch_steps:
+            raise ConfigError(
+                f"schedule.epoch_steps {self.epoch_steps} must be at least 1 and divide "
+                f"schedule.warmup_steps {self.warmup_steps}"
+            )
         if not 0.0 <= self.decay_share <= 1.0:
             raise ConfigError(f"schedule.decay_share {self.decay_share} must lie in [0, 1]")
         if not self.lr > 0.0 or not 0.0 <= self.final_share <= 1.0 or self.warmup_steps < 0:
@@ -87,6 +106,16 @@ class ScheduleConfig:
 def schedule_identity(plain: Mapping[str, Any]) -> dict[str, Any]:
     """A schedule's plain values without those that its kind does not heed."""
     later = {"decay_share"} if plain.get("kind") != "wsd" else set()
+    if plain.get("epoch_steps", 1) == 1:  # runs of before have none
+        later |= {"epoch_steps"}
+    return {key: value for key, value in plain.items() if key not in later}
+
+
+def optim_identity(plain: Mapping[str, Any]) -> dict[str, Any]:
+    """An optimiser's plain values without those that its kind does not heed, or that came later."""
+    later = {"momentum"} if plain.get("kind") != "sgd" else set()
+    if plain.get("decays", "matrices") == "matrices":
+        later |= {"decays"}
     return {key: value for key, value in plain.items() if key not in later}
 
 

@@ -1,4 +1,4 @@
-"""AdamW or LAMB over parameter shards: clipping, loss scaling, bad steps; without a host sync.
+"""AdamW, LAMB or SGD over parameter shards: clipping, loss scaling, bad steps; without a host sync.
 
 The optimiser sees each rank's local piece of every parameter as a plain tensor. The gradient's
 norm is reduced over the shard group; the clip factor and the loss scale then go to the fused
@@ -21,7 +21,9 @@ from mim3d.engine.errors import ConfigError
 from mim3d.engine.training.config import OptimConfig
 from mim3d.engine.training.lamb import ShardedLamb
 
-MOMENTS = ("exp_avg", "exp_avg_sq")
+ADAMS = ("exp_avg", "exp_avg_sq")
+MOMENTS = {"adamw": ADAMS, "lamb": ADAMS, "sgd": ("momentum_buffer",)}
+"""What each kind of optimiser keeps of every parameter, as large as it is."""
 POSITIONS = ("pos_embed", "relative_position_bias_table", "register_positions", "register_tokens")
 """Ends of the names of what a model learns about positions, and of tokens of no patch."""
 SCALE_START, SCALE_GROWTH, SCALE_INTERVAL = 2.0**15, 2.0, 1000
@@ -61,7 +63,7 @@ def parameter_groups(
     groups: dict[tuple[bool, float, bool], list[Tensor]] = {}
     for on in (True, False):
         for name, parameter in named.items():
-            if decayed(name, parameter) == on:
+            if (decayed(name, parameter) or config.decays == "all") == on:
                 groups.setdefault((on, lr_scale(name), held(name)), []).append(local[name])
     decay = {True: config.weight_decay, False: 0.0}
     return [
@@ -71,7 +73,7 @@ def parameter_groups(
 
 
 class ShardedOptimiser:
-    """AdamW (torch's or apex's fused) or LAMB (ours or apex's) on a rank's pieces of parameters.
+    """AdamW (torch's or apex's fused), LAMB (ours or apex's) or SGD on a rank's pieces of weights.
 
     Pieces are the local shards of FSDP parameters; a parameter that one rank holds whole is its
     own piece. `lr_scale` gives a parameter's share of the rate, by its name; those that `held`
@@ -98,8 +100,9 @@ class ShardedOptimiser:
         self.steps_done = torch.zeros((), device=self.device)
         for name, piece in self.local.items():
             # The count stands in every state because torch's fused kernel advances it per tensor.
-            count = {} if config.impl == "apex" else {"step": torch.zeros((), device=self.device)}
-            moments = {moment: torch.zeros_like(piece) for moment in MOMENTS}
+            counts = config.impl != "apex" and config.kind != "sgd"
+            count = {"step": torch.zeros((), device=self.device)} if counts else {}
+            moments = {moment: torch.zeros_like(piece) for moment in MOMENTS[config.kind]}
             self.inner.state[self.local[name]] = {**count, **moments}
         start = SCALE_START if scaled else 1.0
         self.loss_scale = torch.full((), start, device=self.device)
@@ -120,6 +123,10 @@ class ShardedOptimiser:
         config = self.config
         common = {"lr": 0.0, "betas": (config.beta1, config.beta2), "eps": config.eps}
         if config.impl == "torch":
+            if config.kind == "sgd":
+                return torch.optim.SGD(
+                    groups, lr=0.0, momentum=config.momentum, nesterov=True, fused=True
+                )
             if config.kind == "lamb":
                 return ShardedLamb(groups, self.group, **common)
             return torch.optim.AdamW(groups, fused=True, **common)
@@ -195,7 +202,7 @@ class ShardedOptimiser:
         }
         with torch.no_grad():
             for name, parameter in self.named.items():
-                for moment in MOMENTS:
+                for moment in MOMENTS[self.config.kind]:
                     piece = self.inner.state[self.local[name]][moment]
                     state[f"optim.{moment}.{name}"] = placed_like(parameter, piece)
         return state
@@ -216,7 +223,8 @@ class ShardedOptimiser:
                 group["step"] = int(self.steps_done)
             return
         for state in self.inner.state.values():
-            state["step"].copy_(self.steps_done)
+            if "step" in state:
+                state["step"].copy_(self.steps_done)
 
 
 BUILD = (

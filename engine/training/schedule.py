@@ -5,6 +5,7 @@ fixed training durations", section 3).
 """
 
 import math
+from dataclasses import replace
 
 from mim3d.engine.training.config import ScheduleConfig
 
@@ -18,6 +19,10 @@ def lr_at(schedule: ScheduleConfig, step: int, steps: int, head_steps: int = 0) 
     In the first `head_steps`, where a head trains alone, it rises to the peak; then the schedule
     begins.
     """
+    if schedule.epoch_steps > 1:
+        length, warmup = schedule.epoch_steps, schedule.warmup_steps
+        schedule = replace(schedule, epoch_steps=1, warmup_steps=warmup // length)
+        step, steps, head_steps = step // length, -(-steps // length), head_steps // length
     if step < head_steps:
         return schedule.lr * (step + 1) / head_steps
     step, steps = step - head_steps, steps - head_steps

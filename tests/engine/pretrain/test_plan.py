@@ -249,7 +249,7 @@ def test_calibration_is_the_median_of_a_runs_second_half(tmp_path):
 
 
 def test_the_command(capsys):
-    outcome = main(["openmind-mae-vit-l-160", "--gpus", "64", "--device", "H100"])
+    outcome = main(["mae-vit-l-160-p8", "--gpus", "64", "--device", "H100"])
     assert outcome.figures["parameters"] > 300e6
     printed = capsys.readouterr().out
     assert "assumed" in printed

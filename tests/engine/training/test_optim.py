@@ -73,6 +73,59 @@ def test_steps_equal_torchs_adamw_with_clipping(ranks):
         torch.testing.assert_close(whole(model)[name], p.detach(), rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.parametrize("one_rank", ["whole", "sharded"])
+@pytest.mark.parametrize("decays", ["all", "matrices"])
+def test_steps_equal_torchs_sgd_with_nesterov_and_clipping(ranks, decays, one_rank):
+    config = OptimConfig(kind="sgd", momentum=0.99, weight_decay=0.1, decays=decays, clip_norm=0.5)
+    model, optimiser = sharded(ranks, config, one_rank=one_rank)
+    plain = make_model()
+    on_vectors = 0.1 if decays == "all" else 0.0
+    groups = [
+        {"params": [p for p in plain.parameters() if p.dim() >= 2], "weight_decay": 0.1},
+        {"params": [p for p in plain.parameters() if p.dim() < 2], "weight_decay": on_vectors},
+    ]
+    sgd = torch.optim.SGD(groups, lr=0.01, momentum=0.99, nesterov=True)
+    for step in range(5):
+        x, lr = torch.randn(3, 6), 0.01 / (step + 1)
+        model(x).square().sum().backward()
+        norm = optimiser.step(lr)
+        plain(x).square().sum().backward()
+        wanted = nn.utils.clip_grad_norm_(plain.parameters(), 0.5)
+        for group in sgd.param_groups:
+            group["lr"] = lr
+        sgd.step()
+        sgd.zero_grad()
+        torch.testing.assert_close(norm, wanted)
+    for name, p in plain.named_parameters():
+        torch.testing.assert_close(whole(model)[name], p.detach(), rtol=1e-5, atol=1e-6)
+
+
+def test_sgd_keeps_its_momentum_and_skips_bad_gradients(ranks):
+    model, optimiser = sharded(ranks, OptimConfig(kind="sgd", weight_decay=3e-5, clip_norm=12.0))
+    model(torch.randn(3, 6)).sum().backward()
+    optimiser.step(0.01)
+    kept = {name: gathered(t).clone() for name, t in optimiser.state_tensors().items()}
+    assert {f"optim.momentum_buffer.{name}" for name in optimiser.named} < set(kept)
+    assert not any("exp_avg" in name for name in kept)
+    weights = whole(model)
+    (model(torch.randn(3, 6)).sum() * float("nan")).backward()
+    optimiser.step(0.01)
+    assert all(torch.equal(whole(model)[name], weights[name]) for name in weights)
+    after = optimiser.state_tensors()
+    for name in optimiser.named:
+        key = f"optim.momentum_buffer.{name}"
+        assert torch.equal(gathered(after[key]), kept[key])
+    assert int(optimiser.bad_total) == 1
+    optimiser.after_load()
+
+
+def test_sgd_is_refused_where_it_cannot_be():
+    with pytest.raises(ConfigError, match=r"runs on --optim\.impl torch"):
+        OptimConfig(kind="sgd", impl="apex")
+    with pytest.raises(ConfigError, match=r"optim\.momentum 1\.0 must lie in \[0, 1\)"):
+        OptimConfig(kind="sgd", momentum=1.0)
+
+
 def test_without_clipping_it_is_bitwise_torchs(ranks):
     model, optimiser = sharded(ranks, OptimConfig(clip_norm=0.0, weight_decay=0.0))
     plain = make_model()
