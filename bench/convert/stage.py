@@ -11,48 +11,22 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 from mim3d.bench.convert.jobs import Measured
+from mim3d.bench.convert.options import ConvertBench
 from mim3d.bench.convert.peers import PEERS
 from mim3d.bench.convert.summary import OWN, SCALING, met, scaling, show, summarise
 from mim3d.bench.convert.table_open import measure_table
 from mim3d.bench.convert.volumes import found_files, make_files, repeated, tiny_file
 from mim3d.bench.other_work import OtherWork
-from mim3d.dataio.finite import refuse_not_finite, refuse_outside
 from mim3d.engine.commands.arguments import parse
 from mim3d.engine.commands.outcome import Outcome
 
 
-@dataclass(frozen=True)
-class ConvertBench:
-    """Arguments of the stage."""
-
-    peers: bool = False
-    """Also run what others would use: zarrs, tensorstore, blosc2, nifti-zarr."""
-    volumes: int = 16
-    """Generated int16 volumes of 256 x 256 x 192, gzip level 6."""
-    source: Path | None = None
-    """A folder of .nii.gz files to use instead of generated ones."""
-    rounds: int = 3
-    """Repetitions; the best of each job counts."""
-    copies: int = 16
-    """How often the files are repeated to compare one worker with two, so that a process's start
-    (0.2 s) is small beside the work; 0 leaves that out."""
-    entries: int = 100_000
-    """Entries of the synthetic chunk table; 0 leaves that part out."""
-
-    def __post_init__(self) -> None:
-        """Counts that can be."""
-        refuse_not_finite(self)
-        refuse_outside(self, "volumes rounds", 1)
-        refuse_outside(self, "copies entries", 0)
-
-
 def main(words: list[str]) -> Outcome:
     """Measure, print the table, return the figures."""
-    args = parse(ConvertBench, words, "mim3d bench convert", __doc__)
+    args = parse(ConvertBench, words, "mim3d bench convert", ConvertBench.__doc__)
     with tempfile.TemporaryDirectory(prefix="mim3d-bench-") as scratch:
         files = found_files(args.source) if args.source else make_files(Path(scratch), args.volumes)
         runs = run_rounds([*OWN, *(PEERS if args.peers else ())], files, args.rounds, Path(scratch))

@@ -3,56 +3,24 @@
 import os
 import shutil
 import tempfile
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
 import torch
 
-from mim3d.bench.corpora import VOLUMES, bench_corpus, many_volumes
+from mim3d.bench.corpora import bench_corpus, many_volumes
 from mim3d.bench.gpu.caches import GpuBench, gpu_table, measure_gpu
 from mim3d.bench.loader.contestants import loading, make_loaders, make_peers, make_readers
 from mim3d.bench.loader.crops import CROP, SHAPE, found_volumes, random_crops
+from mim3d.bench.loader.options import LoaderBench
 from mim3d.bench.loader.rounds import Rates, evict, timed
 from mim3d.bench.loader.table import figures_of, table
 from mim3d.bench.noise import in_turn
 from mim3d.bench.other_work import OtherWork
 from mim3d.bench.sharing import Sharing, sharing_of
-from mim3d.dataio.finite import refuse_not_finite, refuse_outside
 from mim3d.engine.commands.arguments import parse
 from mim3d.engine.commands.outcome import Outcome
-
-
-@dataclass(frozen=True)
-class LoaderBench:
-    """Compare reading of random 96^3 crops, page cache warm and cold.
-
-    One thread each; a rate is the median of `rounds` interleaved rounds with their range, per
-    second of CPU time (all threads of the process) and of wall clock. Ratios are to mim3d's reader
-    at snap 16; one that the rounds do not resolve is called unresolved. With
-    --remote crops are read from a store that takes its time; `mim3d bench loader --remote --help`
-    tells its options.
-    """
-
-    peers: bool = False
-    """Also time blosc2, tensorstore, zarr-python, a memory map and MONAI's CacheDataset."""
-    volumes: int = VOLUMES
-    """Generated int16 volumes of 128 x 192 x 192 voxels (18 % of them air). With few, caches hold
-    them and crops of a batch share chunks."""
-    crops: int = 192
-    """Crops per round: a reader takes 0.1 s for them, of which a loader's start is a small part."""
-    rounds: int = 5
-    """Interleaved rounds."""
-    data: Path | None = None
-    """Folder with .npy (z, y, x) or NIfTI volumes instead of generated ones; label maps and volumes
-    with a side below 96 are left out."""
-    work: Path | None = None
-    """Where to put the stores (a temporary folder otherwise, deleted afterwards)."""
-
-    def __post_init__(self) -> None:
-        """Counts that can be."""
-        refuse_not_finite(self)
-        refuse_outside(self, "volumes crops rounds", 1)
 
 
 def main(words: list[str]) -> Outcome:

@@ -2,14 +2,13 @@
 
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
 
+from mim3d.bench.loader.options import ViewsBench
 from mim3d.bench.noise import as_json, compared, in_turn, spread
-from mim3d.dataio.finite import MOST_SIZE, refuse_outside
 from mim3d.dataio.geometry import Triple
 from mim3d.dataio.loader.augment import ViewDraws, augmentation, draw_view
 from mim3d.dataio.loader.batch import finish
@@ -22,31 +21,6 @@ from mim3d.engine.commands.outcome import Outcome
 KIND = augmentation("contrastive")
 Contestant = Callable[[int], None]
 """Makes so many batches of pairs."""
-
-
-@dataclass(frozen=True)
-class ViewsBench:
-    """Pairs of views a CPU-second: our loops, with --peers DALI's graph and MONAI's transforms.
-
-    Each pair: a random box stretched to the crop, flips, a rotation (3 of 10), a blur (5 of 10),
-    gain, bias, and noise (3 of 10). One thread; contestants take turns.
-    """
-
-    crop: int = 96
-    """Voxels of a side."""
-    batch: int = 4
-    """Crops of a batch."""
-    batches: int = 4
-    """Batches of a round."""
-    rounds: int = 7
-    """Interleaved rounds."""
-    peers: bool = False
-    """Time DALI and MONAI too."""
-
-    def __post_init__(self) -> None:
-        """Counts that can be."""
-        refuse_outside(self, "batch batches rounds", 1)
-        refuse_outside(self, "crop", 1, MOST_SIZE)
 
 
 def main(words: list[str]) -> Outcome:

@@ -4,16 +4,14 @@ import dataclasses
 import statistics
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from mim3d.bench.noise import Compared, as_json, compared, in_turn, spread
-from mim3d.bench.step.options import LR
+from mim3d.bench.step.options import LR, OptimBench
 from mim3d.bench.timing import wait_for
-from mim3d.dataio.finite import refuse_not_finite, refuse_outside
 from mim3d.engine.commands.arguments import parse
 from mim3d.engine.commands.outcome import Outcome
 from mim3d.engine.distributed.parallel import make_mesh, shard_group, shard_model
@@ -27,29 +25,6 @@ OURS = "mim3d, clipped"
 BYTES_PER_PARAMETER = 28
 """Read weight, gradient and two moments, write weight and moments: 7 values of 4 bytes."""
 Update = Callable[[], object]
-
-
-@dataclass(frozen=True)
-class OptimBench:
-    """Time optimiser updates in interleaved rounds; the median round of each counts.
-
-    "clipped" contestants also find the gradient's norm and clip by it, as a training step does.
-    Ratios are by processor time on a CPU and by wall clock on a GPU; both are told.
-    """
-
-    recipe: str = ""
-    """Recipe whose parameters are updated; demo-mae on a CPU and mae-vit-l-128 on a GPU."""
-    steps: int = 10
-    """Updates of a round."""
-    rounds: int = 7
-    """Interleaved rounds."""
-    peers: bool = False
-    """Accepted for the sake of `bench all`: the peers are always timed."""
-
-    def __post_init__(self) -> None:
-        """Counts that can be."""
-        refuse_not_finite(self)
-        refuse_outside(self, "steps rounds", 1)
 
 
 def main(words: list[str]) -> Outcome:

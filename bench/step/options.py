@@ -3,16 +3,18 @@
 import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
 
 from mim3d.dataio.finite import refuse_not_finite, refuse_outside
-from mim3d.engine.distributed.process_group import Ranks
 from mim3d.engine.errors import ConfigError
 from mim3d.engine.models.config import MAEConfig
 from mim3d.engine.pretrain.config import PretrainConfig
 from mim3d.engine.pretrain.recipes import recipe
+
+if TYPE_CHECKING:
+    from mim3d.engine.distributed.process_group import Ranks  # loads torch
 
 LR = 1e-4
 """Rate of every update that is timed."""
@@ -60,7 +62,7 @@ class StepBench:
         refuse_outside(self, "global_batch warmup", 0)
 
 
-def chosen_config(options: StepBench, ranks: Ranks) -> PretrainConfig:
+def chosen_config(options: StepBench, ranks: "Ranks") -> PretrainConfig:
     """The recipe with the batch asked for."""
     config = recipe(options.recipe or default_recipe(ranks))
     if options.peers and not isinstance(config.method, MAEConfig):
@@ -73,6 +75,29 @@ def chosen_config(options: StepBench, ranks: Ranks) -> PretrainConfig:
     return dataclasses.replace(config, global_batch=batch, data=data)
 
 
-def default_recipe(ranks: Ranks) -> str:
+def default_recipe(ranks: "Ranks") -> str:
     """The recipe timed where none is asked for."""
     return "mae-vit-b-96" if ranks.device.type == "cuda" else "demo-mae"
+
+
+@dataclass(frozen=True)
+class OptimBench:
+    """Time optimiser updates in interleaved rounds; the median round of each counts.
+
+    "clipped" contestants also find the gradient's norm and clip by it, as a training step does.
+    Ratios are by processor time on a CPU and by wall clock on a GPU; both are told.
+    """
+
+    recipe: str = ""
+    """Recipe whose parameters are updated; demo-mae on a CPU and mae-vit-l-128 on a GPU."""
+    steps: int = 10
+    """Updates of a round."""
+    rounds: int = 7
+    """Interleaved rounds."""
+    peers: bool = False
+    """Accepted for the sake of `bench all`: the peers are always timed."""
+
+    def __post_init__(self) -> None:
+        """Counts that can be."""
+        refuse_not_finite(self)
+        refuse_outside(self, "steps rounds", 1)

@@ -9,7 +9,6 @@ from typing import Any
 import torch
 
 from mim3d.bench.noise import compared
-from mim3d.dataio.loader.config import Cache
 from mim3d.engine.pretrain.config import PretrainConfig
 
 PARTS = (1, 2, 4)
@@ -25,7 +24,7 @@ class Setting:
 
     grad_accum: int
     threads: int
-    cache: Cache
+    cache: str
     prefetch: int
 
     def words(self) -> list[str]:
@@ -49,7 +48,7 @@ class Setting:
 
 def reading_choices(device: torch.device) -> dict[str, dict[str, Any]]:
     """Threads and caches to try, the cheapest first."""
-    caches: tuple[Cache, ...] = ("none", "host") if device.type == "cpu" else ("host", "device")
+    caches = ("none", "host") if device.type == "cpu" else ("host", "device")
     cores = len(os.sched_getaffinity(0))
     threads = [n for n in THREADS if n <= max(cores, 1)]
     return {

@@ -2,7 +2,9 @@
 
 import importlib
 import sys
+from typing import NoReturn
 
+from mim3d.engine.commands.arguments import parse
 from mim3d.engine.commands.outcome import Outcome
 
 STAGES = {
@@ -16,6 +18,15 @@ STAGES = {
 }
 MODULES = {"optim": "step.optim", "views": "loader.views"}
 """Stages that are not `stage` of a folder of their own."""
+OPTIONS = {
+    "convert": "convert.options.ConvertBench",
+    "loader": "loader.options.LoaderBench",
+    "kernels": "kernels.options.KernelsBench",
+    "optim": "step.options.OptimBench",
+    "step": "step.options.StepBench",
+    "views": "loader.options.ViewsBench",
+}
+"""What each stage is asked for; its help needs nothing else of the stage."""
 QUICK = {
     "convert": "--volumes 2 --copies 2 --entries 1000 --rounds 2",
     "loader": "--volumes 8 --crops 16 --rounds 2",
@@ -61,7 +72,17 @@ def quick(stage: str, options: list[str]) -> list[str]:
 
 def run_stage(name: str, options: list[str]) -> Outcome:
     """Import the stage lazily: nothing but this command reaches into `bench`."""
+    if options in (["-h"], ["--help"]):
+        show_help(name)
     if name == "loader" and "--remote" in options:
         name, options = "remote", [word for word in options if word != "--remote"]
     module = importlib.import_module(f"mim3d.bench.{MODULES.get(name, f'{name}.stage')}")
     return module.main(options)
+
+
+def show_help(name: str) -> NoReturn:
+    """Print a stage's options and leave, without what the stage itself loads."""
+    module, _, kind = OPTIONS[name].rpartition(".")
+    options = getattr(importlib.import_module(f"mim3d.bench.{module}"), kind)
+    parse(options, ["--help"], f"mim3d bench {name}", options.__doc__)
+    raise SystemExit(0)

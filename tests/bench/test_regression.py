@@ -12,14 +12,13 @@ from typing import Any
 import pytest
 
 from mim3d.bench.convert.jobs import Measured
-from mim3d.bench.convert.stage import ConvertBench
+from mim3d.bench.convert.options import ConvertBench
 from mim3d.bench.convert.summary import ratios_by_round
 from mim3d.bench.kernels.cases import OURS
-from mim3d.bench.kernels.stage import KernelsBench
-from mim3d.bench.loader.stage import LoaderBench
+from mim3d.bench.kernels.options import KernelsBench
+from mim3d.bench.loader.options import LoaderBench
 from mim3d.bench.regression import BASELINE, STAGES, changes, main, ratios_of
-from mim3d.bench.step.optim import OptimBench
-from mim3d.bench.step.options import StepBench
+from mim3d.bench.step.options import OptimBench, StepBench
 from mim3d.engine.commands.arguments import parse
 from mim3d.engine.commands.bench import STAGES as COMMANDS
 

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from mim3d.bench.corpora import VOLUMES, bench_corpus, many_volumes
+from mim3d.bench.loader.options import LoaderBench
 from mim3d.bench.sharing import Sharing, chunks_touched, sharing_of
 from mim3d.dataio.loader.loader import Loader, LoaderConfig
 
@@ -17,7 +18,7 @@ def few(tmp_path_factory):
 
 def test_a_bench_has_at_least_64_volumes_and_no_two_are_alike():
     volumes = many_volumes((4, 5, 6))
-    assert len(volumes) == VOLUMES >= 64
+    assert len(volumes) == VOLUMES == LoaderBench().volumes >= 64
     assert len({volume.tobytes() for volume in volumes}) == VOLUMES
 
 

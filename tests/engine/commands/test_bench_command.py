@@ -2,12 +2,10 @@
 
 import pytest
 
-from mim3d.bench.convert.stage import ConvertBench
-from mim3d.bench.kernels.stage import KernelsBench
-from mim3d.bench.loader.stage import LoaderBench
-from mim3d.bench.loader.views import ViewsBench
-from mim3d.bench.step.optim import OptimBench
-from mim3d.bench.step.options import StepBench
+from mim3d.bench.convert.options import ConvertBench
+from mim3d.bench.kernels.options import KernelsBench
+from mim3d.bench.loader.options import LoaderBench, ViewsBench
+from mim3d.bench.step.options import OptimBench, StepBench
 from mim3d.engine.commands import bench
 from mim3d.engine.commands.arguments import parse
 from mim3d.engine.commands.bench import QUICK, STAGES, main, quick

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from mim3d.engine.commands import cli
+from mim3d.engine.commands.bench import STAGES
 from mim3d.engine.commands.outcome import Outcome
 
 
@@ -104,6 +105,7 @@ HEAVY = {"torch", "monai", "matplotlib", "scipy", "nibabel", "triton", "tensorbo
 def test_no_help_waits_for_what_it_does_not_need() -> None:
     """One process asks for every command's help, then tells what it had to load."""
     asked = [*cli.COMMANDS, "pretrain demo-simclr", "finetune swinunetr-96", "compare swin"]
+    asked += [f"bench {stage}" for stage in STAGES]
     script = f"""
 import sys
 from mim3d.engine.commands import cli
