@@ -9,6 +9,7 @@ import tyro
 from mim3d.engine.commands.arguments import parse
 from mim3d.engine.commands.outcome import Outcome
 from mim3d.engine.errors import ConfigError
+from mim3d.engine.models.config import ALSO_SWINS, ViTConfig
 from mim3d.engine.study.config import StudyConfig
 from mim3d.engine.study.recipes import STUDIES, idle_fields, study
 from mim3d.engine.study.variation import NAMES, varied
@@ -41,6 +42,7 @@ def main(words: list[str]) -> Outcome:
         default=StudyArgs(config=config),
         description=description(),
         left_out=idle_fields(config),
+        aliases={ViTConfig: ALSO_SWINS} if config.swin is not None else {},
     )
     from mim3d.engine.analysis.figures import figures_of
     from mim3d.engine.report.report import build_report

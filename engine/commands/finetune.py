@@ -14,6 +14,7 @@ from mim3d.engine.commands.outcome import Outcome
 from mim3d.engine.commands.weights.messages import class_table
 from mim3d.engine.errors import EXIT_USER_ERROR, ConfigError
 from mim3d.engine.finetune.config import RECIPES, FinetuneConfig, idle_fields, input_mismatch
+from mim3d.engine.models.config import ALSO_SWINS, ViTConfig
 
 if TYPE_CHECKING:
     from mim3d.engine.finetune.run_folder import FinetuneResult
@@ -43,6 +44,7 @@ def main(words: list[str]) -> Outcome:
         default=FinetuneArgs(config=config),
         description=description(),
         left_out=idle_fields(config),
+        aliases={ViTConfig: ALSO_SWINS} if config.swin is not None else {},
     )
     if not args.config.data.corpus:
         raise ConfigError("no corpus: set --data.corpus to a folder that `mim3d convert` wrote")

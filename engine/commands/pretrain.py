@@ -11,6 +11,7 @@ from mim3d.engine.commands.arguments import parse
 from mim3d.engine.commands.launching import LaunchArgs, is_first
 from mim3d.engine.commands.outcome import Outcome
 from mim3d.engine.errors import EXIT_USER_ERROR
+from mim3d.engine.models.config import ALSO_SWINS, ViTConfig
 from mim3d.engine.pretrain.config import PretrainConfig
 from mim3d.engine.pretrain.recipes import idle_fields, recipe, recipe_table
 
@@ -93,4 +94,5 @@ def arguments(name: str, config: PretrainConfig, words: Sequence[str]) -> Pretra
         prog=f"mim3d pretrain {name}",
         description=DESCRIPTION.format(recipes=recipe_table().replace("\n", "\n  ")),
         left_out=idle_fields(config),
+        aliases={ViTConfig: ALSO_SWINS} if config.swin is not None else {},
     )

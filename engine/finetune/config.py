@@ -295,10 +295,10 @@ def input_mismatch(config: FinetuneConfig) -> list[str]:
 def idle_fields(config: FinetuneConfig) -> dict[type, tuple[str, ...]]:
     """Fields that decide nothing in a run such as this one, by class: no options of its command."""
     if config.resenc is not None:
-        return {ViTConfig: IDLE_WITH_RESENC, FinetuneConfig: ("feature_size",)}
-    if config.swin is None:
-        return {}
-    return {ViTConfig: IDLE_WITH_SWIN, FinetuneConfig: ("feature_size",)}
+        return {ViTConfig: IDLE_WITH_RESENC, FinetuneConfig: ("feature_size", "drop_path")}
+    if config.swin is not None:
+        return {ViTConfig: IDLE_WITH_SWIN, FinetuneConfig: ("feature_size", "drop_path")}
+    return {FinetuneConfig: ("drop_path",)} if isinstance(config.vit, PrimusConfig) else {}
 
 
 TINY_PRIMUS = PrimusConfig((32, 32, 32), (8, 8, 8), width=96, depth=4, heads=4)

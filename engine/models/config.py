@@ -90,6 +90,8 @@ class ViTConfig:
         return row_width(self.channels, self.patch_size)
 
 
+ALSO_SWINS = {"crop_size": "--swin.crop-size", "channels": "--swin.channels"}
+"""Options of the vit that a Swin has too, as one who sets up a Swin looks for them."""
 IDLE_WITH_SWIN = ("width", "depth", "heads", "mlp_ratio", "position")
 """Fields of the ViT that decide nothing where a Swin encoder stands in its place."""
 

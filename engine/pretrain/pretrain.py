@@ -95,9 +95,9 @@ def run_pretrain(config: PretrainConfig, out: str | Path) -> PretrainResult:
         for remark in [*remarks(config, fit), *(start.lines() if start else [])]:
             shown.note(remark)
         if ranks.first:
-            chosen = subjects.train
-            records = loader.corpus.records
-            keep_trained_on(out, [r for r in records if chosen is None or r.subject in chosen])
+            table = loader.corpus.table
+            drawn = {table.volume_id(int(row)) for row in loader.sampler.volumes}
+            keep_trained_on(out, [one for one in loader.corpus.records if one.id in drawn])
         for record in changed:
             shown.note(change_line(record))
         return train(config, module, Sitting(out, ranks, loader, shown, stop), held_out)

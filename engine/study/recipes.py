@@ -291,6 +291,7 @@ def idle_fields(config: StudyConfig) -> dict[type, tuple[str, ...]]:
         ViTConfig: IDLE_WITH_SWIN,
         PretrainPlan: ("mae",),
         FinetunePlan: ("feature_size",),
+        StudyConfig: ("matching", "flops_of"),
     }
 
 

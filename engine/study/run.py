@@ -37,6 +37,7 @@ from mim3d.engine.study.plan import (
     tuning_cells,
 )
 from mim3d.engine.study.pool import Failures, InProcess, Pool, PoolTask
+from mim3d.engine.study.preflight import refuse_impossible
 from mim3d.engine.study.processes import Processes, default_workers
 
 
@@ -94,6 +95,7 @@ def run_phases(config: StudyConfig, corpus: Corpus, out: Path, pool: Pool) -> St
     classified = "classify" in config.heads
     targets = read_targets(Path(config.data.targets)).by_subject if classified else None
     splits = make_splits(corpus.records, config.data.label, config.data.split, targets)
+    refuse_impossible(config, corpus, splits, out)
     tuning = tuning_cells(config)
     # Cells that wait for no pretraining and no tuning fill the cores beside the pretrainings.
     free = [] if tuning else [c for c in scored_cells(config, {}) if waits_for_nothing(config, c)]

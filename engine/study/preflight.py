@@ -1,0 +1,96 @@
+"""Whether every run of a study can be built, asked before the first one starts.
+
+A crop that an encoder cannot take, a width that no head divides or channels that the corpus lacks
+would otherwise show after hours of other pretrainings.
+"""
+
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+
+from mim3d.dataio.corpus.chunk_table import choose_volumes
+from mim3d.dataio.errors import Mim3dError
+from mim3d.dataio.reader.corpus import Corpus
+from mim3d.engine.errors import ConfigError
+from mim3d.engine.finetune.config import WHOLE_VOLUME, FinetuneConfig
+from mim3d.engine.finetune.encoder import build_encoder
+from mim3d.engine.finetune.network import build_segmentation
+from mim3d.engine.finetune.splits import Splits
+from mim3d.engine.pretrain.config import PretrainConfig
+from mim3d.engine.study.config import StudyConfig, Variant
+from mim3d.engine.study.plan import (
+    encoder_shape,
+    finetune_config,
+    pretrain_config,
+    pretrainings,
+    scored_cells,
+    tuning_cells,
+)
+from mim3d.engine.training.corpus import corpus_fit
+
+SHOWN = 3
+
+
+def refuse_impossible(config: StudyConfig, corpus: Corpus, splits: Splits, out: Path) -> None:
+    """A ConfigError that names the runs which cannot be built, each kind of problem once."""
+    problems: dict[str, str] = {}
+    for name, build in builds(config, corpus, splits, out):
+        try:
+            build()
+        except Mim3dError as error:
+            problems.setdefault(str(error), name)
+    if problems:
+        found = [f"{name}: {why}" for why, name in list(problems.items())[:SHOWN]]
+        more = len(problems) - SHOWN
+        raise ConfigError(
+            "nothing was started, for not all of this study can be run: "
+            + "; ".join(found)
+            + (f"; and {more} more" if more > 0 else "")
+        )
+
+
+def builds(
+    config: StudyConfig, corpus: Corpus, splits: Splits, out: Path
+) -> Iterator[tuple[str, Callable[[], object]]]:
+    """What is to be tried, with the name of a run that needs it."""
+    for variant in dict.fromkeys(config.variants):
+        yield (
+            variant.name or "this study",
+            partial(fit_corpus, config, corpus, splits, variant),
+        )
+    tried: set[object] = set()
+    for wanted in pretrainings(config):
+        made = partial(pretrain_config, config, wanted, splits)
+        yield f"pretraining {wanted.key}", partial(build_pretext, made, tried)
+    for cell in [*tuning_cells(config), *scored_cells(config, {})]:
+        made = partial(finetune_config, config, cell, splits, out)
+        yield f"cell {cell.key}", partial(build_network, made, tried)
+
+
+def fit_corpus(config: StudyConfig, corpus: Corpus, splits: Splits, variant: Variant) -> None:
+    """Whether the subjects that are trained on have the encoder's channels."""
+    rows = choose_volumes(corpus.table, None, splits.pretrain)
+    corpus_fit(corpus.table, encoder_shape(config, variant), rows)
+
+
+def build_pretext(make: Callable[[], PretrainConfig], tried: set[object]) -> None:
+    """A pretext module with its initial weights, each shape once; dropped at once."""
+    config = make()
+    shape = config.method, config.vit, config.swin
+    if shape not in tried:
+        tried.add(shape)
+        config.build()
+
+
+def build_network(make: Callable[[], FinetuneConfig], tried: set[object]) -> None:
+    """The network of a cell from scratch, of two classes, each shape once; dropped at once."""
+    config = replace(make(), init="")
+    shape = config.head, config.vit, config.swin, config.feature_size
+    if shape in tried:
+        return
+    tried.add(shape)
+    if config.head in WHOLE_VOLUME:
+        build_encoder(config)
+    else:
+        build_segmentation(config, 2)
