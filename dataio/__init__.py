@@ -1,7 +1,8 @@
 """NIfTI corpora -> verified sharded Zarr -> batches of crops on the device.
 
 Loose files, which everything here uses: errors, extras (what is installed on request), geometry,
-memory, progress, finite (no NaN in a configuration), waiting (for stores that keep silent).
+memory, progress, finite (no NaN in a configuration), waiting (for stores that keep silent),
+registry (parts by name) and plugins (files that add to them).
 
 Folders, each importing only what stands above it:
     native    the loops in C

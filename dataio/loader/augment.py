@@ -4,13 +4,19 @@ DALI receives them as arguments, so a resumed run, or the same sample on another
 same augmentation. Flips, gain and bias of the crop itself are folded into the reading.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from mim3d.dataio.errors import Mim3dError
 from mim3d.dataio.geometry import Triple
 from mim3d.dataio.loader.counter_random import bits, uniform
+from mim3d.dataio.registry import NameClashError, Registry
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 Range = tuple[float, float]
 # Streams of random numbers, one per parameter; FLIP, SIDE and PLACE take three, one per axis.
@@ -28,6 +34,11 @@ class Augmentation:
     factor from `magnification`; `noise`: chance, with deviation up to `noise_std`. With `per_view`
     flips, gain and bias are drawn for each view, which also has `side`, the length of its random
     resized crop as a share of each axis, and `blur`: chance, with sigma from `sigma`.
+
+    `intensity` is a plugin's own change, after all others: of a view (b, c, z, y, x) float32 on
+    the loader's device and the samples' seeds (b,) uint64, from which alone it draws, so that a
+    sample is the same on any rank and after a resume. It gives a tensor of the same shape, whose
+    voxels stay where they are.
     """
 
     flip: float = 0.0
@@ -43,6 +54,7 @@ class Augmentation:
     side: Range = (1.0, 1.0)
     blur: float = 0.0
     sigma: Range = (0.3, 0.9)
+    intensity: "Callable[[Tensor, np.ndarray], Tensor] | None" = None
 
     def __post_init__(self) -> None:
         for name in ("flip", "rotate", "zoom", "blur", "noise"):
@@ -59,35 +71,41 @@ class Augmentation:
             raise Mim3dError("augmentation blur and side need per_view=True")
 
 
-AUGMENTATIONS = {
-    "none": Augmentation(),
-    "mim": Augmentation(flip=0.5, gain=(0.9, 1.1), bias=(-0.1, 0.1)),
-    "contrastive": Augmentation(
-        flip=0.5,
-        gain=(0.6, 1.4),
-        bias=(-0.4, 0.4),
-        rotate=0.3,
-        degrees=20.0,
-        noise=0.3,
-        noise_std=0.15,
-        per_view=True,
-        side=(0.6, 1.0),
-        blur=0.5,
-    ),
-    "segmentation": Augmentation(
-        flip=0.5,
-        gain=(0.8, 1.2),
-        bias=(-0.2, 0.2),
-        rotate=0.2,
-        degrees=15.0,
-        zoom=0.2,
-        magnification=(1.0, 1.3),
-        noise=0.1,
-        noise_std=0.1,
-    ),
-}
-AUGMENTATIONS["upright"] = replace(AUGMENTATIONS["segmentation"], flip=0.0)
-# Without flips: for structures that are told apart by where they lie, left and right among them.
+_SEGMENTATION = Augmentation(
+    flip=0.5,
+    gain=(0.8, 1.2),
+    bias=(-0.2, 0.2),
+    rotate=0.2,
+    degrees=15.0,
+    zoom=0.2,
+    magnification=(1.0, 1.3),
+    noise=0.1,
+    noise_std=0.1,
+)
+AUGMENTATIONS: Registry[Augmentation] = Registry(
+    "augmentation",
+    {
+        "none": Augmentation(),
+        "mim": Augmentation(flip=0.5, gain=(0.9, 1.1), bias=(-0.1, 0.1)),
+        "contrastive": Augmentation(
+            flip=0.5,
+            gain=(0.6, 1.4),
+            bias=(-0.4, 0.4),
+            rotate=0.3,
+            degrees=20.0,
+            noise=0.3,
+            noise_std=0.15,
+            per_view=True,
+            side=(0.6, 1.0),
+            blur=0.5,
+        ),
+        "segmentation": _SEGMENTATION,
+        # Without flips: for structures that are told apart by where they lie, left and right.
+        "upright": replace(_SEGMENTATION, flip=0.0),
+    },
+)
+AUTOMATIC = "auto"
+"""Stands for contrastive or mim, by the number of views."""
 
 
 @dataclass(frozen=True)
@@ -117,10 +135,19 @@ class ViewDraws:
 
 
 def augmentation(name: str) -> Augmentation:
-    """Look up a named augmentation; Mim3dError lists the names."""
-    if name not in AUGMENTATIONS:
-        raise Mim3dError(f"augment={name!r} is none of: {', '.join(AUGMENTATIONS)}")
-    return AUGMENTATIONS[name]
+    """Look up a named augmentation; an UnknownNameError lists the names."""
+    return AUGMENTATIONS.find(name, "augment")
+
+
+def register_augmentation(name: str, kind: Augmentation) -> None:
+    """Add a plugin's augmentation, which `augment=NAME` then means."""
+    if not isinstance(kind, Augmentation):
+        raise Mim3dError(
+            f"the augmentation {name!r} is a {type(kind).__name__}: give an Augmentation(...)"
+        )
+    if name == AUTOMATIC:
+        raise NameClashError(f"{name!r} is what stands for mim or contrastive: take another name")
+    AUGMENTATIONS.add(name, kind)
 
 
 def draw_flips(kind: Augmentation, seeds: np.ndarray, view: int = 0) -> np.ndarray:

@@ -1,12 +1,17 @@
 """What the loader hands over: tensors of one step, on the device, with where they came from."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from mim3d.dataio.errors import Mim3dError
 from mim3d.dataio.loader.augment import ViewDraws
+
+IntensityChange = Callable[[Tensor, np.ndarray], Tensor]
+"""See Augmentation.intensity."""
 
 
 @dataclass
@@ -33,14 +38,19 @@ class Batch:
         return len(self.sample)
 
 
-def finish(image: torch.Tensor, draws: ViewDraws | None, dtype: str) -> torch.Tensor:
-    """Add each sample's own Gaussian noise in place, unless it has it (draws None), and cast.
+def finish(
+    image: torch.Tensor,
+    draws: ViewDraws,
+    dtype: str,
+    intensity: IntensityChange | None = None,
+    has_noise: bool = False,
+) -> torch.Tensor:
+    """Add each sample's own Gaussian noise in place, unless it has it, a plugin's change, and cast.
 
     DALI draws noise from a generator with a state, ten times slower on a CPU; a generator seeded
     per sample is the same after a resume.
     """
-    for i in [] if draws is None else np.flatnonzero(draws.noise_std):
-        assert draws is not None
+    for i in [] if has_noise else np.flatnonzero(draws.noise_std):
         seed = int(draws.noise_seed[i] >> np.uint64(1))
         generator = torch.Generator(image.device).manual_seed(seed)
         noise = torch.randn(
@@ -50,4 +60,19 @@ def finish(image: torch.Tensor, draws: ViewDraws | None, dtype: str) -> torch.Te
             dtype=image.dtype,  # not torch's default, which a program may change
         )
         image[i].add_(noise, alpha=float(draws.noise_std[i]))
+    if intensity is not None:
+        image = changed(image, draws.noise_seed, intensity)
     return image if dtype == "float32" else image.to(getattr(torch, dtype))
+
+
+def changed(image: Tensor, seeds: np.ndarray, intensity: IntensityChange) -> Tensor:
+    """A view after a plugin's change; a Mim3dError where that gives something else."""
+    shape = image.shape
+    found = intensity(image, seeds)
+    if not isinstance(found, Tensor) or found.shape != shape or found.dtype != torch.float32:
+        kind = f"{found.dtype} {tuple(found.shape)}" if isinstance(found, Tensor) else type(found)
+        raise Mim3dError(
+            f"the augmentation's intensity gave {kind} of a view of torch.float32 {tuple(shape)}: "
+            "it must return a tensor of the same shape and type"
+        )
+    return found

@@ -14,13 +14,12 @@ from mim3d.dataio.finite import (
     refuse_outside,
 )
 from mim3d.dataio.geometry import Triple
-from mim3d.dataio.loader.augment import Augmentation, augmentation
+from mim3d.dataio.loader.augment import AUTOMATIC, Augmentation, augmentation
 from mim3d.dataio.loader.sampler import WEIGHTINGS, Weighting
 from mim3d.dataio.reader.datasets import check_where, parsed_shares
 from mim3d.dataio.reader.normalisation import parse_mode
 from mim3d.dataio.remote.limits import RemoteLimits
 
-Augment = Literal["none", "auto", "mim", "contrastive", "segmentation", "upright"]
 Dtype = Literal["float32", "float16", "bfloat16"]
 CACHES = ("auto", "none", "host", "device")
 DISK = "disk:"
@@ -64,9 +63,10 @@ class LoaderConfig:
     normalise: str = "zscore"
     """zscore: mean and deviation of the foreground, voxels above Otsu's threshold; clip-zscore: of
     the foreground clipped to its 0.5 to 99.5 percentiles; percentile: those of all voxels to -1..1;
-    window:LOW:HIGH: real values to -1..1; none. Each channel by itself."""
-    augment: Augment = "none"
-    """auto is contrastive for two views and mim for one; upright is segmentation without flips."""
+    window:LOW:HIGH: real values to -1..1; none; a plugin's. Each channel by itself."""
+    augment: str = "none"
+    """none, mim, contrastive, segmentation, upright (segmentation without flips), a plugin's; auto
+    is contrastive for two views and mim for one."""
     dtype: Dtype = "float32"
     """Of the crops."""
     cache: str = "auto"
@@ -105,7 +105,6 @@ class LoaderConfig:
             raise Mim3dError(f"seed={self.seed!r} must be a whole number")
         _check_crop_size(self.crop_size)
         _one_of("views", self.views, (1, 2))
-        _one_of("augment", self.augment, get_args(Augment))
         _one_of("dtype", self.dtype, get_args(Dtype))
         _one_of("cache", self.cache, (*CACHES, f"{DISK}FOLDER"), also=_names_folder(self.cache))
         _one_of("cache_policy", self.cache_policy, get_args(CachePolicy))
@@ -126,9 +125,10 @@ class LoaderConfig:
         if self.node_rotation and self.nodes == 1:
             raise Mim3dError(f"node_rotation={self.node_rotation} needs `nodes` above 1")
         parse_mode(self.normalise)
+        kind = self.augmentation
         if self.label is not None and self.views == 2:
             raise Mim3dError("views=2 has no aligned label: drop `label` or use one view")
-        if self.views == 2 and not self.augmentation.per_view:
+        if self.views == 2 and not kind.per_view:
             raise Mim3dError(
                 f"views=2 with augment={self.augment!r}: both views would be drawn as one; use "
                 "augment='contrastive'"
@@ -147,7 +147,7 @@ class LoaderConfig:
     def augmentation(self) -> Augmentation:
         """What `augment` names."""
         automatic = "contrastive" if self.views == 2 else "mim"
-        return augmentation(automatic if self.augment == "auto" else self.augment)
+        return augmentation(automatic if self.augment == AUTOMATIC else self.augment)
 
 
 def _names_folder(cache: str) -> bool:

@@ -202,8 +202,9 @@ class Loader:
     @property
     def _reads_bfloat16(self) -> bool:
         """Whether crops can be rounded while they are read: nothing later wants float32."""
-        noisy = self._job.augmentation.noise
-        return self.config.dtype == "bfloat16" and self._spec.is_direct and not noisy
+        kind = self._job.augmentation
+        changes = kind.noise or kind.intensity is not None
+        return self.config.dtype == "bfloat16" and self._spec.is_direct and not changes
 
     @property
     def _makes_views(self) -> bool:
@@ -260,7 +261,9 @@ class Loader:
     def _batch(self, raw: RawBatch, tensors: list[torch.Tensor]) -> Batch:
         label = tensors.pop() if raw.label is not None else None
         images = [
-            finish(image, None if self._makes_views else view, self.config.dtype)
+            finish(
+                image, view, self.config.dtype, self._job.augmentation.intensity, self._makes_views
+            )
             for image, view in zip(tensors, raw.views, strict=True)
         ]
         return Batch(

@@ -10,8 +10,12 @@ Statistics that would leave one value of a channel are not used: a foreground wi
 gives way to the whole channel, percentiles that coincide (few bright voxels on a flat ground) to
 the extremes. A channel that is one value everywhere, a modality that is missing, stays one value
 (0, but for `none` and `window`).
+
+A plugin adds modes of its own by `register_normalisation`.
 """
 
+import inspect
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -19,11 +23,16 @@ import numpy as np
 from mim3d.dataio.chunks.decode import Rescale
 from mim3d.dataio.corpus.chunk_table import ChunkTable
 from mim3d.dataio.errors import CorpusError, Mim3dError
+from mim3d.dataio.registry import Registry
 
-MODES = ("none", "zscore", "clip-zscore", "percentile", "window:LOW:HIGH")
 LARGEST = float(np.finfo(np.float32).max)
 Column = np.ndarray
 Moments = tuple[Column, Column]
+Scaling = tuple[Column, Column, Column, Column]
+"""Of each channel, in real units: low and high, the range to clip to, centre and unit:
+`out = (clip(real, low, high) - centre) / unit`."""
+Measure = Callable[..., Scaling]
+"""From statistics (a structured array, one row a channel) and the mode's numbers to a Scaling."""
 
 
 @dataclass(frozen=True)
@@ -64,22 +73,40 @@ class Intensities:
         return range(first, first + int(self.n[volume]))
 
 
-def parse_mode(mode: str) -> tuple[str, float, float]:
-    """Split a mode into its name and window; Mim3dError where it is none of MODES."""
-    name, *bounds = str(mode).split(":")
-    if name == "window":
-        try:
-            low, high = (float(bound) for bound in bounds)
-        except ValueError:
-            low = high = 0.0
-        if not -LARGEST <= low < high <= LARGEST:
-            raise Mim3dError(
-                f"normalise={mode!r}: write window:LOW:HIGH with LOW < HIGH, two numbers of float32"
-            )
-        return name, low, high
-    if mode not in MODES:
-        raise Mim3dError(f"normalise={mode!r} is none of: {', '.join(MODES)}")
-    return name, -np.inf, np.inf
+def parse_mode(mode: str) -> tuple[str, tuple[float, ...]]:
+    """Split a mode into its name and its numbers; Mim3dError where it is none of MODES."""
+    name, *given = str(mode).split(":")
+    measure = MODES.find(name, "normalise")
+    try:
+        numbers = tuple(float(number) for number in given)
+        inspect.signature(measure).bind(None, *numbers)
+    except (ValueError, TypeError):
+        numbers = (np.nan,)
+    if not np.isfinite(numbers).all() or not all(abs(number) <= LARGEST for number in numbers):
+        raise Mim3dError(f"normalise={mode!r}: write {usage(name)}, with numbers of float32")
+    if name == "window" and sorted(set(numbers)) != list(numbers):
+        raise Mim3dError(f"normalise={mode!r}: write window:LOW:HIGH with LOW < HIGH")
+    return name, numbers
+
+
+def usage(name: str) -> str:
+    """How a mode is written, such as window:LOW:HIGH."""
+    _, *numbers = inspect.signature(MODES[name]).parameters
+    return ":".join((name, *(number.upper() for number in numbers)))
+
+
+def register_normalisation(name: str, measure: Measure) -> None:
+    """Add a plugin's mode, written NAME or NAME:NUMBER:... by the parameters of `measure`.
+
+    `measure(rows, ...)` is called with the statistics of all channels at once, among them
+    rows["mean"], "std", "minimum", "maximum", "p005", "p995" and foreground_mean, foreground_std.
+    """
+    if not callable(measure) or not inspect.signature(measure).parameters:
+        raise Mim3dError(
+            f"the normalisation {name!r} is no function of the channels' statistics: give one such "
+            "as measure(rows)"
+        )
+    MODES.add(name, measure)
 
 
 def intensities(mode: str, table: ChunkTable, volumes: np.ndarray) -> Intensities:
@@ -87,25 +114,70 @@ def intensities(mode: str, table: ChunkTable, volumes: np.ndarray) -> Intensitie
 
     CorpusError with the remedy where one of them lacks the statistics that the mode needs.
     """
-    name, window_low, window_high = parse_mode(mode)
+    name, numbers = parse_mode(mode)
     _check(name, table, volumes)
     rows, images = _of_channels(table, volumes)
-    low, high = np.full(len(rows), window_low), np.full(len(rows), window_high)
-    if name == "zscore":
-        centre, unit = _foreground_moments(rows)
-    elif name == "clip-zscore":
-        (low, high), (centre, unit) = _clipped(rows)
-    elif name == "none":
-        centre, unit = np.zeros(len(rows)), np.ones(len(rows))
-    else:
-        if name == "percentile":
-            low, high = _range(rows)
-        centre, unit = (high + low) / 2, (high - low) / 2
+    low, high, centre, unit = _columns(name, MODES[name](rows, *numbers), len(rows))
     first = np.full(table.n_volumes, -1, np.int64)
     n = table.n_channels[volumes]
     first[volumes] = np.cumsum(n) - n
     low, high, scale, shift, fill = _on_stored_values(rows, images, (low, high), centre, unit)
     return Intensities(low, high, scale, shift, fill, first, table.n_channels)
+
+
+def _columns(name: str, scaling: Scaling, n: int) -> Scaling:
+    """A scaling of `n` channels as columns of float64; a Mim3dError where a plugin's is none."""
+    try:
+        columns = [np.broadcast_to(_real(np.asarray(column)), n) for column in scaling]
+        low, high, centre, unit = columns
+    except (ValueError, TypeError) as error:
+        raise Mim3dError(
+            f"the normalisation {name!r} gave no low, high, centre and unit for {n} channels "
+            f"({error}): return four arrays of one number a channel"
+        ) from error
+    if np.isnan(np.stack(columns)).any() or not np.isfinite(np.stack([centre, unit])).all():
+        raise Mim3dError(
+            f"the normalisation {name!r} gave NaN or an infinite centre or unit for a channel: "
+            "return finite numbers (low and high may be infinite)"
+        )
+    return low, high, centre, unit
+
+
+def _none(rows: np.ndarray) -> Scaling:
+    n = len(rows)
+    return np.full(n, -np.inf), np.full(n, np.inf), np.zeros(n), np.ones(n)
+
+
+def _zscore(rows: np.ndarray) -> Scaling:
+    n = len(rows)
+    return np.full(n, -np.inf), np.full(n, np.inf), *_foreground_moments(rows)
+
+
+def _clip_zscore(rows: np.ndarray) -> Scaling:
+    (low, high), (centre, unit) = _clipped(rows)
+    return low, high, centre, unit
+
+
+def _percentile(rows: np.ndarray) -> Scaling:
+    low, high = _range(rows)
+    return low, high, (high + low) / 2, (high - low) / 2
+
+
+def _window(rows: np.ndarray, low: float, high: float) -> Scaling:
+    ends = np.full(len(rows), low), np.full(len(rows), high)
+    return *ends, (ends[1] + ends[0]) / 2, (ends[1] - ends[0]) / 2
+
+
+MODES: Registry[Measure] = Registry(
+    "normalisation",
+    {
+        "none": _none,
+        "zscore": _zscore,
+        "clip-zscore": _clip_zscore,
+        "percentile": _percentile,
+        "window": _window,
+    },
+)
 
 
 def largest(values: Intensities, table: ChunkTable, volumes: np.ndarray) -> np.ndarray:

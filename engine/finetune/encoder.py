@@ -6,8 +6,8 @@ from mim3d.engine.errors import ConfigError
 from mim3d.engine.finetune.config import FinetuneConfig
 from mim3d.engine.finetune.seeding import seeded
 from mim3d.engine.models.config import SwinConfig, ViTConfig
-from mim3d.engine.models.encoder import make_encoder
 from mim3d.engine.models.primus.config import PrimusConfig
+from mim3d.engine.models.registry import make_encoder
 from mim3d.engine.models.resenc.config import Backbone
 from mim3d.engine.models.resenc.encoder import ResEncEncoder
 from mim3d.engine.models.swin import SwinEncoder

@@ -5,7 +5,7 @@ what it will not run.
 """
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar, Literal
 
 from mim3d.dataio.finite import MOST_SIZE, refuse_not_finite, refuse_outside
 from mim3d.engine.errors import ConfigError
@@ -134,14 +134,33 @@ class SwinConfig:
         return 16 * self.feature_size
 
 
+@dataclass(frozen=True)
+class MethodConfig:
+    """What a pretext method can be told; each has a class of its own.
+
+    What is known of the method itself stands in class variables, which are no options.
+    """
+
+    name: ClassVar[str] = ""
+    """What the method is called, in its registry and in every run's files."""
+    views: ClassVar[int] = 1
+    """Augmented views of each crop that it is given, 1 or 2."""
+    paints: ClassVar[bool] = False
+    """Whether it has pictures of what it was asked for (`Reconstructs`)."""
+    contrasts: ClassVar[bool] = False
+    """Whether its loss compares the crops of a micro-batch, so that it needs two of them, and how
+    a global batch is parted belongs to the run."""
+
+
 LossKind = Literal["l1", "l2", "smooth_l1"]
 MaskKind = Literal["random", "block", "grid"]
 
 
 @dataclass(frozen=True)
-class MaskConfig:
+class MaskConfig(MethodConfig):
     """Which patches are hidden from the encoder, and how the painted ones are scored."""
 
+    paints: ClassVar[bool] = True
     mask_ratio: float = 0.75
     """Share of patches that are hidden, in (0, 1)."""
     mask_kind: MaskKind = "random"
@@ -176,6 +195,7 @@ class MaskConfig:
 class MAEConfig(MaskConfig):
     """Masked autoencoder (He et al. 2022) on volumes."""
 
+    name: ClassVar[str] = "mae"
     decoder_width: int = 512
     """Features of a decoder token."""
     decoder_depth: int = 8
@@ -204,15 +224,19 @@ class MAEConfig(MaskConfig):
 class SimMIMConfig(MaskConfig):
     """SimMIM (Xie et al. 2022) on volumes."""
 
+    name: ClassVar[str] = "simmim"
     normalise_target: bool = False
     """Subtract the mean of each channel of a hidden patch and divide by its deviation before
     comparing."""
 
 
 @dataclass(frozen=True)
-class SimCLRConfig:
+class SimCLRConfig(MethodConfig):
     """SimCLR (Chen et al. 2020) on volumes, the contrastive control."""
 
+    name: ClassVar[str] = "simclr"
+    views: ClassVar[int] = 2
+    contrasts: ClassVar[bool] = True
     temperature: float = 0.1
     """Divides the cosine similarities."""
     projection_width: int = 128
@@ -234,9 +258,6 @@ class SimCLRConfig:
             )
 
 
-MethodConfig = MAEConfig | SimMIMConfig | SimCLRConfig
-
-
 def method_name(method: MethodConfig) -> str:
-    """mae, simmim or simclr."""
-    return type(method).__name__.removesuffix("Config").lower()
+    """mae, simmim, simclr, or the name of a plugin's."""
+    return method.name

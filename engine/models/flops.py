@@ -5,18 +5,22 @@ and of every weight: three times the forward pass, except the patch embedding, w
 no gradient. Recomputed activations do not count: they are not work the model asked for.
 """
 
+import math
 import re
 from dataclasses import dataclass
+from typing import Any
 
+from mim3d.dataio.registry import resolved
 from mim3d.engine.models.config import (
     MAEConfig,
+    MethodConfig,
     SimCLRConfig,
     SimMIMConfig,
     SwinConfig,
     ViTConfig,
 )
-from mim3d.engine.models.resenc.config import Backbone, ResEncConfig
-from mim3d.engine.models.resenc.flops import decoder_flops, encoder_rest_flops, stem_flops
+from mim3d.engine.models.registry import ENCODERS, EncoderShape, way_of
+from mim3d.engine.models.resenc.flops import decoder_flops
 from mim3d.engine.models.swin import STRIDE, swin_stages
 from mim3d.kernels.masking import n_visible
 
@@ -49,64 +53,80 @@ class CropFlops:
     training: float
 
 
-def crop_flops(method: MAEConfig | SimMIMConfig | SimCLRConfig, vit: ViTConfig) -> CropFlops:
-    """FLOPs of pretraining on one crop; SimCLR's two views count as one crop."""
-    n = vit.n_patches
-    if isinstance(method, MAEConfig):
-        visible = n_visible(n, method.mask_ratio)
-        embed = linear_flops(visible, vit.row_width, vit.width)
-        width = method.decoder_width
-        rest = (
-            vit.depth * vit_block_flops(visible, vit)
-            + linear_flops(visible, vit.width, width)
-            + method.decoder_depth * block_flops(n, width, 4.0)
-            + linear_flops(n - visible, width, vit.channels * vit.patch_voxels)
-        )
-    elif isinstance(method, SimMIMConfig):
-        hidden = n - n_visible(n, method.mask_ratio)
-        embed = linear_flops(n, vit.row_width, vit.width)
-        rest = vit.depth * vit_block_flops(n, vit)
-        rest += linear_flops(hidden, vit.width, vit.channels * vit.patch_voxels)
-    else:
-        embed = 2 * linear_flops(n, vit.row_width, vit.width)
-        rest = 2 * vit.depth * vit_block_flops(n, vit)
-        rest += 2 * linear_flops(1, vit.width, method.projection_hidden)
-        rest += 2 * linear_flops(1, method.projection_hidden, method.projection_width)
+def crop_flops(method: MethodConfig, vit: ViTConfig, backbone: Any = None) -> CropFlops:
+    """FLOPs of pretraining on one crop; a method's two views count as one crop.
+
+    `backbone` is the configuration of an encoder in the ViT's place, such as a SwinConfig.
+    """
+    shape = EncoderShape(vit, backbone)
+    return resolved(way_of(method, shape).flops)(method, shape)
+
+
+def run_flops(method: MethodConfig, vit: ViTConfig, backbone: Any = None) -> float:
+    """Training FLOPs of one crop for whichever encoder a run has."""
+    return crop_flops(method, vit, backbone).training
+
+
+def trained(embed: float, rest: float) -> CropFlops:
+    """Both figures from the forward pass of the patch embedding, and of all the rest."""
     return CropFlops(forward=embed + rest, training=2 * embed + 3 * rest)
 
 
-def run_flops(
-    method: MAEConfig | SimMIMConfig | SimCLRConfig,
-    vit: ViTConfig,
-    backbone: Backbone | None = None,
-) -> float:
-    """Training FLOPs of one crop for whichever encoder a run has."""
-    if backbone is None:
-        return crop_flops(method, vit).training
-    if isinstance(backbone, ResEncConfig):
-        return resenc_flops(method, backbone, vit)
-    swin = backbone
-    views = 2 if isinstance(method, SimCLRConfig) else 1
-    embed, rest = swin_flops(swin, vit)
-    cells = vit.crop_size[0] * vit.crop_size[1] * vit.crop_size[2] // STRIDE**3
-    if isinstance(method, SimCLRConfig):
-        rest += linear_flops(1, swin.width, method.projection_hidden)
-        rest += linear_flops(1, method.projection_hidden, method.projection_width)
+def encoder_parts(shape: EncoderShape) -> tuple[float, float]:
+    """Forward pass of an encoder over every patch of a crop: its patch embedding, and the rest."""
+    return resolved(ENCODERS[shape.kind].flops)(*shape.parts)
+
+
+def mae_flops(method: MAEConfig, shape: EncoderShape) -> CropFlops:
+    """MAE: the encoder over visible patches, the decoder over all."""
+    vit, width = shape.vit, method.decoder_width
+    visible = n_visible(vit.n_patches, method.mask_ratio)
+    rest = (
+        vit.depth * vit_block_flops(visible, vit)
+        + linear_flops(visible, vit.width, width)
+        + method.decoder_depth * block_flops(vit.n_patches, width, 4.0)
+        + linear_flops(vit.n_patches - visible, width, vit.channels * vit.patch_voxels)
+    )
+    return trained(linear_flops(visible, vit.row_width, vit.width), rest)
+
+
+def mae_resenc_flops(method: MAEConfig, shape: EncoderShape) -> CropFlops:
+    """MAE on a U-Net: encoder and decoder over whole maps, whatever is hidden."""
+    embed, rest = encoder_parts(shape)
+    return trained(embed, rest + decoder_flops(shape.backbone, shape.vit, shape.vit.channels))
+
+
+def simmim_flops(method: SimMIMConfig, shape: EncoderShape) -> CropFlops:
+    """SimMIM: the encoder over all patches, a head over hidden ones, or over Swin's cells."""
+    vit = shape.vit
+    embed, rest = encoder_parts(shape)
+    if shape.kind == "swin":
+        cells = math.prod(vit.crop_size) // STRIDE**3
+        head = linear_flops(cells, shape.width, vit.channels * STRIDE**3)
     else:
-        rest += linear_flops(cells, swin.width, vit.channels * STRIDE**3)
-    return views * (2 * embed + 3 * rest)
+        hidden = vit.n_patches - n_visible(vit.n_patches, method.mask_ratio)
+        head = linear_flops(hidden, vit.width, vit.channels * vit.patch_voxels)
+    return trained(embed, rest + head)
 
 
-def resenc_flops(
-    method: MAEConfig | SimMIMConfig | SimCLRConfig, resenc: ResEncConfig, vit: ViTConfig
-) -> float:
-    """Training FLOPs of one crop on a U-Net; of SimCLR both views of the encoder alone."""
-    stem, rest = stem_flops(resenc, vit), encoder_rest_flops(resenc, vit)
-    if not isinstance(method, SimCLRConfig):
-        return 2 * stem + 3 * (rest + decoder_flops(resenc, vit, vit.channels))
-    head = linear_flops(1, resenc.width, method.projection_hidden)
-    head += linear_flops(1, method.projection_hidden, method.projection_width)
-    return 2 * (2 * stem + 3 * (rest + head))
+def simclr_flops(method: SimCLRConfig, shape: EncoderShape) -> CropFlops:
+    """SimCLR: encoder and projection of two views."""
+    embed, rest = encoder_parts(shape)
+    rest += linear_flops(1, shape.width, method.projection_hidden)
+    rest += linear_flops(1, method.projection_hidden, method.projection_width)
+    return trained(method.views * embed, method.views * rest)
+
+
+def unknown_method_flops(method: MethodConfig, shape: EncoderShape) -> CropFlops:
+    """A plugin's method that does not tell: its encoder alone, on every patch of every view."""
+    embed, rest = encoder_parts(shape)
+    return trained(method.views * embed, method.views * rest)
+
+
+def vit_flops(vit: ViTConfig) -> tuple[float, float]:
+    """Forward pass of a transformer: its patch embedding, and all the rest."""
+    n = vit.n_patches
+    return linear_flops(n, vit.row_width, vit.width), vit.depth * vit_block_flops(n, vit)
 
 
 def swin_flops(swin: SwinConfig, vit: ViTConfig) -> tuple[float, float]:
@@ -125,16 +145,9 @@ def swin_flops(swin: SwinConfig, vit: ViTConfig) -> tuple[float, float]:
     return embed, rest
 
 
-def encoder_flops(vit: ViTConfig, backbone: Backbone | None = None) -> CropFlops:
+def encoder_flops(vit: ViTConfig, backbone: Any = None) -> CropFlops:
     """FLOPs of the encoder alone over every patch of a crop, as fine-tuning runs it."""
-    if isinstance(backbone, ResEncConfig):
-        embed, rest = stem_flops(backbone, vit), encoder_rest_flops(backbone, vit)
-    elif backbone is None:
-        embed = linear_flops(vit.n_patches, vit.row_width, vit.width)
-        rest = vit.depth * vit_block_flops(vit.n_patches, vit)
-    else:
-        embed, rest = swin_flops(backbone, vit)
-    return CropFlops(forward=embed + rest, training=2 * embed + 3 * rest)
+    return trained(*encoder_parts(EncoderShape(vit, backbone)))
 
 
 def vit_block_flops(patches: int, vit: ViTConfig) -> float:

@@ -4,8 +4,8 @@ import torch
 from torch import Tensor, nn
 
 from mim3d.engine.models.config import SimMIMConfig, ViTConfig
-from mim3d.engine.models.encoder import make_encoder
 from mim3d.engine.models.masked import MaskedMethod
+from mim3d.engine.models.registry import make_encoder
 from mim3d.engine.models.vit import initialise_linear
 from mim3d.kernels.masking import PatchMasks
 

@@ -12,13 +12,12 @@ from mim3d.engine.errors import ConfigError
 from mim3d.engine.models.config import (
     MAEConfig,
     MethodConfig,
-    SimCLRConfig,
-    SimMIMConfig,
     SwinConfig,
     ViTConfig,
     method_name,
 )
-from mim3d.engine.models.resenc.config import NO_SIMMIM, Backbone, ResEncConfig
+from mim3d.engine.models.registry import METHODS, OWN_KINDS, EncoderShape, way_of
+from mim3d.engine.models.resenc.config import Backbone, ResEncConfig
 from mim3d.engine.pretrain.data import DECIDED_ELSEWHERE, DataConfig
 from mim3d.engine.runs.config import CheckpointConfig, check_channel_map
 from mim3d.engine.training.config import (
@@ -110,25 +109,22 @@ class PretrainConfig:
             raise ConfigError(
                 f"log.profile_step {self.log.profile_step} lies past the last of {self.steps} steps"
             )
-        if (
-            isinstance(self.method, SimCLRConfig)
-            and self.global_batch // self.parallel.grad_accum < 2
-        ):
+        if self.method.contrasts and self.global_batch // self.parallel.grad_accum < 2:
             raise ConfigError(
                 f"global_batch {self.global_batch} in parallel.grad_accum "
-                f"{self.parallel.grad_accum} parts leaves SimCLR no negatives: two crops at least"
+                f"{self.parallel.grad_accum} parts leaves {method_name(self.method)} no negatives: "
+                "two crops at least"
             )
         if self.resenc is not None:
             if self.swin is not None:
                 raise ConfigError("swin and resenc are two encoders: a run has one")
-            if isinstance(self.method, SimMIMConfig):
-                raise ConfigError(NO_SIMMIM)
             self.resenc.refuse_crop(self.vit)
-        if self.swin is not None and isinstance(self.method, MAEConfig):
-            raise ConfigError(
-                "MAE drops tokens, which Swin's windows cannot: use a simmim or simclr recipe with "
-                "swin, or MAE with the vit"
-            )
+        way_of(self.method, self.encoder)
+
+    @property
+    def encoder(self) -> EncoderShape:
+        """The encoder that is trained."""
+        return EncoderShape(self.vit, self.backbone)
 
     def build(self) -> "Objective":
         """The pretext module with its initial weights, the same on any rank."""
@@ -154,6 +150,8 @@ def config_dict(config: object) -> dict[str, Any]:
     plain = json.loads(json.dumps(dataclasses.asdict(config), default=str))  # pyright: ignore
     if isinstance(config, PretrainConfig):
         plain["method"]["name"] = method_name(config.method)
+        if config.encoder.kind not in OWN_KINDS:
+            plain["encoder"] = config.encoder.kind
         loader = plain["data"].pop("loader")
         plain["data"] |= {k: v for k, v in loader.items() if k not in DECIDED_ELSEWHERE}
     return plain
@@ -161,17 +159,26 @@ def config_dict(config: object) -> dict[str, Any]:
 
 NOT_IDENTITY = (
     *("checkpoint", "log", "parallel", "divergence", "dealt", "environment"),
-    *("init", "init_axes", "init_channels", "accept_corpus", "start", "history"),
+    *("init", "init_axes", "init_channels", "accept_corpus", "start", "history", "plugins"),
 )
-"""Parts that a resumed run may change: they do not decide what is learned (but for SimCLR's
-gradient accumulation, see `identity_of`)."""
+"""Parts that a resumed run may change: they do not decide what is learned (but for the gradient
+accumulation of methods that contrast, see `identity_of`)."""
 HOW_DATA_ARRIVE = (
     *("corpus", "cache", "cache_bytes", "cache_policy", "threads", "prefetch", "held_out_crops"),
     *("remote_requests", "remote_bytes"),
 )
 """Fields of `data` that a resumed run may change."""
-OFF = {"held_out": 0.0, "held_out_subjects": [], "nodes": 1, "node_rotation": 0.0}
+OFF: dict[str, Any] = {
+    "held_out": 0.0,
+    "held_out_subjects": [],
+    "nodes": 1,
+    "node_rotation": 0.0,
+    "shares": [],
+    "where": [],
+}
 """Fields of `data` that came later, with the value that stands for their absence."""
+LATER_ENCODERS = ("resenc",)
+"""Encoders in the ViT's place that came later; runs without them stay what they were."""
 
 
 def config_identity(config: PretrainConfig) -> dict[str, Any]:
@@ -192,8 +199,12 @@ def identity_of(stored: dict[str, Any]) -> dict[str, Any]:
     for key, off in OFF.items():
         if plain["data"].get(key, off) == off:  # runs from before these existed stay what they were
             plain["data"].pop(key, None)
+    for key in LATER_ENCODERS:
+        if plain.get(key) is None:
+            plain.pop(key, None)
     accum = stored.get("parallel", {}).get("grad_accum", 1)
-    if plain["method"].get("name") == "simclr" and accum > 1:
+    method = METHODS.get(plain["method"].get("name"))
+    if method is not None and method.config.contrasts and accum > 1:
         # Negatives come from one micro-batch of all ranks: another split is another task.
         plain["parallel"] = {"grad_accum": accum}
     return plain

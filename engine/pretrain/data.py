@@ -11,7 +11,7 @@ from mim3d.dataio.finite import refuse_not_finite
 from mim3d.dataio.loader.config import LoaderConfig
 from mim3d.dataio.reader.corpus import opened_corpus
 from mim3d.engine.errors import ConfigError
-from mim3d.engine.models.config import MethodConfig, SimCLRConfig, ViTConfig
+from mim3d.engine.models.config import MethodConfig, ViTConfig
 
 DECIDED_ELSEWHERE = {
     "crop_size": "set vit.crop_size",
@@ -70,7 +70,7 @@ class DataConfig:
             self.loader,
             crop_size=vit.crop_size,
             micro_batch=micro_batch,
-            views=2 if isinstance(method, SimCLRConfig) else 1,
+            views=method.views,
             seed=seed,
         )
 

@@ -14,7 +14,6 @@ from torch import Tensor, nn
 from mim3d.dataio.loader.batch import Batch
 from mim3d.dataio.loader.loader import Loader
 from mim3d.engine.distributed.process_group import Ranks
-from mim3d.engine.models.config import SimCLRConfig
 from mim3d.engine.pretrain.config import PretrainConfig
 from mim3d.engine.pretrain.reconstruction import Pictures, first_crops
 from mim3d.engine.pretrain.verdict import PREFIX
@@ -32,13 +31,13 @@ class HeldOut:
         micro_batch = config.micro_batch(ranks.world)
         self.batches = max(1, -(-config.data.held_out_crops // (micro_batch * ranks.world)))
         self.crops = self.batches * micro_batch * ranks.world
-        contrastive = isinstance(config.method, SimCLRConfig)
+        needs_views = config.method.views > 1
         seed = config.seed + SEED_OFFSET
         drawn = config.data.loader_config(config.vit, config.method, micro_batch, seed)
         self.loader = Loader(
             config.data.corpus,
             dataclasses.replace(
-                drawn, augment=drawn.augment if contrastive else "none", cache="auto", shares=()
+                drawn, augment=drawn.augment if needs_views else "none", cache="auto", shares=()
             ),
             rank=ranks.rank,
             world=ranks.world,

@@ -4,7 +4,7 @@ Memory of a rank, bytes (P parameters, s ranks a shard group, e bytes of the com
     weights, gradients, two mean_and_std      16 P / s, exact from the sharding itself
     gathered weights                     e times the root's and the three largest blocks' parameters
     whole gradients                      4 P where micro-batches are accumulated
-    activations                          e times ACTIVATION_WIDTHS values a token and block
+    activations                          e times the values of mim3d.engine.models.activations
     compressed chunks                    data.cache_bytes where data.cache is device
 Network bytes a rank sends a step (ring collectives, accumulation a):
     all-gather       e P (s - 1) / s a micro-batch, and again e B (s - 1) / s of the blocks with
@@ -24,6 +24,7 @@ import torch.distributed as dist
 from torch import nn
 from torch.distributed.tensor import DTensor
 
+from mim3d.dataio.registry import resolved
 from mim3d.engine.distributed.parallel import (
     make_mesh,
     parameter_count,
@@ -31,19 +32,11 @@ from mim3d.engine.distributed.parallel import (
     transformer_blocks,
 )
 from mim3d.engine.errors import ConfigError
-from mim3d.engine.models.config import MAEConfig, SimCLRConfig
 from mim3d.engine.models.flops import run_flops
-from mim3d.engine.models.resenc.flops import activation_values as resenc_values
-from mim3d.engine.models.swin import swin_stages
+from mim3d.engine.models.registry import way_of
 from mim3d.engine.pretrain.config import PretrainConfig
 from mim3d.engine.training.metrics import read_rows
-from mim3d.kernels.masking import n_visible
 
-ACTIVATION_WIDTHS = 17.0
-"""Token widths that a block keeps for backward at mlp_ratio 4: its input, both norms' outputs,
-qkv (3), attention's output twice, the middle residual, and the MLP's hidden values twice (8)."""
-SWIN_TOKEN_WIDTHS, SWIN_WINDOW_WIDTHS = 11.0, 5.0
-"""The same of MONAI's Swin blocks: widths a token, and widths a token of a padded window."""
 ASSUMED_MFU = 0.40
 
 
@@ -89,9 +82,8 @@ def make_plan(
     flops = run_flops(config.method, config.vit, config.backbone) * config.global_batch
     step_s = flops / (gpus * peak * utilisation)
     crops_per_s = config.global_batch / step_s
-    views = 2 if isinstance(config.method, SimCLRConfig) else 1
     z, y, x = config.vit.crop_size
-    voxels = z * y * x * config.vit.channels * views
+    voxels = z * y * x * config.vit.channels * config.method.views
     width = compute_bytes(config)
     memory = {
         "state_gb": 16 * shards.local_parameters / 1e9,
@@ -180,56 +172,10 @@ def compute_bytes(config: PretrainConfig) -> int:
 
 
 def activation_values(config: PretrainConfig) -> float:
-    """Values kept for backward by one crop; a Swin's by its tokens at each stage."""
-    vit, method = config.vit, config.method
-    if config.resenc is not None:
-        views = 2 if isinstance(method, SimCLRConfig) else 1
-        return views * resenc_values(config.resenc, vit, config.parallel.recompute)
-    if config.swin is not None:
-        return swin_activation_values(config)
-    share = ACTIVATION_WIDTHS - 8 + 2 * vit.mlp_ratio
-    if isinstance(method, MAEConfig):
-        visible = n_visible(vit.n_patches, method.mask_ratio)
-        encoder = (vit.depth, visible, vit.width * share)
-        decoder = (
-            method.decoder_depth, vit.n_patches, method.decoder_width * ACTIVATION_WIDTHS,
-        )  # fmt: skip
-        hidden = vit.n_patches - visible
-        ends = visible * vit.row_width + hidden * vit.channels * vit.patch_voxels
-        stacks = (encoder, decoder)
-    else:
-        views = 2 if isinstance(method, SimCLRConfig) else 1
-        stacks = ((vit.depth, views * vit.n_patches, vit.width * share),)
-        ends = views * vit.n_patches * vit.row_width
-    if not config.parallel.recompute:
-        return sum(depth * tokens * values for depth, tokens, values in stacks) + ends
-    inputs = sum(depth * tokens * values / share for depth, tokens, values in stacks)
-    return inputs + max(tokens * values for _, tokens, values in stacks) + ends
-
-
-def swin_activation_values(config: PretrainConfig) -> float:
-    """Values of a Swin encoder: windows' attention matrices are kept too, as MONAI makes them.
-
-    With recomputation MONAI keeps two inputs a block and the stage's mask of shifted windows.
-    """
-    assert config.swin is not None
-    kept, largest = 0.0, 0.0
-    stages = swin_stages(config.swin, config.vit)
-    for stage in stages:
-        block = SWIN_TOKEN_WIDTHS * stage.tokens * stage.width
-        block += SWIN_WINDOW_WIDTHS * stage.padded * stage.width
-        block += stage.padded * stage.heads * stage.window
-        if config.parallel.recompute:
-            kept += 2 * stage.depth * stage.tokens * stage.width + stage.padded * stage.window
-        else:
-            kept += stage.depth * block
-        kept += 2 * stage.tokens * stage.width  # of the merging
-        largest = max(largest, block)
-    z, y, x = config.vit.crop_size
-    kept += z * y * x * config.vit.channels + stages[0].tokens * stages[0].width
-    if config.parallel.recompute:
-        kept += largest
-    return kept * (2 if isinstance(config.method, SimCLRConfig) else 1)
+    """Values kept for backward by one crop."""
+    shape = config.encoder
+    count = resolved(way_of(config.method, shape).activations)
+    return count(config.method, shape, config.parallel.recompute)
 
 
 def accumulated_bytes(config: PretrainConfig, shards: ShardSizes, gpus: int) -> float:

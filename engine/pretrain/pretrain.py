@@ -30,6 +30,7 @@ from mim3d.engine.pretrain.config import (
 from mim3d.engine.pretrain.data import Subjects, choose_subjects
 from mim3d.engine.pretrain.held_out import HeldOut, HeldOutScores
 from mim3d.engine.pretrain.lengthening import corpus_remedy
+from mim3d.engine.pretrain.own_parts import changed_parts, own_parts
 from mim3d.engine.pretrain.reconstruction import Pictures
 from mim3d.engine.pretrain.run_folder import (
     CONFIG,
@@ -87,6 +88,7 @@ def run_pretrain(config: PretrainConfig, out: str | Path) -> PretrainResult:
         refuse_other_corpora(config.data.corpus, opening.corpus_sha256, ranks)
         first_decides(ranks, lambda: stack.enter_context(sole_writer(out)))
         refuse_unshared_folder(out, ranks)
+        before = first_decides(ranks, lambda: stored_config(out).get("plugins", []))
         changed = first_decides(ranks, lambda: open_run(out, config, ranks, opening))
         stop = stack.enter_context(stop_on_signal(ranks))
         title = f"pretrain {method_name(config.method)}"
@@ -98,8 +100,8 @@ def run_pretrain(config: PretrainConfig, out: str | Path) -> PretrainResult:
             table = loader.corpus.table
             drawn = {table.volume_id(int(row)) for row in loader.sampler.volumes}
             keep_trained_on(out, [one for one in loader.corpus.records if one.id in drawn])
-        for record in changed:
-            shown.note(change_line(record))
+        for line in [*map(change_line, changed), *changed_parts(before, own_parts(config))]:
+            shown.note(line)
         return train(config, module, Sitting(out, ranks, loader, shown, stop), held_out)
 
 
@@ -239,7 +241,7 @@ def leave(
         "scans": scans.plain(),
         "corpus_sha256": identity.corpus_sha256,
         "config_sha256": identity.config_sha256,
-        **{name: stored[name] for name in ("start", "history") if stored.get(name)},
+        **{name: stored[name] for name in ("start", "history", "plugins") if stored.get(name)},
         **({"rewinds": lines} if (lines := Rewinds(out).lines()) else {}),
     }
     save_encoder(out, config.vit, weights, provenance, config.backbone)

@@ -12,6 +12,7 @@ from collections.abc import Callable
 from dataclasses import replace
 
 from mim3d.dataio.loader.config import LoaderConfig
+from mim3d.dataio.registry import Registry, UnknownNameError
 from mim3d.engine.distributed.config import ParallelConfig
 from mim3d.engine.errors import ConfigError
 from mim3d.engine.models.config import (
@@ -192,7 +193,7 @@ def mae_vit_l_160() -> PretrainConfig:
     )
 
 
-RECIPES: dict[str, Callable[[], PretrainConfig]] = {
+OURS: dict[str, Callable[[], PretrainConfig]] = {
     "demo-mae": lambda: demo("mae"),
     "demo-simmim": lambda: demo("simmim"),
     "demo-simclr": lambda: demo("simclr"),
@@ -224,6 +225,7 @@ RECIPES: dict[str, Callable[[], PretrainConfig]] = {
     "openmind-resenc-mae": openmind_resenc,
     "openmind-primus-m-mae": openmind_primus_m,
 }
+RECIPES: Registry[Callable[[], PretrainConfig]] = Registry("recipe", OURS)
 
 
 MADE_FOR = {
@@ -258,7 +260,7 @@ def idle_fields(config: PretrainConfig) -> dict[type, tuple[str, ...]]:
     if config.resenc is not None:
         idle[ViTConfig] = IDLE_WITH_RESENC
         idle[MAEConfig] = ("decoder_width", "decoder_depth", "decoder_heads")
-    if isinstance(config.method, SimCLRConfig):
+    if not config.method.paints:
         idle[PretrainLog] = ("picture_every",)
     return idle
 
@@ -267,9 +269,16 @@ def recipe(name: str) -> PretrainConfig:
     """The recipe of that name; a ConfigError lists the others."""
     if name in RENAMED:
         raise ConfigError(f"recipe {name} is now {RENAMED[name]}")
-    if name not in RECIPES:
-        raise ConfigError(f"no recipe {name!r}; one of: {', '.join(RECIPES)}")
-    return RECIPES[name]()
+    try:
+        return RECIPES.find(name)()
+    except UnknownNameError as error:
+        raise ConfigError(str(error)) from None
+
+
+def register_recipe(name: str, make: Callable[[], PretrainConfig], gpus: int = 0) -> None:
+    """Add a plugin's recipe, made for so many GPUs; 0 is a CPU."""
+    RECIPES.add(name, make)
+    MADE_FOR[name] = gpus
 
 
 def recipe_table() -> str:
@@ -277,14 +286,10 @@ def recipe_table() -> str:
     rows = [("RECIPE", "method", "model", "crop", "patch", "batch", "made for")]
     for name in RECIPES:
         config, gpus = recipe(name), MADE_FOR[name]
-        vit, swin = config.vit, config.swin
-        kind = "Primus" if isinstance(vit, PrimusConfig) else "ViT"
-        model = f"{kind} {vit.width} x {vit.depth}" if swin is None else f"Swin {swin.feature_size}"
-        if config.resenc is not None:
-            model = f"ResEnc {config.resenc.width} x {config.resenc.stages}"
+        vit = config.vit
         rows.append(
             (
-                *(name, method_name(config.method), model, cube(vit.crop_size)),
+                *(name, method_name(config.method), model_name(config), cube(vit.crop_size)),
                 *(cube(vit.patch_size), str(config.global_batch)),
                 f"{gpus} GPU{'s' if gpus > 1 else ''}" if gpus else "a CPU",
             )
@@ -294,6 +299,20 @@ def recipe_table() -> str:
         "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
         for row in rows
     )
+
+
+MODEL_NAMES = {"vit": "ViT", "primus": "Primus", "swin": "Swin", "resenc": "ResEnc"}
+
+
+def model_name(config: PretrainConfig) -> str:
+    """What the table calls a recipe's encoder, such as "ViT 768 x 12"."""
+    kind = config.encoder.kind
+    size = f"{config.vit.width} x {config.vit.depth}"
+    if config.swin is not None:
+        size = str(config.swin.feature_size)
+    if config.resenc is not None:
+        size = f"{config.resenc.width} x {config.resenc.stages}"
+    return f"{MODEL_NAMES.get(kind, kind)} {size}"
 
 
 def cube(size: tuple[int, int, int]) -> str:

@@ -21,6 +21,7 @@ from mim3d.engine.pretrain.lengthening import (
     corpus_remedy,
     refuse_other_length,
 )
+from mim3d.engine.pretrain.own_parts import own_parts
 from mim3d.engine.runs.checkpoint_files import newest_facts
 from mim3d.engine.runs.encoder_file import read_card
 from mim3d.engine.runs.files import differences, local_sha256, read_json, value_at, write_json
@@ -111,6 +112,7 @@ def open_run(
     described = {
         **config_dict(config),
         **began,
+        **({"plugins": parts} if (parts := own_parts(config)) else {}),
         "history": [*stored.get("history", []), *changed],
         "dealt": {"held_out": list(opening.held_out)},
         "environment": {

@@ -13,10 +13,10 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from mim3d.dataio.plugins import load_known
 from mim3d.engine.errors import CheckpointError
 from mim3d.engine.models.config import SwinConfig, ViTConfig
-from mim3d.engine.models.encoder import make_encoder
-from mim3d.engine.models.primus.config import PrimusConfig
+from mim3d.engine.models.registry import ENCODERS, EncoderShape, make_encoder
 from mim3d.engine.models.resenc.config import Backbone, ResEncConfig
 from mim3d.engine.models.resenc.encoder import ResEncEncoder
 from mim3d.engine.models.swin import SwinEncoder
@@ -24,10 +24,6 @@ from mim3d.engine.models.vit import ViT3D
 from mim3d.engine.runs.files import file_sha256, write_json
 
 WEIGHTS, CARD = "encoder.safetensors", "encoder.json"
-KINDS = ("vit", "primus", "swin", "resenc")
-"""What encoders a card may tell of."""
-
-
 STATISTICS = 2
 """What is told as `statistics` in the card of an encoder: 2 since channels are normalised one by
 one and clip-zscore takes the mean_and_std of clipped voxels; those before have none."""
@@ -48,7 +44,7 @@ def save_encoder(
     card = {
         "format": 1,
         "mim3d": version("mim3d"),
-        "kind": kind_of(vit, backbone),
+        "kind": EncoderShape(vit, backbone).kind,
         "vit": dataclasses.asdict(vit),
         "swin": dataclasses.asdict(backbone) if isinstance(backbone, SwinConfig) else None,
         "weights": WEIGHTS,
@@ -58,13 +54,6 @@ def save_encoder(
     if isinstance(backbone, ResEncConfig):
         card["resenc"] = dataclasses.asdict(backbone)
     write_json(path / CARD, card)
-
-
-def kind_of(vit: ViTConfig, backbone: Backbone | None = None) -> str:
-    """What a card calls an encoder of this configuration."""
-    if backbone is not None:
-        return "swin" if isinstance(backbone, SwinConfig) else "resenc"
-    return "primus" if isinstance(vit, PrimusConfig) else "vit"
 
 
 def read_card(run_or_file: str | Path) -> tuple[Path, dict[str, Any]]:
@@ -80,24 +69,34 @@ def read_card(run_or_file: str | Path) -> tuple[Path, dict[str, Any]]:
             )
     try:
         content = json.loads(card.read_text())
-        if content["kind"] not in KINDS or not isinstance(content["vit"], dict):
+        kind = content["kind"]
+        if not isinstance(kind, str) or not isinstance(content["vit"], dict):
             raise CheckpointError(
-                f"{card} tells of no {', '.join(KINDS)}: is it an encoder's card?"
+                f"{card} tells of no {', '.join(ENCODERS)}: is it an encoder's card?"
+            )
+        if kind not in ENCODERS:
+            load_known()
+        if kind not in ENCODERS:
+            raise CheckpointError(
+                f"{card} tells of a {kind} encoder, none of {', '.join(ENCODERS)}: it is a "
+                f"plugin's, so add --plugin {plugin_of(content)}"
             )
     except (json.JSONDecodeError, KeyError, TypeError) as error:
         raise CheckpointError(f"{card} is not an encoder's card: {error}") from error
     return weights, content
 
 
+def plugin_of(card: Mapping[str, Any]) -> str:
+    """Where the plugin of a card's encoder was, or what stands for that."""
+    parts = [part for part in card.get("plugins", ()) if part["kind"] == ENCODERS.kind]
+    return str(parts[0]["file"] or parts[0]["module"]) if parts else "FILE"
+
+
 def card_vit(card: Mapping[str, Any]) -> ViTConfig:
     """The encoder's shape that a card tells."""
-    return vit_of(card["vit"])
-
-
-def vit_of(plain: Mapping[str, Any]) -> ViTConfig:
-    """A transformer's configuration from its plain values; a Primus's has registers."""
-    kind = PrimusConfig if "registers" in plain else ViTConfig
-    return kind(**tuples(plain))
+    vit = card["vit"]
+    entry = ENCODERS.find(card.get("kind") or ("primus" if "registers" in vit else "vit"))
+    return (ViTConfig if entry.beside else entry.config)(**tuples(vit))
 
 
 def tuples(plain: Mapping[str, Any]) -> dict[str, Any]:
@@ -106,9 +105,9 @@ def tuples(plain: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def load_encoder(run_or_file: str | Path) -> ViT3D:
-    """A ViT or Primus with a run's pretrained weights, on the CPU in float32."""
+    """A transformer, or a plugin's encoder, with a run's weights, on the CPU in float32."""
     weights, card = read_card(run_or_file)
-    if card["kind"] not in {"vit", "primus"}:
+    if ENCODERS[card["kind"]].beside:
         raise CheckpointError(
             f"{weights} holds a {card['kind']} encoder, a vit is needed: pretrain with a vit recipe"
         )

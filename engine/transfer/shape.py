@@ -7,8 +7,9 @@ from typing import Any
 
 from mim3d.engine.models.config import SwinConfig, ViTConfig
 from mim3d.engine.models.primus.config import PrimusConfig
+from mim3d.engine.models.registry import EncoderShape
 from mim3d.engine.models.resenc.config import Backbone, ResEncConfig
-from mim3d.engine.runs.encoder_file import tuples, vit_of
+from mim3d.engine.runs.encoder_file import card_vit, tuples
 from mim3d.engine.transfer.given_weights import card_of, open_encoder
 from mim3d.engine.transfer.key_layouts import translate
 from mim3d.engine.transfer.start import cube_edge
@@ -18,16 +19,13 @@ HEAD_WIDTH = 64
 
 
 @dataclass(frozen=True)
-class EncoderShape:
-    """An encoder's configuration, and a line for what of it is a guess."""
+class GivenShape(EncoderShape):
+    """The encoder that weights are of, and a line for what of it is a guess."""
 
-    vit: ViTConfig
-    backbone: Backbone | None = None
-    """What stands in the ViT's place."""
     guesses: tuple[str, ...] = ()
 
 
-def encoder_shape(source: str, vit: ViTConfig, backbone: Backbone | None = None) -> EncoderShape:
+def encoder_shape(source: str, vit: ViTConfig, backbone: Backbone | None = None) -> GivenShape:
     """The encoder that weights are of; `vit` and `backbone` stand for what nothing tells.
 
     Raises CheckpointError where there are no weights.
@@ -35,19 +33,19 @@ def encoder_shape(source: str, vit: ViTConfig, backbone: Backbone | None = None)
     card = card_of(source)
     if not isinstance(card.get("vit"), Mapping):
         if backbone is not None or isinstance(vit, PrimusConfig):
-            return EncoderShape(vit, backbone)  # what does not fit is told where it is taken over
+            return GivenShape(vit, backbone)  # what does not fit is told where it is taken over
         return shape_of_tensors(source, vit)
-    found = vit_of(card["vit"])
+    found = card_vit(card)
     if isinstance(found, PrimusConfig) and isinstance(vit, PrimusConfig):
         found = replace(found, drop_path=vit.drop_path)  # of training, not of the weights
     if card.get("resenc"):
-        return EncoderShape(found, ResEncConfig(**tuples(card["resenc"])))
+        return GivenShape(found, ResEncConfig(**tuples(card["resenc"])))
     if card.get("swin"):
-        return EncoderShape(found, SwinConfig(**tuples(card["swin"])))
-    return EncoderShape(found)
+        return GivenShape(found, SwinConfig(**tuples(card["swin"])))
+    return GivenShape(found)
 
 
-def shape_of_tensors(source: str, vit: ViTConfig) -> EncoderShape:
+def shape_of_tensors(source: str, vit: ViTConfig) -> GivenShape:
     """A plain ViT's shape by its tensors' sizes, in MONAI's, timm's or our names."""
     given = open_encoder(source)
     named = translate(given.tensors, given.place)
@@ -81,7 +79,7 @@ def shape_of_tensors(source: str, vit: ViTConfig) -> EncoderShape:
         max(size // step, 1) * step for size, step in zip(crop, patch, strict=True)
     )
     whole = ViTConfig(**{"patch_size": patch, "channels": vit.channels, **found})
-    return EncoderShape(whole, guesses=tuple(notes))
+    return GivenShape(whole, guesses=tuple(notes))
 
 
 def in_words(source: str | Path, shape: EncoderShape) -> str:

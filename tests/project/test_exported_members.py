@@ -14,9 +14,11 @@ FACE = ROOT / "engine" / "face"
 # A name that is added here is a promise; one that goes away is a breaking change for CHANGELOG.md.
 EXPORTED = {
     "mim3d": [
-        "Conversion", "Corpus", "FinetuneConfig", "Loader", "LoaderConfig", "PredictConfig",
-        "PretrainConfig", "__version__", "convert", "discover", "load_encoder", "opened_corpus",
-        "read_volume", "recipe", "run_finetune", "run_predict", "run_pretrain", "verify",
+        "Augmentation", "Conversion", "Corpus", "FinetuneConfig", "Loader", "LoaderConfig",
+        "PredictConfig", "PretrainConfig", "__version__", "convert", "discover", "load_encoder",
+        "opened_corpus", "read_volume", "recipe", "register_augmentation", "register_encoder",
+        "register_method", "register_normalisation", "register_recipe", "run_finetune",
+        "run_predict", "run_pretrain", "verify",
     ],
     "mim3d.kernels": [
         "assemble_crops", "gather_patch_rows", "masked_channel_losses", "masked_voxel_loss",
@@ -29,8 +31,9 @@ EXPORTED = {
     "mim3d.dataio.loader": ["Batch", "Loader", "LoaderConfig"],
     "mim3d.dataio.inspect": ["export_corpus", "verify"],
     "mim3d.engine.models": [
-        "MAE", "MAEConfig", "SimCLR", "SimCLRConfig", "SimMIM", "SimMIMConfig", "SwinConfig",
-        "SwinEncoder", "ViT3D", "ViTConfig",
+        "EncoderShape", "MAE", "MAEConfig", "MethodConfig", "Objective", "SimCLR", "SimCLRConfig",
+        "SimMIM", "SimMIMConfig", "StepOutput", "SwinConfig", "SwinEncoder", "ViT3D", "ViTConfig",
+        "register_way",
     ],
     "mim3d.engine.runs": ["export_encoder", "load_encoder"],
     "mim3d.engine.pretrain": ["PretrainConfig", "recipe", "run_pretrain"],

@@ -33,6 +33,11 @@ def encoder_rest_flops(config: ResEncConfig, vit: ViTConfig) -> float:
     return total
 
 
+def encoder_parts(config: ResEncConfig, vit: ViTConfig) -> tuple[float, float]:
+    """Forward pass of the encoder: its stem, and all the rest."""
+    return stem_flops(config, vit), encoder_rest_flops(config, vit)
+
+
 def decoder_flops(config: ResEncConfig, vit: ViTConfig, outputs: int) -> float:
     """Forward pass of the decoder."""
     total = 0.0

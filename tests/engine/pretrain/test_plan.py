@@ -97,7 +97,7 @@ def test_every_recipe_can_be_planned(name):
     config = recipe(name)
     plan = make_plan(config, 8, 989e12, 0.4, "test")
     assert plan.memory_gb > plan.state_gb > 0
-    assert plan.flops_per_step == run_flops(config.method, config.vit, config.swin) * (
+    assert plan.flops_per_step == run_flops(config.method, config.vit, config.backbone) * (
         config.global_batch
     )
     assert plan.hours == pytest.approx(plan.step_s * config.steps / 3600)

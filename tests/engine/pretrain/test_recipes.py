@@ -207,7 +207,10 @@ def test_initial_weights_follow_the_seed_alone():
     ("make", "wanted"),
     [
         (lambda: PretrainConfig(steps=0), "steps 0"),
-        (lambda: PretrainConfig(swin=SwinConfig()), "MAE drops tokens"),
+        (
+            lambda: PretrainConfig(swin=SwinConfig()),
+            "MAE drops tokens",
+        ),
         (lambda: SwinConfig(feature_size=20), "multiple of 12"),
         (lambda: MAEConfig(decoder_heads=7), "decoder_heads 7 must divide"),
         (lambda: SimMIMConfig(mask_unit=0), "mask_unit 0"),
