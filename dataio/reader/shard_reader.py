@@ -37,7 +37,7 @@ from mim3d.dataio.chunks.decode import (
 from mim3d.dataio.corpus.chunk_table import ChunkTable
 from mim3d.dataio.errors import ChunkError, CorpusError
 from mim3d.dataio.geometry import Triple
-from mim3d.dataio.reader.chunk_cache import ChunkCache
+from mim3d.dataio.reader.chunk_cache import ChunkCache, Held
 from mim3d.dataio.reader.kept_shard import OpenForBoth
 from mim3d.dataio.reader.local_shards import LocalShards, OpenFile, cut_short, mending
 from mim3d.dataio.reader.shards import Shards
@@ -162,7 +162,7 @@ class ShardReader:
         """The same of chunks that `stored` will be asked for."""
         offsets, sizes = self._ranges(array, chunks)
         wanted = sizes > 0
-        held = None if self.cache is None else self.cache.find(array)
+        held = self._held(array)
         if held is not None:
             wanted &= ~held.kept.present[chunks]
         if not wanted.any():
@@ -188,10 +188,15 @@ class ShardReader:
             views = self.shards.read(array.path, array.nbytes, *wanted)
         elif len(chosen) and cache is not None:
             asked = self._asked.pop(array.box_of(chunks), None)
-            held = cache.find(array) or cache.hold(array, *self.table.ranges(array.row))
-            views = cache.through(held, chunks[chosen], ranges, read, asked)
+            views = cache.through(self._held(array), chunks[chosen], ranges, read, asked)
         self.bytes_read += int(ranges[1].sum())
         return chunks[chosen], views
+
+    def _held(self, array: StoredArray) -> Held | None:
+        """The array in the cache, which begins to keep it if it did not; None without room."""
+        if self.cache is None:
+            return None
+        return self.cache.find(array) or self.cache.hold(array, *self.table.ranges(array.row))
 
     def _ranges(self, array: StoredArray, chunks: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Offsets and sizes of chunks, ascending numbers in the array."""

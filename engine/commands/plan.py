@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Annotated
 import tyro
 
 from mim3d.dataio.finite import refuse_not_finite, refuse_outside
+from mim3d.dataio.remote.forecast import StoreNeed, store_need
+from mim3d.dataio.remote.link import FIRST_BYTES_PER_S
 from mim3d.engine.commands.arguments import parse
 from mim3d.engine.commands.outcome import Outcome
 from mim3d.engine.errors import ConfigError
@@ -40,6 +42,11 @@ class PlanArgs:
     """Share of the peak reached, in (0, 1]; 0 takes the calibration's, or 0.4."""
     calibration: Path | None = None
     """Run folder, metrics.jsonl or --json file of a step bench on the same kind of device."""
+    store_latency_ms: float = 0.0
+    """Of a request to the store of a corpus named by an address; where it or the next is given, the
+    plan says how many requests must be in flight."""
+    store_mb_per_s: float = 0.0
+    """Bandwidth of one request; 0 takes 80."""
     memory_gb: float = 0.0
     """Memory of a device; where given, a plan that needs more than 90 % of it is refused."""
 
@@ -47,7 +54,8 @@ class PlanArgs:
         """Numbers that can be; 0 stands for what is not given."""
         refuse_not_finite(self, kind=ConfigError)
         refuse_outside(self, "gpus", 1, MOST_GPUS, kind=ConfigError)
-        refuse_outside(self, "peak_tflops memory_gb utilisation", 0, kind=ConfigError)
+        zero_or_more = "peak_tflops memory_gb utilisation store_latency_ms store_mb_per_s"
+        refuse_outside(self, zero_or_more, 0, kind=ConfigError)
 
 
 def main(words: list[str]) -> Outcome:
@@ -66,6 +74,9 @@ def main(words: list[str]) -> Outcome:
     args, raised = with_enough_crops(args)
     plan = planned(args)
     print(table(plan, args.config))
+    store = store_figures(args, plan.crops_per_s / args.gpus)
+    if store:
+        print(store_line(store))
     if raised:
         print(raised)
     if args.memory_gb and plan.memory_gb > 0.9 * args.memory_gb:
@@ -73,7 +84,38 @@ def main(words: list[str]) -> Outcome:
             f"a rank needs about {plan.memory_gb:.1f} GB and the device has {args.memory_gb:g}: "
             f"{remedy(plan)}"
         )
-    return Outcome({**dataclasses.asdict(plan), "global_batch": args.config.global_batch})
+    more = {"store": dataclasses.asdict(store) | {"in_flight": store.in_flight}} if store else {}
+    return Outcome({**dataclasses.asdict(plan), "global_batch": args.config.global_batch, **more})
+
+
+def store_figures(args: PlanArgs, crops_per_s: float) -> StoreNeed | None:
+    """What a rank at this speed asks of the store; None where nothing is said of it."""
+    if not (args.store_latency_ms or args.store_mb_per_s):
+        return None
+    config = args.config
+    return store_need(
+        config.vit.crop_size,
+        config.vit.channels,
+        crops_per_s,
+        config.data.loader.remote_requests,
+        args.store_latency_ms,
+        args.store_mb_per_s or FIRST_BYTES_PER_S / 1e6,
+    )
+
+
+def store_line(need: StoreNeed) -> str:
+    """The same for people, with what to do where requests do not suffice."""
+    enough = f"of {need.requests} that it may have (--data.remote-requests)"
+    if need.in_flight > need.requests:
+        enough = (
+            f"but {need.requests} give {need.most_crops_per_s:.4g} crops/s: raise "
+            f"--data.remote-requests to {need.in_flight}, or keep chunks (--data.cache disk:FOLDER)"
+        )
+    rate = need.crops_per_s * need.mb_per_crop
+    return (
+        f"{'store':<13} {rate:.4g} MB/s for each rank while nothing is kept: {need.in_flight} "
+        f"requests in flight at {need.latency_ms:g} ms and {need.mb_per_s:g} MB/s each, {enough}"
+    )
 
 
 def remedy(plan: "Plan") -> str:

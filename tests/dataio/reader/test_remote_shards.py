@@ -59,6 +59,31 @@ def test_a_resident_remote_corpus_is_fetched_once(bucket):
     assert metrics["cache_hits"] > metrics["cache_misses"]
 
 
+def test_a_second_run_reads_from_the_disk(bucket, local, tmp_path):
+    whole = replace(CONFIG, crop_size=(40, 40, 40))
+    config = replace(whole, cache=f"disk:{tmp_path / 'kept'}")
+    with Loader(bucket[0], config) as loader:
+        for _ in range(2):
+            next(loader)
+    with Loader(bucket[0], config) as again, Loader(local, whole) as here:
+        for _ in range(10):
+            assert torch.equal(next(again).image, next(here).image)
+        metrics = again.metrics()
+    assert metrics["remote_requests"] == metrics["cache_misses"] == 0
+    assert metrics["cache_hits"] > 0
+
+
+def test_chunks_of_a_bucket_are_kept_unless_told_otherwise(bucket):
+    with Loader(bucket[0], CONFIG) as loader:
+        next(loader)
+        assert loader.metrics()["cache_bytes"] > 0
+    with Loader(bucket[0], replace(CONFIG, cache="none")) as loader:
+        next(loader)
+        metrics = loader.metrics()
+    assert "cache_bytes" not in metrics
+    assert metrics["remote_bytes_read"] <= 1.5 * metrics["remote_bytes_needed"] + (1 << 16)
+
+
 def test_what_is_missing_is_named(bucket):
     address, store = bucket
     with pytest.raises(CorpusError, match="nothing: no corpus here"):

@@ -1,5 +1,6 @@
 import dataclasses
 import json
+import re
 
 import pytest
 import torch
@@ -8,6 +9,7 @@ from torch.distributed.fsdp import FSDPModule
 
 from mim3d.dataio.errors import Mim3dError
 from mim3d.dataio.loader.batch import Batch
+from mim3d.engine.commands.arguments import UsageError
 from mim3d.engine.commands.plan import main
 from mim3d.engine.distributed.parallel import (
     make_mesh,
@@ -288,3 +290,24 @@ def test_every_recipe_is_planned_for_1024_devices(name):
 def test_plans_that_cannot_be(words, wanted):
     with pytest.raises(Mim3dError, match=wanted):
         main(words)
+
+
+def test_a_store_with_latency_is_planned_for_and_its_remedy_suffices(capsys):
+    words = ["mae-vit-b-96", "--gpus", "8", "--store-latency-ms", "30"]
+    assert "store" not in main(words[:3]).figures
+    store = main(words).figures["store"]
+    assert store["in_flight"] > store["requests"] == 384
+    told = capsys.readouterr().out
+    found = re.search(r"384 give [\d.]+ crops/s: raise (--data\.remote-requests) to (\d+)", told)
+    assert found is not None
+    enough = main([*words, found[1], found[2]]).figures["store"]
+    assert enough["in_flight"] == enough["requests"] == int(found[2])
+    assert "raise" not in capsys.readouterr().out.rsplit("store", 1)[1]
+    slower = main([*words, "--store-mb-per-s", "1"]).figures["store"]
+    assert slower["in_flight"] > store["in_flight"]
+
+
+@pytest.mark.parametrize("value", ["nan", "inf", "-1"])
+def test_a_latency_that_is_none_is_refused(value):
+    with pytest.raises(UsageError, match="store_latency_ms"):
+        main(["demo-mae", "--gpus", "1", f"--store-latency-ms={value}"])
