@@ -18,7 +18,6 @@ from mim3d.engine.finetune.run_folder import PICTURES, RESULT, read_result
 from mim3d.engine.finetune.segmentation import absent_classes
 from mim3d.engine.finetune.splits import Splits
 from mim3d.engine.finetune.targets import read_targets
-from mim3d.engine.runs.encoder_file import read_card
 from mim3d.engine.runs.files import read_json, write_json, write_jsonl
 from mim3d.engine.study.config import (
     CASES,
@@ -44,6 +43,7 @@ from mim3d.engine.study.plan import Cell, arm_names, given_path, pretraining_key
 from mim3d.engine.study.pretext import external_row, pretraining_row
 from mim3d.engine.study.search import search_tried
 from mim3d.engine.training.corpus import corpus_sha256
+from mim3d.engine.transfer.given_weights import sha256_of
 
 PLAN = "plan.json"
 HELD_OUT = ("validation", "test")
@@ -214,7 +214,7 @@ def named(pretraining: Row) -> Row:
 def is_encoder(path: str) -> bool:
     """Whether there is an encoder to read at a path; without one the arm's cells say why."""
     try:
-        read_card(path)
+        sha256_of(path)
     except (CheckpointError, OSError):
         return False
     return True

@@ -15,6 +15,7 @@ from mim3d.engine.runs.encoder_file import read_card
 from mim3d.engine.runs.files import file_sha256, json_sha256, read_json, write_json
 from mim3d.engine.study.config import Row, StudyConfig
 from mim3d.engine.study.plan import Cell, Pretraining, given_path, pretrain_config, pretraining_of
+from mim3d.engine.transfer.given_weights import sha256_of
 
 ORIGIN = "origin.json"
 SHOWN = 16
@@ -57,8 +58,11 @@ def keep_origin(source: str, folder: Path) -> None:
 
 
 def origin_of(source: str) -> Row:
-    """Hashes of an encoder's weights and of the settings of its run."""
-    weights, card = read_card(source)
+    """Hashes of an encoder's weights and of the settings of its run, if it is one of ours."""
+    try:
+        weights, card = read_card(source)
+    except CheckpointError:
+        return {"weights_sha256": sha256_of(source), "settings_sha256": None}
     return {
         "weights_sha256": card.get("weights_sha256") or file_sha256(weights),
         "settings_sha256": settings_of(weights.parent),

@@ -88,7 +88,13 @@ class Checkpoints(Hook):
         self.take_up(trainer, facts)
         trainer.seconds_before = facts.seconds
         self.log.shown.advance(facts.step, "resumed")
-        self.log.shown.note(f"going on from the checkpoint of step {facts.step}")
+        scaled = ""
+        if len(self.rewinds):
+            scaled = (
+                f"; the run has gone back {len(self.rewinds)} times, its rate is "
+                f"{self.rewinds.lr_scale:g} of the schedule's"
+            )
+        self.log.shown.note(f"going on from the checkpoint of step {facts.step}{scaled}")
 
     @property
     def known(self) -> tuple[str, ...]:
