@@ -179,8 +179,11 @@ def one_line(error: Exception) -> str:
 
 def write_figures(file: Path, outcome: Outcome) -> None:
     """Write the figures as JSON; non-finite numbers become null, as JSON has none."""
-    file.parent.mkdir(parents=True, exist_ok=True)
-    file.write_text(json.dumps(_finite(dict(outcome.figures)), indent=2, default=str) + "\n")
+    from mim3d.dataio.storage.store import writing
+
+    with writing(file.parent):
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(json.dumps(_finite(dict(outcome.figures)), indent=2, default=str) + "\n")
 
 
 def _finite(value: object) -> object:

@@ -44,20 +44,22 @@ def main(words: list[str]) -> Outcome:
         left_out=idle_fields(config),
         aliases={ViTConfig: ALSO_SWINS} if config.swin is not None else {},
     )
+    from mim3d.dataio.storage.store import writing
     from mim3d.engine.analysis.figures import figures_of
     from mim3d.engine.report.report import build_report
 
     failed, spent = {}, {}
-    if args.report:
-        from mim3d.engine.study.gather import gather
+    with writing(args.out):
+        if args.report:
+            from mim3d.engine.study.gather import gather
 
-        gather(args.out)
-    else:
-        from mim3d.engine.study.run import run_study
+            gather(args.out)
+        else:
+            from mim3d.engine.study.run import run_study
 
-        result = run_study(varied(args.config, args.vary), args.out, args.dask)
-        failed, spent = result.failed, {"seconds": result.seconds, "failed": result.failed}
-    report = build_report(args.out)
+            result = run_study(varied(args.config, args.vary), args.out, args.dask)
+            failed, spent = result.failed, {"seconds": result.seconds, "failed": result.failed}
+        report = build_report(args.out)
     figures = figures_of(report)
     print(figures["headline"])
     print(f"report: {report}")

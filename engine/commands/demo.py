@@ -15,7 +15,7 @@ from mim3d.engine.commands.arguments import parse
 from mim3d.engine.commands.outcome import Outcome
 from mim3d.engine.errors import ConfigError
 from mim3d.engine.finetune.splits import make_splits
-from mim3d.engine.runs.files import refuse_address
+from mim3d.engine.runs.files import read_json, refuse_address
 from mim3d.engine.study.config import StudyConfig
 from mim3d.engine.study.recipes import demo as demo_study
 
@@ -32,7 +32,10 @@ goes on where it stopped. Its two seeds are too few to test anything, and the re
 def main(words: list[str]) -> Outcome:
     """Run the demo; exit code 3 where files were left out."""
     config = parse(DemoConfig, words, "mim3d demo", DESCRIPTION)
-    result = run_demo(config)
+    from mim3d.dataio.storage.store import writing
+
+    with writing(config.folder):
+        result = run_demo(config)
     conversion = asdict(result.conversion)
     return Outcome(
         {"report": str(result.report), "convert": conversion, "study": result.figures},
@@ -107,7 +110,7 @@ def claim(config: DemoConfig, folder: Path) -> None:
     wanted = config.data or f"phantom of {config.subjects} subjects"
     marker = folder / MARKER
     if marker.exists():
-        found = json.loads(marker.read_text()).get("data")
+        found = read_json(marker).get("data")
         if found != wanted:
             raise ConfigError(
                 f"{folder} holds the demo on {found!r}, not {wanted!r}: name another --out"

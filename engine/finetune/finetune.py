@@ -55,6 +55,7 @@ from mim3d.engine.runs.config import CheckpointConfig
 from mim3d.engine.runs.files import json_sha256, read_json, write_json
 from mim3d.engine.runs.folder_lock import sole_writer
 from mim3d.engine.runs.history import change_line, earlier_hashes
+from mim3d.engine.runs.tensor_files import save_pickled
 from mim3d.engine.training.checkpoints import RunIdentity
 from mim3d.engine.training.config import OptimConfig
 from mim3d.engine.training.corpus import corpus_fit, corpus_sha256
@@ -160,7 +161,7 @@ def leave(
             task.save_pictures(net, splits.validation, out / PICTURES)
     weights = full_weights(task.net) if keep_model else {}
     if ranks.first and keep_model:
-        torch.save(weights, out / MODEL)
+        save_pickled(weights, out / MODEL)
 
 
 def settings_of(config: FinetuneConfig, flops: float, sitting: Sitting) -> RunSettings:

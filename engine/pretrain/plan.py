@@ -14,7 +14,6 @@ Network bytes a rank sends a step (ring collectives, accumulation a):
 """
 
 import dataclasses
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -35,6 +34,7 @@ from mim3d.engine.errors import ConfigError
 from mim3d.engine.models.flops import run_flops
 from mim3d.engine.models.registry import way_of
 from mim3d.engine.pretrain.config import PretrainConfig
+from mim3d.engine.runs.files import read_json
 from mim3d.engine.training.metrics import read_rows
 
 ASSUMED_MFU = 0.40
@@ -207,7 +207,7 @@ def read_calibration(path: Path, peak: float) -> tuple[float, str]:
     if not file.is_file():
         raise ConfigError(f"{file} is missing: give a run's folder or a file that --json wrote")
     rows: list[dict[str, Any]]
-    rows = read_rows(file) if file.suffix == ".jsonl" else [json.loads(file.read_text())]
+    rows = read_rows(file) if file.suffix == ".jsonl" else [read_json(file)]
     settled = [row["tflops_per_s"] for row in rows[len(rows) // 2 :] if "tflops_per_s" in row]
     if not settled:
         raise ConfigError(f"{file} has no tflops_per_s: it is neither a run's nor a step bench's")

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from mim3d.dataio.plugins import load_known
@@ -21,7 +21,8 @@ from mim3d.engine.models.resenc.config import Backbone, ResEncConfig
 from mim3d.engine.models.resenc.encoder import ResEncEncoder
 from mim3d.engine.models.swin import SwinEncoder
 from mim3d.engine.models.vit import ViT3D
-from mim3d.engine.runs.files import file_sha256, write_json
+from mim3d.engine.runs.files import file_sha256, read_utf8, write_json
+from mim3d.engine.runs.tensor_files import save_safetensors
 
 WEIGHTS, CARD = "encoder.safetensors", "encoder.json"
 STATISTICS = 2
@@ -39,7 +40,7 @@ def save_encoder(
     """Write `path`/encoder.safetensors and encoder.json; `provenance` goes into the card."""
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in weights.items()}
     partial = path / f".{WEIGHTS}.{os.getpid()}.part"
-    save_file(tensors, partial, metadata={"format": "pt"})
+    save_safetensors(tensors, partial)
     partial.replace(path / WEIGHTS)
     card = {
         "format": 1,
@@ -68,7 +69,7 @@ def read_card(run_or_file: str | Path) -> tuple[Path, dict[str, Any]]:
                 ".safetensors file with its .json card beside it"
             )
     try:
-        content = json.loads(card.read_text())
+        content = json.loads(read_utf8(card))
         kind = content["kind"]
         if not isinstance(kind, str) or not isinstance(content["vit"], dict):
             raise CheckpointError(

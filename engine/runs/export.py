@@ -11,14 +11,12 @@ pretrained. What stays missing is told in the card, so that a loader can check i
 """
 
 import json
-import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
 from torch import Tensor
 
 from mim3d.engine.errors import ConfigError
@@ -33,9 +31,10 @@ from mim3d.engine.runs.encoder_file import (
     refuse_changed_weights,
     tuples,
 )
-from mim3d.engine.runs.files import file_sha256
+from mim3d.engine.runs.files import file_sha256, read_json
 from mim3d.engine.runs.model_card import MUST, model_card
 from mim3d.engine.runs.nnunet_form import write_nnunet
+from mim3d.engine.runs.tensor_files import copy_file, save_safetensors
 
 UNETR_PATCH, UNETR_DEPTH = (16, 16, 16), 12
 """MONAI's UNETR has these built in."""
@@ -83,7 +82,7 @@ def export_encoder(
         return finish(target, {**provenance(card), **described, "axes": "zyx"}, count)
     if form == "safetensors":
         refuse_changed_weights(source, card)
-        shutil.copyfile(source, target)
+        copy_file(source, target)
         return finish(target, {**card, "weights": target.name}, len(load_names(target)))
     makers: dict[str, Callable[..., tuple[dict[str, Tensor], dict[str, Any]]]] = {
         "monai-vit": vit_form,
@@ -91,7 +90,7 @@ def export_encoder(
         "monai-swinunetr": swinunetr_form,
     }
     tensors, described = makers[form](run, card, axes)
-    save_file(tensors, target, metadata={"format": "pt"})
+    save_safetensors(tensors, target)
     return finish(target, {**provenance(card), **described, "axes": axes}, len(tensors))
 
 
@@ -101,7 +100,7 @@ def finish(target: Path, card: dict[str, Any], tensors: int) -> Exported:
     card = {**card, "weights": target.name, "weights_sha256": file_sha256(target)}
     file.write_text(json.dumps(card, indent=2) + "\n")
     readme = target.with_suffix(".md")
-    readme.write_text(model_card(json.loads(file.read_text()), target.name), encoding="utf-8")
+    readme.write_text(model_card(read_json(file), target.name), encoding="utf-8")
     return Exported(target, file, tensors, readme, card.get(MUST, {}))
 
 
@@ -258,7 +257,7 @@ def load_exported(network: torch.nn.Module, weights: str | Path) -> None:
     from safetensors.torch import load_file
 
     weights = Path(weights)
-    card = json.loads(weights.with_suffix(".json").read_text())
+    card = read_json(weights.with_suffix(".json"))
     result = network.load_state_dict(load_file(weights), strict=False)
     unexpected = list(result.unexpected_keys)
     missing = [

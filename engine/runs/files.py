@@ -60,17 +60,28 @@ def write_text(file: Path, text: str) -> None:
     partial.replace(file)
 
 
+def read_utf8(file: Path) -> str:
+    """Text of a file; CheckpointError naming it where it is none."""
+    try:
+        return file.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise CheckpointError(
+            f"{file}: byte {error.start} is not UTF-8 text: it is damaged or another kind of file; "
+            "restore it, or name another"
+        ) from None
+
+
 def read_json(file: Path) -> Any:
     """Value of a JSON file; CheckpointError naming it where it is none."""
     try:
-        return json.loads(file.read_text(encoding="utf-8"))
+        return json.loads(read_utf8(file))
     except json.JSONDecodeError as error:
         raise CheckpointError(f"{file}: not JSON ({error}); delete it to make it again") from error
 
 
 def read_jsonl(file: Path) -> list[dict[str, Any]]:
     """Rows of a JSON-lines file."""
-    lines = file.read_text(encoding="utf-8").splitlines()
+    lines = read_utf8(file).splitlines()
     try:
         return [json.loads(line) for line in lines if line]
     except json.JSONDecodeError as error:

@@ -14,7 +14,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from mim3d.engine.errors import ConfigError
@@ -25,6 +24,7 @@ from mim3d.engine.models.resenc import names as unet_names
 from mim3d.engine.models.resenc.config import ResEncConfig
 from mim3d.engine.models.vit import ViT3D
 from mim3d.engine.runs.encoder_file import load_encoder, load_resenc
+from mim3d.engine.runs.tensor_files import save_pickled
 
 NETWORK, TRAINER = "Mim3dPrimus", "PretrainedTrainer_Mim3d"
 PRIMUS_KEYS = {
@@ -87,7 +87,7 @@ def save_checkpoint(
         "trainer_name": f"mim3d-{card.get('method', 'unknown')}",
         "citations": [],
     }
-    torch.save(content, target)
+    save_pickled(content, target)
 
 
 def require_decodable(run: str | Path, vit: ViTConfig) -> None:

@@ -12,7 +12,7 @@ import torch
 from mim3d.engine.distributed.process_group import Ranks
 from mim3d.engine.errors import ConfigError
 from mim3d.engine.models.flops import peak_bf16
-from mim3d.engine.runs.files import finite, write_jsonl
+from mim3d.engine.runs.files import finite, read_utf8, write_jsonl
 
 if TYPE_CHECKING:
     from torch.utils.tensorboard.writer import SummaryWriter
@@ -152,7 +152,7 @@ def read_rows(path: Path) -> list[Row]:
     rows: list[Row] = []
     if not path.exists():
         return rows
-    for line in path.read_text().splitlines():
+    for line in read_utf8(path).splitlines():
         try:
             rows.append(json.loads(line))
         except json.JSONDecodeError:

@@ -43,6 +43,7 @@ class ExportArgs:
 def main(words: list[str]) -> Outcome:
     """Run the command."""
     args = parse(ExportArgs, words, "mim3d export", DESCRIPTION)
+    from mim3d.dataio.storage.store import writing
     from mim3d.engine.runs.encoder_file import read_card
     from mim3d.engine.runs.export import export_encoder
     from mim3d.engine.transfer.reference_networks import unet_decoder
@@ -52,7 +53,8 @@ def main(words: list[str]) -> Outcome:
     decoder = unet_decoder(args.run) if unet else None
     if unet and decoder is None:
         print(f"{args.run} has no checkpoint of the whole U-Net: its encoder goes alone")
-    done = export_encoder(args.run, args.format, args.target, axes, decoder)
+    with writing(args.target.parent):
+        done = export_encoder(args.run, args.format, args.target, axes, decoder)
     print(f"{done.tensors} tensors in {done.weights}, cards {done.card} and {done.readme}")
     if done.must_set:
         named = ", ".join(f"{name}={value!r}" for name, value in done.must_set.items())
