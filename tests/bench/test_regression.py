@@ -64,6 +64,10 @@ FIGURES: dict[str, Any] = {
         "loader_over_memory": 0.98,
         "rounds": {"in memory": [0.98, 0.98], "loader": [1.0, 1.0]},
     },
+    "views": {
+        "crop": 96,
+        "ratios": {"ours over DALI": {"value": 5.0, "rounds": [4.9, 5.1]}},
+    },
 }  # fmt: skip
 
 
@@ -96,7 +100,7 @@ def test_every_stage_of_the_command_has_its_ratios() -> None:
 
 def test_the_same_run_moved_nothing(tmp_path, kept, capsys) -> None:
     out = told(tmp_path, kept, FIGURES, capsys)
-    assert "0 of 7 ratios moved by more than their noise" in out
+    assert "0 of 8 ratios moved by more than their noise" in out
     assert "no baseline" not in out
 
 
@@ -109,7 +113,7 @@ def test_what_moved_is_told_with_its_direction(tmp_path, kept, capsys) -> None:
     out = told(tmp_path, kept, now, capsys)
     assert re.search(r"mim3d_over_floor_cpu +1\.000 +1\.200 +\+20\.0% +5\.0% +WORSE", out)
     assert re.search(r"reader, snap 16 over blosc2 +2\.000 +2\.500 +\+25\.0% .* better", out)
-    assert "2 of 7 ratios moved" in out
+    assert "2 of 8 ratios moved" in out
 
 
 def test_a_move_within_the_noise_of_either_run_is_none(tmp_path, kept, capsys) -> None:
@@ -119,16 +123,16 @@ def test_a_move_within_the_noise_of_either_run_is_none(tmp_path, kept, capsys) -
     now["step"]["rounds"] = {"in memory": [0.8, 0.98], "loader": [1.0, 1.0]}
     now["optim"]["seconds"]["torch AdamW fused"] = 2.08  # 4 %, with quiet rounds
     now["optim"]["rounds"]["torch AdamW fused"] = [2.08, 2.08]
-    assert "0 of 7 ratios moved" in told(tmp_path, kept, now, capsys)
+    assert "0 of 8 ratios moved" in told(tmp_path, kept, now, capsys)
 
 
 def test_one_round_tells_no_noise_and_is_taken_to_have_some(tmp_path, kept, capsys) -> None:
     now = copy.deepcopy(FIGURES)
     now["optim"]["seconds"]["torch AdamW fused"] = 2.16
     now["optim"]["rounds"] = {"mim3d, clipped": [1.0], "torch AdamW fused": [2.16]}
-    assert "0 of 7 ratios moved" in told(tmp_path, kept, now, capsys)
+    assert "0 of 8 ratios moved" in told(tmp_path, kept, now, capsys)
     now["optim"]["rounds"] = {"mim3d, clipped": [1.0] * 2, "torch AdamW fused": [2.16] * 2}
-    assert "1 of 7 ratios moved" in told(tmp_path, kept, now, capsys)
+    assert "1 of 8 ratios moved" in told(tmp_path, kept, now, capsys)
 
 
 def test_other_work_and_a_busy_machine_are_not_compared(tmp_path, kept, capsys) -> None:
@@ -137,7 +141,7 @@ def test_other_work_and_a_busy_machine_are_not_compared(tmp_path, kept, capsys) 
     now["loader"]["volumes"][0]["dtype"] = "uint8"
     now["step"]["device"] = "NVIDIA H200"
     out = told(tmp_path, kept, now, capsys)
-    assert "0 of 3 ratios moved" in out
+    assert "0 of 4 ratios moved" in out
     assert "3 ratios of this run have no baseline" in out
 
 
@@ -207,7 +211,7 @@ def test_the_earlier_loader_is_told_as_slower(tmp_path, capsys) -> None:
 def test_pytest_benchmark_compares_the_files(tmp_path, kept) -> None:
     assert main([str(written(tmp_path / "bench.json", FIGURES)), "--baseline", str(kept)]) == 0
     found, new = changes(tmp_path / "bench-ratios.json", kept)
-    assert (len(found), new) == (7, [])
+    assert (len(found), new) == (8, [])
     code = "import sys; from pytest_benchmark.cli import main; sys.exit(main())"
     words = [
         "compare",
