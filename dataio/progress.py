@@ -27,7 +27,7 @@ class PlainProgress:
 
     def __init__(self, name: str, total: float, unit: str) -> None:
         self.name, self.total, self.unit = name, total, unit
-        self.done = 0.0
+        self.done, self._status = 0.0, ""
         self._began = self._shown_at = time.monotonic()
 
     def __enter__(self) -> Self:
@@ -40,14 +40,15 @@ class PlainProgress:
         tb: TracebackType | None,
     ) -> None:
         if kind is None and self.done:
-            self._show(time.monotonic(), "")
+            self._show(time.monotonic(), self._status)
 
     def advance(self, items: float = 1.0, status: str = "") -> None:
-        """Count items; print when the interval is over."""
+        """Count items; print when the interval is over. The last status stays."""
         self.done += items
+        self._status = status or self._status
         now = time.monotonic()
         if now - self._shown_at >= PLAIN_INTERVAL_S:
-            self._show(now, status)
+            self._show(now, self._status)
 
     def note(self, line: str) -> None:
         """Print a line at once."""
@@ -86,7 +87,7 @@ class RichProgress:
         )
         self._unit = unit
         self._began = time.monotonic()
-        self._done = 0.0
+        self._done, self._status = 0.0, ""
         self._task = self._bar.add_task(name, total=total, rate="", status="")
 
     def __enter__(self) -> Self:
@@ -102,11 +103,12 @@ class RichProgress:
         self._bar.stop()
 
     def advance(self, items: float = 1.0, status: str = "") -> None:
-        """Count items and redraw."""
+        """Count items and redraw. The last status stays."""
         self._done += items
+        self._status = status or self._status
         rate = self._done / max(time.monotonic() - self._began, 1e-9)
         self._bar.update(
-            self._task, advance=items, rate=f"{rate:.3g} {self._unit}/s", status=status
+            self._task, advance=items, rate=f"{rate:.3g} {self._unit}/s", status=self._status
         )
 
     def note(self, line: str) -> None:

@@ -18,6 +18,7 @@ from mim3d.engine.pretrain.recipes import idle_fields, recipe
 
 if TYPE_CHECKING:
     from mim3d.engine.pretrain.plan import Plan
+    from mim3d.engine.pretrain.plan_corpus import CorpusFacts
 
 DESCRIPTION = """Time, memory, network and loader need of a recipe, before it runs.
 
@@ -25,6 +26,8 @@ Sharding is done for real on a fake group of N ranks; time is FLOPs over the dev
 times its utilisation: measured where --calibration names a run, else an assumption that is said.
 """
 MOST_GPUS = 1024
+LEAST_MS = 5.0
+"""Of arithmetic a micro-batch: two thousand kernels take about as long to be started."""
 
 
 @dataclass(frozen=True)
@@ -73,19 +76,30 @@ def main(words: list[str]) -> Outcome:
     )
     args, raised = with_enough_crops(args)
     plan = planned(args)
-    print(table(plan, args.config))
+    facts = None
+    if args.config.data.corpus:
+        from mim3d.engine.pretrain.plan_corpus import corpus_facts
+
+        facts = corpus_facts(args.config)
+    print(table(plan, args, facts))
     store = store_figures(args, plan.crops_per_s / args.gpus)
     if store:
         print(store_line(store))
     if raised:
         print(raised)
+    for doubt in facts.doubts if facts else ():
+        print(f"warning: {doubt}")
     if args.memory_gb and plan.memory_gb > 0.9 * args.memory_gb:
         raise ConfigError(
             f"a rank needs about {plan.memory_gb:.1f} GB and the device has {args.memory_gb:g}: "
             f"{remedy(plan)}"
         )
     more = {"store": dataclasses.asdict(store) | {"in_flight": store.in_flight}} if store else {}
-    return Outcome({**dataclasses.asdict(plan), "global_batch": args.config.global_batch, **more})
+    figures = {**dataclasses.asdict(plan), "global_batch": args.config.global_batch, **more}
+    figures |= {"device": args.device, "in_range": not out_of_range(plan, args)}
+    if facts is None:
+        return Outcome(figures)
+    return Outcome({**figures, "corpus": dataclasses.asdict(facts)}, lost=len(facts.doubts))
 
 
 def store_figures(args: PlanArgs, crops_per_s: float) -> StoreNeed | None:
@@ -157,8 +171,25 @@ def planned(args: PlanArgs) -> "Plan":
     return make_plan(args.config, args.gpus, peak, share, basis)
 
 
-def table(plan: "Plan", config: PretrainConfig) -> str:
-    """The plan for people."""
+def out_of_range(plan: "Plan", args: PlanArgs) -> str:
+    """Why time cannot be told of FLOPs; empty where it can.
+
+    Below LEAST_MS a micro-batch a step is as long as its kernels take to be started, which no
+    share of a peak tells; a measured run of the same kind does.
+    """
+    each = plan.step_s * 1e3 / args.config.parallel.grad_accum
+    if args.calibration is not None or each >= LEAST_MS:
+        return ""
+    return (
+        f"not told: its arithmetic alone takes {each:.2g} ms a micro-batch, less than starting its "
+        "kernels; --calibration RUN, a run of it on this device, tells"
+    )
+
+
+def table(plan: "Plan", args: PlanArgs, facts: "CorpusFacts | None" = None) -> str:
+    """The plan for people; what its model cannot tell is not printed."""
+    config, unknown = args.config, out_of_range(plan, args)
+    peak = plan.flops_per_step / (plan.step_s * plan.utilisation * plan.gpus)
     accumulated = cache = ""
     if plan.accumulated_gb:
         accumulated = f", accumulated gradients {plan.accumulated_gb:.3g}"
@@ -168,14 +199,19 @@ def table(plan: "Plan", config: PretrainConfig) -> str:
         ("parameters", f"{plan.parameters / 1e6:.1f} M"),
         ("crops a step", f"{config.global_batch} ({config.micro_batch(plan.gpus)} a micro-batch)"),
         ("arithmetic", f"{plan.flops_per_step / 1e12:.3g} TFLOP a step"),
-        ("utilisation", f"{plan.utilisation:.1%} of bf16 peak, {plan.basis}"),
-        ("time", f"{plan.step_s * 1e3:.4g} ms a step, {plan.hours:.4g} h for {config.steps} steps"),
-        ("throughput", f"{plan.crops_per_s:.4g} crops/s"),
-        ("loader", f"{plan.loader_gb_per_s:.3g} GB/s of int16 voxels for each rank"),
+        ("devices", f"{plan.gpus} x {args.device}, {peak / 1e12:.4g} TFLOP/s each in bf16"),
+        ("utilisation", f"{plan.utilisation:.1%} of that (MFU), {plan.basis}"),
+        ("time", unknown or f"{plan.step_s * 1e3:.4g} ms a step, {plan.hours:.4g} h for "
+                            f"{config.steps} steps"),
+        ("throughput", (unknown and "not told") or f"{plan.crops_per_s:.4g} crops/s"),
+        ("loader", (unknown and "not told")
+                   or f"{plan.loader_gb_per_s:.3g} GB/s of int16 voxels for each rank"),
         ("memory", f"{plan.memory_gb:.3g} GB a rank: state {plan.state_gb:.3g}, gathered "
                    f"{plan.gathered_gb:.3g}, activations {plan.activation_gb:.3g}" + accumulated
                    + cache),
-        ("network", f"{plan.network_gb_per_step:.3g} GB a rank and step, "
-                    f"{plan.network_gb_per_s:.3g} GB/s to hide behind arithmetic"),
+        ("network", f"{plan.network_gb_per_step:.3g} GB a rank and step" + ("" if unknown else
+                    f", {plan.network_gb_per_s:.3g} GB/s to hide behind arithmetic")),
     ]  # fmt: skip
+    if facts is not None:
+        rows.insert(0, ("corpus", facts.row()))
     return "\n".join(f"{name:<13} {value}" for name, value in rows)

@@ -1,6 +1,7 @@
 """`mim3d pretrain RECIPE --data.corpus CORPUS --out RUN`."""
 
-from collections.abc import Sequence
+import shlex
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -59,6 +60,9 @@ def main(words: list[str]) -> Outcome:
     except PeerError:
         raise SystemExit(EXIT_USER_ERROR) from None
     figures = figures_of(result)
+    if is_first() and not result.interrupted:
+        for line in last_words(result, args):
+            print(line)
     return Outcome(figures, len(figures.get("start_doubts", [])), writes_json=is_first())
 
 
@@ -85,6 +89,49 @@ def launched(args: PretrainArgs, words: Sequence[str]) -> Outcome:
         return Outcome({"run": str(args.out), "interrupted": True, "nproc": args.nproc})
     figures = {**figures_of(done), "nproc": args.nproc}
     return Outcome(figures, len(figures.get("start_doubts", [])))
+
+
+def last_words(result: "PretrainResult", args: PretrainArgs) -> list[str]:
+    """The loss beside those of the trivial predictors, where the encoder is, and what is next."""
+    from mim3d.engine.runs.encoder_file import WEIGHTS
+
+    verdict = result.figures.get("pretext") or {}
+    lines = [loss_line("loss", verdict)] if verdict.get("loss") is not None else []
+    if verdict.get("held_out"):
+        lines.append(loss_line("held-out loss", verdict["held_out"]))
+    return [*lines, f"encoder: {args.out / WEIGHTS}", f"next: {next_command(args)}"]
+
+
+def loss_line(name: str, verdict: Mapping[str, Any]) -> str:
+    """A loss against predictors that know nothing, and what that says."""
+    names = {"patch_mean": "each patch's mean", "nearest_patch": "the nearest visible patch"}
+    names["chance"] = "chance"
+    others = [f"{label} {verdict[key]:.4f}" for key, label in names.items() if verdict.get(key)]
+    against = f" ({', '.join(others)})" if others else ""
+    learned = "it was learned" if verdict.get("learned") else "NOT clearly better: nothing learned"
+    return f"{name} {verdict['loss']:.4f}{against}: {learned}"
+
+
+def next_command(args: PretrainArgs) -> str:
+    """Fine-tuning where the corpus has a label and a recipe has this encoder, else its features."""
+    from mim3d.dataio.reader.corpus import opened_corpus
+    from mim3d.engine.finetune.config import RECIPES
+
+    config, corpus = args.config, args.config.data.corpus
+    with opened_corpus(corpus) as (opened, _):
+        labels = sorted({label.name for record in opened.records for label in record.labels})
+    fitting = [
+        name
+        for name, make in RECIPES.items()
+        if (made := make()).vit == config.vit and (made.swin or made.resenc) == config.backbone
+    ]
+    if not labels or not fitting:
+        words = ["mim3d", "embed", str(args.out), corpus, str(args.out / "features")]
+        return shlex.join(words)
+    label = [] if "seg" in labels else ["--data.label", labels[0]]
+    out = args.out.with_name(f"{args.out.name}-finetuned")
+    words = ["mim3d", "finetune", fitting[0], "--data.corpus", corpus, "--init", str(args.out)]
+    return shlex.join([*words, *label, "--out", str(out)])
 
 
 def figures_of(result: "PretrainResult") -> dict[str, Any]:

@@ -168,6 +168,11 @@ def remarks(config: PretrainConfig, fit: CorpusFit) -> list[str]:
             f"{fit.lacking} of {fit.volumes} volumes lack a channel (it is one value everywhere): "
             "it comes as 0, and nothing is learned from it"
         )
+    if config.parallel.compile:
+        found.append(
+            "blocks are compiled first (parallel.compile): the first step takes longer, on a large "
+            "model minutes; --parallel.no-compile begins at once"
+        )
     return found
 
 

@@ -35,3 +35,24 @@ def test_an_error_inside_passes_without_a_closing_line(capsys: pytest.CaptureFix
         shown.advance()
         raise ValueError("inner")
     assert capsys.readouterr().out == ""
+
+
+def test_a_loss_stays_on_the_line_between_steps_that_tell_one(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(module, "PLAIN_INTERVAL_S", 0.0)
+    with PlainProgress("pretrain", 3, "steps") as shown:
+        shown.advance(1, "loss 0.5")
+        shown.advance()
+        shown.advance(1, "loss 0.4")
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.rsplit(", ", 1)[1] for line in lines] == [
+        "loss 0.5", "loss 0.5", "loss 0.4", "loss 0.4",
+    ]  # fmt: skip
+
+
+def test_a_terminals_bar_keeps_it_too() -> None:
+    shown = module.RichProgress("pretrain", 3, "steps")
+    shown.advance(1, "loss 0.5")
+    shown.advance()
+    assert shown._bar.tasks[0].fields["status"] == "loss 0.5"

@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shlex
 import signal
 import subprocess
 import sys
@@ -40,6 +41,48 @@ def test_a_run_and_its_figures(corpus, tmp_path):
     assert not outcome.figures["interrupted"]
     assert outcome.figures["loss"] > 0
     assert json.loads((tmp_path / "run" / "config.json").read_text())["vit"]["width"] == 24
+
+
+def test_a_run_ends_with_its_loss_against_trivial_ones_the_encoder_and_a_command_that_runs(
+    corpus, tmp_path, capsys
+):
+    run = tmp_path / "a run"
+    words = ["demo-mae", "--data.corpus", str(corpus), "--out", str(run), *SMALL]
+    main(words)
+    loss, encoder, last = capsys.readouterr().out.splitlines()[-3:]
+    verdict = json.loads((run / "pretext.json").read_text())["pretext"]
+    assert f"loss {verdict['loss']:.4f} (each patch's mean {verdict['patch_mean']:.4f}" in loss
+    assert ("it was learned" in loss) == verdict["learned"]
+    assert encoder == f"encoder: {run / 'encoder.safetensors'}"
+    assert "mim3d embed" in last  # no fine-tuning recipe has this encoder
+    assert cli.main(shlex.split(last.removeprefix("next: mim3d "))) == 0
+    assert (run / "features" / "pooled.npz").exists()
+
+
+@pytest.mark.slow
+def test_a_recipes_encoder_goes_on_to_fine_tuning(corpus, tmp_path, capsys):
+    run = tmp_path / "run"
+    main(["demo-mae", "--data.corpus", str(corpus), "--out", str(run), "--steps", "1",
+          "--global-batch", "2", "--schedule.warmup-steps", "0"])  # fmt: skip
+    last = capsys.readouterr().out.splitlines()[-1]
+    assert f"mim3d finetune demo --data.corpus {corpus} --init {run}" in last
+    words = shlex.split(last.removeprefix("next: mim3d "))
+    assert cli.main([*words, "--steps", "1", "--eval-every", "1"]) == 0
+    assert (tmp_path / "run-finetuned" / "model.pt").exists()
+
+
+def test_compiling_is_announced(corpus, tmp_path):
+    from small_run import small_config
+
+    from mim3d.engine.pretrain.pretrain import remarks
+    from mim3d.engine.training.corpus import CorpusFit
+
+    compiled = small_config(corpus, "compiled")
+    assert any("--parallel.no-compile" in line for line in remarks(compiled, CorpusFit(4, 0)))
+    assert remarks(small_config(corpus), CorpusFit(4, 0)) == []
+    run = tmp_path / "run"
+    words = ["demo-mae", "--data.corpus", str(corpus), "--out", str(run), *SMALL]
+    assert main([*words, "--parallel.no-compile"]).exit_code == 0
 
 
 @pytest.mark.slow

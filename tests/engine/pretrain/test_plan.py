@@ -311,3 +311,33 @@ def test_a_store_with_latency_is_planned_for_and_its_remedy_suffices(capsys):
 def test_a_latency_that_is_none_is_refused(value):
     with pytest.raises(UsageError, match="store_latency_ms"):
         main(["demo-mae", "--gpus", "1", f"--store-latency-ms={value}"])
+
+
+def test_a_plan_names_its_devices_and_reads_the_corpus(tmp_path, capsys):
+    from small_run import make_corpus
+
+    corpus = make_corpus(tmp_path)
+    words = ["mae-vit-b-96", "--gpus", "2", "--device", "H100", "--data.corpus", str(corpus)]
+    outcome = main(words)
+    told = capsys.readouterr().out
+    assert "2 x H100, 989.4 TFLOP/s each in bf16" in told
+    assert "(MFU), assumed" in told
+    assert "corpus        4 volumes" in told
+    assert "4 of 4 volumes are smaller than the crop" in told
+    assert outcome.exit_code == 3
+    assert outcome.figures["corpus"]["volumes"] == 4
+    with pytest.raises(ConfigError, match=r"vit\.channels is 3"):
+        main([*words, "--vit.channels", "3"])
+
+
+def test_times_below_what_kernels_take_to_start_are_not_told(tmp_path, capsys):
+    outcome = main(["demo-mae", "--gpus", "1"])
+    told = capsys.readouterr().out
+    assert "less than starting its kernels" in told
+    assert "crops/s" not in told
+    assert not outcome.figures["in_range"]
+    rows = [{"step": step, "tflops_per_s": 0.5, "world": 1} for step in (1, 2, 3)]
+    measured = tmp_path / "metrics.jsonl"
+    measured.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert main(["demo-mae", "--gpus", "1", "--calibration", str(measured)]).figures["in_range"]
+    assert "crops/s" in capsys.readouterr().out
