@@ -23,6 +23,7 @@ import numpy as np
 import torch
 
 from mim3d.dataio.corpus.chunk_table import choose_volumes
+from mim3d.dataio.device.device_fit import fitting_cache
 from mim3d.dataio.device.device_reader import DeviceReader
 from mim3d.dataio.device.inflate import NvcompInflate, inflate_on_host
 from mim3d.dataio.errors import Mim3dError
@@ -31,7 +32,6 @@ from mim3d.dataio.loader.config import DISK, LoaderConfig
 from mim3d.dataio.loader.crop_source import CropSource, RawBatch
 from mim3d.dataio.loader.crop_spec import crop_job, make_sampler
 from mim3d.dataio.loader.dali import DaliGraph, GraphSpec, feed_order
-from mim3d.dataio.loader.device_fit import fitting_cache
 from mim3d.dataio.loader.device_source import DeviceSource
 from mim3d.dataio.loader.graph import DirectGraph
 from mim3d.dataio.loader.sampler import volume_weights
@@ -78,7 +78,8 @@ class Loader:
             *(self.corpus, rows, config.where, config.shares),
             lambda chosen: volume_weights(config.weighting, np.asarray(table.volumes)[chosen]),
         )
-        config = self.config = fitting_cache(config, table, volumes)
+        kept = fitting_cache(config.cache, table, volumes, config.label)
+        config = self.config = replace(config, cache=kept)
         self.sampler = make_sampler(table, config, volumes, world, weights)
         self._order = run_order(table, config, volumes, world)
         self._job = crop_job(table, config, volumes)

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from mim3d.dataio.loader.device_fit import unlike
+from mim3d.dataio.device.device_fit import unlike
 from mim3d.dataio.reader.corpus import opened_corpus
 from mim3d.engine.pretrain.config import PretrainConfig
 from mim3d.engine.training.corpus import corpus_fit

@@ -1,13 +1,11 @@
 """Whether volumes can be kept on the device: one batched decoding needs them alike."""
 
 import warnings
-from dataclasses import replace
 
 import numpy as np
 
 from mim3d.dataio.corpus.chunk_table import ChunkTable, label_arrays
 from mim3d.dataio.errors import CorpusWarning
-from mim3d.dataio.loader.config import LoaderConfig
 
 
 def unlike(table: ChunkTable, volumes: np.ndarray, label: str | None = None) -> str:
@@ -28,20 +26,20 @@ def unlike(table: ChunkTable, volumes: np.ndarray, label: str | None = None) -> 
     return ""
 
 
-def fitting_cache(config: LoaderConfig, table: ChunkTable, volumes: np.ndarray) -> LoaderConfig:
-    """The configuration, with the host's cache where the device's cannot take what was chosen.
+def fitting_cache(
+    cache: str, table: ChunkTable, volumes: np.ndarray, label: str | None = None
+) -> str:
+    """The cache asked for, or the host's where the device's cannot take what was chosen.
 
     Which crops are drawn does not hang on it, so only speed changes; a CorpusWarning says so.
     """
-    if config.cache != "device":
-        return config
-    differing = unlike(table, volumes, config.label)
+    differing = unlike(table, volumes, label) if cache == "device" else ""
     if not differing:
-        return config
+        return cache
     warnings.warn(
         f"{table.root}: {differing}: cache='device' needs all alike, so chunks are kept on the "
         "host (`mim3d convert` with one --dtype, into a new folder, makes them alike)",
         CorpusWarning,
         stacklevel=3,
     )
-    return replace(config, cache="host")
+    return "host"

@@ -11,9 +11,9 @@ import torch
 
 from mim3d.dataio.convert.run import convert
 from mim3d.dataio.corpus.conversion import Conversion
+from mim3d.dataio.device.device_fit import unlike
 from mim3d.dataio.errors import CorpusWarning
 from mim3d.dataio.loader.config import LoaderConfig
-from mim3d.dataio.loader.device_fit import unlike
 from mim3d.dataio.loader.loader import Loader
 from mim3d.dataio.reader.corpus import Corpus
 from mim3d.dataio.sources.discover import discover
