@@ -4,7 +4,10 @@
         for batch in loader:
             loss = model(batch.image)
 
-The loader is infinite: it goes on into the next epoch, shuffled anew.
+The loader is infinite: it goes on into the next epoch, shuffled anew. With `epochs=1` a `for` is a
+pass of `len(loader)` batches, the next `for` the next pass, and one that goes on from a state
+finishes the pass that was under way. It is an IterableDataset too: in torch's DataLoader with
+`batch_size=None, num_workers=0`, and whole in Lightning, whose checkpoints keep its state.
 """
 
 import os
@@ -21,6 +24,7 @@ from typing import Any, NoReturn, Self
 
 import numpy as np
 import torch
+from torch.utils.data import IterableDataset
 
 from mim3d.dataio.corpus.chunk_table import choose_volumes
 from mim3d.dataio.device.device_fit import fitting_cache
@@ -46,14 +50,15 @@ from mim3d.dataio.reader.shard_reader import ShardReader
 __all__ = ["Batch", "Loader", "LoaderConfig"]
 
 
-class Loader:
-    """An endless iterator of `Batch`es of one rank.
+class Loader(IterableDataset[Batch]):
+    """An iterator of `Batch`es of one rank, endless or in passes of so many `epochs`.
 
     Global batch k of a run holds samples `k * world * micro_batch` onward, and rank r the r-th
     slice of it, so ranks never overlap and the union is the same at any world size. `subjects`
     keeps only volumes of those subjects. `device` is "cpu" or "cuda[:n]". `corpus` is a folder, an
     address such as s3://bucket/corpus.zarr, or an opened corpus. Threads may share a loader; each
-    process makes its own.
+    process makes its own. A pass has as many whole batches as its epochs fill, at least one; what
+    they do not fill begins the next pass.
     """
 
     def __init__(
@@ -65,7 +70,13 @@ class Loader:
         world: int = 1,
         device: str | torch.device = "cpu",
         subjects: Collection[str] | None = None,
+        epochs: int | None = None,
     ) -> None:
+        if epochs is not None and not (isinstance(epochs, Integral) and epochs >= 1):
+            raise Mim3dError(
+                f"epochs={epochs!r} must be a whole number of at least 1, or None for no end"
+            )
+        self.epochs = epochs
         if not (isinstance(rank, Integral) and isinstance(world, Integral) and 0 <= rank < world):
             raise Mim3dError(f"rank={rank!r} is not a whole number below world={world!r}")
         self.device = _usable(torch.device(device))
@@ -103,7 +114,22 @@ class Loader:
         return self._sample / self.sampler.epoch_samples
 
     def __iter__(self) -> Iterator[Batch]:
-        return self
+        return self if self.epochs is None else self._pass(len(self))
+
+    def __len__(self) -> int:
+        """Batches of a pass; a TypeError where there is no end."""
+        if self.epochs is None:
+            raise TypeError("this loader has no end and so no length: give epochs=1 for passes")
+        return max(1, self.epochs * self.sampler.epoch_samples // self._stride)
+
+    def __bool__(self) -> bool:
+        return True
+
+    def _pass(self, length: int) -> Iterator[Batch]:
+        """The rest of the pass in which the loader stands."""
+        end = (self._sample // self._stride // length + 1) * length * self._stride
+        while self._sample < end:
+            yield next(self)
 
     def __next__(self) -> Batch:
         self._check_process()
