@@ -38,7 +38,7 @@ MEANT = {
         decoder_depth registers drop_path layer_scale seed seeds tuning_seeds warmup_steps beta1
         beta2 final_share decay_share profile_step max_restarts rows min_block_parameters workers
         ignore_label peak_tflops utilisation memory_gb copies entries warm latency_ms seconds
-        global_batch:StepBench warmup head_steps
+        global_batch:StepBench warmup head_steps momentum
     """,
     "negative": "ignore_label seed:LoaderConfig overlap:PredictConfig",
     # as much as there is, or as long as one waits; only numbers that size nothing are without end
