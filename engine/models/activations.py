@@ -3,7 +3,7 @@
 With recomputation a block keeps its input, and one block at a time all the rest.
 """
 
-from mim3d.engine.models.config import MAEConfig, MethodConfig, ViTConfig
+from mim3d.engine.models.config import MAEConfig, MethodConfig, ViTConfig, n_decoded
 from mim3d.engine.models.registry import EncoderShape
 from mim3d.engine.models.resenc.flops import activation_values as unet_values
 from mim3d.engine.models.swin import swin_stages
@@ -19,18 +19,24 @@ Stack = tuple[int, int, float]
 
 
 def block_widths(vit: ViTConfig) -> float:
-    """ACTIVATION_WIDTHS at the encoder's own mlp_ratio."""
+    """ACTIVATION_WIDTHS at the encoder's own mlp_ratio.
+
+    A gated MLP keeps five hidden values (gate, its bend, value, product, normed), and its blocks
+    five widths more: turned queries and keys, the inner norm's output, and two scaled branches.
+    """
+    if vit.mlp_layers == 3:
+        return ACTIVATION_WIDTHS - 8 + 5 + 5 * vit.mlp_ratio
     return ACTIVATION_WIDTHS - 8 + 2 * vit.mlp_ratio
 
 
 def mae_values(method: MAEConfig, shape: EncoderShape, recompute: bool) -> float:
-    """MAE: an encoder over visible patches, a decoder over all."""
+    """MAE: an encoder over visible patches, a decoder over all, or a share of the hidden."""
     vit = shape.vit
     visible = n_visible(vit.n_patches, method.mask_ratio)
-    hidden = vit.n_patches - visible
+    hidden = n_decoded(vit.n_patches - visible, method.decode_fraction)
     stacks: list[Stack] = [
         (vit.depth, visible, vit.width * block_widths(vit)),
-        (method.decoder_depth, vit.n_patches, method.decoder_width * ACTIVATION_WIDTHS),
+        (method.decoder_depth, visible + hidden, method.decoder_width * ACTIVATION_WIDTHS),
     ]
     ends = visible * vit.row_width + hidden * vit.channels * vit.patch_voxels
     return kept(stacks, block_widths(vit), recompute) + ends

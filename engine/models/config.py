@@ -152,6 +152,11 @@ class MethodConfig:
     a global batch is parted belongs to the run."""
 
 
+def n_decoded(hidden: int, fraction: float) -> int:
+    """Hidden patches of a crop that are decoded, at least one."""
+    return max(1, round(hidden * fraction))
+
+
 LossKind = Literal["l1", "l2", "smooth_l1"]
 MaskKind = Literal["random", "block", "grid"]
 
@@ -202,10 +207,21 @@ class MAEConfig(MaskConfig):
     """Decoder blocks."""
     decoder_heads: int = 16
     """Attention heads of the decoder; must divide decoder_width."""
+    decode_fraction: float = 1.0
+    """Share of the hidden patches, drawn anew for each crop, that are decoded and scored: an
+    unbiased estimate of the loss over all, for less arithmetic."""
 
     def __post_init__(self) -> None:
         """Check the decoder's shape too."""
         super().__post_init__()
+        if not 0.0 < self.decode_fraction <= 1.0:
+            raise ConfigError(f"method.decode_fraction {self.decode_fraction} must lie in (0, 1]")
+        if self.decode_fraction < 1.0 and self.mask_kind != "random":
+            raise ConfigError(
+                f"method.decode_fraction {self.decode_fraction} with method.mask_kind "
+                f"{self.mask_kind} would score the patches beside visible ones more often: it goes "
+                "with --method.mask-kind random"
+            )
         sizes = "decoder_width decoder_depth decoder_heads"
         refuse_outside(self, sizes, most=MOST_SIZE, part="method", kind=ConfigError)
         if self.decoder_depth < 0 or self.decoder_width < 6:

@@ -18,6 +18,7 @@ from mim3d.engine.models.config import (
     SimMIMConfig,
     SwinConfig,
     ViTConfig,
+    n_decoded,
 )
 from mim3d.engine.models.registry import ENCODERS, EncoderShape, way_of
 from mim3d.engine.models.resenc.flops import decoder_flops
@@ -78,14 +79,15 @@ def encoder_parts(shape: EncoderShape) -> tuple[float, float]:
 
 
 def mae_flops(method: MAEConfig, shape: EncoderShape) -> CropFlops:
-    """MAE: the encoder over visible patches, the decoder over all."""
+    """MAE: the encoder over visible patches, the decoder over all, or a share of the hidden."""
     vit, width = shape.vit, method.decoder_width
     visible = n_visible(vit.n_patches, method.mask_ratio)
+    decoded = n_decoded(vit.n_patches - visible, method.decode_fraction)
     rest = (
         vit.depth * vit_block_flops(visible, vit)
         + linear_flops(visible, vit.width, width)
-        + method.decoder_depth * block_flops(vit.n_patches, width, 4.0)
-        + linear_flops(vit.n_patches - visible, width, vit.channels * vit.patch_voxels)
+        + method.decoder_depth * block_flops(visible + decoded, width, 4.0)
+        + linear_flops(decoded, width, vit.channels * vit.patch_voxels)
     )
     return trained(linear_flops(visible, vit.row_width, vit.width), rest)
 

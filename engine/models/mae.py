@@ -11,6 +11,19 @@ from mim3d.kernels.masking import PatchMasks
 from mim3d.kernels.patch_rows import gather_patch_rows
 
 
+def tokens_of(visible: Tensor, mask_token: Tensor, positions: Tensor, masks: PatchMasks) -> Tensor:
+    """The decoder's input (b, v + m, d): visible tokens, then mask tokens of hidden patches.
+
+    Where not all hidden patches are decoded they are gathered; the kernel takes all.
+    """
+    b, v, d = visible.shape
+    ids, hidden = (masks.visible_ids, masks.masked_ids), masks.masked_ids.shape[1]
+    if v + hidden == len(positions):
+        return decoder_tokens(visible, mask_token, positions, *ids)
+    blank = mask_token.to(visible.dtype).expand(b, hidden, d)
+    return torch.cat([visible, blank], dim=1) + positions[torch.cat(ids, dim=1)].to(visible.dtype)
+
+
 class MAE(MaskedMethod[MAEConfig]):
     """Encoder over visible patches, mask tokens, decoder, linear head over hidden patches."""
 
@@ -49,12 +62,8 @@ class MAE(MaskedMethod[MAEConfig]):
         Tokens stay in shuffled order, visible before hidden: attention does not mind, and the
         hidden ones are then the tail that goes through the head.
         """
-        tokens = decoder_tokens(
-            self.decoder_embed(latent),
-            self.mask_token,
-            self.decoder_positions,
-            masks.visible_ids,
-            masks.masked_ids,
+        tokens = tokens_of(
+            self.decoder_embed(latent), self.mask_token, self.decoder_positions, masks
         )
         for block in self.decoder_blocks:
             tokens = block(tokens)

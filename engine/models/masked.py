@@ -1,13 +1,14 @@
 """What MAE and SimMIM share: draw masks, ask for the hidden voxels, score exactly those."""
 
 from abc import abstractmethod
+from dataclasses import replace
 from typing import Generic, TypeVar
 
 import torch
 from torch import Tensor
 
 from mim3d.dataio.loader.batch import Batch
-from mim3d.engine.models.config import MaskConfig, ViTConfig
+from mim3d.engine.models.config import MAEConfig, MaskConfig, ViTConfig, n_decoded
 from mim3d.engine.models.masks import draw_masks
 from mim3d.engine.models.objective import Objective, StepOutput
 from mim3d.engine.models.trivial import paste_patches, per_channel, trivial_losses, voxel_rows
@@ -35,7 +36,7 @@ class MaskedMethod(Objective, Generic[Config]):
         trivial predictors. The loss of each channel is told where there are several.
         """
         vit, config = self.vit_config, self.config
-        masks = draw_masks(config, self.mask_seed, batch, vit)
+        masks = self.scored(batch)
         loss, parts = masked_channel_losses(
             self.predict(batch.image, masks),
             batch.image,
@@ -48,11 +49,23 @@ class MaskedMethod(Objective, Generic[Config]):
         metrics = per_channel("loss", parts, share)
         return StepOutput(loss, metrics | self.baselines(batch) if measure else metrics)
 
+    def scored(self, batch: Batch) -> PatchMasks:
+        """The masks, with those hidden patches alone that are decoded and scored.
+
+        Hidden patches come in a random order, so the first of them are a sample without bias.
+        """
+        masks = draw_masks(self.config, self.mask_seed, batch, self.vit_config)
+        fraction = self.config.decode_fraction if isinstance(self.config, MAEConfig) else 1.0
+        if fraction == 1.0:
+            return masks
+        kept = n_decoded(masks.masked_ids.shape[1], fraction)
+        return replace(masks, masked_ids=masks.masked_ids[:, :kept].contiguous())
+
     @torch.no_grad()
     def baselines(self, batch: Batch) -> dict[str, Tensor]:
         """Losses of trivial predictors on the same hidden voxels; needs no weights."""
         vit, config = self.vit_config, self.config
-        masks = draw_masks(config, self.mask_seed, batch, vit)
+        masks = self.scored(batch)
         return trivial_losses(batch.image, masks, vit, config.loss, config.normalise_target)
 
     @torch.no_grad()

@@ -189,11 +189,11 @@ def config_identity(config: PretrainConfig) -> dict[str, Any]:
 def identity_of(stored: dict[str, Any]) -> dict[str, Any]:
     """The same of a configuration's plain values, as `config_dict` makes them."""
     plain = {key: value for key, value in stored.items() if key not in NOT_IDENTITY}
-    if plain.get("resenc", 0) is None:  # runs that do not know it stay what they were
-        del plain["resenc"]
     plain["data"] = dict(plain["data"])
     plain["schedule"] = schedule_identity(plain["schedule"])
     plain["optim"] = optim_identity(plain["optim"])
+    if plain["method"].get("decode_fraction", 0) == 1.0:  # neither do they know this
+        plain["method"] = {k: v for k, v in plain["method"].items() if k != "decode_fraction"}
     for key in HOW_DATA_ARRIVE:
         plain["data"].pop(key, None)
     for key, off in OFF.items():
@@ -203,7 +203,7 @@ def identity_of(stored: dict[str, Any]) -> dict[str, Any]:
         if plain.get(key) is None:
             plain.pop(key, None)
     accum = stored.get("parallel", {}).get("grad_accum", 1)
-    method = METHODS.get(plain["method"].get("name"))
+    method = METHODS.get(str(plain["method"].get("name")))
     if method is not None and method.config.contrasts and accum > 1:
         # Negatives come from one micro-batch of all ranks: another split is another task.
         plain["parallel"] = {"grad_accum": accum}

@@ -259,7 +259,7 @@ def idle_fields(config: PretrainConfig) -> dict[type, tuple[str, ...]]:
         idle[ViTConfig] = IDLE_WITH_SWIN
     if config.resenc is not None:
         idle[ViTConfig] = IDLE_WITH_RESENC
-        idle[MAEConfig] = ("decoder_width", "decoder_depth", "decoder_heads")
+        idle[MAEConfig] = ("decoder_width", "decoder_depth", "decoder_heads", "decode_fraction")
     if not config.method.paints:
         idle[PretrainLog] = ("picture_every",)
     return idle

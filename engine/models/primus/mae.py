@@ -12,13 +12,13 @@ from torch import Tensor, nn
 
 from mim3d.engine.errors import ConfigError
 from mim3d.engine.models.config import MAEConfig
+from mim3d.engine.models.mae import tokens_of
 from mim3d.engine.models.masked import MaskedMethod
 from mim3d.engine.models.primus.blocks import NORM_EPS, PrimusBlock
 from mim3d.engine.models.primus.config import PrimusConfig
 from mim3d.engine.models.primus.encoder import Primus3D, drop_rates, initialise_blocks
 from mim3d.engine.models.primus.rotary import rotary_table, turns_of
 from mim3d.engine.models.vit import initialise_linear
-from mim3d.kernels.decoder_tokens import decoder_tokens
 from mim3d.kernels.masking import PatchMasks
 from mim3d.kernels.patch_rows import gather_patch_rows
 
@@ -58,12 +58,8 @@ class PrimusMAE(MaskedMethod[MAEConfig]):
 
     def decode(self, latent: Tensor, masks: PatchMasks) -> Tensor:
         """Hidden voxels (b, m, c*p) from visible tokens (b, v, d); tokens stay shuffled."""
-        tokens = decoder_tokens(
-            self.decoder_embed(latent),
-            self.mask_token,
-            self.decoder_pos_embed,
-            masks.visible_ids,
-            masks.masked_ids,
+        tokens = tokens_of(
+            self.decoder_embed(latent), self.mask_token, self.decoder_pos_embed, masks
         )
         ids = torch.cat([masks.visible_ids, masks.masked_ids], dim=1)
         turns = turns_of(self.decoder_rotary, ids, 0)

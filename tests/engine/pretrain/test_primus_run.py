@@ -9,9 +9,11 @@ from small_run import small_config
 
 from mim3d.engine.errors import ConfigError
 from mim3d.engine.finetune.config import RECIPES
+from mim3d.engine.finetune.encoder import build_encoder
 from mim3d.engine.finetune.finetune import run_finetune
 from mim3d.engine.models.primus.config import PrimusConfig
 from mim3d.engine.models.primus.encoder import Primus3D
+from mim3d.engine.models.primus.names import to_reference
 from mim3d.engine.pretrain.pretrain import run_pretrain
 from mim3d.engine.pretrain.recipes import recipe
 from mim3d.engine.runs.checkpoint_files import committed
@@ -79,6 +81,21 @@ def test_every_head_fine_tunes_it(head, run, corpus, tmp_path):
     vit = replace(VIT, drop_path=0.1)
     config = small_finetune(corpus, head=head, vit=vit, init=str(run))
     assert run_finetune(config, tmp_path / head).rows[-1]["step"] == 4
+
+
+def test_a_checkpoint_of_nnssl_is_fine_tuned(run, corpus, tmp_path):
+    encoder = load_encoder(run)
+    assert isinstance(encoder.config, PrimusConfig)
+    plan = {"pretrain_plan": {"configurations": {"noresample": {"patch_size": [16, 16, 32]}}}}
+    weights = to_reference(encoder.state_dict(), encoder.config)
+    content = {"network_weights": weights, "nnssl_adaptation_plan": plan}
+    torch.save(content, tmp_path / "openmind.pth")
+    config = small_finetune(corpus, head="patch", vit=VIT, init=str(tmp_path / "openmind.pth"))
+    starts = []
+    found = build_encoder(config, starts)
+    assert all(torch.equal(t, encoder.state_dict()[n]) for n, t in found.state_dict().items())
+    assert starts[0].layout == "nnssl"
+    assert run_finetune(config, tmp_path / "tuned").rows[-1]["step"] == 4
 
 
 def test_another_kind_of_transformer_is_refused(run, corpus, tmp_path):
