@@ -22,6 +22,17 @@ from mim3d.bench.reports import figures
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = Path(__file__).resolve().parent / "results"
 CONVERT = "2026-11-25-convert-cpu/convert.json"
+REAL_CONVERT = {
+    "real, 2 to 17 MB": "2026-11-30-convert-real/whole-volumes.json",
+    "and 23 CT of 1 MB": "2026-11-30-convert-real/with-small-ct.json",
+}
+PEERS = {
+    "script": "a nibabel + zarr-python script",
+    "zarrs": "the same through zarrs",
+    "tensorstore": "through tensorstore",
+    "nifti-zarr": "nifti-zarr",
+    "blosc2-zstd8": "blosc2 zstd-8, as nnU-Net stores",
+}
 LOADER = {
     "generated": "2026-11-26-loader-cpu/loader.json",
     "real": "2026-11-26-loader-cpu/loader-real.json",
@@ -34,21 +45,50 @@ BLOCK = re.compile(r"(<!-- figures (\S+) -->\n).*?(<!-- end figures -->)", re.DO
 
 
 def convert_table() -> str:
-    """Conversion on a CPU: ratios, memory, many volumes."""
-    figures = read(CONVERT)["convert"]
-    ratios, floor, table = figures["ratios"], figures["floor_s"], figures["chunk_table"]
-    compiled = figures["jobs"]["mim3d"]["cpu_s"] / (floor["libdeflate"] + floor["encode_compiled"])
-    script = times(ratios["script_over_mim3d_cpu"])
+    """Conversion on a CPU: CPU time of others over ours, on generated and on real volumes."""
+    found = [read(file)["convert"] for file in (CONVERT, *REAL_CONVERT.values())]
     rows = [
-        ("a nibabel + zarr-python script, CPU time over mim3d's", script),
-        ("mim3d over inflating and encoding alone", times(ratios["mim3d_over_floor_cpu"])),
-        ("the same, where the yardstick encodes by the compiled loop too", times(compiled)),
-        ("two workers over one", times(ratios["two_workers_speed"])),
-        ("peak memory over the largest volume", times(ratios["peak_over_largest_volume"])),
-        (f"opening a corpus of {table['n']:,} volumes", f"{table['open_s']:.2f} s"),
-        ("memory it takes, per rank", f"{table['private_mb']:.1f} MB"),
+        (f"{label} over mim3d", *(over(one, job) for one in found)) for job, label in PEERS.items()
     ]
-    return markdown(["conversion, `.nii.gz` to lz4 chunks of 16³", "measured"], rows)
+    rows += [
+        (label, *(cell(one) for one in found))
+        for label, cell in (
+            ("mim3d over inflating and encoding alone", over_floor),
+            ("the same, where the yardstick encodes by the compiled loop too", over_compiled),
+            ("peak memory over the largest volume", peak),
+        )
+    ]
+    generated = found[0]
+    ratios, table = generated["ratios"], generated["chunk_table"]
+    none = ["–"] * len(REAL_CONVERT)
+    rows += [
+        ("two workers over one", times(ratios["two_workers_speed"]), *none),
+        (f"opening a corpus of {table['n']:,} volumes", f"{table['open_s']:.2f} s", *none),
+        ("memory it takes, per rank", f"{table['private_mb']:.1f} MB", *none),
+    ]
+    return markdown(["CPU time, `.nii.gz` to lz4 chunks of 16³", "generated", *REAL_CONVERT], rows)
+
+
+def over(figures: Any, job: str) -> str:
+    """CPU time of another converter over ours; a dash where it was not run."""
+    jobs = figures["jobs"]
+    return times(jobs[job]["cpu_s"] / jobs["mim3d"]["cpu_s"]) if job in jobs else "–"
+
+
+def over_floor(figures: Any) -> str:
+    """Ours over what cannot be left out."""
+    return times(figures["ratios"]["mim3d_over_floor_cpu"])
+
+
+def over_compiled(figures: Any) -> str:
+    """The same with the compiled encoder in the yardstick."""
+    floor, ours = figures["floor_s"], figures["jobs"]["mim3d"]["cpu_s"]
+    return times(ours / (floor["libdeflate"] + floor["encode_compiled"]))
+
+
+def peak(figures: Any) -> str:
+    """Memory at its height over that of the largest volume."""
+    return times(figures["ratios"]["peak_over_largest_volume"])
 
 
 def loader_table() -> str:
