@@ -126,7 +126,7 @@ def test_each_single_field_is_an_option_and_is_stored(name):
             continue
         if path == "log.picture_every" and isinstance(config.method, SimCLRConfig):
             continue
-        option = path.replace("_", "-")
+        option = path.removeprefix("divergence.").replace("_", "-")  # `--on-divergence` as it is
         if isinstance(value, bool):
             head, dot, leaf = option.rpartition(".")
             words.append(f"--{head}{dot}{'' if value else 'no-'}{leaf}")
