@@ -1,6 +1,7 @@
 """Shared fixtures; OpenMP is held to one thread because contention makes two slower than one."""
 
 import os
+import signal
 from pathlib import Path
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -26,6 +27,12 @@ def real_data() -> Path:
     if not REAL_DATA.is_dir():
         pytest.skip(f"no real volumes at {REAL_DATA} (set MIM3D_REAL_DATA)")
     return REAL_DATA
+
+
+def pytest_sessionstart() -> None:
+    """Tests that send Ctrl-C need Python's own handling of it; a shell's `&` has it ignored."""
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -16,7 +16,7 @@ OTHERS = ["CONTRIBUTING.md", "LOG.md", "CHANGELOG.md", "examples/README.md"]
 PAGES = [README, *DOCS, *(ROOT / name for name in OTHERS)]
 RESULTS = sorted((ROOT / "bench/results").rglob("*.md"))
 LINK = re.compile(r"\]\(([^)#\s]+)(?:#[^)]*)?\)")
-LANGUAGES = {"sh", "python", "text", "json", "console", "yaml", "bibtex"}
+LANGUAGES = {"sh", "python", "text", "json", "console", "yaml", "toml", "bibtex"}
 
 
 def name(page: Path) -> str:

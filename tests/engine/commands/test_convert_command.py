@@ -235,7 +235,7 @@ def test_a_pattern_or_table_that_leaves_some_out_is_told(folder, tmp_path, capsy
 @pytest.mark.parametrize(
     ("words", "expected"),
     [
-        (["SRC", "c", "--workers", "-3"], "workers -3 must be at least 1"),
+        (["SRC", "c", "--workers", "-3"], "workers -3 must be between 1 and 1024"),
         (["SRC", "c", "--workers", "q"], "--workers takes INT, got q"),
         (["SRC", "c", "--spacing", "1", "1"], "--spacing-mm takes FLOAT FLOAT FLOAT, got 1, 1"),
         (["SRC", "c", "--window", "-inf", "100"], "window (-inf, 100.0)"),
@@ -263,7 +263,7 @@ def test_wrong_words_of_other_commands_end_in_one_line(capsys, command):
 @pytest.mark.parametrize(
     ("words", "expected"),
     [
-        (["verify", "c", "--workers", "0"], "workers 0 must be at least 1"),
+        (["verify", "c", "--workers", "0"], "workers 0 must be between 1 and 1024"),
         (["inspect", "c", "--volumes", "0"], "volumes 0: at least 1"),
         (["inspect", "c", "--rows", "-1"], "rows -1: 0 or more"),
     ],

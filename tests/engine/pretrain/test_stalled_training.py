@@ -24,14 +24,6 @@ def local(tmp_path_factory):
     return make_corpus(tmp_path_factory.mktemp("corpus"), subjects=4)
 
 
-@pytest.fixture
-def interrupts():
-    """Python's own handling of Ctrl-C: processes of pytest-xdist ignore it."""
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
-    yield
-    signal.signal(signal.SIGINT, before)
-
-
 def run_of(corpus):
     """Eight steps of two micro-batches, each read from the store."""
     config = small_config(corpus)
@@ -43,7 +35,6 @@ def run_of(corpus):
     )
 
 
-@pytest.mark.usefixtures("interrupts")
 @pytest.mark.parametrize("cut_at", [3, 4])
 def test_one_interrupt_saves_while_the_store_is_silent(local, tmp_path, monkeypatch, cut_at):
     """An hour of patience: who waits for the store would never come to the end of this test."""
