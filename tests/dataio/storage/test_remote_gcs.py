@@ -92,7 +92,7 @@ def test_from_bucket_to_bucket_verified_and_unchanged_when_run_again(root):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("writes", "fewest", "most"), [(8, 0, 0), (25, 1, 3), (40, 4, 4)])
+@pytest.mark.parametrize(("writes", "fewest", "most"), [(8, 0, 0), (20, 1, 3), (33, 4, 4)])
 def test_a_run_that_lost_its_bucket_is_completed_as_if_it_had_not(
     root, dialect, monkeypatch, writes, fewest, most
 ):

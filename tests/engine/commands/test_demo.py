@@ -9,6 +9,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 
+from mim3d.dataio.corpus.names import own_file
 from mim3d.dataio.errors import Mim3dError
 from mim3d.dataio.reader.corpus import Corpus
 from mim3d.dataio.sources.phantom import make_cohort
@@ -60,7 +61,7 @@ def test_the_main_job_survives_bad_files_and_goes_on(
     words = ["demo", "--data", str(data), "--out", str(out), "--seeds", "1"]
     assert main([*words, "--json", str(tmp_path / "f.json")]) == 3
     shown = capsys.readouterr().out
-    quarantine = [json.loads(x) for x in (out / "corpus.zarr/quarantine.jsonl").open()]
+    quarantine = [json.loads(x) for x in own_file(out / "corpus.zarr", "quarantine.jsonl").open()]
     found = {Path(entry["path"]).name.partition(".")[0]: entry["code"] for entry in quarantine}
     assert found == bad
     assert all(name in shown for name in bad)
