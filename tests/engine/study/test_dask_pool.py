@@ -9,23 +9,16 @@ from typing import Any
 
 import dask_cluster
 import pytest
+from small_finetune import make_labelled_corpus
+from small_study import small_study
 
-from mim3d.dataio.convert.run import convert
-from mim3d.dataio.corpus.conversion import Conversion
 from mim3d.dataio.errors import Mim3dError
-from mim3d.dataio.sources.discover import discover
-from mim3d.dataio.sources.phantom import make_cohort
 from mim3d.engine.commands import compare as command
 from mim3d.engine.errors import ConfigError, TrainingError
-from mim3d.engine.finetune.config import LabelledData
-from mim3d.engine.finetune.splits import SplitConfig
-from mim3d.engine.models.config import MAEConfig, ViTConfig
 from mim3d.engine.runs.files import read_jsonl
-from mim3d.engine.study.config import ArmPlan, FinetunePlan, PretrainPlan, StudyConfig
+from mim3d.engine.study.config import StudyConfig
 from mim3d.engine.study.dask_pool import refuse_other_files, refuse_shared_workers, result_of
 from mim3d.engine.study.run import run_study
-
-SMALL_MAE = MAEConfig(decoder_width=16, decoder_depth=1, decoder_heads=2)
 
 
 @pytest.fixture(scope="module")
@@ -34,19 +27,16 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
         yield address
 
 
-def small_study(corpus: Path) -> StudyConfig:
-    return StudyConfig(
-        name="small",
-        data=LabelledData(str(corpus), split=SplitConfig(0.15, 0.15)),
-        vit=ViTConfig((16, 16, 16), (8, 8, 8), width=12, depth=2, heads=2),
-        seeds=(0, 1),
-        arms=("scratch", "mae"),
-        pretrain=PretrainPlan(crops=32, mae=ArmPlan(SMALL_MAE, lr=2e-3, global_batch=8)),
-        finetune=FinetunePlan(steps=20, eval_every=5, global_batch=2, feature_size=4, overlap=0.0),
-        workers=2,
-        device="cpu",
-        synthetic=True,
-    )
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_labelled_corpus(tmp_path_factory.mktemp("phantom"))
+
+
+@pytest.fixture
+def config(corpus: Path) -> StudyConfig:
+    plain = small_study(corpus)
+    plan = replace(plain.finetune, steps=20, eval_every=5)
+    return replace(plain, seeds=(0, 1), arms=("scratch", "mae"), finetune=plan, workers=2)
 
 
 def without_clocks(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -63,11 +53,8 @@ def kill_when(process: Any, cells: Path) -> None:
 
 @pytest.mark.slow
 def test_a_cluster_gives_the_results_of_this_machine_though_a_worker_dies(
-    cluster: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    cluster: str, config: StudyConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    cohort = make_cohort(tmp_path / "nifti", n_subjects=8, seed=0)
-    convert(discover(str(cohort)).sources, tmp_path / "c.zarr", Conversion(), workers=1)
-    config = small_study(tmp_path / "c.zarr")
     run_study(config, tmp_path / "local")
     monkeypatch.chdir(tmp_path)  # a relative folder must mean the same to every worker
     doomed = dask_cluster.start_worker(cluster, tmp_path / "doomed.log")
@@ -88,10 +75,10 @@ def test_a_cluster_gives_the_results_of_this_machine_though_a_worker_dies(
 
 
 @pytest.mark.slow
-def test_an_arm_that_cannot_run_fails_alone_on_a_cluster(cluster: str, tmp_path: Path) -> None:
-    cohort = make_cohort(tmp_path / "nifti", n_subjects=8, seed=0)
-    convert(discover(str(cohort)).sources, tmp_path / "c.zarr", Conversion(), workers=1)
-    config = replace(small_study(tmp_path / "c.zarr"), seeds=(0,), arms=("scratch", "odd=nowhere"))
+def test_an_arm_that_cannot_run_fails_alone_on_a_cluster(
+    cluster: str, config: StudyConfig, tmp_path: Path
+) -> None:
+    config = replace(config, seeds=(0,), arms=("scratch", "odd=nowhere"))
     result = run_study(config, tmp_path / "study", dask=cluster)
     (message,) = result.failed.values()
     assert "nowhere" in message
@@ -126,15 +113,9 @@ def test_a_run_that_kills_its_workers_fails_alone() -> None:
 
 
 def test_no_scheduler_is_one_line(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, corpus_words: list[str]
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, corpus: Path
 ) -> None:
     monkeypatch.setattr("mim3d.dataio.convert.dask_runner.CONNECT_S", 1)
     with pytest.raises(Mim3dError, match="no Dask scheduler answers"):
-        command.main([*corpus_words, "--out", str(tmp_path / "s"), "--dask", "tcp://127.0.0.1:9"])
-
-
-@pytest.fixture
-def corpus_words(tmp_path: Path) -> list[str]:
-    cohort = make_cohort(tmp_path / "nifti", n_subjects=2, seed=0)
-    convert(discover(str(cohort)).sources, tmp_path / "c.zarr", Conversion(), workers=1)
-    return ["demo", "--data.corpus", str(tmp_path / "c.zarr")]
+        words = ["demo", "--data.corpus", str(corpus), "--out", str(tmp_path / "s")]
+        command.main([*words, "--dask", "tcp://127.0.0.1:9"])

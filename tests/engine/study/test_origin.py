@@ -5,48 +5,29 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from small_finetune import VIT, make_labelled_corpus
+from small_study import small_simclr, small_study
 
-from mim3d.dataio.convert.run import convert
-from mim3d.dataio.corpus.conversion import Conversion
-from mim3d.dataio.sources.discover import discover
-from mim3d.dataio.sources.phantom import make_cohort
 from mim3d.engine.errors import ConfigError
-from mim3d.engine.finetune.splits import SplitConfig
-from mim3d.engine.models.simclr import SimCLRConfig
-from mim3d.engine.models.vit import ViT3D, ViTConfig
+from mim3d.engine.models.vit import ViT3D
 from mim3d.engine.report.report import build_report
 from mim3d.engine.runs.encoder_file import save_encoder
 from mim3d.engine.runs.files import read_json, read_jsonl
-from mim3d.engine.study.config import ArmPlan, FinetunePlan, PretrainPlan, StudyConfig
+from mim3d.engine.study.config import StudyConfig
 from mim3d.engine.study.gather import gather
 from mim3d.engine.study.origin import ORIGIN, keep_origin
 from mim3d.engine.study.run import run_study
 
-VIT = ViTConfig((16, 16, 16), (8, 8, 8), width=12, depth=2, heads=2)
-
 
 @pytest.fixture(scope="module")
 def config(tmp_path_factory: pytest.TempPathFactory) -> StudyConfig:
-    folder = tmp_path_factory.mktemp("phantom")
-    make_cohort(folder / "nifti", n_subjects=8, seed=0)
-    convert(discover(str(folder / "nifti")).sources, folder / "c.zarr", Conversion(), workers=1)
-    plain = StudyConfig()
+    plain = small_study(make_labelled_corpus(tmp_path_factory.mktemp("phantom")))
     return replace(
         plain,
-        data=replace(plain.data, corpus=str(folder / "c.zarr"), split=SplitConfig(0.15, 0.15)),
-        vit=VIT,
-        seeds=(0,),
         arms=("scratch", "simclr"),
-        pretrain=PretrainPlan(crops=16, simclr=with_temperature(0.5), per_seed=False),
-        finetune=FinetunePlan(steps=1, eval_every=1, global_batch=2, feature_size=4, overlap=0.0),
-        workers=1,
-        device="cpu",
+        pretrain=replace(plain.pretrain, crops=16, simclr=small_simclr(0.5), per_seed=False),
+        finetune=replace(plain.finetune, steps=1),
     )
-
-
-def with_temperature(temperature: float) -> ArmPlan[SimCLRConfig]:
-    method = SimCLRConfig(temperature=temperature, projection_hidden=16, projection_width=8)
-    return ArmPlan(method, lr=1e-3, global_batch=8)
 
 
 def arms(folder: Path) -> set[str]:
@@ -68,7 +49,7 @@ def test_a_refused_pretraining_is_not_reported_under_new_settings(
     assert pretraining["sha256"].startswith(hashed)
     assert not any("pretraining_sha256" in row for row in first if row["arm"] == "scratch")
 
-    other = replace(config, pretrain=replace(config.pretrain, simclr=with_temperature(0.1)))
+    other = replace(config, pretrain=replace(config.pretrain, simclr=small_simclr(0.1)))
     again = run_study(other, tmp_path)
     assert list(again.failed) == ["pretraining simclr"]
     assert arms(tmp_path) == {"scratch"}

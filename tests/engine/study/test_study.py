@@ -11,63 +11,33 @@ from pathlib import Path
 
 import pytest
 import torch
+from small_finetune import VIT, make_labelled_corpus
+from small_study import small_study
 
-from mim3d.dataio.convert.run import convert
-from mim3d.dataio.corpus.conversion import Conversion
 from mim3d.dataio.reader.corpus import Corpus
-from mim3d.dataio.sources.discover import discover
-from mim3d.dataio.sources.phantom import make_cohort
 from mim3d.engine.analysis.figures import figures_of
 from mim3d.engine.commands import compare as command
 from mim3d.engine.errors import ConfigError, TrainingError
 from mim3d.engine.finetune.config import LabelledData
-from mim3d.engine.finetune.splits import SplitConfig
-from mim3d.engine.models.config import MAEConfig, SimCLRConfig, ViTConfig
 from mim3d.engine.models.vit import ViT3D
 from mim3d.engine.report.report import build_report
 from mim3d.engine.runs.encoder_file import save_encoder
 from mim3d.engine.runs.files import read_json, read_jsonl, write_json
 from mim3d.engine.study import run as study_run
-from mim3d.engine.study.config import ArmPlan, FinetunePlan, PretrainPlan, StudyConfig
+from mim3d.engine.study.config import StudyConfig
 from mim3d.engine.study.pool import Failures, InProcess, PoolTask
 from mim3d.engine.study.processes import LineSender, Processes
 from mim3d.engine.study.run import open_pool, run_study
 
-VIT = ViTConfig((16, 16, 16), (8, 8, 8), width=12, depth=2, heads=2)
-
 
 @pytest.fixture(scope="module")
 def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("phantom")
-    make_cohort(folder / "nifti", n_subjects=8, seed=0)
-    convert(discover(str(folder / "nifti")).sources, folder / "c.zarr", Conversion(), workers=1)
-    return folder / "c.zarr"
+    return make_labelled_corpus(tmp_path_factory.mktemp("phantom"))
 
 
 @pytest.fixture
 def config(corpus: Path) -> StudyConfig:
-    return StudyConfig(
-        name="small",
-        data=LabelledData(str(corpus), split=SplitConfig(0.15, 0.15)),
-        vit=VIT,
-        seeds=(0,),
-        arms=("scratch", "simclr", "mae"),
-        pretrain=PretrainPlan(
-            crops=32,
-            mae=ArmPlan(
-                MAEConfig(decoder_width=16, decoder_depth=1, decoder_heads=2),
-                lr=2e-3,
-                global_batch=8,
-            ),
-            simclr=ArmPlan(
-                SimCLRConfig(projection_hidden=16, projection_width=8), lr=1e-3, global_batch=8
-            ),
-        ),
-        finetune=FinetunePlan(steps=2, eval_every=1, global_batch=2, feature_size=4, overlap=0.0),
-        workers=1,
-        device="cpu",
-        synthetic=True,
-    )
+    return small_study(corpus)
 
 
 def other_encoder(folder: Path) -> Path:
