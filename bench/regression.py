@@ -155,7 +155,7 @@ def ratios_of(figures: Figures) -> list[Ratio]:
 
 
 def document(ratios: Sequence[Ratio], facts: Mapping[str, str]) -> dict[str, Any]:
-    """The ratios as pytest-benchmark's JSON; `told` goes into its machine_info."""
+    """The ratios as pytest-benchmark's JSON; `facts` are its machine_info."""
     return {
         "machine_info": dict(facts),
         "commit_info": {},

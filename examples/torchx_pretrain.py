@@ -3,7 +3,7 @@
     torchx run -s local_cwd examples/torchx_pretrain.py:pretrain \\
         --recipe demo-mae --corpus corpus.zarr --run runs/demo --j 1x2
     torchx run -s slurm examples/torchx_pretrain.py:pretrain \\
-        --recipe openmind-primus-m-mae --corpus /data/openmind.zarr --run /runs/openmind \\
+        --recipe mae-vit-l-160-p8 --corpus /data/corpus.zarr --run /runs/l \\
         --j 8x8 --gpu 8 --cpu 128 --memMB 900000
 
 `j` is nodes x processes a node. A process that dies is started again with all others, from the
