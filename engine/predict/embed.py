@@ -30,13 +30,12 @@ from mim3d.engine.predict.config import EmbedConfig
 from mim3d.engine.predict.ledger import Ledger
 from mim3d.engine.predict.loop import Done, each_scan
 from mim3d.engine.predict.scans import OpenVolume, opened_scans, refuse_inside
-from mim3d.engine.runs.encoder_file import card_vit, load_encoder, load_resenc, load_swin, read_card
+from mim3d.engine.runs.encoder_file import card_vit, read_card, with_weights
 from mim3d.engine.runs.files import file_sha256, refuse_address
 from mim3d.engine.runs.folder_lock import sole_writer
 from mim3d.engine.runs.scan_recipe import ScanRecipe, read_scan_recipe, scan_recipe
 
 NAME, TABLE = "embed", "pooled.npz"
-LOADERS: dict[str, Any] = {"swin": load_swin, "resenc": load_resenc}
 
 
 @dataclass(frozen=True)
@@ -104,7 +103,7 @@ def read_encoder(run: Path, corpus: str) -> Encoder:
         vit, sha256 = trained.config.vit, trained.model_sha256
         return Encoder(encoder, vit, encoder.config.width, trained.scans, sha256)
     weights, card = read_card(run)
-    module = LOADERS.get(card["kind"], load_encoder)(run)
+    module: Any = with_weights(card, weights)
     vit, scans = card_vit(card), scans_of(card, weights, corpus)
     return Encoder(module.eval(), vit, module.config.width, scans, file_sha256(weights))
 

@@ -6,7 +6,7 @@ import os
 from collections.abc import Mapping
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from safetensors import SafetensorError
@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from mim3d.dataio.plugins import load_known
 from mim3d.engine.errors import CheckpointError
 from mim3d.engine.models.config import SwinConfig, ViTConfig
-from mim3d.engine.models.registry import ENCODERS, EncoderShape, make_encoder
+from mim3d.engine.models.registry import ENCODERS, EncoderShape
 from mim3d.engine.models.resenc.config import Backbone, ResEncConfig
 from mim3d.engine.models.resenc.encoder import ResEncEncoder
 from mim3d.engine.models.swin import SwinEncoder
@@ -105,6 +105,14 @@ def tuples(plain: Mapping[str, Any]) -> dict[str, Any]:
     return {key: tuple(value) if isinstance(value, list) else value for key, value in plain.items()}
 
 
+def card_shape(card: Mapping[str, Any]) -> EncoderShape:
+    """The encoder that a card, or a run's configuration, tells."""
+    for kind, config in (("swin", SwinConfig), ("resenc", ResEncConfig)):
+        if card.get(kind):
+            return EncoderShape(card_vit(card), config(**tuples(card[kind])))
+    return EncoderShape(card_vit(card))
+
+
 def load_encoder(run_or_file: str | Path) -> ViT3D:
     """A transformer, or a plugin's encoder, with a run's weights, on the CPU in float32."""
     weights, card = read_card(run_or_file)
@@ -112,33 +120,32 @@ def load_encoder(run_or_file: str | Path) -> ViT3D:
         raise CheckpointError(
             f"{weights} holds a {card['kind']} encoder, a vit is needed: pretrain with a vit recipe"
         )
-    encoder = make_encoder(card_vit(card))
-    load_weights(encoder, weights)
-    refuse_changed_weights(weights, card)
-    return encoder
+    return cast(ViT3D, with_weights(card, weights))
 
 
 def load_swin(run_or_file: str | Path) -> SwinEncoder:
     """A Swin encoder with a run's pretrained weights, on the CPU in float32."""
-    weights, card = read_card(run_or_file)
-    if card["kind"] != "swin":
-        raise CheckpointError(
-            f"{weights} holds a {card['kind']} encoder, a swin is needed: use a swin recipe"
-        )
-    encoder = SwinEncoder(SwinConfig(**tuples(card["swin"])), card_vit(card))
-    load_weights(encoder, weights)
-    refuse_changed_weights(weights, card)
-    return encoder
+    return cast(SwinEncoder, load_kind(run_or_file, "swin"))
 
 
 def load_resenc(run_or_file: str | Path) -> ResEncEncoder:
     """A U-Net's encoder with a run's pretrained weights, on the CPU in float32."""
+    return cast(ResEncEncoder, load_kind(run_or_file, "resenc"))
+
+
+def load_kind(run_or_file: str | Path, kind: str) -> nn.Module:
+    """The encoder of a run, which must be of that kind."""
     weights, card = read_card(run_or_file)
-    if card["kind"] != "resenc":
+    if card["kind"] != kind:
         raise CheckpointError(
-            f"{weights} holds a {card['kind']} encoder, a resenc is needed: use a resenc recipe"
+            f"{weights} holds a {card['kind']} encoder, a {kind} is needed: use a {kind} recipe"
         )
-    encoder = ResEncEncoder(ResEncConfig(**tuples(card["resenc"])), card_vit(card))
+    return with_weights(card, weights)
+
+
+def with_weights(card: Mapping[str, Any], weights: Path) -> nn.Module:
+    """The encoder of a card with the weights that it speaks of."""
+    encoder = card_shape(card).make()
     load_weights(encoder, weights)
     refuse_changed_weights(weights, card)
     return encoder

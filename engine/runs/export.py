@@ -24,12 +24,11 @@ from mim3d.engine.models.config import SwinConfig, ViTConfig
 from mim3d.engine.models.vit import ViT3D
 from mim3d.engine.runs.config import Axes, Format
 from mim3d.engine.runs.encoder_file import (
-    card_vit,
+    card_shape,
     load_encoder,
     load_swin,
     read_card,
     refuse_changed_weights,
-    tuples,
 )
 from mim3d.engine.runs.files import file_sha256, read_json
 from mim3d.engine.runs.model_card import MUST, model_card
@@ -231,10 +230,10 @@ def swinunetr_form(
             "--axes zyx, and give the network volumes in that order"
         )
     encoder = load_swin(run)
-    config: SwinConfig = SwinConfig(**tuples(card["swin"]))
-    vit: ViTConfig = card_vit(card)
+    shape = card_shape(card)
+    config: SwinConfig = shape.backbone
     arguments = {
-        "in_channels": vit.channels,
+        "in_channels": shape.vit.channels,
         "feature_size": config.feature_size,
         "depths": config.depths,
         "num_heads": config.heads,

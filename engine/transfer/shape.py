@@ -8,8 +8,8 @@ from typing import Any
 from mim3d.engine.models.config import SwinConfig, ViTConfig
 from mim3d.engine.models.primus.config import PrimusConfig
 from mim3d.engine.models.registry import EncoderShape
-from mim3d.engine.models.resenc.config import Backbone, ResEncConfig
-from mim3d.engine.runs.encoder_file import card_vit, tuples
+from mim3d.engine.models.resenc.config import Backbone
+from mim3d.engine.runs.encoder_file import card_shape
 from mim3d.engine.transfer.given_weights import card_of, open_encoder
 from mim3d.engine.transfer.key_layouts import translate
 from mim3d.engine.transfer.start import cube_edge
@@ -35,14 +35,11 @@ def encoder_shape(source: str, vit: ViTConfig, backbone: Backbone | None = None)
         if backbone is not None or isinstance(vit, PrimusConfig):
             return GivenShape(vit, backbone)  # what does not fit is told where it is taken over
         return shape_of_tensors(source, vit)
-    found = card_vit(card)
+    stored = card_shape(card)
+    found = stored.vit
     if isinstance(found, PrimusConfig) and isinstance(vit, PrimusConfig):
         found = replace(found, drop_path=vit.drop_path)  # of training, not of the weights
-    if card.get("resenc"):
-        return GivenShape(found, ResEncConfig(**tuples(card["resenc"])))
-    if card.get("swin"):
-        return GivenShape(found, SwinConfig(**tuples(card["swin"])))
-    return GivenShape(found)
+    return GivenShape(found, stored.backbone)
 
 
 def shape_of_tensors(source: str, vit: ViTConfig) -> GivenShape:
