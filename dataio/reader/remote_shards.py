@@ -18,7 +18,7 @@ from mim3d.dataio.reader.table_watch import TableWatch, table_in
 from mim3d.dataio.remote.fetcher import Fetcher, RefusedError, UnavailableError
 from mim3d.dataio.remote.limits import RemoteLimits
 from mim3d.dataio.remote.ticket import Ticket
-from mim3d.dataio.storage.remote import first_line, locate
+from mim3d.dataio.storage.remote import locate, store_reason
 from mim3d.dataio.storage.store import open_store
 from mim3d.dataio.waiting import StalledError
 
@@ -177,7 +177,7 @@ class RemoteShards:
             except FileNotFoundError:
                 raise
             except (obstore.exceptions.BaseError, OSError) as error:  # the client did ask again
-                raise CorpusError(f"{self.address}/{path}: {first_line(error)}") from error
+                raise CorpusError(f"{self.address}/{path}: {store_reason(error)}") from error
             return answer.bytes()
 
         try:
@@ -228,6 +228,6 @@ class RemoteShards:
         except FileNotFoundError:
             raise
         except lasting as error:
-            raise CorpusError(f"{self.address}/{path}: {first_line(error)}") from error
+            raise CorpusError(f"{self.address}/{path}: {store_reason(error)}") from error
         except (obstore.exceptions.BaseError, OSError) as error:
-            raise UnavailableError(first_line(error)) from error
+            raise UnavailableError(store_reason(error)) from error

@@ -20,7 +20,7 @@ from mim3d.dataio.remote.limits import RemoteLimits
 from mim3d.dataio.remote.link import Link
 from mim3d.dataio.remote.ranges import joined
 from mim3d.dataio.remote.ticket import Part, Ticket
-from mim3d.dataio.storage.remote import first_line
+from mim3d.dataio.storage.remote import store_reason
 from mim3d.dataio.waiting import store_timeout_s, wait_for
 
 TOGETHER = 10
@@ -214,9 +214,9 @@ class Fetcher:
         except FileNotFoundError:
             raise
         except lasting as error:
-            raise RefusedError(first_line(error)) from error
+            raise RefusedError(store_reason(error)) from error
         except (obstore.exceptions.BaseError, OSError) as error:
-            raise UnavailableError(first_line(error)) from error
+            raise UnavailableError(store_reason(error)) from error
         nbytes = [len(each) for each in found]
         self.link.record(max(nbytes), time.monotonic() - sent)
         self.requests += len(found)

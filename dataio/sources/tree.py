@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Protocol
 
 from mim3d.dataio.errors import Rejection, SourceError
-from mim3d.dataio.storage.remote import ADDRESS, first_line, locate, read_remote_bytes
+from mim3d.dataio.storage.remote import ADDRESS, locate, read_remote_bytes, store_reason
 
 MANIFESTS = ("mim3d/manifest.jsonl", "manifest.jsonl")
 """Of a corpus, and of one begun up to format 2; `corpus.names` says so to those who may ask it."""
@@ -245,7 +245,7 @@ class RemoteTree:
             batches = store.list(prefix or None)
             names = sorted(o["path"][skip:] for batch in batches for o in batch)
         except (obstore.exceptions.BaseError, OSError) as error:
-            detail = f"cannot be listed: {first_line(error)}"
+            detail = f"cannot be listed: {store_reason(error)}"
             raise SourceError("unreadable", self.root, detail) from error
         return outside_corpora(names)
 

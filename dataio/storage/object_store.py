@@ -12,7 +12,7 @@ from typing_extensions import Buffer
 
 from mim3d.dataio.errors import CorpusError, StoreError
 from mim3d.dataio.storage.bucket import Bucket
-from mim3d.dataio.storage.remote import LOCK, first_line, locate
+from mim3d.dataio.storage.remote import LOCK, locate, store_reason
 from mim3d.dataio.waiting import StalledError, asking_threads, patience
 
 PARTS = ".parts/"  # objects cannot grow: what `append` adds lies beside until the next `replace`
@@ -167,7 +167,7 @@ class RemoteStore:
         try:
             yield
         except obstore.exceptions.BaseError as error:
-            reason = first_line(error)
+            reason = store_reason(error)
             raise StoreError(
                 f"{self.url} ({key}): {reason}; run the same command again, what is done is kept"
             ) from error
@@ -193,7 +193,7 @@ class Lease:
         except FileNotFoundError as error:
             raise no_bucket(self.url) from error
         except obstore.exceptions.BaseError as error:
-            raise StoreError(f"{self.url}: cannot be written ({first_line(error)})") from error
+            raise StoreError(f"{self.url}: cannot be written ({store_reason(error)})") from error
         threading.Thread(target=self._renew, daemon=True).start()
 
     def _take_over(self) -> None:

@@ -8,7 +8,7 @@ GOOGLE_SERVICE_ACCOUNT_KEY, GOOGLE_ALLOW_HTTP, ...).
 import os
 import re
 
-from mim3d.dataio.errors import SourceError
+from mim3d.dataio.errors import SourceError, first_line
 from mim3d.dataio.storage.bucket import Bucket, bucket
 from mim3d.dataio.waiting import TIMEOUT
 
@@ -29,9 +29,9 @@ def locate(address: str) -> tuple[Bucket, str]:
     return bucket(match[1], settings), match[2]
 
 
-def first_line(error: Exception) -> str:
+def store_reason(error: Exception) -> str:
     """obstore's message without the debug output that follows it."""
-    return str(error).split("\n", 1)[0].split(": <?xml", 1)[0].strip()[:300]
+    return first_line(error).split(": <?xml", 1)[0].strip()[:300]
 
 
 def read_remote_bytes(path: str, budget: int) -> bytes:
@@ -49,7 +49,7 @@ def read_remote_bytes(path: str, budget: int) -> bytes:
     except FileNotFoundError as error:
         raise SourceError("missing", path, "no such object") from error
     except (obstore.exceptions.BaseError, OSError) as error:
-        raise SourceError("unreadable", path, f"cannot be read: {first_line(error)}") from error
+        raise SourceError("unreadable", path, f"cannot be read: {store_reason(error)}") from error
     if not data:
         raise SourceError("empty", path, "is empty (0 bytes); upload it again")
     if len(data) != size:

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
 
+from mim3d.dataio.errors import first_line
 from mim3d.dataio.extras import extra
 from mim3d.dataio.plugins import load_plugin
 from mim3d.engine.commands.outcome import Outcome
@@ -167,7 +168,7 @@ def one_line(error: Exception) -> str:
     if isinstance(error, OverflowError):
         return f"a number is larger than can be computed with ({error})"
     if isinstance(error, MemoryError) or is_out_of_memory(error):
-        reason = str(error).strip().split("\n")[0][:160]
+        reason = first_line(error)[:160]
         return f"out of memory ({reason}); lower batch, crop, model or threads, whichever is large"
     if isinstance(error, RuntimeError):
         return ""

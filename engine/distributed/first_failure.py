@@ -18,6 +18,7 @@ from datetime import timedelta
 
 import torch.distributed as dist
 
+from mim3d.dataio.errors import first_line
 from mim3d.engine.distributed.heartbeat import FAILED, LOST, beat
 from mim3d.engine.distributed.launch import launched_here
 from mim3d.engine.distributed.meeting import named
@@ -64,7 +65,7 @@ def first_failure(ranks: Ranks) -> Iterator[None]:
         message = (
             f"rank {ranks.rank} of {ranks.world} {LOST_WORDS} {missing}: killed, hanging or cut "
             "off. The same command goes on from the last checkpoint "
-            f"({first_line(error)[:100]})"
+            f"({without_c_file(first_line(error))[:100]})"
         )
         # Our own launcher knows which process died, and of what, or what it was doing.
         raise (PeerError if launched_here() else TrainingError)(message) from None
@@ -86,7 +87,7 @@ def reason_of_another(ranks: Ranks, error: Exception, lost: bool) -> tuple[str |
     missing = "another rank" if lost else ""
     if lost and not launched_here():  # our own launcher knows more
         missing = named(within(STORE_S, lambda: silent_ranks(store, ranks)))
-    words = f"{LOST_WORDS} {missing}" if lost else first_line(error)
+    words = f"{LOST_WORDS} {missing}" if lost else without_c_file(first_line(error))
     within(STORE_S, lambda: store.set(REASON, f"rank {rank}: {words}"))
     return None, missing
 
@@ -112,7 +113,6 @@ def is_lost_peer(error: BaseException) -> bool:
     return type(error) is RuntimeError and LOST_GLOO.search(str(error)) is not None
 
 
-def first_line(error: BaseException) -> str:
-    """The error's first line, without a C++ stack and the C++ file that it arose in."""
-    line = (str(error).strip().splitlines() or [type(error).__name__])[0]
+def without_c_file(line: str) -> str:
+    """A line without the C++ file that it arose in."""
     return re.sub(r"^\[\S+:\d+\] ", "", line)

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from mim3d.dataio.errors import CorpusError, Mim3dError, Rejection, SourceError
+from mim3d.dataio.errors import CorpusError, Mim3dError, Rejection, SourceError, first_line
 from mim3d.dataio.progress import Progress
 from mim3d.engine.predict.ledger import Ledger
 from mim3d.engine.predict.scans import OpenVolume, Scan, Scans
@@ -121,7 +121,7 @@ def explained(scan: Scan, failed: list[Rejection], shown: Progress) -> Iterator[
         raise
     except Exception as error:
         # As in a conversion: one broken file of thousands must not end the others.
-        detail = f"cannot be predicted: {type(error).__name__}: {error}"
+        detail = f"cannot be predicted: {type(error).__name__}: {first_line(error)}"
         found = Rejection(scan.name, "unforeseen", detail)
     failed.append(found)
     shown.note(f"{found.path}: {found.detail}")

@@ -10,6 +10,7 @@ import torch.distributed.checkpoint as dcp
 from torch import Tensor
 from torch.distributed.checkpoint import Metadata
 
+from mim3d.dataio.errors import first_line
 from mim3d.engine.distributed.process_group import Ranks
 from mim3d.engine.errors import CheckpointError
 from mim3d.engine.runs import checkpoint_files as files
@@ -64,14 +65,14 @@ class Checkpointer:
         try:
             dcp.save(state, storage_writer=writer, process_group=self.ranks.saving)
         except BaseException as error:  # DCP's CheckpointException is no Exception
-            return Saved(facts.step, one_line(error))
+            return Saved(facts.step, failure_line(error))
         return self._commit(facts)
 
     def _finish(self, upload: Future, facts: CheckpointFacts) -> Saved:
         try:
             upload.result()
         except BaseException as error:
-            return Saved(facts.step, one_line(error))
+            return Saved(facts.step, failure_line(error))
         return self._commit(facts)
 
     def _commit(self, facts: CheckpointFacts) -> Saved:
@@ -83,7 +84,7 @@ class Checkpointer:
             files.commit(self.root, facts)
             files.prune(self.root, self.config.keep, self.config.keep_best, facts.step)
         except (OSError, CheckpointError) as error:
-            return Saved(facts.step, one_line(error))
+            return Saved(facts.step, failure_line(error))
         return Saved(facts.step)
 
     def wait(self) -> Saved | None:
@@ -218,7 +219,7 @@ def load_tensors(folder: Path, state: State, group: dist.ProcessGroup | None = N
     try:
         dcp.load(wanted, storage_reader=reader, planner=TensorPlanner(), process_group=group)
     except dcp.api.CheckpointException as error:
-        raise CheckpointError(f"{folder} cannot be loaded: {one_line(error)}") from None
+        raise CheckpointError(f"{folder} cannot be loaded: {failure_line(error)}") from None
 
 
 def check_keys(folder: Path, stored: set[str], wanted: set[str]) -> None:
@@ -232,10 +233,10 @@ def check_keys(folder: Path, stored: set[str], wanted: set[str]) -> None:
         )
 
 
-def one_line(error: BaseException) -> str:
-    """One line of an error, the first failure where DCP lists one per rank."""
+def failure_line(error: BaseException) -> str:
+    """Kind and first line of an error, of the first failure where DCP lists one per rank."""
     failures = getattr(error, "failures", None)
     if failures:
         rank, (inner, _trace) = next(iter(failures.items()))
-        return f"rank {rank}: {type(inner).__name__}: {inner}"
-    return f"{type(error).__name__}: {error}".splitlines()[0]
+        return f"rank {rank}: {failure_line(inner)}"
+    return f"{type(error).__name__}: {first_line(error)}"

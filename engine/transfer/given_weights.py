@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 
 from mim3d.engine.errors import CheckpointError
-from mim3d.engine.runs.checkpoint import one_line, verified
+from mim3d.engine.runs.checkpoint import failure_line, verified
 from mim3d.engine.runs.checkpoint_files import SEAL, committed
 from mim3d.engine.runs.checkpoint_reader import SafeReader, TensorPlanner
 from mim3d.engine.runs.encoder_file import CARD, WEIGHTS, read_card, refuse_changed_weights
@@ -156,7 +156,7 @@ def from_checkpoint(folder: Path, run: Path) -> GivenWeights:
                 no_dist=True,
             )
     except dcp.api.CheckpointException as error:
-        raise CheckpointError(f"{folder} cannot be loaded: {one_line(error)}") from None
+        raise CheckpointError(f"{folder} cannot be loaded: {failure_line(error)}") from None
     plain = {name.removeprefix("model."): tensor for name, tensor in tensors.items()}
     return GivenWeights(folder, plain, file_sha256(folder / SEAL), encoder_facts(run))
 
@@ -187,7 +187,7 @@ def read_pickled(file: Path) -> dict[str, Tensor]:
         content = torch.load(file, map_location="cpu", weights_only=True)
     except Exception as error:
         raise CheckpointError(
-            f"{file} cannot be read as tensors alone ({one_line(error)[:120]}): save its "
+            f"{file} cannot be read as tensors alone ({failure_line(error)[:120]}): save its "
             "state_dict() with torch.save where its classes are known, and give that file"
         ) from None
     found = tensors_in(content)
