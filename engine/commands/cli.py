@@ -2,7 +2,6 @@
 
 import importlib
 import json
-import math
 import os
 import re
 import sys
@@ -17,7 +16,7 @@ from mim3d.dataio.plugins import load_plugin
 from mim3d.engine.commands.outcome import Outcome
 from mim3d.engine.distributed.parent import end_with_launcher, quieten_torch
 from mim3d.engine.errors import EXIT_USER_ERROR
-from mim3d.engine.runs.files import refuse_address
+from mim3d.engine.runs.files import finite, refuse_address
 
 COMMANDS = {
     "demo": "the main job, whole: NIfTI -> corpus -> pretraining -> fine-tuning -> report",
@@ -184,17 +183,7 @@ def write_figures(file: Path, outcome: Outcome) -> None:
 
     with writing(file.parent):
         file.parent.mkdir(parents=True, exist_ok=True)
-        file.write_text(json.dumps(_finite(dict(outcome.figures)), indent=2, default=str) + "\n")
-
-
-def _finite(value: object) -> object:
-    if isinstance(value, float) and not math.isfinite(value):
-        return None
-    if isinstance(value, dict):
-        return {str(key): _finite(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_finite(item) for item in value]
-    return value
+        file.write_text(json.dumps(finite(dict(outcome.figures)), indent=2, default=str) + "\n")
 
 
 if __name__ == "__main__":

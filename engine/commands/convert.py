@@ -71,11 +71,10 @@ def main(words: list[str]) -> Outcome:
     from mim3d.dataio.sources.discover import discover
 
     found = discover(args.source, args.layout, args.telling)
-    skipped = tuple(Rejection(s.path, s.code, s.detail) for s in found.skipped)
     if args.dry_run:
         from mim3d.dataio.convert.forecast import forecast
 
-        return show_forecast(forecast(found.sources, args.options), skipped, args, found)
+        return show_forecast(forecast(found.sources, args.options), args, found)
     from mim3d.dataio.convert.run import convert
 
     runner = {}
@@ -88,7 +87,7 @@ def main(words: list[str]) -> Outcome:
         args.destination,
         args.options,
         workers=args.workers,
-        skipped=skipped,
+        skipped=found.skipped,
         rerun=args.rerun,
         **runner,
     )
@@ -170,9 +169,7 @@ def show_some(console: Console, lines: Sequence[str]) -> None:
         console.print(f"  ... and {len(lines) - LISTED} more")
 
 
-def show_forecast(
-    expected: "Forecast", skipped: Sequence[Rejection], args: ConvertArgs, found: Discovery
-) -> Outcome:
+def show_forecast(expected: "Forecast", args: ConvertArgs, found: Discovery) -> Outcome:
     """What a dry run found: the first sources as lines, all of them in the figures."""
     from mim3d.dataio.convert.forecast import volume_count
     from mim3d.dataio.convert.run import usable_cpus
@@ -202,7 +199,7 @@ def show_forecast(
     frames = frames_doubt(modalities(expected.expected, args))
     warnings = all_warnings(found, (*subjects.doubts, *frames))
     show_warnings(console, warnings)
-    rejections = (*skipped, *expected.rejections)
+    rejections = (*found.skipped, *expected.rejections)
     show_rejections(console, rejections, "")
     figures = {
         "layout": found.layout,

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mim3d.dataio.corpus.quarantine import quarantine_place
-from mim3d.dataio.errors import Rejection
 from mim3d.dataio.finite import refuse_outside
 from mim3d.dataio.progress import progress
 from mim3d.dataio.reader.corpus import Corpus, opened_corpus
@@ -139,8 +138,7 @@ def convert_source(source: str, corpus: Path) -> "ConversionReport":
     from mim3d.dataio.sources.discover import discover
 
     found = discover(source)
-    skipped = tuple(Rejection(s.path, s.code, s.detail) for s in found.skipped)
-    report = convert(found.sources, str(corpus), skipped=skipped)
+    report = convert(found.sources, str(corpus), skipped=found.skipped)
     for rejection in report.rejections[:MOST_SHOWN]:
         print(f"  left out: {rejection.path}: {rejection.detail}", flush=True)
     if report.n_quarantined > MOST_SHOWN:

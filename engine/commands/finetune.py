@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
 
-from mim3d.engine.commands.arguments import parse
+from mim3d.engine.commands.arguments import parse, values_of
 from mim3d.engine.commands.launching import LaunchArgs, is_first
 from mim3d.engine.commands.outcome import Outcome
 from mim3d.engine.commands.weights.messages import class_table
@@ -67,7 +67,7 @@ def main(words: list[str]) -> Outcome:
 
 def shaped_by_weights(config: FinetuneConfig, words: Sequence[str]) -> FinetuneConfig:
     """The recipe with the shape of the encoder that --init names, which options then change."""
-    source = value_of("--init", words)
+    source = next(iter(values_of(["--init"], words)), "")
     if not source or any(word in {"-h", "--help"} for word in words):
         return config
     from mim3d.engine.models.config import SwinConfig
@@ -81,17 +81,6 @@ def shaped_by_weights(config: FinetuneConfig, words: Sequence[str]) -> FinetuneC
     swin = shape.backbone if isinstance(shape.backbone, SwinConfig) else None
     resenc = shape.backbone if isinstance(shape.backbone, ResEncConfig) else None
     return replace(config, vit=shape.vit, swin=swin, resenc=resenc)
-
-
-def value_of(option: str, words: Sequence[str]) -> str:
-    """What is given for an option, as `--name value` or `--name=value`; empty where nothing is."""
-    found = ""
-    for i, word in enumerate(words):
-        if word == option and i + 1 < len(words):
-            found = words[i + 1]
-        elif word.startswith(f"{option}="):
-            found = word.partition("=")[2]
-    return found
 
 
 def launched(args: FinetuneArgs, words: Sequence[str]) -> Outcome:
