@@ -1,7 +1,7 @@
 """How scans are predicted and read; imports no torch."""
 
 from dataclasses import dataclass, field, replace
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import tyro
 
@@ -32,10 +32,14 @@ class ScanOptions:
     def __post_init__(self) -> None:
         refuse_outside(self, "byte_budget", 1, kind=ConfigError)
 
+    @property
+    def of_recipe(self) -> dict[str, str]:
+        """Those that the run's recipe has too, and that decide the voxels."""
+        return {name: getattr(self, name) for name in ("nan_policy", "believe", "units")}
+
     def applied_to(self, conversion: Conversion) -> Conversion:
         """The run's recipe with these in the place of its own."""
-        options = {name: getattr(self, name) for name in ("nan_policy", "believe", "units")}
-        kept = {name: value for name, value in options.items() if value != "run"}
+        kept: dict[str, Any] = {k: v for k, v in self.of_recipe.items() if v != "run"}
         return replace(conversion, byte_budget=self.byte_budget, **kept)
 
 

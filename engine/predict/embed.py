@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from safetensors.numpy import load_file, save_file
+from safetensors.numpy import load_file
 from torch import nn
 
 from mim3d.dataio.errors import Rejection
@@ -34,6 +34,7 @@ from mim3d.engine.runs.encoder_file import card_vit, read_card, with_weights
 from mim3d.engine.runs.files import file_sha256, refuse_address
 from mim3d.engine.runs.folder_lock import sole_writer
 from mim3d.engine.runs.scan_recipe import ScanRecipe, read_scan_recipe, scan_recipe
+from mim3d.engine.runs.tensor_files import save_safetensors
 
 NAME, TABLE = "embed", "pooled.npz"
 
@@ -131,9 +132,8 @@ class Embedding:
 
     def identity(self) -> dict[str, Any]:
         """What decides the results."""
-        options = self.config.scans
-        fields = {name: getattr(options, name) for name in ("nan_policy", "believe", "units")}
-        return {"encoder_sha256": self.encoder.sha256, "what": self.config.what, **fields}
+        what, options = self.config.what, self.config.scans
+        return {"encoder_sha256": self.encoder.sha256, "what": what, **options.of_recipe}
 
     @torch.no_grad()
     def do(self, volume: OpenVolume, advance: Callable[[float], None]) -> dict[str, Any]:
@@ -149,12 +149,12 @@ class Embedding:
             advance(len(batch) / len(starts))
         features = torch.cat(tokens)
         name = f"{volume.record.id}.safetensors"
-        tensors = {"pooled": features.mean(0).numpy()}
+        tensors = {"pooled": features.mean(0)}
         if self.config.what == "tokens":
-            first = np.array(starts) - np.array(windows.before)
-            tensors = {"tokens": features.numpy(), "starts": first}
+            first = torch.tensor(starts) - torch.tensor(windows.before)
+            tensors = {"tokens": features, "starts": first}
         partial = self.destination / f".{name}.part"
-        save_file(tensors, partial, metadata=self.about(volume))
+        save_safetensors(tensors, partial, self.about(volume))
         partial.replace(self.destination / name)
         return {"volume": volume.record.id, "files": [name]}
 

@@ -17,6 +17,7 @@ from mim3d.dataio.nifti.writing import made_header, own_header, write_image
 from mim3d.engine.finetune.sliding_window import Network, Windows, blended
 from mim3d.engine.predict.own_grid import OwnGrid, Placed, own_grid, placed
 from mim3d.engine.predict.scans import OpenVolume
+from mim3d.engine.runs.tensor_files import mapped_array
 
 PROBABILITIES = "probabilities"
 ANY_SIZE = 1 << 62  # its voxels are not read again
@@ -36,7 +37,7 @@ class LabelMap:
         self.probabilities: np.ndarray | None = None
         if keep is not None:
             shape = (classes, *grid.own.shape)
-            self.probabilities = np.memmap(keep, np.float32, "w+", shape=shape)
+            self.probabilities = mapped_array(keep, shape)
             if not grid.is_covered:
                 self.probabilities[0] = 1.0
 

@@ -115,13 +115,13 @@ def explained(scan: Scan, failed: list[Rejection], shown: Progress) -> Iterator[
     except CorpusError as error:
         found = Rejection(scan.name, "damaged", str(error))
     except (MemoryError, torch.OutOfMemoryError):
-        detail = "did not fit into memory; use --device cpu, or leave --probabilities out"
+        detail = "did not fit into memory; use --device cpu, or a machine with more"
         found = Rejection(scan.name, "out-of-memory", detail)
     except (Mim3dError, OSError):
         raise
     except Exception as error:
         # As in a conversion: one broken file of thousands must not end the others.
-        detail = f"cannot be predicted: {type(error).__name__}: {first_line(error)}"
+        detail = f"cannot be done: {type(error).__name__}: {first_line(error)}"
         found = Rejection(scan.name, "unforeseen", detail)
     failed.append(found)
     shown.note(f"{found.path}: {found.detail}")

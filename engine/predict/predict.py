@@ -124,15 +124,12 @@ class Work:
 
     def identity(self) -> dict[str, Any]:
         """What decides the results."""
-        scans = self.config.scans
         return {
             "model_sha256": self.trained.model_sha256 or file_sha256(self.run / MODEL),
             "overlap": self.overlap,
             "mirror": self.config.mirror,
             "probabilities": self.config.probabilities and self.trained.segments,
-            "nan_policy": scans.nan_policy,
-            "believe": scans.believe,
-            "units": scans.units,
+            **self.config.scans.of_recipe,
         }
 
     @property

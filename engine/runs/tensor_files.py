@@ -1,12 +1,14 @@
 """Tensors written to a file, whose failures are the system's own errors with the file's name."""
 
 import errno
+import math
 import os
 import re
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
 
+import numpy as np
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import save_file
@@ -15,10 +17,15 @@ from torch import Tensor
 NUMBERED = re.compile(r"os error (\d+)")
 
 
-def save_safetensors(tensors: Mapping[str, Tensor], file: Path) -> None:
-    """Write a .safetensors file; OSError where the disk does not take it."""
+def save_safetensors(
+    tensors: Mapping[str, Tensor], file: Path, about: Mapping[str, str] | None = None
+) -> None:
+    """Write a .safetensors file with what is told of it; OSError where the disk does not take it.
+
+    Without more to tell it says that it is torch's, which others look for.
+    """
     try:
-        save_file(dict(tensors), file, metadata={"format": "pt"})
+        save_file(dict(tensors), file, metadata=dict(about or {"format": "pt"}))
     except SafetensorError as error:
         found = NUMBERED.search(str(error))
         if found is None:
@@ -36,6 +43,20 @@ def save_pickled(content: object, file: Path) -> None:
         if not isinstance(reason, OSError):
             raise
         raise OSError(reason.errno, reason.strerror, str(file)) from error
+
+
+def mapped_array(file: Path, shape: tuple[int, ...]) -> np.memmap:
+    """A float32 array in a new file, zeros; OSError where the disk has no room for all of it.
+
+    Room is taken at once: filling a file with holes, a full disk would kill the process (SIGBUS).
+    """
+    with file.open("wb") as stream:
+        try:
+            if hasattr(os, "posix_fallocate"):
+                os.posix_fallocate(stream.fileno(), 0, 4 * math.prod(shape))
+        except OSError as error:
+            raise OSError(error.errno, error.strerror, str(file)) from error
+    return np.memmap(file, np.float32, "r+", shape=shape)
 
 
 def copy_file(source: Path, target: Path) -> None:

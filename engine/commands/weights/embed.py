@@ -33,10 +33,12 @@ class EmbedArgs(ScanArgs):
 def main(words: list[str]) -> Outcome:
     """Run the command."""
     args = parse(EmbedArgs, words, "mim3d embed", DESCRIPTION)
+    from mim3d.dataio.storage.store import writing
     from mim3d.engine.predict.embed import run_embed
     from mim3d.engine.predict.ledger import FAILED
 
-    report = run_embed(args.run, args.source, args.destination, args.config, corpus=args.corpus)
+    with writing(args.destination):
+        report = run_embed(args.run, args.source, args.destination, args.config, corpus=args.corpus)
     tell_failed(report.failed, args.destination / FAILED)
     tell_doubts(report.doubts)
     tell_done(report.n_done, report.n_kept, args.destination)

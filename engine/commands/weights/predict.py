@@ -42,17 +42,19 @@ class PredictArgs(ScanArgs):
 def main(words: list[str]) -> Outcome:
     """Run the command."""
     args = parse(PredictArgs, words, "mim3d predict", DESCRIPTION)
+    from mim3d.dataio.storage.store import writing
     from mim3d.engine.predict.ledger import FAILED
     from mim3d.engine.predict.predict import run_predict
 
-    report = run_predict(
-        args.run,
-        args.source,
-        args.destination,
-        args.config,
-        labels=args.labels,
-        corpus=args.corpus,
-    )
+    with writing(args.destination):
+        report = run_predict(
+            args.run,
+            args.source,
+            args.destination,
+            args.config,
+            labels=args.labels,
+            corpus=args.corpus,
+        )
     tell_failed(report.failed, args.destination / FAILED)
     tell_doubts(report.doubts)
     tell_scores(report)

@@ -13,6 +13,7 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 import pytest
+from small_disk import small_disk
 
 from mim3d.dataio.convert.job import Job
 from mim3d.dataio.convert.pool import Pool, run_jobs
@@ -136,18 +137,8 @@ def test_a_full_disk_stops_with_the_remedy_and_keeps_what_is_done(made, tmp_path
         assert tree_hash(root) == whole, f"full at write {n}"
 
 
-@pytest.mark.skipif(os.geteuid() != 0, reason="mounting a small disk needs root")
 def test_a_disk_that_is_really_full(made, whole, tmp_path):
-    disk = tmp_path / "disk"
-    disk.mkdir()
-    mounted = subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", "size=220k", "tmpfs", str(disk)],
-        capture_output=True,
-        check=False,
-    )
-    if mounted.returncode:
-        pytest.skip("this machine does not let tests mount a disk")
-    try:
+    with small_disk(tmp_path / "disk", "220k") as disk:
         with pytest.raises(StoreError, match="make room and run the same command again"):
             convert(made, disk / "c", workers=2)
         done = (
@@ -157,8 +148,6 @@ def test_a_disk_that_is_really_full(made, whole, tmp_path):
         subprocess.run(["mount", "-o", "remount,size=20m", str(disk)], check=True)
         convert(made, disk / "c", workers=1)
         assert tree_hash(disk / "c") == whole
-    finally:
-        subprocess.run(["umount", "-l", str(disk)], check=False)
 
 
 SCRIPT = """
