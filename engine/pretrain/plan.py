@@ -1,7 +1,8 @@
 """What a run will take, before it runs: time, memory, network and loader, from arithmetic.
 
 Memory of a rank, bytes (P parameters, s ranks a shard group, e bytes of the compute dtype):
-    weights, gradients, two mean_and_std      16 P / s, exact from the sharding itself
+    weights, gradients, moments          4 (2 + m) P / s, exact from the sharding itself; m is 2 of
+                                         AdamW and LAMB, 1 of SGD
     gathered weights                     e times the root's and the three largest blocks' parameters
     whole gradients                      4 P where micro-batches are accumulated
     activations                          e times the values of mim3d.engine.models.activations
@@ -36,6 +37,7 @@ from mim3d.engine.models.registry import way_of
 from mim3d.engine.pretrain.config import PretrainConfig
 from mim3d.engine.runs.files import read_json
 from mim3d.engine.training.metrics import read_rows
+from mim3d.engine.training.optim import MOMENTS
 
 ASSUMED_MFU = 0.40
 
@@ -55,7 +57,7 @@ class Plan:
     loader_gb_per_s: float
     """Decoded voxels a rank's loader must deliver, as int16."""
     state_gb: float
-    """Weights, gradients and mean_and_std, exact."""
+    """Weights, gradients and the optimiser's moments, exact."""
     gathered_gb: float
     accumulated_gb: float
     """Whole gradients kept from micro-batch to micro-batch."""
@@ -86,7 +88,7 @@ def make_plan(
     voxels = z * y * x * config.vit.channels * config.method.views
     width = compute_bytes(config)
     memory = {
-        "state_gb": 16 * shards.local_parameters / 1e9,
+        "state_gb": state_bytes(config) * shards.local_parameters / 1e9,
         "gathered_gb": width * gathered / 1e9,
         "accumulated_gb": accumulated_bytes(config, shards, gpus) / 1e9,
         "activation_gb": width * activation_values(config) * micro_batch / 1e9,
@@ -169,6 +171,11 @@ def local_size(parameter: nn.Parameter) -> int:
 def compute_bytes(config: PretrainConfig) -> int:
     """Bytes of a value in forward and backward: auto is a half type, for a plan is for GPUs."""
     return 4 if config.parallel.precision == "fp32" else 2
+
+
+def state_bytes(config: PretrainConfig) -> int:
+    """Bytes of a parameter with its gradient and moments, all float32."""
+    return 4 * (2 + len(MOMENTS[config.optim.kind]))
 
 
 def activation_values(config: PretrainConfig) -> float:

@@ -27,7 +27,7 @@ from mim3d.engine.runs.tensor_files import save_safetensors
 WEIGHTS, CARD = "encoder.safetensors", "encoder.json"
 STATISTICS = 2
 """What is told as `statistics` in the card of an encoder: 2 since channels are normalised one by
-one and clip-zscore takes the mean_and_std of clipped voxels; those before have none."""
+one and clip-zscore takes the moments of clipped voxels; those before have none."""
 
 
 def save_encoder(

@@ -105,6 +105,14 @@ def test_every_recipe_can_be_planned(name):
     assert plan.hours == pytest.approx(plan.step_s * config.steps / 3600)
 
 
+@pytest.mark.parametrize(("kind", "values"), [("adamw", 4), ("lamb", 4), ("sgd", 3)])
+def test_state_is_weights_gradients_and_the_moments_of_the_optimiser(kind, values):
+    config = recipe("demo-mae")
+    config = dataclasses.replace(config, optim=dataclasses.replace(config.optim, kind=kind))
+    plan = make_plan(config, 1, 989e12, 0.4, "test")
+    assert plan.state_gb == pytest.approx(4 * values * plan.parameters / 1e9)
+
+
 def test_network_bytes_by_hand():
     config = recipe("btcv-mae")
     shards = ShardSizes(1000, 250, 1000, block_parameters=900)
