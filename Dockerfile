@@ -1,4 +1,4 @@
-# mim3d with everything, for GPUs with CUDA 13 drivers. The versions are those of constraints.txt.
+# mim3d with all but the extra `containers`, for GPUs with CUDA 13 drivers. The versions are those of constraints.txt.
 #   docker build -t mim3d .
 #   docker run --gpus all --ipc host -v /data:/data mim3d pretrain mae-vit-b-96 --data.corpus /data/corpus.zarr --out /data/runs/b
 # For a machine without a GPU: --build-arg EXTRAS=study --build-arg TORCH_INDEX=https://download.pytorch.org/whl/cpu

@@ -245,7 +245,7 @@ has zarr || say "the set base is missing: no stage will get far without it (see 
 wanted ready && stage ready 40 "$python" -m mim3d.bench.gpu.ready "$work/ready.json"
 wanted step && bench step step 75 --no-loader --peers --no-compiled "${step_words[@]}"
 if wanted feed; then
-  if has nvidia.dali || { [ $check = 0 ] && has nvidia.libnvcomp; }; then
+  if [ $check = 1 ] || has nvidia.dali || has nvidia.libnvcomp; then
     bench feed step 75 "${feed_words[@]}"
   else
     absent feed "neither DALI nor libnvcomp"

@@ -6,7 +6,6 @@ from typing import Any
 
 import numpy as np
 
-from mim3d.bench.gpu.installed import found
 from mim3d.bench.loader import peers
 from mim3d.bench.loader.crops import CROP, Crops
 from mim3d.dataio.chunks.decode import IDENTITY
@@ -44,16 +43,14 @@ def make_readers(
 
 
 def make_loaders(root: Path) -> dict[str, Loader]:
-    """The loader in the ways it is used on a CPU; two views only where DALI is installed."""
+    """The loader in the ways it is used on a CPU."""
     ways: dict[str, dict[str, Any]] = {
         "mim3d loader": {},
         "mim3d loader, normalised + flips": {"normalise": "zscore", "augment": "mim"},
-        "mim3d loader, two views by DALI": {"views": 2, "augment": "contrastive"},
+        "mim3d loader, two views": {"views": 2, "augment": "contrastive"},
         "mim3d loader, cache=host": {"cache": "host"},
         "mim3d loader, bf16": {"dtype": "bfloat16"},
     }
-    if not found("nvidia.dali"):
-        del ways["mim3d loader, two views by DALI"]
     options = {"crop_size": CROP, "micro_batch": 8, "normalise": "none"}
     return {
         name: Loader(root, LoaderConfig(**(options | changed))) for name, changed in ways.items()
