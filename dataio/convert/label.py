@@ -8,7 +8,7 @@ import numpy as np
 import xxhash
 
 from mim3d.dataio.convert.resample import resample_label, resampled_grid
-from mim3d.dataio.convert.volume import Volume, file_grid, trust_of, turned_view
+from mim3d.dataio.convert.volume import Volume, trust_of, turned_view
 from mim3d.dataio.corpus.conversion import Conversion
 from mim3d.dataio.corpus.manifest import IGNORED, MASK_OF_255
 from mim3d.dataio.errors import SourceError
@@ -124,7 +124,7 @@ def label_file(
     """The classes of one file in the axes of its image; SourceError as `read_label` has it."""
     file = read_nifti(path, conversion.byte_budget, trust_of(conversion))
     notes: list[str] = []
-    grid = file_grid(file)
+    grid = file.header.grid
     difference = volume.file_grid.difference(grid)
     change = None
     if difference:

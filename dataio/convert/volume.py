@@ -31,21 +31,15 @@ def read_images(source: Source, conversion: Conversion) -> list[NiftiFile]:
     files = [
         read_nifti(path, conversion.byte_budget, trust_of(conversion)) for path in source.images
     ]
-    first = file_grid(files[0])
+    first = files[0].header.grid
     for file in files[1:]:
-        difference = first.difference(file_grid(file))
+        difference = first.difference(file.header.grid)
         if difference or file.header.n_frames > 1 or files[0].header.n_frames > 1:
             detail = difference or "a channel with a fourth dimension"
             raise SourceError(
                 "other-grid", file.path, f"not on the grid of {files[0].path}: {detail}"
             )
     return files
-
-
-def file_grid(file: NiftiFile) -> Grid:
-    """Grid of a file as it lies on disk."""
-    x, y, z = file.header.shape
-    return Grid((z, y, x), file.header.affine)
 
 
 @dataclass(frozen=True)
@@ -150,7 +144,7 @@ def _put_real(to: np.ndarray, plane: np.ndarray, file: NiftiFile) -> float:
 
 def _volume(given: list[Values], file: NiftiFile, frame: int, conversion: Conversion) -> Volume:
     """The volume of the one in `given`, which is emptied: nobody holds what is replaced."""
-    before = file_grid(file)
+    before = file.header.grid
     n_values = few_values(given[-1].voxels, given[-1].slope, given[-1].intercept)
     stored = as_stored(given.pop(), conversion.nan_policy, file.path)
     values, oriented = _oriented(stored, before, conversion.orientation)

@@ -179,7 +179,6 @@ def _record(
     metadata: str,
 ) -> VolumeRecord:
     header, values, found = files[0].header, volume.values, volume.statistics
-    original = Grid(volume.file_grid.shape, header.affine)
     return VolumeRecord(
         id=id,
         sources=source.images,
@@ -195,7 +194,7 @@ def _record(
         spacing_mm=volume.grid.spacing_mm,
         affine=volume.grid.nested_affine,
         original_orientation=axis_codes(header.affine),
-        original_affine=original.nested_affine,
+        original_affine=volume.file_grid.nested_affine,
         original_shape=header.shape,
         affine_from=header.affine_from,
         affine_code=header.affine_code,

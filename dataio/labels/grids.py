@@ -14,11 +14,9 @@ BUDGET = 1 << 40  # only headers are read here; conversion has the user's
 def grid_of(path: str) -> Grid | None:
     """Grid of a file by its header; None where that cannot be read."""
     try:
-        header = read_header(path, BUDGET)
+        return read_header(path, BUDGET).grid
     except (SourceError, OSError, ValueError):
         return None
-    x, y, z = header.shape
-    return Grid((z, y, x), header.affine)
 
 
 def on_its_grid(label: str, images: Sequence[str]) -> list[int]:

@@ -28,6 +28,7 @@ from mim3d.dataio.nifti.header import (
     parse_header,
 )
 from mim3d.dataio.nifti.merged import masks_of
+from mim3d.dataio.storage.remote import ADDRESS
 
 MOST_TAIL = 1024  # bytes of padding after the voxels that are believed
 PAIRS = {".hdr": ".img", ".img": ".hdr", ".HDR": ".IMG", ".IMG": ".HDR"}
@@ -46,7 +47,7 @@ class NiftiFile:
 
 def is_remote(path: str) -> bool:
     """Whether a path is an address for the object-store reader."""
-    return path.startswith(("s3://", "gs://", "http://", "https://"))
+    return bool(ADDRESS.match(path))
 
 
 def read_source_bytes(path: str, budget: int) -> memoryview:
@@ -205,7 +206,7 @@ def check_budget(header: NiftiHeader, path: str, budget: int) -> None:
         raise SourceError("over-budget", path, f"{detail} (--byte-budget)")
 
 
-def _head(data: memoryview, path: str) -> bytes:
+def _head(data: bytes | memoryview, path: str) -> bytes:
     return peek(data, HEADER_BYTES, path) if is_gzip(data) else bytes(data[:HEADER_BYTES])
 
 
@@ -220,17 +221,25 @@ def read_header(path: str, budget: int, trust: HeaderTrust = DEFAULT_TRUST) -> N
         return read_header(parts[0][1], budget, trust)
     if path.lower().endswith(ITK):
         return itk_header(path)
+    place, block = header_block(path, budget)
+    if path.lower().endswith(MGH):
+        return parse_mgh(block, path)
+    header = parse_header(block, place, paired=pair_paths(path) is not None, trust=trust)
+    check_budget(header, place, budget)
+    return header
+
+
+def header_block(path: str, budget: int) -> tuple[str, bytes]:
+    """The file that has the header of an image, the .hdr of a pair, and its first bytes, unpacked.
+
+    SourceError where it is missing, empty or cannot be read.
+    """
     pair = pair_paths(path)
     place = pair[0] if pair else path
     data = remote_start(place, budget) if is_remote(place) else local_start(place)
     if not data:
         raise SourceError("empty", place, "is empty (0 bytes); download or copy it again")
-    block = peek(data, HEADER_BYTES, place) if is_gzip(data) else bytes(data[:HEADER_BYTES])
-    if path.lower().endswith(MGH):
-        return parse_mgh(block, path)
-    header = parse_header(block, place, paired=pair is not None, trust=trust)
-    check_budget(header, place, budget)
-    return header
+    return place, _head(data, place)
 
 
 def local_start(path: str) -> bytes:

@@ -8,6 +8,7 @@ import nibabel as nib
 import numpy as np
 
 from mim3d.dataio.errors import SourceError
+from mim3d.dataio.geometry import Grid
 from mim3d.dataio.nifti.forms import Believe, Units, placed
 
 HEADER_BYTES = 544
@@ -77,6 +78,12 @@ class NiftiHeader:
     doubt: str = ""
 
     @property
+    def grid(self) -> Grid:
+        """Where the voxels lie, as they are on disk."""
+        x, y, z = self.shape
+        return Grid((z, y, x), self.affine)
+
+    @property
     def n_voxels(self) -> int:
         """Voxels of all frames."""
         return prod(self.shape) * self.n_frames
@@ -99,7 +106,7 @@ def parse_header(
 
     Raises SourceError with the code and what is wrong in words.
     """
-    version, order = _version(block, path)
+    version, order = version_and_order(block, path)
     kind = nib.Nifti1Header if version == 1 else nib.Nifti2Header
     size = kind.sizeof_hdr
     if len(block) < size:
@@ -118,7 +125,7 @@ def parse_header(
     )  # fmt: skip
 
 
-def _version(block: bytes, path: str) -> tuple[int, Literal["<", ">"]]:
+def version_and_order(block: bytes, path: str) -> tuple[int, Literal["<", ">"]]:
     """NIfTI version and byte order ("<" or ">") from the header's own size."""
     sizes = {348: 1, 540: 2}
     if (little := int.from_bytes(block[:4], "little")) in sizes:

@@ -10,12 +10,11 @@ import numpy as np
 from nibabel.openers import Opener
 from nibabel.spatialimages import HeaderDataError
 
-from mim3d.dataio.nifti.file import is_remote, local_start, pair_paths, remote_start
-from mim3d.dataio.nifti.gzip_stream import is_gzip, peek
-from mim3d.dataio.nifti.header import HEADER_BYTES
+from mim3d.dataio.nifti.file import header_block
+from mim3d.dataio.nifti.header import version_and_order
 
 NIFTI1_MAX = 32767
-NIFTI2_BYTES = 540
+ANY_SIZE = 1 << 40  # only the header is read
 LABEL_INTENT = 1002
 
 
@@ -72,15 +71,10 @@ def own_header(
     What tells of the scan's values (scaling, display range, intent) is reset, extensions are left
     out. `path` is a file that was read before.
     """
-    pair = pair_paths(path)
-    place = pair[0] if pair else path
-    data = remote_start(place, 1 << 40) if is_remote(place) else local_start(place)
-    block = peek(data, HEADER_BYTES, place) if is_gzip(data) else bytes(data[:HEADER_BYTES])
-    size = int.from_bytes(block[:4], "little")
-    order = "<" if size in (348, NIFTI2_BYTES) else ">"
-    is_second = NIFTI2_BYTES in (size, int.from_bytes(block[:4], "big"))
-    kind = nib.Nifti2Header if is_second else nib.Nifti1Header
-    given = kind(block[: NIFTI2_BYTES if is_second else 348], endianness=order, check=False)
+    place, block = header_block(path, ANY_SIZE)
+    version, order = version_and_order(block, place)
+    kind = nib.Nifti1Header if version == 1 else nib.Nifti2Header
+    given = kind(block[: kind.sizeof_hdr], endianness=order, check=False)
     header = given.as_byteswapped("<")
     header.set_data_shape(shape)
     header.set_data_dtype(dtype)

@@ -114,8 +114,7 @@ def header_for(
 def is_still(path: str, grid: Grid, trust: HeaderTrust) -> bool:
     """Whether a file is there and on the grid it was: it may have been replaced by another."""
     try:
-        header = read_header(path, ANY_SIZE, trust)
+        found = read_header(path, ANY_SIZE, trust).grid
     except (SourceError, OSError):
         return False
-    x, y, z = header.shape
-    return not Grid((z, y, x), header.affine).difference(grid)
+    return not found.difference(grid)

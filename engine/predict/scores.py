@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from mim3d.dataio.convert.job import parts_of
-from mim3d.dataio.convert.volume import file_grid, trust_of
+from mim3d.dataio.convert.volume import trust_of
 from mim3d.dataio.corpus.seen_files import stamp_of
 from mim3d.dataio.errors import Rejection, SourceError
 from mim3d.dataio.geometry import Grid
@@ -120,7 +120,7 @@ class Scorer:
         classes = len(self.trained.classes)
         budget = self.conversion.byte_budget
         file = read_nifti(str(written.file), budget, trust_of(self.conversion))
-        grid, found = file_grid(file), file.voxels[0]
+        grid, found = file.header.grid, file.voxels[0]
         truth, untold = self._true(written, path, grid)
         if untold is not None:
             found = np.where(untold, 0, found)
