@@ -116,46 +116,36 @@ def expect(source: Source, conversion: Conversion) -> tuple[Expected, list[Rejec
     SourceError where they rule out the images.
     """
     header = read_header(source.images[0], conversion.byte_budget, trust_of(conversion))
-    total = header.end - header.offset
-    for path in source.images[1:]:
-        total += _size_on_grid(path, header, source, conversion)
-    labels, rejections = {}, []
+    found = [header, *(_on_grid(p, header, source, conversion) for p in source.images[1:])]
+    labels, rejections, is_shared = {}, [], False
     for name, path in source.labels.items():
         try:
-            total += _size_on_grid(path, header, source, conversion)
-            labels[name] = path
+            label = _on_grid(path, header, source, conversion)
         except SourceError as error:
             rejections.append(Rejection.of(error))
+            continue
+        found.append(label)
+        labels[name] = path
+        is_shared |= header.n_frames > 1 == label.n_frames and not masks_of(path)
+    total = sum(each.end - each.offset for each in found)
     codes = axis_codes(header.affine)
-    kept = replace(source, labels=labels)
-    trust = conversion.byte_budget, trust_of(conversion)
-    is_shared = header.n_frames > 1 and any(
-        read_header(path, *trust).n_frames == 1 for path in labels.values() if not masks_of(path)
-    )
-    facts = header.n_frames, header.dtype.name, codes, total, is_shared
-    made = Expected(kept, header.shape, *facts)
-    return made, rejections
+    facts = header.shape, header.n_frames, header.dtype.name, codes, total, is_shared
+    return Expected(replace(source, labels=labels), *facts), rejections
 
 
-def _size_on_grid(path: str, first: NiftiHeader, source: Source, conversion: Conversion) -> int:
-    """Bytes of a channel's or label's voxels; SourceError if they are not on the first's grid."""
+def _on_grid(path: str, first: NiftiHeader, source: Source, conversion: Conversion) -> NiftiHeader:
+    """Header of a channel or label; SourceError if its voxels are not on the first's grid."""
     header = read_header(path, conversion.byte_budget, trust_of(conversion))
-    if difference := other_grid(header_grid(first), header_grid(header), path in source.images):
+    if difference := other_grid(first.grid, header.grid, path in source.images):
         detail = f"not on the grid of {source.images[0]}: {difference}"
         raise SourceError("other-grid", path, detail)
-    return header.end - header.offset
+    return header
 
 
 def other_grid(first: Grid, other: Grid, is_channel: bool) -> str:
     """What sets the grid of a channel, or of a label that may be turned, apart from an image's."""
     difference = first.difference(other)
     return "" if difference and not is_channel and other.is_same_space(first) else difference
-
-
-def header_grid(header: NiftiHeader) -> Grid:
-    """Grid of a header."""
-    x, y, z = header.shape
-    return Grid((z, y, x), header.affine)
 
 
 def _taste(

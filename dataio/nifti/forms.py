@@ -49,8 +49,8 @@ def repaired(header: nib.Nifti1Header) -> list[str]:
         pixdim[0] = 1
     for axis in range(1, 4):
         size = float(pixdim[axis])
-        if size < 0 or size == 0:
-            pixdim[axis] = -size if size < 0 else 1
+        if size <= 0:
+            pixdim[axis] = -size or 1
             if uses_sizes:
                 notes.append(f"pixdim[{axis}] is {size:g}, read as {float(pixdim[axis]):g}")
     return notes
