@@ -6,9 +6,8 @@ from dataclasses import dataclass, replace
 from math import prod
 
 from mim3d.dataio.chunks.pyramid import n_scales
-from mim3d.dataio.convert.label import read_label
+from mim3d.dataio.convert.label import read_labels
 from mim3d.dataio.convert.volume import read_images, trust_of, volumes
-from mim3d.dataio.convert.volume_ids import label_facts, safe_id
 from mim3d.dataio.convert.volume_writer import volume_objects
 from mim3d.dataio.corpus.arrays import FILES_OF_A_CORPUS, n_files
 from mim3d.dataio.corpus.conversion import Conversion
@@ -183,14 +182,8 @@ def converted_sizes(
     """Stored bytes of each volume of a source, converted in memory; bad labels go to `rejected`."""
     files = read_images(source, conversion)
     for volume in volumes(files, conversion):
-        labels = []
-        for name, path in sorted(source.labels.items()):
-            try:
-                ignore = label_facts(source, safe_id(name)).ignore
-                args = (path, volume, source.images[0], conversion, ignore)
-                labels.append(read_label(safe_id(name), *args))
-            except SourceError as error:
-                rejected.append(Rejection.of(error))
+        labels, errors = read_labels(source, volume, conversion)
+        rejected += map(Rejection.of, errors.values())
         objects, _ = volume_objects("taste", source, files, volume, labels, conversion)
         yield sum(memoryview(part).nbytes for parts in objects.values() for part in parts)
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
+from mim3d.dataio.convert.known_sources import base_id
 from mim3d.dataio.convert.volume_ids import label_facts, safe_id
 from mim3d.dataio.corpus.arrays import damage
 from mim3d.dataio.corpus.conversion import Conversion
@@ -198,7 +199,7 @@ def source_of(group: tuple[VolumeRecord, ...]) -> Source:
     """The source that a group of records tells of, under its volume's id."""
     first = group[0]
     return Source(
-        first.id.rsplit("--t", 1)[0] if first.frame >= 0 else first.id,
+        base_id(first),
         first.sources,
         {label.name: label.source for label in first.labels},
         first.subject,

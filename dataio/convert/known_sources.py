@@ -64,11 +64,6 @@ def recognise(
     return found
 
 
-def record_paths(record: VolumeRecord) -> Paths:
-    """Paths of a record's source, as `Source.paths` gives them."""
-    return (*record.sources, *(label.source for label in record.labels))
-
-
 def base_id(record: VolumeRecord) -> str:
     """Id of a record's source: that of its volume without the frame."""
     return record.id.rsplit("--t", 1)[0] if record.frame >= 0 else record.id
@@ -78,7 +73,7 @@ def grouped(records: Iterable[VolumeRecord]) -> list[Group]:
     """Records by source: the frames of one file belong together."""
     groups: dict[tuple[str, Paths], list[VolumeRecord]] = defaultdict(list)
     for record in records:
-        groups[base_id(record), record_paths(record)].append(record)
+        groups[base_id(record), record.source_paths].append(record)
     return [tuple(group) for group in groups.values()]
 
 
@@ -136,7 +131,7 @@ def by_path(
     sources: Sequence[Source], groups: Sequence[Group]
 ) -> tuple[dict[Paths, Group], list[Source], list[Group]]:
     """Sources known by all their paths, else by their images'; sources and groups left over."""
-    whole = {record_paths(group[0]): group for group in groups}
+    whole = {group[0].source_paths: group for group in groups}
     matched = {s.paths: whole.pop(s.paths) for s in sources if s.paths in whole}
     images: dict[Paths, list[Group]] = defaultdict(list)
     for group in reversed(whole.values()):

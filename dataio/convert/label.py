@@ -9,6 +9,7 @@ import xxhash
 
 from mim3d.dataio.convert.resample import resample_label, resampled_grid
 from mim3d.dataio.convert.volume import Volume, trust_of, turned_view
+from mim3d.dataio.convert.volume_ids import label_facts, safe_id
 from mim3d.dataio.corpus.conversion import Conversion
 from mim3d.dataio.corpus.manifest import IGNORED, MASK_OF_255
 from mim3d.dataio.errors import SourceError
@@ -16,6 +17,7 @@ from mim3d.dataio.geometry import Grid, axis_codes
 from mim3d.dataio.memory import forget, room_for
 from mim3d.dataio.nifti.file import hash_text, read_nifti
 from mim3d.dataio.nifti.merged import masks_of
+from mim3d.dataio.sources.source import Source
 
 POINTS_PER_CLASS = 64
 POINTS_PER_LABEL = 4096
@@ -107,6 +109,22 @@ def read_label(
         points.pop(ignored, None)
         notes += (f"label {name!r}: {n_ignored} voxels of {ignored} are ignored, no class",)
     return Label(name, voxels, classes, points, path, hash, ignored, n_ignored, notes)
+
+
+def read_labels(
+    source: Source, volume: Volume, conversion: Conversion
+) -> tuple[list[Label], dict[str, SourceError]]:
+    """Labels of a source on the grid of its volume, by name, and why the others cannot be had."""
+    labels: list[Label] = []
+    errors: dict[str, SourceError] = {}
+    for name, path in sorted(source.labels.items()):
+        id = safe_id(name)
+        ignore = label_facts(source, id).ignore
+        try:
+            labels.append(read_label(id, path, volume, source.images[0], conversion, ignore))
+        except SourceError as error:
+            errors[name] = error
+    return labels, errors
 
 
 def file_classes(

@@ -47,22 +47,14 @@ def check_size(grid: Grid, channels: int, budget: int, path: str) -> None:
         raise SourceError("over-budget", path, f"{detail} (--byte-budget)")
 
 
-def resample_image(
-    voxels: np.ndarray, old: Grid, new: Grid, slope: float = 1.0, intercept: float = 0.0
+def resample_channels(
+    given: list[np.ndarray], old: Grid, new: Grid, slope: float = 1.0, intercept: float = 0.0
 ) -> np.ndarray:
-    """Cubic interpolation of (z, y, x) in float32 after a Gaussian where voxels grow.
+    """Cubic interpolation of the one (c, z, y, x) in `given` in float32, each channel on its own,
+    after a Gaussian where voxels grow.
 
     Real values are slope * voxel + intercept. The Gaussian's sigma is (factor - 1) / 2 old voxels,
     as in scikit-image's anti-aliasing; overshoot of the cubic is clipped to the source's range.
-    """
-    return resample_channels([voxels[None]], old, new, slope, intercept)[0]
-
-
-def resample_channels(
-    given: list[np.ndarray], old: Grid, new: Grid, slope: float, intercept: float
-) -> np.ndarray:
-    """The same of the one (c, z, y, x) in `given`, each channel on its own.
-
     Empties `given`: where nobody else holds that array, it and the result are never held at once.
     """
     stack, out = _moved(given, new)

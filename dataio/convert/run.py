@@ -8,13 +8,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from mim3d.dataio.convert.job import Job, JobResult, source_of
-from mim3d.dataio.convert.known_sources import (
-    Group,
-    HashesOf,
-    base_id,
-    recognise,
-    record_paths,
-)
+from mim3d.dataio.convert.known_sources import Group, HashesOf, base_id, recognise
 from mim3d.dataio.convert.pool import run_jobs
 from mim3d.dataio.convert.volume_ids import unique_ids
 from mim3d.dataio.corpus.arrays import missized, stored_arrays
@@ -105,7 +99,7 @@ class Run:
                 f"{writer.store.url}: --prune, and none of the sources given is in the corpus: "
                 "name the folder that it was made of, or take volumes out by `mim3d remove`"
             )
-        taken = [(base_id(r), record_paths(r)) for r in writer.records.values()]
+        taken = [(base_id(r), r.source_paths) for r in writer.records.values()]
         new = [source for source, group in found.sources if not group]
         ids = iter(unique_ids(new, taken))
         of_corpus = self._job_of(rerun)

@@ -56,7 +56,7 @@ def remove(
         earlier = earlier_rejections(writer.store)
         writer.add_event(removal("removed", chosen, subjects))
         writer.remove({record.id for record in chosen})
-        paths = {path for r in chosen for path in (*r.sources, *(a.source for a in r.labels))}
+        paths = {path for record in chosen for path in record.source_paths}
         writer.close({rejection for rejection in earlier if rejection.path not in paths})
     return sorted(record.id for record in chosen)
 

@@ -15,9 +15,9 @@ from mim3d.dataio.convert.job import (
     lost_labels,
     parts_of,
 )
-from mim3d.dataio.convert.label import Label, read_label
+from mim3d.dataio.convert.label import Label, read_labels
 from mim3d.dataio.convert.volume import Volume, read_images, volumes
-from mim3d.dataio.convert.volume_ids import label_facts, safe_id
+from mim3d.dataio.convert.volume_ids import safe_id
 from mim3d.dataio.convert.volume_writer import volume_objects
 from mim3d.dataio.corpus.conversion import Conversion
 from mim3d.dataio.corpus.replacing import note_replacing
@@ -130,9 +130,7 @@ def _converted(job: Job, source: Source, hashes: FileHashes) -> JobResult:
         records.append(record())
         voxel_bytes += volume.values.voxels.nbytes + sum(label.voxels.nbytes for label in labels)
         del volume, labels, objects, record  # or the next frame would be made beside this one
-    read = [*zip(source.images, records[0].source_hash, strict=True)] if records else []
-    read += [(label.source, label.source_hash) for label in records[0].labels] if records else []
-    for path, hash in read:
+    for path, hash in records[0].source_files if records else ():
         hashes.note(path, before[path], hash)
     bytes_in = sum(file.nbytes for file in files)
     return JobResult(job.id, tuple(records), bytes_in=bytes_in, voxel_bytes=voxel_bytes)
@@ -141,16 +139,7 @@ def _converted(job: Job, source: Source, hashes: FileHashes) -> JobResult:
 def _labels(
     source: Source, volume: Volume, conversion: Conversion, *, at_once: bool
 ) -> list[Label]:
-    labels: list[Label] = []
-    errors: dict[str, SourceError] = {}
-    for name in sorted(source.labels):
-        path = source.labels[name]
-        try:
-            ignore = label_facts(source, safe_id(name)).ignore
-            args = (path, volume, source.images[0], conversion, ignore)
-            labels.append(read_label(safe_id(name), *args))
-        except SourceError as error:
-            errors[name] = error
+    labels, errors = read_labels(source, volume, conversion)
     if errors:
         raise BadLabelsError(errors, at_once)
     return labels

@@ -180,6 +180,17 @@ class VolumeRecord:
         return [i for i, each in found if each.is_constant and not each.is_lost]
 
     @property
+    def source_files(self) -> tuple[tuple[str, str], ...]:
+        """Path and hash of each file that it was made of: images first, then labels."""
+        labels = ((label.source, label.source_hash) for label in self.labels)
+        return (*zip(self.sources, self.source_hash, strict=True), *labels)
+
+    @property
+    def source_paths(self) -> tuple[str, ...]:
+        """Their paths."""
+        return (*self.sources, *(label.source for label in self.labels))
+
+    @property
     def array_shape(self) -> tuple[int, ...]:
         """Shape of the stored array: (z, y, x), or (c, z, y, x) of several channels."""
         return self.shape if self.channels == 1 else (self.channels, *self.shape)
@@ -244,14 +255,6 @@ def _fields(record: VolumeRecord) -> dict[str, Any]:
     return fields
 
 
-def parse_record(line: str, where: str = MANIFEST) -> VolumeRecord:
-    """The record of a manifest line; CorpusError if it fails its checksum."""
-    entry = parse_entry(line, where)
-    if isinstance(entry, Gone):
-        raise CorpusError(f"{where}: takes {entry.id} out, and tells of no volume")
-    return entry
-
-
 def parse_entry(line: str, where: str = MANIFEST) -> VolumeRecord | Gone:
     """What a manifest's line tells; CorpusError if it fails its checksum, or if the names in it
     could lead out of the corpus."""
@@ -300,9 +303,15 @@ def _label(fields: dict[str, Any]) -> LabelRecord:
 
 def iter_manifest(text: bytes, where: str = MANIFEST) -> Iterator[VolumeRecord | Gone]:
     """What a manifest's lines tell; a last line without newline was never committed."""
+    for line, place in _committed_lines(text, where):
+        yield parse_entry(line, place)
+
+
+def _committed_lines(text: bytes, where: str) -> Iterator[tuple[str, str]]:
+    """Each whole line, and what errors call it."""
     end = text.rfind(b"\n") + 1
     for number, line in enumerate(text[:end].split(b"\n")[:-1], start=1):
-        yield parse_entry(line.decode("utf-8", "replace"), f"{where}, line {number}")
+        yield line.decode("utf-8", "replace"), f"{where}, line {number}"
 
 
 def intact_records(
@@ -315,11 +324,9 @@ def intact_records(
     """
     records: list[VolumeRecord | Gone] = []
     damaged: list[CorpusError] = []
-    end = text.rfind(b"\n") + 1
-    for number, line in enumerate(text[:end].split(b"\n")[:-1], start=1):
+    for line, place in _committed_lines(text, where):
         try:
-            place = f"{where}, line {number}"
-            records.append(parse_entry(line.decode("utf-8", "replace"), place))
+            records.append(parse_entry(line, place))
         except CorpusError as error:
             damaged.append(error)
     return latest(records), damaged

@@ -185,7 +185,7 @@ class CorpusWriter:
 
     def _seen_of(self, records: list[VolumeRecord]) -> dict[str, SeenFile]:
         """What was seen of the files that the records tell of, and of no others."""
-        paths = {path for r in records for path in (*r.sources, *(a.source for a in r.labels))}
+        paths = {path for record in records for path in record.source_paths}
         return {path: self.seen[path] for path in paths if path in self.seen}
 
 

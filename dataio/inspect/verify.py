@@ -297,9 +297,7 @@ def _sources(records: Sequence[VolumeRecord], budget: int) -> Iterator[Problem]:
     """Source files that are gone or no longer what was converted."""
     hash_of: Callable[[str], str] = partial(source_hash, budget=budget)
     for record in records:
-        pairs = [*zip(record.sources, record.source_hash, strict=True)]
-        pairs += [(label.source, label.source_hash) for label in record.labels]
-        for path, hash in pairs:
+        for path, hash in record.source_files:
             try:
                 same = hash_of(path) == hash
             except StalledError:

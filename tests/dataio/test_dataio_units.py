@@ -13,14 +13,14 @@ from old_tables import section
 from mim3d.dataio.convert.intensity import lattice, otsu, prime_from, profiles
 from mim3d.dataio.convert.label import classes_and_points
 from mim3d.dataio.convert.measure import measured
-from mim3d.dataio.convert.resample import resample_image, resample_label, resampled_grid
+from mim3d.dataio.convert.resample import resample_channels, resample_label, resampled_grid
 from mim3d.dataio.convert.run import convert
 from mim3d.dataio.convert.values import Values
 from mim3d.dataio.convert.volume import turned_view
 from mim3d.dataio.convert.volume_ids import safe_id, unique_ids
 from mim3d.dataio.corpus.chunk_table import ChunkTable, PackedStrings
 from mim3d.dataio.corpus.conversion import Conversion
-from mim3d.dataio.corpus.manifest import manifest_bytes, parse_record, read_manifest, record_line
+from mim3d.dataio.corpus.manifest import manifest_bytes, parse_entry, read_manifest, record_line
 from mim3d.dataio.corpus.names import TABLE, own_file
 from mim3d.dataio.corpus.ome import pack_points, unpack_points
 from mim3d.dataio.errors import CorpusError, Mim3dError, SourceError
@@ -70,7 +70,7 @@ def test_an_id_in_the_corpus_is_not_given_away():
 
 def test_a_manifest_line_comes_back_whole(corpus):
     record = corpus.records[0]
-    assert parse_record(record_line(record)) == record
+    assert parse_entry(record_line(record)) == record
     assert (
         manifest_bytes(reversed(corpus.records))
         == own_file(corpus.root, "manifest.jsonl").read_bytes()
@@ -83,7 +83,7 @@ def test_a_changed_manifest_line_is_refused(corpus, data):
     line = bytearray(record_line(corpus.records[0]).encode())
     line[data.draw(st.integers(0, len(line) - 1))] ^= 1 << data.draw(st.integers(0, 7))
     with pytest.raises(CorpusError, match="checksum"):
-        parse_record(line.decode("utf-8", "replace"))
+        parse_entry(line.decode("utf-8", "replace"))
 
 
 def test_a_later_line_wins_and_a_torn_one_does_not_count(corpus, tmp_path):
@@ -249,7 +249,7 @@ def test_resampling_keeps_a_smooth_image_in_place():
             "f4"
         )
 
-    got = resample_image(field(*world), grid, new)
+    (got,) = resample_channels([field(*world)[None]], grid, new)
     origin = new.affine[:3, 3][::-1]
     place = [
         o + np.arange(n) * s for o, n, s in zip(origin, new.shape, new.spacing_mm, strict=True)
@@ -263,7 +263,7 @@ def test_downsampling_does_not_alias():
     stripes = np.zeros((64, 64, 64), np.float32)
     stripes[::2] = 100
     grid = Grid((64, 64, 64), np.eye(4))
-    coarse = resample_image(stripes, grid, resampled_grid(grid, (3.0, 3.0, 3.0)))
+    (coarse,) = resample_channels([stripes[None]], grid, resampled_grid(grid, (3.0, 3.0, 3.0)))
     assert coarse[4:-4].std() < 5 and abs(coarse.mean() - 50) < 2
 
 

@@ -12,7 +12,7 @@ from mim3d.dataio.convert.measure import measured
 from mim3d.dataio.convert.run import convert
 from mim3d.dataio.convert.values import Values
 from mim3d.dataio.corpus.conversion import Conversion
-from mim3d.dataio.corpus.manifest import Intensity, VolumeRecord, parse_record, record_line
+from mim3d.dataio.corpus.manifest import Intensity, VolumeRecord, parse_entry, record_line
 from mim3d.dataio.inspect.doubts import corpus_doubts, flat_channels, flattened
 from mim3d.dataio.reader.corpus import Corpus
 from mim3d.dataio.sources.source import Source
@@ -82,7 +82,7 @@ def test_records_and_table_have_every_channel(tmp_path):
     records = converted(tmp_path, [three, one])
     assert [len(record.by_channel) for record in records] == [3, 0]
     assert [len(record.channel_records) for record in records] == [3, 1]
-    assert [parse_record(record_line(record)) for record in records] == records
+    assert [parse_entry(record_line(record)) for record in records] == records
     table = Corpus.open(tmp_path / "c.zarr").table
     assert table.n_channels.tolist() == [3, 1] and table.first_channel.tolist() == [0, 3]
     every = [channel for record in records for channel in record.channel_records]

@@ -13,7 +13,6 @@ from scipy import ndimage
 from mim3d.dataio.convert import resample
 from mim3d.dataio.convert.resample import (
     resample_channels,
-    resample_image,
     resample_label,
     resampled_grid,
 )
@@ -51,7 +50,7 @@ def test_images_equal_those_resampled_whole(shape, spacing, block, monkeypatch):
     voxels = np.random.default_rng(0).integers(-900, 900, shape).astype(">i2")[:, ::-1]
     old = Grid(shape, np.eye(4))
     new = resampled_grid(old, spacing)
-    got = resample_image(voxels, old, new, 0.5, -7.0)
+    (got,) = resample_channels([voxels[None]], old, new, 0.5, -7.0)
     real = voxels.astype(np.float32) * 0.5 - 7
     wanted = np.clip(whole(real, old, new, 3), real.min(), real.max())
     assert got.shape == new.shape
@@ -125,13 +124,14 @@ def test_channels_are_resampled_each_on_its_own():
     new = resampled_grid(old, (0.7, 1.4, 1.0))
     got = resample_channels([stack], old, new, 2.0, 1.0)
     for channel, wanted in zip(got, stack, strict=True):
-        np.testing.assert_array_equal(channel, resample_image(wanted, old, new, 2.0, 1.0))
+        (alone,) = resample_channels([wanted[None]], old, new, 2.0, 1.0)
+        np.testing.assert_array_equal(channel, alone)
 
 
 def test_nothing_but_nan_stays_nan():
     old = Grid((6, 6, 6), np.eye(4))
     new = resampled_grid(old, (2.0, 1.0, 1.0))
-    assert np.isnan(resample_image(np.full((6, 6, 6), np.nan, np.float32), old, new)).all()
+    assert np.isnan(resample_channels([np.full((1, 6, 6, 6), np.nan, np.float32)], old, new)).all()
 
 
 SIZES = st.tuples(*[st.integers(1, 9)] * 3)
