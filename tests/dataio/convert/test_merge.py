@@ -1,6 +1,6 @@
 """Several corpora as one: no voxel copied, the parts untouched, samples those of one corpus."""
 
-import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import nibabel as nib
@@ -72,14 +72,18 @@ def test_merged_by_links(parts, tmp_path, capsys):
 
 
 def test_samples_are_those_of_one_corpus_at_any_world_size(parts, tmp_path):
-    merge(parts, tmp_path / "all.zarr")
-    shutil.copytree(tmp_path / "all.zarr", tmp_path / "copy.zarr")
+    merge([parts[0], made(tmp_path, "rest", range(3, 5))], tmp_path / "all.zarr")
+    half = replace(CONFIG, micro_batch=2)
     with (
-        Loader(tmp_path / "all.zarr", CONFIG) as one,
-        Loader(tmp_path / "copy.zarr", CONFIG) as two,
+        Loader(made(tmp_path, "one", range(5)), CONFIG) as one,
+        Loader(tmp_path / "all.zarr", CONFIG) as merged,
+        Loader(tmp_path / "all.zarr", half, rank=0, world=2) as first,
+        Loader(tmp_path / "all.zarr", half, rank=1, world=2) as second,
     ):
         for _ in range(3):
-            assert torch.equal(next(one).image, next(two).image)
+            wanted = next(one).image
+            assert torch.equal(next(merged).image, wanted)
+            assert torch.equal(torch.cat([next(first).image, next(second).image]), wanted)
 
 
 def test_what_happens_to_a_part_later_does_not_reach_the_whole(parts, tmp_path):
