@@ -11,36 +11,13 @@ GENERIC = (
     *("annotation", "annotations", "msk", "mask", "masks"),
 )
 """Words that name a label no further: it is called `seg`. In the order of their claims to it."""
-LABEL_WORDS = frozenset(
-    {
-        *GENERIC,
-        "lesion",
-        "lesions",
-        "roi",
-        "rois",
-        "aseg",
-        "fseg",
-        "wmparc",
-        "aparc",
-        "ribbon",
-        "wmh",
-    }
-    | {"brainmask", "lesionmask", "groundtruth", "parcellation", "contour", "contours", "consensus"}
-    | {
-        "softseg",
-        "gmseg",
-        "wmseg",
-        "scseg",
-        "dlabel",
-        "aparcaseg",
-        "glm",
-        "delineation",
-        "tumormask",
-    }
-    | {"voi", "vois", "segmask", "labelmap", "labelmaps", "ground", "segmented", "delineated"}
-    | {"annot", "annots", "annotated", "staple", "gtv", "gtvp", "gtvn", "gtvt", "ctv", "ptv", "oar"}
-    | {"firstseg", "fastseg", "synthseg"}
-)
+LABEL_WORDS_TEXT = """
+lesion lesions roi rois aseg fseg wmparc aparc ribbon wmh brainmask lesionmask groundtruth
+parcellation contour contours consensus softseg gmseg wmseg scseg dlabel aparcaseg glm
+delineation tumormask voi vois segmask labelmap labelmaps ground segmented delineated annot
+annots annotated staple gtv gtvp gtvn gtvt ctv ptv oar firstseg fastseg synthseg
+"""
+LABEL_WORDS = frozenset({*GENERIC, *LABEL_WORDS_TEXT.split()})
 OF_FOLDERS = frozenset(
     {*GENERIC, "groundtruth", "groundtruths", "gts", "segs", "rois", "instances", "labelmaps"}
     | {"delineations", "contours"}

@@ -12,26 +12,11 @@ SIDECARS = (
     *(".yaml", ".yml", ".bval", ".bvec", ".png", ".jpg", ".jpeg", ".py", ".sh", ".log", ".sha256"),
     *(".doc", ".docx", ".xls", ".xlsx", ".ppt", ".pptx", ".odt", ".ods"),
 )
-MODALITIES = frozenset(
-    {
-        "t1",
-        "t1w",
-        "t1c",
-        "t1ce",
-        "ct1",
-        "t1n",
-        "t1gd",
-        "t2",
-        "t2w",
-        "t2f",
-        "t2star",
-        "flair",
-        "dwi",
-        "adc",
-    }
-    | {"pt", "ir", "mprage", "mp2rage", "suv", "ctres", "hbv", "t2spir", "t1dual", "cect", "ncct"}
-    | {"pd", "pdw", "swi", "ct", "cta", "mr", "mra", "pet", "suvr", "bold", "asl"}
-)
+MODALITIES_TEXT = """
+t1 t1w t1c t1ce ct1 t1n t1gd t2 t2w t2f t2star flair dwi adc pt ir mprage mp2rage suv ctres hbv
+t2spir t1dual cect ncct pd pdw swi ct cta mr mra pet suvr bold asl
+"""
+MODALITIES = frozenset(MODALITIES_TEXT.split())
 IMAGE_WORDS = frozenset(
     {"image", "images", "imaging", "img", "volume", "vol", "scan", "case", "data", "orig", "raw"}
 )

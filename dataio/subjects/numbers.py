@@ -14,11 +14,11 @@ from mim3d.dataio.subjects.words import is_gathering, role_of, words_of
 
 LONGEST = 4  # digits; longer numbers are those of a register
 SCANNERS = {
-    "CT": re.compile(r"(?:[nc]e)?cta?|ncct|cect|cbct|ldct|ctres|mdct"),
-    "PET": re.compile(r"pet|pt|suvr?|fdg|psma"),
-    "US": re.compile(r"us|ultrasound|tee|tte|echo"),
-    "MR": re.compile(r"mri?|t[12].*|pdw?|flair|dwi|adc|swi|mprage|mp2rage|bold|asl|dti|mra|fmri"),
+    "CT": re.compile(r"cta?|cect|ncct|ctres"),
+    "PET": re.compile(r"pet|pt|suvr?"),
+    "MR": re.compile(r"mr|t[12].*|pdw?|flair|dwi|adc|swi|mprage|mp2rage|bold|asl|dti|mra"),
 }
+"""Of words that are kinds of image: of other folders the people stay apart."""
 HYBRID = {"CT", "PET"}
 """One machine, and so one person."""
 GROUPS = re.compile(

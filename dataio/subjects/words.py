@@ -29,7 +29,7 @@ WORDS = re.compile(
     rf"(?P<date>{DATE})|(?P<entity>{ENTITY})|{NUMBERED}|(?P<word>{WORD})", re.IGNORECASE
 )
 VISIT = re.compile(
-    r"(?:v|m|y|d|tp|fu|bl)\d{1,4}|t0|t\d\d|baseline|bl|follow[-_]?up|fu|screening|preop|postop|intraop"
+    r"(?:v|m|y|d|bl)\d{1,4}|t0|t\d\d|baseline|bl|follow[-_]?up|fu|screening|preop|postop|intraop"
     r"|pretreatment|posttreatment|retest|ed|es|end[-_]?diastole|end[-_]?systole|diastole|systole"
     r"|inhale|exhale|insp|exp|inspiration|expiration|rest|stress"
     r"|(?:visit|session|timepoint|time|ses|tp)[a-z]?"
@@ -37,14 +37,12 @@ VISIT = re.compile(
 SIDE = re.compile(r"left|right|lh|rh|lt|rt|lefthand|righthand|bilateral")
 RUN = re.compile(r"(?:run|rep|echo|scan|series|mpr|acq|e)\d{1,3}[a-z]?")
 KINDS_TEXT = """
-3d 4d acpc aligned angio anon asl ax axial b0 bet bias biascorr brain cbf cbv ce cine
-contrast cor coronal corrected crop cropped ctres dc dce deface defaced dixon dsc dti dual eddy fa
-fat fgatir fs fse fullres gd gfc gre haste hbv high hires in inphase ir iso isovox la lax
-low masked md middle mni mni152 mp mp2rage mprage mra mtt n4 native noddi norm nu on
-outphase post pp pre preproc preprocessed pt r2star rage reg registered reoriented res
-resampled restore robust sa sag sagittal sax scanner se skullstripped space spgr stir
-stripped suv t1dual t1weighted t2spir t2weighted tmax to tof tse ttp unbiased vibe warped
-water
+3d 4d acpc aligned angio anon ax axial b0 bet bias biascorr brain cbf cbv ce cine contrast cor
+coronal corrected crop cropped dc dce deface defaced dixon dsc dti dual eddy fa fat fgatir fs fse
+fullres gd gfc gre haste high hires in inphase iso isovox la lax low masked md middle mni mni152 mp
+mtt n4 native noddi norm nu on outphase post pp pre preproc preprocessed r2star rage reg registered
+reoriented res resampled restore robust sa sag sagittal sax scanner se skullstripped space spgr
+stir stripped t1weighted t2weighted tmax to tof tse ttp unbiased vibe warped water
 """
 KINDS = MODALITIES | frozenset(KINDS_TEXT.split())
 MORE_KINDS = re.compile(
