@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from mim3d.dataio.convert.job import Job, JobResult
 from mim3d.dataio.convert.work import run_job
 from mim3d.dataio.errors import Mim3dError, Rejection
+from mim3d.dataio.extras import extra
 from mim3d.dataio.storage.store import open_store
 
 if TYPE_CHECKING:
@@ -38,12 +39,8 @@ def dask_runner(address: str) -> "Runner":
 
 def connect(address: str) -> Any:
     """Client of the scheduler; Mim3dError where it cannot be used, in one line."""
-    try:
+    with extra():
         from distributed import Client
-    except ImportError as error:
-        raise Mim3dError(
-            "--dask needs distributed; install it with `pip install 'mim3d[dask]'`"
-        ) from error
     try:
         client = Client(address, timeout=CONNECT_S, set_as_default=False)
     except (OSError, ValueError, TimeoutError) as error:
