@@ -6,7 +6,6 @@ bare list is read as `training`. Without a dataset.json, files of imagesTr and l
 by name.
 """
 
-import json
 import posixpath
 import re
 from collections.abc import Mapping
@@ -19,7 +18,7 @@ from mim3d.dataio.sources import layout_folder, layout_nnunet
 from mim3d.dataio.sources.class_names import classes_of, modalities_of, with_names
 from mim3d.dataio.sources.source import Discovery, Source
 from mim3d.dataio.sources.subjects import named_by_path
-from mim3d.dataio.sources.tree import Tree
+from mim3d.dataio.sources.tree import Tree, read_json
 
 SPLITS = {"training": "train", "validation": "val", "test": "test", "testing": "test"}
 SUBJECT_KEYS = ("subject", "subject_id", "patient", "patient_id")
@@ -27,7 +26,7 @@ SUBJECT_KEYS = ("subject", "subject_id", "patient", "patient_id")
 
 def find(tree: Tree, file: str = "dataset.json") -> Discovery:
     """Sources of the datalist `file`, whose paths are relative to the tree."""
-    content = read_content(tree, file)
+    content = read_json(tree, file)
     sections = read_sections(tree, file, content)
     described = content if isinstance(content, dict) else {}
     classes, ignore = classes_of(described)
@@ -51,16 +50,6 @@ def find(tree: Tree, file: str = "dataset.json") -> Discovery:
 def first_image(entry: object) -> str:
     """The first image that an entry names."""
     return as_paths(entry.get("image") if isinstance(entry, dict) else entry)[0]
-
-
-def read_content(tree: Tree, file: str) -> Any:
-    """The JSON of a datalist; SourceError where it is none."""
-    try:
-        return json.loads(tree.read_text(file))
-    except ValueError as error:
-        if isinstance(error, SourceError):
-            raise
-        raise SourceError("bad-json", tree.path(file), f"is not JSON ({error})") from error
 
 
 def read_sections(tree: Tree, file: str, content: Any) -> dict[str, list[Any]]:

@@ -1,6 +1,5 @@
 """Layout `nnunet`: nnU-Net v2 raw, `imagesTr/CASE_0000.nii.gz` with a file per channel."""
 
-import json
 import posixpath
 import re
 from collections import Counter, defaultdict
@@ -12,7 +11,7 @@ from mim3d.dataio.nifti.names import SUFFIXES
 from mim3d.dataio.sources.class_names import classes_of, modalities_of, with_names
 from mim3d.dataio.sources.source import Discovery, Source
 from mim3d.dataio.sources.subjects import with_subject
-from mim3d.dataio.sources.tree import Tree
+from mim3d.dataio.sources.tree import Tree, read_json
 from mim3d.dataio.subjects.inferred import infer_subjects
 
 FOLDERS = {"imagesTr": "train", "imagesTs": "test"}
@@ -98,10 +97,7 @@ def ending_of_channels(names: Sequence[str]) -> str:
 
 def read_description(tree: Tree, file: str) -> dict[str, Any]:
     """dataset.json as a dict; SourceError where it is not one."""
-    try:
-        described = json.loads(tree.read_text(file))
-    except json.JSONDecodeError as error:
-        raise SourceError("bad-json", tree.path(file), f"is not JSON ({error})") from error
+    described = read_json(tree, file)
     if not isinstance(described, dict):
         raise SourceError("bad-json", tree.path(file), "holds no JSON object")
     return described

@@ -6,9 +6,10 @@ import posixpath
 import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 from mim3d.dataio.errors import Rejection, SourceError
+from mim3d.dataio.labels.label_map import read_text
 from mim3d.dataio.storage.remote import ADDRESS, locate, read_remote_bytes, store_reason
 
 MANIFESTS = ("mim3d/manifest.jsonl", "manifest.jsonl")
@@ -127,13 +128,16 @@ class LocalTree:
 
     def read_text(self, name: str) -> str:
         """Text of a small file, without a byte-order mark."""
-        path = self.path(name)
-        try:
-            return Path(path).read_text(encoding="utf-8-sig")
-        except OSError as error:
-            raise SourceError("unreadable", path, f"cannot be read ({error.strerror})") from error
-        except UnicodeDecodeError as error:
-            raise SourceError("not-text", path, "is not UTF-8 text") from error
+        return read_text(self.path(name))
+
+
+def read_json(tree: Tree, name: str) -> Any:
+    """Content of a JSON file; SourceError bad-json where it is none."""
+    text = tree.read_text(name)
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise SourceError("bad-json", tree.path(name), f"is not JSON ({error})") from error
 
 
 def broken(link: str) -> tuple[str, str]:
