@@ -91,7 +91,8 @@ def common_recipe(corpora: Sequence[str | Path]) -> Conversion:
     stores = [LocalStore(corpus) for corpus in corpora]
     for store in stores:
         check_manifest_lines(store)
-    recipes = [recipe_of(store).attributes() for store in stores]
+    found = [recipe_of(store) for store in stores]
+    recipes = [recipe.attributes() for recipe in found]
     for store, recipe in zip(stores[1:], recipes[1:], strict=True):
         if differ := [key for key in recipe if recipe[key] != recipes[0].get(key)]:
             pairs = ", ".join(
@@ -101,7 +102,7 @@ def common_recipe(corpora: Sequence[str | Path]) -> Conversion:
                 f"{stores[0].url} and {store.url}: were made with other options ({pairs}); "
                 "convert one of them again with those of the other, into a new corpus"
             )
-    return recipe_of(stores[0])
+    return found[0]
 
 
 def shared(sets: Sequence[set[str]]) -> set[str]:
