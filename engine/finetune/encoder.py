@@ -1,13 +1,14 @@
 """The encoder of an arm: from weights that exist, fitted to this run, or from the seed."""
 
+from typing import cast
+
 from torch import nn
 
 from mim3d.engine.errors import ConfigError
 from mim3d.engine.finetune.config import FinetuneConfig
 from mim3d.engine.finetune.seeding import seeded
-from mim3d.engine.models.config import SwinConfig, ViTConfig
-from mim3d.engine.models.primus.config import PrimusConfig
-from mim3d.engine.models.registry import make_encoder
+from mim3d.engine.models.config import ViTConfig
+from mim3d.engine.models.registry import EncoderShape
 from mim3d.engine.models.resenc.config import Backbone
 from mim3d.engine.models.resenc.encoder import ResEncEncoder
 from mim3d.engine.models.swin import SwinEncoder
@@ -37,7 +38,7 @@ def build_encoder(config: FinetuneConfig, starts: list[Start] | None = None) -> 
     What became of the weights is added to `starts`.
     """
     with seeded(config.seed, "encoder"):
-        encoder = fresh_encoder(config)
+        encoder = cast(Encoder, shape_of(config).make())
     if config.init:
         start = take_weights(encoder, config)
         if starts is not None:
@@ -49,29 +50,24 @@ def build_encoder(config: FinetuneConfig, starts: list[Start] | None = None) -> 
     return encoder
 
 
-def fresh_encoder(config: FinetuneConfig) -> Encoder:
-    """An encoder with weights drawn from the generator as it stands."""
-    if config.resenc is not None:
-        return ResEncEncoder(config.resenc, config.vit)
-    if config.swin is not None:
-        return SwinEncoder(config.swin, config.vit)
-    return make_encoder(config.vit)
+def shape_of(config: FinetuneConfig) -> EncoderShape:
+    """The encoder that a run has."""
+    return EncoderShape(config.vit, config.resenc or config.swin)
 
 
 def take_weights(encoder: Encoder, config: FinetuneConfig) -> Start:
     """Copy the weights of `config.init`, fitted to this encoder."""
-    backbone = config.resenc or config.swin
-    shape = encoder_shape(config.init, config.vit, backbone)
-    there, here = shape_kind(shape.vit, shape.backbone), shape_kind(config.vit, backbone)
-    if there != here:
+    given, wanted = open_encoder(config.init), shape_of(config)
+    found = encoder_shape(config.init, wanted.vit, wanted.backbone, given)
+    if found.kind != wanted.kind:
+        recipe = RECIPES.get(found.kind)
+        such = f", such as `mim3d finetune {recipe}`" if recipe else ""
         raise ConfigError(
-            f"{config.init} holds a {there} encoder, this run has a {here}: take a recipe made for "
-            f"it, such as `mim3d finetune {RECIPES[there]}`"
+            f"{config.init} holds a {found.kind} encoder, this run has a {wanted.kind}: take a "
+            f"recipe made for it{such}"
         )
-    if shape.backbone is not None and backbone is not None:
-        require_same_shape(config.init, shape.backbone, backbone, here)
-    else:
-        require_same_shape(config.init, shape.vit, config.vit, "vit")
+    part = "vit" if wanted.backbone is None else wanted.kind
+    require_same_shape(config.init, found.config, wanted.config, part)
     holder = nn.Module()
     holder.encoder = encoder
     request = StartRequest(
@@ -82,14 +78,7 @@ def take_weights(encoder: Encoder, config: FinetuneConfig) -> Start:
         channels=config.init_channels,
         resenc=config.resenc,
     )
-    return start_from(holder, request, open_encoder(config.init))
-
-
-def shape_kind(vit: ViTConfig, backbone: Backbone | None) -> str:
-    """What kind of encoder this is."""
-    if backbone is not None:
-        return "swin" if isinstance(backbone, SwinConfig) else "resenc"
-    return "primus" if isinstance(vit, PrimusConfig) else "vit"
+    return start_from(holder, request, given)
 
 
 def require_same_shape(

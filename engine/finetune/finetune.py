@@ -61,7 +61,6 @@ from mim3d.engine.training.config import OptimConfig
 from mim3d.engine.training.corpus import corpus_fit, corpus_sha256
 from mim3d.engine.training.divergence import Remedies
 from mim3d.engine.training.metrics import rate_basis
-from mim3d.engine.training.rewinds import Rewinds
 from mim3d.engine.training.run import CHECKPOINTS, Run, RunSettings, Sitting
 from mim3d.engine.training.run_context import explain_full_disk, run_ranks, shown_progress
 from mim3d.engine.training.run_state import full_weights
@@ -133,7 +132,7 @@ def train(
                 *seen_before(config, task.corpus, splits),
                 *notes_of(config, task, splits),
                 *validate.notes,
-                *Rewinds(out).lines(),
+                *run.checkpoints.rewinds.lines(),
             ],
             subjects={name: list(getattr(splits, name)) for name in SPLITS},
             interrupted=not finished,
@@ -169,16 +168,17 @@ def settings_of(config: FinetuneConfig, flops: float, sitting: Sitting) -> RunSe
     z, y, x = config.vit.crop_size
     evaluated = frozenset(config.evaluation_steps)
     history = read_json(sitting.out / CONFIG).get("history", [])
+    known = identity(config)
     return RunSettings(
         steps=config.steps,
         schedule=config.schedule,
         log=config.log,
         checkpoint=CheckpointConfig(every=config.eval_every, keep_best=False),
         identity=RunIdentity(
-            json_sha256(identity(config)),
+            json_sha256(known),
             config.data.corpus,
             corpus_sha256(sitting.loader.corpus),
-            earlier_hashes(history, {**beside_identity(config), **identity(config)}, identity_of),
+            earlier_hashes(history, {**beside_identity(config), **known}, identity_of),
         ),
         basis=rate_basis(
             config.global_batch,
@@ -186,7 +186,7 @@ def settings_of(config: FinetuneConfig, flops: float, sitting: Sitting) -> RunSe
             flops / config.global_batch,
             sitting.ranks,
         ),
-        about=identity(config),
+        about=known,
         divergence=config.divergence,
         remedies=Remedies(clip_norm="--clip-norm"),
         save_after=lambda step: step in evaluated,

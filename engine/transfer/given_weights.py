@@ -83,8 +83,8 @@ def card_of(source: str | Path) -> dict[str, Any]:
         return read_card(place)[1]
     if place.is_dir():
         return encoder_facts(place.parent.parent if (place / SEAL).is_file() else place)
-    if place.suffix == ".safetensors" and place.with_suffix(".json").is_file():
-        return dict(from_safetensors(place).card)
+    if place.suffix == ".safetensors":
+        return card_beside(place)
     return nnssl_card(place) if place.suffix in PICKLED and place.is_file() else {}
 
 
@@ -112,7 +112,7 @@ def from_folder(folder: Path) -> GivenWeights:
             damaged.append(str(error))
             continue
         return from_checkpoint(checkpoint, folder)
-    if (folder / WEIGHTS).is_file() and (folder / CARD).is_file():
+    if has_card(folder):
         return from_safetensors(folder / WEIGHTS)
     if (folder / MODEL).is_file():
         tensors = read_pickled(folder / MODEL)
@@ -161,22 +161,30 @@ def from_checkpoint(folder: Path, run: Path) -> GivenWeights:
     return GivenWeights(folder, plain, file_sha256(folder / SEAL), encoder_facts(run))
 
 
+def card_beside(file: Path) -> dict[str, Any]:
+    """The card that lies beside a file and speaks of it, empty where there is none."""
+    beside = file.with_suffix(".json")
+    if not beside.is_file():
+        return {}
+    try:
+        card = json.loads(beside.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise CheckpointError(
+            f"{beside} lies beside {file.name} and is no card ({error}): restore it, or remove "
+            "it to take the weights as those of another library"
+        ) from None
+    card = read_card(file)[1] if "kind" in card else card
+    refuse_changed_weights(file, card)
+    return card
+
+
 def from_safetensors(file: Path) -> GivenWeights:
     """A file with its card, where one lies beside it."""
-    card: dict[str, Any] = {}
-    beside = file.with_suffix(".json")
-    if beside.is_file():
-        try:
-            card = json.loads(beside.read_text(encoding="utf-8"))
-        except ValueError as error:
-            raise CheckpointError(
-                f"{beside} lies beside {file.name} and is no card ({error}): restore it, or remove "
-                "it to take the weights as those of another library"
-            ) from None
-        card = read_card(file)[1] if "kind" in card else card
-        refuse_changed_weights(file, card)
+    card = card_beside(file)
     try:
-        return GivenWeights(file, load_file(file), file_sha256(file), card)
+        # A card's hash was held against the file's.
+        sha256 = card.get("weights_sha256") or file_sha256(file)
+        return GivenWeights(file, load_file(file), sha256, card)
     except (SafetensorError, OSError) as error:
         raise CheckpointError(f"{file} cannot be read: {error}") from error
 

@@ -10,7 +10,7 @@ from mim3d.engine.models.primus.config import PrimusConfig
 from mim3d.engine.models.registry import EncoderShape
 from mim3d.engine.models.resenc.config import Backbone
 from mim3d.engine.runs.encoder_file import card_shape
-from mim3d.engine.transfer.given_weights import card_of, open_encoder
+from mim3d.engine.transfer.given_weights import GivenWeights, card_of, open_encoder
 from mim3d.engine.transfer.key_layouts import translate
 from mim3d.engine.transfer.start import cube_edge
 
@@ -25,16 +25,22 @@ class GivenShape(EncoderShape):
     guesses: tuple[str, ...] = ()
 
 
-def encoder_shape(source: str, vit: ViTConfig, backbone: Backbone | None = None) -> GivenShape:
+def encoder_shape(
+    source: str,
+    vit: ViTConfig,
+    backbone: Backbone | None = None,
+    given: GivenWeights | None = None,
+) -> GivenShape:
     """The encoder that weights are of; `vit` and `backbone` stand for what nothing tells.
 
-    Raises CheckpointError where there are no weights.
+    `given` are the weights where they are open already. Raises CheckpointError where there are
+    none.
     """
-    card = card_of(source)
+    card = card_of(source) if given is None else given.card
     if not isinstance(card.get("vit"), Mapping):
         if backbone is not None or isinstance(vit, PrimusConfig):
             return GivenShape(vit, backbone)  # what does not fit is told where it is taken over
-        return shape_of_tensors(source, vit)
+        return shape_of_tensors(source, given or open_encoder(source), vit)
     stored = card_shape(card)
     found = stored.vit
     if isinstance(found, PrimusConfig) and isinstance(vit, PrimusConfig):
@@ -42,9 +48,8 @@ def encoder_shape(source: str, vit: ViTConfig, backbone: Backbone | None = None)
     return GivenShape(found, stored.backbone)
 
 
-def shape_of_tensors(source: str, vit: ViTConfig) -> GivenShape:
+def shape_of_tensors(source: str, given: GivenWeights, vit: ViTConfig) -> GivenShape:
     """A plain ViT's shape by its tensors' sizes, in MONAI's, timm's or our names."""
-    given = open_encoder(source)
     named = translate(given.tensors, given.place)
     tensors = named.tensors
     width = len(tensors["blocks.0.norm1.weight"])
