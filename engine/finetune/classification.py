@@ -3,6 +3,7 @@
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -10,9 +11,6 @@ import torch
 from torch import Tensor, nn
 
 from mim3d.dataio.loader.batch import Batch
-from mim3d.dataio.reader.corpus import Corpus
-from mim3d.dataio.reader.shard_reader import Shards
-from mim3d.engine.finetune.config import FinetuneConfig
 from mim3d.engine.finetune.targets import in_order, read_targets
 from mim3d.engine.finetune.task import Evaluation
 from mim3d.engine.finetune.volume_task import VolumeTask
@@ -36,22 +34,22 @@ class ClassificationTask(VolumeTask):
     name = "classification"
     metric = "balanced accuracy"
 
-    def __init__(
-        self,
-        config: FinetuneConfig,
-        corpus: Corpus,
-        device: torch.device,
-        shards: Shards | None = None,
-        train: Sequence[str] = (),
-    ) -> None:
-        self.by_subject = read_targets(Path(config.data.targets)).by_subject
-        self.names = in_order(set(self.by_subject.values()))
+    by_subject: Mapping[str, str]
+    names: list[str]
+
+    def to_learn(self, table: Path) -> tuple[Mapping[str, float], int]:
+        """The place of each subject's class among the names, and how many these are."""
+        found = read_targets(table)
+        self.by_subject, self.names = found.by_subject, found.names
         place = {name: float(k) for k, name in enumerate(self.names)}
-        of_subject = {subject: place[name] for subject, name in self.by_subject.items()}
-        super().__init__(config, corpus, device, shards, of_subject, len(self.names), train)
-        self.weights: Tensor | None = None
-        if config.class_weights == "balanced":
-            self.weights = balanced_weights(self.trained.long(), len(self.names)).to(device)
+        return {subject: place[name] for subject, name in self.by_subject.items()}, len(place)
+
+    @cached_property
+    def weights(self) -> Tensor | None:
+        """Of the classes in the loss, on the device; None where they weigh the same."""
+        if self.config.class_weights == "none":
+            return None
+        return balanced_weights(self.trained.long(), len(self.names)).to(self.device)
 
     def loss(self, batch: Batch) -> Tensor:
         """Cross-entropy of a batch of crops, each with the class of its subject.

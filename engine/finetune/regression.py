@@ -1,7 +1,7 @@
 """Regression of a number of each subject, such as its age, as a downstream task."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,9 +10,6 @@ import torch
 from torch import Tensor, nn
 
 from mim3d.dataio.loader.batch import Batch
-from mim3d.dataio.reader.corpus import Corpus
-from mim3d.dataio.reader.shard_reader import Shards
-from mim3d.engine.finetune.config import FinetuneConfig
 from mim3d.engine.finetune.encoder import Encoder
 from mim3d.engine.finetune.targets import read_values
 from mim3d.engine.finetune.task import Evaluation
@@ -58,16 +55,9 @@ class RegressionTask(VolumeTask):
     metric = "R2"
     net: RegressionNet
 
-    def __init__(
-        self,
-        config: FinetuneConfig,
-        corpus: Corpus,
-        device: torch.device,
-        shards: Shards | None = None,
-        train: Sequence[str] = (),
-    ) -> None:
-        values = read_values(Path(config.data.targets)).by_subject
-        super().__init__(config, corpus, device, shards, values, 1, train)
+    def to_learn(self, table: Path) -> tuple[Mapping[str, float], int]:
+        """Each subject's number, by one output."""
+        return read_values(table).by_subject, 1
 
     def make_net(self, encoder: Encoder, outputs: int) -> nn.Module:
         """With mean and deviation of what is trained on, or of all where nothing is."""

@@ -1,8 +1,10 @@
 """What tasks share that learn something of a whole volume from crops: mean token, linear layer."""
 
 import math
+from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from itertools import product
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
@@ -31,7 +33,7 @@ class PooledNet(nn.Module):
 
 
 class VolumeTask(Task):
-    """Learns a number of each subject (`of_subject`: a class's, or any) from crops of its volumes.
+    """Learns a number of each subject (a class's, or any) from crops of its volumes.
 
     `train` names the subjects that are trained on.
     """
@@ -41,12 +43,11 @@ class VolumeTask(Task):
         config: FinetuneConfig,
         corpus: Corpus,
         device: torch.device,
-        shards: Shards | None,
-        of_subject: Mapping[str, float],
-        outputs: int,
+        shards: Shards | None = None,
         train: Sequence[str] = (),
     ) -> None:
         super().__init__(config, corpus, device, shards)
+        of_subject, outputs = self.to_learn(Path(config.data.targets))
         table = corpus.table
         values = (of_subject.get(table.subject(row), math.nan) for row in range(table.n_volumes))
         self.by_row = torch.tensor(list(values), dtype=torch.float64)
@@ -57,13 +58,18 @@ class VolumeTask(Task):
         with seeded(config.seed, "decoder"):
             self.net = self.make_net(encoder, outputs).to(device)
 
+    @abstractmethod
+    def to_learn(self, table: Path) -> tuple[Mapping[str, float], int]:
+        """Number of each subject that the table of targets names, and outputs that tell it."""
+
     def make_net(self, encoder: Encoder, outputs: int) -> nn.Module:
         """The network, whose `decoder` is drawn now."""
         return PooledNet(encoder, outputs)
 
     def outputs(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """Outputs (b, k) in float32 and targets (b,) of a batch, on the device."""
-        target = self.by_row[batch.volume].to(self.device, torch.float32)
+        # A copy that blocks would have every step wait for the device.
+        target = self.by_row[batch.volume].to(self.device, torch.float32, non_blocking=True)
         return self.net(batch.image.to(self.device, self.dtype)).float(), target
 
     def volumes(self, subjects: Sequence[str]) -> list[str]:
