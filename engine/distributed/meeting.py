@@ -29,7 +29,7 @@ def _ask(store: dist.Store, rank: int, deadline: float) -> str:
     mine = uuid.uuid4().hex
     store.set(f"{HELLO}/{rank}", mine)
     answer = f"{WELCOME}/{mine}"
-    if not _until(lambda: store.check([answer]), deadline):
+    if not until(lambda: store.check([answer]), deadline):
         raise TrainingError(
             f"rank {rank} waited for the first rank in vain: it was not started, or did not get "
             "so far; what it says tells more. parallel.timeout-s is how long it is waited for"
@@ -54,7 +54,7 @@ def _welcome(store: dist.Store, world: int, deadline: float) -> str:
                 missing.remove(rank)
         return not missing
 
-    if not _until(all_here, deadline):
+    if not until(all_here, deadline):
         raise TrainingError(
             f"the first rank waited in vain for {named(missing)} of {world}: not started, or ended "
             "on the way. parallel.timeout-s is how long they are waited for"
@@ -62,7 +62,8 @@ def _welcome(store: dist.Store, world: int, deadline: float) -> str:
     return name
 
 
-def _until(true: Callable[[], bool], deadline: float) -> bool:
+def until(true: Callable[[], bool], deadline: float) -> bool:
+    """Look until something is true; False where it is not by the deadline (time.monotonic)."""
     while not true():
         if time.monotonic() > deadline:
             return False

@@ -8,7 +8,7 @@ from typing import TypeVar
 
 import torch.distributed as dist
 
-from mim3d.engine.distributed.meeting import named
+from mim3d.engine.distributed.meeting import named, until
 from mim3d.engine.distributed.process_group import Ranks, first_decides
 from mim3d.engine.errors import ConfigError
 
@@ -16,7 +16,6 @@ Fact = TypeVar("Fact")
 
 SEEN_S = 10.0
 """Network file systems may show a new file a little later."""
-POLL_S = 0.1
 
 
 def refuse_unshared_folder(folder: Path, ranks: Ranks) -> None:
@@ -27,7 +26,7 @@ def refuse_unshared_folder(folder: Path, ranks: Ranks) -> None:
     if ranks.world == 1:
         return
     mark = folder / first_decides(ranks, lambda: _leave_mark(folder))
-    sees = _appears(mark)
+    sees = until(mark.exists, time.monotonic() + SEEN_S)
     others = _of_all(ranks, sees)
     if ranks.first:
         mark.unlink(missing_ok=True)
@@ -63,15 +62,6 @@ def _leave_mark(folder: Path) -> str:
     name = f".seen-by-all-{uuid.uuid4().hex}"
     (folder / name).touch()
     return name
-
-
-def _appears(mark: Path) -> bool:
-    deadline = time.monotonic() + SEEN_S
-    while not mark.exists():
-        if time.monotonic() > deadline:
-            return False
-        time.sleep(POLL_S)
-    return True
 
 
 def _of_all(ranks: Ranks, fact: Fact) -> list[tuple[Fact, str]]:

@@ -11,7 +11,9 @@ import math
 import os
 import re
 import shutil
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -68,12 +70,14 @@ def committed(root: Path) -> list[Path]:
 
 def newest_facts(root: Path) -> CheckpointFacts | None:
     """Of the newest checkpoint whose manifest can be read; None where there is none."""
-    for folder in committed(root):
-        try:
-            return read_facts(folder)[0]
-        except CheckpointError:
-            continue
-    return None
+    return next((facts for _, facts in readable(committed(root))), None)
+
+
+def readable(folders: Iterable[Path]) -> Iterator[tuple[Path, CheckpointFacts]]:
+    """Those whose manifest can be read, with their facts, in the same order."""
+    for folder in folders:
+        with suppress(CheckpointError):
+            yield folder, read_facts(folder)[0]
 
 
 def sweep(root: Path) -> None:
@@ -156,42 +160,19 @@ def prune(root: Path, keep: int, keep_best: bool, step: int) -> None:
     before them. They take nobody's place, and are replaced when the run comes back to their steps.
     """
     folders = [folder for folder in committed(root) if folder <= step_folder(root, step)]
-    kept = {*folders[:keep], *healthy(folders)[:1]}
+    healthy = {folder: facts for folder, facts in readable(folders) if not facts.bad_in_row}
+    kept = {*folders[:keep], *list(healthy)[:1]}
     if keep_best:
-        best = best_checkpoint(folders)
-        if best is not None:
-            kept.add(best)
+        # No number is below a NaN.
+        scores = {
+            folder: facts.score
+            for folder, facts in healthy.items()
+            if facts.score is not None and math.isfinite(facts.score)
+        }
+        kept |= {min(scores, key=lambda folder: scores[folder])} if scores else set()
     for folder in folders:
         if folder not in kept:
             discard(folder)
-
-
-def healthy(folders: list[Path], before: int | None = None) -> list[Path]:
-    """Those saved while gradients were finite, in the same order; with `before`, of steps below."""
-    found = []
-    for folder in folders:
-        try:
-            facts = read_facts(folder)[0]
-        except CheckpointError:
-            continue
-        if not facts.bad_in_row and (before is None or facts.step < before):
-            found.append(folder)
-    return found
-
-
-def best_checkpoint(folders: list[Path]) -> Path | None:
-    """The readable checkpoint with the lowest score, or None."""
-    scores: dict[Path, float] = {}
-    for folder in folders:
-        try:
-            facts = read_facts(folder)[0]
-        except CheckpointError:
-            continue
-        score = facts.score
-        if facts.bad_in_row == 0 and score is not None and math.isfinite(score):
-            # No number is below a NaN.
-            scores[folder] = score
-    return min(scores, key=lambda folder: scores[folder]) if scores else None
 
 
 def discard(folder: Path) -> None:
