@@ -32,7 +32,7 @@ from mim3d.engine.runs.encoder_file import (
 )
 from mim3d.engine.runs.files import file_sha256, read_json
 from mim3d.engine.runs.model_card import MUST, model_card
-from mim3d.engine.runs.nnunet_form import write_nnunet
+from mim3d.engine.runs.nnunet_form import patch_kernel, write_nnunet
 from mim3d.engine.runs.tensor_files import copy_file, save_safetensors
 
 UNETR_PATCH, UNETR_DEPTH = (16, 16, 16), 12
@@ -211,13 +211,6 @@ def monai_vit(encoder: ViT3D, axes: Axes) -> dict[str, Tensor]:
     state["patch_embedding.patch_embeddings.bias"] = encoder.patch_embed.bias.detach().clone()
     state["patch_embedding.position_embeddings"] = grid.flatten(0, 2)[None].contiguous()
     return state
-
-
-def patch_kernel(encoder: ViT3D) -> Tensor:
-    """The patch embedding as a convolution's kernel (d, c, pz, py, px), without row padding."""
-    config = encoder.config
-    used = encoder.patch_embed.weight.detach()[:, : config.channels * config.patch_voxels]
-    return used.reshape(config.width, config.channels, *config.patch_size)
 
 
 def swinunetr_form(

@@ -105,11 +105,8 @@ def eva_weights(encoder: ViT3D) -> dict[str, Tensor]:
     Eva's keys have no bias. Ours adds the same number to all scores of a query, which the softmax
     takes away again, so it is left out.
     """
-    config = encoder.config
-    used = encoder.patch_embed.weight.detach()[:, : config.channels * config.patch_voxels]
-    kernel = used.reshape(config.width, config.channels, *config.patch_size)
     state = {
-        "down_projection.proj.weight": kernel.clone(),
+        "down_projection.proj.weight": patch_kernel(encoder).clone(),
         "down_projection.proj.bias": encoder.patch_embed.bias.detach().clone(),
         "eva.pos_embed": encoder.positions().detach().clone()[None],
     }
@@ -119,6 +116,13 @@ def eva_weights(encoder: ViT3D) -> dict[str, Tensor]:
         elif name.startswith("blocks."):
             state |= block_tensors(name, tensor)
     return state
+
+
+def patch_kernel(encoder: ViT3D) -> Tensor:
+    """The patch embedding as a convolution's kernel (d, c, pz, py, px), without row padding."""
+    config = encoder.config
+    used = encoder.patch_embed.weight.detach()[:, : config.channels * config.patch_voxels]
+    return used.reshape(config.width, config.channels, *config.patch_size)
 
 
 def block_tensors(name: str, tensor: Tensor) -> dict[str, Tensor]:
