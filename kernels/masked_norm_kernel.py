@@ -7,7 +7,8 @@
     sums_kernel       of the gradient and of gradient times normed value, a chunk of rows each
     gradient_kernel   of the input
 
-A map is read three times and written once forward, read four times and written once backward.
+Forward a map is read twice and written once; backward it and its gradient are read twice each, and
+one map is written.
 """
 
 import torch
@@ -24,6 +25,42 @@ COLUMNS = 64
 
 
 @jit
+def rows_of(p_visible, i_sample, i_tile, n_rows, MASKED: tl.constexpr, ROWS: tl.constexpr):
+    """A tile's rows of the whole batch (int64), which of them exist, and which are visible too."""
+    o_row = i_tile * ROWS + tl.arange(0, ROWS)
+    m_row = o_row < n_rows
+    i_row = i_sample.to(tl.int64) * n_rows + o_row
+    m_seen = m_row
+    if MASKED:
+        m_seen = m_row & (tl.load(p_visible + i_row, mask=m_row, other=0) != 0)
+    return i_row, m_row, m_seen
+
+
+@jit
+def channels_of(
+    p_mean, p_scale, p_weight, p_bias, i_sample, o_channel, m_channel, WIDTH: tl.constexpr
+):  # fmt: skip
+    """Mean and scale of a sample's channels, their weight and bias, each [1, BLOCK] float32."""
+    o_moment = i_sample.to(tl.int64) * WIDTH + o_channel
+    mean = tl.load(p_mean + o_moment, mask=m_channel, other=0)
+    scale = tl.load(p_scale + o_moment, mask=m_channel, other=0)
+    weight = tl.load(p_weight + o_channel, mask=m_channel, other=0).to(tl.float32)
+    bias = tl.load(p_bias + o_channel, mask=m_channel, other=0).to(tl.float32)
+    return mean[None, :], scale[None, :], weight[None, :], bias[None, :]
+
+
+@jit
+def normed_and_gradient(
+    p_features, p_gradient, o_value, mask, mean, scale, weight, bias, slope
+):  # fmt: skip
+    """Normed values of a tile, and the gradient of what they are scaled to, bent as that is."""
+    b_value = tl.load(p_features + o_value, mask=mask, other=0).to(tl.float32)
+    b_gradient = tl.load(p_gradient + o_value, mask=mask, other=0).to(tl.float32)
+    normed = (b_value - mean) * scale
+    return normed, tl.where(normed * weight + bias < 0.0, b_gradient * slope, b_gradient)
+
+
+@jit
 def moments_kernel(
     p_features, p_visible, p_count, p_mean, p_square, n_rows, n_chunks, WIDTH: tl.constexpr,
     MASKED: tl.constexpr, ROWS: tl.constexpr, STEPS: tl.constexpr, BLOCK: tl.constexpr,
@@ -35,15 +72,12 @@ def moments_kernel(
     count, mean = tl.zeros([BLOCK], tl.float32), tl.zeros([BLOCK], tl.float32)
     square = tl.zeros([BLOCK], tl.float32)
     for i_step in range(STEPS):
-        o_row = (i_chunk * STEPS + i_step) * ROWS + tl.arange(0, ROWS)
-        m_row = o_row < n_rows
-        i_row = i_sample.to(tl.int64) * n_rows + o_row
-        if MASKED:
-            m_row = m_row & (tl.load(p_visible + i_row, mask=m_row, other=0) != 0)
-        mask = m_row[:, None] & m_channel[None, :]
+        i_tile = i_chunk * STEPS + i_step
+        i_row, _, m_seen = rows_of(p_visible, i_sample, i_tile, n_rows, MASKED, ROWS)
+        mask = m_seen[:, None] & m_channel[None, :]
         o_value = i_row[:, None] * WIDTH + o_channel[None, :]
         b_value = tl.load(p_features + o_value, mask=mask, other=0).to(tl.float32)
-        more = tl.sum(m_row.to(tl.float32), axis=0)
+        more = tl.sum(m_seen.to(tl.float32), axis=0)
         own = tl.sum(b_value, axis=0) / tl.maximum(more, 1.0)
         apart = tl.where(mask, b_value - own[None, :], 0.0)
         total = count + more
@@ -93,21 +127,14 @@ def apply_kernel(
     i_sample, i_tile = tl.program_id(0) // n_tiles, tl.program_id(0) % n_tiles
     o_channel = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     m_channel = o_channel < WIDTH
-    o_row = i_tile * ROWS + tl.arange(0, ROWS)
-    m_row = o_row < n_rows
-    i_row = i_sample.to(tl.int64) * n_rows + o_row
-    mask = m_row[:, None] & m_channel[None, :]
-    seen = mask
-    if MASKED:
-        seen = mask & (tl.load(p_visible + i_row, mask=m_row, other=0) != 0)[:, None]
+    i_row, m_row, m_seen = rows_of(p_visible, i_sample, i_tile, n_rows, MASKED, ROWS)
+    mask, seen = m_row[:, None] & m_channel[None, :], m_seen[:, None] & m_channel[None, :]
     o_value = i_row[:, None] * WIDTH + o_channel[None, :]
     b_value = tl.load(p_features + o_value, mask=seen, other=0).to(tl.float32)
-    o_moment = i_sample.to(tl.int64) * WIDTH + o_channel
-    mean = tl.load(p_mean + o_moment, mask=m_channel, other=0)
-    scale = tl.load(p_scale + o_moment, mask=m_channel, other=0)
-    weight = tl.load(p_weight + o_channel, mask=m_channel, other=0).to(tl.float32)
-    bias = tl.load(p_bias + o_channel, mask=m_channel, other=0).to(tl.float32)
-    normed = (b_value - mean[None, :]) * scale[None, :] * weight[None, :] + bias[None, :]
+    mean, scale, weight, bias = channels_of(
+        p_mean, p_scale, p_weight, p_bias, i_sample, o_channel, m_channel, WIDTH
+    )  # fmt: skip
+    normed = (b_value - mean) * scale * weight + bias
     normed = tl.where(normed >= 0.0, normed, normed * slope)
     normed = tl.where(seen, normed, 0.0)
     tl.store(p_out + o_value, normed.to(p_out.dtype.element_ty), mask=mask)
@@ -123,25 +150,18 @@ def sums_kernel(
     i_sample, i_chunk = tl.program_id(0) // n_chunks, tl.program_id(0) % n_chunks
     o_channel = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     m_channel = o_channel < WIDTH
-    o_moment = i_sample.to(tl.int64) * WIDTH + o_channel
-    mean = tl.load(p_mean + o_moment, mask=m_channel, other=0)
-    scale = tl.load(p_scale + o_moment, mask=m_channel, other=0)
-    weight = tl.load(p_weight + o_channel, mask=m_channel, other=0).to(tl.float32)
-    bias = tl.load(p_bias + o_channel, mask=m_channel, other=0).to(tl.float32)
+    mean, scale, weight, bias = channels_of(
+        p_mean, p_scale, p_weight, p_bias, i_sample, o_channel, m_channel, WIDTH
+    )  # fmt: skip
     b_sum, b_product = tl.zeros([BLOCK], tl.float32), tl.zeros([BLOCK], tl.float32)
     for i_step in range(STEPS):
-        o_row = (i_chunk * STEPS + i_step) * ROWS + tl.arange(0, ROWS)
-        m_row = o_row < n_rows
-        i_row = i_sample.to(tl.int64) * n_rows + o_row
-        if MASKED:
-            m_row = m_row & (tl.load(p_visible + i_row, mask=m_row, other=0) != 0)
-        mask = m_row[:, None] & m_channel[None, :]
+        i_tile = i_chunk * STEPS + i_step
+        i_row, _, m_seen = rows_of(p_visible, i_sample, i_tile, n_rows, MASKED, ROWS)
+        mask = m_seen[:, None] & m_channel[None, :]
         o_value = i_row[:, None] * WIDTH + o_channel[None, :]
-        b_value = tl.load(p_features + o_value, mask=mask, other=0).to(tl.float32)
-        b_gradient = tl.load(p_gradient + o_value, mask=mask, other=0).to(tl.float32)
-        normed = (b_value - mean[None, :]) * scale[None, :]
-        bent = normed * weight[None, :] + bias[None, :] < 0.0
-        b_gradient = tl.where(bent, b_gradient * slope, b_gradient)
+        normed, b_gradient = normed_and_gradient(
+            p_features, p_gradient, o_value, mask, mean, scale, weight, bias, slope
+        )  # fmt: skip
         b_sum += tl.sum(b_gradient, axis=0)
         b_product += tl.sum(tl.where(mask, b_gradient * normed, 0.0), axis=0)
     o_out = tl.program_id(0).to(tl.int64) * WIDTH + o_channel
@@ -159,29 +179,21 @@ def gradient_kernel(
     i_sample, i_tile = tl.program_id(0) // n_tiles, tl.program_id(0) % n_tiles
     o_channel = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     m_channel = o_channel < WIDTH
-    o_row = i_tile * ROWS + tl.arange(0, ROWS)
-    m_row = o_row < n_rows
-    i_row = i_sample.to(tl.int64) * n_rows + o_row
-    mask = m_row[:, None] & m_channel[None, :]
-    seen = mask
-    if MASKED:
-        seen = mask & (tl.load(p_visible + i_row, mask=m_row, other=0) != 0)[:, None]
+    i_row, m_row, m_seen = rows_of(p_visible, i_sample, i_tile, n_rows, MASKED, ROWS)
+    mask, seen = m_row[:, None] & m_channel[None, :], m_seen[:, None] & m_channel[None, :]
     o_value = i_row[:, None] * WIDTH + o_channel[None, :]
-    b_value = tl.load(p_features + o_value, mask=seen, other=0).to(tl.float32)
-    b_gradient = tl.load(p_gradient + o_value, mask=seen, other=0).to(tl.float32)
+    mean, scale, weight, bias = channels_of(
+        p_mean, p_scale, p_weight, p_bias, i_sample, o_channel, m_channel, WIDTH
+    )  # fmt: skip
     o_moment = i_sample.to(tl.int64) * WIDTH + o_channel
-    mean = tl.load(p_mean + o_moment, mask=m_channel, other=0)
-    scale = tl.load(p_scale + o_moment, mask=m_channel, other=0)
-    weight = tl.load(p_weight + o_channel, mask=m_channel, other=0).to(tl.float32)
-    bias = tl.load(p_bias + o_channel, mask=m_channel, other=0).to(tl.float32)
     some = tl.maximum(tl.load(p_total + o_moment, mask=m_channel, other=1), 1.0)
     b_sum = tl.load(p_sum + o_moment, mask=m_channel, other=0) / some
     b_product = tl.load(p_product + o_moment, mask=m_channel, other=0) / some
-    normed = (b_value - mean[None, :]) * scale[None, :]
-    bent = normed * weight[None, :] + bias[None, :] < 0.0
-    b_gradient = tl.where(bent, b_gradient * slope, b_gradient)
+    normed, b_gradient = normed_and_gradient(
+        p_features, p_gradient, o_value, seen, mean, scale, weight, bias, slope
+    )  # fmt: skip
     b_out = b_gradient - b_sum[None, :] - normed * b_product[None, :]
-    b_out = tl.where(seen, b_out * (scale * weight)[None, :], 0.0)
+    b_out = tl.where(seen, b_out * (scale * weight), 0.0)
     tl.store(p_out + o_value, b_out.to(p_out.dtype.element_ty), mask=mask)
 
 
