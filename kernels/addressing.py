@@ -1,9 +1,10 @@
 # ruff: noqa: ANN001, ANN201 (Triton's device functions have no Python types)
 """Where a patch's voxels lie in memory: the addressing every volume-reading kernel shares.
 
-Device functions for tiles of ROWS patches x BLOCK elements (c, pz, py, px order), and `Layout`,
-the host's description of a volume: strides in units of ALIGN elements, so that the compiler sees
-the alignment and loads 16 bytes at a time, which a plain stride of, say, 24 would forbid.
+Device functions for tiles of ROWS rows, a channel of a patch each, x BLOCK elements in pz, py, px
+order, and `Layout`, the host's description of a volume: strides in units of ALIGN elements, so that
+the compiler sees the alignment and loads 16 bytes at a time, which a plain stride of, say, 24 would
+forbid.
 """
 
 from collections.abc import Sequence
@@ -17,11 +18,8 @@ from mim3d.kernels.backend import jit, tl
 
 @jit
 def element_zyx(o_element, PZ: tl.constexpr, PY: tl.constexpr, PX: tl.constexpr):
-    """Channel and place (c, z, y, x) inside the patch of elements in c, pz, py, px order."""
-    channel = o_element // (PZ * PY * PX)
-    z = (o_element // (PY * PX)) % PZ
-    y = (o_element // PX) % PY
-    return channel, z, y, o_element % PX
+    """Place (z, y, x) inside the patch of elements in pz, py, px order."""
+    return (o_element // (PY * PX)) % PZ, (o_element // PX) % PY, o_element % PX
 
 
 @jit
@@ -71,7 +69,7 @@ def written_elements(o_element, channel, COUNT: tl.constexpr, WIDTH: tl.constexp
 
 @jit
 def plain_offsets(
-    i_sample, i_patch, o_element, stride_b, stride_c, stride_z, stride_y, stride_x, gy, gx,
+    i_sample, i_patch, o_element, stride_b, stride_z, stride_y, stride_x, gy, gx,
     PZ: tl.constexpr, PY: tl.constexpr, PX: tl.constexpr, ALIGN: tl.constexpr,
 ):  # fmt: skip
     """Element offsets [ROWS, BLOCK] (int64) of patches in a crop that starts at 0, unflipped.
@@ -80,8 +78,8 @@ def plain_offsets(
     """
     z0, y0, x0 = patch_zyx(i_patch, gy, gx, PZ, PY, PX)
     row = row_offset(i_sample, z0, y0, x0, stride_b, stride_z, stride_y, stride_x, ALIGN)
-    channel, z, y, x = element_zyx(o_element, PZ, PY, PX)
-    outer = channel.to(tl.int64) * stride_c + z.to(tl.int64) * stride_z + y.to(tl.int64) * stride_y
+    z, y, x = element_zyx(o_element, PZ, PY, PX)
+    outer = z.to(tl.int64) * stride_z + y.to(tl.int64) * stride_y
     return row[:, None] + (outer * ALIGN + x.to(tl.int64) * stride_x)[None, :]
 
 
@@ -100,36 +98,37 @@ def sampled_axis(i_sample, first, inner, p_flip, p_start, crop, space, AXIS: tl.
 
 @jit
 def sampled_offsets(
-    i_sample, i_patch, o_element, p_flip, p_start, stride_b, stride_c, stride_z, stride_y, stride_x,
+    i_sample, i_patch, o_element, p_flip, p_start, stride_b, stride_z, stride_y, stride_x,
     gz, gy, gx, sz, sy, sx,
     PZ: tl.constexpr, PY: tl.constexpr, PX: tl.constexpr, ALIGN: tl.constexpr,
 ):  # fmt: skip
     """Element offsets [ROWS, BLOCK] and inside-mask of patches in flipped crops at given starts."""
     z0, y0, x0 = patch_zyx(i_patch, gy, gx, PZ, PY, PX)
-    channel, z_in, y_in, x_in = element_zyx(o_element, PZ, PY, PX)
+    z_in, y_in, x_in = element_zyx(o_element, PZ, PY, PX)
     z, in_z = sampled_axis(i_sample, z0, z_in, p_flip, p_start, gz * PZ, sz, 0)
     y, in_y = sampled_axis(i_sample, y0, y_in, p_flip, p_start, gy * PY, sy, 1)
     x, in_x = sampled_axis(i_sample, x0, x_in, p_flip, p_start, gx * PX, sx, 2)
-    row = i_sample.to(tl.int64)[:, None] * stride_b + channel.to(tl.int64)[None, :] * stride_c
+    row = i_sample.to(tl.int64)[:, None] * stride_b
     return (row + z * stride_z + y * stride_y) * ALIGN + x * stride_x, in_z & in_y & in_x
 
 
 @jit
 def load_voxels(
-    p_volume, i_sample, i_patch, o_element, mask, p_flip, p_start, stride_b, stride_c, stride_z,
-    stride_y, stride_x, gz, gy, gx, sz, sy, sx,
+    p_volume, i_sample, i_patch, o_element, mask, p_flip, p_start,
+    stride_b, stride_z, stride_y, stride_x, gz, gy, gx, sz, sy, sx,
     PZ: tl.constexpr, PY: tl.constexpr, PX: tl.constexpr, ALIGN: tl.constexpr,
 ):  # fmt: skip
-    """Raw voxels [ROWS, BLOCK] as float32; 0 where `mask` is off or the crop overhangs."""
+    """Raw voxels [ROWS, BLOCK] of the channels at `p_volume` as float32; 0 where `mask` is off or
+    the crop overhangs."""
     if (p_flip is None) & (p_start is None):
         offsets = plain_offsets(
-            i_sample, i_patch, o_element, stride_b, stride_c, stride_z, stride_y, stride_x, gy, gx,
+            i_sample, i_patch, o_element, stride_b, stride_z, stride_y, stride_x, gy, gx,
             PZ, PY, PX, ALIGN,
         )  # fmt: skip
         return tl.load(p_volume + offsets, mask=mask, other=0).to(tl.float32)
     offsets, inside = sampled_offsets(
-        i_sample, i_patch, o_element, p_flip, p_start, stride_b, stride_c, stride_z, stride_y,
-        stride_x, gz, gy, gx, sz, sy, sx, PZ, PY, PX, ALIGN,
+        i_sample, i_patch, o_element, p_flip, p_start, stride_b, stride_z, stride_y, stride_x,
+        gz, gy, gx, sz, sy, sx, PZ, PY, PX, ALIGN,
     )  # fmt: skip
     return tl.load(p_volume + offsets, mask=mask & inside, other=0).to(tl.float32)
 

@@ -60,8 +60,8 @@ def load_prediction(
     """Predicted voxels [ROWS, BLOCK] as float32, of tokens (b, m, k) or dense (b, c, z, y, x)."""
     if DENSE:
         offsets = plain_offsets(
-            i_sample, i_patch, o_element, prediction_b, prediction_c, prediction_z, prediction_y,
-            prediction_x, gy, gx, PZ, PY, PX, ALIGN,
+            i_sample, i_patch, o_element, prediction_b, prediction_z, prediction_y, prediction_x,
+            gy, gx, PZ, PY, PX, ALIGN,
         )  # fmt: skip
         p_channel = of_channel(p_prediction, channel, prediction_c, ALIGN, CHANNELS, True)
     else:
@@ -114,7 +114,7 @@ def loss_kernel(
     p_voxels = of_channel(p_volume, channel, stride_c, ALIGN, CHANNELS, True)
     b_target = load_voxels(
         p_voxels, i_sample, i_patch, o_element, m_voxel, p_flip, p_start,
-        stride_b, stride_c, stride_z, stride_y, stride_x, gz, gy, gx, sz, sy, sx,
+        stride_b, stride_z, stride_y, stride_x, gz, gy, gx, sz, sy, sx,
         PZ, PY, PX, ALIGN,
     )  # fmt: skip
     b_target = apply_affine(b_target, i_factor, p_scale, p_shift, True)
@@ -135,7 +135,7 @@ def loss_kernel(
         p_weights = of_channel(p_weight, channel, weight_c, WEIGHT_ALIGN, CHANNELS, True)
         b_weight = load_voxels(
             p_weights, i_sample, i_patch, o_element, m_voxel, p_flip, p_start,
-            weight_b, weight_c, weight_z, weight_y, weight_x, gz, gy, gx, sz, sy, sx,
+            weight_b, weight_z, weight_y, weight_x, gz, gy, gx, sz, sy, sx,
             PZ, PY, PX, WEIGHT_ALIGN,
         )  # fmt: skip
         term, slope = term * b_weight, slope * b_weight
@@ -147,8 +147,8 @@ def loss_kernel(
         b_gradient = b_gradient.to(p_gradient.dtype.element_ty)
         if DENSE:
             o_gradient = plain_offsets(
-                i_sample, i_patch, o_element, gradient_b, gradient_c, gradient_z, gradient_y,
-                gradient_x, gy, gx, PZ, PY, PX, GRADIENT_ALIGN,
+                i_sample, i_patch, o_element, gradient_b, gradient_z, gradient_y, gradient_x,
+                gy, gx, PZ, PY, PX, GRADIENT_ALIGN,
             )  # fmt: skip
             p_written = of_channel(p_gradient, channel, gradient_c, GRADIENT_ALIGN, CHANNELS, True)
             m_gradient = m_row[:, None] & m_element[None, :]

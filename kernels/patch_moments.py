@@ -75,7 +75,7 @@ def moments_kernel(
             mask = m_scored[:, None] & (o_element < COUNT)[None, :]
             b_value = load_voxels(
                 p_voxels, i_sample, i_patch, o_element, mask, p_flip, p_start,
-                stride_b, stride_c, stride_z, stride_y, stride_x, gz, gy, gx, sz, sy, sx,
+                stride_b, stride_z, stride_y, stride_x, gz, gy, gx, sz, sy, sx,
                 PZ, PY, PX, ALIGN,
             )  # fmt: skip
             b_value = apply_affine(b_value, i_factor, p_scale, p_shift, True)

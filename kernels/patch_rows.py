@@ -61,7 +61,7 @@ def gather_kernel(
     p_voxels = of_channel(p_volume, channel, stride_c, ALIGN, CHANNELS, True)
     b_value = load_voxels(
         p_voxels, i_sample, i_patch, o_element, m_voxel, p_flip, p_start,
-        stride_b, stride_c, stride_z, stride_y, stride_x, gz, gy, gx, sz, sy, sx,
+        stride_b, stride_z, stride_y, stride_x, gz, gy, gx, sz, sy, sx,
         PZ, PY, PX, ALIGN,
     )  # fmt: skip
     b_value = apply_affine(b_value, i_sample * CHANNELS + channel, p_scale, p_shift, True)
