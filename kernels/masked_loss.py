@@ -34,7 +34,6 @@ from mim3d.kernels.patch_grid import (
     check_range,
     check_sampling,
     check_volume,
-    for_each_channel,
     grid_shape,
     patch_index,
     patch_view,
@@ -106,7 +105,7 @@ def masked_channel_losses(
     """
     check_volume(volume)
     check_ids(masked_ids, volume, "masked_ids")
-    crop = check_sampling(volume, scale, shift, flip, start, crop_size)
+    crop, scale, shift = check_sampling(volume, scale, shift, flip, start, crop_size)
     patch = as_size(patch_size, "patch_size")
     _check_prediction(prediction, volume, masked_ids, patch, crop)
     if weight is not None:
@@ -127,7 +126,6 @@ def masked_channel_losses(
     if count is not None and not 0 < count < math.inf:
         raise ValueError(f"denominator is {count}; it must be positive and finite")
     triton = choose(prediction, backend, volume.dtype) == "triton"
-    scale, shift = (for_each_channel(t, volume, "scale") for t in (scale, shift))
     arguments = (
         volume, masked_ids, weight, scale, shift, flip, start,
         patch, crop, kind, float(beta), normalise_target, count,

@@ -105,23 +105,24 @@ def check_sampling(
     flip: Tensor | None,
     start: Tensor | None,
     crop_size: Sequence[int] | None,
-) -> Size:
-    """Check the per-sample arguments against the volume and return the crop size (cz, cy, cx).
+) -> tuple[Size, Tensor | None, Tensor | None]:
+    """Check the per-sample arguments against the volume: the crop size (cz, cy, cx), and scale and
+    shift of each channel (b, c).
 
     scale, shift: (b, c) or (b,) float32; flip: (b, 3) bool; start: (b, 3) int64, voxels, (z, y, x).
     """
     b = volume.shape[0]
-    for_each_channel(scale, volume, "scale")
-    for_each_channel(shift, volume, "shift")
+    scale = for_each_channel(scale, volume, "scale")
+    shift = for_each_channel(shift, volume, "shift")
     check_per_sample(flip, volume, "flip", (b, 3), torch.bool)
     check_per_sample(start, volume, "start", (b, 3), torch.int64)
     space = as_size(volume.shape[2:], "the volume's space")
     if crop_size is None:
-        return space
+        return space, scale, shift
     crop = as_size(crop_size, "crop_size")
     if start is None and any(c > s for c, s in zip(crop, space, strict=True)):
         raise ValueError(f"crop_size {crop} is larger than the volume's {space} and start is None")
-    return crop
+    return crop, scale, shift
 
 
 def check_per_sample(

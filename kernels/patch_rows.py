@@ -32,7 +32,6 @@ from mim3d.kernels.patch_grid import (
     check_range,
     check_sampling,
     check_volume,
-    for_each_channel,
     grid_shape,
     row_width,
     take_patches,
@@ -96,14 +95,13 @@ def gather_patch_rows(
     """
     check_volume(volume)
     check_ids(patch_ids, volume, "patch_ids")
-    crop = check_sampling(volume, scale, shift, flip, start, crop_size)
+    crop, scale, shift = check_sampling(volume, scale, shift, flip, start, crop_size)
     patch = as_size(patch_size, "patch_size")
     grid_shape(crop, patch)
     dtype = default_dtype(volume) if out_dtype is None else out_dtype
     if dtype not in OUT_DTYPES:
         raise ValueError(f"out_dtype is {dtype}; one of {', '.join(map(str, OUT_DTYPES))}")
     triton = choose(volume, backend, dtype) == "triton"
-    scale, shift = (for_each_channel(t, volume, "scale") for t in (scale, shift))
     return torch.ops.mim3d.gather_patch_rows(
         volume, patch_ids, scale, shift, flip, start, patch, crop, dtype, triton
     )
