@@ -12,7 +12,7 @@ from mim3d.engine.models.registry import EncoderShape
 from mim3d.engine.models.resenc.config import Backbone
 from mim3d.engine.models.resenc.encoder import ResEncEncoder
 from mim3d.engine.models.swin import SwinEncoder
-from mim3d.engine.models.vit import ViT3D
+from mim3d.engine.models.vit import ViT3D, set_drop_path
 from mim3d.engine.transfer.given_weights import open_encoder
 from mim3d.engine.transfer.shape import encoder_shape
 from mim3d.engine.transfer.start import StartRequest, start_from
@@ -44,7 +44,7 @@ def build_encoder(config: FinetuneConfig, starts: list[Start] | None = None) -> 
         if starts is not None:
             starts.append(start)
     if config.drop_path and isinstance(encoder, ViT3D):
-        encoder.set_drop_path(config.drop_path)
+        set_drop_path(encoder.blocks, config.drop_path)
     for parameter in encoder.parameters():
         parameter.requires_grad_(not config.freeze)
     return encoder

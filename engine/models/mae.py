@@ -1,5 +1,7 @@
 """Masked autoencoder: the encoder sees visible patches only, a light decoder paints the rest."""
 
+from abc import abstractmethod
+
 import torch
 from torch import Tensor, nn
 
@@ -24,27 +26,31 @@ def tokens_of(visible: Tensor, mask_token: Tensor, positions: Tensor, masks: Pat
     return torch.cat([visible, blank], dim=1) + positions[torch.cat(ids, dim=1)].to(visible.dtype)
 
 
-class MAE(MaskedMethod[MAEConfig]):
-    """Encoder over visible patches, mask tokens, decoder, linear head over hidden patches."""
+class TokenMAE(MaskedMethod[MAEConfig]):
+    """Encoder over visible patches, mask tokens, decoder, linear head over hidden patches.
 
-    decoder_positions: Tensor
+    A kind builds its modules, draws their weights, and says where its decoder's patches stand
+    (`positions`) and how its blocks `attend`.
+    """
 
-    def __init__(self, config: MAEConfig, vit: ViTConfig, mask_seed: int = 0) -> None:
+    def __init__(
+        self, config: MAEConfig, mask_seed: int, encoder: ViT3D, embed: nn.Module,
+        blocks: nn.ModuleList, norm: nn.LayerNorm,
+    ) -> None:  # fmt: skip
+        vit, width = encoder.config, config.decoder_width
         super().__init__(config, vit, mask_seed)
-        self.encoder = ViT3D(vit)
-        self.decoder_embed = nn.Linear(vit.width, config.decoder_width)
-        self.mask_token = nn.Parameter(torch.zeros(config.decoder_width))
-        table = sincos_positions(vit.grid, config.decoder_width)
-        self.register_buffer("decoder_positions", table, persistent=False)
-        self.decoder_blocks = nn.ModuleList(
-            Block(config.decoder_width, config.decoder_heads, 4.0)
-            for _ in range(config.decoder_depth)
-        )
-        self.decoder_norm = nn.LayerNorm(config.decoder_width)
-        self.head = nn.Linear(config.decoder_width, vit.channels * vit.patch_voxels)
-        for part in (self.decoder_embed, self.decoder_blocks, self.head):
-            part.apply(initialise_linear)
-        nn.init.normal_(self.mask_token, std=0.02)
+        self.encoder, self.decoder_embed = encoder, embed
+        self.mask_token = nn.Parameter(torch.zeros(width))
+        self.decoder_blocks, self.decoder_norm = blocks, norm
+        self.head = nn.Linear(width, vit.channels * vit.patch_voxels)
+
+    @abstractmethod
+    def positions(self) -> Tensor:
+        """Positions (n, decoder_width) of all patches in the decoder."""
+
+    @abstractmethod
+    def attend(self, tokens: Tensor, masks: PatchMasks) -> Tensor:
+        """The decoder's blocks over tokens (b, v + m, d), visible patches before hidden ones."""
 
     def predict(self, volume: Tensor, masks: PatchMasks) -> Tensor:
         """Voxels (b, m, c*p) of the hidden patches, in the order of `masked_ids`."""
@@ -62,9 +68,38 @@ class MAE(MaskedMethod[MAEConfig]):
         Tokens stay in shuffled order, visible before hidden: attention does not mind, and the
         hidden ones are then the tail that goes through the head.
         """
-        tokens = tokens_of(
-            self.decoder_embed(latent), self.mask_token, self.decoder_positions, masks
+        tokens = tokens_of(self.decoder_embed(latent), self.mask_token, self.positions(), masks)
+        tokens = self.attend(tokens, masks)
+        return self.head(self.decoder_norm(tokens[:, masks.visible_ids.shape[1] :]))
+
+
+class MAE(TokenMAE):
+    """MAE on a ViT: fixed positions, and a decoder of the encoder's kind of blocks."""
+
+    decoder_positions: Tensor
+
+    def __init__(self, config: MAEConfig, vit: ViTConfig, mask_seed: int = 0) -> None:
+        width, heads = config.decoder_width, config.decoder_heads
+        super().__init__(
+            config,
+            mask_seed,
+            ViT3D(vit),
+            nn.Linear(vit.width, width),
+            nn.ModuleList(Block(width, heads, 4.0) for _ in range(config.decoder_depth)),
+            nn.LayerNorm(width),
         )
+        table = sincos_positions(vit.grid, width)
+        self.register_buffer("decoder_positions", table, persistent=False)
+        for part in (self.decoder_embed, self.decoder_blocks, self.head):
+            part.apply(initialise_linear)
+        nn.init.normal_(self.mask_token, std=0.02)
+
+    def positions(self) -> Tensor:
+        """Fixed ones."""
+        return self.decoder_positions
+
+    def attend(self, tokens: Tensor, masks: PatchMasks) -> Tensor:
+        """Blocks that do not ask where a token stands."""
         for block in self.decoder_blocks:
             tokens = block(tokens)
-        return self.head(self.decoder_norm(tokens[:, masks.visible_ids.shape[1] :]))
+        return tokens

@@ -1,7 +1,8 @@
 """The 3D vision transformer that every method trains: pre-norm blocks over patch rows."""
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -44,34 +45,30 @@ class Mlp(nn.Module):
         return self.fc2(functional.gelu(self.fc1(tokens)))
 
 
-class Block(nn.Module):
-    """A pre-norm transformer block; with `recompute` its activations are rebuilt in backward."""
+class Recomputed(nn.Module):
+    """A module that says in `mix` what it does; activations are rebuilt in backward where
+    `recompute` is set."""
 
-    def __init__(self, width: int, heads: int, mlp_ratio: float) -> None:
-        super().__init__()
-        self.norm1 = nn.LayerNorm(width)
-        self.attn = Attention(width, heads)
-        self.norm2 = nn.LayerNorm(width)
-        self.mlp = Mlp(width, int(width * mlp_ratio))
-        self.recompute = False
-        self.drop_path = 0.0
-        """How often a sample skips a branch while training."""
+    recompute = False
+    mix: Callable[..., Tensor]
 
-    def forward(self, tokens: Tensor) -> Tensor:
-        """One round of attention and MLP, each with its residual."""
+    def forward(self, *given: Any) -> Tensor:
+        """What `mix` makes of the same."""
         if self.recompute and torch.is_grad_enabled():
-            mixed = checkpoint(self.mix, tokens, use_reentrant=False)
+            mixed = checkpoint(self.mix, *given, use_reentrant=False)
             assert isinstance(mixed, Tensor)
             return mixed
-        return self.mix(tokens)
+        return self.mix(*given)
 
-    def mix(self, tokens: Tensor) -> Tensor:
-        """What `forward` does, without recomputation."""
-        tokens = tokens + self.kept(self.attn(self.norm1(tokens)))
-        return tokens + self.kept(self.mlp(self.norm2(tokens)))
+
+class SkippedBlock(Recomputed):
+    """A block of residual branches (b, n, d), left out for some samples while training."""
+
+    drop_path = 0.0
+    """How often a sample skips a branch while training."""
 
     def kept(self, branch: Tensor) -> Tensor:
-        """A branch's output, left out for some samples while training.
+        """A branch's output, left out for some samples.
 
         Those that stay are scaled up, so that the mean is kept (Huang et al. 2016).
         """
@@ -79,6 +76,29 @@ class Block(nn.Module):
             return branch
         stays = branch.new_empty(len(branch), 1, 1).bernoulli_(1.0 - self.drop_path)
         return branch * (stays / (1.0 - self.drop_path))
+
+
+class Block(SkippedBlock):
+    """A pre-norm transformer block."""
+
+    def __init__(self, width: int, heads: int, mlp_ratio: float) -> None:
+        super().__init__()
+        self.norm1 = nn.LayerNorm(width)
+        self.attn = Attention(width, heads)
+        self.norm2 = nn.LayerNorm(width)
+        self.mlp = Mlp(width, int(width * mlp_ratio))
+
+    def mix(self, tokens: Tensor) -> Tensor:
+        """One round of attention and MLP, each with its residual."""
+        tokens = tokens + self.kept(self.attn(self.norm1(tokens)))
+        return tokens + self.kept(self.mlp(self.norm2(tokens)))
+
+
+def set_drop_path(blocks: nn.ModuleList, rate: float) -> None:
+    """Skip branches: never in the first block, at `rate` in the last, evenly between."""
+    for number, block in enumerate(blocks):
+        assert isinstance(block, SkippedBlock)
+        block.drop_path = rate * number / max(len(blocks) - 1, 1)
 
 
 class ViT3D(nn.Module):
@@ -109,12 +129,6 @@ class ViT3D(nn.Module):
     def make_norm(self, config: ViTConfig) -> nn.LayerNorm:
         """The norm behind them."""
         return nn.LayerNorm(config.width)
-
-    def set_drop_path(self, rate: float) -> None:
-        """Skip branches: never in the first block, at `rate` in the last, evenly between."""
-        for number, block in enumerate(self.blocks):
-            assert isinstance(block, Block)
-            block.drop_path = rate * number / max(len(self.blocks) - 1, 1)
 
     def positions(self) -> Tensor:
         """Positions of all patches, (n, d)."""

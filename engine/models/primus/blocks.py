@@ -3,10 +3,10 @@
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
-from torch.utils.checkpoint import checkpoint
 
 from mim3d.engine.models.primus.config import PrimusConfig
 from mim3d.engine.models.primus.rotary import turn
+from mim3d.engine.models.vit import SkippedBlock
 
 NORM_EPS = 1e-5
 
@@ -56,10 +56,10 @@ class GatedMlp(nn.Module):
         return self.fc2(self.norm(functional.silu(gate) * value))
 
 
-class PrimusBlock(nn.Module):
-    """A pre-norm block; with `recompute` its activations are rebuilt in backward."""
+class PrimusBlock(SkippedBlock):
+    """A pre-norm block of rotary attention and a gated MLP."""
 
-    def __init__(self, config: PrimusConfig, drop_path: float) -> None:
+    def __init__(self, config: PrimusConfig) -> None:
         super().__init__()
         width = config.width
         self.norm1 = nn.LayerNorm(width, NORM_EPS)
@@ -70,31 +70,13 @@ class PrimusBlock(nn.Module):
         if config.layer_scale:
             self.scale1 = nn.Parameter(torch.full((width,), config.layer_scale))
             self.scale2 = nn.Parameter(torch.full((width,), config.layer_scale))
-        self.drop_path = drop_path
-        self.recompute = False
-
-    def forward(self, tokens: Tensor, turns: Tensor) -> Tensor:
-        """One round of attention and MLP, each with its residual."""
-        if self.recompute and torch.is_grad_enabled():
-            mixed = checkpoint(self.mix, tokens, turns, use_reentrant=False)
-            assert isinstance(mixed, Tensor)
-            return mixed
-        return self.mix(tokens, turns)
 
     def mix(self, tokens: Tensor, turns: Tensor) -> Tensor:
-        """What `forward` does, without recomputation."""
-        tokens = tokens + self.branch(self.attn(self.norm1(tokens), turns), self.scale1)
-        return tokens + self.branch(self.mlp(self.norm2(tokens)), self.scale2)
+        """One round of attention and MLP, each with its residual; `turns` are `rotary.turns_of`."""
+        tokens = tokens + self.kept(scaled(self.attn(self.norm1(tokens), turns), self.scale1))
+        return tokens + self.kept(scaled(self.mlp(self.norm2(tokens)), self.scale2))
 
-    def branch(self, output: Tensor, scale: Tensor | None) -> Tensor:
-        """A branch's output scaled, and left out for some samples while training.
 
-        Those that stay are scaled up, so that the mean is kept (Huang et al. 2016).
-        """
-        if scale is not None:
-            output = output * scale
-        if not self.drop_path or not self.training or not torch.is_grad_enabled():
-            return output
-        kept = 1.0 - self.drop_path
-        stays = output.new_empty(len(output), 1, 1).bernoulli_(kept)
-        return output * (stays / kept)
+def scaled(branch: Tensor, scale: Tensor | None) -> Tensor:
+    """A branch's output times its layer's own factors, where there are any."""
+    return branch if scale is None else branch * scale

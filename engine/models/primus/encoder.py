@@ -6,7 +6,6 @@ Native: no timm. Its weights are those of `Eva` and `PatchEmbed` in dynamic_netw
 
 import math
 from collections.abc import Iterator
-from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
@@ -14,7 +13,7 @@ from torch import Tensor, nn
 from mim3d.engine.models.primus.blocks import NORM_EPS, PrimusBlock
 from mim3d.engine.models.primus.config import PrimusConfig
 from mim3d.engine.models.primus.rotary import rotary_table, turns_of
-from mim3d.engine.models.vit import ViT3D
+from mim3d.engine.models.vit import ViT3D, set_drop_path
 
 NEGATIVE_SLOPE = 1e-2
 """Of the leaky ReLU that the patch embedding's He initialisation reckons with (InitWeights_He)."""
@@ -38,7 +37,9 @@ class Primus3D(ViT3D):
 
     def make_blocks(self, config: PrimusConfig) -> nn.ModuleList:  # pyright: ignore[reportIncompatibleMethodOverride]
         """The blocks, later ones skipped more often."""
-        return nn.ModuleList(PrimusBlock(config, rate) for rate in drop_rates(config))
+        blocks = nn.ModuleList(PrimusBlock(config) for _ in range(config.depth))
+        set_drop_path(blocks, config.drop_path)
+        return blocks
 
     def make_norm(self, config: PrimusConfig) -> nn.LayerNorm:  # pyright: ignore[reportIncompatibleMethodOverride]
         """The last norm."""
@@ -68,19 +69,6 @@ class Primus3D(ViT3D):
         for block in self.blocks:
             tokens = block(tokens, turns)
             yield tokens[:, extra:]
-
-    def set_drop_path(self, rate: float) -> None:
-        """Skip branches by another rate: of training, not of the weights."""
-        self.config = replace(self.config, drop_path=rate)
-        for block, own in zip(self.blocks, drop_rates(self.config), strict=True):
-            assert isinstance(block, PrimusBlock)
-            block.drop_path = own
-
-
-def drop_rates(config: PrimusConfig) -> list[float]:
-    """How often each block's branches are skipped."""
-    steps = max(config.depth - 1, 1)
-    return [config.drop_path * number / steps for number in range(config.depth)]
 
 
 def initialise_blocks(blocks: nn.ModuleList) -> None:

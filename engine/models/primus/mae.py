@@ -12,60 +12,49 @@ from torch import Tensor, nn
 
 from mim3d.engine.errors import ConfigError
 from mim3d.engine.models.config import MAEConfig
-from mim3d.engine.models.mae import tokens_of
-from mim3d.engine.models.masked import MaskedMethod
+from mim3d.engine.models.mae import TokenMAE
 from mim3d.engine.models.primus.blocks import NORM_EPS, PrimusBlock
 from mim3d.engine.models.primus.config import PrimusConfig
-from mim3d.engine.models.primus.encoder import Primus3D, drop_rates, initialise_blocks
+from mim3d.engine.models.primus.encoder import Primus3D, initialise_blocks
 from mim3d.engine.models.primus.rotary import rotary_table, turns_of
-from mim3d.engine.models.vit import initialise_linear
+from mim3d.engine.models.vit import initialise_linear, set_drop_path
 from mim3d.kernels.masking import PatchMasks
-from mim3d.kernels.patch_rows import gather_patch_rows
 
 
-class PrimusMAE(MaskedMethod[MAEConfig]):
-    """Encoder over visible patches, mask tokens, rotary decoder, linear head over hidden ones."""
+class PrimusMAE(TokenMAE):
+    """MAE on a Primus: learned positions and rotary ones, and a decoder of its kind of blocks."""
 
     decoder_rotary: Tensor
 
     def __init__(self, config: MAEConfig, vit: PrimusConfig, mask_seed: int = 0) -> None:
-        super().__init__(config, vit, mask_seed)
         width = config.decoder_width
-        self.encoder = Primus3D(vit)
-        same = width == vit.width
-        self.decoder_embed = nn.Identity() if same else nn.Linear(vit.width, width)
-        self.mask_token = nn.Parameter(torch.zeros(width))
-        self.decoder_pos_embed = nn.Parameter(torch.zeros(vit.n_patches, width))
         table = rotary_table(vit.grid, head_width(config))
+        super().__init__(
+            config,
+            mask_seed,
+            Primus3D(vit),
+            nn.Identity() if width == vit.width else nn.Linear(vit.width, width),
+            decoder_blocks(config, vit),
+            nn.LayerNorm(width, NORM_EPS),
+        )
         self.register_buffer("decoder_rotary", table, persistent=False)
-        self.decoder_blocks = decoder_blocks(config, vit)
-        self.decoder_norm = nn.LayerNorm(width, NORM_EPS)
-        self.head = nn.Linear(width, vit.channels * vit.patch_voxels)
+        self.decoder_pos_embed = nn.Parameter(torch.zeros(vit.n_patches, width))
         for part in (self.decoder_embed, self.head):
             part.apply(initialise_linear)
         nn.init.normal_(self.mask_token, std=1e-6)
         nn.init.trunc_normal_(self.decoder_pos_embed, std=0.02)
 
-    def predict(self, volume: Tensor, masks: PatchMasks) -> Tensor:
-        """Voxels (b, m, c*p) of the hidden patches, in the order of `masked_ids`."""
-        rows = gather_patch_rows(
-            volume,
-            masks.visible_ids,
-            self.vit_config.patch_size,
-            out_dtype=self.encoder.patch_embed.weight.dtype,
-        )
-        return self.decode(self.encoder.forward_rows(rows, masks.visible_ids), masks)
+    def positions(self) -> Tensor:
+        """Learned ones."""
+        return self.decoder_pos_embed
 
-    def decode(self, latent: Tensor, masks: PatchMasks) -> Tensor:
-        """Hidden voxels (b, m, c*p) from visible tokens (b, v, d); tokens stay shuffled."""
-        tokens = tokens_of(
-            self.decoder_embed(latent), self.mask_token, self.decoder_pos_embed, masks
-        )
+    def attend(self, tokens: Tensor, masks: PatchMasks) -> Tensor:
+        """Blocks that are told where each token stands."""
         ids = torch.cat([masks.visible_ids, masks.masked_ids], dim=1)
         turns = turns_of(self.decoder_rotary, ids, 0)
         for block in self.decoder_blocks:
             tokens = block(tokens, turns)
-        return self.head(self.decoder_norm(tokens[:, masks.visible_ids.shape[1] :]))
+        return tokens
 
 
 def head_width(config: MAEConfig) -> int:
@@ -81,15 +70,9 @@ def head_width(config: MAEConfig) -> int:
 
 
 def decoder_blocks(config: MAEConfig, vit: PrimusConfig) -> nn.ModuleList:
-    """Blocks like the encoder's, of the decoder's width, without registers."""
-    shape = replace(
-        vit,
-        width=config.decoder_width,
-        depth=max(config.decoder_depth, 1),
-        heads=config.decoder_heads,
-        registers=0,
-    )
-    rates = drop_rates(shape)[: config.decoder_depth]
-    blocks = nn.ModuleList(PrimusBlock(shape, rate) for rate in rates)
+    """Blocks like the encoder's, of the decoder's width."""
+    shape = replace(vit, width=config.decoder_width, heads=config.decoder_heads)
+    blocks = nn.ModuleList(PrimusBlock(shape) for _ in range(config.decoder_depth))
+    set_drop_path(blocks, vit.drop_path)
     initialise_blocks(blocks)
     return blocks

@@ -7,8 +7,8 @@ zero where they do not, so the next convolution reads nothing of them.
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
-from torch.utils.checkpoint import checkpoint
 
+from mim3d.engine.models.vit import Recomputed
 from mim3d.kernels.masked_norm import masked_norm
 
 SLOPE = 0.01
@@ -49,8 +49,8 @@ class ConvNorm(nn.Module):
         return self.norm(self.conv(features), visible, slope)
 
 
-class ResidualBlock(nn.Module):
-    """Two convolutions beside a skip; with `recompute` activations are rebuilt in backward.
+class ResidualBlock(Recomputed):
+    """Two convolutions beside a skip.
 
     A skip that halves averages, then projects, if channels change (He et al. 2019, ResNet-D).
     """
@@ -64,18 +64,9 @@ class ResidualBlock(nn.Module):
         self.skip = (
             ConvNorm(wide_in, wide_out, kernel=1, bias=False) if wide_in != wide_out else None
         )
-        self.recompute = False
 
-    def forward(self, features: Tensor, visible: Tensor | None = None) -> Tensor:
+    def mix(self, features: Tensor, visible: Tensor | None = None) -> Tensor:
         """`visible` is of the result."""
-        if self.recompute and torch.is_grad_enabled():
-            mixed = checkpoint(self.mix, features, visible, use_reentrant=False)
-            assert isinstance(mixed, Tensor)
-            return mixed
-        return self.mix(features, visible)
-
-    def mix(self, features: Tensor, visible: Tensor | None) -> Tensor:
-        """What `forward` does, without recomputation."""
         skip = features
         if self.stride > 1:
             skip = functional.avg_pool3d(skip, self.stride, self.stride)
@@ -87,7 +78,7 @@ class ResidualBlock(nn.Module):
         return functional.leaky_relu(own + skip, SLOPE)
 
 
-class UpBlock(nn.Module):
+class UpBlock(Recomputed):
     """Doubles a map, joins the encoder's of that resolution, and convolves."""
 
     def __init__(self, wide_in: int, wide_out: int, convs: int) -> None:
@@ -98,16 +89,7 @@ class UpBlock(nn.Module):
         nn.init.zeros_(self.up.bias)
         widths = [2 * wide_out] + [wide_out] * convs
         self.convs = nn.Sequential(*(ConvNorm(widths[number], wide_out) for number in range(convs)))
-        self.recompute = False
-
-    def forward(self, features: Tensor, skip: Tensor) -> Tensor:
-        """`features` are coarse, `skip` is twice as fine."""
-        if self.recompute and torch.is_grad_enabled():
-            mixed = checkpoint(self.mix, features, skip, use_reentrant=False)
-            assert isinstance(mixed, Tensor)
-            return mixed
-        return self.mix(features, skip)
 
     def mix(self, features: Tensor, skip: Tensor) -> Tensor:
-        """What `forward` does, without recomputation."""
+        """`features` are coarse, `skip` is twice as fine."""
         return self.convs(torch.cat([self.up(features), skip], dim=1))

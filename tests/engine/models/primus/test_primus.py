@@ -241,13 +241,13 @@ def test_a_skipped_branch_keeps_the_mean_and_is_never_skipped_when_scored() -> N
     block = Primus3D(config).blocks[-1]
     assert isinstance(block, PrimusBlock)
     output = torch.ones(20_000, 1, 1)
-    found = block.branch(output, None)
+    found = block.kept(output)
     assert sorted(found.unique().tolist()) == pytest.approx([0.0, 1 / 0.6])
     assert abs(float(found.mean()) - 1.0) < 0.03
     with torch.no_grad():
-        assert torch.equal(block.branch(output, None), output)
+        assert torch.equal(block.kept(output), output)
     block.eval()
-    assert torch.equal(block.branch(output, None), output)
+    assert torch.equal(block.kept(output), output)
 
 
 @pytest.mark.parametrize("config", [SMALL, replace(SMALL, registers=4)])
