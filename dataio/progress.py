@@ -58,7 +58,7 @@ class PlainProgress:
         self._shown_at = now
         rate = self.done / max(now - self._began, 1e-9)
         share = 100.0 * self.done / max(self.total, 1e-9)
-        parts = [f"{self.name} {self.done:g}/{self.total:g} ({share:.0f} %)"]
+        parts = [f"{self.name} {round(self.done, 1):g}/{self.total:g} ({share:.0f} %)"]
         if self.done:  # before the first item nothing can be said about the rest
             left_s = max(self.total - self.done, 0.0) / rate
             parts.append(f"{rate:.3g} {self.unit}/s, {left_s:.0f} s left")
