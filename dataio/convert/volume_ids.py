@@ -5,8 +5,10 @@ import re
 import unicodedata
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 from mim3d.dataio.corpus.names import OWN
+from mim3d.dataio.errors import CorpusError, Mim3dError
 from mim3d.dataio.sources.source import Source
 
 MAX_LENGTH = 100
@@ -76,3 +78,21 @@ def unique_ids(
         owners[id.casefold()] = paths
         ids.append(id)
     return ids
+
+
+One = TypeVar("One")
+
+
+def with_ids(
+    known: Mapping[str, One],
+    ids: Sequence[str],
+    place: str,
+    what: str = "volume",
+    kind: type[Mim3dError] = CorpusError,
+) -> list[One]:
+    """Those of the ids asked for, in their order, all by default; `kind` for an unknown id."""
+    missing = [id for id in ids if id not in known]
+    if missing:
+        near = ", ".join(list(known)[:3])
+        raise kind(f"{place}: holds no {what} {missing[0]!r}; its ids are like {near}")
+    return [known[id] for id in ids or known]

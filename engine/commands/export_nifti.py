@@ -2,17 +2,13 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import Annotated, Literal
 
 import tyro
 
-from mim3d.dataio.errors import CorpusError
 from mim3d.dataio.progress import progress
 from mim3d.engine.commands.arguments import parse
 from mim3d.engine.commands.outcome import Outcome
-
-if TYPE_CHECKING:
-    from mim3d.dataio.corpus.manifest import VolumeRecord
 
 
 @dataclass(frozen=True)
@@ -40,13 +36,14 @@ def main(words: list[str]) -> Outcome:
         "Write the volumes and labels of a corpus as NIfTI files: the voxels, affine, "
         "dtype and scaling that were converted, bit for bit.",
     )
+    from mim3d.dataio.convert.volume_ids import with_ids
     from mim3d.dataio.inspect.export_nifti import export_corpus
     from mim3d.dataio.reader.corpus import opened_corpus
     from mim3d.dataio.reader.shard_reader import ShardReader
     from mim3d.dataio.storage.store import writing
 
     with opened_corpus(args.corpus) as (corpus, shards):
-        records = chosen(corpus.records, args.ids, args.corpus)
+        records = with_ids({each.id: each for each in corpus.records}, args.ids, args.corpus)
         reader = ShardReader(corpus.table, corpus.root, shards)
         with writing(args.destination), progress("export", len(records), "volumes") as shown:
             done = export_corpus(
@@ -64,17 +61,3 @@ def main(words: list[str]) -> Outcome:
     if other and args.axes == "original":
         print(f"{len(other)} were resampled or cropped and keep the stored grid, e.g. {other[0]}")
     return Outcome({"volumes": len(done), "in_stored_grid": len(other)})
-
-
-def chosen(
-    records: list["VolumeRecord"], ids: tuple[str, ...], corpus: str
-) -> list["VolumeRecord"]:
-    """Records of the ids asked for, all by default; CorpusError for an unknown id."""
-    if not ids:
-        return records
-    known = {record.id: record for record in records}
-    missing = [name for name in ids if name not in known]
-    if missing:
-        near = ", ".join(list(known)[:3])
-        raise CorpusError(f"{corpus}: holds no volume {missing[0]!r}; its ids are like {near}")
-    return [known[name] for name in ids]

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from mim3d.dataio.convert.job import parts_of
 from mim3d.dataio.convert.volume import trust_of
-from mim3d.dataio.convert.volume_ids import unique_ids
+from mim3d.dataio.convert.volume_ids import unique_ids, with_ids
 from mim3d.dataio.corpus.conversion import Conversion
 from mim3d.dataio.corpus.manifest import VolumeRecord
 from mim3d.dataio.corpus.root import conversion_of
@@ -197,7 +197,9 @@ def opened_scans(
             found = discover(place, options.layout, SourceOptions(channels=options.channels))
             found = with_channels(found, recipe)
             scans = FileScans(found, recipe, options.applied_to(recipe.conversion), folder)
-        scans.scans = chosen(scans.scans, ids, place)
+        scans.scans = with_ids(
+            {scan.id: scan for scan in scans.scans}, ids, place, "scan", ConfigError
+        )
         yield scans
 
 
@@ -206,18 +208,6 @@ def names_corpus(place: str) -> bool:
     if is_address(place):
         return place.rstrip("/").endswith(".zarr")
     return is_corpus(place)
-
-
-def chosen(scans: list[Scan], ids: Sequence[str], place: str) -> list[Scan]:
-    """Those asked for, all by default."""
-    if not ids:
-        return scans
-    known = {scan.id: scan for scan in scans}
-    missing = [id for id in ids if id not in known]
-    if missing:
-        near = ", ".join(list(known)[:3])
-        raise ConfigError(f"{place}: holds no scan {missing[0]!r}; its ids are like {near}")
-    return [known[id] for id in ids]
 
 
 def file_scan(id: str, source: Source) -> Scan:
