@@ -65,7 +65,7 @@ static PyObject *view_crop(PyObject *self, PyObject *args) {
 #endif
         make_view_plain(&view, &work, from, held[2].buf, to);
     }
-    if (view.noise != 0) add_noise(&view, 0, held[1].buf, channels * (Py_ssize_t)n);
+    if (view.noise != 0) add_noise(&view, held[1].buf, channels * (Py_ssize_t)n);
     Py_END_ALLOW_THREADS
     result = Py_NewRef(Py_None);
 release:

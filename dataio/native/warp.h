@@ -29,8 +29,10 @@ typedef struct {
     float share;
 } Place;
 
+/* The nearest of n; 0 for NaN, which sums of huge numbers may be. */
 static inline int32_t within(double index, ptrdiff_t n) {
-    return index<0 ? 0 : index>(double)(n - 1) ? (int32_t)(n - 1) : (int32_t)index;
+    if (!(index > 0)) return 0;
+    return index < (double)(n - 1) ? (int32_t)index : (int32_t)(n - 1);
 }
 
 static inline Place place_of(double position, ptrdiff_t n) {
@@ -62,17 +64,18 @@ typedef struct {
     Place *corner; /* of each voxel of the plane that turns: two places */
 } Work;
 
+static size_t largest_plane(const ptrdiff_t *size) {
+    size_t z = size[0], y = size[1], x = size[2], plane = y * x > z * x ? y * x : z * x;
+    return plane > z * y ? plane : z * y;
+}
+
 static size_t work_bytes(const ptrdiff_t *size) {
-    size_t z = size[0], y = size[1], x = size[2], widest = z > y ? z : y;
-    size_t plane = y * x > z * x ? y * x : z * x;
-    plane = plane > z * y ? plane : z * y;
-    return (3 * x + plane + 2 * x + 8 + widest) * 4 + 2 * plane * sizeof(Place) + 64;
+    size_t plane = largest_plane(size), x = size[2];
+    return 2 * plane * sizeof(Place) + (3 * x + plane + x + x + 4) * 4;
 }
 
 static Work work_of(void *room, const ptrdiff_t *size) {
-    size_t z = size[0], y = size[1], x = size[2];
-    size_t plane = y * x > z * x ? y * x : z * x;
-    plane = plane > z * y ? plane : z * y;
+    size_t plane = largest_plane(size), x = size[2];
     Work work;
     work.corner = room;
     work.first = (int32_t *)(work.corner + 2 * plane);
@@ -80,7 +83,7 @@ static Work work_of(void *room, const ptrdiff_t *size) {
     work.share = (float *)(work.second + x);
     work.plane = work.share + x;
     work.row = work.plane + plane;
-    work.padded = work.row + x;
+    work.padded = work.row + x; /* two more on either side */
     return work;
 }
 
@@ -214,10 +217,10 @@ static ALWAYS_INLINE uint64_t mixed(uint64_t v) {
     return v ^ v >> 31;
 }
 
-/* Noise on n voxels, of which `first` is the number of the first: four from each random word. */
-static ALWAYS_INLINE void add_noise(const View *view, uint64_t first, float *to, ptrdiff_t n) {
+/* Noise on n voxels: four from each random word. */
+static void add_noise(const View *view, float *to, ptrdiff_t n) {
     for (ptrdiff_t i = 0; i < n; i += 4) {
-        uint64_t word = mixed(view->seed + ((first + i) / 4 + 1) * 0x9E3779B97F4A7C15u);
+        uint64_t word = mixed(view->seed + ((uint64_t)i / 4 + 1) * 0x9E3779B97F4A7C15u);
         for (ptrdiff_t k = 0; k < 4 && i + k < n; k++, word >>= 16)
             to[i + k] += view->noise * view->quantiles[word & 0xFFFF];
     }
@@ -249,6 +252,10 @@ AVX2_TARGET static void make_view_avx2(const View *view, const Work *work, const
 static inline void nearest(const View *view, const char *from, char *to, int itemsize) {
     ptrdiff_t nz = view->size[0], ny = view->size[1], nx = view->size[2];
     const double *t = view->turn;
+    if (!view->resized && view->axis < 0) {
+        memcpy(to, from, nz * ny * nx * itemsize);
+        return;
+    }
     for (ptrdiff_t z = 0; z < nz; z++)
         for (ptrdiff_t y = 0; y < ny; y++)
             for (ptrdiff_t x = 0; x < nx; x++, to += itemsize) {

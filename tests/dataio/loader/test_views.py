@@ -167,6 +167,24 @@ def test_too_little_room_is_told_and_nothing_written():
     assert out.all()
 
 
+@pytest.mark.skipif(loops is None, reason="the loops in C are not built")
+@pytest.mark.parametrize("axis", [-1, 0, 1, 2])
+@pytest.mark.parametrize("huge", [1e9, 1e300, 1.7e308])
+def test_huge_geometry_stays_within_the_crop(axis, huge):
+    """Sums beyond double are NaN, and a NaN read as an index was 2^31 voxels away."""
+    turn, ends = (huge, -huge, 0.0, -huge, huge, 0.0), ((-huge, huge, 0.0), (huge, -huge, huge))
+    image, label = np.ones((1, 9, 5, 7), np.float32), np.ones((9, 5, 7), np.int16)
+    for resized in (False, True):
+        plan = replace(
+            STILL, resized=resized, start=ends[0], end=ends[1], axis=axis, turn=turn, taps=(1, 0, 0)
+        )
+        got, turned = np.zeros_like(image), np.zeros_like(label)
+        ViewMaker().image(image, plan, got)
+        ViewMaker().label(label, plan, turned)
+        assert np.isin(got[np.isfinite(got)], 1).all()
+        assert (turned == 1).all()
+
+
 def test_boxes_that_overhang_repeat_the_border():
     image = np.arange(24, dtype=np.float32).reshape(1, 2, 3, 4)
     plan = replace(STILL, resized=True, start=(-5.0, -5.0, -5.0), end=(9.0, 9.0, 9.0))
