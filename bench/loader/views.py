@@ -11,7 +11,7 @@ from mim3d.bench.loader.options import ViewsBench
 from mim3d.bench.noise import as_json, compared, in_turn, spread
 from mim3d.dataio.geometry import Triple
 from mim3d.dataio.loader.augment import ViewDraws, augmentation, draw_view
-from mim3d.dataio.loader.batch import finish
+from mim3d.dataio.loader.batch import add_noise
 from mim3d.dataio.loader.dali import DaliGraph, feed_order
 from mim3d.dataio.loader.graph import GraphSpec
 from mim3d.dataio.loader.view_graph import ViewGraph
@@ -96,7 +96,7 @@ def by_dali(spec: GraphSpec, image: np.ndarray) -> Contestant:
         graph = DaliGraph(spec, lambda number: feed_order(spec, image, None, draws(spec, number)))
         for number in range(batches):
             for view, how in zip(graph.run(), draws(spec, number), strict=True):
-                finish(view, how, "float32")
+                add_noise(view, how)
         graph.close()
 
     return run

@@ -38,19 +38,12 @@ class Batch:
         return len(self.sample)
 
 
-def finish(
-    image: torch.Tensor,
-    draws: ViewDraws,
-    dtype: str,
-    intensity: IntensityChange | None = None,
-    has_noise: bool = False,
-) -> torch.Tensor:
-    """Add each sample's own Gaussian noise in place, unless it has it, a plugin's change, and cast.
+def add_noise(image: Tensor, draws: ViewDraws) -> None:
+    """Add each sample's own Gaussian noise in place, to a view on a GPU.
 
-    DALI draws noise from a generator with a state, ten times slower on a CPU; a generator seeded
-    per sample is the same after a resume.
+    DALI's own noise is from a generator with a state; that of a seed is the same after a resume.
     """
-    for i in [] if has_noise else np.flatnonzero(draws.noise_std):
+    for i in np.flatnonzero(draws.noise_std):
         seed = int(draws.noise_seed[i] >> np.uint64(1))
         generator = torch.Generator(image.device).manual_seed(seed)
         noise = torch.randn(
@@ -60,8 +53,14 @@ def finish(
             dtype=image.dtype,  # not torch's default, which a program may change
         )
         image[i].add_(noise, alpha=float(draws.noise_std[i]))
+
+
+def finish(
+    image: Tensor, seeds: np.ndarray, dtype: str, intensity: IntensityChange | None = None
+) -> Tensor:
+    """Have a plugin change a view, if any, and cast it; `seeds` (b,) are the samples'."""
     if intensity is not None:
-        image = changed(image, draws.noise_seed, intensity)
+        image = changed(image, seeds, intensity)
     return image if dtype == "float32" else image.to(getattr(torch, dtype))
 
 

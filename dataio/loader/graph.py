@@ -1,4 +1,4 @@
-"""What a DALI graph is built from, and which augmentation parameters it takes."""
+"""What the graph of a loader is built from, and which augmentation parameters it takes."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -37,8 +37,12 @@ class GraphSpec:
 
     @property
     def is_direct(self) -> bool:
-        """Whether nothing is left to do: no operator, and crops are read where they are wanted."""
-        return not self.parameters and (self.device_id is None or self.device_input)
+        """Whether nothing is left to do: no operator, and crops are read where they are wanted.
+
+        Noise is drawn with the other changes on a CPU, and afterwards by torch on a GPU.
+        """
+        ready = self.device_input if self.device_id is not None else not self.augmentation.noise
+        return ready and not self.parameters
 
     @property
     def parameters(self) -> tuple[str, ...]:
@@ -58,8 +62,9 @@ Feed = Callable[[int], list[Any]]
 class DirectGraph:
     """Hands over what was read, without a copy; DALI would copy every crop once.
 
-    For one view without rotation or zoom, whose flips and intensities are part of the reading: on
-    the CPU, or decoded on the GPU, on the stream that is current when a batch is taken.
+    For one view without rotation or zoom, nor noise on a CPU, whose flips and intensities are part
+    of the reading: on the CPU, or decoded on the GPU, on the stream that is current when a batch is
+    taken.
     """
 
     def __init__(self, spec: GraphSpec, feed: Feed) -> None:

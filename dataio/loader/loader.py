@@ -31,7 +31,7 @@ from mim3d.dataio.device.device_fit import fitting_cache
 from mim3d.dataio.device.device_reader import DeviceReader
 from mim3d.dataio.device.inflate import NvcompInflate, inflate_on_host
 from mim3d.dataio.errors import Mim3dError
-from mim3d.dataio.loader.batch import Batch, finish
+from mim3d.dataio.loader.batch import Batch, add_noise, finish
 from mim3d.dataio.loader.config import DISK, LoaderConfig
 from mim3d.dataio.loader.crop_source import CropSource, RawBatch
 from mim3d.dataio.loader.crop_spec import crop_job, make_sampler
@@ -235,11 +235,6 @@ class Loader(IterableDataset[Batch]):
         changes = kind.noise or kind.intensity is not None
         return self.config.dtype == "bfloat16" and self._spec.is_direct and not changes
 
-    @property
-    def _makes_views(self) -> bool:
-        """Whether views are made by our own loops, noise and all: on a CPU, where DALI is slow."""
-        return self._spec.device_id is None and not self._spec.is_direct
-
     def _make_source(self, reader: ShardReader) -> CropSource:
         config = self.config
         if config.cache != "device":
@@ -272,12 +267,12 @@ class Loader(IterableDataset[Batch]):
         def feed(_iteration: int) -> list[Any]:
             raw = next(batches)
             self._in_flight.append(raw)
-            if made_here:
+            if kind is ViewGraph:
                 return [raw.image, *([] if raw.label is None else [raw.label]), *raw.views]
             return feed_order(self._spec, raw.image, raw.label, raw.views)
 
-        made_here = self._makes_views
-        kind = DirectGraph if self._spec.is_direct else ViewGraph if made_here else DaliGraph
+        made = ViewGraph if self._spec.device_id is None else DaliGraph
+        kind = DirectGraph if self._spec.is_direct else made
         self._graph = kind(self._spec, feed)
         return self._graph
 
@@ -289,12 +284,12 @@ class Loader(IterableDataset[Batch]):
 
     def _batch(self, raw: RawBatch, tensors: list[torch.Tensor]) -> Batch:
         label = tensors.pop() if raw.label is not None else None
-        images = [
-            finish(
-                image, view, self.config.dtype, self._job.augmentation.intensity, self._makes_views
-            )
-            for image, view in zip(tensors, raw.views, strict=True)
-        ]
+        images = []
+        for image, view in zip(tensors, raw.views, strict=True):
+            if self._spec.device_id is not None:
+                add_noise(image, view)
+            intensity = self._job.augmentation.intensity
+            images.append(finish(image, view.noise_seed, self.config.dtype, intensity))
         return Batch(
             image=images[0],
             second_view=images[1] if len(images) > 1 else None,

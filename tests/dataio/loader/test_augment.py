@@ -2,15 +2,18 @@
 
 import numpy as np
 import pytest
+import torch
 
 from mim3d.dataio.errors import Mim3dError
 from mim3d.dataio.loader.augment import (
     AUGMENTATIONS,
     Augmentation,
+    ViewDraws,
     augmentation,
     draw_flips,
     draw_view,
 )
+from mim3d.dataio.loader.batch import add_noise
 
 SIZE = (16, 24, 32)
 SEEDS = np.arange(2000, dtype=np.uint64) * np.uint64(0x1234567890ABCDEF)
@@ -88,3 +91,19 @@ def test_impossible_augmentations_are_refused(wrong):
 def test_an_unknown_name_lists_the_known_ones():
     with pytest.raises(Mim3dError, match=", ".join(AUGMENTATIONS)):
         augmentation("heavy")
+
+
+def test_noise_of_dalis_views_is_each_samples_own():
+    drawn = draw_view(Augmentation(noise=0.5, noise_std=0.2), SEEDS[:8], 0, (8, 8, 8))
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(torch.float64)  # a program may
+    try:
+        whole = torch.zeros(8, 1, 8, 8, 8, dtype=torch.float32)
+        add_noise(whole, drawn)
+    finally:
+        torch.set_default_dtype(before)
+    for i, std in enumerate(drawn.noise_std):
+        assert float(whole[i].std()) == pytest.approx(float(std), rel=0.15)
+        alone = torch.zeros(1, 1, 8, 8, 8)
+        add_noise(alone, ViewDraws(*(each[i : i + 1] for each in vars(drawn).values())))
+        assert torch.equal(alone[0], whole[i])

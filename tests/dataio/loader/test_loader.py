@@ -12,6 +12,8 @@ import torch
 
 from mim3d.bench.corpora import anatomy_like, corpus_of
 from mim3d.dataio.errors import ChunkError, CorpusError, Mim3dError
+from mim3d.dataio.loader import config
+from mim3d.dataio.loader.augment import Augmentation
 from mim3d.dataio.loader.loader import Batch, Loader, LoaderConfig
 from mim3d.dataio.reader import shard_reader
 from mim3d.dataio.reader.corpus import Corpus
@@ -362,3 +364,16 @@ def test_impossible_configurations_are_refused(wrong):
 def test_a_rank_outside_the_world_is_refused(root):
     with pytest.raises(Mim3dError, match="rank=2"):
         Loader(root, config_of(), rank=2, world=2)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_noise_on_a_cpu_is_the_views_whatever_else_is_done(root, monkeypatch, dtype):
+    def first(**kind: float) -> Batch:
+        monkeypatch.setattr(config, "augmentation", lambda _name: Augmentation(**kind))
+        with Loader(root, config_of(dtype=dtype)) as loader:
+            return next(loader)
+
+    still, noisy = first(), first(noise=1.0, noise_std=0.1)
+    turned = first(noise=1.0, noise_std=0.1, rotate=1.0, degrees=0.0)
+    assert not torch.equal(still.image, noisy.image)
+    torch.testing.assert_close(noisy.image, turned.image)
