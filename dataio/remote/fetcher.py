@@ -39,6 +39,15 @@ class RefusedError(Exception):
     """The store will not answer this, however often it is asked."""
 
 
+class Lane(Background):
+    """The thread of one process: what waits for its turn there, and how many requests fly."""
+
+    def __init__(self) -> None:
+        self.queue: deque[Part] = deque()
+        self.flying = 0
+        super().__init__()
+
+
 class Fetcher:
     """Reads of objects through obstore's client `store`; `address` is for messages.
 
@@ -52,9 +61,7 @@ class Fetcher:
         self.requests = self.retries = self.bytes_read = self.bytes_needed = 0
         self.wait_s = 0.0
         self._announced: dict[Any, Ticket] = {}
-        self._queue: deque[Part] = deque()
-        self._flying = 0
-        self._background: Background | None = None
+        self._lanes: dict[int, Lane] = {}
 
     def has_room(self) -> bool:
         """Whether more should be announced: to keep requests in flight, within the limits."""
@@ -81,7 +88,8 @@ class Fetcher:
             ticket = self._asked(path, offsets, sizes)
         began = time.perf_counter()
         if ticket.waiting:
-            self._running.call(self._hurry, ticket)
+            lane = self._lane
+            lane.call(self._hurry, lane, ticket)
         try:
             for part in ticket.parts:  # what counts as silence begins anew with each
                 if not part.done.done():
@@ -103,10 +111,10 @@ class Fetcher:
     def close(self) -> None:
         """Drop everything, and end the thread; a later read begins another."""
         self.withdraw()
-        background, self._background = self._background, None
-        if background is not None:
-            background.call(self._queue.clear)
-            background.end()
+        lane = self._lanes.pop(os.getpid(), None)
+        if lane is not None:
+            lane.call(lane.queue.clear)
+            lane.end()
 
     def metrics(self) -> dict[str, float]:
         """Counts so far, seconds of threads that waited, and what a request costs by now."""
@@ -123,47 +131,45 @@ class Fetcher:
     def _asked(self, path: str, offsets: np.ndarray, sizes: np.ndarray) -> Ticket:
         runs = joined(offsets, sizes, self.link.latency_bytes)
         ticket = Ticket(path, runs, int(sizes.sum()), PIECE_BYTES, TOGETHER)
-        self._running.call(self._enqueue, ticket)
+        lane = self._lane
+        lane.call(self._enqueue, lane, ticket)
         return ticket
 
     @property
-    def _running(self) -> Background:
-        """The thread of this process; a fork begins its own."""
-        background = self._background
-        if background is None or background.process != os.getpid():
-            self._queue, self._flying = deque(), 0
-            background = self._background = Background()
-        return background
+    def _lane(self) -> Lane:
+        """That of this process; a fork begins its own."""
+        lane = self._lanes.get(os.getpid())
+        # Of threads that come first together all take what one of them put there.
+        return self._lanes.setdefault(os.getpid(), Lane()) if lane is None else lane
 
     # What follows runs in the loop's thread.
 
-    def _enqueue(self, ticket: Ticket) -> None:
-        self._queue.extend(ticket.parts)
-        self._pump()
+    def _enqueue(self, lane: Lane, ticket: Ticket) -> None:
+        lane.queue.extend(ticket.parts)
+        self._pump(lane)
 
-    def _hurry(self, ticket: Ticket) -> None:
+    def _hurry(self, lane: Lane, ticket: Ticket) -> None:
         """Have what someone waits for go before what was only announced."""
         waiting = [part for part in ticket.parts if not part.begun]
-        if waiting and self._queue and self._queue[0] is not waiting[0]:
-            self._queue.extendleft(reversed(waiting))  # their old places are passed over
-        self._pump()
+        if waiting and lane.queue and lane.queue[0] is not waiting[0]:
+            lane.queue.extendleft(reversed(waiting))  # their old places are passed over
+        self._pump(lane)
 
-    def _pump(self) -> None:
-        while self._queue:
-            part = self._queue[0]
+    def _pump(self, lane: Lane) -> None:
+        while lane.queue:
+            part = lane.queue[0]
             if part.begun or part.done.done():
-                self._queue.popleft()
+                lane.queue.popleft()
                 continue
-            if self._flying and self._flying + len(part.spans) > self.limits.requests:
+            if lane.flying and lane.flying + len(part.spans) > self.limits.requests:
                 return
-            self._queue.popleft()
+            lane.queue.popleft()
             part.begun = True
-            self._flying += len(part.spans)
-            loop = asyncio.get_running_loop()
-            task = loop.create_task(self._fetch(part))
-            part.done.add_done_callback(partial(_stop_if_cancelled, loop, task))
+            lane.flying += len(part.spans)
+            task = lane.loop.create_task(self._fetch(lane, part))
+            part.done.add_done_callback(partial(_stop_if_cancelled, lane.loop, task))
 
-    async def _fetch(self, part: Part) -> None:
+    async def _fetch(self, lane: Lane, part: Part) -> None:
         try:
             ticket = part.ticket
             part.land(await self._insist(ticket.path, part.begins, part.ends))
@@ -175,8 +181,8 @@ class Fetcher:
         except BaseException as error:  # obstore's panics too: nobody else would hear of them
             part.fail(error)
         finally:
-            self._flying -= len(part.spans)
-            self._pump()
+            lane.flying -= len(part.spans)
+            self._pump(lane)
 
     async def _insist(
         self, path: str, begins: list[int], ends: list[int], pause: float = PAUSE_S
@@ -224,9 +230,9 @@ class Fetcher:
         return found
 
 
-def key_of(path: str, offsets: np.ndarray) -> tuple[str, int, int, int]:
-    """What tells one read of chunks of an object from another: the boxes of a grid."""
-    return path, int(offsets[0]), int(offsets[-1]), len(offsets)
+def key_of(path: str, offsets: np.ndarray) -> tuple[str, bytes]:
+    """What tells one read of chunks of an object from another."""
+    return path, offsets.tobytes()
 
 
 def _stop_if_cancelled(

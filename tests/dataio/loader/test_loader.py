@@ -4,6 +4,7 @@ import gc
 import threading
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import psutil
@@ -368,7 +369,7 @@ def test_a_rank_outside_the_world_is_refused(root):
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_noise_on_a_cpu_is_the_views_whatever_else_is_done(root, monkeypatch, dtype):
-    def first(**kind: float) -> Batch:
+    def first(**kind: Any) -> Batch:
         monkeypatch.setattr(config, "augmentation", lambda _name: Augmentation(**kind))
         with Loader(root, config_of(dtype=dtype)) as loader:
             return next(loader)

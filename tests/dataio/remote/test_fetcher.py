@@ -201,3 +201,37 @@ def test_nobody_who_forgets_to_close_leaves_a_thread(store):
     while [t for t in threading.enumerate() if t.name == "mim3d-remote"]:
         assert time.monotonic() < until
         time.sleep(0.005)
+
+
+def test_unlike_reads_with_the_same_ends_are_told_apart(store, fetcher):
+    store.gate.set()
+    one, other = np.array([0, 1, 9]) * FAR, np.array([0, 5, 9]) * FAR
+    sizes = np.full(3, 100, np.int64)
+    fetcher.announce("a", one, sizes)
+    fetcher.announce("a", other, sizes)
+    for offsets in (other, one):
+        assert fetcher.read("a", offsets, sizes).runs.begins.tolist() == offsets.tolist()
+
+
+def test_threads_that_come_first_together_share_one_thread(store):
+    store.gate.set()
+    for _ in range(10):
+        fetcher, errors = Fetcher(store, "s3://there", RemoteLimits()), []
+        together = threading.Barrier(8)
+
+        def read(
+            first: int, fetcher: Fetcher = fetcher, together: threading.Barrier = together
+        ) -> None:
+            together.wait()
+            try:
+                check(fetcher, "a", *ranges(first, 5))
+            except BaseException as error:
+                errors.append(error)
+
+        threads = [threading.Thread(target=read, args=(10 * i,)) for i in range(8)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        fetcher.close()
+        assert errors == []
