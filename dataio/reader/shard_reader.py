@@ -160,6 +160,8 @@ class ShardReader:
 
     def announce_chunks(self, array: StoredArray, chunks: np.ndarray) -> None:
         """The same of chunks that `stored` will be asked for."""
+        if len(chunks) and array.box_of(chunks) in self._asked:
+            return  # under way already: asking for what has come in since would orphan the rest
         offsets, sizes = self._ranges(array, chunks)
         wanted = sizes > 0
         held = self._held(array)

@@ -52,14 +52,19 @@ def make(request, tmp_path):
 
 
 class Counted(LocalShards):
-    """Storage that counts the bytes it was asked for."""
+    """Storage that counts the bytes it was asked for, and knows what was announced and not read."""
 
     def __init__(self, root: Path) -> None:
         super().__init__(root)
         self.asked = 0
+        self.announced: set[tuple[int, ...]] = set()
+
+    def announce(self, path, offsets, sizes):
+        self.announced.add(tuple(offsets.tolist()))
 
     def runs(self, path, nbytes, offsets, sizes):
         self.asked += sum(sizes)
+        self.announced.discard(tuple(offsets))
         return super().runs(path, nbytes, offsets, sizes)
 
 
@@ -101,6 +106,19 @@ def test_what_fits_is_read_once_and_then_decoded_where_it_lies(corpus, make):
     assert storage.asked == asked
     assert cache.hits == 3 * cache.misses > 0
     assert asked <= cache.used_bytes <= asked + 3 * PAGE + 20_000
+
+
+def test_a_box_announced_twice_leaves_nothing_unread(corpus, make):
+    reader, storage = reader_of(corpus, make(1 << 22))
+    box, beside = ((0, 0, 0), (32, 32, 32)), ((0, 0, 0), (16, 16, 16))
+    reader.announce(0, *box)
+    reader.read_box(0, *beside)
+    reader.announce(0, *box)
+    assert storage.announced
+    for _ in range(2):
+        reader.read_box(0, *box)
+    assert not storage.announced
+    reader.close()
 
 
 def test_what_lies_between_is_kept_too(corpus, make):
