@@ -27,14 +27,15 @@ def refuse_unshared_folder(folder: Path, ranks: Ranks) -> None:
         return
     mark = folder / first_decides(ranks, lambda: _leave_mark(folder))
     sees = until(mark.exists, time.monotonic() + SEEN_S)
-    others = _of_all(ranks, sees)
+    others = _of_all(ranks, (sees, str(folder.absolute())))
     if ranks.first:
         mark.unlink(missing_ok=True)
-    blind = {rank: node for rank, (seen, node) in enumerate(others) if not seen}
+    blind = {rank: node for rank, ((seen, _), node) in enumerate(others) if not seen}
     if blind:
+        (_, written), node = others[0]
         raise ConfigError(
-            f"{folder.absolute()} is not one folder on all nodes: what rank 0 wrote there on "
-            f"{others[0][1]} is not seen by {_named_with_nodes(blind)}. Name an --out that all "
+            f"{written} is not one folder on all nodes: what rank 0 wrote there on "
+            f"{node} is not seen by {_named_with_nodes(blind)}. Name an --out that all "
             "nodes share: every rank writes its part of a checkpoint there"
         )
 
