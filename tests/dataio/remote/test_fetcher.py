@@ -215,13 +215,11 @@ def test_unlike_reads_with_the_same_ends_are_told_apart(store, fetcher):
 
 def test_threads_that_come_first_together_share_one_thread(store):
     store.gate.set()
-    for _ in range(10):
-        fetcher, errors = Fetcher(store, "s3://there", RemoteLimits()), []
-        together = threading.Barrier(8)
 
-        def read(
-            first: int, fetcher: Fetcher = fetcher, together: threading.Barrier = together
-        ) -> None:
+    def errors_of_eight(fetcher: Fetcher) -> list[BaseException]:
+        together, errors = threading.Barrier(8), []
+
+        def read(first: int) -> None:
             together.wait()
             try:
                 check(fetcher, "a", *ranges(first, 5))
@@ -233,5 +231,10 @@ def test_threads_that_come_first_together_share_one_thread(store):
             thread.start()
         for thread in threads:
             thread.join()
+        return errors
+
+    for _ in range(10):
+        fetcher = Fetcher(store, "s3://there", RemoteLimits())
+        errors = errors_of_eight(fetcher)
         fetcher.close()
         assert errors == []
