@@ -9,6 +9,7 @@ Folders, each importing only what stands above it:
     transfer     weights that exist, taken over into an encoder of now
     training     one loop for whatever gives a loss for a batch
     pretrain     the pretraining run
+    planning     what a run will take, before it runs
     finetune     the fine-tuning run
     predict      a fine-tuned network over new scans
     study        a convergence study, run

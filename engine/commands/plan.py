@@ -17,8 +17,8 @@ from mim3d.engine.pretrain.config import PretrainConfig
 from mim3d.engine.pretrain.recipes import idle_fields, recipe
 
 if TYPE_CHECKING:
-    from mim3d.engine.pretrain.plan import Plan
-    from mim3d.engine.pretrain.plan_corpus import CorpusFacts
+    from mim3d.engine.planning.corpus import CorpusFacts
+    from mim3d.engine.planning.plan import Plan
 
 DESCRIPTION = """Time, memory, network and loader need of a recipe, before it runs.
 
@@ -78,7 +78,7 @@ def main(words: list[str]) -> Outcome:
     plan = planned(args)
     facts = None
     if args.config.data.corpus:
-        from mim3d.engine.pretrain.plan_corpus import corpus_facts
+        from mim3d.engine.planning.corpus import corpus_facts
 
         facts = corpus_facts(args.config)
     print(table(plan, args, facts))
@@ -156,7 +156,8 @@ def with_enough_crops(args: PlanArgs) -> tuple[PlanArgs, str]:
 def planned(args: PlanArgs) -> "Plan":
     """Check the arguments and make the plan."""
     from mim3d.engine.models.flops import peak_bf16
-    from mim3d.engine.pretrain.plan import ASSUMED_MFU, make_plan, read_calibration
+    from mim3d.engine.planning.measured_run import read_calibration
+    from mim3d.engine.planning.plan import ASSUMED_MFU, make_plan
 
     peak = args.peak_tflops * 1e12 or peak_bf16(args.device)
     if not peak:

@@ -1,6 +1,5 @@
 """The pretraining run: config, recipes, openmind (its two), data; pretrain, held_out, verdict,
-reconstruction; run_folder, lengthening, own_parts (those of plugins); plan,
-plan_corpus (before a run).
+reconstruction; run_folder, lengthening, own_parts (those of plugins).
 """
 
 import lazy_loader

@@ -17,9 +17,10 @@ from mim3d.engine.models.objective import Objective, StepOutput
 from mim3d.engine.models.registering import register_encoder, register_method, register_way
 from mim3d.engine.models.registry import ENCODERS, METHODS, EncoderShape, encoder_kind, way_of
 from mim3d.engine.models.vit import ViT3D
+from mim3d.engine.planning.memory import activation_values
+from mim3d.engine.planning.plan import make_plan
 from mim3d.engine.pretrain.config import PretrainConfig, config_dict, config_identity, identity_of
 from mim3d.engine.pretrain.own_parts import own_parts
-from mim3d.engine.pretrain.plan import activation_values, make_plan
 from mim3d.engine.pretrain.recipes import recipe
 
 VIT = ViTConfig((16, 16, 16), (8, 8, 8), width=24, depth=2, heads=2)

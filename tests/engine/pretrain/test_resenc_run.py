@@ -14,8 +14,8 @@ from mim3d.engine.finetune.finetune import run_finetune
 from mim3d.engine.models.config import ViTConfig
 from mim3d.engine.models.resenc.config import ResEncConfig
 from mim3d.engine.models.resenc.encoder import ResEncEncoder
+from mim3d.engine.planning.plan import make_plan
 from mim3d.engine.pretrain.config import config_identity
-from mim3d.engine.pretrain.plan import make_plan
 from mim3d.engine.pretrain.pretrain import run_pretrain
 from mim3d.engine.pretrain.recipes import recipe
 from mim3d.engine.runs.encoder_file import load_encoder, load_resenc, read_card

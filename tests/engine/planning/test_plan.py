@@ -20,15 +20,11 @@ from mim3d.engine.distributed.parallel import (
 from mim3d.engine.errors import ConfigError
 from mim3d.engine.models.config import SwinConfig, ViTConfig
 from mim3d.engine.models.flops import run_flops
-from mim3d.engine.pretrain.plan import (
-    ShardSizes,
-    accumulated_bytes,
-    activation_values,
-    make_plan,
-    network_bytes,
-    read_calibration,
-    sharding_dry_run,
-)
+from mim3d.engine.planning.measured_run import read_calibration
+from mim3d.engine.planning.memory import accumulated_bytes, activation_values
+from mim3d.engine.planning.network import network_bytes
+from mim3d.engine.planning.plan import make_plan
+from mim3d.engine.planning.sharding import ShardSizes, sharding_dry_run
 from mim3d.engine.pretrain.recipes import RECIPES, recipe
 
 
