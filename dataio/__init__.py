@@ -17,6 +17,7 @@ Folders, each importing only what stands above it:
     convert   sources -> corpus
     reader    boxes of voxels from a corpus
     device    decoding on the GPU
+    transforms  what augmentation does to voxels
     loader    batches of crops
     inspect   a finished corpus, looked at
 """

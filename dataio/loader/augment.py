@@ -14,6 +14,8 @@ from mim3d.dataio.errors import Mim3dError
 from mim3d.dataio.geometry import Triple
 from mim3d.dataio.loader.counter_random import bits, uniform
 from mim3d.dataio.registry import NameClashError, Registry
+from mim3d.dataio.transforms.artefacts import NO_ARTEFACTS, Artefacts
+from mim3d.dataio.transforms.placement import N_DRAWS, Placements, Spatial, place
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -23,6 +25,7 @@ Range = tuple[float, float]
 FLIP, SIDE, PLACE = 0, 3, 6
 MAGNIFICATION, ZOOM, TURN, AXIS, ANGLE, GAIN, BIAS, BLUR, SIGMA, NOISE, NOISE_STD = range(9, 20)
 N_STREAMS, NOISE_SEED = 20, 20
+SPATIAL = 32  # and those behind it
 
 
 @dataclass(frozen=True)
@@ -34,6 +37,12 @@ class Augmentation:
     factor from `magnification`; `noise`: chance, with deviation up to `noise_std`. With `per_view`
     flips, gain and bias are drawn for each view, which also has `side`, the length of its random
     resized crop as a share of each axis, and `blur`: chance, with sigma from `sigma`.
+
+    `rotate` and `zoom` move voxels within the crop, whose border they repeat. `spatial` turns and
+    zooms it within its volume instead: what a crop needs is read, so nothing is made up but beyond
+    the volume, and voxels are blended once. It is for one view.
+
+    `artefacts` of MRI come after noise, of each view its own, and leave labels alone.
 
     `intensity` is a plugin's own change, after all others: of a view (b, c, z, y, x) float32 on
     the loader's device and the samples' seeds (b,) uint64, from which alone it draws, so that a
@@ -54,6 +63,8 @@ class Augmentation:
     side: Range = (1.0, 1.0)
     blur: float = 0.0
     sigma: Range = (0.3, 0.9)
+    spatial: Spatial | None = None
+    artefacts: Artefacts = NO_ARTEFACTS
     intensity: "Callable[[Tensor, np.ndarray], Tensor] | None" = None
 
     def __post_init__(self) -> None:
@@ -69,6 +80,11 @@ class Augmentation:
             )
         if not self.per_view and (self.blur or self.side != (1.0, 1.0)):
             raise Mim3dError("augmentation blur and side need per_view=True")
+        if self.spatial is not None and (self.per_view or self.rotate or self.zoom):
+            raise Mim3dError(
+                "augmentation spatial goes with no per_view, rotate or zoom: a crop is read, and "
+                "blended, once"
+            )
 
 
 _SEGMENTATION = Augmentation(
@@ -81,6 +97,11 @@ _SEGMENTATION = Augmentation(
     magnification=(1.0, 1.3),
     noise=0.1,
     noise_std=0.1,
+)
+_SPATIAL = Spatial(rotate=0.2, degrees=30.0, zoom=0.2, scale=(0.7, 1.4))
+"""Chances and ranges of nnssl's masked pretraining (and of nnU-Net's training)."""
+_WITHIN_VOLUME = replace(
+    _SEGMENTATION, rotate=0.0, degrees=0.0, zoom=0.0, magnification=(1.0, 1.0), spatial=_SPATIAL
 )
 AUGMENTATIONS: Registry[Augmentation] = Registry(
     "augmentation",
@@ -102,6 +123,9 @@ AUGMENTATIONS: Registry[Augmentation] = Registry(
         "segmentation": _SEGMENTATION,
         # Without flips: for structures that are told apart by where they lie, left and right.
         "upright": replace(_SEGMENTATION, flip=0.0),
+        "spatial": Augmentation(flip=0.5, gain=(0.9, 1.1), bias=(-0.1, 0.1), spatial=_SPATIAL),
+        "spatial-segmentation": _WITHIN_VOLUME,
+        "spatial-upright": replace(_WITHIN_VOLUME, flip=0.0),
     },
 )
 AUTOMATIC = "auto"
@@ -155,6 +179,25 @@ def draw_flips(kind: Augmentation, seeds: np.ndarray, view: int = 0) -> np.ndarr
     if not kind.flip:
         return np.zeros((len(seeds), 3), bool)
     return (uniform(view, FLIP + np.arange(3)[:, None], seeds) < kind.flip).T
+
+
+def draw_placements(
+    kind: Augmentation,
+    seeds: np.ndarray,
+    start: np.ndarray,
+    size: Triple,
+    flips: np.ndarray,
+    volumes: np.ndarray,
+) -> Placements | None:
+    """Where crops of `size` at `start` (b, 3) lie in their volumes, rows (b,) of the table's.
+
+    None where no crop is turned within its volume; `flips` (b, 3) are the crops'.
+    """
+    if kind.spatial is None:
+        return None
+    u = uniform(0, SPATIAL + np.arange(N_DRAWS)[:, None], seeds)
+    grid = np.asarray(volumes["spacing_mm"], np.float64), np.asarray(volumes["shape"], np.int64)
+    return place(kind.spatial, u, start, size, flips, *grid)
 
 
 def draw_view(kind: Augmentation, seeds: np.ndarray, view: int, size: Triple) -> ViewDraws:

@@ -9,6 +9,9 @@ from torch import Tensor
 
 from mim3d.dataio.errors import Mim3dError
 from mim3d.dataio.loader.augment import ViewDraws
+from mim3d.dataio.loader.counter_random import uniform
+from mim3d.dataio.transforms.artefacts import Artefacts
+from mim3d.dataio.transforms.crop_artefacts import n_draws, with_artefacts
 
 IntensityChange = Callable[[Tensor, np.ndarray], Tensor]
 """See Augmentation.intensity."""
@@ -53,6 +56,19 @@ def add_noise(image: Tensor, draws: ViewDraws) -> None:
             dtype=image.dtype,  # not torch's default, which a program may change
         )
         image[i].add_(noise, alpha=float(draws.noise_std[i]))
+
+
+def add_artefacts(image: Tensor, seeds: np.ndarray, kind: Artefacts) -> None:
+    """Give each crop of a view (b, c, z, y, x) float32 its artefacts, in place.
+
+    `seeds` (b,) uint64 are the samples', from which alone they are drawn.
+    """
+    u = uniform(0, np.arange(n_draws(image.shape[1]))[:, None], seeds)
+    for i, crop in enumerate(image):
+        # A copy: how a transform rounds may depend on where its memory begins.
+        found = with_artefacts(whole := crop.clone(), kind, u[:, i])
+        if found is not whole:
+            crop.copy_(found)
 
 
 def finish(

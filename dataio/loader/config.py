@@ -1,7 +1,7 @@
 """Everything a loader can be told, checked once."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from numbers import Integral
 from typing import Any, Literal, get_args
 
@@ -19,6 +19,7 @@ from mim3d.dataio.loader.sampler import WEIGHTINGS, Weighting
 from mim3d.dataio.reader.datasets import check_where, parsed_shares
 from mim3d.dataio.reader.normalisation import parse_mode
 from mim3d.dataio.remote.limits import RemoteLimits
+from mim3d.dataio.transforms.artefacts import parsed_artefacts
 
 Dtype = Literal["float32", "float16", "bfloat16"]
 CACHES = ("auto", "none", "host", "device")
@@ -66,7 +67,14 @@ class LoaderConfig:
     window:LOW:HIGH: real values to -1..1; none; a plugin's. Each channel by itself."""
     augment: str = "none"
     """none, mim, contrastive, segmentation, upright (segmentation without flips), a plugin's; auto
-    is contrastive for two views and mim for one."""
+    is contrastive for two views and mim for one. spatial, spatial-segmentation and spatial-upright
+    turn by up to 30 degrees about each axis, in millimetres, and zoom by 0.7 to 1.4, each for a
+    fifth of the crops, and read all that a crop then needs of its volume: segmentation and upright
+    repeat the crop's border."""
+    artefacts: tuple[str, ...] = ()
+    """NAME=CHANCE of artefacts of MRI: bias-field, ghosting, gibbs (k-space cut off),
+    low-resolution (thick slices), gamma, as in bias-field=0.3 gamma=0.3. Images alone get them, on
+    top of augment, as strong as TorchIO makes them."""
     dtype: Dtype = "float32"
     """Of the crops."""
     cache: str = "auto"
@@ -125,6 +133,13 @@ class LoaderConfig:
         if self.node_rotation and self.nodes == 1:
             raise Mim3dError(f"node_rotation={self.node_rotation} needs `nodes` above 1")
         parse_mode(self.normalise)
+        self._check_augmentation()
+        if not 0 <= self.foreground_fraction <= 1:
+            raise Mim3dError(f"foreground_fraction={self.foreground_fraction} must lie in [0, 1]")
+        if self.foreground_fraction and self.label is None:
+            raise Mim3dError("foreground_fraction needs `label`: whose foreground is meant?")
+
+    def _check_augmentation(self) -> None:
         kind = self.augmentation
         if self.label is not None and self.views == 2:
             raise Mim3dError("views=2 has no aligned label: drop `label` or use one view")
@@ -133,10 +148,11 @@ class LoaderConfig:
                 f"views=2 with augment={self.augment!r}: both views would be drawn as one; use "
                 "augment='contrastive'"
             )
-        if not 0 <= self.foreground_fraction <= 1:
-            raise Mim3dError(f"foreground_fraction={self.foreground_fraction} must lie in [0, 1]")
-        if self.foreground_fraction and self.label is None:
-            raise Mim3dError("foreground_fraction needs `label`: whose foreground is meant?")
+        if kind.spatial is not None and self.cache == "device":
+            raise Mim3dError(
+                f"augment={self.augment!r} turns crops within their volumes, for which "
+                "cache='device' has no room: use cache='host'"
+            )
 
     @property
     def limits(self) -> RemoteLimits:
@@ -145,9 +161,12 @@ class LoaderConfig:
 
     @property
     def augmentation(self) -> Augmentation:
-        """What `augment` names."""
+        """What `augment` and `artefacts` name."""
         automatic = "contrastive" if self.views == 2 else "mim"
-        return augmentation(automatic if self.augment == AUTOMATIC else self.augment)
+        kind = augmentation(automatic if self.augment == AUTOMATIC else self.augment)
+        if not self.artefacts:
+            return kind
+        return replace(kind, artefacts=parsed_artefacts(self.artefacts))
 
 
 def _names_folder(cache: str) -> bool:

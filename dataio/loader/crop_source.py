@@ -1,26 +1,39 @@
 """Crops read ahead by threads: normalised arrays, with flips and intensities folded in."""
 
+import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from mim3d.dataio.errors import ChunkError
-from mim3d.dataio.loader.augment import ViewDraws
+from mim3d.dataio.geometry import Triple
+from mim3d.dataio.loader.augment import ViewDraws, draw_placements
 from mim3d.dataio.loader.buffer_pool import BufferPool
 from mim3d.dataio.loader.crop_spec import CropJob, image_request, label_request
 from mim3d.dataio.loader.draws import Drawn, draws
 from mim3d.dataio.loader.read_threads import ReadThreads, Work
 from mim3d.dataio.loader.sampler import Sampler, Samples
 from mim3d.dataio.reader.shard_reader import Request, ShardReader
+from mim3d.dataio.transforms.placement import Placement, Placements
+from mim3d.dataio.transforms.resampling import resample_image, resample_label
 
 REPLACEMENTS = 16
 HELD = 4  # batches that a consumer holds at a time, as DALI's queue and a training step do
 STILL = (False, False, False)
 MOST_ANNOUNCED = 16  # batches, of which a store is asked for the chunks before anything else
+
+
+class Wanted(NamedTuple):
+    """What is read for one crop: of image and label, and how it lies in the box that is read of
+    them (None: the box is the crop)."""
+
+    image: Request
+    label: Request | None
+    placement: Placement | None
 
 
 @dataclass
@@ -29,7 +42,8 @@ class RawBatch:
 
     `image` (b, c, z, y, x) float32, or uint16 for the bits of bfloat16; `label` (b, z, y, x) or
     None: numpy on the host, from a pool that has them back when nobody holds them, or tensors on a
-    device. `flips` (b, 3) bool are along z, y, x. `error` is what reading raised, if anything.
+    device. `flips` (b, 3) bool are along z, y, x, `placements` of crops that are turned within
+    their volumes. `error` is what reading raised, if anything.
     """
 
     samples: Samples
@@ -37,6 +51,7 @@ class RawBatch:
     label: Any
     flips: np.ndarray
     views: list[ViewDraws]
+    placements: Placements | None = None
     error: BaseException | None = None
 
 
@@ -59,6 +74,7 @@ class CropSource:
         self._threads = ReadThreads(threads)
         self._pools: dict[int, tuple[BufferPool, BufferPool | None]] = {}
         self._pending: dict[int, tuple[RawBatch, Work]] = {}
+        self._own = threading.local()
 
     def batches(self, first: int, stride: int, count: int) -> Iterator[RawBatch]:
         """Yield batches of `count` samples from global index `first`, `stride` apart, for ever."""
@@ -113,20 +129,31 @@ class CropSource:
         """Have the chunks of batches from `first` on fetched, as far ahead as they may be."""
         while first < number + MOST_ANNOUNCED and self._has_room():
             what = announced[first] = drawn(first)
-            size, rows = self.job.crop_size, [self.job.image_rows, self.job.label_rows]
-            for volume, (z, y, x) in zip(
-                what.samples.volume.tolist(), what.samples.start.tolist(), strict=True
-            ):
-                for row in (int(each[volume]) for each in rows if each is not None):
-                    self.reader.announce(row, (z, y, x), size)
+            rows = [self.job.image_rows, self.job.label_rows]
+            for i, volume in enumerate(what.samples.volume.tolist()):
+                start, size = self._box_of(what, i)
+                for row in (
+                    int(each[volume]) for each in rows if each is not None and 0 not in size
+                ):
+                    self.reader.announce(row, start, size)
             first += 1
+
+    def _box_of(self, what: Drawn, i: int) -> tuple[Triple, Triple]:
+        """Start and size of the box that is read for sample i."""
+        placement = None if what.placements is None else what.placements.of(i)
+        if placement is not None:
+            return placement.start, placement.size
+        z, y, x = what.samples.start[i].tolist()
+        return (z, y, x), self.job.crop_size
 
     def _has_room(self) -> bool:
         """Whether chunks of further batches should be asked for by now."""
         return self.reader.shards.has_room()
 
     def _submit(self, number: int, what: Drawn, count: int) -> None:
-        batch = self._new_batch(what.samples, *self._buffers(count), what.flips, what.views)
+        batch = self._new_batch(
+            what.samples, *self._buffers(count), what.flips, what.views, what.placements
+        )
         parts = self._parts(count)
         calls = [partial(self._fill, batch, range(part, count, parts)) for part in range(parts)]
         self._pending[number] = batch, self._threads.start(calls)
@@ -150,7 +177,7 @@ class CropSource:
     def _finish(self, batch: RawBatch) -> None:
         """What is left to do on the consumer's thread: nothing on the host."""
 
-    def _replace(self, batch: RawBatch, i: int) -> tuple[Request, Request | None]:
+    def _replace(self, batch: RawBatch, i: int) -> Wanted:
         """Load the sample's deterministic stand-ins until one is sound; its requests."""
         for attempt in range(1, REPLACEMENTS + 1):
             other = self.sampler.replacement(int(batch.samples.sample[i]), attempt)
@@ -167,9 +194,7 @@ class CropSource:
             return requests
         raise AssertionError("unreachable: the last attempt returns or raises")
 
-    def _requests(
-        self, batch: RawBatch, i: int, samples: Samples, at: int
-    ) -> tuple[Request, Request | None]:
+    def _requests(self, batch: RawBatch, i: int, samples: Samples, at: int) -> Wanted:
         """Crops of sample `at` of `samples`, augmented as place `i` of the batch."""
         job = self.job
         volume = int(samples.volume[at])
@@ -179,14 +204,31 @@ class CropSource:
             along_z, along_y, along_x = batch.flips[i].tolist()
             mirrored = (along_z, along_y, along_x)
             gain, bias = float(batch.views[0].gain[i]), float(batch.views[0].bias[i])
-        image = image_request(job, volume, (z, y, x), mirrored, gain, bias)
+        start, placement = (z, y, x), self._placement(batch, i, samples, at)
+        if placement is not None:  # which has the flips in its matrix
+            start, mirrored = placement.start, STILL
+        image = image_request(job, volume, start, mirrored, gain, bias)
         if job.label_rows is None:
-            return image, None
-        return image, label_request(job, volume, (z, y, x), mirrored)
+            return Wanted(image, None, placement)
+        return Wanted(image, label_request(job, volume, start, mirrored), placement)
 
-    def _load(self, batch: RawBatch, i: int, requests: tuple[Request, Request | None]) -> None:
+    def _placement(self, batch: RawBatch, i: int, samples: Samples, at: int) -> Placement | None:
+        """How that crop lies in its volume: drawn anew for a stand-in, by the same numbers."""
+        if batch.placements is None or samples is batch.samples:
+            return None if batch.placements is None else batch.placements.of(i)
+        one, job = slice(at, at + 1), self.job
+        drawn = draw_placements(
+            *(job.augmentation, batch.samples.augment_seed[i : i + 1], samples.start[one]),
+            *(job.crop_size, batch.flips[i : i + 1], job.volumes[samples.volume[one]]),
+        )
+        return None if drawn is None else drawn.of(0)
+
+    def _load(self, batch: RawBatch, i: int, wanted: Wanted) -> None:
         """Read the crops into place `i` of the batch."""
-        image, label = requests
+        image, label, placement = wanted
+        if placement is not None:
+            self._load_moved(batch, i, image, label, placement)
+            return
         size = self.job.crop_size
         self.reader.read_box(
             image.row, image.start, size, batch.image[i],
@@ -195,3 +237,35 @@ class CropSource:
         if label is not None and batch.label is not None:
             target = batch.label[i][None]
             self.reader.read_box(label.row, label.start, size, target, flip=label.flip)
+
+    def _load_moved(
+        self, batch: RawBatch, i: int, image: Request, label: Request | None, at: Placement
+    ) -> None:
+        """Read the boxes in which the crops lie, and make the crops from them."""
+        box = self._room((self.job.channels, *at.size), np.dtype(np.float32))
+        if not at.is_empty:
+            self.reader.read_box(image.row, at.start, at.size, box, rescale=image.rescale)
+        resample_image(box, at, filled(image), batch.image[i])
+        if label is not None and batch.label is not None:
+            part = self._room((1, *at.size), batch.label.dtype)
+            if not at.is_empty:
+                self.reader.read_box(label.row, at.start, at.size, part)
+            resample_label(part[0], at, batch.label[i])
+
+    def _room(self, shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
+        """This thread's array of that shape, undefined: kept, for fresh memory is slow."""
+        nbytes = int(np.prod(shape)) * dtype.itemsize
+        if nbytes > len(getattr(self._own, "room", b"")):
+            self._own.room = np.empty(nbytes, np.uint8)
+        room: np.ndarray = self._own.__dict__.get("room", np.empty(0, np.uint8))
+        return room[:nbytes].view(dtype).reshape(shape)
+
+
+def filled(image: Request) -> tuple[float, ...]:
+    """What lies outside a volume, of each channel, as it comes out."""
+    if image.rescale is None:
+        return image.fill
+    return tuple(
+        float(rescale.apply(np.array([fill], np.float32))[0])
+        for rescale, fill in zip(image.rescale, image.fill, strict=True)
+    )

@@ -20,10 +20,10 @@ LARGEST_FLOAT16 = 65504.0
 class CropJob:
     """What stays the same from batch to batch.
 
-    `image_rows` and `label_rows` map a volume to its arrays in the chunk table (-1: none);
-    `intensities` has one entry per channel of every volume. With `augmentation.per_view` flips and
-    intensities are left to the graph, for each view has its own. `image_dtype` is what crops are
-    read into: float32, or uint16 for the bits of bfloat16.
+    `volumes` are the table's, all of them; `image_rows` and `label_rows` map a volume to its arrays
+    in the chunk table (-1: none); `intensities` has one entry per channel of every volume. With
+    `augmentation.per_view` flips and intensities are left to the graph, for each view has its own.
+    `image_dtype` is what crops are read into: float32, or uint16 for the bits of bfloat16.
     """
 
     crop_size: Triple
@@ -31,6 +31,7 @@ class CropJob:
     views: int
     augmentation: Augmentation
     intensities: Intensities
+    volumes: np.ndarray
     image_rows: np.ndarray
     label_rows: np.ndarray | None
     label_dtype: str | None
@@ -77,6 +78,7 @@ def crop_job(table: ChunkTable, config: LoaderConfig, volumes: np.ndarray) -> Cr
         views=config.views,
         augmentation=config.augmentation,
         intensities=values,
+        volumes=np.asarray(table.volumes),
         image_rows=image_rows,
         label_rows=label_rows,
         label_dtype=None if label_rows is None else _label_dtype(table, label_rows[volumes]),

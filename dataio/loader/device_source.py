@@ -7,10 +7,9 @@ import torch
 
 from mim3d.dataio.device.device_reader import DeviceReader, Fetched
 from mim3d.dataio.errors import ChunkError
-from mim3d.dataio.loader.crop_source import CropSource, RawBatch
+from mim3d.dataio.loader.crop_source import CropSource, RawBatch, Wanted
 from mim3d.dataio.loader.crop_spec import CropJob
 from mim3d.dataio.loader.sampler import Sampler
-from mim3d.dataio.reader.shard_reader import Request
 
 
 @dataclass
@@ -63,15 +62,13 @@ class DeviceSource(CropSource):
                     requests[i] = self._replace(batch, i)
             batch.fetched = self._fetch(requests)
 
-    def _load(self, batch: RawBatch, i: int, requests: tuple[Request, Request | None]) -> None:
-        self._fetch([requests])
+    def _load(self, batch: RawBatch, i: int, wanted: Wanted) -> None:
+        self._fetch([wanted])
 
-    def _fetch(
-        self, requests: list[tuple[Request, Request | None]]
-    ) -> tuple[Fetched, Fetched | None]:
+    def _fetch(self, requests: list[Wanted]) -> tuple[Fetched, Fetched | None]:
         size = self.job.crop_size
-        labels = [label for _, label in requests if label is not None]
-        image = self.device_reader.fetch([image for image, _ in requests], size)
+        labels = [each.label for each in requests if each.label is not None]
+        image = self.device_reader.fetch([each.image for each in requests], size)
         return image, self.device_reader.fetch(labels, size) if labels else None
 
     def _finish(self, batch: RawBatch) -> None:

@@ -9,22 +9,25 @@ from typing import TypeVar
 
 import numpy as np
 
-from mim3d.dataio.loader.augment import ViewDraws, draw_flips, draw_view
+from mim3d.dataio.loader.augment import ViewDraws, draw_flips, draw_placements, draw_view
 from mim3d.dataio.loader.crop_spec import CropJob
 from mim3d.dataio.loader.sampler import Sampler, Samples
+from mim3d.dataio.transforms.placement import Placements
 
 TOGETHER = 256  # samples
 TOGETHER_ON_FOREGROUND = 64  # points are looked up sample by sample, and a step would wait for them
-Arrays = TypeVar("Arrays", Samples, ViewDraws)
+Arrays = TypeVar("Arrays", Samples, ViewDraws, Placements)
 
 
 @dataclass(frozen=True)
 class Drawn:
-    """One batch: its samples, their flips (b, 3) bool, and the parameters of each view."""
+    """One batch: its samples, their flips (b, 3) bool, the parameters of each view, and where crops
+    lie that are turned within their volumes (None: all as they are)."""
 
     samples: Samples
     flips: np.ndarray
     views: list[ViewDraws]
+    placements: Placements | None
 
 
 def draws(
@@ -44,8 +47,12 @@ def draws(
             views = [
                 draw_view(job.augmentation, seeds, view, job.crop_size) for view in range(job.views)
             ]
+            placements = draw_placements(
+                *(job.augmentation, seeds, samples.start, job.crop_size, flips),
+                job.volumes[samples.volume],
+            )
             known.clear()
-            known[number] = Drawn(samples, flips, views)
+            known[number] = Drawn(samples, flips, views, placements)
         return known[number]
 
     def batch(number: int) -> Drawn:
@@ -53,7 +60,8 @@ def draws(
         begin = number % together * count
         part = slice(begin, begin + count)
         views = [_part(view, part) for view in whole.views]
-        return Drawn(_part(whole.samples, part), whole.flips[part], views)
+        placements = None if whole.placements is None else _part(whole.placements, part)
+        return Drawn(_part(whole.samples, part), whole.flips[part], views, placements)
 
     return batch
 

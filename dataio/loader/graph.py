@@ -39,9 +39,11 @@ class GraphSpec:
     def is_direct(self) -> bool:
         """Whether nothing is left to do: no operator, and crops are read where they are wanted.
 
-        Noise is drawn with the other changes on a CPU, and afterwards by torch on a GPU.
+        Noise and artefacts come with the other changes on a CPU, afterwards by torch on a GPU.
         """
-        ready = self.device_input if self.device_id is not None else not self.augmentation.noise
+        kind = self.augmentation
+        still = not kind.noise and not kind.artefacts.possible
+        ready = self.device_input if self.device_id is not None else still
         return ready and not self.parameters
 
     @property
@@ -62,9 +64,9 @@ Feed = Callable[[int], list[Any]]
 class DirectGraph:
     """Hands over what was read, without a copy; DALI would copy every crop once.
 
-    For one view without rotation or zoom, nor noise on a CPU, whose flips and intensities are part
-    of the reading: on the CPU, or decoded on the GPU, on the stream that is current when a batch is
-    taken.
+    For one view without rotation or zoom, nor noise or artefacts on a CPU, whose flips and
+    intensities are part of the reading: on the CPU, or decoded on the GPU, on the stream that is
+    current when a batch is taken.
     """
 
     def __init__(self, spec: GraphSpec, feed: Feed) -> None:

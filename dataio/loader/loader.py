@@ -31,7 +31,7 @@ from mim3d.dataio.device.device_fit import fitting_cache
 from mim3d.dataio.device.device_reader import DeviceReader
 from mim3d.dataio.device.inflate import NvcompInflate, inflate_on_host
 from mim3d.dataio.errors import Mim3dError
-from mim3d.dataio.loader.batch import Batch, add_noise, finish
+from mim3d.dataio.loader.batch import Batch, add_artefacts, add_noise, finish
 from mim3d.dataio.loader.config import DISK, LoaderConfig
 from mim3d.dataio.loader.crop_source import CropSource, RawBatch
 from mim3d.dataio.loader.crop_spec import crop_job, make_sampler
@@ -232,7 +232,8 @@ class Loader(IterableDataset[Batch]):
     def _reads_bfloat16(self) -> bool:
         """Whether crops can be rounded while they are read: nothing later wants float32."""
         kind = self._job.augmentation
-        changes = kind.noise or kind.intensity is not None
+        changes = kind.noise or kind.artefacts.possible or kind.intensity is not None
+        changes = changes or kind.spatial is not None
         return self.config.dtype == "bfloat16" and self._spec.is_direct and not changes
 
     def _make_source(self, reader: ShardReader) -> CropSource:
@@ -288,6 +289,8 @@ class Loader(IterableDataset[Batch]):
         for image, view in zip(tensors, raw.views, strict=True):
             if self._spec.device_id is not None:
                 add_noise(image, view)
+                if self._job.augmentation.artefacts.possible:
+                    add_artefacts(image, view.noise_seed, self._job.augmentation.artefacts)
             intensity = self._job.augmentation.intensity
             images.append(finish(image, view.noise_seed, self.config.dtype, intensity))
         return Batch(

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 
 from mim3d.dataio.loader.augment import ViewDraws
+from mim3d.dataio.loader.batch import add_artefacts
 from mim3d.dataio.loader.buffer_pool import BufferPool
 from mim3d.dataio.loader.graph import Feed, GraphSpec
 from mim3d.dataio.loader.read_threads import ReadThreads, Work
@@ -98,6 +99,10 @@ class ViewGraph:
 
     def _make_image(self, crop: np.ndarray, plan: ViewPlan, out: np.ndarray) -> None:
         self._maker().image(crop, plan, out)
+        artefacts = self.spec.augmentation.artefacts
+        if artefacts.possible:
+            seeds = np.array([plan.seed], np.uint64)
+            add_artefacts(torch.from_numpy(out)[None], seeds, artefacts)
 
     def _make_label(self, label: np.ndarray, plan: ViewPlan, out: np.ndarray) -> None:
         self._maker().label(label, plan, out)

@@ -1,6 +1,7 @@
 /* Augmented views of a crop, and the label turned with them; loader/views.py has the same in numpy. */
 
 #include "module.h"
+#include "resample.h"
 #include "warp.h"
 
 static int parse_geometry(PyObject *geometry, View *view) {
@@ -98,9 +99,70 @@ release:
     return result;
 }
 
+/* How a crop lies in its box: map (12), from where to where the volume reaches (3 and 3). */
+static int parse_placing(PyObject *given, Placing *how) {
+    double *map = how->map, *low = how->low, *high = how->high;
+    if (!PyArg_ParseTuple(given, "(dddddddddddd)(ddd)(ddd)", &map[0], &map[1], &map[2], &map[3],
+                          &map[4], &map[5], &map[6], &map[7], &map[8], &map[9], &map[10], &map[11],
+                          &low[0], &low[1], &low[2], &high[0], &high[1], &high[2]))
+        return 0;
+    for (int i = 0; i < 12; i++)
+        if (!isfinite(map[i])) {
+            PyErr_SetString(PyExc_ValueError, "where a crop lies is not finite");
+            return 0;
+        }
+    return 1;
+}
+
+/* Sizes of box and crop, (c, z, y, x) both; 0 where they do not fit each other. */
+static int placed(Placing *how, const Py_buffer *from, const Py_buffer *to) {
+    if (from->ndim != 4 || to->ndim != 4 || from->itemsize != to->itemsize) return 0;
+    if (from->shape[0] != to->shape[0] || from->shape[0] < 1) return 0;
+    how->channels = from->shape[0];
+    for (int i = 0; i < 3; i++) {
+        how->box[i] = from->shape[i + 1], how->size[i] = to->shape[i + 1];
+        if (how->box[i] < 1 || how->size[i] < 1 || how->size[i] > 1 << 20) return 0;
+    }
+    /* Neighbours are found by 32 bits. */
+    return (double)how->box[0] * (double)how->box[1] * (double)how->box[2] < 2147483648.0;
+}
+
+/* place(box (c, z, y, x), placing, fill (c float32) or None for labels, out (c, z, y, x)) -> None. */
+static PyObject *place_crop(PyObject *self, PyObject *args) {
+    (void)self;
+    PyObject *objects[3], *placing, *result = NULL;
+    Placing how = {0};
+    if (!PyArg_ParseTuple(args, "OOOO", &objects[0], &placing, &objects[2], &objects[1]) ||
+        !parse_placing(placing, &how))
+        return NULL;
+    Py_buffer held[3];
+    int opened = 0, labels = objects[2] == Py_None;
+    const int flags[3] = {PyBUF_C_CONTIGUOUS, WRITE, PyBUF_C_CONTIGUOUS};
+    if (!hold_buffers(objects, flags, labels ? 2 : 3, held, &opened)) goto release;
+    int fits = placed(&how, &held[0], &held[1]);
+    if (fits && labels) fits = how.channels == 1;
+    else if (fits) fits = held[0].itemsize == 4 && held[2].len == how.channels * 4;
+    if (!fits) {
+        PyErr_SetString(PyExc_ValueError, "box, crop and fill do not fit each other");
+        goto release;
+    }
+    Py_BEGIN_ALLOW_THREADS
+    if (labels) nearest_of(&how, held[0].buf, held[1].buf, (int)held[0].itemsize);
+#if X86
+    else if (instructions >= AVX2) linear_avx2(&how, held[0].buf, held[2].buf, held[1].buf);
+#endif
+    else linear_plain(&how, held[0].buf, held[2].buf, held[1].buf);
+    Py_END_ALLOW_THREADS
+    result = Py_NewRef(Py_None);
+release:
+    release_buffers(held, opened);
+    return result;
+}
+
 static PyMethodDef methods[] = {
     {"view", view_crop, METH_VARARGS, "One augmented view of a crop."},
     {"label", view_label, METH_VARARGS, "A label turned as its crop's view."},
+    {"place", place_crop, METH_VARARGS, "A crop from the box of its volume that it lies in."},
     {"instructions", use_instructions, METH_VARARGS, "The instruction set in use."},
     {NULL, NULL, 0, NULL},
 };

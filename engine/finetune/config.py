@@ -14,6 +14,7 @@ from mim3d.dataio.finite import (
     refuse_not_finite,
     refuse_outside,
 )
+from mim3d.dataio.transforms.artefacts import parsed_artefacts
 from mim3d.engine.distributed.config import DeviceKind, ParallelConfig
 from mim3d.engine.errors import ConfigError
 from mim3d.engine.finetune.splits import SplitConfig
@@ -126,8 +127,14 @@ class FinetuneConfig:
     classify)."""
     foreground_fraction: float = 0.5
     """Share of training crops centred on a labelled voxel."""
-    augment: Literal["none", "segmentation", "upright"] = "segmentation"
-    """Of training crops; upright is segmentation without flips."""
+    augment: Literal[
+        "none", "segmentation", "upright", "spatial-segmentation", "spatial-upright"
+    ] = "segmentation"
+    """Of training crops; upright is segmentation without flips. Both turn and zoom within the crop,
+    whose border they repeat; spatial- reads what lies beyond it, turns in millimetres, by more."""
+    artefacts: tuple[str, ...] = ()
+    """NAME=CHANCE of MRI artefacts of training crops: bias-field, ghosting, gibbs, low-resolution,
+    gamma."""
     seed: int = 0
     """Of the head's weights, the scratch encoder's weights, and the order of crops."""
     threads: int = 1
@@ -160,6 +167,7 @@ class FinetuneConfig:
                 "head only"
             )
         self._check_transfer()
+        parsed_artefacts(self.artefacts)
         if not (self.weight_decay >= 0.0 and self.clip_norm >= 0.0):
             # A negative norm would turn the gradient round.
             raise ConfigError(

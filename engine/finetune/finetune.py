@@ -296,6 +296,7 @@ def loader_config(config: FinetuneConfig, micro_batch: int) -> LoaderConfig:
         foreground_fraction=config.foreground_fraction if segments else 0.0,
         normalise=config.data.normalise,
         augment=config.augment,
+        artefacts=config.artefacts,
         cache="auto",
         threads=config.threads,
     )

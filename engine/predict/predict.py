@@ -102,7 +102,7 @@ def run_predict(
 
 def refuse_mirror(config: PredictConfig, trained: FinetuneConfig) -> None:
     """A ConfigError where reflections are asked for that the network never saw."""
-    if config.mirror and trained.augment != "segmentation":
+    if config.mirror and "segmentation" not in trained.augment:
         raise ConfigError(
             f"--mirror averages over reflections, and the run was trained without "
             f"(augment {trained.augment}): leave --mirror out"

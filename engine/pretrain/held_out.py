@@ -34,11 +34,11 @@ class HeldOut:
         needs_views = config.method.views > 1
         seed = config.seed + SEED_OFFSET
         drawn = config.data.loader_config(config.vit, config.method, micro_batch, seed)
+        if not needs_views:
+            drawn = dataclasses.replace(drawn, augment="none", artefacts=())
         self.loader = Loader(
             config.data.corpus,
-            dataclasses.replace(
-                drawn, augment=drawn.augment if needs_views else "none", cache="auto", shares=()
-            ),
+            dataclasses.replace(drawn, cache="auto", shares=()),
             rank=ranks.rank,
             world=ranks.world,
             device=ranks.device,

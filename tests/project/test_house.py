@@ -35,7 +35,8 @@ DATAIO = {
     "convert": "sources nifti corpus chunks storage native",
     "reader": "corpus chunks remote storage",
     "device": "reader corpus chunks native",
-    "loader": "device reader corpus chunks native remote",
+    "transforms": "native",
+    "loader": "device reader corpus chunks native remote transforms",
     "inspect": "reader corpus subjects nifti chunks storage",
 }
 ENGINE = {

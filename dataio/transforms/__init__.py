@@ -1,0 +1,6 @@
+"""What augmentation does to voxels, from numbers already drawn.
+
+placement says where a crop that is turned and zoomed lies in its volume, and which box of it is
+read; resampling makes the crop from that box. artefacts says which of MRI's a crop may
+get; crop_artefacts gives them to it, intensity_artefacts and kspace make them.
+"""
