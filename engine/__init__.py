@@ -8,9 +8,10 @@ Folders, each importing only what stands above it:
     runs         what a run leaves on disk
     transfer     weights that exist, taken over into an encoder of now
     training     one loop for whatever gives a loss for a batch
+    finetune     the fine-tuning run
+    probe        what a frozen encoder knows while it is pretrained
     pretrain     the pretraining run
     planning     what a run will take, before it runs
-    finetune     the fine-tuning run
     predict      a fine-tuned network over new scans
     study        a convergence study, run
     analysis     what its results say

@@ -99,7 +99,14 @@ def last_words(result: "PretrainResult", args: PretrainArgs) -> list[str]:
     lines = [loss_line("loss", verdict)] if verdict.get("loss") is not None else []
     if verdict.get("held_out"):
         lines.append(loss_line("held-out loss", verdict["held_out"]))
-    return [*lines, f"encoder: {args.out / WEIGHTS}", f"next: {next_command(args)}"]
+    lines.append(f"encoder: {args.out / WEIGHTS}")
+    probe = result.figures.get("probe") or {}
+    if probe.get("encoder"):
+        lines.append(
+            f"best by the probe ({probe['by']} {probe['best']:.4f} at step {probe['best_step']}): "
+            f"{Path(probe['encoder']) / WEIGHTS}"
+        )
+    return [*lines, f"next: {next_command(args)}"]
 
 
 def loss_line(name: str, verdict: Mapping[str, Any]) -> str:

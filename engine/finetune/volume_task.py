@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from mim3d.dataio.geometry import Triple
 from mim3d.dataio.loader.batch import Batch
 from mim3d.dataio.reader.corpus import Corpus
 from mim3d.dataio.reader.shard_reader import Shards
@@ -108,12 +109,18 @@ def windows(image: Tensor, crop_size: tuple[int, int, int]) -> Tensor:
         short = max(want - have, 0)
         pads += [short // 2, short - short // 2]
     image = nn.functional.pad(image, pads, value=float(image.min()))
-    starts = []
-    for have, want in zip(image.shape[1:], crop_size, strict=True):
-        count = math.ceil(have / want)
-        starts.append([round(i * (have - want) / max(count - 1, 1)) for i in range(count)])
+    z, y, x = image.shape[1:]
     crops = [
         image[:, z : z + crop_size[0], y : y + crop_size[1], x : x + crop_size[2]]
-        for z, y, x in product(*starts)
+        for z, y, x in even_starts((z, y, x), crop_size)
     ]
     return torch.stack(crops)
+
+
+def even_starts(shape: Triple, size: Triple) -> list[Triple]:
+    """First voxels of the fewest windows of `size` that cover a volume of at least that, evenly."""
+    starts = []
+    for have, want in zip(shape, size, strict=True):
+        count = math.ceil(have / want)
+        starts.append([round(i * (have - want) / max(count - 1, 1)) for i in range(count)])
+    return list(product(*starts))

@@ -35,6 +35,10 @@ class Objective(nn.Module, ABC):
         `measure` adds what is compared with the loss, such as baselines.
         """
 
+    def encoder_tokens(self, crops: Tensor) -> Tensor:
+        """What the encoder makes of crops (b, c, z, y, x), with nothing hidden: (b, n, width)."""
+        return self.get_submodule("encoder")(crops)
+
 
 @runtime_checkable
 class HasBaselines(Protocol):

@@ -19,6 +19,7 @@ from mim3d.engine.models.config import (
 from mim3d.engine.models.registry import METHODS, OWN_KINDS, EncoderShape, way_of
 from mim3d.engine.models.resenc.config import Backbone, ResEncConfig
 from mim3d.engine.pretrain.data import DECIDED_ELSEWHERE, DataConfig
+from mim3d.engine.probe.config import ProbeConfig
 from mim3d.engine.runs.config import CheckpointConfig, check_channel_map
 from mim3d.engine.training.config import (
     DivergenceConfig,
@@ -72,6 +73,7 @@ class PretrainConfig:
     parallel: ParallelConfig = field(default_factory=ParallelConfig)
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
     log: PretrainLog = field(default_factory=PretrainLog)
+    probe: ProbeConfig = field(default_factory=ProbeConfig)
     divergence: Annotated[DivergenceConfig, tyro.conf.arg(name="")] = field(
         default_factory=DivergenceConfig
     )
@@ -158,7 +160,7 @@ def config_dict(config: object) -> dict[str, Any]:
 
 
 NOT_IDENTITY = (
-    *("checkpoint", "log", "parallel", "divergence", "dealt", "environment"),
+    *("checkpoint", "log", "probe", "parallel", "divergence", "dealt", "environment"),
     *("init", "init_axes", "init_channels", "accept_corpus", "start", "history", "plugins"),
 )
 """Parts that a resumed run may change: they do not decide what is learned (but for the gradient

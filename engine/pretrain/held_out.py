@@ -86,7 +86,7 @@ class HeldOutScores(Hook):
 
     def after_step(self, trainer: Trainer) -> None:
         """The pretext's loss on held-out subjects, where this step is one that scores."""
-        if not self.due(trainer.step, trainer.steps):
+        if not self.due(trainer.step, trainer.steps) and not trainer.finished:
             return
         with trainer.clock.paused():
             trainer.row |= self.held_out.score(self.model)

@@ -11,7 +11,7 @@ from mim3d.engine.training.run import CHECKPOINTS
 
 MAY_CHANGE = ("schedule", "optim.clip_norm", "optim.weight_decay")
 """Parts of what is learned that a run under way may have otherwise from a step on."""
-KEPT = (*MAY_CHANGE, "checkpoint", "log", "parallel.precision", "divergence")
+KEPT = (*MAY_CHANGE, "checkpoint", "log", "probe", "parallel.precision", "divergence")
 """What the history tells of where it changes."""
 
 

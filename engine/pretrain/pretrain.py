@@ -6,10 +6,11 @@ An `out` that holds checkpoints of the same configuration is gone on with; one t
 finished run is answered from disk.
 """
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from contextlib import ExitStack, closing
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from torch import Tensor
 
@@ -42,6 +43,9 @@ from mim3d.engine.pretrain.run_folder import (
     stored_config,
 )
 from mim3d.engine.pretrain.verdict import judge_pretext
+from mim3d.engine.probe.best import BEST, leave_best
+from mim3d.engine.probe.probe import Probe, ProbeSetting
+from mim3d.engine.probe.remarks import probe_remarks
 from mim3d.engine.runs.checkpoint_files import committed
 from mim3d.engine.runs.encoder_file import STATISTICS, save_encoder
 from mim3d.engine.runs.files import json_sha256, read_json, refuse_address, write_json
@@ -57,6 +61,7 @@ from mim3d.engine.training.run import CHECKPOINTS, Run, RunSettings, Sitting
 from mim3d.engine.training.run_context import explain_full_disk, run_ranks, shown_progress
 from mim3d.engine.training.run_state import full_weights
 from mim3d.engine.training.sharding import shard_objective
+from mim3d.engine.training.trainer import Hook
 from mim3d.engine.transfer.seen import keep_trained_on
 from mim3d.engine.transfer.start import StartRequest, start_from
 from mim3d.engine.transfer.start_report import Start
@@ -81,6 +86,12 @@ def run_pretrain(config: PretrainConfig, out: str | Path) -> PretrainResult:
         held_out = None
         if subjects.held_out:
             held_out = stack.enter_context(closing(HeldOut(config, ranks, subjects.held_out)))
+        probe = None
+        if config.probe.is_on:
+            shape, normalise = config.encoder, config.data.loader.normalise
+            probe = stack.enter_context(
+                closing(ProbeSetting(config.probe, shape, normalise, ranks))
+            )
         module = config.build()
         begins = first_decides(ranks, lambda: not committed(out / CHECKPOINTS))
         start = start_from(module, start_request(config)) if config.init and begins else None
@@ -100,9 +111,13 @@ def run_pretrain(config: PretrainConfig, out: str | Path) -> PretrainResult:
             table = loader.corpus.table
             drawn = {table.volume_id(int(row)) for row in loader.sampler.volumes}
             keep_trained_on(out, [one for one in loader.corpus.records if one.id in drawn])
+            if probe is not None:
+                normalise = config.data.loader.normalise
+                for line in probe_remarks(out, loader.corpus, probe.cohort, normalise):
+                    shown.note(line)
         for line in [*map(change_line, changed), *changed_parts(before, own_parts(config))]:
             shown.note(line)
-        return train(config, module, Sitting(out, ranks, loader, shown, stop), held_out)
+        return train(config, module, Sitting(out, ranks, loader, shown, stop), held_out, probe)
 
 
 def subjects_of(config: PretrainConfig, out: Path) -> Subjects:
@@ -177,7 +192,11 @@ def remarks(config: PretrainConfig, fit: CorpusFit) -> list[str]:
 
 
 def train(
-    config: PretrainConfig, module: Objective, sitting: Sitting, held_out: HeldOut | None
+    config: PretrainConfig,
+    module: Objective,
+    sitting: Sitting,
+    held_out: HeldOut | None,
+    setting: ProbeSetting | None,
 ) -> PretrainResult:
     """One sitting: to the end, with the encoder's file and the verdict, or until a signal."""
     ranks, log = sitting.ranks, config.log
@@ -189,15 +208,18 @@ def train(
         [HeldOutScores(held_out, part.module, log.held_out_every, pictures)] if held_out else []
     )
     settings = settings_of(config, sitting)
-    with closing(Run(sitting, part, settings, before=scores, after=[pictures])) as run:
+    step_flops = settings.basis.flops_per_crop * config.global_batch
+    probe = Probe(setting, part.module, step_flops, sitting.shown) if setting else None
+    before: list[Hook] = [*([probe] if probe else []), *scores]
+    with closing(Run(sitting, part, settings, before=before, after=[pictures])) as run:
         if not run.go():
             return PretrainResult(sitting.out, run.trainer.step, run.log.last, interrupted=True)
         weights = full_weights(part.module.get_submodule("encoder"))
         run.checkpoints.finish()
-    figures = dict(run.log.last)
+    figures, step = dict(run.log.last), run.trainer.step
     if ranks.first:
-        figures = leave(config, sitting, settings.identity, weights)
-    return PretrainResult(sitting.out, config.steps, figures)
+        figures = leave(config, sitting, settings.identity, weights, step, probe)
+    return PretrainResult(sitting.out, step, figures)
 
 
 def settings_of(config: PretrainConfig, sitting: Sitting) -> RunSettings:
@@ -232,7 +254,12 @@ def settings_of(config: PretrainConfig, sitting: Sitting) -> RunSettings:
 
 
 def leave(
-    config: PretrainConfig, sitting: Sitting, identity: RunIdentity, weights: dict[str, Tensor]
+    config: PretrainConfig,
+    sitting: Sitting,
+    identity: RunIdentity,
+    weights: dict[str, Tensor],
+    step: int,
+    probe: Probe | None,
 ) -> Row:
     """Write the encoder's file and the verdict; the first rank's work."""
     out, normalise = sitting.out, config.data.loader.normalise
@@ -240,7 +267,7 @@ def leave(
     scans = scan_recipe(sitting.loader.corpus, normalise, config.vit.channels)
     provenance = {
         "method": method_name(config.method),
-        "step": config.steps,
+        "step": step,
         "normalise": normalise,
         "statistics": STATISTICS,
         "scans": scans.plain(),
@@ -254,5 +281,20 @@ def leave(
     figures = {**(rows[-1] if rows else {}), "pretext": judge_pretext(rows)}
     if doubts := Start(**stored["start"]).doubts if stored.get("start") else []:
         figures["start_doubts"] = doubts
+    if probe is not None:
+        figures |= probed(config, probe, sitting, provenance)
     write_json(out / RESULT, figures)
     return figures
+
+
+def probed(
+    config: PretrainConfig, probe: Probe, sitting: Sitting, provenance: Mapping[str, Any]
+) -> Row:
+    """What a run's result tells of its probe, whose best encoder is written."""
+    course, out = probe.course, sitting.out
+    lack = leave_best(out, out / CHECKPOINTS, config.encoder, course, provenance)
+    if lack:
+        sitting.shown.note(lack)
+    found = {"by": config.probe.by, "best": course.best, "best_step": course.best_step}
+    early = {"stopped_early": probe.config.patience} if probe.enough() else {}
+    return {"probe": {**found, "encoder": "" if lack else str(out / BEST)}, **early}

@@ -2,7 +2,7 @@
 
 import json
 import platform
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -98,8 +98,8 @@ def open_run(
             corpus_remedy(out),
         )
     changed = changes(stored, out, config, opening.corpus_sha256) if stored else []
-    if stored.get("steps", config.steps) != config.steps:
-        (out / RESULT).unlink(missing_ok=True)  # of the shorter run
+    if (out / RESULT).exists() and not is_answered_by(stored, config, read_json(out / RESULT)):
+        (out / RESULT).unlink()  # of the shorter run
     began = {
         name: stored[name]
         for name in ("init", "init_axes", "init_channels", "start")
@@ -175,11 +175,21 @@ def finished_result(out: Path, config: PretrainConfig) -> PretrainResult | None:
     if not file.exists():
         return None
     refuse_other_config(out / CONFIG, config)
-    if read_json(out / CONFIG).get("steps", config.steps) != config.steps:
-        return None  # it is to be lengthened
     figures = read_json(file)
+    if not is_answered_by(read_json(out / CONFIG), config, figures):
+        return None  # it is to be lengthened
     now = local_sha256(own_file(config.data.corpus, MANIFEST)) if config.data.corpus else None
     if now is not None and not config.accept_corpus:
         before = read_card(out)[1].get("corpus_sha256", now)
         refuse_changed_corpus(config.data.corpus, before, now, config.steps, corpus_remedy(out))
-    return PretrainResult(out, config.steps, figures)
+    return PretrainResult(out, figures.get("step", config.steps), figures)
+
+
+def is_answered_by(
+    stored: dict[str, Any], config: PretrainConfig, figures: Mapping[str, Any]
+) -> bool:
+    """Whether a finished run is what is asked for: as long, and stopped early as it may be now."""
+    if stored.get("steps", config.steps) != config.steps:
+        return False
+    before = stored.get("probe", {}).get("patience")
+    return "stopped_early" not in figures or before == config.probe.patience

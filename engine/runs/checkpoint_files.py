@@ -23,6 +23,7 @@ from mim3d.engine.runs.files import file_sha256, json_sha256
 
 SEAL = "manifest.json"
 FORMAT = 1
+LOSS = "loss"
 COMMITTED = re.compile(r"step-(\d{8})")
 
 
@@ -41,13 +42,15 @@ class CheckpointFacts:
     world: int
     """Ranks that wrote it."""
     score: float | None = None
-    """Mean loss since the checkpoint before; lower is better."""
+    """Mean loss since the checkpoint before, or the error of a probe; lower is better."""
     seconds: float = 0.0
     """Training time so far."""
     hooks: dict[str, Any] = field(default_factory=dict)
     """What hooks of the loop keep, by name: evaluations so far."""
     bad_in_row: int = 0
     """Steps up to this one whose gradient was not finite; healthy are those with none."""
+    score_of: str = LOSS
+    """What the score is; only equal ones are compared."""
 
 
 def step_folder(root: Path, step: int) -> Path:
@@ -164,12 +167,14 @@ def prune(root: Path, keep: int, keep_best: bool, step: int) -> None:
     kept = {*folders[:keep], *list(healthy)[:1]}
     if keep_best:
         # No number is below a NaN.
+        newest = next(iter(healthy.values())).score_of if healthy else LOSS
         scores = {
             folder: facts.score
             for folder, facts in healthy.items()
-            if facts.score is not None and math.isfinite(facts.score)
+            if facts.score_of == newest and facts.score is not None and math.isfinite(facts.score)
         }
-        kept |= {min(scores, key=lambda folder: scores[folder])} if scores else set()
+        # Of equals the first: a later one is no better.
+        kept |= {min(scores, key=lambda folder: (scores[folder], folder))} if scores else set()
     for folder in folders:
         if folder not in kept:
             discard(folder)

@@ -21,7 +21,8 @@ class CheckpointConfig:
     keep: int = 2
     """Newest checkpoints kept."""
     keep_best: bool = True
-    """Also keep the one with the lowest mean loss since the one before."""
+    """Also keep the one with the lowest mean loss since the one before; where there is a probe,
+    the one that it scores best."""
     asynchronous: bool = True
     """Write while training goes on."""
 

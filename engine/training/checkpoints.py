@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from mim3d.dataio.loader.loader import Loader
 from mim3d.engine.distributed.process_group import Ranks
 from mim3d.engine.runs.checkpoint import Checkpointer, State
-from mim3d.engine.runs.checkpoint_files import CheckpointFacts
+from mim3d.engine.runs.checkpoint_files import LOSS, CheckpointFacts
 from mim3d.engine.training.corpus import BEGIN_ANEW, refuse_changed_corpus
 from mim3d.engine.training.log import Log
 from mim3d.engine.training.rewinds import Rewinds
@@ -19,7 +19,7 @@ from mim3d.engine.training.run_state import (
     run_state,
 )
 from mim3d.engine.training.sharding import ShardedObjective
-from mim3d.engine.training.trainer import Hook, Trainer
+from mim3d.engine.training.trainer import Hook, Judgement, Trainer
 
 
 @dataclass(frozen=True)
@@ -138,8 +138,9 @@ class Checkpoints(Hook):
         return {**self.loader.state_dict(), **place}
 
     def after_step(self, trainer: Trainer) -> None:
-        """Save, where it is time; the last step is saved at the end."""
-        if self.save_after(trainer.step) and not trainer.finished:
+        """Save, where it is time or the step is the best; the last step is saved at the end."""
+        is_best = trainer.judgement is not None and trainer.judgement.is_best
+        if (self.save_after(trainer.step) or is_best) and not trainer.finished:
             self.save(trainer)
 
     def end(self, trainer: Trainer) -> None:
@@ -151,13 +152,16 @@ class Checkpoints(Hook):
         if trainer.step == self.saved_step:
             return
         bad_in_row = int(self.optimiser.bad_in_row)
+        loss = self.log.mean_loss_since_save()
+        judged = trainer.judgement or Judgement(LOSS, loss)
         facts = CheckpointFacts(
             step=trainer.step,
             config_sha256=self.identity.config_sha256,
             corpus_sha256=self.identity.corpus_sha256,
             loader=dict(self.loader.state_dict()),
             world=self.ranks.world,
-            score=self.log.mean_loss_since_save(),
+            score=judged.error,
+            score_of=judged.by,
             seconds=trainer.clock.seconds,
             # A copy: they are written while the run goes on, and hooks add to their lists.
             hooks={hook.name: deepcopy(kept) for hook in trainer.hooks if (kept := hook.state())},

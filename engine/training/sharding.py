@@ -48,6 +48,7 @@ def shard_objective(
     mesh = make_mesh(ranks.device, ranks.world, parallel.replicate)
     dtype = choose_precision(parallel.precision, ranks.device)
     shard_model(module, mesh, parallel, dtype)
+    register_fsdp_forward_method(module, "encoder_tokens")
     if isinstance(module, Reconstructs):
         register_fsdp_forward_method(module, "reconstruct")
     optimiser = ShardedOptimiser(

@@ -8,6 +8,7 @@ are hooks, called in the order in which they are given.
 """
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor
@@ -18,6 +19,18 @@ from mim3d.engine.distributed.stop import StopSignal
 from mim3d.engine.training.clocks import TrainingClock
 from mim3d.engine.training.metrics import Row
 from mim3d.engine.training.train_step import StepFigures, Stepper
+
+
+@dataclass(frozen=True)
+class Judgement:
+    """What a checkpoint of the present step is judged by, where not by its loss."""
+
+    by: str
+    """Errors by other things cannot be compared with it."""
+    error: float | None = None
+    """Lower is better; None where this step was not judged."""
+    is_best: bool = False
+    """Whether it is to be kept: none was better so far."""
 
 
 class Hook:
@@ -40,6 +53,10 @@ class Hook:
 
     def after_step(self, trainer: "Trainer") -> None:
         """After a step: `trainer.step` is its number, `trainer.figures` what it measured."""
+
+    def enough(self) -> bool:
+        """Whether the run is to end before its last step."""
+        return False
 
     def end(self, trainer: "Trainer") -> None:
         """After the last step, or where the run was told to stop."""
@@ -83,13 +100,15 @@ class Trainer:
         self.figures: StepFigures | None = None
         self.row: Row = {}
         """What hooks have to say of the step just done."""
+        self.judgement: Judgement | None = None
+        """What a hook has to say of its checkpoint."""
 
     def run(self, stop: StopSignal) -> bool:
         """Steps to the end, or until told to stop; whether it came to the end."""
         self.clock.start(self.seconds_before)
         for hook in self.hooks:
             hook.begin(self)
-        while self.step < self.steps and not stop.agreed():
+        while not self.finished and not stop.agreed():
             try:
                 with patience(left=stop.at_once):
                     self.one_step()
@@ -120,8 +139,8 @@ class Trainer:
 
     @property
     def finished(self) -> bool:
-        """Whether the last step is done."""
-        return self.step >= self.steps
+        """Whether the last step is done, or a hook has had enough."""
+        return self.step >= self.steps or any(hook.enough() for hook in self.hooks)
 
     def close(self) -> None:
         """Release what hooks hold, the last one first."""

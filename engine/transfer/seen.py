@@ -57,16 +57,23 @@ def trained_on(source: str) -> TrainedOn | None:
     return None
 
 
+def seen_among(
+    source: str, volumes: Sequence[Volume], subjects: Collection[str]
+) -> tuple[set[str], set[str]]:
+    """Subjects that weights were trained on: by their files, and others by name alone."""
+    known = trained_on(source)
+    if known is None:
+        return set(), set()
+    own = [volume for volume in volumes if volume.subject in subjects]
+    seen = {volume.subject for volume in own if known.sources.intersection(volume.source_hash)}
+    return seen, set(subjects) & known.subjects - seen
+
+
 def seen_lines(
     source: str, volumes: Sequence[Volume], subjects: Collection[str], split: str
 ) -> list[str]:
     """Loud lines where subjects of a split were pretrained on, by their files or by name alone."""
-    known = trained_on(source)
-    if known is None or not subjects:
-        return []
-    own = [volume for volume in volumes if volume.subject in subjects]
-    seen = {volume.subject for volume in own if known.sources.intersection(volume.source_hash)}
-    alike = set(subjects) & known.subjects - seen
+    seen, alike = seen_among(source, volumes, subjects)
     lines = []
     if seen:
         lines.append(

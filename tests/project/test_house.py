@@ -45,16 +45,17 @@ ENGINE = {
     "runs": "models distributed",
     "transfer": "runs models distributed",
     "training": "runs models distributed",
-    "pretrain": "training transfer runs models distributed",
-    "planning": "pretrain training runs models distributed",
     "finetune": "training transfer runs models distributed",
+    "probe": "finetune training transfer runs models distributed",
+    "pretrain": "probe training transfer runs models distributed",
+    "planning": "pretrain training runs models distributed",
     "predict": "finetune training runs models distributed",
     "study": "finetune pretrain training transfer runs models distributed",
     "analysis": "study runs",
     "report": "analysis study runs",
     "commands": (
-        "models distributed runs transfer training pretrain planning finetune predict study "
-        "analysis report"
+        "models distributed runs transfer training finetune probe pretrain planning predict "
+        "study analysis report"
     ),
     "face": "",
 }

@@ -28,6 +28,7 @@ from mim3d.engine.models.resenc.config import ResEncConfig
 from mim3d.engine.pretrain.config import PretrainConfig
 from mim3d.engine.pretrain.pretrain import run_pretrain
 from mim3d.engine.pretrain.recipes import recipe
+from mim3d.engine.probe.config import ProbeConfig
 from mim3d.engine.runs import checkpoint_files
 from mim3d.engine.training.checkpoints import Checkpoints
 from mim3d.engine.training.config import DivergenceConfig
@@ -222,6 +223,9 @@ def main(corpus: str, out: str, fault: str = "", method: str = "mae", *counts: s
     parallel = dataclasses.replace(config.parallel, replicate=replicate, grad_accum=accum)
     optim = dataclasses.replace(config.optim, kind="lamb" if fault.startswith("lamb") else "adamw")
     config = dataclasses.replace(config, parallel=parallel, optim=optim)
+    if fault == "probe":
+        probe = ProbeConfig(corpus, every=2, windows=2, patience=9)
+        config = dataclasses.replace(config, probe=probe)
     if fault == "poison":
         log = dataclasses.replace(config.log, max_bad_steps=3)
         config = dataclasses.replace(config, log=log, divergence=DivergenceConfig("rewind"))

@@ -327,3 +327,19 @@ def test_sigkill_while_saving_loses_nothing_committed(corpus, single, tmp_path, 
     assert not list((out / "checkpoints").glob("tmp-*"))
     assert_same_weights(out, single())
     assert json.loads((out / "pretext.json").read_text())["step"] == 8
+
+
+def test_a_probe_over_ranks_changes_nothing_and_says_what_one_rank_says(corpus, single, tmp_path):
+    for fault in ("probe", ""):
+        done = launch(2, corpus, tmp_path / f"two{fault}", fault)
+        assert done.returncode == 0, done.stderr
+    probed, plain = (read_rows(tmp_path / run / "metrics.jsonl") for run in ("twoprobe", "two"))
+    assert [row["loss"] for row in probed] == [row["loss"] for row in plain]
+    assert_same_weights(tmp_path / "twoprobe", tmp_path / "two")
+    alone = read_rows(single(optimiser="probe") / "metrics.jsonl")
+    for row, wanted in zip(probed, alone, strict=True):
+        for name in (name for name in wanted if name.startswith(("probe_linear", "probe_knn"))):
+            assert row[name] == pytest.approx(wanted[name], abs=0.1)
+            if name.endswith("_start"):
+                assert row[name] == wanted[name]
+    assert (tmp_path / "twoprobe" / "best" / "encoder.safetensors").exists()
