@@ -100,9 +100,9 @@ class Extractor:
 
         def classes_at(start: Triple) -> np.ndarray:
             box = self.cohort.reader.read_box(row, start, self.crop, fill=0)[0].astype(np.int64)
-            told = box if volume.ignored is None else np.where(box == volume.ignored, UNTOLD, box)
+            known = box if volume.ignored is None else np.where(box == volume.ignored, UNTOLD, box)
             inside = self.inside(start, volume)
-            found = patch_classes(np.where(inside, told, UNTOLD), cell, config.foreground)
+            found = patch_classes(np.where(inside, known, UNTOLD), cell, config.foreground)
             return np.where(found == UNTOLD, UNTOLD, np.searchsorted(values, found))
 
         most = (config.windows, config.patches)

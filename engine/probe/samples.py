@@ -50,15 +50,15 @@ def patch_classes(label: np.ndarray, cell: Triple, foreground: float) -> np.ndar
     z, y, x = (size // edge for size, edge in zip(label.shape, cell, strict=True))
     blocks = label.reshape(z, cell[0], y, cell[1], x, cell[2])
     blocks = blocks.transpose(0, 2, 4, 1, 3, 5).reshape(z * y * x, -1)
-    told = (blocks != UNTOLD).sum(1)
+    known = (blocks != UNTOLD).sum(1)
     present = [int(k) for k in np.unique(blocks) if k > 0]
     if not present:
-        return np.where(2 * told < blocks.shape[1], UNTOLD, 0)
+        return np.where(2 * known < blocks.shape[1], UNTOLD, 0)
     counts = np.stack([(blocks == k).sum(1) for k in present], axis=1)
     largest = np.array(present)[counts.argmax(1)]
-    is_foreground = (counts.sum(1) >= foreground * told) & counts.any(1)
+    is_foreground = (counts.sum(1) >= foreground * known) & counts.any(1)
     found = np.where(is_foreground, largest, 0)
-    return np.where(2 * told < blocks.shape[1], UNTOLD, found)
+    return np.where(2 * known < blocks.shape[1], UNTOLD, found)
 
 
 def patch_sample(
