@@ -25,7 +25,11 @@ import numpy as np
 from mim3d.dataio.corpus.arrays import INDEX_CRC, INDEX_ENTRY, label_path, shard_key
 from mim3d.dataio.corpus.channel_rows import CHANNEL_DTYPE, CHANNELS, rows_of_volumes
 from mim3d.dataio.corpus.names import TABLE, check_names, check_packed_names, own_file
-from mim3d.dataio.corpus.table_file import TableFileError, crc_of_bytes, mapped_arrays
+from mim3d.dataio.corpus.table_file import (
+    TableFileError,
+    crc_of_bytes,
+    mapped_arrays,
+)
 from mim3d.dataio.corpus.table_head import (
     checked_first,
     crc_of,
@@ -38,9 +42,13 @@ from mim3d.dataio.corpus.table_rows import (
     ARRAYS,
     CHUNK_DTYPE,
     CHUNKS,
+    FIRST_POINTS,
+    LATER_SECTIONS,
     ONE_FILE,
+    POINT_CRCS,
     POINT_DTYPE,
     POINTS,
+    POINTS_TOGETHER,
     SECTIONS,
     SIZES,
     STRINGS,
@@ -48,6 +56,8 @@ from mim3d.dataio.corpus.table_rows import (
     section_of,
 )
 from mim3d.dataio.errors import CorpusError, Mim3dError
+
+TOGETHER = 1 << 16  # rows
 
 
 class PackedStrings:
@@ -81,7 +91,8 @@ class ChunkTable:
     `chunks` holds the size of each chunk, or in format 1 records of offset and size: see `ranges`.
     `unchecked_points` are what `points` gives once they pass `points_crc` (None: not known).
     `replaced` are volumes that are no longer those the table tells of (None: it may be any).
-    `identity` is the hash of the manifest that the table was made of.
+    `identity` is the hash of the manifest that the table was made of. `first_points` and
+    `point_crcs` are for reading a few points; older tables lack them.
     """
 
     root: str
@@ -97,6 +108,8 @@ class ChunkTable:
     stored_channels: np.ndarray | None = None
     replaced: frozenset[str] | None = frozenset()
     identity: str = ""
+    first_points: np.ndarray | None = None
+    point_crcs: np.ndarray | None = None
 
     @classmethod
     def open(cls, corpus_root: str | Path) -> "ChunkTable":
@@ -118,10 +131,11 @@ class ChunkTable:
         """Map the one file in a folder, of which `head` is the head."""
         file = own_file(root, TABLE)
         try:
-            found = mapped_arrays(file, head, SECTIONS)
+            sections = SECTIONS | LATER_SECTIONS
+            found = mapped_arrays(file, head, sections, optional=LATER_SECTIONS)
         except (TableFileError, OSError, ValueError, KeyError, TypeError) as error:
             raise damaged(file, str(error)) from error
-        for name in set(SECTIONS) - {section_of(SIZES), section_of(POINTS)}:
+        for name in set(found) - {section_of(SIZES), section_of(POINTS)}:
             if crc_of_bytes(found[name].view(np.uint8)) != head["sections"][name]["crc32c"]:
                 raise damaged(file, f"its {name} fail their checksum")
         part = {name: found[section_of(name)] for name in (VOLUMES, ARRAYS, SIZES, POINTS)}
@@ -130,7 +144,7 @@ class ChunkTable:
         return cls(
             *(str(root), part[VOLUMES], part[ARRAYS], part[SIZES], part[POINTS], ids, subjects),
             tuple(head["label_names"]), crc, str(root), found["channels"], replaced_in(root),
-            str(head.get("manifest_sha256", "")),
+            str(head.get("manifest_sha256", "")), found.get(FIRST_POINTS), found.get(POINT_CRCS),
         )  # fmt: skip
 
     @classmethod
@@ -164,12 +178,11 @@ class ChunkTable:
         check_names(self.label_names, where)
         arrays, n = self.arrays, len(self.volumes)
         counts = np.asarray(arrays["n_chunks"]).astype(np.int64)
-        grid = -(-arrays["shape"].astype(np.int64) // np.maximum(arrays["chunk"], 1))
         stored = None if self.stored_channels is None else len(self.stored_channels)
         fits = (
             len(self.ids) == n
             and bool((np.cumsum(counts) - counts == arrays["first_chunk"]).all())
-            and bool((grid.prod(axis=1) * arrays["channels"] == counts).all())
+            and _grids_have(arrays, counts)
             and int(counts.sum()) == len(self.chunks)
             and bool((arrays["volume"] < n).all() and (self.volumes["image"] < len(arrays)).all())
             and bool((arrays["label"] < len(self.label_names)).all())
@@ -177,9 +190,23 @@ class ChunkTable:
             and bool((arrays["volume"][self.volumes["image"]] == np.arange(n)).all())
             and bool((self.volumes["subject"] < max(len(self.subjects), 1)).all())
             and stored in (None, int(self.n_channels.sum()))
+            and self._points_fit()
         )
         if not fits:
             raise damaged(f"{self.root}/{TABLE}", "its rows do not fit each other")
+
+    def _points_fit(self) -> bool:
+        first, crcs = self.first_points, self.point_crcs
+        if first is None or crcs is None:
+            return True
+        n = len(self.unchecked_points)
+        return (
+            len(first) == len(self.arrays) + 1
+            and len(crcs) == -(-n // POINTS_TOGETHER)
+            and int(first[0]) == 0
+            and int(first[-1]) == n
+            and bool((first[:-1] <= first[1:]).all())
+        )
 
     @property
     def n_volumes(self) -> int:
@@ -297,6 +324,17 @@ class ChunkTable:
         number = self.label_names.index(name)
         rows = np.flatnonzero(self.arrays["label"][first : first + n] == number)
         return first + int(rows[0]) if len(rows) else -1
+
+
+def _grids_have(arrays: np.ndarray, counts: np.ndarray) -> bool:
+    """Whether each array's grid has as many chunks; in parts, for a million are 0.2 GB."""
+    for begin in range(0, len(arrays), TOGETHER):
+        part = arrays[begin : begin + TOGETHER]
+        grid = -(-part["shape"].astype(np.int64) // np.maximum(part["chunk"], 1))
+        found = grid[:, 0] * grid[:, 1] * grid[:, 2] * part["channels"]
+        if not np.array_equal(found, counts[begin : begin + TOGETHER]):
+            return False
+    return True
 
 
 def choose_volumes(

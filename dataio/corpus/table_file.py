@@ -10,7 +10,7 @@ and is one request away in a bucket. It is mapped, not read: opening costs the h
 
 import json
 import struct
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import IO, Any
 
@@ -84,16 +84,22 @@ def read_head_of(opened: IO[bytes]) -> dict[str, Any]:
 
 
 def mapped_arrays(
-    file: Path, head: Mapping[str, Any], dtypes: Mapping[str, Sequence[np.dtype]]
+    file: Path,
+    head: Mapping[str, Any],
+    dtypes: Mapping[str, Sequence[np.dtype]],
+    optional: Collection[str] = (),
 ) -> dict[str, np.ndarray]:
     """The arrays, mapped and read-only, each of one of the dtypes told for its name.
 
-    TableFileError where one is missing, of another dtype, or beyond the end of the file.
+    TableFileError where one is missing that is not `optional`, of another dtype, or beyond the
+    end of the file.
     """
     whole = np.memmap(file, np.uint8, mode="r")
     found = {}
     for name, allowed in dtypes.items():
         section = head["sections"].get(name)
+        if section is None and name in optional:
+            continue
         if section is None:
             raise TableFileError(f"has no {name}")
         known = [d for d in allowed if describes(section["dtype"], d)]
@@ -116,9 +122,16 @@ def intact_section(head: Mapping[str, Any], name: str, content: np.ndarray) -> b
     return crc_of_bytes(content.view(np.uint8)) == head["sections"][name]["crc32c"]
 
 
+def crcs_of_blocks(content: np.ndarray, block: int) -> np.ndarray:
+    """crc32c (uint32) of each block of so many rows, the last one being shorter."""
+    starts = range(0, len(content), block)
+    crcs = (google_crc32c.value(content[i : i + block].view(np.uint8)) for i in starts)
+    return np.fromiter(crcs, "<u4", len(starts))
+
+
 def crc_of_bytes(content: np.ndarray) -> str:
     """crc32c of uint8 content, by blocks."""
     crc = 0
     for start in range(0, len(content), CHECKED_BYTES):
-        crc = google_crc32c.extend(crc, content[start : start + CHECKED_BYTES].tobytes())
+        crc = google_crc32c.extend(crc, content[start : start + CHECKED_BYTES])
     return f"{crc:08x}"

@@ -53,6 +53,11 @@ SECTIONS = {
     **{f"{name}_offsets": [np.dtype("<u8")] for name in STRINGS},
 }
 """What the one file holds, and of which dtypes."""
+FIRST_POINTS, POINT_CRCS = "points_first", "points_crcs"
+LATER_SECTIONS = {FIRST_POINTS: [np.dtype("<u8")], POINT_CRCS: [np.dtype("<u4")]}
+"""What files have since: where the points of each array begin, and a checksum of each block of
+POINTS_TOGETHER points, so that those of one array need not all others read."""
+POINTS_TOGETHER = 1024
 
 
 def section_of(name: str) -> str:

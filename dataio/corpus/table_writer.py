@@ -18,17 +18,20 @@ from mim3d.dataio.corpus.manifest import LabelRecord, VolumeRecord
 from mim3d.dataio.corpus.names import HEAD, TABLE
 from mim3d.dataio.corpus.ome import unpack_points
 from mim3d.dataio.corpus.root import root_facts
-from mim3d.dataio.corpus.table_file import packed
+from mim3d.dataio.corpus.table_file import crcs_of_blocks, packed
 from mim3d.dataio.corpus.table_head import checked_first, checked_later, head_crc
 from mim3d.dataio.corpus.table_rows import (
     ARRAY_DTYPE,
     ARRAYS,
     CHUNK_DTYPE,
     CHUNKS,
+    FIRST_POINTS,
     OLD_ARRAY_DTYPE,
     ONE_FILE,
+    POINT_CRCS,
     POINT_DTYPE,
     POINTS,
+    POINTS_TOGETHER,
     TABLE_FORMAT,
     VOLUME_DTYPE,
     VOLUMES,
@@ -70,11 +73,20 @@ def table_objects(
     }
     if format >= ONE_FILE:
         body |= {"root": root_facts(store), "history": history_text(store).decode()}
-        return {TABLE: packed(body, {section_of(name): table[name] for name in table})}
+        sections = {section_of(name): table[name] for name in table}
+        return {TABLE: packed(body, sections | point_sections(table))}
     objects: dict[str, Sequence[Buffer]] = {n: _npy(array) for n, array in table.items()}
     body["crc32c"] = {n: _crc32c(objects[n]) for n in checked_files(format)}
     head = json.dumps(body | {"self_crc32c": head_crc(body)}, indent=1).encode()
     return objects | {HEAD: [head]}
+
+
+def point_sections(table: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Where each array's points begin, and a checksum of each block of them."""
+    points = table[POINTS]
+    arrays = np.arange(len(table[ARRAYS]) + 1, dtype=points.dtype["array"])
+    first = np.searchsorted(points["array"], arrays).astype("<u8")
+    return {FIRST_POINTS: first, POINT_CRCS: crcs_of_blocks(points, POINTS_TOGETHER)}
 
 
 def checked_files(format: int) -> tuple[str, ...]:

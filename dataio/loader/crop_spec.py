@@ -9,7 +9,8 @@ from mim3d.dataio.errors import CorpusError
 from mim3d.dataio.geometry import Triple
 from mim3d.dataio.loader.augment import Augmentation
 from mim3d.dataio.loader.config import LoaderConfig
-from mim3d.dataio.loader.sampler import LabelPoints, Nodes, Sampler
+from mim3d.dataio.loader.sampler import Nodes, Sampler
+from mim3d.dataio.reader.label_points import LabelPoints
 from mim3d.dataio.reader.normalisation import Intensities, intensities, largest
 from mim3d.dataio.reader.shard_reader import Flip, Request
 
@@ -61,8 +62,7 @@ def label_request(job: CropJob, volume: int, start: Triple, flip: Flip) -> Reque
 def crop_job(table: ChunkTable, config: LoaderConfig, volumes: np.ndarray) -> CropJob:
     """Put together the job of reading crops of `volumes` (table rows)."""
     image_rows = np.asarray(table.volumes["image"]).astype(np.int64)
-    images = np.asarray(table.arrays)[image_rows]
-    channels = np.unique(images["channels"][volumes])
+    channels = np.unique(table.n_channels[volumes])
     if len(channels) > 1:
         raise CorpusError(
             f"{table.root}: volumes have {', '.join(map(str, channels))} channels; a batch needs "
@@ -94,14 +94,13 @@ def make_sampler(
     weights: np.ndarray | None = None,
 ) -> Sampler:
     """Build the sampler over `volumes` (table rows) of these weights for `world` ranks."""
-    rows = np.asarray(table.volumes)[volumes]
     points = None
     if config.foreground_fraction > 0 and config.label is not None:
-        points = _label_points(table, label_arrays(table, config.label)[volumes])
+        points = LabelPoints(table, label_arrays(table, config.label)[volumes])
     return Sampler(
         config.seed,
         volumes,
-        rows["shape"],
+        np.asarray(table.volumes)["shape"][volumes],
         config.crop_size,
         snap=config.snap,
         weights=weights,
@@ -128,23 +127,11 @@ def _label_dtype(table: ChunkTable, rows: np.ndarray) -> str:
 
     Wider classes are refused: DALI resizes no other integers.
     """
-    stored = np.unique(table.arrays["dtype"][rows])
-    kinds = {np.dtype(bytes(kind).decode()).name for kind in stored}
+    stored = np.unique(table.arrays["dtype"][rows].view("<u8"))  # many times as fast as of bytes
+    kinds = {np.dtype(bytes(kind).decode()).name for kind in stored.view("S8")}
     if not kinds <= {"uint8", "int8", "int16"}:
         raise CorpusError(
             f"{table.root}: labels are stored as {', '.join(sorted(kinds))}; the loader takes "
             "uint8, int8 and int16: renumber the classes before converting"
         )
     return "uint8" if kinds == {"uint8"} else "int16"
-
-
-def _label_points(table: ChunkTable, rows: np.ndarray) -> LabelPoints:
-    """Foreground points of the label arrays `rows`, gathered in that order."""
-    arrays = np.asarray(table.points["array"]).astype(np.int64)
-    order = np.argsort(arrays, kind="stable")
-    begin = np.searchsorted(arrays[order], rows, side="left")
-    end = np.searchsorted(arrays[order], rows, side="right")
-    chosen = [order[a:b] for a, b in zip(begin, end, strict=True)]
-    first = np.concatenate([[0], np.cumsum([len(each) for each in chosen])])
-    taken = table.points[np.concatenate(chosen)] if first[-1] else table.points[:0]
-    return LabelPoints(first, np.asarray(taken["cls"]), np.asarray(taken["zyx"]))

@@ -10,6 +10,7 @@ is what it will be asked for. Batches are still a function of (seed, global inde
 nodes belongs to a run as its seed does, and ranks may change as long as it stays.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Literal, get_args
@@ -19,7 +20,9 @@ import numpy as np
 from mim3d.dataio.errors import Mim3dError
 from mim3d.dataio.geometry import Triple
 from mim3d.dataio.loader.counter_random import below, bits, permutation, uniform
+from mim3d.dataio.reader.label_points import Points
 
+PointsOf = Callable[[int], Points]
 Weighting = Literal["uniform", "voxels", "foreground"]
 WEIGHTINGS: tuple[Weighting, ...] = get_args(Weighting)
 # Streams of random numbers; epochs take EPOCH + epoch.
@@ -40,19 +43,6 @@ class Samples:
     volume: np.ndarray
     start: np.ndarray
     augment_seed: np.ndarray
-
-
-@dataclass(frozen=True)
-class LabelPoints:
-    """Voxels of foreground classes, sorted by volume then class.
-
-    The points of entry i of the sampler's volumes are rows `first[i]` to `first[i + 1]` of `zyx`
-    (n, 3) and `classes` (n,).
-    """
-
-    first: np.ndarray
-    classes: np.ndarray
-    zyx: np.ndarray
 
 
 @dataclass(frozen=True)
@@ -100,7 +90,7 @@ class Sampler:
         snap: int = 16,
         weights: np.ndarray | None = None,
         foreground_fraction: float = 0.0,
-        points: LabelPoints | None = None,
+        points: PointsOf | None = None,
         nodes: Nodes | None = None,
     ) -> None:
         if nodes is not None and nodes.count > 1 and weights is not None:
@@ -195,20 +185,20 @@ class Sampler:
 
     def _on_foreground(
         self,
-        points: LabelPoints,
+        points_of: PointsOf,
         chosen: np.ndarray,
         index: np.ndarray,
         entry: np.ndarray,
         start: np.ndarray,
     ) -> np.ndarray:
         for i in np.flatnonzero(chosen):
-            first, last = int(points.first[entry[i]]), int(points.first[entry[i] + 1])
-            if first == last:
+            points = points_of(int(entry[i]))
+            if not len(points.classes):
                 continue
-            kinds = np.unique(points.classes[first:last])
+            kinds = np.unique(points.classes)
             at = index[i : i + 1]
             kind = kinds[int(below(self.seed, CLASS, at, len(kinds))[0])]
-            rows = first + np.flatnonzero(points.classes[first:last] == kind)
+            rows = np.flatnonzero(points.classes == kind)
             point = points.zyx[rows[int(below(self.seed, POINT, at, len(rows))[0])]]
             start[i] = self._centred(point, self.shapes[entry[i]])
         return start

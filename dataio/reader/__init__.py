@@ -2,7 +2,7 @@
 shards (where bytes come from), which are local_shards and remote_shards, table_watch (whether they
 are the open table's still), stored_array (a row of the table), kept_shard, chunk_cache and
 disk_cache (what was read and is kept), shard_reader (chunks to voxels), normalisation,
-whole_volume.
+whole_volume, label_points (voxels of classes).
 """
 
 import lazy_loader

@@ -59,6 +59,7 @@ class Request(NamedTuple):
 
 NO_FLIP = (False, False, False)
 NOTHING = np.empty(0, np.uint8)
+KNOWN_ARRAYS = 1 << 14
 
 
 class ShardReader:
@@ -91,6 +92,9 @@ class ShardReader:
         sizes of its chunks in the table are damaged."""
         known = self._arrays.get(row)
         if known is None:
+            if len(self._arrays) >= KNOWN_ARRAYS:  # 0.9 KB each; a million would be most of a rank
+                self._arrays.clear()
+                self._by_chunk.clear()
             self.table.check_sizes(row)
             known = self._arrays[row] = stored_array(self.table, row)
         return known

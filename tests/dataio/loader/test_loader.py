@@ -344,7 +344,8 @@ def test_memory_and_threads_stay_flat_over_many_batches(root, mode):
         for _ in range(10_000):
             next(loader)
         grown = process.memory_info().rss - before
-        assert process.num_threads() == threads
+        # What other files' tests left of obstore's pool may come and go; a leak would be thousands.
+        assert process.num_threads() < threads + 10
     assert grown < 8 << 20
 
 

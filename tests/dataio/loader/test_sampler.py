@@ -8,7 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mim3d.dataio.errors import Mim3dError
-from mim3d.dataio.loader.sampler import LabelPoints, Nodes, Sampler, volume_weights
+from mim3d.dataio.loader.sampler import Nodes, Sampler, volume_weights
+from mim3d.dataio.reader.label_points import Points
 
 CROP = (32, 32, 32)
 
@@ -93,8 +94,8 @@ def test_weights_come_from_the_table():
 @given(snap=st.sampled_from([1, 16, 40]), seed=st.integers(0, 50))
 def test_foreground_crops_contain_a_point_of_an_evenly_chosen_class(snap, seed):
     zyx = np.array([[1, 1, 1], [2, 2, 2], [3, 3, 3], [90, 70, 50]])
-    points = LabelPoints(np.array([0, 4]), np.array([1, 1, 1, 2]), zyx)
-    sampler = sampler_of(1, seed=seed, snap=snap, foreground_fraction=1.0, points=points)
+    points = Points(np.array([1, 1, 1, 2]), zyx)
+    sampler = sampler_of(1, seed=seed, snap=snap, foreground_fraction=1.0, points=lambda _: points)
     start = sampler.samples(0, 64).start
     offset = zyx - start[:, None]
     inside = np.all((offset >= 0) & (offset < 32), axis=2)
@@ -106,17 +107,17 @@ def test_foreground_crops_contain_a_point_of_an_evenly_chosen_class(snap, seed):
 
 def test_the_foreground_share_is_what_was_asked_for():
     zyx = np.array([[90, 70, 50]])
-    points = LabelPoints(np.array([0, 1]), np.array([1]), zyx)
-    options = {"snap": 1, "foreground_fraction": 0.3, "points": points}
+    points = Points(np.array([1]), zyx)
+    options = {"snap": 1, "foreground_fraction": 0.3, "points": lambda _: points}
     start = sampler_of(1, **options).samples(0, 2000).start
     centred = (start == [68, 48, 29]).all(axis=1).mean()
     assert 0.25 < centred < 0.35
 
 
 def test_a_volume_without_foreground_gets_an_ordinary_crop():
-    points = LabelPoints(np.array([0, 0]), np.zeros(0, int), np.zeros((0, 3), int))
+    points = Points(np.zeros(0, int), np.zeros((0, 3), int))
     plain = sampler_of(1).samples(0, 8).start
-    asked = sampler_of(1, foreground_fraction=1.0, points=points).samples(0, 8).start
+    asked = sampler_of(1, foreground_fraction=1.0, points=lambda _: points).samples(0, 8).start
     np.testing.assert_array_equal(plain, asked)
 
 

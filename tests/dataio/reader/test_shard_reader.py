@@ -294,3 +294,15 @@ def test_coalesced_runs_cover_every_range_once_and_never_touch(ranges, gap, orde
         assert begin + length == max(offsets[i] + sizes[i] for i in members)
     ends = [begin + length for begin, length, _ in runs]
     assert all(runs[i + 1][0] - ends[i] > gap for i in range(len(runs) - 1))
+
+
+def test_descriptions_of_arrays_do_not_pile_up(corpus, monkeypatch):
+    monkeypatch.setattr("mim3d.dataio.reader.shard_reader.KNOWN_ARRAYS", 2)
+    reader = ShardReader(corpus.table, corpus.root)
+    rows = np.flatnonzero(corpus.table.arrays["label"] < 0).tolist()
+    assert len(rows) > 2
+    first = [reader.read_box(row, (0, 0, 0), (9, 9, 9)) for row in rows]
+    assert len(reader._arrays) <= 2
+    for row, voxels in zip(rows, first, strict=True):
+        np.testing.assert_array_equal(reader.read_box(row, (0, 0, 0), (9, 9, 9)), voxels)
+    reader.close()
