@@ -5,7 +5,8 @@ Files in reading order, as a batch meets them:
     patch_grid       patch arithmetic, argument checks, the references' views
     addressing       where a patch's voxels lie in memory, for kernels
     assemble         crops from decoded chunks (assemble_kernel: the kernel; bit_planes: its join)
-    philox, masking  which patches stay visible
+    resample         crops turned and zoomed within their volumes, from the boxes they lie in
+    masking          which patches stay visible
     patch_rows       visible patches from the raw volume, ready for the embedding
     decoder_tokens   visible and mask tokens with their positions
     patch_moments    the normalised targets

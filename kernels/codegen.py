@@ -31,6 +31,7 @@ TYPES = {
     torch.float16: "*fp16",
     torch.bfloat16: "*bf16",
     torch.float32: "*fp32",
+    torch.float64: "*fp64",
 }
 RESERVED = ("num_warps", "num_stages", "enable_fp_fusion", "maxnreg")
 

@@ -23,9 +23,9 @@ from torch import Tensor
 
 from mim3d.kernels.backend import cdiv, choose, jit, next_power_of_2, on_device, tl
 from mim3d.kernels.patch_grid import Size, as_size
-from mim3d.kernels.philox import philox_block, philox_word
 
 KINDS = ("random", "block", "grid")
+LOW_WORD = 0xFFFFFFFF
 RANKED_PATCHES = 4096  # up to here the kernel counts ranks (n^2); beyond it sorts its keys
 
 
@@ -40,6 +40,14 @@ class PatchMasks:
     visible_ids: Tensor
     masked_ids: Tensor
     masked: Tensor
+
+
+@jit
+def philox_block(seed, index, low, high, STREAM: tl.constexpr):
+    """First Philox4x32-10 word (uint32) of counters (index, low, high, STREAM)."""
+    zero = index * 0
+    words = tl.philox(seed, index, low + zero, high + zero, zero + STREAM)
+    return words[0]  # pyright: ignore[reportIndexIssue]
 
 
 @jit
@@ -176,6 +184,21 @@ def _check(
             f"grid {shape} has {math.prod(shape)} patches but n_patches is {n_patches}"
         )
     return shape
+
+
+def philox_word(seed: int, index: Tensor, sample: Tensor, stream: int) -> Tensor:
+    """First 32-bit word of Philox4x32-10 as int64, broadcasting index against sample."""
+    c0, sample = torch.broadcast_tensors(index, sample)
+    c1, c2 = sample & LOW_WORD, (sample >> 32) & LOW_WORD
+    c3 = torch.full_like(c0, stream)
+    k0, k1 = seed & LOW_WORD, seed >> 32
+    for _ in range(10):
+        # The int64 products wrap, but their 64 bits are the unsigned ones.
+        a, b = c0 * 0xD2511F53, c2 * 0xCD9E8D57
+        c0, c1 = ((b >> 32) & LOW_WORD) ^ c1 ^ k0, b & LOW_WORD
+        c2, c3 = ((a >> 32) & LOW_WORD) ^ c3 ^ k1, a & LOW_WORD
+        k0, k1 = (k0 + 0x9E3779B9) & LOW_WORD, (k1 + 0xBB67AE85) & LOW_WORD
+    return c0
 
 
 def patch_keys(seed: int, sample: Tensor, kind: str, grid: Size, unit: int) -> Tensor:

@@ -88,8 +88,11 @@ class DeviceReader:
             "cache_bytes": float(self.resident_bytes),
         }
 
-    def fetch(self, requests: list[Request], size: Triple) -> Fetched:
-        """Read what is not resident; every request must be of one dtype and chunk size."""
+    def fetch(self, requests: list[Request], size: Triple | np.ndarray) -> Fetched:
+        """Read what is not resident; every request must be of one dtype and chunk size.
+
+        `size` is one for all boxes, or (b, 3); `assemble` is then asked for the largest.
+        """
         arrays = [self.reader.array(request.row) for request in requests]
         first = arrays[0]
         for array in arrays:
@@ -271,18 +274,24 @@ def corpus_room(table: ChunkTable) -> int:
     return packed_room(chunks, stored, chunk_bytes, max(itemsizes)) + chunks * ALIGN
 
 
-def chunk_tables(arrays: list[StoredArray], starts: np.ndarray, size: Triple) -> np.ndarray:
+def chunk_tables(
+    arrays: list[StoredArray], starts: np.ndarray, size: Triple | np.ndarray
+) -> np.ndarray:
     """Numbers in the corpus' table (b, c, nz, ny, nx) of the chunks from the one a start lies in.
 
-    `starts` (b, 3), arrays of one chunk size and number of channels. As many as a crop of `size`
-    may touch; -1 for those that it does not touch (snapped ones need fewer), and beyond an array.
+    `starts` (b, 3), `size` one for all or (b, 3), arrays of one chunk size and number of channels.
+    As many as a box of the largest size may touch; -1 for those that a box does not touch (snapped
+    ones need fewer), and beyond an array.
     """
+    sizes = np.broadcast_to(np.asarray(size, np.int64), starts.shape)
     chunk, channels = np.array(arrays[0].chunk), np.arange(arrays[0].channels)
     counts = -(-np.array([array.shape for array in arrays]) // chunk)  # (b, 3)
-    first, last = starts // chunk, (starts + np.array(size) - 1) // chunk
-    end = np.minimum(counts, last + 1)
+    first, last = starts // chunk, (starts + sizes - 1) // chunk
+    # A size of 0 touches none, though the voxel before it may lie in the first chunk.
+    end = np.where((sizes > 0).all(1, keepdims=True), np.minimum(counts, last + 1), 0)
+    most = np.maximum(sizes.max(0), 1)
     places, inside = [], []
-    for axis, steps in enumerate(-(-(np.array(size) - 1) // chunk) + 1):
+    for axis, steps in enumerate(-(-(most - 1) // chunk) + 1):
         shape = [len(arrays), 1, 1, 1, 1]
         shape[axis + 2] = steps
         place = (first[:, axis, None] + np.arange(steps)).reshape(shape)

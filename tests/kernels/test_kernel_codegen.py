@@ -26,6 +26,7 @@ from mim3d.kernels import (
     masking,
     patch_moments,
     patch_rows,
+    resample,
 )
 from mim3d.kernels.codegen import Launch, compile_launch, recorded
 from mim3d.kernels.masked_loss_kernel import launch_loss
@@ -145,6 +146,15 @@ def scaling(dtype=BF16, b=2) -> list[Launch]:
     return launches
 
 
+def turned(stored=F32, channels=1) -> list[Launch]:
+    boxes = torch.empty(2, channels, 128, 120, 136, dtype=stored)
+    placing, extent = torch.zeros(2, 3, 4).double(), torch.zeros(2, 2, 3).double()
+    fill = torch.zeros(2, channels) if stored == F32 else None
+    with recorded(resample, "resample_kernel") as launches:
+        resample.launch_resample(boxes, placing, extent, fill, (96, 96, 96))
+    return launches
+
+
 ALL: dict[str, Any] = {"scale": SCALE, "flip": FLIP, "start": START}
 EVERY_OPTION: dict[str, Any] = {
     "box": torch.zeros(2, 2, 3, dtype=torch.int64), "pad": SCALE, "clip": torch.ones(2, 2),
@@ -214,6 +224,8 @@ CONFIGURATIONS: dict[str, tuple[Callable[[], list[Launch]], int, bool]] = {
     "crops by bits, any start": (lambda: crops(unit=1, **BITS), 144, False),
     "crops any start": (lambda: crops(unit=1), 112, False),
     "crops every option": (lambda: crops(**EVERY_OPTION), 168, False),
+    "turned": (turned, 96, False),
+    "turned labels": (lambda: turned(U8), 80, False),
     "masks random": (masks, 96, False),
     "masks block": (lambda: masks(kind="block"), 128, False),
     "masks grid": (lambda: masks(1728, "grid", (12, 12, 12)), 96, False),
@@ -297,7 +309,7 @@ def test_maps_are_read_and_written_16_bytes_at_a_time() -> None:
 
 @pytest.mark.slow
 def test_intensity_is_never_fused_where_both_paths_must_give_the_same_bits() -> None:
-    for (launch,) in (crops(scale=SCALE, shift=SCALE), rows(scale=SCALE)):
+    for (launch,) in (crops(scale=SCALE, shift=SCALE), rows(scale=SCALE), turned()):
         ptx = compile_launch(launch, 90).ptx
         assert "fma.rn" not in ptx
         assert "mul" in ptx

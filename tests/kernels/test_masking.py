@@ -6,8 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mim3d.kernels import masking
-from mim3d.kernels.masking import PatchMasks, n_visible, patch_masks
-from mim3d.kernels.philox import philox_word
+from mim3d.kernels.masking import PatchMasks, n_visible, patch_masks, philox_word
 
 SAMPLES = torch.tensor([0, 5, 2**40 + 3])
 

@@ -31,6 +31,7 @@ from mim3d.kernels import (
     masking,
     patch_moments,
     patch_rows,
+    resample,
 )
 from mim3d.kernels.backend import INTERPRETED, jit, tl
 from mim3d.kernels.codegen import Launch, compile_launch, recorded
@@ -213,6 +214,19 @@ def scaling(capability: int, dtype=BF16, n=5000) -> None:
     assert torch.equal(gradient, wanted)
 
 
+def turned(capability: int, stored=F32, channels=1, size=(11, 9, 21)) -> None:
+    voxels = volume_of(stored, channels, (13, 10, 12))
+    placing = torch.randn(2, 3, 4, dtype=torch.float64) * 0.3 + torch.eye(3, 4)
+    placing[..., 3] = torch.randn(2, 3)
+    extent = torch.tensor([[[-0.5] * 3, [11.5, 9.5, 8.5]], [[-3.5] * 3, [20.5, 9.5, 11.5]]])
+    fill = torch.rand(2, channels) if stored == F32 else None
+    given = (voxels, placing, extent.double(), fill, size)
+    with recorded(resample, "resample_kernel") as launches:
+        found = resample.launch_resample(*given)
+    run_launch(launches[0], capability)
+    assert torch.equal(found, resample.reference(*given))
+
+
 SMALL, FACTORS = (24, 16, 24), torch.rand(2) + 0.5
 CASES: dict[str, tuple[Callable[..., None], dict[str, Any]]] = {
     "loss": (loss, {}),
@@ -256,6 +270,10 @@ CASES: dict[str, tuple[Callable[..., None], dict[str, Any]]] = {
     "decoder tokens, odd": (tokens, {"width": 100, "dtype": F32}),
     "masked norm": (norm, {}),
     "masked norm, odd": (norm, {"width": 20, "dtype": F32, "masked": False}),
+    "turned": (turned, {}),
+    "turned 3 channels": (turned, {"channels": 3, "size": (5, 7, 6)}),
+    "turned labels uint8": (turned, {"stored": U8}),
+    "turned labels int16": (turned, {"stored": I16, "size": (6, 6, 32)}),
     "gradient scale": (scaling, {}),
     "gradient scale, odd": (scaling, {"dtype": F32, "n": 4999}),
 }  # fmt: skip

@@ -11,7 +11,7 @@ COMPARISONS: dict[str, Callable[[np.ndarray, np.ndarray], np.ndarray]] = {
     "ge": np.greater_equal,
 }  # fmt: skip
 WIDER = {"s16": "s32", "u16": "u32", "s32": "s64", "u32": "u64"}
-ROUNDINGS = frozenset(["rn", "rz", "rzi", "rni", "sat", "ftz"])
+ROUNDINGS = frozenset(["rn", "rz", "rzi", "rni", "rmi", "sat", "ftz"])
 
 
 def result(instruction: Instruction, given: Sequence[Bits]) -> Bits:
@@ -83,7 +83,8 @@ def converted(instruction: Instruction, given: Sequence[Bits]) -> Bits:
     if target == "bf16x2":
         low, high = (raw(typed(bits, "f32"), "bf16") for bits in (given[1], given[0]))
         return packed([low, high], 16)
-    return raw(typed(given[0], source), target)
+    values = typed(given[0], source)
+    return raw(np.floor(values) if "rmi" in instruction.parts else values, target)
 
 
 def shifted(name: str, kind: str, given: Sequence[Bits]) -> Bits:

@@ -200,6 +200,21 @@ def test_chunks_of_many_crops_are_found_where_they_lie():
         assert number == (wanted + x if inside else -1)
 
 
+def test_boxes_of_several_sizes_are_found_as_each_alone():
+    array = StoredArray(0, np.dtype("i2"), 2, (50, 70, 40), (16, 32, 8), 100, 60, "a", 0, None)
+    starts = np.array([[3, 31, 0], [16, 0, 11], [0, 0, 0]])
+    sizes = np.array([[20, 33, 9], [1, 70, 17], [0, 0, 0]])
+    tables = chunk_tables([array] * 3, starts, sizes)
+    for i in range(2):
+        alone = chunk_tables([array], starts[i : i + 1], sizes[i : i + 1])
+        np.testing.assert_array_equal(
+            np.unique(tables[i][tables[i] >= 0]), np.unique(alone[alone >= 0])
+        )
+        part = tables[i][tuple(slice(0, n) for n in alone.shape[1:])]
+        np.testing.assert_array_equal(part, alone[0])
+    assert (tables[2] == -1).all()
+
+
 def test_a_snapped_crop_decodes_its_own_chunks_only(tmp_path):
     reader = reader_of(tmp_path, chunk=16)
     device = DeviceReader(reader, CPU, inflate_on_host, 1 << 26)
