@@ -3,7 +3,7 @@
 import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
 
@@ -17,17 +17,19 @@ from mim3d.engine.pretrain.config import PretrainConfig
 from mim3d.engine.pretrain.recipes import idle_fields, recipe
 
 if TYPE_CHECKING:
-    from mim3d.engine.planning.corpus import CorpusFacts
+    from mim3d.engine.planning.machine import Machine
+    from mim3d.engine.planning.measured_run import MeasuredRate
     from mim3d.engine.planning.plan import Plan
 
-DESCRIPTION = """Time, memory, network and loader need of a recipe, before it runs.
+DESCRIPTION = """Time, memory, network and data need of a recipe, before it runs.
 
-Sharding is done for real on a fake group of N ranks; time is FLOPs over the device's bf16 peak
-times its utilisation: measured where --calibration names a run, else an assumption that is said.
+The model runs over tensors without memory, so that every operation of a step is known; each takes
+what a calibration (`mim3d bench step --calibrate FILE`, on the machine that is meant) measured, or
+what data sheets and the assumptions below the plan let expect. Sharding is done for real on a fake
+group of N ranks. Exit code 3 where more is needed than the machine has.
 """
 MOST_GPUS = 1024
-LEAST_MS = 5.0
-"""Of arithmetic a micro-batch: two thousand kernels take about as long to be started."""
+USUAL_GPUS, USUAL_DEVICE = 8, "H200"
 
 
 @dataclass(frozen=True)
@@ -35,16 +37,19 @@ class PlanArgs:
     """What to plan for."""
 
     config: Annotated[PretrainConfig, tyro.conf.arg(name="")]
-    gpus: int = 8
-    """Devices, up to 1024."""
-    device: str = "H200"
-    """Their name, for the bf16 peak (H200, H100, A100, B200, L40S, ...)."""
+    gpus: int | None = None
+    """Devices, up to 1024; 8 where not given, 1 with a CPU's calibration."""
+    device: str = ""
+    """Their name (H200, H100, A100, B200, L40S, ...); the calibration's, else H200."""
     peak_tflops: float = 0.0
     """bf16 peak of a device not known here, TFLOP/s."""
     utilisation: float = 0.0
-    """Share of the peak reached, in (0, 1]; 0 takes the calibration's, or 0.4."""
+    """Share of the peak reached, in (0, 1]: the time is computed from it alone."""
     calibration: Path | None = None
-    """Run folder, metrics.jsonl or --json file of a step bench on the same kind of device."""
+    """What `mim3d bench step --calibrate` wrote; or a run's folder, its metrics.jsonl or the --json
+    file of a step bench, on the same kind of device."""
+    assume: tuple[str, ...] = ()
+    """NAME=VALUE ...: constants to take instead of those that the plan names as assumed."""
     store_latency_ms: float = 0.0
     """Of a request to the store of a corpus named by an address; where it or the next is given, the
     plan says how many requests must be in flight."""
@@ -56,7 +61,8 @@ class PlanArgs:
     def __post_init__(self) -> None:
         """Numbers that can be; 0 stands for what is not given."""
         refuse_not_finite(self, kind=ConfigError)
-        refuse_outside(self, "gpus", 1, MOST_GPUS, kind=ConfigError)
+        if self.gpus is not None:
+            refuse_outside(self, "gpus", 1, MOST_GPUS, kind=ConfigError)
         zero_or_more = "peak_tflops memory_gb utilisation store_latency_ms store_mb_per_s"
         refuse_outside(self, zero_or_more, 0, kind=ConfigError)
 
@@ -74,32 +80,147 @@ def main(words: list[str]) -> Outcome:
         description=DESCRIPTION,
         left_out=idle_fields(config),
     )
-    args, raised = with_enough_crops(args)
-    plan = planned(args)
-    facts = None
-    if args.config.data.corpus:
-        from mim3d.engine.planning.corpus import corpus_facts
+    return planned(args)
 
-        facts = corpus_facts(args.config)
-    print(table(plan, args, facts))
-    store = store_figures(args, plan.crops_per_s / args.gpus)
+
+def planned(args: PlanArgs) -> Outcome:
+    """Make the plan, print it, and say where it asks for too much."""
+    from mim3d.engine.planning.corpus import corpus_facts
+    from mim3d.engine.planning.needs import needs_of
+    from mim3d.engine.planning.plan import make_plan
+    from mim3d.engine.planning.text import plan_text, wrapped
+
+    machine, measured = machine_of(args)
+    args, raised = with_enough_crops(settled(args, machine))
+    config, gpus = args.config, args.gpus or 1
+    facts = corpus_facts(config) if config.data.corpus else None
+    plan = make_plan(config, gpus, machine, facts, measured)
+    print(plan_text(config, plan, machine, facts, measured is not None))
+    store = None if plan.outside else store_figures(args, plan.crops_per_s / gpus)
     if store:
-        print(store_line(store))
+        print(wrapped("store", store_words(store)))
     if raised:
         print(raised)
-    for doubt in facts.doubts if facts else ():
-        print(f"warning: {doubt}")
-    if args.memory_gb and plan.memory_gb > 0.9 * args.memory_gb:
+    refuse_too_large(args, plan)
+    needs = needs_of(config, plan, machine, facts)
+    warnings = [*(facts.doubts if facts else ()), *(need.text for need in needs)]
+    for warning in warnings:
+        print(wrapped("warning:", warning))
+    figures = figures_of(plan, machine, config) | {"warnings": warnings}
+    if store:
+        figures["store"] = dataclasses.asdict(store) | {"in_flight": store.in_flight}
+    if facts is not None:
+        figures["corpus"] = dataclasses.asdict(facts)
+    return Outcome(figures, lost=len(warnings))
+
+
+def figures_of(plan: "Plan", machine: "Machine", config: PretrainConfig) -> dict[str, Any]:
+    """For --json; what the model does not tell of is null."""
+    in_range = not plan.outside
+    memory, time, traffic = plan.memory, plan.time, plan.traffic
+    of_time = {
+        "step_s": plan.step_s,
+        "hours": plan.hours,
+        "crops_per_s": plan.crops_per_s,
+        "utilisation": plan.utilisation,
+        "device_s": time.device,
+        "host_s": time.host_s,
+        "network_s": time.network_s,
+        "network_exposed_s": time.exposed_s,
+        "network_gb_per_s": plan.network_gb_per_s,
+        "bound_by": time.bound,
+        "loader_gb_per_s": plan.supply.gb_per_s,
+        "loader_cores": plan.supply.cores,
+        "disk_gb_per_s": plan.supply.stored_gb_per_s,
+    }
+    return {
+        "gpus": plan.gpus,
+        "device": machine.name,
+        "global_batch": config.global_batch,
+        "parameters": plan.parameters,
+        "crops": plan.crops,
+        "flops_per_crop": plan.flops_per_crop,
+        "flops_per_step": plan.flops_per_step,
+        **(of_time if in_range else dict.fromkeys(of_time)),
+        "network_gb_per_step": traffic.nbytes / 1e9,
+        "memory_gb": memory.device,
+        **{f"{name}_gb": gb for name, gb in dataclasses.asdict(memory).items()},
+        "stored_tb": plan.supply.stored_tb,
+        "checkpoint_gb": plan.supply.checkpoint_gb,
+        "basis": plan.basis,
+        "in_range": in_range,
+        "outside": plan.outside,
+        "constants": {name: dataclasses.asdict(c) for name, c in machine.constants.items()},
+    }
+
+
+def machine_of(args: PlanArgs) -> "tuple[Machine, MeasuredRate | None]":
+    """The machine planned for, and a rate that stands above its laws where one is given."""
+    from mim3d.engine.planning.calibration import calibrated_machine, calibration_in
+    from mim3d.engine.planning.machine import known_machine
+    from mim3d.engine.planning.measured_run import MeasuredRate, measured_rate
+
+    given = assumed_values(args.assume)
+    found = calibration_in(args.calibration) if args.calibration else None
+    if found is not None:
+        found.refuse_device(args.device)
+        found.refuse_precision(args.config.parallel.precision)
+        machine = calibrated_machine(found, given)
+    else:
+        machine = known_machine(args.device or USUAL_DEVICE, args.peak_tflops, given)
+    measured = None
+    if args.calibration and found is None:
+        measured = measured_rate(args.calibration)
+    peak = machine.constants.get("peak_tflops")
+    if args.utilisation:
+        if peak is None:
+            raise ConfigError("--utilisation is a share of a GPU's peak: leave --calibration out")
+        rate = args.utilisation * peak.value * 1e12
+        measured = MeasuredRate(rate, f"{args.utilisation:.1%} of the peak, as --utilisation says")
+    if measured and peak and not 0 < measured.flops_per_s / (peak.value * 1e12) <= 1:
+        share = measured.flops_per_s / (peak.value * 1e12)
         raise ConfigError(
-            f"a rank needs about {plan.memory_gb:.1f} GB and the device has {args.memory_gb:g}: "
-            f"{remedy(plan)}"
+            f"utilisation {share:.3g} ({measured.basis}) must lie in (0, 1]: another device?"
         )
-    more = {"store": dataclasses.asdict(store) | {"in_flight": store.in_flight}} if store else {}
-    figures = {**dataclasses.asdict(plan), "global_batch": args.config.global_batch, **more}
-    figures |= {"device": args.device, "in_range": not out_of_range(plan, args)}
-    if facts is None:
-        return Outcome(figures)
-    return Outcome({**figures, "corpus": dataclasses.asdict(facts)}, lost=len(facts.doubts))
+    return machine, measured
+
+
+def assumed_values(words: tuple[str, ...]) -> dict[str, float]:
+    """Numbers of NAME=VALUE."""
+    found = {}
+    for word in words:
+        name, _, value = word.partition("=")
+        try:
+            found[name] = float(value)
+        except ValueError:
+            raise ConfigError(f"--assume {word}: write NAME=NUMBER") from None
+    return found
+
+
+def settled(args: PlanArgs, machine: "Machine") -> PlanArgs:
+    """With what stands for itself on the machine: how many devices, and auto's precision."""
+    config, gpus = args.config, args.gpus
+    if machine.kind == "cuda":
+        return dataclasses.replace(args, gpus=gpus or USUAL_GPUS)
+    if gpus not in {None, 1}:
+        raise ConfigError(
+            f"--gpus {gpus} with the calibration of a CPU, which tells of one process: --gpus 1"
+        )
+    if config.parallel.precision == "auto":
+        parallel = dataclasses.replace(config.parallel, precision="fp32")
+        config = dataclasses.replace(config, parallel=parallel)
+    return dataclasses.replace(args, config=config, gpus=1)
+
+
+def refuse_too_large(args: PlanArgs, plan: "Plan") -> None:
+    """A ConfigError where a rank needs more than the memory that was named."""
+    from mim3d.engine.planning.needs import FULL, less_memory
+
+    if args.memory_gb and plan.memory.device > FULL * args.memory_gb:
+        raise ConfigError(
+            f"a rank needs about {plan.memory.device:.1f} GB and the device has "
+            f"{args.memory_gb:g}: {less_memory(plan)}"
+        )
 
 
 def store_figures(args: PlanArgs, crops_per_s: float) -> StoreNeed | None:
@@ -117,7 +238,7 @@ def store_figures(args: PlanArgs, crops_per_s: float) -> StoreNeed | None:
     )
 
 
-def store_line(need: StoreNeed) -> str:
+def store_words(need: StoreNeed) -> str:
     """The same for people, with what to do where requests do not suffice."""
     enough = f"of {need.requests} that it may have (--data.remote-requests)"
     if need.in_flight > need.requests:
@@ -127,92 +248,22 @@ def store_line(need: StoreNeed) -> str:
         )
     rate = need.crops_per_s * need.mb_per_crop
     return (
-        f"{'store':<13} {rate:.4g} MB/s for each rank while nothing is kept: {need.in_flight} "
+        f"{rate:.4g} MB/s for each rank while nothing is kept: {need.in_flight} "
         f"requests in flight at {need.latency_ms:g} ms and {need.mb_per_s:g} MB/s each, {enough}"
     )
-
-
-def remedy(plan: "Plan") -> str:
-    """What makes a rank need less; the chunks kept on the device first, they cost only speed."""
-    less = "raise --gpus or --parallel.grad-accum, or set --parallel.recompute"
-    return f"lower --data.cache-bytes, {less}" if plan.cache_gb else less
 
 
 def with_enough_crops(args: PlanArgs) -> tuple[PlanArgs, str]:
     """The plan's arguments with a batch that divides over the devices, and a line that says so."""
     config = args.config
-    parts = args.gpus * config.parallel.grad_accum
+    gpus = args.gpus or 1
+    parts = gpus * config.parallel.grad_accum
     if config.global_batch % parts == 0:
         return args, ""
     batch = -(-config.global_batch // parts) * parts
     raised = dataclasses.replace(config, global_batch=batch)
     return dataclasses.replace(args, config=raised), (
         f"planned with --global-batch {batch}: the recipe's {config.global_batch} does not divide "
-        f"over {args.gpus} devices x {config.parallel.grad_accum}, and `mim3d pretrain` would "
+        f"over {gpus} devices x {config.parallel.grad_accum}, and `mim3d pretrain` would "
         f"refuse it; the learning rate was chosen for {config.global_batch}"
     )
-
-
-def planned(args: PlanArgs) -> "Plan":
-    """Check the arguments and make the plan."""
-    from mim3d.engine.models.flops import peak_bf16
-    from mim3d.engine.planning.measured_run import read_calibration
-    from mim3d.engine.planning.plan import ASSUMED_MFU, make_plan
-
-    peak = args.peak_tflops * 1e12 or peak_bf16(args.device)
-    if not peak:
-        raise ConfigError(f"the peak of {args.device!r} is not known: set --peak-tflops")
-    share, basis = ASSUMED_MFU, f"assumed: no calibration was given, {ASSUMED_MFU:.0%} is usual"
-    if args.calibration is not None:
-        share, basis = read_calibration(args.calibration, peak)
-    if args.utilisation:
-        share, basis = args.utilisation, "as told by --utilisation"
-    if not 0.0 < share <= 1.0:
-        raise ConfigError(f"utilisation {share:.3g} ({basis}) must lie in (0, 1]: another device?")
-    return make_plan(args.config, args.gpus, peak, share, basis)
-
-
-def out_of_range(plan: "Plan", args: PlanArgs) -> str:
-    """Why time cannot be told of FLOPs; empty where it can.
-
-    Below LEAST_MS a micro-batch a step is as long as its kernels take to be started, which no
-    share of a peak tells; a measured run of the same kind does.
-    """
-    each = plan.step_s * 1e3 / args.config.parallel.grad_accum
-    if args.calibration is not None or each >= LEAST_MS:
-        return ""
-    return (
-        f"not told: its arithmetic alone takes {each:.2g} ms a micro-batch, less than starting its "
-        "kernels; --calibration RUN, a run of it on this device, tells"
-    )
-
-
-def table(plan: "Plan", args: PlanArgs, facts: "CorpusFacts | None" = None) -> str:
-    """The plan for people; what its model cannot tell is not printed."""
-    config, unknown = args.config, out_of_range(plan, args)
-    peak = plan.flops_per_step / (plan.step_s * plan.utilisation * plan.gpus)
-    accumulated = cache = ""
-    if plan.accumulated_gb:
-        accumulated = f", accumulated gradients {plan.accumulated_gb:.3g}"
-    if plan.cache_gb:
-        cache = f", chunks kept on the device {plan.cache_gb:.3g} (--data.cache-bytes)"
-    rows = [
-        ("parameters", f"{plan.parameters / 1e6:.1f} M"),
-        ("crops a step", f"{config.global_batch} ({config.micro_batch(plan.gpus)} a micro-batch)"),
-        ("arithmetic", f"{plan.flops_per_step / 1e12:.3g} TFLOP a step"),
-        ("devices", f"{plan.gpus} x {args.device}, {peak / 1e12:.4g} TFLOP/s each in bf16"),
-        ("utilisation", f"{plan.utilisation:.1%} of that (MFU), {plan.basis}"),
-        ("time", unknown or f"{plan.step_s * 1e3:.4g} ms a step, {plan.hours:.4g} h for "
-                            f"{config.steps} steps"),
-        ("throughput", (unknown and "not told") or f"{plan.crops_per_s:.4g} crops/s"),
-        ("loader", (unknown and "not told")
-                   or f"{plan.loader_gb_per_s:.3g} GB/s of int16 voxels for each rank"),
-        ("memory", f"{plan.memory_gb:.3g} GB a rank: state {plan.state_gb:.3g}, gathered "
-                   f"{plan.gathered_gb:.3g}, activations {plan.activation_gb:.3g}" + accumulated
-                   + cache),
-        ("network", f"{plan.network_gb_per_step:.3g} GB a rank and step" + ("" if unknown else
-                    f", {plan.network_gb_per_s:.3g} GB/s to hide behind arithmetic")),
-    ]  # fmt: skip
-    if facts is not None:
-        rows.insert(0, ("corpus", facts.row()))
-    return "\n".join(f"{name:<13} {value}" for name, value in rows)

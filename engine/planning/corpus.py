@@ -1,11 +1,13 @@
 """What a plan can say once it knows the corpus: its size, passes over it, and what will not fit."""
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
 
 from mim3d.dataio.device.device_fit import unlike
 from mim3d.dataio.reader.corpus import opened_corpus
+from mim3d.dataio.reader.datasets import chosen
 from mim3d.engine.pretrain.config import PretrainConfig
 from mim3d.engine.training.corpus import corpus_fit
 
@@ -17,17 +19,24 @@ NO_CACHE = (
 
 @dataclass(frozen=True)
 class CorpusFacts:
-    """Volumes that are drawn from, bytes as stored, and crops for each volume in the whole run."""
+    """Of the volumes that are drawn from."""
 
     volumes: int
     stored_gb: float
     crops_per_volume: float
+    """In the whole run."""
+    bytes_per_voxel: float
+    """As stored."""
+    item_bytes: float
+    """Of a decoded voxel, the mean over voxels where dtypes differ."""
+    dtypes: tuple[str, ...]
     doubts: tuple[str, ...]
 
     def row(self) -> str:
         """In words."""
         return (
-            f"{self.volumes} volumes, {self.stored_gb:.3g} GB stored; {self.crops_per_volume:.4g} "
+            f"{self.volumes} volumes of {' and '.join(self.dtypes)}, {self.stored_gb:.3g} GB "
+            f"stored ({self.bytes_per_voxel:.2g} bytes a voxel); {self.crops_per_volume:.4g} "
             "crops of each in the run"
         )
 
@@ -36,9 +45,15 @@ def corpus_facts(config: PretrainConfig) -> CorpusFacts:
     """Of the corpus that a configuration names; ConfigError where it cannot be trained on."""
     with opened_corpus(config.data.corpus) as (corpus, _):
         table = corpus.table
-        rows = np.arange(table.n_volumes)
+        records = corpus.records
+        rows = np.array(chosen(records, config.data.loader.where, config.data.corpus), np.int64)
         fit = corpus_fit(table, config.vit, rows)
-        stored = sum(record.shard_bytes for record in corpus.records) / 1e9
+        drawn = [records[row] for row in rows]
+        voxels = [float(math.prod(record.array_shape)) for record in drawn]
+        decoded = sum(
+            n * np.dtype(record.dtype).itemsize for n, record in zip(voxels, drawn, strict=True)
+        )
+        stored = float(sum(record.shard_bytes for record in drawn))
         doubts = []
         if fit.padded:
             doubts.append(
@@ -50,5 +65,12 @@ def corpus_facts(config: PretrainConfig) -> CorpusFacts:
             doubts.append(
                 f"data.cache device needs all alike, and there are {differing}; {NO_CACHE}"
             )
-    crops = config.steps * config.global_batch / max(fit.volumes, 1)
-    return CorpusFacts(fit.volumes, stored, crops, tuple(doubts))
+    return CorpusFacts(
+        volumes=fit.volumes,
+        stored_gb=stored / 1e9,
+        crops_per_volume=config.steps * config.global_batch / max(fit.volumes, 1),
+        bytes_per_voxel=stored / sum(voxels),
+        item_bytes=decoded / sum(voxels),
+        dtypes=tuple(sorted({record.dtype for record in drawn})),
+        doubts=tuple(doubts),
+    )

@@ -6,14 +6,24 @@ P parameters, s ranks a shard group, e bytes of the compute dtype:
     gathered weights                     e times the root's and the three largest blocks' parameters
     whole gradients                      4 P where micro-batches are accumulated
     activations                          e times the values of mim3d.engine.models.activations
+    crops                                two batches in float32
     compressed chunks                    data.cache_bytes where data.cache is device
+and in the host's memory the background checkpoint's copy, 4 (1 + m) P / s.
 """
 
+import math
+from dataclasses import dataclass
+
+from mim3d.dataio.reader.corpus import is_address
 from mim3d.dataio.registry import resolved
 from mim3d.engine.models.registry import way_of
+from mim3d.engine.planning.corpus import CorpusFacts
 from mim3d.engine.planning.sharding import ShardSizes
 from mim3d.engine.pretrain.config import PretrainConfig
 from mim3d.engine.training.optim import MOMENTS
+
+CROP_ITEM = 4
+"""Bytes of a voxel of a batch, float32."""
 
 
 def compute_bytes(config: PretrainConfig) -> int:
@@ -43,3 +53,72 @@ def is_left_whole(config: PretrainConfig, gpus: int) -> bool:
     """Whether FSDP has nothing to do, so that weights and gradients are there once."""
     parallel = config.parallel
     return gpus == 1 and parallel.precision == "fp32" and parallel.one_rank == "whole"
+
+
+@dataclass(frozen=True)
+class Memory:
+    """GB of a rank: what is on its device, and what in the host's memory."""
+
+    state: float
+    """Weights, gradients and the optimiser's moments, exact."""
+    gathered: float
+    accumulated: float
+    """Whole gradients kept from micro-batch to micro-batch."""
+    activations: float
+    crops: float
+    """The batch that is computed on, and the next."""
+    cache: float
+    """Compressed chunks that `data.cache device` keeps in the device's memory."""
+    host_cache: float
+    """Compressed chunks in the host's memory."""
+    host_checkpoint: float
+    """The copy that is written while training goes on."""
+
+    @property
+    def device(self) -> float:
+        """All that is on the device."""
+        return self.kept + self.activations
+
+    @property
+    def kept(self) -> float:
+        """The same without what backward needs."""
+        return self.state + self.gathered + self.accumulated + self.crops + self.cache
+
+    @property
+    def host(self) -> float:
+        """All that is in the host's memory, but for what is read ahead."""
+        return self.host_cache + self.host_checkpoint
+
+
+def memory_of(
+    config: PretrainConfig,
+    gpus: int,
+    shards: ShardSizes,
+    micro_batch: int,
+    facts: CorpusFacts | None = None,
+) -> Memory:
+    """A run's; where the corpus is known no cache is larger than it."""
+    width, loader = compute_bytes(config), config.data.loader
+    gathered = 0 if is_left_whole(config, gpus) else shards.gathered_parameters
+    kept = loader.cache_bytes / 1e9
+    if facts is not None:
+        kept = min(kept, facts.stored_gb)
+    voxels = math.prod(config.vit.crop_size) * config.vit.channels * config.method.views
+    moments = len(MOMENTS[config.optim.kind])
+    saved = 4.0 * (1 + moments) * shards.local_parameters
+    return Memory(
+        state=state_bytes(config) * shards.local_parameters / 1e9,
+        gathered=width * gathered / 1e9,
+        accumulated=accumulated_bytes(config, shards, gpus) / 1e9,
+        activations=width * activation_values(config) * micro_batch / 1e9,
+        crops=2.0 * CROP_ITEM * voxels * micro_batch / 1e9,
+        cache=kept if loader.cache == "device" else 0.0,
+        host_cache=kept if keeps_on_host(config) else 0.0,
+        host_checkpoint=saved / 1e9 if config.checkpoint.asynchronous else 0.0,
+    )
+
+
+def keeps_on_host(config: PretrainConfig) -> bool:
+    """Whether the loader keeps chunks itself; of a folder the page cache does, as far as it can."""
+    cache = config.data.loader.cache
+    return cache == "host" or (cache == "auto" and is_address(config.data.corpus))

@@ -17,6 +17,7 @@ from mim3d.engine.models.objective import Objective, StepOutput
 from mim3d.engine.models.registering import register_encoder, register_method, register_way
 from mim3d.engine.models.registry import ENCODERS, METHODS, EncoderShape, encoder_kind, way_of
 from mim3d.engine.models.vit import ViT3D
+from mim3d.engine.planning.machine import known_machine
 from mim3d.engine.planning.memory import activation_values
 from mim3d.engine.planning.plan import make_plan
 from mim3d.engine.pretrain.config import PretrainConfig, config_dict, config_identity, identity_of
@@ -108,7 +109,7 @@ def test_what_it_is_reckoned_to_cost():
     config = replace(recipe("demo-mae"), method=NormConfig(), vit=VIT)
     two = replace(config, method=SimCLRConfig())
     assert activation_values(two) == 2 * activation_values(config)
-    assert make_plan(config, 2, 1e12, 0.4, "test").parameters == sum(
+    assert make_plan(config, 2, known_machine("H200")).parameters == sum(
         parameter.numel() for parameter in config.build().parameters()
     )
 

@@ -14,6 +14,7 @@ from mim3d.engine.finetune.finetune import run_finetune
 from mim3d.engine.models.config import ViTConfig
 from mim3d.engine.models.resenc.config import ResEncConfig
 from mim3d.engine.models.resenc.encoder import ResEncEncoder
+from mim3d.engine.planning.machine import known_machine
 from mim3d.engine.planning.plan import make_plan
 from mim3d.engine.pretrain.config import config_identity
 from mim3d.engine.pretrain.pretrain import run_pretrain
@@ -94,7 +95,8 @@ def test_runs_of_before_keep_their_identity(corpus):
 
 def test_its_plan_counts_the_arithmetic_and_the_maps(corpus):
     config = config_of("mae", corpus)
-    plan = make_plan(config, 1, 1e12, 0.4, "assumed")
+    machine = known_machine("H200")
+    plan = make_plan(config, 1, machine)
     assert plan.parameters == sum(p.numel() for p in config.build().parameters())
     less = replace(config, parallel=replace(config.parallel, recompute=True))
-    assert 0 < make_plan(less, 1, 1e12, 0.4, "assumed").activation_gb < plan.activation_gb
+    assert 0 < make_plan(less, 1, machine).memory.activations < plan.memory.activations

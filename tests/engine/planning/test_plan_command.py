@@ -1,0 +1,184 @@
+"""`mim3d plan` as one calls it: what it prints, what it refuses, and what it warns of."""
+
+import json
+import re
+
+import pytest
+from small_run import make_corpus
+
+from mim3d.dataio.errors import Mim3dError
+from mim3d.engine.commands.arguments import UsageError
+from mim3d.engine.commands.plan import main
+from mim3d.engine.errors import ConfigError
+from mim3d.engine.planning.measured_run import measured_rate
+from mim3d.engine.pretrain.recipes import RECIPES
+
+
+def told(capsys):
+    """What was printed, on one line."""
+    return " ".join(capsys.readouterr().out.split())
+
+
+def test_chunks_kept_on_the_device_are_part_of_its_memory(capsys):
+    """The 64 GiB that mae-vit-* keep there are most of it."""
+    words = ["mae-vit-b-96", "--vit.depth", "1", "--gpus", "8"]
+    figures = main(words).figures
+    assert figures["cache_gb"] == pytest.approx(64 * 2**30 / 1e9)
+    parts = ("state", "gathered", "accumulated", "activations", "crops", "cache")
+    assert figures["memory_gb"] == pytest.approx(sum(figures[f"{name}_gb"] for name in parts))
+    assert "chunks kept on the device 68.7" in told(capsys)
+    with pytest.raises(ConfigError, match=r"lower --data\.cache-bytes"):
+        main([*words, "--memory-gb", "40"])
+    assert main([*words, "--data.cache", "host"]).figures["cache_gb"] == 0
+
+
+def test_a_runs_rate_is_the_median_of_a_runs_second_half(tmp_path):
+    rows = [
+        {"step": i, "tflops_per_s": rate, "world": 2}
+        for i, rate in enumerate([1, 9, 400, 402, 404])
+    ]
+    file = tmp_path / "metrics.jsonl"
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    rate = measured_rate(tmp_path)
+    assert rate.flops_per_s == pytest.approx(201e12)
+    assert "201 TFLOP/s a device" in rate.basis
+    with pytest.raises(ConfigError, match="is missing"):
+        measured_rate(tmp_path / "nowhere")
+    (tmp_path / "other.json").write_text("{}")
+    with pytest.raises(ConfigError, match="no tflops_per_s"):
+        measured_rate(tmp_path / "other.json")
+
+
+def test_the_command(capsys):
+    outcome = main(["mae-vit-l-160-p8", "--gpus", "64", "--device", "H100"])
+    assert outcome.figures["parameters"] > 300e6
+    text = told(capsys)
+    assert "assumed" in text
+    assert "loader" in text
+
+
+@pytest.mark.parametrize(
+    ("gpus", "accum", "batch"), [(1024, 1, 1024), (7, 1, 21), (8, 1, 16), (3, 2, 18)]
+)
+def test_a_batch_too_small_for_the_devices_is_raised_and_told(capsys, gpus, accum, batch):
+    words = ["demo-mae", "--gpus", str(gpus), "--parallel.grad-accum", str(accum)]
+    assert main(words).figures["global_batch"] == batch
+    text = told(capsys)
+    assert ("the recipe's 16 does not divide" in text) == (batch != 16)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", RECIPES)
+def test_every_recipe_is_planned_for_1024_devices(name):
+    figures = main([name, "--gpus", "1024"]).figures
+    assert figures["global_batch"] % 1024 == 0
+    assert figures["state_gb"] > 0
+
+
+@pytest.mark.parametrize(
+    ("words", "wanted"),
+    [
+        (["demo-mae", "--gpus", "2000"], "between 1 and 1024"),
+        (["demo-mae", "--gpus", "0"], "between 1 and 1024"),
+        (["demo-mae", "--gpus", "1", "--device", "Abacus"], "--peak-tflops"),
+        (["demo-mae", "--gpus", "1", "--utilisation", "1.5"], r"must lie in \(0, 1\]"),
+        (["btcv-mae", "--gpus", "1", "--memory-gb", "8"], "--parallel.recompute"),
+        (["nonsense"], "no recipe 'nonsense'; one of: demo-mae"),
+    ],
+)
+def test_plans_that_cannot_be(words, wanted):
+    with pytest.raises(Mim3dError, match=wanted):
+        main(words)
+
+
+def test_a_store_with_latency_is_planned_for_and_its_remedy_suffices(capsys):
+    words = ["mae-vit-b-96", "--vit.depth", "1", "--gpus", "8", "--store-latency-ms", "30"]
+    assert "store" not in main(words[:5]).figures
+    store = main(words).figures["store"]
+    assert store["in_flight"] > store["requests"] == 384
+    text = told(capsys)
+    found = re.search(r"384 give [\d.]+ crops/s: raise (--data\.remote-requests) to (\d+)", text)
+    assert found is not None
+    enough = main([*words, found[1], found[2]]).figures["store"]
+    assert enough["in_flight"] == enough["requests"] == int(found[2])
+    assert "raise" not in told(capsys).rsplit("store", 1)[1]
+    slower = main([*words, "--store-mb-per-s", "1"]).figures["store"]
+    assert slower["in_flight"] > store["in_flight"]
+
+
+@pytest.mark.parametrize("value", ["nan", "inf", "-1"])
+def test_a_latency_that_is_none_is_refused(value):
+    with pytest.raises(UsageError, match="store_latency_ms"):
+        main(["demo-mae", "--gpus", "1", f"--store-latency-ms={value}"])
+
+
+def test_a_plan_names_its_devices_and_reads_the_corpus(tmp_path, capsys):
+    corpus = make_corpus(tmp_path)
+    words = ["mae-vit-b-96", "--gpus", "2", "--device", "H100", "--data.corpus", str(corpus)]
+    outcome = main(words)
+    text = told(capsys)
+    assert "2 x H100, 989.4 TFLOP/s each in bf16" in text
+    assert "of the peak (MFU)" in text
+    assert "data sheets and the assumptions below" in text
+    assert "corpus 4 volumes" in text
+    assert "4 of 4 volumes are smaller than the crop" in text
+    assert outcome.exit_code == 3
+    assert outcome.figures["corpus"]["volumes"] == 4
+    with pytest.raises(ConfigError, match=r"vit\.channels is 3"):
+        main([*words, "--vit.channels", "3"])
+
+
+def test_a_step_shorter_than_its_host_takes_to_start_it_is_bound_by_the_host(tmp_path, capsys):
+    outcome = main(["demo-mae", "--gpus", "1"])
+    assert outcome.figures["bound_by"] == "host"
+    assert outcome.figures["host_s"] == outcome.figures["step_s"] > 5e-3
+    assert "host_us_per_op 6 us" in told(capsys)
+    rows = [{"step": step, "tflops_per_s": 0.5, "world": 1} for step in (1, 2, 3)]
+    measured = tmp_path / "metrics.jsonl"
+    measured.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    outcome = main(["demo-mae", "--gpus", "1", "--calibration", str(measured)])
+    flops = outcome.figures["flops_per_step"]
+    assert outcome.figures["step_s"] == pytest.approx(flops / 0.5e12)
+    assert "host_us" not in told(capsys)
+
+
+def test_a_network_that_binds_is_said_and_its_remedy_is_faster(capsys):
+    """Eight machines that shard over all of them gather weights for longer than they compute."""
+    outcome = main(["mae-vit-l-128", "--gpus", "64"])
+    assert outcome.exit_code == 3
+    figures, text = outcome.figures, told(capsys)
+    assert figures["bound_by"] == "network"
+    assert figures["network_exposed_s"] > 0.5 * figures["step_s"]
+    assert "GB/s are needed, the machine has 40" in text
+    found = re.search(r"(--parallel\.replicate) (\d+) makes it ([\d.]+) ms a step", text)
+    assert found is not None
+    better = main(["mae-vit-l-128", "--gpus", "64", found[1], found[2]]).figures
+    assert better["step_s"] * 1e3 == pytest.approx(float(found[3]), rel=0.01)
+    assert better["step_s"] < 0.9 * figures["step_s"]
+
+
+def test_every_line_fits_eighty_columns_and_names_what_is_assumed(capsys):
+    main(["openmind-primus-m-mae", "--gpus", "8"])
+    printed = capsys.readouterr().out
+    assert max(map(len, printed.splitlines())) <= 80
+    assert "2.00 M in the run" in printed
+    assert "with augmentation" in printed
+    assert "read_gvoxels_per_core" in printed
+    main(["openmind-primus-m-mae", "--gpus", "8", "--assume", "read_gvoxels_per_core=0.001"])
+    printed = capsys.readouterr().out
+    assert "as given by --assume" in printed
+    assert "warning:      cores of a rank for the loader" in printed
+
+
+@pytest.mark.parametrize(
+    ("word", "wanted"),
+    [
+        ("nonsense=1", "no such constant; one of product_share"),
+        ("launch_us=nan", "must be a positive number"),
+        ("launch_us=0", "must be a positive number"),
+        ("launch_us", "write NAME=NUMBER"),
+    ],
+)
+def test_assumptions_that_are_none(word, wanted):
+    with pytest.raises(ConfigError, match=wanted):
+        main(["demo-mae", "--gpus", "1", "--assume", word])
