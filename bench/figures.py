@@ -34,7 +34,7 @@ PEERS = {
     "blosc2-zstd8": "blosc2 zstd-8, as nnU-Net stores",
 }
 LOADER = {
-    "generated": "2026-11-26-loader-cpu/loader.json",
+    "generated": "2026-11-30-loader-cpu/loader.json",
     "real": "2026-11-26-loader-cpu/loader-real.json",
 }
 VIEWS = {side: f"2026-11-30-views-cpu/views-{side}.json" for side in (32, 96)}
