@@ -12,6 +12,7 @@ EXTRAS = {
     "jinja2": "study",
     "obstore": "remote",
     "distributed": "dask",
+    "huggingface_hub": "hub",
     "nvidia": "gpu",
 }
 """Imported module -> the extra of mim3d that installs it."""

@@ -36,6 +36,7 @@ BY_EXTRA = {
     "jinja2": ("a study's report", "study"),
     "obstore": ("corpora on s3://, gs://, http://", "remote"),
     "distributed": ("conversion on a Dask cluster", "dask"),
+    "huggingface_hub": ("encoders on the Hugging Face Hub", "hub"),
     "simpleitk": (".mha, .mhd and .nrrd", "containers"),
     "nvidia-libnvcomp-cu13": ("decompression on a GPU", "gpu"),
 }

@@ -22,11 +22,17 @@ MUST = "must_set"
 """Field of a card: arguments without which the other library drops tensors or misplaces them."""
 
 
-def model_card(card: Mapping[str, Any], file: str) -> str:
-    """The card of weights in `file`, from the fields of their JSON card."""
+def model_card(card: Mapping[str, Any], file: str, repository: str = "") -> str:
+    """The card of weights in `file`, from the fields of their JSON card.
+
+    `repository` is that of the Hugging Face Hub which they are downloaded from, if they are.
+    """
     parts = [front_matter(card), f"# {title(card)}", summary(card)]
+    code = loading_code(card, file)
+    if repository:
+        code = downloaded(code, file, repository)
     sections = {
-        "Load": f"```python\n{loading_code(card, file)}\n```\n\n{warnings(card)}",
+        "Load": f"```python\n{code}\n```\n\n{warnings(card)}",
         "Input": table(inputs(card)),
         "Training": table(training(card)),
         "Files": table({file: f"sha256 `{card.get('weights_sha256', 'unknown')}`"}),
@@ -78,6 +84,12 @@ def loading_code(card: Mapping[str, Any], file: str) -> str:
         "lost = [k for k in found.missing_keys if not any(fnmatch(k, p) for p in fresh)]\n"
         "assert not lost, lost"
     )
+
+
+def downloaded(code: str, file: str, repository: str) -> str:
+    """The same code with the file taken from the Hub."""
+    begin = "from huggingface_hub import snapshot_download\n\nfolder = snapshot_download"
+    return f"{begin}({repository!r})\n" + code.replace(repr(file), "f" + repr(f"{{folder}}/{file}"))
 
 
 def plain(value: object) -> object:

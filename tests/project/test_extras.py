@@ -93,6 +93,7 @@ def test_commands_of_the_core(words: str, folder: Path) -> None:
         ("convert msd:Task04_Hippocampus other.zarr", "monai"),
         ("finetune demo --data.corpus corpus.zarr --out tuned", "monai"),
         ("convert s3://bucket/data other.zarr", "obstore"),
+        ("export run safetensors e.safetensors --push lab/brain", "huggingface_hub"),
     ],
 )
 def test_a_missing_part_names_its_extra_in_one_line(words: str, module: str, folder: Path) -> None:

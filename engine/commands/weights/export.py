@@ -2,13 +2,18 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
 
 from mim3d.engine.commands.arguments import parse
 from mim3d.engine.commands.outcome import Outcome
+from mim3d.engine.errors import ConfigError
 from mim3d.engine.runs.config import Axes, Format
+
+if TYPE_CHECKING:
+    from mim3d.engine.runs.export import Exported
+    from mim3d.engine.runs.hub import Hub
 
 DESCRIPTION = """Write a pretrained encoder for other libraries.
 
@@ -21,6 +26,9 @@ U-Net with its decoder by nnUNetv2_train -pretrained_weights too), a plain ViT w
 examples/nnunet.
 Two cards beside the weights, JSON and Markdown (Hugging Face's form), tell where they come from,
 how a volume must be prepared, and how to build and load the network.
+--push OWNER/NAME uploads all three to the Hugging Face Hub, the Markdown card as README.md. A
+repository that it makes is private, unless --push-public says otherwise. The token is that of
+HF_TOKEN or of `hf auth login`.
 """
 TURNED = ("monai-unetr", "monai-vit")
 """Forms whose weights are turned to the x, y, z of MONAI's loaders, if nothing is said."""
@@ -38,6 +46,10 @@ class ExportArgs:
     """File to write, ending in .safetensors, for nnunet in .pth."""
     axes: Axes | None = None
     """Order of a volume's axes in the other library; xyz, as MONAI loads, for its ViT and UNETR."""
+    push: str = ""
+    """Repository of the Hugging Face Hub, OWNER/NAME, to upload the files to as well."""
+    push_public: bool = False
+    """Everybody may see the repository that --push makes; or it is there and public."""
 
 
 def main(words: list[str]) -> Outcome:
@@ -48,6 +60,7 @@ def main(words: list[str]) -> Outcome:
     from mim3d.engine.runs.export import export_encoder
     from mim3d.engine.transfer.reference_networks import unet_decoder
 
+    hub = opened_hub(args)
     axes: Axes = args.axes or ("xyz" if args.format in TURNED else "zyx")
     unet = args.format == "nnunet" and read_card(args.run)[1]["kind"] == "resenc"
     decoder = unet_decoder(args.run) if unet else None
@@ -62,4 +75,30 @@ def main(words: list[str]) -> Outcome:
             f"build the network with {named}, or strict=False drops tensors silently; the code in "
             f"{done.readme.name} checks that none is lost"
         )
-    return Outcome({"weights": str(done.weights), "tensors": done.tensors, "axes": axes})
+    figures = {"weights": str(done.weights), "tensors": done.tensors, "axes": axes}
+    return Outcome({**figures, **(pushed(hub, done) if hub else {})})
+
+
+def opened_hub(args: ExportArgs) -> "Hub | None":
+    """Where the files go as well; refused before any of them is written."""
+    if not args.push:
+        if args.push_public:
+            raise ConfigError("--push-public says nothing without --push OWNER/NAME")
+        return None
+    if args.format == "nnunet":
+        raise ConfigError(
+            f"--push {args.push}: nnunet's checkpoint is a pickle, which the Hub warns of; push "
+            "the safetensors form"
+        )
+    from mim3d.engine.runs.hub import Hub
+
+    return Hub(args.push, args.push_public)
+
+
+def pushed(hub: "Hub", done: "Exported") -> dict[str, Any]:
+    """Upload, and say where to and who can see it."""
+    found = hub.push(done)
+    print(f"pushed to {found.url}, {'private' if found.is_private else 'public'}")
+    if found.readme_kept:
+        print(f"the README.md there is not mim3d's and stays; the card is {done.readme.name}")
+    return {"url": found.url, "private": found.is_private, "readme_kept": found.readme_kept}
