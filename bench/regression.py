@@ -103,6 +103,12 @@ def views_ratios(figures: Figures) -> Iterator[Ratio]:
         yield Ratio("views", f"{figures['crop']}^3", name, ratio["value"], tuple(ratio["rounds"]))
 
 
+def spatial_ratios(figures: Figures) -> Iterator[Ratio]:
+    """Turned crops over each other way of making them."""
+    for name, ratio in figures["ratios"].items():
+        yield Ratio("spatial", f"{figures['crop']}^3", name, ratio["value"], tuple(ratio["rounds"]))
+
+
 def optim_ratios(figures: Figures) -> Iterator[Ratio]:
     """Every other optimiser's time over ours."""
     ours, seconds, rounds = "mim3d, clipped", figures["seconds"], figures.get("rounds", {})
@@ -136,6 +142,7 @@ STAGES: dict[str, Callable[[Figures], Iterator[Ratio]]] = {
     "convert": convert_ratios,
     "loader": loader_ratios,
     "views": views_ratios,
+    "spatial": spatial_ratios,
     "kernels": kernels_ratios,
     "optim": optim_ratios,
     "step": step_ratios,

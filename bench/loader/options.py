@@ -61,3 +61,34 @@ class ViewsBench:
         """Counts that can be."""
         refuse_outside(self, "batch batches rounds", 1)
         refuse_outside(self, "crop", 1, MOST_SIZE)
+
+
+@dataclass(frozen=True)
+class SpatialBench:
+    """Crops a CPU-second, turned and zoomed at nnssl's chances; with --peers by nnssl's way too.
+
+    A fifth of the crops is turned by up to 30 degrees about each axis, a fifth zoomed by 0.7 to
+    1.4, every axis flipped one time in two. nnssl's way reads, for every crop, the larger patch
+    that its widest turn needs (257^3 for 160^3) from blosc2, and moves it by scipy's
+    map_coordinates of order 3; it is given the same crops, turns and flips. One thread; contestants
+    take turns.
+    """
+
+    crop: int = 160
+    """Voxels of a side."""
+    volumes: int = 3
+    """Generated volumes of 192 x 224 x 192 voxels."""
+    crops: int = 8
+    """Crops of a round, the same for all."""
+    rounds: int = 3
+    """Interleaved rounds."""
+    side: int = 0
+    """Voxels of a side of the volumes instead; 0: as above."""
+    peers: bool = False
+    """Time nnssl's way too, at order 3 and at order 1, the order of ours."""
+
+    def __post_init__(self) -> None:
+        """Counts that can be."""
+        refuse_outside(self, "volumes crops rounds", 1)
+        refuse_outside(self, "crop", 1, MOST_SIZE)
+        refuse_outside(self, "side", 0, MOST_SIZE)

@@ -12,11 +12,12 @@ STAGES = {
     "loader": "crops per second against blosc2, tensorstore, MONAI and a memory map; with --remote "
     "from a store with latency",
     "views": "pairs of augmented views on a CPU against DALI's and MONAI's",
+    "spatial": "crops turned and zoomed within their volumes on a CPU, against nnssl's way",
     "kernels": "fused kernels against eager recipes and torch.compile, with the roofline",
     "optim": "an optimiser update: ours, torch's AdamW, apex where it is built",
     "step": "the whole training step: crops/s, MFU, data stall, share outside the model",
 }
-MODULES = {"optim": "step.optim", "views": "loader.views"}
+MODULES = {"optim": "step.optim", "views": "loader.views", "spatial": "loader.spatial"}
 """Stages that are not `stage` of a folder of their own."""
 OPTIONS = {
     "convert": "convert.options.ConvertBench",
@@ -25,6 +26,7 @@ OPTIONS = {
     "optim": "step.options.OptimBench",
     "step": "step.options.StepBench",
     "views": "loader.options.ViewsBench",
+    "spatial": "loader.options.SpatialBench",
 }
 """What each stage is asked for; its help needs nothing else of the stage."""
 QUICK = {
@@ -34,6 +36,7 @@ QUICK = {
     "optim": "--steps 2 --rounds 2",
     "step": "--steps 2 --rounds 2 --warmup 1",
     "views": "--crop 32 --batches 1 --rounds 2",
+    "spatial": "--crop 32 --side 48 --crops 4 --rounds 2",
 }
 """Small work, to see that every stage runs; its figures are compared with nothing."""
 HELP = (

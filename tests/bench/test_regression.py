@@ -68,6 +68,10 @@ FIGURES: dict[str, Any] = {
         "crop": 96,
         "ratios": {"ours over DALI": {"value": 5.0, "rounds": [4.9, 5.1]}},
     },
+    "spatial": {
+        "crop": 160,
+        "ratios": {"mim3d over nnssl's way": {"value": 9.0, "rounds": [8.9, 9.1]}},
+    },
 }  # fmt: skip
 
 
@@ -100,7 +104,7 @@ def test_every_stage_of_the_command_has_its_ratios() -> None:
 
 def test_the_same_run_moved_nothing(tmp_path, kept, capsys) -> None:
     out = told(tmp_path, kept, FIGURES, capsys)
-    assert "0 of 8 ratios moved by more than their noise" in out
+    assert "0 of 9 ratios moved by more than their noise" in out
     assert "no baseline" not in out
 
 
@@ -113,7 +117,7 @@ def test_what_moved_is_told_with_its_direction(tmp_path, kept, capsys) -> None:
     out = told(tmp_path, kept, now, capsys)
     assert re.search(r"mim3d_over_floor_cpu +1\.000 +1\.200 +\+20\.0% +5\.0% +WORSE", out)
     assert re.search(r"reader, snap 16 over blosc2 +2\.000 +2\.500 +\+25\.0% .* better", out)
-    assert "2 of 8 ratios moved" in out
+    assert "2 of 9 ratios moved" in out
 
 
 def test_a_move_within_the_noise_of_either_run_is_none(tmp_path, kept, capsys) -> None:
@@ -123,16 +127,16 @@ def test_a_move_within_the_noise_of_either_run_is_none(tmp_path, kept, capsys) -
     now["step"]["rounds"] = {"in memory": [0.8, 0.98], "loader": [1.0, 1.0]}
     now["optim"]["seconds"]["torch AdamW fused"] = 2.08  # 4 %, with quiet rounds
     now["optim"]["rounds"]["torch AdamW fused"] = [2.08, 2.08]
-    assert "0 of 8 ratios moved" in told(tmp_path, kept, now, capsys)
+    assert "0 of 9 ratios moved" in told(tmp_path, kept, now, capsys)
 
 
 def test_one_round_tells_no_noise_and_is_taken_to_have_some(tmp_path, kept, capsys) -> None:
     now = copy.deepcopy(FIGURES)
     now["optim"]["seconds"]["torch AdamW fused"] = 2.16
     now["optim"]["rounds"] = {"mim3d, clipped": [1.0], "torch AdamW fused": [2.16]}
-    assert "0 of 8 ratios moved" in told(tmp_path, kept, now, capsys)
+    assert "0 of 9 ratios moved" in told(tmp_path, kept, now, capsys)
     now["optim"]["rounds"] = {"mim3d, clipped": [1.0] * 2, "torch AdamW fused": [2.16] * 2}
-    assert "1 of 8 ratios moved" in told(tmp_path, kept, now, capsys)
+    assert "1 of 9 ratios moved" in told(tmp_path, kept, now, capsys)
 
 
 def test_other_work_and_a_busy_machine_are_not_compared(tmp_path, kept, capsys) -> None:

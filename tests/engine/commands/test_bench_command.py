@@ -4,7 +4,7 @@ import pytest
 
 from mim3d.bench.convert.options import ConvertBench
 from mim3d.bench.kernels.options import KernelsBench
-from mim3d.bench.loader.options import LoaderBench, ViewsBench
+from mim3d.bench.loader.options import LoaderBench, SpatialBench, ViewsBench
 from mim3d.bench.step.options import OptimBench, StepBench
 from mim3d.engine.commands import bench
 from mim3d.engine.commands.arguments import parse
@@ -18,6 +18,7 @@ OPTIONS = {
     "optim": OptimBench,
     "step": StepBench,
     "views": ViewsBench,
+    "spatial": SpatialBench,
 }
 
 
