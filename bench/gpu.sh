@@ -11,7 +11,8 @@
 #   ready     each part of the machine once, on something tiny: what is broken, in half a minute
 #   step      the training step in memory against MAE as others write it, MFU
 #   feed      the same step fed by the real loader, MFU, data stall
-#   loader    crops per second, from each cache on the GPU, then on the CPU
+#   loader    crops per second from each cache on the GPU: chunks or voxels that stay there, crops
+#             that the host decodes; then on the CPU
 #   kernels   every kernel against eager recipes, torch.compile and the measured copy bandwidth
 #   tests     the tests marked gpu
 #   compiled  the step against one in plain PyTorch that is compiled whole
@@ -29,12 +30,12 @@
 #                              --platform manylinux_2_27_x86_64 -r bench/gpu-wheels/SET.txt \
 #                              -d .wheels/SET
 #   .wheels/SET/piece-K/     cut into pieces with an unpack.sh of their own
-# with SET one of base (needed), gpu (libnvcomp: chunks decoded on the GPU) and dali (loaders with
-# other caches on the GPU, rotations and zooms). Only dali's is large: where a transfer is limited
+# with SET one of base (needed), gpu (libnvcomp: chunks decoded on the GPU) and dali (rotations,
+# zooms and pairs of views on the GPU). Only dali's is large: where a transfer is limited
 # to 64 MiB with the working tree in it, what needs no DALI goes first, and the rest follows while
 # the machine still has the first sets in /tmp:
 #   1. with base, gpu:   bench/gpu.sh --stages ready,step,feed,loader,kernels,tests
-#   2. with dali:        bench/gpu.sh --stages ready,compiled,dali,loader,profile
+#   2. with dali:        bench/gpu.sh --stages ready,compiled,dali,profile
 # `bench/gpu.sh --sizes` says what that comes to, and exits 1 where the first call would not fit;
 # bench/results is not needed there.
 #
@@ -236,7 +237,7 @@ else
   kernel_words=(--seconds 90)
   loader_words=(--crops 64 --rounds 3)
   step_words=(--steps 10 --rounds 5)
-  # The corpus stays compressed on the GPU where nvCOMP is there to inflate it.
+  # The corpus stays on the GPU where nvCOMP is there to inflate it.
   cache=$(has nvidia.libnvcomp && echo device || echo host)
   feed_words=(--steps 20 --rounds 5 --cache "$cache")
 fi
@@ -244,13 +245,7 @@ fi
 has zarr || say "the set base is missing: no stage will get far without it (see --help)"
 wanted ready && stage ready 40 "$python" -m mim3d.bench.gpu.ready "$work/ready.json"
 wanted step && bench step step 75 --no-loader --peers --no-compiled "${step_words[@]}"
-if wanted feed; then
-  if [ $check = 1 ] || has nvidia.dali || has nvidia.libnvcomp; then
-    bench feed step 75 "${feed_words[@]}"
-  else
-    absent feed "neither DALI nor libnvcomp"
-  fi
-fi
+wanted feed && bench feed step 75 "${feed_words[@]}"
 wanted loader && bench loader loader 85 "${loader_words[@]}"
 wanted kernels && bench kernels kernels 130 --out "$out" "${kernel_words[@]}"
 # A line for each test: what failed is known even where there is no time for the whole story.

@@ -43,11 +43,12 @@ REMEDY = f"crops share the rest; take more volumes (at least {VOLUMES}) or fewer
 def sharing_of(loader: Loader, batches: Sequence[Batch]) -> Sharing:
     """Chunks decoded so far and touched by the crops of some batches.
 
-    A loader without a cache on the device decodes what each crop touches.
+    A loader without a cache on the device decodes what each crop touches; one that keeps voxels
+    there gathers each crop by itself, and decodes nothing once all are there.
     """
     touched = float(np.mean(chunks_touched(loader, batches)))
     metrics = loader.metrics()
-    if loader.config.cache != "device":
+    if loader.config.cache != "device" or loader.keeps_voxels:
         return Sharing(touched, touched)
     return Sharing((metrics["cache_hits"] + metrics["cache_misses"]) / metrics["crops"], touched)
 

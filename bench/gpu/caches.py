@@ -22,9 +22,11 @@ from mim3d.dataio.errors import Mim3dError
 from mim3d.dataio.loader.loader import Loader, LoaderConfig
 
 WAYS: dict[str, dict[str, Any]] = {
-    "cache=device": {"cache": "device"},
-    "cache=device, bf16": {"cache": "device", "dtype": "bfloat16"},
+    "cache=device": {"cache": "device", "device_keeps": "chunks"},
+    "cache=device, bf16": {"cache": "device", "device_keeps": "chunks", "dtype": "bfloat16"},
+    "cache=device, voxels": {"cache": "device", "device_keeps": "voxels"},
     "cache=host": {"cache": "host"},
+    "cache=host, bf16": {"cache": "host", "dtype": "bfloat16"},
     "cache=none": {"cache": "none"},
 }
 LEAST_BATCHES = 8
@@ -76,7 +78,7 @@ def measure_gpu(
             )  # fmt: skip
             try:
                 loaders[name] = stack.enter_context(opened(root, config, device))
-            except Mim3dError as why:  # DALI or nvCOMP are not installed
+            except Mim3dError as why:  # nvCOMP is not installed, or voxels do not fit
                 missing[name] = str(why)
         for name, rounds in measure_rounds(loaders, bench).items():
             sharing = sharing_of(loaders[name], [next(loaders[name]) for _ in range(2)])

@@ -4,6 +4,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -39,6 +40,7 @@ def checks(device: torch.device, folder: Path) -> dict[str, Callable[[], None]]:
         "loops in C": check_loops,
         "corpus": partial(check_corpus, folder),
         "decoding on the device": partial(check_decoding, device, folder),
+        "crops from the host": partial(check_upload, device, folder),
         "DALI": partial(check_dali, device),
     }
 
@@ -80,16 +82,30 @@ def check_corpus(folder: Path) -> None:
 
 
 def check_decoding(device: torch.device, folder: Path) -> None:
-    """Crops decoded on the device are the bits of those decoded on the host."""
+    """Crops decoded on the device, from chunks or from voxels that stay there, are the host's."""
     if device.type == "cuda" and not found("nvidia.libnvcomp"):
         raise AbsentError("no libnvcomp")
-    options = {"crop_size": CROP, "micro_batch": BATCH, "augment": "mim"}
-    host = Loader(folder / "c.zarr", LoaderConfig(**options))
-    there = Loader(folder / "c.zarr", LoaderConfig(**options, cache="device"), device=device)
+    for keeps in ("chunks", "voxels"):
+        check_crops(device, folder, cache="device", device_keeps=keeps)
+
+
+def check_upload(device: torch.device, folder: Path) -> None:
+    """Crops that the host decoded arrive as they were, raw and in bfloat16."""
+    for dtype in ("float32", "bfloat16"):
+        check_crops(device, folder, cache="host", dtype=dtype)
+
+
+def check_crops(device: torch.device, folder: Path, **options: Any) -> None:
+    """Crops on the device are the bits of those on the host, while it is busy."""
+    config = LoaderConfig(crop_size=CROP, micro_batch=BATCH, augment="mim", **options)
+    plain = replace(config, cache="none")
+    host, there = Loader(folder / "c.zarr", plain), Loader(folder / "c.zarr", config, device=device)
+    work = torch.ones(1 << 26 if device.type == "cuda" else 1, device=device)
     with host, there:
-        for number in range(4):
+        for number in range(6):
+            work.mul_(1.0)
             if not torch.equal(next(host).image, next(there).image.cpu()):
-                raise ValueError(f"batch {number} differs from the one decoded on the host")
+                raise ValueError(f"with {options} batch {number} differs from the host's")
 
 
 def check_dali(device: torch.device) -> None:

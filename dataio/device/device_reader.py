@@ -1,8 +1,9 @@
 """Crops decoded on the device: compressed streams cross the bus once and may stay there.
 
 Host side, on any thread: `fetch` finds the chunks of a batch, reads those not resident, checks
-their crc32c and packs their streams into one buffer. Device side: `assemble` copies that buffer,
-decompresses every stream in one batched call, and writes the crops in one pass.
+their crc32c and packs their streams into one buffer. Device side, on a lane beside the others:
+`begin` has that buffer copied, every stream decompressed in one batched call, and the crops written
+in one pass; whoever takes them has his own lane wait for that.
 """
 
 import threading
@@ -13,24 +14,19 @@ from typing import Any
 import numpy as np
 import torch
 
-from mim3d.dataio.corpus.chunk_table import ChunkTable
-from mim3d.dataio.device.device_copy import pinned_bytes, to_device
+from mim3d.dataio.device.crop_arguments import crop_arguments
+from mim3d.dataio.device.device_copy import to_device
+from mim3d.dataio.device.holdings import HeldVoxels, Holding
 from mim3d.dataio.device.inflate import Inflate
+from mim3d.dataio.device.lanes import Lanes
 from mim3d.dataio.device.stage_times import StageTimes
-from mim3d.dataio.device.streams import (
-    ALIGN,
-    FrameError,
-    StreamPacker,
-    Streams,
-    StreamTable,
-    packed_room,
-)
+from mim3d.dataio.device.staged import Staged, staged
+from mim3d.dataio.device.streams import FrameError, StreamPacker, Streams
 from mim3d.dataio.errors import CorpusError
 from mim3d.dataio.geometry import Triple
 from mim3d.dataio.reader.shard_reader import Request, ShardReader, StoredArray
 from mim3d.kernels.assemble import assemble_crops
 
-RUN = 16  # voxels
 STAGES = ("copy", "inflate", "assemble")
 
 
@@ -38,9 +34,9 @@ STAGES = ("copy", "inflate", "assemble")
 class Fetched:
     """What one batch needs: its boxes of chunks, and the compressed bytes not yet resident.
 
-    `known` (n,) says which of its n chunks, those that are stored, were resident; their streams
-    are `resident`, and those of the others, in `buffer`, `fresh`. `rows` (b, c, z, y, x) says
-    which of the n each crop has where, -1 for none.
+    `known` (n,) says which of its n chunks, those that are stored, were resident; their streams,
+    as far as they have any, are `resident`, and those of the others, in `buffer`, `fresh`. `rows`
+    (b, c, z, y, x) says which of the n each crop has where, -1 for none.
     """
 
     requests: list[Request]
@@ -53,29 +49,28 @@ class Fetched:
 
 
 class DeviceReader:
-    """Reads crops of one size through the device's memory, `budget` bytes of it resident.
+    """Reads crops of one size through the device's memory, in which `holding` keeps chunks.
 
-    Chunks stay once they are in (an epoch is a scan: dropping for newer ones would never hit).
     `hits` and `misses` count chunks. `inflate` decodes where the memory is.
     """
 
     def __init__(
-        self, reader: ShardReader, device: torch.device, inflate: Inflate, budget: int
+        self, reader: ShardReader, lanes: Lanes, inflate: Inflate, holding: Holding
     ) -> None:
-        self.reader, self.device, self.inflate = reader, device, inflate
+        self.reader, self.lanes, self.inflate, self.holding = reader, lanes, inflate, holding
         self.hits = self.misses = 0
-        self.times = StageTimes(device)
-        room = max(min(budget, corpus_room(reader.table)), ALIGN)
-        self._arena = torch.empty(room, dtype=torch.uint8, device=device)
-        self._used = 0
-        self._resident = StreamTable(len(reader.table.chunks))
-        self._written: Any = None  # the event after what was kept last, on a GPU
+        self.times = StageTimes(lanes.device)
         self._lock = threading.Lock()
 
     @property
+    def holds_voxels(self) -> bool:
+        """Whether what is kept is decoded."""
+        return isinstance(self.holding, HeldVoxels)
+
+    @property
     def resident_bytes(self) -> int:
-        """Bytes of compressed chunks on the device."""
-        return self._used
+        """Bytes of chunks on the device."""
+        return self.holding.nbytes
 
     def metrics(self) -> dict[str, float]:
         """Hits and misses in chunks, resident bytes, and seconds on the device by stage."""
@@ -113,9 +108,9 @@ class DeviceReader:
         rows = np.searchsorted(ids, tables)
         rows = np.where(np.append(ids, -1)[rows] == tables, rows, -1)
         rows[tables < 0] = -1
-        with self._lock:  # found now: on the consumer's thread it would hold up the device
-            known = self._resident.has(ids)
-            resident = self._resident.find(ids[known])
+        # Found now: on the consumer's thread it would hold up the device.
+        known, resident = self.holding.find(ids, chunk_bytes(first))
+        with self._lock:
             self.hits += len(resident.chunks)
             self.misses += len(ids) - len(resident.chunks)
         fresh, buffer = self._pack(ids[~known], arrays)
@@ -124,30 +119,38 @@ class DeviceReader:
     def assemble(
         self, fetched: Fetched, size: Triple, out_dtype: torch.dtype = torch.float32
     ) -> torch.Tensor:
-        """Crops (b, c, z, y, x) on the device, on its current stream."""
+        """Crops (b, c, z, y, x) on the device, for use on its current lane."""
+        return self.begin(fetched, size, out_dtype).take()[0]
+
+    def begin(
+        self, fetched: Fetched, size: Triple, out_dtype: torch.dtype = torch.float32
+    ) -> Staged:
+        """Have the side lane make the crops; one thread at a time."""
         array = fetched.array
+        self.inflate.check()
         layout = self._layout(fetched)
-        self.times.start()
-        staged = fetched.buffer.to(self.device, non_blocking=True)
-        self._admit(fetched, staged)
-        self.times.lap("copy")
-        chunk_bytes = int(np.prod(array.chunk)) * array.dtype.itemsize
-        chunks = torch.empty(
-            (max(len(fetched.known), 1), chunk_bytes), dtype=torch.uint8, device=self.device
-        )
-        self._inflate(np.flatnonzero(~fetched.known), fetched.fresh, staged, chunks)
-        self._inflate(np.flatnonzero(fetched.known), fetched.resident, self._arena, chunks)
-        self.times.lap("inflate")
-        crops = self._crops(fetched, chunks, layout, size, out_dtype)
-        self.times.lap("assemble")
-        return crops
+        with self.lanes.side():
+            self.times.start()
+            buffer = self.lanes.upload(fetched.buffer)
+            self.times.lap("copy")
+            chunks, places = self.holding.decoded(
+                *(fetched.known, fetched.resident, fetched.fresh, buffer, chunk_bytes(array))
+            )
+            self.times.lap("inflate")
+            crops = self._crops(fetched, chunks, places, layout, size, out_dtype)
+            self.times.lap("assemble")
+            return staged(self.lanes, [crops])
+
+    def settle(self) -> None:
+        """Wait for the device; ChunkError where a stream did not decode."""
+        self.inflate.settle()
 
     def _layout(self, fetched: Fetched) -> tuple[int, bool]:
         """Bytes of a block, and whether bits were shuffled: of all chunks alike."""
         array = fetched.array
         layouts = np.concatenate([fetched.fresh.layouts, fetched.resident.layouts])
         if not len(layouts):
-            return int(np.prod(array.chunk)) * array.dtype.itemsize, False
+            return chunk_bytes(array), False
         if (layouts != layouts[0]).any():
             raise CorpusError(
                 f"{array.path} and others of this batch: chunks are shuffled in different ways "
@@ -156,20 +159,11 @@ class DeviceReader:
             )
         return int(layouts[0, 0]), bool(layouts[0, 1])
 
-    def _inflate(
-        self, places: np.ndarray, streams: Streams, buffer: torch.Tensor, chunks: torch.Tensor
-    ) -> None:
-        """Decode every stream of a buffer into its chunk's row of `chunks`, in one call."""
-        if not len(streams.rows):
-            return
-        offset, nbytes, at, size = streams.rows.T
-        target = chunks.data_ptr() + places[streams.owners] * chunks.shape[1] + at
-        self.inflate(streams.codec, buffer.data_ptr() + offset, nbytes, target, size)
-
     def _crops(
         self,
         fetched: Fetched,
         chunks: torch.Tensor,
+        places: np.ndarray,
         layout: tuple[int, bool],
         size: Triple,
         out_dtype: torch.dtype,
@@ -177,23 +171,10 @@ class DeviceReader:
         array, requests = fetched.array, fetched.requests
         shapes = np.array([self.reader.array(r.row).shape for r in requests])
         starts = np.array([r.start for r in requests])
-        origin = starts // array.chunk * array.chunk
-        # Snapped starts let the kernel read runs of voxels instead of single ones.
-        unit = RUN if not ((starts - origin) % RUN).any() else 1
-        arrays = {
-            "table": fetched.rows,
-            "start": (starts - origin) // unit,
-            "box": np.stack([-origin, shapes - origin], axis=1),
-            "pad": np.array([r.fill for r in requests], np.float32),  # (b, c), as all below
-            "flip": np.array([r.flip for r in requests]),
-        }
-        rescales = [r.rescale for r in requests if r.rescale is not None]
-        if rescales:
-            arrays["scale"] = np.array([[a.scale for a in each] for each in rescales], np.float32)
-            arrays["shift"] = np.array([[a.shift for a in each] for each in rescales], np.float32)
-        if any(a.clips for each in rescales for a in each):
-            arrays["clip"] = np.array([[a[:2] for a in each] for each in rescales], np.float32)
-        moved = to_device(list(arrays.values()), self.device)
+        arrays, unit = crop_arguments(requests, shapes, starts // array.chunk * array.chunk)
+        # The row behind the last one is -1, so that -1 stays what it is.
+        arrays["table"] = np.append(places, -1)[fetched.rows]
+        moved = to_device(list(arrays.values()), self.lanes)
         given: dict[str, Any] = dict(zip(arrays, moved, strict=True))
         return assemble_crops(
             chunks,
@@ -210,10 +191,10 @@ class DeviceReader:
     def _pack(self, numbers: np.ndarray, arrays: list[StoredArray]) -> tuple[Streams, torch.Tensor]:
         """Read chunks, check them, and lay their streams into one aligned buffer."""
         first = arrays[0]
-        chunk_bytes = int(np.prod(first.chunk)) * first.dtype.itemsize
         stored_bytes = int(self.reader.table.sizes(numbers).sum())
-        packer = StreamPacker(len(numbers), stored_bytes, chunk_bytes, first.dtype.itemsize)
-        buffer = pinned_bytes(packer.room, self.device)
+        itemsize = first.dtype.itemsize
+        packer = StreamPacker(len(numbers), stored_bytes, chunk_bytes(first), itemsize)
+        buffer = self.lanes.pinned(packer.room)
         packer.buffer = buffer.numpy()
         wanted = []
         for array in sorted({a.row: a for a in arrays}.values(), key=lambda a: a.first_chunk):
@@ -226,26 +207,6 @@ class DeviceReader:
         for array, mine in wanted:
             pack_chunks(self.reader, array, mine, packer)
         return packer.streams(numbers), buffer[: max(packer.used, 1)]
-
-    def _admit(self, fetched: Fetched, staged: torch.Tensor) -> None:
-        """Keep what came in, as far as the budget goes: all chunks of the buffer or none."""
-        fresh = fetched.fresh
-        if self._written is not None:
-            # What was kept on another stream is whole before this one reads it.
-            torch.cuda.current_stream(self.device).wait_event(self._written)
-        if not len(fresh.chunks):
-            return
-        with self._lock:
-            n = len(staged)
-            # Of two batches on their way with a chunk in common only the first is kept: the next
-            # one that is fetched brings what is missing yet, and nothing is kept twice.
-            if self._used + n > len(self._arena) or self._resident.has(fresh.chunks).any():
-                return
-            self._arena[self._used : self._used + n].copy_(staged)
-            self._resident.add(fresh, self._used)
-            self._used += -(-n // ALIGN) * ALIGN
-        if self.device.type == "cuda":
-            self._written = torch.cuda.current_stream(self.device).record_event()
 
 
 def pack_chunks(
@@ -264,14 +225,9 @@ def pack_chunks(
     reader.read_s += time.perf_counter() - began
 
 
-def corpus_room(table: ChunkTable) -> int:
-    """Bytes that all chunks of a corpus may take when resident: a larger arena would stay empty."""
-    arrays = np.asarray(table.arrays)
-    itemsizes = [np.dtype(name.decode()).itemsize for name in arrays["dtype"]]
-    chunk_bytes = int((arrays["chunk"].astype(np.int64).prod(axis=1) * itemsizes).max())
-    chunks, stored = int(arrays["n_chunks"].sum()), int(arrays["shard_bytes"].sum())
-    # Each buffer that is kept begins anew at ALIGN, and holds a chunk at least.
-    return packed_room(chunks, stored, chunk_bytes, max(itemsizes)) + chunks * ALIGN
+def chunk_bytes(array: StoredArray) -> int:
+    """Bytes of a decoded chunk."""
+    return int(np.prod(array.chunk)) * array.dtype.itemsize
 
 
 def chunk_tables(

@@ -11,7 +11,8 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 
-from mim3d.dataio.device.device_copy import pinned_bytes, to_device
+from mim3d.dataio.device.device_copy import to_device
+from mim3d.dataio.device.lanes import Lanes
 from mim3d.dataio.errors import ChunkError, Mim3dError
 from mim3d.kernels.backend import on_device
 
@@ -33,24 +34,49 @@ class Inflate(Protocol):
         """Decode stream i: `nbytes[i]` bytes at address `source[i]` to `size[i]` at `target[i]`."""
         ...
 
+    def check(self) -> None:
+        """ChunkError where a stream is known by now not to have decoded."""
+        ...
 
-def inflate_on_host(
-    codec: str, source: np.ndarray, nbytes: np.ndarray, target: np.ndarray, size: np.ndarray
-) -> None:
-    """Decode in host memory, stream by stream: the truth for the GPU's way, and its test."""
-    from numcodecs import lz4, zstd  # pyright: ignore[reportAttributeAccessIssue]
+    def settle(self) -> None:
+        """Wait for the device; ChunkError where a stream did not decode."""
+        ...
 
-    for a, n, b, m in zip(
-        source.tolist(), nbytes.tolist(), target.tolist(), size.tolist(), strict=True
-    ):
-        data = ctypes.string_at(a, n)
-        if codec == "lz4":
-            plain = lz4.decompress(m.to_bytes(4, "little") + data)
-        else:
-            plain = zstd.decompress(data)
-        if len(plain) != m:
-            raise ChunkError(f"a {codec} stream decodes to {len(plain)} bytes instead of {m}")
-        ctypes.memmove(b, plain, m)
+
+class HostInflate:
+    """Decodes in host memory, stream by stream: the truth for the GPU's way, and its test."""
+
+    def __call__(
+        self,
+        codec: str,
+        source: np.ndarray,
+        nbytes: np.ndarray,
+        target: np.ndarray,
+        size: np.ndarray,
+    ) -> None:
+        """Decode the streams; a ChunkError at once where one does not."""
+        from numcodecs import lz4, zstd  # pyright: ignore[reportAttributeAccessIssue]
+
+        for a, n, b, m in zip(
+            source.tolist(), nbytes.tolist(), target.tolist(), size.tolist(), strict=True
+        ):
+            data = ctypes.string_at(a, n)
+            if codec == "lz4":
+                plain = lz4.decompress(m.to_bytes(4, "little") + data)
+            else:
+                plain = zstd.decompress(data)
+            if len(plain) != m:
+                raise ChunkError(f"a {codec} stream decodes to {len(plain)} bytes instead of {m}")
+            ctypes.memmove(b, plain, m)
+
+    def check(self) -> None:
+        """All have, or were told."""
+
+    def settle(self) -> None:
+        """Nothing is under way."""
+
+
+inflate_on_host = HostInflate()
 
 
 class _Lz4Options(ctypes.Structure):
@@ -71,14 +97,16 @@ NVCOMP = {"lz4": ("LZ4", _Lz4Options), "zstd": ("Zstd", _ZstdOptions)}
 
 
 class NvcompInflate:
-    """nvCOMP's batched decompression through its C interface, on torch's current stream.
+    """nvCOMP's batched decompression through its C interface, on the lane that is current.
 
     Loads libnvcomp, which comes with DALI; only on a machine with a driver. No host sync: a stream
-    that did not decode is a ChunkError of a later call, or of `settle`.
+    that did not decode is a ChunkError of a later call, or of `settle`. So are all calls from then
+    on, for what it left may be kept on the device.
     """
 
-    def __init__(self, device: torch.device) -> None:
-        self.device = device
+    def __init__(self, lanes: Lanes) -> None:
+        self.lanes = lanes
+        self._failed = 0
         self._pending: deque[tuple[Any, torch.Tensor]] = deque()
         try:
             self._library: Any = importlib.import_module("nvidia.libnvcomp").load_library()
@@ -106,18 +134,18 @@ class NvcompInflate:
         size: np.ndarray,
     ) -> None:
         """Decode the streams; all addresses are on the device."""
-        self._raise_failures(wait=False)
+        self.check()
         name, options = NVCOMP[codec]
         n, largest = len(source), int(size.max())
-        [rows] = to_device([np.stack([source, nbytes, size, target]).astype(np.int64)], self.device)
-        written = torch.empty(n, dtype=torch.int64, device=self.device)
-        status = torch.empty(n, dtype=torch.int32, device=self.device)
+        [rows] = to_device([np.stack([source, nbytes, size, target]).astype(np.int64)], self.lanes)
+        written = torch.empty(n, dtype=torch.int64, device=rows.device)
+        status = torch.empty(n, dtype=torch.int32, device=rows.device)
         step = max(1, min(n, n * TEMP_BYTES // max(self._temp_bytes(codec, n, largest), 1)))
         temp_bytes = self._temp_bytes(codec, step, largest)
-        temp = torch.empty(max(temp_bytes, 1), dtype=torch.uint8, device=self.device)
+        temp = torch.empty(max(temp_bytes, 1), dtype=torch.uint8, device=rows.device)
         decompress = self._function(f"nvcompBatched{name}DecompressAsync")
         with on_device(rows):
-            stream = torch.cuda.current_stream(self.device).cuda_stream
+            stream = self.lanes.handle()
             for at in range(0, n, step):
                 addresses, lengths, room, targets = (row[at:].data_ptr() for row in rows)
                 self._checked(
@@ -129,27 +157,30 @@ class NvcompInflate:
                 )  # fmt: skip
             self._note(((status != 0) | (written != rows[2])).sum(dtype=torch.int64))
 
+    def check(self) -> None:
+        """ChunkError where a stream is known by now not to have decoded."""
+        self._raise_failures(wait=False)
+
     def settle(self) -> None:
         """Wait for the device; ChunkError where a stream did not decode."""
         self._raise_failures(wait=True)
 
     def _note(self, failures: torch.Tensor) -> None:
         """Bring the number of streams that failed to the host, when the device comes to it."""
-        count = pinned_bytes(8, self.device).view(torch.int64)
-        count.copy_(failures, non_blocking=True)
-        event = torch.cuda.Event()
-        event.record(torch.cuda.current_stream(self.device))
-        self._pending.append((event, count))
+        count = self.lanes.pinned(8).view(torch.int64)
+        self.lanes.download(count, failures.view(1))
+        self._pending.append((self.lanes.record(), count))
 
     def _raise_failures(self, wait: bool) -> None:
-        while self._pending and (wait or self._pending[0][0].query()):
-            event, count = self._pending.popleft()
-            event.synchronize()
-            if int(count):
-                raise ChunkError(
-                    f"nvCOMP could not decode {int(count)} streams of a batch whose stored bytes "
-                    "are sound: use cache='host', and report the corpus' codec"
-                )
+        while self._pending and (wait or self.lanes.passed(self._pending[0][0])):
+            mark, count = self._pending.popleft()
+            self.lanes.finish(mark)
+            self._failed += int(count)
+        if self._failed:
+            raise ChunkError(
+                f"nvCOMP could not decode {self._failed} streams whose stored bytes are sound: use "
+                "cache='host', and report the corpus' codec"
+            )
 
     def _temp_bytes(self, codec: str, n: int, largest: int) -> int:
         """Working memory for n streams of at most `largest` bytes."""

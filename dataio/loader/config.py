@@ -24,6 +24,7 @@ from mim3d.dataio.transforms.artefacts import parsed_artefacts
 Dtype = Literal["float32", "float16", "bfloat16"]
 CACHES = ("auto", "none", "host", "device")
 DISK = "disk:"
+DeviceKeeps = Literal["auto", "voxels", "chunks"]
 CachePolicy = Literal["keep", "lru"]
 OnError = Literal["raise", "replace"]
 COUNTS = (
@@ -82,7 +83,10 @@ class LoaderConfig:
     corpus named by an address), or none. auto is host for a corpus named by an address; of a folder
     the system's page cache keeps what it can."""
     cache_bytes: int = 1 << 30
-    """Budget of the cache per rank."""
+    """Budget of the cache per rank; of a GPU's free memory 40 % at most."""
+    device_keeps: DeviceKeeps = "auto"
+    """Of cache device: voxels (each chunk is decoded once, into memory for all of them), chunks
+    (compressed, decoded for every batch), or auto, voxels where they fit: a line says which."""
     cache_policy: CachePolicy = "keep"
     """keep what came in first (a scan of a corpus too large hits its share), or lru."""
     on_error: OnError = "raise"
@@ -115,6 +119,7 @@ class LoaderConfig:
         _one_of("views", self.views, (1, 2))
         _one_of("dtype", self.dtype, get_args(Dtype))
         _one_of("cache", self.cache, (*CACHES, f"{DISK}FOLDER"), also=_names_folder(self.cache))
+        _one_of("device_keeps", self.device_keeps, get_args(DeviceKeeps))
         _one_of("cache_policy", self.cache_policy, get_args(CachePolicy))
         _one_of("on_error", self.on_error, get_args(OnError))
         _one_of("weighting", self.weighting, WEIGHTINGS)

@@ -88,13 +88,8 @@ class CropSource:
                 what = announced.pop(submitted, None) or drawn(submitted)
                 self._submit(submitted, what, count)
                 submitted += 1
-            batch, work = self._pending.pop(number)
-            began = time.perf_counter()
-            batch.error = work.wait()
-            self.wait_s += time.perf_counter() - began
+            batch = self._take(number)
             self.crops += count
-            if batch.error is None:
-                self._finish(batch)
             yield batch
             number += 1
 
@@ -151,15 +146,15 @@ class CropSource:
         return self.reader.shards.has_room()
 
     def _submit(self, number: int, what: Drawn, count: int) -> None:
-        batch = self._new_batch(
-            what.samples, *self._buffers(count), what.flips, what.views, what.placements
-        )
+        batch = self._new_batch(what, count)
         parts = self._parts(count)
         calls = [partial(self._fill, batch, range(part, count, parts)) for part in range(parts)]
         self._pending[number] = batch, self._threads.start(calls)
 
-    def _new_batch(self, *parts: object) -> RawBatch:
-        return RawBatch(*parts)  # type: ignore[arg-type]
+    def _new_batch(self, what: Drawn, count: int) -> RawBatch:
+        """A batch to be read, with what it is read into."""
+        buffers = self._buffers(count)
+        return RawBatch(what.samples, *buffers, what.flips, what.views, what.placements)
 
     def _parts(self, count: int) -> int:
         """Into how many tasks a batch is cut."""
@@ -174,8 +169,20 @@ class CropSource:
                     raise
                 self._replace(batch, i)
 
-    def _finish(self, batch: RawBatch) -> None:
-        """What is left to do on the consumer's thread: nothing on the host."""
+    def _take(self, number: int) -> RawBatch:
+        """A batch, once it is read; what that raised is its `error`."""
+        batch, work = self._pending.pop(number)
+        began = time.perf_counter()
+        batch.error = work.wait()
+        self.wait_s += time.perf_counter() - began
+        return batch
+
+    def settle(self) -> None:
+        """Wait for what a device was given; an error where it failed. The host has no such."""
+
+    def device_metrics(self) -> dict[str, float]:
+        """What a device kept, and its seconds by stage; nothing of the host's."""
+        return {}
 
     def _replace(self, batch: RawBatch, i: int) -> Wanted:
         """Load the sample's deterministic stand-ins until one is sound; its requests."""

@@ -1,44 +1,129 @@
-"""The source of crops that are decoded on the device: threads fetch, the consumer assembles."""
+"""Sources of crops that end on a device, a batch ahead of whoever takes them.
 
-from dataclasses import dataclass
+Threads read; the consumer's thread queues the device's part on a lane beside his own. When it takes
+a batch the next one, if it is read by then, is queued at once, and so is made while this one is
+worked on. Nothing waits for the device, nor the device for the host.
+"""
+
+from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import torch
 
 from mim3d.dataio.device.device_reader import DeviceReader, Fetched
+from mim3d.dataio.device.lanes import Lanes
+from mim3d.dataio.device.staged import Staged
+from mim3d.dataio.device.uploader import PinnedArray, Uploader
 from mim3d.dataio.errors import ChunkError
-from mim3d.dataio.loader.crop_source import CropSource, RawBatch, Wanted
+from mim3d.dataio.loader.crop_source import STILL, CropSource, RawBatch, Wanted
 from mim3d.dataio.loader.crop_spec import CropJob
+from mim3d.dataio.loader.draws import Drawn
 from mim3d.dataio.loader.sampler import Sampler
+from mim3d.dataio.reader.shard_reader import Request, ShardReader
 
 
 @dataclass
-class DeviceBatch(RawBatch):
-    """A batch whose compressed chunks are on the host, until `image` and `label` are assembled."""
+class StagedBatch(RawBatch):
+    """A batch whose `image` and `label` are on the host until the side lane was given it.
+
+    `staged` is what that lane makes of it: image, then label if any.
+    """
+
+    staged: Staged | None = None
+
+
+class StagedSource(CropSource):
+    """As CropSource, but `image` and `label` are tensors on the device, made a batch ahead."""
+
+    def __init__(
+        self,
+        reader: ShardReader,
+        lanes: Lanes,
+        sampler: Sampler,
+        job: CropJob,
+        threads: int,
+        ahead: int,
+    ) -> None:
+        # One more is read ahead: while one is being made, as many as elsewhere are being read.
+        super().__init__(reader, sampler, job, threads, ahead + lanes.overlaps)
+        self.lanes = lanes
+        self._begun: dict[int, StagedBatch] = {}
+
+    def _begin(self, batch: StagedBatch) -> Staged:
+        """Queue the device's part of a batch that was read, on the side lane."""
+        raise NotImplementedError
+
+    def _take(self, number: int) -> RawBatch:
+        """A batch for the consumer's lane; the next one is begun where it is read by now."""
+        batch = self._begun.pop(number, None) or self._made(number)
+        if self.lanes.overlaps and self._is_read(number + 1):
+            self._begun[number + 1] = self._made(number + 1)
+        made, batch.staged = batch.staged, None
+        if made is not None:
+            batch.image, *label = made.take()
+            batch.label = label[0] if label else None
+        return batch
+
+    def _is_read(self, number: int) -> bool:
+        """Whether a batch waits to be begun."""
+        return number in self._pending and self._pending[number][1].is_done
+
+    def _made(self, number: int) -> StagedBatch:
+        """A batch that the side lane was given; what went wrong is its `error`, for its turn."""
+        batch = super()._take(number)
+        assert isinstance(batch, StagedBatch)
+        try:
+            if batch.error is None:
+                batch.staged = self._begin(batch)
+        except Exception as error:
+            batch.error = error
+        if batch.error is not None:
+            batch.image, batch.label = self._nothing(len(batch.flips))
+        return batch
+
+    def _nothing(self, count: int) -> tuple[Any, Any]:
+        """What a batch that could not be made hands to the graph, which is fed ahead."""
+        job, label = self.job, None
+        kind, device = getattr(torch, job.image_dtype), self.lanes.device
+        image = torch.zeros((count, job.channels, *job.crop_size), dtype=kind, device=device)
+        if job.label_dtype is not None:
+            kind = getattr(torch, job.label_dtype)
+            label = torch.zeros((count, *job.crop_size), dtype=kind, device=device)
+        return image, label
+
+    def _cancel(self) -> None:
+        self._begun.clear()
+        super()._cancel()
+
+
+@dataclass
+class DeviceBatch(StagedBatch):
+    """A batch whose compressed chunks were fetched."""
 
     fetched: tuple[Fetched, Fetched | None] | None = None
 
 
-class DeviceSource(CropSource):
-    """As CropSource, but `image` and `label` are tensors on the reader's device."""
+class DeviceSource(StagedSource):
+    """Crops decoded on the device: threads fetch, the side lane decodes."""
 
     def __init__(
         self, device_reader: DeviceReader, sampler: Sampler, job: CropJob, threads: int, ahead: int
     ) -> None:
-        super().__init__(device_reader.reader, sampler, job, threads, ahead)
+        reader, lanes = device_reader.reader, device_reader.lanes
+        super().__init__(reader, lanes, sampler, job, threads, ahead)
         self.device_reader = device_reader
 
-    def _buffers(self, count: int) -> tuple[np.ndarray, np.ndarray | None]:
-        """What a batch that could not be read hands to the graph: no memory unless it is used."""
-        job = self.job
-        image = np.zeros((count, job.channels, *job.crop_size), job.image_dtype)
-        label = None
-        if job.label_dtype is not None:
-            label = np.zeros((count, *job.crop_size), job.label_dtype)
-        return image, label
+    def settle(self) -> None:
+        """Wait for the device; a ChunkError where a stream did not decode."""
+        self.device_reader.settle()
 
-    def _new_batch(self, *parts: object) -> RawBatch:
-        return DeviceBatch(*parts)  # type: ignore[arg-type]
+    def device_metrics(self) -> dict[str, float]:
+        """Of the device's cache and stages."""
+        return self.device_reader.metrics()
+
+    def _new_batch(self, what: Drawn, count: int) -> RawBatch:
+        return DeviceBatch(what.samples, None, None, what.flips, what.views, what.placements)
 
     def _has_room(self) -> bool:
         return False  # which chunks a batch lacks is known when it is fetched
@@ -71,18 +156,86 @@ class DeviceSource(CropSource):
         image = self.device_reader.fetch([each.image for each in requests], size)
         return image, self.device_reader.fetch(labels, size) if labels else None
 
-    def _finish(self, batch: RawBatch) -> None:
-        """Assemble on the consumer's thread, on the device's current stream."""
+    def _begin(self, batch: StagedBatch) -> Staged:
         assert isinstance(batch, DeviceBatch)
         assert batch.fetched is not None
-        image, label = batch.fetched
+        (image, label), batch.fetched = batch.fetched, None
         size = self.job.crop_size
         bits = self.job.image_dtype == "uint16"
-        kind = torch.bfloat16 if bits else torch.float32
-        crops = self.device_reader.assemble(image, size, kind)
+        made = self.device_reader.begin(image, size, torch.bfloat16 if bits else torch.float32)
         # As bits, as crops decoded on the CPU are: numpy has no bfloat16.
-        batch.image = crops.view(torch.uint16) if bits else crops
+        crops = [each.view(torch.uint16) if bits else each for each in made.tensors]
         if label is not None and self.job.label_dtype is not None:
             dtype = getattr(torch, self.job.label_dtype)
-            batch.label = self.device_reader.assemble(label, size, dtype)[:, 0]
-        batch.fetched = None
+            made = self.device_reader.begin(label, size, dtype)
+            crops.append(made.tensors[0][:, 0])
+        return Staged(self.lanes, tuple(crops), made.mark)
+
+
+@dataclass
+class UploadBatch(StagedBatch):
+    """A batch in pinned memory: `pinned` image and label, and the requests that were read."""
+
+    pinned: tuple[PinnedArray, PinnedArray | None] | None = None
+    requests: dict[int, Request] = field(default_factory=dict)
+
+
+class UploadSource(StagedSource):
+    """Crops decoded on the host, for a device: threads fill pinned memory, the side lane copies.
+
+    With `raw`, a dtype, they cross the bus as stored, and the device does the rest.
+    """
+
+    def __init__(
+        self,
+        reader: ShardReader,
+        lanes: Lanes,
+        sampler: Sampler,
+        job: CropJob,
+        threads: int,
+        ahead: int,
+        raw: str | None,
+    ) -> None:
+        super().__init__(reader, lanes, sampler, job, threads, ahead)
+        self.raw, self.uploader = raw, Uploader(lanes)
+
+    def device_metrics(self) -> dict[str, float]:
+        """Seconds of the device's stages."""
+        return self.uploader.metrics()
+
+    def _new_batch(self, what: Drawn, count: int) -> RawBatch:
+        job = self.job
+        shape = count, job.channels, *job.crop_size
+        image = PinnedArray(self.lanes, shape, self.raw or job.image_dtype)
+        label = None
+        if job.label_dtype is not None:
+            label = PinnedArray(self.lanes, (count, *job.crop_size), job.label_dtype)
+        arrays = image.array, None if label is None else label.array
+        parts = what.flips, what.views, what.placements
+        return UploadBatch(what.samples, *arrays, *parts, pinned=(image, label))
+
+    def _load(self, batch: RawBatch, i: int, wanted: Wanted) -> None:
+        assert isinstance(batch, UploadBatch)
+        if self.raw is not None:
+            image = batch.requests[i] = wanted.image
+            bare = image._replace(flip=STILL, rescale=None, fill=(0.0,) * len(image.fill))
+            wanted = wanted._replace(image=bare)
+        super()._load(batch, i, wanted)
+
+    def _begin(self, batch: StagedBatch) -> Staged:
+        assert isinstance(batch, UploadBatch)
+        assert batch.pinned is not None
+        (image, label), batch.pinned = batch.pinned, None
+        raw = None
+        if self.raw is not None:
+            requests = [request for _, request in sorted(batch.requests.items())]
+            raw = requests, np.array([self.reader.array(r.row).shape for r in requests])
+        bits = self.job.image_dtype == "uint16"
+        made = self.uploader.begin(
+            *(image.tensor, None if label is None else label.tensor, raw),
+            torch.bfloat16 if bits else torch.float32,
+        )
+        if raw is None or not bits:
+            return made
+        crops, *labels = made.tensors
+        return Staged(self.lanes, (crops.view(torch.uint16), *labels), made.mark)

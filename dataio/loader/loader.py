@@ -27,16 +27,25 @@ import torch
 from torch.utils.data import IterableDataset
 
 from mim3d.dataio.corpus.chunk_table import choose_volumes
-from mim3d.dataio.device.device_fit import fitting_cache
+from mim3d.dataio.device.device_fit import (
+    DeviceRoom,
+    array_rows,
+    fitting_cache,
+    keeping,
+    stored_dtype,
+)
 from mim3d.dataio.device.device_reader import DeviceReader
+from mim3d.dataio.device.holdings import HeldChunks, HeldVoxels
 from mim3d.dataio.device.inflate import NvcompInflate, inflate_on_host
-from mim3d.dataio.errors import Mim3dError
+from mim3d.dataio.device.lanes import lanes_of
+from mim3d.dataio.device.uploader import shorter_dtype
+from mim3d.dataio.errors import ChunkError, Mim3dError
 from mim3d.dataio.loader.batch import Batch, add_artefacts, add_noise, finish
 from mim3d.dataio.loader.config import DISK, LoaderConfig
 from mim3d.dataio.loader.crop_source import CropSource, RawBatch
 from mim3d.dataio.loader.crop_spec import crop_job, make_sampler
 from mim3d.dataio.loader.dali import DaliGraph, GraphSpec, feed_order
-from mim3d.dataio.loader.device_source import DeviceSource
+from mim3d.dataio.loader.device_source import DeviceSource, UploadSource
 from mim3d.dataio.loader.graph import DirectGraph
 from mim3d.dataio.loader.sampler import volume_weights
 from mim3d.dataio.loader.state import run_order
@@ -80,6 +89,8 @@ class Loader(IterableDataset[Batch]):
         if not (isinstance(rank, Integral) and isinstance(world, Integral) and 0 <= rank < world):
             raise Mim3dError(f"rank={rank!r} is not a whole number below world={world!r}")
         self.device = _usable(torch.device(device))
+        self.notes: tuple[str, ...] = ()
+        self._lanes = lanes_of(self.device)
         self._opened = ExitStack()
         self.corpus, shards = self._opened.enter_context(opened_corpus(corpus, config.limits))
         self.config, self.rank, self.world = config, rank, world
@@ -99,14 +110,20 @@ class Loader(IterableDataset[Batch]):
         self._spec = self._graph_spec()
         if self._reads_bfloat16:
             self._job = replace(self._job, image_dtype="uint16")
-        self._source = self._make_source(reader)
+        self._source = self._make_source(reader, volumes)
         self._graph: DaliGraph | DirectGraph | ViewGraph | None = None
         self._in_flight: deque[RawBatch] = deque()
         self._step = self._sample = 0
         self._augment_s = 0.0
-        self._closed = False
+        self._closed = self._failed = False
         self._lock = threading.RLock()
         self._process = os.getpid()
+
+    @property
+    def keeps_voxels(self) -> bool:
+        """Whether a device keeps decoded voxels: once they are in, batches decode nothing."""
+        source = self._source
+        return isinstance(source, DeviceSource) and source.device_reader.holds_voxels
 
     @property
     def epoch(self) -> float:
@@ -130,6 +147,7 @@ class Loader(IterableDataset[Batch]):
         end = (self._sample // self._stride // length + 1) * length * self._stride
         while self._sample < end:
             yield next(self)
+        self.settle()
 
     def __next__(self) -> Batch:
         self._check_process()
@@ -137,8 +155,9 @@ class Loader(IterableDataset[Batch]):
             place = self._step, self._sample
             try:
                 return self._next()
-            except BaseException:
+            except BaseException as error:
                 # Ctrl-C too: what was read ahead is out of step, so the next call begins anew.
+                self._failed |= isinstance(error, ChunkError)
                 self._step, self._sample = place
                 self._stop()
                 raise
@@ -169,18 +188,38 @@ class Loader(IterableDataset[Batch]):
             "bytes_read": float(reader.bytes_read),
             "replaced": float(self._source.replaced),
             **reader.metrics(),
-            **self._device_metrics(),
+            **self._source.device_metrics(),
         }
 
+    def settle(self) -> None:
+        """Wait for the device; a ChunkError where a batch handed over did not decode there.
+
+        Batches come before the device has made them: before what was learned from them is saved,
+        and at the end of a pass, this tells that they were sound. Without a GPU they always are.
+        """
+        with self._lock:
+            try:
+                self._source.settle()
+            except ChunkError:
+                self._failed = True
+                self._stop()  # what was made ahead may be wrong too
+                raise
+
     def close(self) -> None:
-        """Stop all threads; safe to call twice."""
+        """Stop all threads; a ChunkError, once all is closed, where `settle` has one not yet told.
+
+        Safe to call twice.
+        """
         if os.getpid() != self._process:
             return  # the threads are another process'
         with self._lock:
+            untold = not (self._closed or self._failed)
             self._closed = True
             self._stop()
             self._source.close()
             self._opened.close()
+            if untold:
+                self.settle()
 
     def __enter__(self) -> Self:
         return self
@@ -191,7 +230,12 @@ class Loader(IterableDataset[Batch]):
         error: BaseException | None,
         tb: TracebackType | None,
     ) -> None:
-        self.close()
+        try:
+            self.close()
+        except ChunkError as found:
+            if error is None:
+                raise
+            error.add_note(str(found))
 
     def __reduce__(self) -> NoReturn:
         raise TypeError(
@@ -220,10 +264,6 @@ class Loader(IterableDataset[Batch]):
         self._sample += self._stride
         return batch
 
-    def _device_metrics(self) -> dict[str, float]:
-        source = self._source
-        return source.device_reader.metrics() if isinstance(source, DeviceSource) else {}
-
     @property
     def _stride(self) -> int:
         return self.world * self.config.micro_batch
@@ -236,14 +276,32 @@ class Loader(IterableDataset[Batch]):
         changes = changes or kind.spatial is not None
         return self.config.dtype == "bfloat16" and self._spec.is_direct and not changes
 
-    def _make_source(self, reader: ShardReader) -> CropSource:
-        config = self.config
-        if config.cache != "device":
-            return CropSource(reader, self.sampler, self._job, config.threads, config.prefetch)
-        on_gpu = self.device.type == "cuda"
-        inflate = NvcompInflate(self.device) if on_gpu else inflate_on_host
-        device_reader = DeviceReader(reader, self.device, inflate, config.cache_bytes)
-        return DeviceSource(device_reader, self.sampler, self._job, config.threads, config.prefetch)
+    def _make_source(self, reader: ShardReader, volumes: np.ndarray) -> CropSource:
+        """What reads crops of `volumes` to where they are wanted."""
+        config, lanes = self.config, self._lanes
+        how = self.sampler, self._job, config.threads, config.prefetch
+        if config.cache == "device":
+            return DeviceSource(self._device_reader(reader, volumes), *how)
+        if not lanes.overlaps:
+            return CropSource(reader, *how)
+        # Crops that turn within their volumes are blended by the host, of normalised voxels.
+        moves = self._job.augmentation.spatial is not None
+        stored = None if moves else stored_dtype(reader.table, volumes)
+        return UploadSource(reader, lanes, *how, shorter_dtype(stored, self._job.image_dtype))
+
+    def _device_reader(self, reader: ShardReader, volumes: np.ndarray) -> DeviceReader:
+        """The device's cache; `notes` say what it keeps."""
+        config, lanes, table = self.config, self._lanes, reader.table
+        inflate = NvcompInflate(lanes) if self.device.type == "cuda" else inflate_on_host
+        arrays = np.concatenate([*array_rows(table, volumes, config.label).values()])
+        room = DeviceRoom(config.cache_bytes, lanes.free_bytes())
+        kept = keeping(config.device_keeps, table, arrays, room, str(self.device))
+        self.notes += (kept.line,)
+        if kept.places is None:
+            holding = HeldChunks(table, room.nbytes, inflate, lanes)
+        else:
+            holding = HeldVoxels(kept.places, inflate, lanes)
+        return DeviceReader(reader, lanes, inflate, holding)
 
     def _graph_spec(self) -> GraphSpec:
         config, on_gpu = self.config, self.device.type == "cuda"
@@ -256,7 +314,7 @@ class Loader(IterableDataset[Batch]):
             augmentation=self._job.augmentation,
             device_id=(self.device.index or 0) if on_gpu else None,
             threads=config.threads,
-            device_input=on_gpu and config.cache == "device",
+            device_input=on_gpu,
         )
 
     def _start(self) -> DaliGraph | DirectGraph | ViewGraph:

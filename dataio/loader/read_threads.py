@@ -36,12 +36,17 @@ class Work:
         self._errors[i] = error
         self._finished.put(None)
 
+    @property
+    def is_done(self) -> bool:
+        """Whether all calls are through, so that `wait` would not."""
+        return len(self._errors) >= len(self.calls)
+
     def wait(self) -> BaseException | None:
         """What the first of the calls that failed raised, once all are through.
 
         GivenUpError where this thread leaves before (`patience`).
         """
-        while len(self._errors) < len(self.calls):
+        while not self.is_done:
             try:
                 self._finished.get(timeout=LOOK_S)
             except Empty:

@@ -167,7 +167,7 @@ NOT_IDENTITY = (
 accumulation of methods that contrast, see `identity_of`)."""
 HOW_DATA_ARRIVE = (
     *("corpus", "cache", "cache_bytes", "cache_policy", "threads", "prefetch", "held_out_crops"),
-    *("remote_requests", "remote_bytes"),
+    *("remote_requests", "remote_bytes", "device_keeps"),
 )
 """Fields of `data` that a resumed run may change."""
 OFF: dict[str, Any] = {

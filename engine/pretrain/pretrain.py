@@ -105,7 +105,8 @@ def run_pretrain(config: PretrainConfig, out: str | Path) -> PretrainResult:
         title = f"pretrain {method_name(config.method)}"
         shown = stack.enter_context(shown_progress(title, config.steps, ranks))
         stack.enter_context(explain_full_disk(out))
-        for remark in [*remarks(config, fit), *(start.lines() if start else [])]:
+        lines = [*remarks(config, fit), *loader.notes, *(start.lines() if start else [])]
+        for remark in lines:
             shown.note(remark)
         if ranks.first:
             table = loader.corpus.table

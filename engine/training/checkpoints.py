@@ -151,6 +151,7 @@ class Checkpoints(Hook):
         """Begin to write a checkpoint of the present step."""
         if trainer.step == self.saved_step:
             return
+        self.loader.settle()  # nothing is saved that was learned from voxels a device got wrong
         bad_in_row = int(self.optimiser.bad_in_row)
         loss = self.log.mean_loss_since_save()
         judged = trainer.judgement or Judgement(LOSS, loss)

@@ -27,7 +27,9 @@ def test_the_files_a_corpus_was_made_of_are_gone(few):
 
 
 def test_few_volumes_flatter_the_cache_on_the_device(few):
-    config = LoaderConfig(crop_size=CROP, micro_batch=32, cache="device", normalise="none")
+    config = LoaderConfig(
+        crop_size=CROP, micro_batch=32, cache="device", device_keeps="chunks", normalise="none"
+    )
     with Loader(few, config) as loader:
         sharing = sharing_of(loader, [next(loader) for _ in range(3)])
     assert 0 < sharing.decoded < 0.8 * sharing.touched
@@ -37,7 +39,9 @@ def test_few_volumes_flatter_the_cache_on_the_device(few):
 
 
 def test_each_crop_alone_decodes_what_it_touches(few):
-    config = LoaderConfig(crop_size=CROP, micro_batch=1, cache="device", normalise="none")
+    config = LoaderConfig(
+        crop_size=CROP, micro_batch=1, cache="device", device_keeps="chunks", normalise="none"
+    )
     with Loader(few, config) as loader:
         batches = [next(loader) for _ in range(12)]
         touched = chunks_touched(loader, batches)

@@ -8,7 +8,8 @@ from mim3d.bench.gpu import checks, ready
 from mim3d.bench.gpu.installed import found
 
 CHECKS = [
-    "triton", "inductor", "process group", "loops in C", "corpus", "decoding on the device", "DALI",
+    "triton", "inductor", "process group", "loops in C", "corpus", "decoding on the device",
+    "crops from the host", "DALI",
 ]  # fmt: skip
 
 
@@ -29,6 +30,7 @@ def test_a_broken_part_is_named_and_the_others_are_checked(tmp_path, monkeypatch
     told = outcomes(tmp_path / "ready.json")
     assert told["corpus"] == "failed: OSError: full"
     assert told["decoding on the device"].startswith("failed: CorpusError")
+    assert told["crops from the host"].startswith("failed: CorpusError")
     assert told["DALI"].startswith("failed: ValueError: images differ by up to")
     assert told["triton"] == told["process group"] == "ok"
     assert "corpus: failed: OSError: full" in capsys.readouterr().out

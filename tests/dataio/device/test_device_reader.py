@@ -11,13 +11,16 @@ from mim3d.bench.corpora import anatomy_like, corpus_of
 from mim3d.dataio.chunks.decode import Rescale
 from mim3d.dataio.corpus.conversion import Conversion
 from mim3d.dataio.device.device_reader import STAGES, DeviceReader, chunk_tables
+from mim3d.dataio.device.holdings import HeldChunks, HeldVoxels, voxel_places
 from mim3d.dataio.device.inflate import NvcompInflate, inflate_on_host
+from mim3d.dataio.device.lanes import HostLanes, Lanes, lanes_of
 from mim3d.dataio.device.streams import ALIGN
 from mim3d.dataio.errors import ChunkError, CorpusError
 from mim3d.dataio.reader.corpus import Corpus
 from mim3d.dataio.reader.shard_reader import Request, ShardReader, StoredArray
 
-CPU = torch.device("cpu")
+CPU = HostLanes(torch.device("cpu"))
+VOXELS = -1  # in the budget's place: decoded chunks are held
 SIZE = (40, 33, 48)
 STILL = (False, False, False)
 RESCALES = [None, Rescale(-np.inf, np.inf, 0.01, -2.0), Rescale(50.0, 700.0, 0.003, 0.5)]
@@ -45,6 +48,16 @@ def reader_of(
     return ShardReader(Corpus.open(root).table, root)
 
 
+def device_reader(reader: ShardReader, budget: int, lanes: Lanes = CPU) -> DeviceReader:
+    """Holds so many bytes of compressed chunks, or voxels."""
+    inflate = NvcompInflate(lanes) if lanes.overlaps else inflate_on_host
+    if budget == VOXELS:
+        places = voxel_places(reader.table, np.arange(len(reader.table.arrays)))
+        return DeviceReader(reader, lanes, inflate, HeldVoxels(places, inflate, lanes))
+    holding = HeldChunks(reader.table, budget, inflate, lanes)
+    return DeviceReader(reader, lanes, inflate, holding)
+
+
 def requests_of(rescale, seed, n=4, snap=1, channels=1) -> list[Request]:
     """Crops whose channels differ in intensities and padding."""
     rescales = rescale and tuple(
@@ -69,7 +82,7 @@ def expected(reader, request, dtype):
     )  # fmt: skip
 
 
-@pytest.mark.parametrize("budget", [0, 200_000, 1 << 26])
+@pytest.mark.parametrize("budget", [0, 200_000, 1 << 26, VOXELS])
 @pytest.mark.parametrize(
     ("dtype", "codec", "channels", "chunk", "shuffle"),
     [
@@ -85,16 +98,16 @@ def expected(reader, request, dtype):
 )
 def test_crops_equal_the_shard_readers(tmp_path, dtype, codec, channels, chunk, shuffle, budget):
     reader = reader_of(tmp_path, dtype, codec, channels, chunk, shuffle)
-    device = DeviceReader(reader, CPU, inflate_on_host, budget)
+    device = device_reader(reader, budget)
     for seed in range(6):
         requests = requests_of(RESCALES[seed % 3], seed, 4, 16 if seed % 2 else 1, channels)
         got = device.assemble(device.fetch(requests, SIZE), SIZE)
         for crop, request in zip(got, requests, strict=True):
             np.testing.assert_array_equal(crop, expected(reader, request, np.float32))
-    assert device.resident_bytes <= max(budget, 16)
+    assert budget == VOXELS or device.resident_bytes <= max(budget, 16)
     metrics = device.metrics()
     assert min(metrics[f"device_{stage}_s"] for stage in STAGES) > 0
-    if budget == 1 << 26:
+    if budget in (1 << 26, VOXELS):
         before = device.misses
         device.fetch(requests_of(None, 0), SIZE)
         assert device.misses == before
@@ -105,9 +118,10 @@ def test_crops_equal_the_shard_readers(tmp_path, dtype, codec, channels, chunk, 
 def test_a_budget_beyond_the_corpus_takes_what_the_corpus_needs(tmp_path, dtype, codec):
     """The default budget is more than a small machine has; one chunk at a time is the most room."""
     reader = reader_of(tmp_path, dtype, codec, chunk=16)
-    device = DeviceReader(reader, CPU, inflate_on_host, 1 << 50)
+    device = device_reader(reader, 1 << 50)
     stored = int(np.asarray(reader.table.arrays)["shard_bytes"].sum())
-    assert len(device._arena) < 1.5 * stored + (1 << 20)
+    assert isinstance(device.holding, HeldChunks)
+    assert len(device.holding.arena) < 1.5 * stored + (1 << 20)
     for row in range(len(reader.table.volumes)):
         array = reader.array(row)
         for z, y, x in itertools.product(*(range(0, n, 16) for n in array.shape)):
@@ -121,7 +135,7 @@ def test_a_budget_beyond_the_corpus_takes_what_the_corpus_needs(tmp_path, dtype,
 
 def test_labels_keep_their_dtype(tmp_path):
     reader = reader_of(tmp_path, "uint8")
-    device = DeviceReader(reader, CPU, inflate_on_host, 1 << 20)
+    device = device_reader(reader, 1 << 20)
     requests = [Request(1, (-3, 2, 10), (True, False, True), None, (0.0,))]
     got = device.assemble(device.fetch(requests, SIZE), SIZE, torch.uint8)
     np.testing.assert_array_equal(got[0], expected(reader, requests[0], np.uint8))
@@ -133,7 +147,7 @@ def test_a_damaged_chunk_is_named(tmp_path):
     data = bytearray(file.read_bytes())
     data[int(reader.table.ranges(1)[0][1]) + 30] ^= 4
     file.write_bytes(bytes(data))
-    device = DeviceReader(reader, CPU, inflate_on_host, 1 << 20)
+    device = device_reader(reader, 1 << 20)
     with pytest.raises(ChunkError, match=r"volume v0001.*\(c 0, z 0, y 0, x 1\).*crc32c"):
         device.fetch([Request(1, (0, 0, 0), STILL, None, (0.0,))], SIZE)
 
@@ -141,7 +155,7 @@ def test_a_damaged_chunk_is_named(tmp_path):
 def test_volumes_of_two_dtypes_are_refused(tmp_path):
     volumes = [anatomy_like((40, 40, 40), i, dtype) for i, dtype in enumerate(["int16", "uint8"])]
     root = corpus_of(tmp_path / "c.zarr", volumes)
-    device = DeviceReader(ShardReader(Corpus.open(root).table, root), CPU, inflate_on_host, 0)
+    device = device_reader(ShardReader(Corpus.open(root).table, root), 0)
     requests = [Request(row, (0, 0, 0), STILL, None, (0.0,)) for row in (0, 1)]
     with pytest.raises(CorpusError, match="cache='device' needs all volumes alike"):
         device.fetch(requests, SIZE)
@@ -150,7 +164,7 @@ def test_volumes_of_two_dtypes_are_refused(tmp_path):
 def test_chunks_shuffled_in_two_ways_are_refused_together(tmp_path):
     """Only a corpus put together by hand has them; wrong voxels would be the alternative."""
     reader = reader_of(tmp_path, chunk=16)
-    device = DeviceReader(reader, CPU, inflate_on_host, 1 << 26)
+    device = device_reader(reader, 1 << 26)
     fetched = device.fetch(requests_of(None, 0), SIZE)
     fetched.fresh.layouts[0, 1] = 0
     with pytest.raises(CorpusError, match="chunks are shuffled in different ways"):
@@ -160,7 +174,7 @@ def test_chunks_shuffled_in_two_ways_are_refused_together(tmp_path):
 def test_batches_on_their_way_together_are_kept_once(tmp_path):
     """Read ahead of one another they all miss the same chunks; memory has each once."""
     reader = reader_of(tmp_path)
-    device = DeviceReader(reader, CPU, inflate_on_host, 1 << 26)
+    device = device_reader(reader, 1 << 26)
     requests = requests_of(None, 0, n=8)
     others = requests_of(None, 1, n=8)
     ahead = [device.fetch(each, SIZE) for each in (requests, requests[1:] + others[:1], requests)]
@@ -217,7 +231,7 @@ def test_boxes_of_several_sizes_are_found_as_each_alone():
 
 def test_a_snapped_crop_decodes_its_own_chunks_only(tmp_path):
     reader = reader_of(tmp_path, chunk=16)
-    device = DeviceReader(reader, CPU, inflate_on_host, 1 << 26)
+    device = device_reader(reader, 1 << 26)
     requests = [Request(0, (16, 16, 32), STILL, None, (0.0,))]
     assert len(device.fetch(requests, (32, 16, 48)).known) == 2 * 1 * 3
     assert len(device.fetch([requests[0]._replace(start=(16, 17, 32))], (32, 16, 48)).known) == 12
@@ -234,13 +248,13 @@ CASES = [
 
 
 @pytest.mark.gpu
-@pytest.mark.parametrize("budget", [0, 200_000, 1 << 26])
+@pytest.mark.parametrize("budget", [0, 200_000, 1 << 26, VOXELS])
 @pytest.mark.parametrize(("dtype", "codec", "channels", "chunk", "shuffle"), CASES)
 def test_on_a_gpu_crops_are_the_same_bits(tmp_path, dtype, codec, channels, chunk, shuffle, budget):
-    cuda = torch.device("cuda", 0)
+    cuda = lanes_of(torch.device("cuda", 0))
     pytest.importorskip("nvidia.libnvcomp")
     reader = reader_of(tmp_path, dtype, codec, channels, chunk, shuffle)
-    device = DeviceReader(reader, cuda, NvcompInflate(cuda), budget)
+    device = device_reader(reader, budget, cuda)
     for seed in range(6):
         requests = requests_of(RESCALES[seed % 3], seed, snap=16 if seed % 2 else 1)
         got = device.assemble(device.fetch(requests, SIZE), SIZE).cpu()
@@ -254,14 +268,14 @@ def test_on_a_gpu_crops_are_the_same_bits(tmp_path, dtype, codec, channels, chun
 @pytest.mark.gpu
 def test_on_a_busy_gpu_nothing_waits_and_nothing_is_overwritten(tmp_path):
     """Forty batches queued behind slow work, on two streams in turn: buffers are used again."""
-    cuda = torch.device("cuda", 0)
+    cuda = lanes_of(torch.device("cuda", 0))
     pytest.importorskip("nvidia.libnvcomp")
     reader = reader_of(tmp_path, chunk=16)
-    device = DeviceReader(reader, cuda, NvcompInflate(cuda), 1 << 26)
+    device = device_reader(reader, 1 << 26, cuda)
     batches = [requests_of(RESCALES[seed % 3], seed, n=6) for seed in range(40)]
     device.assemble(device.fetch(requests_of(None, 99), SIZE), SIZE)  # compiles
     streams = [torch.cuda.Stream(), torch.cuda.Stream()]
-    slow = torch.empty(2**30, dtype=torch.uint8, device=cuda)
+    slow = torch.empty(2**30, dtype=torch.uint8, device=cuda.device)
     torch.cuda.synchronize()
     got = []
     for i, requests in enumerate(batches):
@@ -281,10 +295,10 @@ def test_on_a_busy_gpu_nothing_waits_and_nothing_is_overwritten(tmp_path):
 
 @pytest.mark.gpu
 def test_on_a_gpu_a_stream_that_does_not_decode_is_told(tmp_path):
-    cuda = torch.device("cuda", 0)
+    cuda = lanes_of(torch.device("cuda", 0))
     pytest.importorskip("nvidia.libnvcomp")
     reader = reader_of(tmp_path, chunk=16)
-    device = DeviceReader(reader, cuda, NvcompInflate(cuda), 1 << 20)
+    device = device_reader(reader, 1 << 20, cuda)
     fetched = device.fetch(requests_of(None, 0), SIZE)
     at, length = fetched.fresh.rows[3, :2]
     fetched.buffer[at : at + length] = 0xFF  # a literal that never ends

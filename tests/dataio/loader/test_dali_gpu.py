@@ -1,4 +1,4 @@
-"""On a GPU: the DALI graph against the CPU's, and loaders whose crops DALI brings over.
+"""On a GPU: the DALI graph against the CPU's.
 
 The first call for a DALI whose binaries were cut to one chip: where these fail, take the whole one.
 """
@@ -9,11 +9,10 @@ import numpy as np
 import pytest
 import torch
 
-from mim3d.bench.corpora import anatomy_like, corpus_of
+from mim3d.bench.corpora import anatomy_like
 from mim3d.dataio.loader.augment import AUGMENTATIONS, draw_view
 from mim3d.dataio.loader.dali import DaliGraph, feed_order
 from mim3d.dataio.loader.graph import GraphSpec
-from mim3d.dataio.loader.loader import Loader, LoaderConfig
 
 pytestmark = pytest.mark.gpu
 SIZE = (24, 32, 40)
@@ -72,25 +71,6 @@ def ran(spec, image, label, drawn) -> list[torch.Tensor]:
     outputs = [each.clone() for each in graph.run()]
     graph.close()
     return outputs
-
-
-@pytest.mark.parametrize("cache", ["none", "host"])
-@pytest.mark.parametrize("label", [None, "seg"])
-def test_crops_that_dali_brings_over_are_the_same_bits(tmp_path, cache, label):
-    shapes = [(40, 33, 45), (30, 36, 50), (18, 40, 40)]
-    made = [anatomy_like(shape, i) for i, shape in enumerate(shapes)]
-    root = corpus_of(tmp_path / "c.zarr", made, [(v > 650).astype(np.uint8) for v in made])
-    options = {"crop_size": SIZE, "micro_batch": 3, "augment": "mim", "label": label, "threads": 2}
-    here = Loader(root, LoaderConfig(**options))
-    there = Loader(root, LoaderConfig(**options, cache=cache), device="cuda")
-    with here, there:
-        for _ in range(8):
-            a, b = next(here), next(there)
-            assert b.image.is_cuda
-            assert (b.label is None) == (label is None)
-            assert torch.equal(a.image, b.image.cpu())
-            if a.label is not None and b.label is not None:
-                assert torch.equal(a.label, b.label.cpu())
 
 
 def test_outputs_are_whole_while_the_device_lags_behind():

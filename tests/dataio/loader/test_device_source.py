@@ -1,5 +1,6 @@
 """Crops decoded on a device, from the loader's side: errors in their turn, hand-over, and a GPU."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ import torch
 
 from mim3d.bench.corpora import anatomy_like, corpus_of
 from mim3d.dataio.device.device_reader import DeviceReader
+from mim3d.dataio.device.staged import Staged
 from mim3d.dataio.errors import ChunkError
 from mim3d.dataio.loader import dali as dali_graph
 from mim3d.dataio.loader.augment import augmentation, draw_view
@@ -76,20 +78,21 @@ def test_crops_on_the_gpu_that_want_no_operator_need_no_dali(monkeypatch):
         assert got_label is label
 
 
+@pytest.mark.parametrize("keeps", ["voxels", "chunks"])
 @pytest.mark.parametrize("mode", MODES)
-def test_bfloat16_is_written_at_once_and_rounds_as_on_the_cpu(tmp_path, mode, monkeypatch):
+def test_bfloat16_is_written_at_once_and_rounds_as_on_the_cpu(tmp_path, mode, keeps, monkeypatch):
     root = corpus(tmp_path)
     options = {"crop_size": CROP, "micro_batch": 3, "dtype": "bfloat16", **MODES[mode]}
-    kinds, plain = [], DeviceReader.assemble
+    kinds, plain = [], DeviceReader.begin
 
-    def watched(*given: Any) -> torch.Tensor:
+    def watched(*given: Any) -> Staged:
         kinds.append(given[3])
         return plain(*given)
 
-    monkeypatch.setattr(DeviceReader, "assemble", watched)
+    monkeypatch.setattr(DeviceReader, "begin", watched)
     with (
         Loader(root, LoaderConfig(**options)) as host,
-        Loader(root, LoaderConfig(**options, cache="device")) as device,
+        Loader(root, LoaderConfig(**options, cache="device", device_keeps=keeps)) as device,
     ):
         for _ in range(6):
             here, there = next(host), next(device)
@@ -98,17 +101,40 @@ def test_bfloat16_is_written_at_once_and_rounds_as_on_the_cpu(tmp_path, mode, mo
     assert torch.bfloat16 in kinds
 
 
+CACHES = [
+    {"cache": "device", "device_keeps": "voxels"},
+    {"cache": "device", "device_keeps": "chunks"},
+    {"cache": "host"},
+    {"cache": "none", "dtype": "bfloat16"},
+]
+
+
 @pytest.mark.gpu
+@pytest.mark.parametrize("cache", CACHES, ids=lambda cache: " ".join(cache.values()))
 @pytest.mark.parametrize("mode", MODES)
-def test_on_a_gpu_the_loader_gives_the_same_bits_without_dali(tmp_path, mode):
-    pytest.importorskip("nvidia.libnvcomp")
+def test_on_a_gpu_the_loader_gives_the_same_bits_without_dali(tmp_path, mode, cache):
+    """While slow work holds up torch's stream, so that no host sync hides a race."""
+    if cache["cache"] == "device":
+        pytest.importorskip("nvidia.libnvcomp")
     root = corpus(tmp_path)
-    options = {"crop_size": CROP, "micro_batch": 3, "threads": 2, **MODES[mode]}
-    host = Loader(root, LoaderConfig(**options))
-    device = Loader(root, LoaderConfig(**options, cache="device"), device="cuda")
+    options = {"crop_size": CROP, "micro_batch": 3, "threads": 2, **MODES[mode], **cache}
+    host = Loader(root, LoaderConfig(**{**options, "cache": "none"}))
+    device = Loader(root, LoaderConfig(**options), device="cuda")
+    slow = torch.empty(2**30, dtype=torch.uint8, device="cuda")
+    kept = []
     with host, device:
+        next(device)  # compiles
+        device.load_state_dict(host.state_dict())
         for _ in range(12):
-            here, there = next(host), next(device)
+            slow.random_()
+            torch.cuda.set_sync_debug_mode("error")
+            try:
+                batch = next(device)
+            finally:
+                torch.cuda.set_sync_debug_mode("default")
+            kept.append(replace(batch, image=batch.image + 0))
+        for there in kept:
+            here = next(host)
             assert there.image.is_cuda
             assert torch.equal(here.image, there.image.cpu())
             assert (there.label is None) == (here.label is None)
