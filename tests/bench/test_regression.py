@@ -145,7 +145,7 @@ def test_other_work_and_a_busy_machine_are_not_compared(tmp_path, kept, capsys) 
     now["loader"]["volumes"][0]["dtype"] = "uint8"
     now["step"]["device"] = "NVIDIA H200"
     out = told(tmp_path, kept, now, capsys)
-    assert "0 of 4 ratios moved" in out
+    assert "0 of 5 ratios moved" in out
     assert "3 ratios of this run have no baseline" in out
 
 
@@ -215,7 +215,7 @@ def test_the_earlier_loader_is_told_as_slower(tmp_path, capsys) -> None:
 def test_pytest_benchmark_compares_the_files(tmp_path, kept) -> None:
     assert main([str(written(tmp_path / "bench.json", FIGURES)), "--baseline", str(kept)]) == 0
     found, new = changes(tmp_path / "bench-ratios.json", kept)
-    assert (len(found), new) == (8, [])
+    assert (len(found), new) == (9, [])
     code = "import sys; from pytest_benchmark.cli import main; sys.exit(main())"
     words = [
         "compare",
