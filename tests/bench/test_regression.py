@@ -206,10 +206,18 @@ def test_the_stored_baseline_is_what_results_keep() -> None:
 
 
 def test_the_earlier_loader_is_told_as_slower(tmp_path, capsys) -> None:
+    later = tmp_path / "later.json"
+    assert main([str(RESULTS / "2026-11-26-loader-cpu/loader.json"), "--save", str(later)]) == 0
     figures = json.loads((RESULTS / "2026-11-25-loader-cpu/loader.json").read_text())
-    out = told(tmp_path, BASELINE, figures, capsys)
+    out = told(tmp_path, later, figures, capsys)
     assert re.search(r"over blosc2 lz4 +1\.728 +1\.049 +-39\.3% .* WORSE", out)
-    assert "two-cpu-cores.json (2026-11-25 and 2026-11-26, 2 virtual" in out
+
+
+def test_the_stored_baseline_compares_with_itself(tmp_path, capsys) -> None:
+    figures = json.loads((RESULTS / "2026-11-30-loader-cpu/loader.json").read_text())
+    out = told(tmp_path, BASELINE, figures, capsys)
+    assert "two-cpu-cores.json (2026-11-25 to 2026-11-30, 2 virtual" in out
+    assert "0 of 14 ratios moved" in out
 
 
 def test_pytest_benchmark_compares_the_files(tmp_path, kept) -> None:
