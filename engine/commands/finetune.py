@@ -15,6 +15,7 @@ from mim3d.engine.commands.weights.messages import class_table
 from mim3d.engine.errors import EXIT_USER_ERROR, ConfigError
 from mim3d.engine.finetune.config import RECIPES, FinetuneConfig, idle_fields, input_mismatch
 from mim3d.engine.models.config import ALSO_SWINS, ViTConfig
+from mim3d.engine.runs.own_parts import refuse_missing_plugins
 
 if TYPE_CHECKING:
     from mim3d.engine.finetune.run_folder import FinetuneResult
@@ -33,6 +34,7 @@ class FinetuneArgs(LaunchArgs):
 
 def main(words: list[str]) -> Outcome:
     """Run the recipe named by the first word."""
+    refuse_missing_plugins(values_of(["--out"], words))
     name, rest = split_recipe(words)
     if name not in RECIPES:
         raise ConfigError(f"no recipe {name!r}; one of: {', '.join(RECIPES)}")

@@ -14,8 +14,8 @@ from mim3d.engine.commands.outcome import Outcome
 from mim3d.engine.errors import EXIT_USER_ERROR
 from mim3d.engine.models.config import ALSO_SWINS, ViTConfig
 from mim3d.engine.pretrain.config import PretrainConfig
-from mim3d.engine.pretrain.own_parts import refuse_missing, stored_parts
 from mim3d.engine.pretrain.recipes import idle_fields, recipe, recipe_table
+from mim3d.engine.runs.own_parts import refuse_missing_plugins
 
 if TYPE_CHECKING:
     from mim3d.engine.pretrain.run_folder import PretrainResult
@@ -47,7 +47,7 @@ def main(words: list[str]) -> Outcome:
         raise SystemExit(EXIT_USER_ERROR)
     if words[0] in {"-h", "--help"}:
         words = ["demo-mae", "--help"]
-    refuse_missing_plugins(words)
+    refuse_missing_plugins(values_of(["--out"], words))
     config = recipe(words[0])
     args = arguments(words[0], config, words[1:])
     if args.launches:
@@ -64,16 +64,6 @@ def main(words: list[str]) -> Outcome:
         for line in last_words(result, args):
             print(line)
     return Outcome(figures, len(figures.get("start_doubts", [])), writes_json=is_first())
-
-
-def refuse_missing_plugins(words: Sequence[str]) -> None:
-    """A CheckpointError where the run to go on with was begun with a plugin that is not loaded.
-
-    Before all else: without it neither the recipe nor its options can be read.
-    """
-    out = values_of(["--out"], words)
-    if len(out) == 1:
-        refuse_missing(stored_parts(Path(out[0])), f"the run in {out[0]}")
 
 
 def launched(args: PretrainArgs, words: Sequence[str]) -> Outcome:

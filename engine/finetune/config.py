@@ -127,11 +127,10 @@ class FinetuneConfig:
     classify)."""
     foreground_fraction: float = 0.5
     """Share of training crops centred on a labelled voxel."""
-    augment: Literal[
-        "none", "segmentation", "upright", "spatial-segmentation", "spatial-upright"
-    ] = "segmentation"
-    """Of training crops; upright is segmentation without flips. Both turn and zoom within the crop,
-    whose border they repeat; spatial- reads what lies beyond it, turns in millimetres, by more."""
+    augment: str = "segmentation"
+    """Of training crops: none, segmentation, upright, spatial-segmentation, spatial-upright, or a
+    plugin's. upright is segmentation without flips. Both turn and zoom within the crop, whose
+    border they repeat; spatial- reads what lies beyond it, turns in millimetres, by more."""
     artefacts: tuple[str, ...] = ()
     """NAME=CHANCE of MRI artefacts of training crops: bias-field, ghosting, gibbs, low-resolution,
     gamma."""

@@ -15,6 +15,7 @@ from pathlib import Path
 import torch
 
 from mim3d.dataio.inspect.doubts import subjects_in
+from mim3d.dataio.loader.augment import augmentation
 from mim3d.dataio.loader.loader import Loader, LoaderConfig
 from mim3d.dataio.reader.corpus import Corpus, opened_corpus
 from mim3d.dataio.reader.shards import Shards
@@ -22,6 +23,7 @@ from mim3d.engine.distributed.parallel import choose_precision, stays_whole
 from mim3d.engine.distributed.process_group import Ranks, first_decides
 from mim3d.engine.distributed.shared import refuse_other_corpora, refuse_unshared_folder
 from mim3d.engine.distributed.stop import stop_on_signal
+from mim3d.engine.errors import ConfigError
 from mim3d.engine.finetune.classification import ClassificationTask
 from mim3d.engine.finetune.config import (
     WHOLE_VOLUME,
@@ -76,6 +78,7 @@ def run_finetune(
     Of many ranks one raises what went wrong, and the others PeerError.
     """
     out = Path(out)
+    refuse_augment(config.augment)
     with ExitStack() as stack:
         ranks = stack.enter_context(run_ranks(config.parallel, config.device, config.seed))
         first_decides(ranks, lambda: stack.enter_context(sole_writer(out)))
@@ -92,7 +95,7 @@ def run_finetune(
             stack.enter_context(explain_full_disk(out))
             for record in claimed.changed:
                 shown.note(change_line(record))
-            for note in target_notes(config):
+            for note in (*claimed.remarks, *target_notes(config)):
                 shown.note(note)
             task = make_task(config, corpus, shards, ranks.device, splits.train)
             if not committed(out / CHECKPOINTS):
@@ -282,6 +285,18 @@ def open_loader(config: FinetuneConfig, ranks: Ranks, splits: Splits) -> Loader:
         device=str(ranks.device),
         subjects=splits.train,
     )
+
+
+def refuse_augment(name: str) -> None:
+    """An error that lists the names where none is `name`, or where it is of two views.
+
+    Asked before training alone: a trained network is used without its augmentation.
+    """
+    if augmentation(name).per_view:
+        raise ConfigError(
+            f"augment {name!r} draws two views of a crop, and fine-tuning has one: take "
+            "segmentation or upright"
+        )
 
 
 def loader_config(config: FinetuneConfig, micro_batch: int) -> LoaderConfig:

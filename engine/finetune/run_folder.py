@@ -14,9 +14,11 @@ from mim3d.engine.finetune.config import (
     identity,
     stored_identity,
 )
+from mim3d.engine.models.registry import EncoderShape
 from mim3d.engine.runs.checkpoint_files import newest_facts
 from mim3d.engine.runs.files import differences, local_sha256, read_json, write_json
 from mim3d.engine.runs.history import Record, setting_records, stands_in
+from mim3d.engine.runs.own_parts import changed_parts, own_parts
 from mim3d.engine.training.run import CHECKPOINTS
 
 CONFIG, RESULT, PICTURES = "config.json", "result.json", "pictures.npz"
@@ -56,12 +58,15 @@ class Claim:
     finished: bool = False
     changed: list[Record] = field(default_factory=list)
     """Settings that are others in this sitting."""
+    remarks: list[str] = field(default_factory=list)
+    """What else is not what it was: plugins."""
 
 
 def claim(config: FinetuneConfig, out: Path) -> Claim:
     """Store the configuration, or refuse a folder that holds a run of another one."""
     wanted, file = identity(config), out / CONFIG
     about = {**wanted, **beside_identity(config), DECAYED: "matrices", **inputs_sha256(config)}
+    about |= {"plugins": parts} if (parts := plugin_parts(config)) else {}
     finished = (out / RESULT).exists()
     if not file.exists():
         write_json(file, about)
@@ -85,8 +90,14 @@ def claim(config: FinetuneConfig, out: Path) -> Claim:
         changed = setting_records(found, about, (*MAY_CHANGE, *RECORDED), step)
         history = [*found.get("history", []), *changed]
         write_json(file, {**found, **about, "history": history})
-        return Claim(changed=changed)
+        return Claim(changed=changed, remarks=changed_parts(found.get("plugins", []), parts))
     return Claim(finished)
+
+
+def plugin_parts(config: FinetuneConfig) -> list[dict[str, Any]]:
+    """A record of each part of a run that is a plugin's."""
+    kind = EncoderShape(config.vit, config.resenc or config.swin).kind
+    return own_parts(kind, config.augment, config.data.normalise)
 
 
 def refuse_other_inputs(found: dict[str, Any], inputs: dict[str, str], out: Path) -> None:

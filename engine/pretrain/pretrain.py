@@ -31,7 +31,6 @@ from mim3d.engine.pretrain.config import (
 from mim3d.engine.pretrain.data import Subjects, choose_subjects
 from mim3d.engine.pretrain.held_out import HeldOut, HeldOutScores
 from mim3d.engine.pretrain.lengthening import corpus_remedy
-from mim3d.engine.pretrain.own_parts import changed_parts, own_parts
 from mim3d.engine.pretrain.reconstruction import Pictures
 from mim3d.engine.pretrain.run_folder import (
     CONFIG,
@@ -40,6 +39,7 @@ from mim3d.engine.pretrain.run_folder import (
     PretrainResult,
     finished_result,
     open_run,
+    parts_of,
     stored_config,
 )
 from mim3d.engine.pretrain.verdict import judge_pretext
@@ -51,6 +51,7 @@ from mim3d.engine.runs.encoder_file import STATISTICS, save_encoder
 from mim3d.engine.runs.files import json_sha256, read_json, refuse_address, write_json
 from mim3d.engine.runs.folder_lock import sole_writer
 from mim3d.engine.runs.history import change_line, earlier_hashes
+from mim3d.engine.runs.own_parts import changed_parts
 from mim3d.engine.runs.scan_recipe import scan_recipe
 from mim3d.engine.training.checkpoints import RunIdentity
 from mim3d.engine.training.corpus import CorpusFit, corpus_fit, corpus_sha256
@@ -116,7 +117,7 @@ def run_pretrain(config: PretrainConfig, out: str | Path) -> PretrainResult:
                 normalise = config.data.loader.normalise
                 for line in probe_remarks(out, loader.corpus, probe.cohort, normalise):
                     shown.note(line)
-        for line in [*map(change_line, changed), *changed_parts(before, own_parts(config))]:
+        for line in [*map(change_line, changed), *changed_parts(before, parts_of(config))]:
             shown.note(line)
         return train(config, module, Sitting(out, ranks, loader, shown, stop), held_out, probe)
 

@@ -21,11 +21,11 @@ from mim3d.engine.pretrain.lengthening import (
     corpus_remedy,
     refuse_other_length,
 )
-from mim3d.engine.pretrain.own_parts import own_parts
 from mim3d.engine.runs.checkpoint_files import newest_facts
 from mim3d.engine.runs.encoder_file import read_card
 from mim3d.engine.runs.files import differences, local_sha256, read_json, value_at, write_json
 from mim3d.engine.runs.history import stands_in
+from mim3d.engine.runs.own_parts import own_parts
 from mim3d.engine.training.corpus import refuse_changed_corpus
 from mim3d.engine.training.run import CHECKPOINTS
 from mim3d.engine.transfer.start_report import Start
@@ -112,7 +112,7 @@ def open_run(
     described = {
         **config_dict(config),
         **began,
-        **({"plugins": parts} if (parts := own_parts(config)) else {}),
+        **({"plugins": parts} if (parts := parts_of(config)) else {}),
         "history": [*stored.get("history", []), *changed],
         "dealt": {"held_out": list(opening.held_out)},
         "environment": {
@@ -126,6 +126,12 @@ def open_run(
     }
     write_json(file, described)
     return changed
+
+
+def parts_of(config: PretrainConfig) -> list[dict[str, Any]]:
+    """A record of each part of the run that is a plugin's."""
+    loader = config.data.loader
+    return own_parts(config.encoder.kind, loader.augment, loader.normalise, config.method.name)
 
 
 def refuse_other_config(file: Path, config: PretrainConfig) -> None:

@@ -21,8 +21,8 @@ from mim3d.engine.planning.machine import known_machine
 from mim3d.engine.planning.memory import activation_values
 from mim3d.engine.planning.plan import make_plan
 from mim3d.engine.pretrain.config import PretrainConfig, config_dict, config_identity, identity_of
-from mim3d.engine.pretrain.own_parts import own_parts
 from mim3d.engine.pretrain.recipes import recipe
+from mim3d.engine.pretrain.run_folder import parts_of
 
 VIT = ViTConfig((16, 16, 16), (8, 8, 8), width=24, depth=2, heads=2)
 
@@ -88,10 +88,10 @@ def test_a_method_and_an_encoder_of_ones_own_in_a_run():
     assert (plain["method"]["name"], plain["encoder"]) == ("norm", "wide")
     assert config_identity(config)["encoder"] == "wide"
     assert "encoder" not in config_dict(recipe("demo-mae"))
-    assert [(p["kind"], p["name"]) for p in own_parts(config)] == [
+    assert [(p["kind"], p["name"]) for p in parts_of(config)] == [
         ("pretext method", "norm"), ("encoder", "wide"),
     ]  # fmt: skip
-    assert own_parts(recipe("demo-mae")) == []
+    assert parts_of(recipe("demo-mae")) == []
     # Its negatives are those of a micro-batch: parted otherwise it is another run.
     parted = replace(config, parallel=replace(config.parallel, grad_accum=4))
     assert identity_of(config_dict(parted))["parallel"] == {"grad_accum": 4}

@@ -1,7 +1,7 @@
 """Which parts of a run are a plugin's, kept with the run, so that nobody goes on with others."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,21 +11,21 @@ from mim3d.dataio.reader.normalisation import MODES
 from mim3d.dataio.registry import OURS, Registry
 from mim3d.engine.errors import CheckpointError
 from mim3d.engine.models.registry import ENCODERS, METHODS
-from mim3d.engine.pretrain.config import PretrainConfig
 
 REGISTRIES: Mapping[str, Registry[Any]] = {
     each.kind: each for each in (METHODS, ENCODERS, AUGMENTATIONS, MODES)
 }
 
 
-def own_parts(config: PretrainConfig) -> list[dict[str, Any]]:
+def own_parts(
+    encoder: str, augment: str, normalise: str, method: str | None = None
+) -> list[dict[str, Any]]:
     """A record of each part that a plugin registered: kind, name, module, file and its sha256."""
-    loader = config.data.loader
     used = {
-        METHODS.kind: config.method.name,
-        ENCODERS.kind: config.encoder.kind,
-        AUGMENTATIONS.kind: loader.augment,
-        MODES.kind: loader.normalise.partition(":")[0],
+        METHODS.kind: method,
+        ENCODERS.kind: encoder,
+        AUGMENTATIONS.kind: augment,
+        MODES.kind: normalise.partition(":")[0],
     }
     return [
         {"kind": kind, "name": name, **origin_of(REGISTRIES[kind].maker_of(name))}
@@ -76,3 +76,13 @@ def changed_parts(before: list[dict[str, Any]], now: list[dict[str, Any]]) -> li
         for part in now
         if (old := then.get((part["kind"], part["name"]))) and old["sha256"] != part["sha256"]
     ]
+
+
+def refuse_missing_plugins(out: Sequence[str]) -> None:
+    """A CheckpointError where the run to go on with was begun with a plugin that is not loaded.
+
+    `out` are the words of its option. Before all else: without the plugin neither the recipe nor
+    its options can be read.
+    """
+    if len(out) == 1:
+        refuse_missing(stored_parts(Path(out[0])), f"the run in {out[0]}")
