@@ -10,7 +10,7 @@ from typing import Any
 
 from mim3d.engine.analysis.family import primary_share
 from mim3d.engine.analysis.results import Study
-from mim3d.engine.analysis.speedup import MIN_PAIRS, paired_difference
+from mim3d.engine.analysis.speedup import MIN_PAIRS, PairedDifference, paired_difference
 from mim3d.engine.analysis.summary import (
     MIN_GAIN,
     ArmSummary,
@@ -22,8 +22,9 @@ from mim3d.engine.analysis.summary import (
 )
 from mim3d.engine.analysis.verdict import Statement
 from mim3d.engine.analysis.words import arm_name, difference, plus_minus
-from mim3d.engine.study.config import ARM_SETTINGS, EARLIER_SETTINGS, ENCODER_SETTINGS, SCRATCH
+from mim3d.engine.study.config import ARM_SETTINGS, EARLIER_SETTINGS, ENCODER_SETTINGS
 from mim3d.engine.study.curves import Curve, Reach, best_trained
+from mim3d.engine.study.encoders import SCRATCH
 
 ALWAYS = ENCODER_SETTINGS | {"labels", "head"}
 """Settings that matter to every arm."""
@@ -94,6 +95,16 @@ class Ablation:
         """An arm's settings in order of their values."""
         own = [setting for setting in self.settings if setting.arm == arm]
         return sorted(own, key=lambda setting: tuple(setting.values.values()))
+
+    def against_first(self, setting: Setting) -> PairedDifference | None:
+        """Final scores of a setting less those of its arm's first as listed, paired by seed.
+
+        None of that one itself, and where two settings are varied, for a grid has no first.
+        """
+        first = next(s for s in self.settings if s.arm == setting.arm)
+        if len(self.varied) > 1 or setting is first:
+            return None
+        return paired_difference(setting.final, first.final)
 
     def varied_of(self, arm: str) -> list[str]:
         """The settings that take several values for an arm."""

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from mim3d.engine.analysis.family import headline_family, primary_share
+from mim3d.engine.analysis.family import first_groups, headline_family, primary_share
 from mim3d.engine.analysis.naming import capital, encoder_name
 from mim3d.engine.analysis.results import Study
 from mim3d.engine.analysis.summary import (
@@ -14,13 +14,24 @@ from mim3d.engine.analysis.summary import (
     primary_target,
 )
 from mim3d.engine.analysis.verdict import Statement, seeds_in_words
-from mim3d.engine.analysis.words import arm_name, interval_in_words, ratio_in_words, seed_list
-from mim3d.engine.study.config import SCRATCH
+from mim3d.engine.analysis.words import (
+    arm_name,
+    interval_in_words,
+    on_encoder,
+    ratio_in_words,
+    seed_list,
+)
+from mim3d.engine.study.encoders import SCRATCH
 
 
 def secondary_statements(study: Study, groups: Sequence[GroupSummary]) -> list[Statement]:
-    """Speed over scratch, final scores of masked arms, and pretraining cost, first group."""
-    group = groups[0]
+    """Speed over scratch, final scores of masked arms, and pretraining cost, first groups."""
+    lost = [s for g in groups for arm in g.arms if (s := lost_statement(g, arm)) is not None]
+    return [*lost, *(s for group in first_groups(groups) for s in described_group(study, group))]
+
+
+def described_group(study: Study, group: GroupSummary) -> list[Statement]:
+    """The same of one group."""
     family = headline_family(group)
     speeds = [
         described_speed(study, group, comparison)
@@ -29,8 +40,7 @@ def secondary_statements(study: Study, groups: Sequence[GroupSummary]) -> list[S
     ]
     masked = [c for c in group.comparisons if method_of(c.first) in MIM]
     finals = [described_final(comparison) for comparison in masked]
-    lost = [s for g in groups for arm in g.arms if (s := lost_statement(g, arm)) is not None]
-    return [*lost, *speeds, *finals, *cost_statements(group)]
+    return [*speeds, *finals, *cost_statements(group)]
 
 
 def described_speed(study: Study, group: GroupSummary, comparison: Comparison) -> Statement:
@@ -69,7 +79,8 @@ def lost_statement(group: GroupSummary, arm: ArmSummary) -> Statement | None:
 
 def described_final(comparison: Comparison) -> Statement:
     """Difference of the final scores of two arms, as measured."""
-    first, second = arm_name(comparison.first), arm_name(comparison.second)
+    on = on_encoder(comparison.encoder)
+    first, second = (arm_name(arm) + on for arm in (comparison.first, comparison.second))
     found = comparison.final
     if found.mean is None:
         return Statement("neutral", f"Final score of {first} and {second}: {found.why}.")
@@ -90,5 +101,6 @@ def cost_statements(group: GroupSummary) -> list[Statement]:
             speeds.append(f"{arm_name(comparison.first)} {ratio_in_words(whole)}")
     if not speeds:
         return []
-    text = "With the FLOPs of pretraining counted, for one task alone, over scratch:"
+    on = on_encoder(group.group.encoder)
+    text = f"With the FLOPs of pretraining counted, for one task alone, over scratch{on}:"
     return [Statement("neutral", text, ", ".join(speeds) + ".")]

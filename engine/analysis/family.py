@@ -1,12 +1,13 @@
 """The one family of comparisons that a report tests: named beforehand, corrected together.
 
 Its members are each masked arm over one rival, by steps to the primary target, under the study's
-first decoder and labels. Everything else that a report says is description: measured, with an
+first decoder and labels; where arms have several encoders, of each encoder, for arms of two
+encoders are never compared. Everything else that a report says is description: measured, with an
 interval by itself, never called significant.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from mim3d.engine.analysis.results import Study
 from mim3d.engine.analysis.speedup import ALPHA, PairedRatio, holm, joint_interval
@@ -19,7 +20,7 @@ from mim3d.engine.analysis.summary import (
     pairs_of,
     primary_target,
 )
-from mim3d.engine.study.config import SCRATCH
+from mim3d.engine.study.encoders import SCRATCH
 
 PAPER_RATIO = 1.40
 """Speed-up over contrastive pretraining of Chen et al., Masked image modeling advances 3D medical
@@ -65,13 +66,19 @@ class Family:
         return high is not None and high < ratio
 
 
-def read_family(study: Study, group: GroupSummary) -> Family:
-    """The family of a study's first group, of the comparisons that were made."""
-    share = primary_target(group.targets, primary_share(study)).share
-    members = tuple(headline_family(group))
-    size = max(len(planned_pairs(study, group)), len(members))
+def read_family(study: Study, *groups: GroupSummary) -> Family:
+    """The family of a study's first groups, one an encoder, of the comparisons that were made."""
+    share = primary_target(groups[0].targets, primary_share(study)).share
+    members = tuple(c for group in groups for c in headline_family(group))
+    size = max(len(planned_pairs(study, groups)), len(members))
     found = [c.at[share].p_value for c in members] + [None] * (size - len(members))
     return Family(members, tuple(holm(found)[: len(members)]), size, share)
+
+
+def first_groups(groups: Sequence[GroupSummary]) -> list[GroupSummary]:
+    """The headline's groups: the first decoder and labels, of each encoder."""
+    first = groups[0].group
+    return [g for g in groups if replace(g.group, encoder=first.encoder) == first]
 
 
 def headline_family(group: GroupSummary) -> list[Comparison]:
@@ -80,11 +87,14 @@ def headline_family(group: GroupSummary) -> list[Comparison]:
     return [made[pair] for pair in family_pairs(list(made), [arm.arm for arm in group.arms])]
 
 
-def planned_pairs(study: Study, group: GroupSummary) -> list[Pair]:
+def planned_pairs(study: Study, groups: Sequence[GroupSummary]) -> list[Pair]:
     """The family as the arms that were asked for name it, whatever became of them."""
-    arms = study.about.get("arms") or [arm.arm for arm in group.arms]
     flops_of = study.about.get("config", {}).get("flops_of", "mae")
-    return family_pairs(pairs_of(arms, flops_of), arms)
+    there = study.about.get("arms") or [arm.arm for arm in groups[0].arms]
+    asked = study.about.get("encoder_arms") or {"": there}
+    return [
+        pair for arms in asked.values() for pair in family_pairs(pairs_of(arms, flops_of), arms)
+    ]
 
 
 def family_pairs(pairs: Sequence[Pair], arms: Sequence[str]) -> list[Pair]:

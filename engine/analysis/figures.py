@@ -26,7 +26,7 @@ def figures_of(report: Path) -> dict[str, Any]:
     return found | ({"ablation": ablation_figures(ablation)} if ablation else {})
 
 
-PRETRAINING = ("arm", "variant", "seed", "loss", "floor", "trained", "crops", "leaked")
+PRETRAINING = ("arm", "encoder", "variant", "seed", "loss", "floor", "trained", "crops", "leaked")
 
 
 def group_figures(group: GroupSummary) -> dict[str, Any]:
@@ -112,6 +112,9 @@ def ablation_figures(ablation: Ablation) -> list[dict[str, Any]]:
             "settings": dict(setting.values),
             "learned": setting.learned,
             "final": dict(setting.final),
+            "against_first": None
+            if (d := ablation.against_first(setting)) is None
+            else (difference_figures(d)),
             "reached": sum(run.reached for run in setting.reaches.values()),
             "steps": {str(seed): run.cost for seed, run in setting.reaches.items()},
         }

@@ -1,9 +1,9 @@
 """How a statement names an arm: the method only where as many encoders as seeds stand for it."""
 
-from mim3d.engine.analysis.results import Study
+from mim3d.engine.analysis.results import Study, is_of
 from mim3d.engine.analysis.summary import Comparison, GroupSummary
-from mim3d.engine.analysis.words import arm_name
-from mim3d.engine.study.config import SCRATCH
+from mim3d.engine.analysis.words import arm_name, on_encoder
+from mim3d.engine.study.encoders import SCRATCH
 
 
 def encoder_name(study: Study, group: GroupSummary, arm: str) -> str:
@@ -11,8 +11,8 @@ def encoder_name(study: Study, group: GroupSummary, arm: str) -> str:
 
     Runs that share an encoder vary by fine-tuning alone: what they show is of that encoder.
     """
-    name = arm_name(arm)
-    return f"this {name} encoder" if shares_pretraining(study, group, arm) else name
+    name, on = arm_name(arm), on_encoder(group.group.encoder)
+    return f"this {name} encoder{on}" if shares_pretraining(study, group, arm) else f"{name}{on}"
 
 
 def shares_pretraining(study: Study, group: GroupSummary, arm: str) -> bool:
@@ -20,11 +20,7 @@ def shares_pretraining(study: Study, group: GroupSummary, arm: str) -> bool:
     seeds = next((found.seeds for found in group.arms if found.arm == arm), ())
     if arm == SCRATCH or not seeds:
         return False
-    own = {
-        p["seed"]
-        for p in study.pretraining
-        if p["arm"] == arm and p.get("variant", "") == group.group.variant
-    }
+    own = {p["seed"] for p in study.pretraining if p["arm"] == arm and is_of(p, group.group)}
     return not set(seeds) <= own
 
 

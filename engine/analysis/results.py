@@ -1,7 +1,7 @@
 """What a study left behind, read back: everything the report is built from.
 
-`results.jsonl` has one row per evaluation: arm, variant, head, labels, seed, lr, tuning, split,
-step, score, dice_by_class, flops, seconds. `pretraining.json` has one entry per pretraining,
+`results.jsonl` has one row per evaluation: arm, encoder, variant, head, labels, seed, lr, tuning,
+split, step, score, dice_by_class, flops, seconds. `pretraining.json` has one entry per pretraining,
 `study.json` what was asked for, which of it failed, and what was asked for first.
 """
 
@@ -24,6 +24,7 @@ from mim3d.engine.study.config import (
     labels_in_words,
 )
 from mim3d.engine.study.curves import Curve, smooth
+from mim3d.engine.study.encoders import TITLES
 
 
 def decoder_name(head: str) -> str:
@@ -31,13 +32,22 @@ def decoder_name(head: str) -> str:
     return f"{'UNETR' if head == 'unetr' else head} decoder"
 
 
+def encoder_title(encoder: str) -> str:
+    """`Primus` of the name in rows, empty where all arms have one encoder."""
+    return TITLES.get(encoder, encoder)
+
+
 @dataclass(frozen=True, order=True)
 class Group:
-    """Cells that are compared with each other: same head, labels and variant."""
+    """Cells that are compared with each other: same encoder, head, labels and variant.
+
+    `encoder` is empty where all arms of the study have the same.
+    """
 
     head: str
     labels: float
     variant: str
+    encoder: str = ""
 
     @property
     def title(self) -> str:
@@ -45,7 +55,8 @@ class Group:
         labels = "all labels" if self.labels == 1 else labels_in_words(self.labels)
         variant = self.variant.replace("_", " ")
         head = "classification" if self.head == CLASSIFY else decoder_name(self.head)
-        return ", ".join(part for part in (head, labels, variant) if part)
+        parts = (encoder_title(self.encoder), head, labels, variant)
+        return ", ".join(part for part in parts if part)
 
 
 @dataclass(frozen=True)
@@ -150,16 +161,16 @@ class Study:
                 last[row["seed"]] = row
         return {seed: row[field] for seed, row in sorted(last.items())}
 
-    def pretraining_of(self, arm: str, variant: str = "", seed: int | None = None) -> Row | None:
+    def pretraining_of(self, group: Group, arm: str, seed: int | None = None) -> Row | None:
         """The pretraining an arm starts from: that of the seed where there is one per seed."""
-        found = [p for p in self.pretraining if p["arm"] == arm and p.get("variant", "") == variant]
+        found = [p for p in self.pretraining if p["arm"] == arm and is_of(p, group)]
         shared = (p for p in found if p.get("seed") is None)
         return next((p for p in found if p.get("seed") == seed), next(shared, None))
 
     def untrained(self, group: Group, arm: str) -> list[int]:
         """Seeds of an arm whose pretraining did not learn its task."""
         seeds = seeds_of(self.select(group, arm, "validation"))
-        found = {seed: self.pretraining_of(arm, group.variant, seed) for seed in seeds}
+        found = {seed: self.pretraining_of(group, arm, seed) for seed in seeds}
         return [seed for seed, row in found.items() if row is not None and row["trained"] is False]
 
     def spending(self, group: Group, arm: str) -> Spending:
@@ -179,12 +190,12 @@ class Study:
         if steps:
             mean = Cost(1.0, *(fmean(c.of(unit) for c in steps.values()) for unit in UNITS[1:]))
             steps = dict.fromkeys(self.diverged(group, arm), mean) | steps
-        fixed = {seed: self.pretraining_cost(arm, group.variant, seed) for seed in steps}
+        fixed = {seed: self.pretraining_cost(group, arm, seed) for seed in steps}
         return Spending({seed: cost for seed, cost in fixed.items() if cost is not None}, steps)
 
-    def pretraining_cost(self, arm: str, variant: str, seed: int) -> Cost | None:
+    def pretraining_cost(self, group: Group, arm: str, seed: int) -> Cost | None:
         """What the pretraining of a seed cost: nothing for scratch, None where it is not known."""
-        row = self.pretraining_of(arm, variant, seed)
+        row = self.pretraining_of(group, arm, seed)
         if row is None:
             return Cost()
         return Cost(row["steps"], row["flops"], row["seconds"]) if row["crops"] else None
@@ -192,7 +203,13 @@ class Study:
 
 def group_of(row: Row) -> Group:
     """The group a row belongs to."""
-    return Group(row["head"], row["labels"], row.get("variant", ""))
+    return Group(row["head"], row["labels"], row.get("variant", ""), row.get("encoder", ""))
+
+
+def is_of(pretraining: Row, group: Group) -> bool:
+    """Whether a pretraining is of a group's encoder and variant."""
+    own = pretraining.get("variant", ""), pretraining.get("encoder", "")
+    return own == (group.variant, group.encoder)
 
 
 def seeds_of(rows: Iterable[Row]) -> list[int]:

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import product
 from statistics import fmean, stdev
 from typing import Any
@@ -17,8 +17,8 @@ from mim3d.engine.analysis.speedup import (
     paired_by_seed,
     paired_difference,
 )
-from mim3d.engine.study.config import METHODS, SCRATCH
 from mim3d.engine.study.curves import Curve, Reach, area_under, best, best_trained, steps_to
+from mim3d.engine.study.encoders import METHODS, SCRATCH
 
 TARGETS = (0.8, 0.9, 0.95)
 PRIMARY = 0.9
@@ -75,6 +75,8 @@ class Comparison:
     area: PairedDifference
     planned: int
     fixed: PairedRatio
+    encoder: str = ""
+    """That both arms have, where arms of the study have several."""
 
 
 @dataclass(frozen=True)
@@ -120,7 +122,10 @@ def summarise_group(study: Study, group: Group) -> GroupSummary:
     score = fixed_target(study, group, reference, share, window)
     fixed = None if score is None else a_target(share, score, base)
     comparisons = tuple(
-        compare(settings, targets, fixed, sides[first], sides[second], base, planned)
+        replace(
+            compare(settings, targets, fixed, sides[first], sides[second], base, planned),
+            encoder=group.encoder,
+        )
         for first, second in pairs
     )
     return GroupSummary(group, reference, targets, arms, comparisons, untrained, curves, fixed)

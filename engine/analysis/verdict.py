@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from mim3d.engine.analysis.family import PAPER_RATIO, Family, read_family
+from mim3d.engine.analysis.family import PAPER_RATIO, Family, first_groups, read_family
 from mim3d.engine.analysis.naming import capital, encoder_name, one_pretraining
 from mim3d.engine.analysis.results import Study
 from mim3d.engine.analysis.speedup import CLAIM_PAIRS, MIN_PAIRS
@@ -11,6 +11,7 @@ from mim3d.engine.analysis.summary import MIM, Comparison, GroupSummary, method_
 from mim3d.engine.analysis.words import (
     arm_name,
     interval_in_words,
+    on_encoder,
     p_in_words,
     p_of_ratio,
     ratio_in_words,
@@ -38,10 +39,11 @@ def headline(study: Study, groups: Sequence[GroupSummary]) -> Statement:
 
     Its p value is corrected (Holm) for all that the family names.
     """
-    group = groups[0]
-    family = read_family(study, group)
+    firsts = first_groups(groups)
+    family = read_family(study, *firsts)
     if not family.members:
-        return nothing_to_compare(group)
+        return nothing_to_compare(firsts)
+    group = next(g for g in firsts if g.group.encoder == family.chosen.encoder)
     statement = speed_statement(study, group, family, family.chosen)
     extra = [f"{capital(group.group.title)}."] if len(groups) > 1 else []
     extra += [rival_in_words(family, c) for c in family.members if c is not family.chosen]
@@ -50,7 +52,8 @@ def headline(study: Study, groups: Sequence[GroupSummary]) -> Statement:
 
 def rival_in_words(family: Family, comparison: Comparison) -> str:
     """Another member of the family, so that the choice can be judged."""
-    found, name = family.ratio_of(comparison), arm_name(comparison.first)
+    found = family.ratio_of(comparison)
+    name = arm_name(comparison.first) + on_encoder(comparison.encoder)
     if found.ratio is None:
         return f"{name}: no ratio ({found.why})."
     p_value = family.p_of(comparison)
@@ -59,11 +62,16 @@ def rival_in_words(family: Family, comparison: Comparison) -> str:
     return f"{name}: {ratio_in_words(found)}{test}.{excluded}"
 
 
-def nothing_to_compare(group: GroupSummary) -> Statement:
+def nothing_to_compare(groups: Sequence[GroupSummary]) -> Statement:
     """Why there is no comparison: masked arms that learned nothing, or none at all."""
-    idle = [arm for arm in group.untrained if method_of(arm) in MIM]
+    idle = [
+        arm_name(arm) + on_encoder(group.group.encoder)
+        for group in groups
+        for arm in group.untrained
+        if method_of(arm) in MIM
+    ]
     if idle:
-        names = " and ".join(map(arm_name, idle))
+        names = " and ".join(idle)
         text = f"{names} did not learn the pretext task: no speed-up can be measured."
         return Statement("warning", text)
     return Statement("warning", "No masked arm could be compared with another arm.")
@@ -153,6 +161,7 @@ def fixed_beforehand(study: Study) -> str:
             "Nothing in these results shows when the headline's target, smoothing and setting were "
             f"chosen. {rest}"
         )
+    first = {"encoders": []} | first  # studies from before they could be named
     now = headline_settings(study.about["settings"], study.about.get("config", {}))
     changed = [
         f"{name} from {first[name]} to {now[name]}"
@@ -177,7 +186,7 @@ def gate_statements(study: Study) -> list[Statement]:
 
 def gate_statement(pretraining: Row) -> Statement:
     """Whether a pretext task was learned, with the loss and what knowing nothing gives."""
-    name = arm_name(pretraining["arm"])
+    name = arm_name(pretraining["arm"]) + on_encoder(pretraining.get("encoder", ""))
     if pretraining.get("variant"):
         name = f"{name} ({pretraining['variant']})"
     loss, baseline = pretraining.get("loss"), pretraining.get("floor")

@@ -4,6 +4,7 @@ import math
 from collections.abc import Mapping, Sequence
 from statistics import median
 
+from mim3d.engine.analysis.results import encoder_title
 from mim3d.engine.analysis.speedup import PairedRatio
 from mim3d.engine.analysis.summary import mean_and_std
 from mim3d.engine.study.curves import Reach
@@ -53,6 +54,11 @@ def arm_name(arm: str) -> str:
     if name is None:
         return arm
     return f"{name} (equal FLOPs)" if rest == "flops" else " ".join(filter(None, [name, rest]))
+
+
+def on_encoder(encoder: str) -> str:
+    """` on Primus`; empty where all arms have one encoder."""
+    return f" on {encoder_title(encoder)}" if encoder else ""
 
 
 def p_of_ratio(found: PairedRatio) -> str:

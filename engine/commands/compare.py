@@ -10,6 +10,7 @@ from mim3d.engine.commands.arguments import parse
 from mim3d.engine.commands.outcome import Outcome
 from mim3d.engine.errors import ConfigError
 from mim3d.engine.models.config import ALSO_SWINS, ViTConfig
+from mim3d.engine.study.arms import differences, with_own_decoders
 from mim3d.engine.study.config import StudyConfig
 from mim3d.engine.study.recipes import STUDIES, idle_fields, study
 from mim3d.engine.study.variation import NAMES, varied
@@ -57,7 +58,10 @@ def main(words: list[str]) -> Outcome:
         else:
             from mim3d.engine.study.run import run_study
 
-            result = run_study(varied(args.config, args.vary), args.out, args.dask)
+            asked, line = with_own_decoders(args.config, config)
+            for told in filter(None, [line, *differences(asked)]):
+                print(told, flush=True)
+            result = run_study(varied(asked, args.vary), args.out, args.dask)
             failed, spent = result.failed, {"seconds": result.seconds, "failed": result.failed}
         report = build_report(args.out)
     figures = figures_of(report)

@@ -1,12 +1,13 @@
 """The section of an ablation: charts, small multiples, table, pictures."""
 
-from mim3d.engine.analysis.ablation import DAGGER, Ablation
-from mim3d.engine.analysis.words import arm_name, median_reach, plus_minus
+from mim3d.engine.analysis.ablation import DAGGER, Ablation, Setting
+from mim3d.engine.analysis.speedup import MIN_PAIRS
+from mim3d.engine.analysis.words import arm_name, difference, median_reach, plus_minus
 from mim3d.engine.report.ablation_charts import ablation_charts, scale_in_words
 from mim3d.engine.report.ablation_curves import curves_charts
 from mim3d.engine.report.pictures import ablation_segmentations
 from mim3d.engine.report.section import Charts, Content, Note, Picture, Section, Table
-from mim3d.engine.study.config import SCRATCH
+from mim3d.engine.study.encoders import SCRATCH
 
 
 def ablation_sections(content: Content) -> list[Section]:
@@ -27,9 +28,19 @@ def ablation_sections(content: Content) -> list[Section]:
     return [Section(f"Ablation: {study.about.get('ablation', '')}", blocks)]
 
 
+def against_first(ablation: Ablation, setting: Setting) -> str:
+    """The paired difference from the first setting, with its interval where there is one."""
+    found = ablation.against_first(setting)
+    if found is None:
+        return "–"
+    if found.mean is None or found.low is None or found.high is None:
+        return difference(found.mean, None)
+    return f"{found.mean:+.3f}\n{found.low:+.3f} to {found.high:+.3f}"
+
+
 def ablation_table(ablation: Ablation, metric: str) -> Table:
     """Every setting with its final score, its steps, and whether its pretext task was learned."""
-    rows = []
+    rows, single = [], len(ablation.varied) == 1
     for arm in ablation.arms:
         for setting in ablation.of(arm):
             learned = "–" if arm == SCRATCH else "yes" if setting.learned else f"no {DAGGER}"
@@ -37,18 +48,25 @@ def ablation_table(ablation: Ablation, metric: str) -> Table:
                 (
                     f"{arm_name(arm)}, {setting.name}",
                     plus_minus(setting.final),
+                    *([against_first(ablation, setting)] if single else []),
                     plus_minus(setting.summary.area),
                     median_reach(setting.reaches),
                     str(len(setting.curves)),
                     learned,
                 )
             )
-    header = ("setting", f"final {metric}", "area under curve", "steps to target", "seeds")
+    header = ("setting", f"final {metric}", *(["against the first"] if single else []))
+    header += ("area under curve", "steps to target", "seeds")
     note = (
         "Mean ± standard deviation over seeds; steps are the median over seeds with how many "
         f"reached the target: {ablation.target}. Settings were not compared by tests fixed "
         "beforehand: a lead within the seeds' spread is no finding."
     )
+    if single:
+        note += (
+            f" Against the first: mean difference of the final {metric} from the setting that is "
+            f"listed first, paired by seed, with its 95 % interval from {MIN_PAIRS} seeds on."
+        )
     if any(not setting.learned for setting in ablation.settings):
         note += f" {DAGGER} did not learn its pretext task: shown, but not ranked."
     return Table("What each setting gave", (*header, "learned"), tuple(rows), note)

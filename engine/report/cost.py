@@ -1,17 +1,18 @@
-"""What it cost: ratios by three ledgers, and how fast each stage ran on this machine."""
+"""What it cost: ratios by three ledgers, each encoder, and how fast each stage ran here."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from statistics import fmean
 
 from mim3d.engine.analysis.family import primary_share
 from mim3d.engine.analysis.ledger import LEDGERS, UNITS
-from mim3d.engine.analysis.results import Study
+from mim3d.engine.analysis.results import Study, decoder_name, encoder_title
 from mim3d.engine.analysis.speedup import PairedRatio
 from mim3d.engine.analysis.summary import GroupSummary, primary_target
 from mim3d.engine.analysis.words import arm_name, interval_in_words, number, ratio_in_words
 from mim3d.engine.report.pretext import pretraining_name
 from mim3d.engine.report.section import Content, Section, Table
+from mim3d.engine.study.config import Row
 
 
 def cost_sections(content: Content) -> list[Section]:
@@ -19,7 +20,7 @@ def cost_sections(content: Content) -> list[Section]:
     compared = [group for group in content.shown_groups if group.comparisons]
     ledgers = [ledger_table(content.study, group, len(compared) > 1) for group in compared]
     throughput = throughput_table(content.study, content.groups)
-    return [Section("Cost", (*ledgers, throughput))]
+    return [Section("Cost", (*ledgers, *encoder_tables(content), throughput))]
 
 
 def ledger_table(study: Study, group: GroupSummary, several: bool = False) -> Table:
@@ -60,15 +61,21 @@ def ratio_in_line(found: PairedRatio) -> str:
     return f"{ratio_in_words(found)} ({interval_in_words(found).removeprefix('95 % interval ')})"
 
 
+def crop_voxels(study: Study, encoder: str) -> int:
+    """Voxels of an encoder's crops."""
+    own = (n["crop_size"] for n in study.about.get("networks", ()) if n["encoder"] == encoder)
+    return math.prod(next(own, study.about.get("crop_size", (1, 1, 1))))
+
+
 def throughput_table(study: Study, groups: Sequence[GroupSummary]) -> Table:
     """Crops per second of every stage of this study on this machine."""
     header = ("stage", "crops/s", "Mvoxel/s", "GFLOP/s", "waiting for data")
-    voxels = math.prod(study.about.get("crop_size", (1, 1, 1)))
     rows = []
     for p in study.pretraining:
         rate = p.get("crops_per_s")
         if not rate:
             continue
+        voxels = crop_voxels(study, p.get("encoder", ""))
         name = f"pretraining {pretraining_name(p)}"
         stall = p.get("data_stall_share")
         rows.append(
@@ -84,6 +91,7 @@ def throughput_table(study: Study, groups: Sequence[GroupSummary]) -> Table:
         runs = [r for arm in group.arms for r in study.select(group.group, arm.arm, "validation")]
         timed = [r for r in runs if r["seconds"] and r["crops"]]
         if timed:
+            voxels = crop_voxels(study, group.group.encoder)
             rate = fmean(r["crops"] / r["seconds"] for r in timed)
             flops = fmean(r["flops"] / r["seconds"] for r in timed)
             rows.append(
@@ -96,3 +104,101 @@ def throughput_table(study: Study, groups: Sequence[GroupSummary]) -> Table:
                 )
             )
     return Table("Throughput", header, tuple(dict.fromkeys(rows)))
+
+
+def encoder_tables(content: Content) -> list[Table]:
+    """Encoders with their decoders, then every method on each; none where sizes were not kept."""
+    study = content.study
+    if not study.about.get("networks"):
+        return []
+    pretrained = pretraining_costs(study)
+    return [network_table(study, content.groups), *([pretrained] if pretrained.rows else [])]
+
+
+def network_table(study: Study, groups: Sequence[GroupSummary]) -> Table:
+    """Parameters, FLOPs of a step and seconds of an encoder under a decoder."""
+    rows = []
+    for network in study.about["networks"]:
+        same = (network["encoder"], network["head"])
+        own = [g for g in groups if (g.group.encoder, g.group.head) == same]
+        runs = [row for group in own for row in last_rows(study, group)]
+        if not runs:
+            continue
+        title = f"{encoder_title(network['kind'])}, {decoder_name(network['head'])}"
+        rows.append(
+            (
+                title,
+                "×".join(map(str, network["crop_size"])),
+                number(network["encoder_parameters"] / 1e6, 2),
+                millions(network["decoder_parameters"]),
+                number(mean_of(runs, lambda r: r["flops"] / r["step"] / 1e9), 1),
+                number(mean_of(runs, lambda r: r["seconds"] / r["step"]), 3),
+                number(mean_of([r for r in runs if "cpu_seconds" in r], cpu), 0),
+            )
+        )
+    header = (
+        "encoder",
+        "crop",
+        "encoder,\nM parameters",
+        "decoder,\nM parameters",
+        "GFLOP a step",
+        "seconds\na step",
+        "CPU seconds\na run",
+    )
+    note = (
+        "Of fine-tuning, mean over the runs of all arms: FLOPs and wall seconds of a training "
+        "step, and the CPU seconds of a whole run with its evaluations. Seconds were measured "
+        "while other cells shared the machine."
+    )
+    return Table("What each encoder costs", header, tuple(rows), note)
+
+
+def pretraining_costs(study: Study) -> Table:
+    """FLOPs and seconds of each method's pretraining on each encoder."""
+    by_name: dict[str, list[Row]] = {}
+    for p in study.pretraining:
+        if p["crops"]:
+            by_name.setdefault(pretraining_name(p), []).append(p)
+    rows = tuple(
+        (
+            name,
+            str(own[0]["batch"]),
+            number(mean_of(own, lambda p: p["flops"] / p["steps"] / 1e9), 1),
+            number(mean_of(own, lambda p: p["seconds"] / p["steps"]), 3),
+            number(mean_of(own, lambda p: p["seconds"]), 0),
+            number(mean_of([p for p in own if "cpu_seconds" in p], cpu), 0),
+        )
+        for name, own in by_name.items()
+    )
+    header = (
+        *("pretraining", "batch", "GFLOP a step", "seconds\na step", "seconds", "CPU seconds"),
+    )
+    note = (
+        "Mean over the pretrainings of a method on an encoder; wall seconds are of training alone."
+    )
+    return Table("What each pretraining costs", header, rows, note)
+
+
+def last_rows(study: Study, group: GroupSummary) -> list[Row]:
+    """The last validation row of every run of a group."""
+    last: dict[tuple[str, int], Row] = {}
+    for arm in group.arms:
+        for row in study.select(group.group, arm.arm, "validation"):
+            if row["step"] >= max(1, last.get((arm.arm, row["seed"]), row)["step"]):
+                last[arm.arm, row["seed"]] = row
+    return list(last.values())
+
+
+def mean_of(rows: Sequence[Row], value: Callable[[Row], float]) -> float | None:
+    """The mean of a value, None of no row."""
+    return fmean(map(value, rows)) if rows else None
+
+
+def cpu(row: Row) -> float:
+    """CPU seconds of a run."""
+    return row["cpu_seconds"]
+
+
+def millions(parameters: int | None) -> str:
+    """Parameters in millions, a dash where they are not known."""
+    return number(None if parameters is None else parameters / 1e6, 2)

@@ -2,11 +2,11 @@
 
 from collections.abc import Sequence
 
-from mim3d.engine.analysis.results import Study
+from mim3d.engine.analysis.results import Study, encoder_title
 from mim3d.engine.analysis.statements import first_statement, further_statements
 from mim3d.engine.analysis.summary import GroupSummary
 from mim3d.engine.analysis.verdict import Statement, gate_statements
-from mim3d.engine.analysis.words import arm_name
+from mim3d.engine.analysis.words import arm_name, on_encoder
 from mim3d.engine.report.section import Content, Facts, Headline, Section, Statements
 
 MOST_GATES = 6
@@ -35,9 +35,11 @@ def facts(study: Study, groups: Sequence[GroupSummary]) -> list[tuple[str, str]]
     arms = list(dict.fromkeys(arm for group in groups for arm in study.arms(group.group)))
     crops = [p["crops"] for p in study.pretraining if p["crops"]]
     last = max(row["step"] for row in rows)
+    encoders = list(dict.fromkeys(encoder_title(group.group.encoder) for group in groups))
     found = [
         ("corpus", study.about.get("corpus", "")),
         ("arms", ", ".join(map(arm_name, arms))),
+        *([("encoders", ", ".join(encoders))] if any(encoders) else []),
         ("seeds", ", ".join(map(str, seeds))),
         ("fine-tuning", f"{last:,} steps × {study.about['batch']} crops"),
     ]
@@ -61,9 +63,9 @@ def gates(study: Study) -> list[Statement]:
 def leaks(study: Study) -> list[str]:
     """Loud words on arms given by path that were pretrained on held-out subjects."""
     return [
-        f"{arm_name(p['arm'])} was pretrained on subjects that this study holds out "
-        f"({names_in_words(p['leaked'])}): its scores are not of unseen subjects, and no "
-        "comparison with it is fair."
+        f"{arm_name(p['arm'])}{on_encoder(p.get('encoder', ''))} was pretrained on subjects that "
+        f"this study holds out ({names_in_words(p['leaked'])}): its scores are not of unseen "
+        "subjects, and no comparison with it is fair."
         for p in study.pretraining
         if p.get("leaked")
     ]

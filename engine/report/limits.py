@@ -6,8 +6,10 @@ from mim3d.engine.analysis.speedup import CLAIM_PAIRS, MIN_PAIRS
 from mim3d.engine.analysis.summary import GroupSummary
 from mim3d.engine.analysis.verdict import fixed_beforehand
 from mim3d.engine.analysis.words import arm_name
+from mim3d.engine.report.pretext import pretraining_name
 from mim3d.engine.report.rates import unequal_tuning
-from mim3d.engine.study.config import SCRATCH, Row
+from mim3d.engine.study.config import Row
+from mim3d.engine.study.encoders import SCRATCH
 
 
 def limits(study: Study, groups: list[GroupSummary]) -> list[str]:
@@ -31,7 +33,7 @@ def limits(study: Study, groups: list[GroupSummary]) -> list[str]:
             "Each arm was pretrained once: seeds vary the fine-tuning, not the pretraining, so "
             "what is compared are these encoders, not their methods."
         )
-    unknown = [arm_name(p["arm"]) for p in study.pretraining if not p["crops"]]
+    unknown = [pretraining_name(p) for p in study.pretraining if not p["crops"]]
     if unknown:
         found.append(
             f"What the pretraining of {', '.join(unknown)} cost and learned is not known: "
@@ -47,8 +49,21 @@ def limits(study: Study, groups: list[GroupSummary]) -> list[str]:
         found += unequal_tuning(study)
     found.append(validation_limit(study))
     found += leak_limits(study)
-    found.append("One corpus, one encoder size: other data and models may answer otherwise.")
+    found.append(encoder_limit(groups))
     return found
+
+
+def encoder_limit(groups: list[GroupSummary]) -> str:
+    """How far the encoders go."""
+    encoders = dict.fromkeys(group.group.encoder for group in groups)
+    if len(encoders) == 1:
+        return "One corpus, one encoder size: other data and models may answer otherwise."
+    return (
+        f"One corpus, {len(encoders)} encoders of one size each: other data and models may answer "
+        "otherwise. Encoders are not compared with one another: they differ in size, decoder and "
+        "cost, targets are shares of each one's own scratch, and a method has the same pretext "
+        "settings on all, which were not tuned for each."
+    )
 
 
 def convergence_limits(study: Study, groups: list[GroupSummary]) -> list[str]:
@@ -104,7 +119,7 @@ def leak_limits(study: Study) -> list[str]:
     """What is not known of arms given by path."""
     unknown = [p for p in study.pretraining if is_given(p) and p.get("leaked") is None]
     return [
-        f"Whether {arm_name(p['arm'])}, given by path, was pretrained on subjects that this study "
+        f"Whether {pretraining_name(p)}, given by path, was pretrained on subjects that this study "
         "holds out is not known."
         for p in unknown
     ]

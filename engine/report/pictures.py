@@ -17,7 +17,7 @@ import numpy as np
 from mim3d.engine.analysis.ablation import DAGGER, Ablation
 from mim3d.engine.analysis.results import Group, Study, group_of
 from mim3d.engine.analysis.summary import GroupSummary
-from mim3d.engine.analysis.words import arm_name
+from mim3d.engine.analysis.words import arm_name, on_encoder
 from mim3d.engine.report.section import Picture
 from mim3d.engine.study.config import CLASSIFY, Row
 from mim3d.engine.study.plan import slug
@@ -76,12 +76,17 @@ def reconstructions(study: Study, figures: Path) -> list[Picture]:
     by_arm: dict[str, list[Row]] = {}
     for p in study.pretraining:
         if p.get("picture") and p.get("seed") in (None, first_seed(study)):
-            by_arm.setdefault(p["arm"], []).append(p)
+            by_arm.setdefault(pretrained_arm(p), []).append(p)
     return [
         painted(study, p, len(rows), figures)
         for rows in by_arm.values()
         for p in evenly_chosen(rows, MOST_PAINTED)
     ]
+
+
+def pretrained_arm(pretraining: Row) -> str:
+    """`MAE`, or `MAE on Primus`."""
+    return arm_name(pretraining["arm"]) + on_encoder(pretraining.get("encoder", ""))
 
 
 def first_seed(study: Study) -> int | None:
@@ -92,9 +97,12 @@ def first_seed(study: Study) -> int | None:
 def painted(study: Study, pretraining: Row, number: int, figures: Path) -> Picture:
     """The picture of one pretraining, from its run's or from an earlier report's figures."""
     variant = str(pretraining.get("variant") or "").replace("_", " ")
-    title = ", ".join(filter(None, [arm_name(pretraining["arm"]), variant]))
+    title = ", ".join(filter(None, [pretrained_arm(pretraining), variant]))
     source = study.folder / pretraining["picture"]
-    kept = figures / f"reconstruction-{slug(pretraining['arm'], variant)}.png"
+    kept = (
+        figures
+        / f"reconstruction-{slug(pretraining['arm'], pretraining.get('encoder', ''), variant)}.png"
+    )
     if source.exists():
         kept.parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(source, kept)

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from mim3d.engine.analysis.results import Study
-from mim3d.engine.analysis.words import arm_name, number
+from mim3d.engine.analysis.words import arm_name, number, on_encoder
 from mim3d.engine.report.ablation_curves import pretext_charts
 from mim3d.engine.report.palette import Palette
 from mim3d.engine.report.pictures import reconstructions
@@ -35,13 +35,15 @@ def pretext_figures(content: Content) -> tuple[Chart, ...]:
     study, ablation, plotter = content.study, content.ablation, content.plotter
     if ablation and (multiples := pretext_charts(study, ablation, plotter)):
         return tuple(multiples)
-    shared = pretext_chart(study.pretraining, plotter)
-    return (shared,) if shared else ()
+    encoders = dict.fromkeys(p.get("encoder", "") for p in study.pretraining)
+    charts = (pretext_chart(study.pretraining, encoder, plotter) for encoder in encoders)
+    return tuple(chart for chart in charts if chart is not None)
 
 
-def pretext_chart(pretraining: Sequence[Row], plotter: Plotter) -> Chart | None:
-    """Pretext losses as shares of what knowing nothing gives, against crops seen."""
-    shown = [p for p in pretraining if p.get("curve") and p.get("floor")]
+def pretext_chart(pretraining: Sequence[Row], encoder: str, plotter: Plotter) -> Chart | None:
+    """Pretext losses on an encoder as shares of what knowing nothing gives, against crops seen."""
+    own = [p for p in pretraining if p.get("encoder", "") == encoder]
+    shown = [p for p in own if p.get("curve") and p.get("floor")]
     if not shown:
         return None
 
@@ -61,8 +63,10 @@ def pretext_chart(pretraining: Sequence[Row], plotter: Plotter) -> Chart | None:
         axes.margins(x=0)
         axes.legend(loc="upper right", frameon=False, fontsize=8.5, labelcolor=palette["ink"])
 
-    alt = "Pretext loss over that of a trivial predictor, by crops seen"
-    return plotter.chart("pretext", alt, HALF, draw, Drawing(NARROW, draw))
+    alt = f"Pretext loss{on_encoder(encoder)} over that of a trivial predictor, by crops seen"
+    return plotter.chart(
+        f"pretext-{encoder}" if encoder else "pretext", alt, HALF, draw, Drawing(NARROW, draw)
+    )
 
 
 def pretraining_table(study: Study) -> Table | None:
@@ -109,6 +113,7 @@ def pretraining_table(study: Study) -> Table | None:
 
 
 def pretraining_name(pretraining: Row) -> str:
-    """Arm and variant in words."""
+    """Arm, encoder and variant in words."""
     variant = str(pretraining.get("variant") or "").replace("_", " ")
-    return " ".join(filter(None, [arm_name(pretraining["arm"]), variant]))
+    name = arm_name(pretraining["arm"]) + on_encoder(pretraining.get("encoder", ""))
+    return " ".join(filter(None, [name, variant]))

@@ -4,10 +4,11 @@ from collections.abc import Sequence
 from typing import Any
 
 from mim3d.engine.analysis.results import Study, decoder_name
-from mim3d.engine.analysis.words import arm_name
+from mim3d.engine.analysis.words import arm_name, on_encoder
 from mim3d.engine.report.section import Content, Section, Table
-from mim3d.engine.study.config import SCRATCH, labels_in_words
+from mim3d.engine.study.config import labels_in_words
 from mim3d.engine.study.curves import Curve, area_under
+from mim3d.engine.study.encoders import SCRATCH
 
 Rates = tuple[float, float]
 """Rate of the head, and the encoder's over it."""
@@ -86,14 +87,15 @@ def rates_table(study: Study) -> Table | None:
         key: max(by_rates, key=lambda rates: by_rates[rates]) for key, by_rates in areas.items()
     }
     rows = []
-    for (head, arm), by_rates in areas.items():
+    for key, by_rates in areas.items():
         cells = [
             "–"
             if rates not in by_rates
-            else f"{by_rates[rates]:.3f}" + " ●" * (rates == chosen[head, arm])
+            else f"{by_rates[rates]:.3f}" + " ●" * (rates == chosen[key])
             for rates in grid
         ]
-        rows.append((f"{arm_name(arm)}, {decoder_name(head)}", *cells))
+        encoder, head, arm = key
+        rows.append((f"{arm_name(arm)}{on_encoder(encoder)}, {decoder_name(head)}", *cells))
     header = ("arm", *(f"{lr:g}\nencoder × {scale:g}" for lr, scale in grid))
     seeds = sorted({row["seed"] for row in study.rows if row.get("tuning")})
     note = (
@@ -143,13 +145,14 @@ def in_words(labels: float) -> str:
     return "all labels" if labels == 1 else labels_in_words(labels)
 
 
-def tuned_areas(study: Study) -> dict[tuple[str, str], dict[Rates, float]]:
-    """By decoder and arm, the mean area of each pair of rates over the tuning seeds."""
-    curves: dict[tuple[str, str], dict[Rates, dict[int, list[dict[str, Any]]]]] = {}
+def tuned_areas(study: Study) -> dict[tuple[str, str, str], dict[Rates, float]]:
+    """By encoder, decoder and arm, the mean area of each pair of rates over the tuning seeds."""
+    curves: dict[tuple[str, str, str], dict[Rates, dict[int, list[dict[str, Any]]]]] = {}
     for row in study.rows:
         if row.get("tuning") and row["split"] == "validation" and row["score"] is not None:
             rates = row["lr"], row.get("encoder_lr_scale", 1.0)
-            by_seed = curves.setdefault((row["head"], row["arm"]), {}).setdefault(rates, {})
+            key = row.get("encoder", ""), row["head"], row["arm"]
+            by_seed = curves.setdefault(key, {}).setdefault(rates, {})
             by_seed.setdefault(row["seed"], []).append(row)
     return {
         key: {rates: mean_area(list(by_seed.values())) for rates, by_seed in by_rates.items()}

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import replace
 
-from mim3d.engine.analysis.family import Family, primary_share, read_family
+from mim3d.engine.analysis.family import Family, first_groups, primary_share, read_family
 from mim3d.engine.analysis.results import Study
 from mim3d.engine.analysis.speedup import PairedRatio, bootstrap_interval
 from mim3d.engine.analysis.summary import Comparison, GroupSummary, primary_target
@@ -11,6 +11,7 @@ from mim3d.engine.analysis.words import (
     arm_name,
     difference,
     interval_in_words,
+    on_encoder,
     p_of_ratio,
     ratio_in_words,
 )
@@ -33,12 +34,13 @@ def speedup_sections(content: Content) -> list[Section]:
     """The ratio along all targets, for the family that is tested; then every setting's."""
     study = content.study
     blocks: list[Block] = []
-    group = content.groups[0]
-    family = read_family(study, group)
-    if content.ablation is None and family.members:
-        chart = family_chart(study, group, family, content.plotter)
-        blocks += [Charts((chart,))] if chart else []
-        blocks.append(targets_table(group, family, content.metric))
+    firsts = first_groups(content.groups)
+    family = read_family(study, *firsts)
+    for group in firsts if content.ablation is None else ():
+        if any(c.encoder == group.group.encoder for c in family.members):
+            chart = family_chart(study, group, family, content.plotter)
+            blocks += [Charts((chart,))] if chart else []
+            blocks.append(targets_table(group, family, content.metric))
     overview = overview_table(study, content.groups)
     blocks += [overview] if overview else []
     return [Section("How much faster, by target", tuple(blocks))] if blocks else []
@@ -48,7 +50,8 @@ def family_chart(
     study: Study, group: GroupSummary, family: Family, plotter: Plotter
 ) -> Chart | None:
     """The headline's figure: the whole curve of ratio against target, with its band."""
-    lines = ratio_lines_of(family.members)
+    encoder = group.group.encoder
+    lines = ratio_lines_of([c for c in family.members if c.encoder == encoder])
     if not lines:
         return None
     marks, fixed = target_lines(group), None
@@ -63,10 +66,11 @@ def family_chart(
         below_legend(figure, palette, 2)
 
     alt = (
-        "Speed-up against the target score, of what the headline tests; above 1 the masked arm is "
-        f"faster. {BANDS_IN_WORDS}"
+        f"Speed-up{on_encoder(encoder)} against the target score, of what the headline tests; "
+        f"above 1 the masked arm is faster. {BANDS_IN_WORDS}"
     )
-    return plotter.chart("speedup-by-target", alt, WIDE, draw, Drawing(NARROW, draw))
+    name = f"speedup-by-target-{encoder}" if encoder else "speedup-by-target"
+    return plotter.chart(name, alt, WIDE, draw, Drawing(NARROW, draw))
 
 
 def targets_table(group: GroupSummary, family: Family, metric: str) -> Table:
@@ -78,7 +82,10 @@ def targets_table(group: GroupSummary, family: Family, metric: str) -> Table:
         columns.append(f"at {100 * target.share:g} %{tested}")
     header = ("comparison", *columns, "lowest to highest", f"area, {metric}")
     rows = []
+    encoder = group.group.encoder
     for c in family.members:
+        if c.encoder != encoder:
+            continue
         ratios = [c.fixed] if fixed else []
         ratios += [c.at[target.share] for target in group.targets]
         name = f"{arm_name(c.first)} over {arm_name(c.second)}"
@@ -95,7 +102,8 @@ def targets_table(group: GroupSummary, family: Family, metric: str) -> Table:
             f" {metric} {fixed.score:g} is {100 * fixed.share:g} % of the best score of "
             f"{arm_name(group.reference)} with the tuning seeds, which are not scored."
         )
-    return Table("What the target makes of it", header, tuple(rows), note)
+    title = f"What the target makes of it{on_encoder(encoder)}"
+    return Table(title, header, tuple(rows), note)
 
 
 def extremes(comparison: Comparison) -> str:

@@ -2,8 +2,7 @@
 
 import dataclasses
 import json
-import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import product
@@ -20,7 +19,7 @@ from mim3d.dataio.finite import (
 )
 from mim3d.engine.distributed.config import DeviceKind
 from mim3d.engine.errors import ConfigError
-from mim3d.engine.finetune.config import Head, LabelledData
+from mim3d.engine.finetune.config import LabelledData
 from mim3d.engine.models.config import (
     MAEConfig,
     SimCLRConfig,
@@ -28,10 +27,11 @@ from mim3d.engine.models.config import (
     SwinConfig,
     ViTConfig,
 )
+from mim3d.engine.study.encoders import EncoderName, EncoderShapes, StudyHead, check_arms
 
-METHODS = ("mae", "simmim", "simclr")
 ARM_SETTINGS = {
-    "mae": {"lr", "global_batch", "crops", "mask_ratio", "decoder_depth", "decoder_width"},
+    "mae": {"lr", "global_batch", "crops", "mask_ratio", "decoder_depth", "decoder_width"}
+    | {"decode_fraction"},
     "simmim": {"lr", "global_batch", "crops", "mask_ratio"},
     "simclr": {"lr", "global_batch", "crops", "temperature"},
 }
@@ -167,6 +167,8 @@ class Variant:
     crop: int | None = None
     decoder_depth: int | None = None
     decoder_width: int | None = None
+    decode_fraction: float | None = None
+    """Of MAE: share of hidden patches that are decoded and scored."""
     temperature: float | None = None
     lr: float | None = None
     """Of pretraining."""
@@ -186,7 +188,7 @@ class Variant:
         within("patch crop decoder_width width depth crops global_batch", 1)
         within("decoder_depth", 0)
         within("patch crop decoder_width decoder_depth width depth", most=MOST_SIZE)
-        within("mask_ratio", above=0, most=1)
+        within("mask_ratio decode_fraction", above=0, most=1)
         within("temperature lr", above=0)
 
     @property
@@ -216,10 +218,17 @@ class StudyConfig:
     swin: SwinConfig | None = None
     """MONAI's Swin in the vit's place, for arms scratch, simclr and simmim; set by a study."""
     arms: tuple[str, ...] = ("scratch", "simclr", "mae")
-    """scratch, simclr, mae, simmim, and NAME=PATH for any encoder or finished run."""
+    """scratch, simclr, mae, simmim, each with another encoder as mae@primus, and NAME=PATH for any
+    encoder or finished run (NAME@ENCODER=PATH where it is not of the study's own kind)."""
+    encoders: tuple[EncoderName, ...] = ()
+    """Every arm on each of these encoders, in one report that compares arms of one encoder alone;
+    none: on the study's own."""
+    shapes: EncoderShapes = field(default_factory=EncoderShapes)
+    """What primus, resenc and swin are as encoders of arms; vit is the study's."""
     seeds: tuple[int, ...] = (0, 1, 2, 3, 4)
-    heads: tuple[Head, ...] = ("unetr",)
-    """Decoders: unetr, tokens (no skip from the raw image), linear; or classify alone."""
+    heads: tuple[StudyHead, ...] = ("unetr",)
+    """Decoders: unetr, tokens (no skip from the raw image), linear; own, each encoder's own (UNETR,
+    Primus's, nnU-Net's, SwinUNETR); or classify alone."""
     labels: tuple[float, ...] = (1.0,)
     """Labelled subjects to train on: shares up to 1, or numbers."""
     matching: tuple[Matching, ...] = ("crops",)
@@ -262,6 +271,8 @@ class StudyConfig:
             if not values or len(set(values)) < len(values):
                 raise ConfigError(f"{what} {values} must name at least one, each once")
         check_arms(self.arms)
+        if len(set(self.encoders)) < len(self.encoders):
+            raise ConfigError(f"encoders {self.encoders} must name each once")
         if "regress" in self.heads:
             raise ConfigError(
                 "heads regress is no head of a study, which compares Dice or balanced accuracy: "
@@ -291,30 +302,6 @@ class StudyConfig:
             raise ConfigError(f"smoothing {self.smoothing} must be odd")
 
 
-def check_arms(arms: Sequence[str]) -> None:
-    """ConfigError where a name is unknown, empty, taken twice, or kept for the study's own arms."""
-    unknown = [arm for arm in arms if arm not in {"scratch", *METHODS} and "=" not in arm]
-    if unknown:
-        raise ConfigError(f"arms {unknown} are none of scratch, {', '.join(METHODS)} or NAME=PATH")
-    taken: dict[str, str] = {}
-    for arm in arms:
-        name, given, path = arm.partition("=")
-        if given and (not re.search(r"\w", name) or not path):
-            raise ConfigError(f"arms: {arm!r} must be NAME=PATH, with both a name and a path")
-        if given and (name == "scratch" or name.endswith("-flops")):
-            raise ConfigError(
-                f"arms: {arm!r} takes a name that is kept (scratch has no pretraining, NAME-flops "
-                "is of matching flops): give the encoder another name"
-            )
-        folder = re.sub(r"[^A-Za-z0-9.]+", "-", name)
-        if folder in taken:
-            raise ConfigError(
-                f"arms: {taken[folder]!r} and {arm!r} are both called {folder}: give the encoder "
-                f"another name, such as given-{folder}={path or 'PATH'}"
-            )
-        taken[folder] = arm
-
-
 def plain(config: StudyConfig) -> dict[str, Any]:
     """The configuration as JSON values."""
     return json.loads(json.dumps(dataclasses.asdict(config)))
@@ -326,7 +313,7 @@ STUDY, RESULTS, CASES, PRETRAINING = (
     "cases.jsonl",
     "pretraining.json",
 )
-SCRATCH, CLASSIFY = "scratch", "classify"
+CLASSIFY = "classify"
 Row = dict[str, Any]
 
 

@@ -19,6 +19,7 @@ from mim3d.engine.finetune.segmentation import absent_classes
 from mim3d.engine.finetune.splits import Splits
 from mim3d.engine.finetune.targets import read_targets
 from mim3d.engine.runs.files import read_json, write_json, write_jsonl
+from mim3d.engine.study.arms import arm_names, arms_of, encoder_arms, refuse_arms, shown_encoder
 from mim3d.engine.study.config import (
     CASES,
     PRETRAINING,
@@ -31,6 +32,7 @@ from mim3d.engine.study.config import (
     plain,
     settings_in_words,
 )
+from mim3d.engine.study.costs import cpu_seconds, network_sizes
 from mim3d.engine.study.origin import (
     SHOWN,
     foreign_source,
@@ -39,7 +41,7 @@ from mim3d.engine.study.origin import (
     wanted_origin,
     wanted_settings,
 )
-from mim3d.engine.study.plan import Cell, arm_names, given_path, pretraining_key, pretrainings
+from mim3d.engine.study.plan import Cell, pretraining_key, pretrainings
 from mim3d.engine.study.pretext import external_row, pretraining_row
 from mim3d.engine.study.search import search_tried
 from mim3d.engine.training.corpus import corpus_sha256
@@ -50,13 +52,13 @@ HELD_OUT = ("validation", "test")
 
 
 def headline_settings(settings: Row, config: Row) -> Row:
-    """What the headline hangs on: target, smoothing, seeds, arms, the first decoder and labels.
+    """What the headline hangs on: target, smoothing, seeds, arms, encoders, first decoder, labels.
 
-    JSON values. Seeds and arms added once results were seen are a choice too.
+    JSON values. Seeds, arms and encoders added once results were seen are a choice too.
     """
     found = {name: settings.get(name) for name in ("targets", "primary", "smoothing")}
     found |= {name: config[name][0] for name in ("heads", "labels") if config.get(name)}
-    return found | {name: config[name] for name in ("seeds", "arms") if name in config}
+    return found | {name: config[name] for name in ("seeds", "arms", "encoders") if name in config}
 
 
 def write_plan(
@@ -68,21 +70,22 @@ def write_plan(
     out: Path,
 ) -> None:
     """Write plan.json: every cell and pretraining that may leave results, and what is known."""
-    notes = [*splits.notes, *held_out_notes(config, corpus, splits)]
+    notes = [*splits.notes, *held_out_notes(config, corpus, splits), *refuse_arms(config)]
     notes += [f"{name} was not run: {error}" for name, error in failed.items()]
     cells = list(cells)
     about = about_study(config, corpus, splits)
     known = {
         "asked_first": asked_first(about, out),
         "began_with": began_with(about, out),
-        "failed": failed_rows(cells, failed),
+        "failed": failed_rows(config, cells, failed),
     }
     plan = {
         "about": about | known,
-        "cells": {cell.key: cell_fields(cell) for cell in cells},
+        "cells": {cell.key: cell_fields(config, cell) for cell in cells},
         "pretrainings": [
             {
                 "arm": p.arm,
+                "encoder": shown_encoder(config, p.encoder),
                 "variant": p.variant.name,
                 "seed": p.seed,
                 "key": p.key,
@@ -91,7 +94,7 @@ def write_plan(
             for p in pretrainings(config)
         ],
         "origins": {cell.key: wanted_origin(config, cell, splits) for cell in cells},
-        "given": {arm: path for arm in arm_names(config) if (path := given_path(config, arm))},
+        "given": {arm.label: arm.path for arm in arms_of(config) if arm.path},
         "corpus_sha256": corpus_sha256(corpus),
         "notes": notes,
     }
@@ -114,11 +117,13 @@ def began_with(about: Row, out: Path) -> Row:
     return {name: about["config"][name] for name in ("heads", "labels")}
 
 
-def failed_rows(cells: Iterable[Cell], failed: Mapping[str, Exception]) -> list[Row]:
+def failed_rows(
+    config: StudyConfig, cells: Iterable[Cell], failed: Mapping[str, Exception]
+) -> list[Row]:
     """Cells that ended in an error; one whose loss diverged never reaches a target."""
     return [
         {
-            **cell_fields(c),
+            **cell_fields(config, c),
             "error": str(failed[c.key]),
             "diverged": isinstance(failed[c.key], DivergedError),
         }
@@ -146,6 +151,7 @@ def gather(out: Path) -> bool:
     for key, fields in done.items():
         result = read_result(result_file(out, key).parent)
         about = fields | {"n_labelled": len(result.subjects["train"])} | origin_fields(out, key)
+        about |= cpu_seconds(out / "cells" / key)
         pictures = Path("cells") / key / PICTURES
         shown = {"pictures": str(pictures)} if (out / pictures).exists() else {}
         rows += [{**about, **row, **shown} for row in result.rows]
@@ -172,10 +178,11 @@ def origin_fields(out: Path, key: str) -> Row:
     return {"pretraining_sha256": kept["weights_sha256"][:SHOWN]} if kept else {}
 
 
-def cell_fields(cell: Cell) -> Row:
-    """A cell's settings as columns of its rows."""
+def cell_fields(config: StudyConfig, cell: Cell) -> Row:
+    """A cell's settings as columns of its rows; `encoder` is empty where all arms have one."""
     return {
         "arm": cell.arm,
+        "encoder": shown_encoder(config, cell.encoder),
         "variant": cell.variant.name,
         "head": cell.head,
         "labels": cell.labels,
@@ -195,9 +202,10 @@ def pretraining_rows(plan: Row, out: Path) -> list[Row]:
         if (out / "pretrain" / one["key"] / "pretext.json").exists()
         and not foreign_source({"pretraining": one["key"], **one}, out)
     ]
+    own = plan["about"].get("encoder", "")
     return rows + [
-        external_row(arm, Path(path), held_out, plan["corpus_sha256"], out)
-        for arm, path in plan["given"].items()
+        external_row(label, own, Path(path), held_out, plan["corpus_sha256"], out)
+        for label, path in plan["given"].items()
         if is_encoder(path)
     ]
 
@@ -270,6 +278,9 @@ def about_study(config: StudyConfig, corpus: Corpus, splits: Splits) -> Row:
         "synthetic": config.synthetic,
         "metric": "balanced accuracy" if config.heads == ("classify",) else "Dice",
         "arms": arm_names(config),
+        "encoder": shown_encoder(config, ""),
+        "encoder_arms": encoder_arms(config),
+        "networks": network_sizes(config, corpus, splits),
         "batch": config.finetune.global_batch,
         "crop_size": config.vit.crop_size,
         "corpus": f"{len(corpus.records)} volumes of {len(subjects)} subjects",
@@ -304,6 +315,7 @@ def study_settings(config: StudyConfig, variant: Variant) -> Row:
         "crop": config.vit.crop_size[0],
         "decoder_depth": config.pretrain.mae.method.decoder_depth,
         "decoder_width": config.pretrain.mae.method.decoder_width,
+        "decode_fraction": config.pretrain.mae.method.decode_fraction,
         "temperature": config.pretrain.simclr.method.temperature,
     }
     return own | variant.settings

@@ -13,8 +13,10 @@ from mim3d.engine.finetune.splits import Splits
 from mim3d.engine.pretrain.config import config_identity, identity_of
 from mim3d.engine.runs.encoder_file import read_card
 from mim3d.engine.runs.files import file_sha256, json_sha256, read_json, write_json
+from mim3d.engine.study.arms import given_path
 from mim3d.engine.study.config import Row, StudyConfig
-from mim3d.engine.study.plan import Cell, Pretraining, given_path, pretrain_config, pretraining_of
+from mim3d.engine.study.encoders import label_of
+from mim3d.engine.study.plan import Cell, Pretraining, pretrain_config, pretraining_of
 from mim3d.engine.transfer.given_weights import sha256_of
 
 ORIGIN = "origin.json"
@@ -33,7 +35,7 @@ def wanted_origin(config: StudyConfig, cell: Cell, splits: Splits) -> Row:
     if pretraining is not None:
         settings = wanted_settings(config, pretraining, splits)
         return {"pretraining": pretraining.key, "settings_sha256": settings}
-    given = given_path(config, cell.arm)
+    given = given_path(config, cell.arm, cell.encoder)
     return {"given": given} if given else {}
 
 
@@ -119,7 +121,9 @@ def own_cells(plan: Row, keys: Iterable[str], out: Path) -> tuple[list[str], lis
     others: dict[tuple[str, str], list[str]] = {}
     for key in keys:
         if why := foreign_origin(plan.get("origins", {}).get(key, {}), key, out):
-            others.setdefault((why, plan["cells"][key]["arm"]), []).append(key)
+            cell = plan["cells"][key]
+            label = label_of(cell["arm"], cell.get("encoder", ""))
+            others.setdefault((why, label), []).append(key)
         else:
             own.append(key)
     return own, [foreign_note(why, arm, found, out) for (why, arm), found in others.items()]

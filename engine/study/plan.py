@@ -7,7 +7,7 @@ from pathlib import Path
 
 from mim3d.dataio.loader.config import LoaderConfig
 from mim3d.engine.errors import ConfigError
-from mim3d.engine.finetune.config import FinetuneConfig, Head
+from mim3d.engine.finetune.config import FinetuneConfig
 from mim3d.engine.finetune.splits import Splits
 from mim3d.engine.models.config import (
     MAEConfig,
@@ -19,7 +19,19 @@ from mim3d.engine.models.config import (
 from mim3d.engine.pretrain.config import PretrainConfig, PretrainLog
 from mim3d.engine.pretrain.data import DataConfig
 from mim3d.engine.runs.config import CheckpointConfig
-from mim3d.engine.study.config import METHODS, StudyConfig, Variant
+from mim3d.engine.study.arms import (
+    arms_of,
+    encoder_of,
+    given_path,
+    head_of,
+    is_pretrained_here,
+    swin_of,
+    turnable,
+    unet_of,
+    varied_vit,
+)
+from mim3d.engine.study.config import StudyConfig, Variant
+from mim3d.engine.study.encoders import StudyHead, label_of
 from mim3d.engine.training.config import OptimConfig, ScheduleConfig
 
 LOGGED_ROWS = 60
@@ -32,11 +44,13 @@ class Pretraining:
     arm: str
     variant: Variant
     seed: int | None
+    encoder: str = ""
+    """Where it is not the study's own."""
 
     @property
     def key(self) -> str:
         """Name of its folder."""
-        return pretraining_key(self.arm, self.variant.name, self.seed)
+        return pretraining_key(self.arm, self.variant.name, self.seed, self.encoder)
 
 
 @dataclass(frozen=True)
@@ -45,51 +59,37 @@ class Cell:
 
     arm: str
     variant: Variant
-    head: Head
+    head: StudyHead
     labels: float
     seed: int
     lr: float
     encoder_lr_scale: float = 1.0
     tuning: bool = False
+    encoder: str = ""
+    """Where it is not the study's own."""
+
+    @property
+    def label(self) -> str:
+        """`mae`, or `mae@primus`."""
+        return label_of(self.arm, self.encoder)
 
     @property
     def key(self) -> str:
         """Name of its folder."""
-        parts = [self.arm, self.variant.name, self.head, f"labels {self.labels:g}"]
+        parts = [self.arm, self.encoder, self.variant.name, self.head, f"labels {self.labels:g}"]
         scale = "" if self.encoder_lr_scale == 1.0 else f"encoder {self.encoder_lr_scale:g}"
         parts += [f"seed {self.seed}", f"lr {self.lr:g}", scale, "tuning" if self.tuning else ""]
         return slug(*parts)
 
 
-def pretraining_key(arm: str, variant: str, seed: int | None) -> str:
+def pretraining_key(arm: str, variant: str, seed: int | None, encoder: str = "") -> str:
     """Name of a pretraining's folder."""
-    return slug(arm, variant, "" if seed is None else f"seed {seed}")
+    return slug(arm, encoder, variant, "" if seed is None else f"seed {seed}")
 
 
 def slug(*parts: str) -> str:
     """Parts as one file name."""
     return "_".join(re.sub(r"[^A-Za-z0-9.]+", "-", part).strip("-") for part in parts if part)
-
-
-def arm_names(config: StudyConfig) -> list[str]:
-    """Names of the arms, those of equal FLOPs included."""
-    names = [arm.split("=", 1)[0] for arm in config.arms]
-    if "flops" in config.matching:
-        names += [f"{arm}-flops" for arm in names if arm in METHODS and arm != config.flops_of]
-    if "crops" not in config.matching:
-        names = [name for name in names if f"{name}-flops" not in names]
-    return names
-
-
-def given_path(config: StudyConfig, arm: str) -> str:
-    """Path of an arm given as NAME=PATH, empty for others."""
-    found = dict(a.split("=", 1) for a in config.arms if "=" in a)
-    return found.get(arm, "")
-
-
-def is_pretrained_here(config: StudyConfig, arm: str) -> bool:
-    """Whether the study itself pretrains the arm."""
-    return arm.split("-", 1)[0] in METHODS and not given_path(config, arm)
 
 
 def pretrainings(config: StudyConfig) -> list[Pretraining]:
@@ -99,9 +99,9 @@ def pretrainings(config: StudyConfig) -> list[Pretraining]:
         tuning = config.finetune.tuning_seeds if len(config.finetune.lr_grid) > 1 else ()
         seeds = (*tuning, *config.seeds)
     wanted = (
-        Pretraining(arm, variant.of(arm), seed)
-        for arm, variant, seed in product(arm_names(config), config.variants, seeds)
-        if is_pretrained_here(config, arm)
+        Pretraining(arm.name, variant.of(arm.name), seed, arm.encoder)
+        for arm, variant, seed in product(arms_of(config), config.variants, seeds)
+        if is_pretrained_here(config, arm.name, arm.encoder)
     )
     return list(dict.fromkeys(wanted))
 
@@ -109,11 +109,19 @@ def pretrainings(config: StudyConfig) -> list[Pretraining]:
 def scored_cells(
     config: StudyConfig, chosen: dict[tuple[str, str], tuple[float, float]]
 ) -> list[Cell]:
-    """Every scored cell; `chosen` has the lr and encoder_lr_scale of (arm, head)."""
-    arms, default = arm_names(config), config.finetune.lr_grid[0]
+    """Every scored cell; `chosen` has the lr and encoder_lr_scale of (arm's label, head)."""
+    arms, default = arms_of(config), config.finetune.lr_grid[0]
     # Seed by seed, so that an interrupted study has whole pairs.
     wanted = (
-        Cell(arm, variant.of(arm), head, labels, seed, *chosen.get((arm, head), default))
+        Cell(
+            arm.name,
+            variant.of(arm.name),
+            head,
+            labels,
+            seed,
+            *chosen.get((arm.label, head), default),
+            encoder=arm.encoder,
+        )
         for seed, head, labels, variant, arm in product(
             config.seeds, config.heads, config.labels, config.variants, arms
         )
@@ -128,32 +136,26 @@ def tuning_cells(config: StudyConfig) -> list[Cell]:
         return []
     labels, variant = config.labels[0], config.variants[0]
     return [
-        Cell(arm, variant.of(arm), head, labels, seed, *lr, tuning=True)
+        Cell(
+            *(arm.name, variant.of(arm.name), head, labels, seed, *lr),
+            tuning=True,
+            encoder=arm.encoder,
+        )
         for head, arm, seed, lr in product(
-            config.heads, arm_names(config), plan.tuning_seeds, plan.lr_grid
+            config.heads, arms_of(config), plan.tuning_seeds, plan.lr_grid
         )
     ]
 
 
 def encoder_shape(config: StudyConfig, variant: Variant) -> ViTConfig:
-    """The encoder of a variant."""
-    vit = config.vit
-    if variant.patch is not None:
-        vit = replace(vit, patch_size=(variant.patch,) * 3)
-    if variant.crop is not None:
-        vit = replace(vit, crop_size=(variant.crop,) * 3)
-    if variant.width is not None:
-        own = vit.width // vit.heads
-        if variant.width % own:
-            raise ConfigError(f"width {variant.width} must be a multiple of a head's width, {own}")
-        vit = replace(vit, width=variant.width, heads=variant.width // own)
-    if variant.depth is not None:
-        vit = replace(vit, depth=variant.depth)
-    return vit
+    """The transformer of a variant, of the study's own encoder."""
+    return varied_vit(config.vit, variant)
 
 
-def method_config(config: StudyConfig, arm: str, variant: Variant) -> MethodConfig:
-    """The pretext method of an arm in a variant."""
+def method_config(
+    config: StudyConfig, arm: str, variant: Variant, encoder: str = ""
+) -> MethodConfig:
+    """The pretext method of an arm in a variant; on Primus with a decoder that it can turn."""
     method: MethodConfig = config.pretrain.arm(arm).method
     if variant.mask_ratio is not None and isinstance(method, MAEConfig | SimMIMConfig):
         method = replace(method, mask_ratio=variant.mask_ratio)
@@ -165,6 +167,10 @@ def method_config(config: StudyConfig, arm: str, variant: Variant) -> MethodConf
         if variant.decoder_width is not None:
             heads = max(1, variant.decoder_width // 16)
             method = replace(method, decoder_width=variant.decoder_width, decoder_heads=heads)
+        if variant.decode_fraction is not None:
+            method = replace(method, decode_fraction=variant.decode_fraction)
+        if encoder == "primus":
+            method = turnable(method)
     return method
 
 
@@ -175,9 +181,12 @@ def crops_seen(config: StudyConfig, pretraining: Pretraining) -> int:
         return crops
     from mim3d.engine.models.flops import crop_flops  # loads torch
 
-    vit = encoder_shape(config, pretraining.variant)
-    own = crop_flops(method_config(config, pretraining.arm, pretraining.variant), vit).training
-    paid = crop_flops(method_config(config, config.flops_of, pretraining.variant), vit).training
+    encoder, variant = pretraining.encoder, pretraining.variant
+    shape = encoder_of(config, encoder, variant)
+    own, paid = (
+        crop_flops(method_config(config, arm, variant, encoder), shape.vit, shape.backbone).training
+        for arm in (pretraining.arm, config.flops_of)
+    )
     return round(crops * paid / own)
 
 
@@ -189,10 +198,12 @@ def pretrain_config(
     arm, contrastive = plan.arm(pretraining.arm), pretraining.arm.startswith("simclr")
     global_batch = variant.global_batch or arm.global_batch
     steps = max(crops_seen(config, pretraining) // global_batch, 1)
+    shape = encoder_of(config, pretraining.encoder, variant)
     return PretrainConfig(
-        method=method_config(config, pretraining.arm, variant),
-        vit=encoder_shape(config, variant),
-        swin=config.swin,
+        method=method_config(config, pretraining.arm, variant, pretraining.encoder),
+        vit=shape.vit,
+        swin=swin_of(shape),
+        resenc=unet_of(shape),
         data=DataConfig(
             corpus=config.data.corpus,
             subjects=splits.pretrain,
@@ -222,29 +233,30 @@ def init_of(config: StudyConfig, cell: Cell, out: Path) -> str:
         return ""
     pretraining = pretraining_of(config, cell)
     if pretraining is None:
-        return given_path(config, cell.arm)
+        return given_path(config, cell.arm, cell.encoder)
     return str(out / "pretrain" / pretraining.key)
 
 
 def pretraining_of(config: StudyConfig, cell: Cell) -> Pretraining | None:
     """The study's own pretraining that a cell starts from, None of scratch and of given arms."""
-    if not is_pretrained_here(config, cell.arm):
+    if not is_pretrained_here(config, cell.arm, cell.encoder):
         return None
     seed = cell.seed if config.pretrain.per_seed else None
-    return Pretraining(cell.arm, cell.variant.of(cell.arm), seed)
+    return Pretraining(cell.arm, cell.variant.of(cell.arm), seed, cell.encoder)
 
 
 def finetune_config(config: StudyConfig, cell: Cell, splits: Splits, out: Path) -> FinetuneConfig:
     """The whole configuration of a cell."""
     if cell.head == "classify" and not config.data.targets:
         raise ConfigError("head classify needs --data.targets FILE.csv (columns subject,target)")
-    plan = config.finetune
+    plan, shape = config.finetune, encoder_of(config, cell.encoder, cell.variant)
     return FinetuneConfig(
         data=config.data,
         init=init_of(config, cell, out),
-        head=cell.head,
-        vit=encoder_shape(config, cell.variant),
-        swin=config.swin,
+        head=head_of(config, cell.head, cell.encoder),
+        vit=shape.vit,
+        swin=swin_of(shape),
+        resenc=unet_of(shape),
         feature_size=plan.feature_size,
         freeze=plan.freeze,
         encoder_lr_scale=cell.encoder_lr_scale,

@@ -12,13 +12,15 @@ from pathlib import Path
 from mim3d.dataio.corpus.chunk_table import choose_volumes
 from mim3d.dataio.errors import Mim3dError
 from mim3d.dataio.reader.corpus import Corpus
-from mim3d.engine.errors import ConfigError
+from mim3d.engine.errors import CheckpointError, ConfigError
 from mim3d.engine.finetune.config import WHOLE_VOLUME, FinetuneConfig
 from mim3d.engine.finetune.encoder import build_encoder
 from mim3d.engine.finetune.network import build_segmentation
 from mim3d.engine.finetune.splits import Splits
 from mim3d.engine.pretrain.config import PretrainConfig
+from mim3d.engine.study.arms import arms_of, encoder_of, refuse_arms
 from mim3d.engine.study.config import StudyConfig, Variant
+from mim3d.engine.study.encoders import Arm
 from mim3d.engine.study.plan import (
     encoder_shape,
     finetune_config,
@@ -28,12 +30,14 @@ from mim3d.engine.study.plan import (
     tuning_cells,
 )
 from mim3d.engine.training.corpus import corpus_fit
+from mim3d.engine.transfer.shape import encoder_shape as shape_of_weights
 
 SHOWN = 3
 
 
 def refuse_impossible(config: StudyConfig, corpus: Corpus, splits: Splits, out: Path) -> None:
     """A ConfigError that names the runs which cannot be built, each kind of problem once."""
+    refuse_arms(config)
     problems: dict[str, str] = {}
     for name, build in builds(config, corpus, splits, out):
         try:
@@ -59,6 +63,9 @@ def builds(
             variant.name or "this study",
             partial(fit_corpus, config, corpus, splits, variant),
         )
+    for arm in arms_of(config):
+        if arm.path:
+            yield f"arm {arm.label}", partial(fit_given, config, arm)
     tried: set[object] = set()
     for wanted in pretrainings(config):
         made = partial(pretrain_config, config, wanted, splits)
@@ -74,10 +81,25 @@ def fit_corpus(config: StudyConfig, corpus: Corpus, splits: Splits, variant: Var
     corpus_fit(corpus.table, encoder_shape(config, variant), rows)
 
 
+def fit_given(config: StudyConfig, arm: Arm) -> None:
+    """Whether weights given by path are of the arm's kind of encoder; those that cannot be read
+    are told where their cells start."""
+    wanted = encoder_of(config, arm.encoder, Variant())
+    try:
+        found = shape_of_weights(arm.path, wanted.vit, wanted.backbone)
+    except (CheckpointError, OSError):
+        return
+    if found.kind != wanted.kind:
+        raise ConfigError(
+            f"{arm.path} holds a {found.kind} encoder and the arm has a {wanted.kind}: write "
+            f"{arm.name}@{found.kind}={arm.path} in --arms, beside scratch@{found.kind}"
+        )
+
+
 def build_pretext(make: Callable[[], PretrainConfig], tried: set[object]) -> None:
     """A pretext module with its initial weights, each shape once; dropped at once."""
     config = make()
-    shape = config.method, config.vit, config.swin
+    shape = config.method, config.vit, config.backbone
     if shape not in tried:
         tried.add(shape)
         config.build()
@@ -86,7 +108,7 @@ def build_pretext(make: Callable[[], PretrainConfig], tried: set[object]) -> Non
 def build_network(make: Callable[[], FinetuneConfig], tried: set[object]) -> None:
     """The network of a cell from scratch, of two classes, each shape once; dropped at once."""
     config = replace(make(), init="")
-    shape = config.head, config.vit, config.swin, config.feature_size
+    shape = config.head, config.vit, config.swin, config.resenc, config.feature_size
     if shape in tried:
         return
     tried.add(shape)

@@ -8,6 +8,8 @@ from typing import Any
 from mim3d.engine.runs.encoder_file import CARD, WEIGHTS
 from mim3d.engine.runs.files import read_json, read_jsonl
 from mim3d.engine.study.config import Row
+from mim3d.engine.study.costs import cpu_seconds
+from mim3d.engine.study.encoders import parted
 from mim3d.engine.study.plan import slug
 
 CURVE_POINTS = 80
@@ -19,9 +21,10 @@ def pretraining_row(wanted: Row, out: Path) -> Row:
     Its last picture is copied beside.
     """
     folder = out / "pretrain" / wanted["key"]
-    row = run_row(folder)
+    row = run_row(folder) | cpu_seconds(folder)
     return {
         "arm": wanted["arm"],
+        "encoder": wanted.get("encoder", ""),
         "variant": wanted["variant"],
         "seed": wanted["seed"],
         **row,
@@ -31,20 +34,24 @@ def pretraining_row(wanted: Row, out: Path) -> Row:
 
 
 def external_row(
-    arm: str, given: Path, held_out: Collection[str], corpus_hash: str, out: Path
+    label: str, own: str, given: Path, held_out: Collection[str], corpus_hash: str, out: Path
 ) -> dict[str, Any]:
     """The entry of an arm given by path: its own verdict where it is a run, else none is known.
+
+    `own` is what rows call the study's own encoder, which an arm without @ has.
 
     `leaked` names the held-out subjects that its pretraining saw; None where that is not known.
     """
     folder = run_of(given)
+    arm, encoder = parted(label)
     row, picture = unknown_run(), ""
     if folder is not None:
         row = run_row(folder)
-        picture = keep_picture(folder, out / "pictures" / f"{slug(arm)}.png", out)
+        picture = keep_picture(folder, out / "pictures" / f"{slug(arm, encoder)}.png", out)
     leaked = None if folder is None else leaked_subjects(folder, held_out, corpus_hash)
     return {
         "arm": arm,
+        "encoder": encoder or own,
         "variant": "",
         "seed": None,
         **row,

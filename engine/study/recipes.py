@@ -15,7 +15,9 @@ from mim3d.engine.models.config import (
     SwinConfig,
     ViTConfig,
 )
+from mim3d.engine.models.primus.config import PrimusConfig
 from mim3d.engine.study.config import ArmPlan, FinetunePlan, PretrainPlan, StudyConfig, Variant
+from mim3d.engine.study.encoders import TINY_SHAPES
 
 SMALL_MAE = MAEConfig(decoder_width=64, decoder_depth=2, decoder_heads=4, loss="l2")
 FEW_LABELS = 16.0
@@ -32,6 +34,7 @@ def demo() -> StudyConfig:
         name="demo",
         data=LabelledData(split=SplitConfig(validation=6, test=8)),
         vit=TINY,
+        shapes=TINY_SHAPES,
         seeds=(0, 1),
         labels=(FEW_LABELS,),
         pretrain=PretrainPlan(
@@ -62,6 +65,7 @@ def hippocampus() -> StudyConfig:
         name="hippocampus",
         data=LabelledData(split=SplitConfig(validation=24, test=40, keep="number")),
         vit=TINY,
+        shapes=TINY_SHAPES,
         arms=("scratch", "simclr", "mae", "simmim"),
         seeds=(0, 1, 2, 3, 4),
         heads=("unetr", "tokens", "linear"),
@@ -216,6 +220,14 @@ def ablate_decoder() -> StudyConfig:
     return replace(found, arms=("mae", "simmim"))
 
 
+def ablate_decode() -> StudyConfig:
+    """Share of the hidden patches that MAE decodes: what the cheaper step costs in quality."""
+    found = ablation(
+        "decode", ("decode_fraction",), [Variant(decode_fraction=f) for f in (1.0, 0.5, 0.25)]
+    )
+    return replace(found, seeds=tuple(range(5)), pretrain=replace(found.pretrain, per_seed=True))
+
+
 def ablate_resolution() -> StudyConfig:
     """Crop size, from scratch and from MAE (finding iv)."""
     variants = [Variant(crop=crop) for crop in (16, 24, 32, 48)]
@@ -276,6 +288,7 @@ STUDIES: dict[str, Callable[[], StudyConfig]] = {
     "paper-swin": paper_swin,
     "mask": ablate_mask,
     "decoder": ablate_decoder,
+    "decode": ablate_decode,
     "resolution": ablate_resolution,
     "labels": ablate_labels,
     "pretext": search_pretext,
@@ -285,9 +298,10 @@ STUDIES: dict[str, Callable[[], StudyConfig]] = {
 
 def idle_fields(config: StudyConfig) -> dict[type, tuple[str, ...]]:
     """Fields that decide nothing in such a study, by class: no options of its command."""
+    crops = {PrimusConfig: ("crop_size", "channels")}
     if config.swin is None:
-        return {}
-    return {
+        return crops
+    return crops | {
         ViTConfig: IDLE_WITH_SWIN,
         PretrainPlan: ("mae",),
         FinetunePlan: ("feature_size",),

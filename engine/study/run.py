@@ -23,14 +23,16 @@ from mim3d.engine.finetune.targets import read_targets
 from mim3d.engine.pretrain.pretrain import run_pretrain
 from mim3d.engine.runs.files import read_json
 from mim3d.engine.runs.folder_lock import sole_writer
-from mim3d.engine.study.config import EARLIER_SETTINGS, SCRATCH, StudyConfig
+from mim3d.engine.study.arms import given_path
+from mim3d.engine.study.config import EARLIER_SETTINGS, StudyConfig
+from mim3d.engine.study.costs import clocked
 from mim3d.engine.study.curves import Curve, area_under
+from mim3d.engine.study.encoders import SCRATCH
 from mim3d.engine.study.gather import PLAN, gather, write_plan
 from mim3d.engine.study.origin import foreign_origin, foreign_source, keep_origin, wanted_origin
 from mim3d.engine.study.plan import (
     Cell,
     finetune_config,
-    given_path,
     pretrain_config,
     pretrainings,
     scored_cells,
@@ -138,7 +140,7 @@ def named_corpus(config: StudyConfig) -> str:
 
 def waits_for_nothing(config: StudyConfig, cell: Cell) -> bool:
     """Whether a cell can run before any pretraining is done."""
-    return cell.arm == SCRATCH or bool(given_path(config, cell.arm))
+    return cell.arm == SCRATCH or bool(given_path(config, cell.arm, cell.encoder))
 
 
 def pretrain_tasks(config: StudyConfig, splits: Splits, out: Path) -> list[PoolTask]:
@@ -155,7 +157,8 @@ def pretrain_tasks(config: StudyConfig, splits: Splits, out: Path) -> list[PoolT
 
 def pretrain_one(config: Any, folder: Path) -> None:
     """One pretraining; its checkpoints go once the encoder is there."""
-    result = run_pretrain(config, folder)
+    with clocked(folder):
+        result = run_pretrain(config, folder)
     if result.interrupted:
         raise TrainingError(f"{folder.name} was told to stop: run the same command to go on")
     shutil.rmtree(folder / "checkpoints", ignore_errors=True)
@@ -193,18 +196,19 @@ def cell_tasks(config: StudyConfig, cells: list[Cell], splits: Splits, out: Path
 def run_cell(config: FinetuneConfig, out: Path, key: str) -> None:
     """One fine-tuning run."""
     keep_origin(config.init, out / "cells" / key)
-    result = run_finetune(config, out / "cells" / key, title=key, keep_model=False)
+    with clocked(out / "cells" / key):
+        result = run_finetune(config, out / "cells" / key, title=key, keep_model=False)
     if result.interrupted:
         raise TrainingError(f"{key} was told to stop: run the same command to go on")
 
 
 def choose_lr(tuning: list[Cell], out: Path) -> dict[tuple[str, str], tuple[float, float]]:
-    """Of each arm and head, lr and encoder_lr_scale of the largest mean area under the curve."""
+    """Of each arm's label and head, lr and encoder_lr_scale of the largest mean area."""
     areas: dict[tuple[str, str], dict[tuple[float, float], list[float]]] = {}
     for cell in tuning:
         file = out / "cells" / cell.key / RESULT
         if file.exists():
-            by_lr = areas.setdefault((cell.arm, cell.head), {})
+            by_lr = areas.setdefault((cell.label, cell.head), {})
             lr = cell.lr, cell.encoder_lr_scale
             by_lr.setdefault(lr, []).append(area_of(read_json(file)["rows"]))
     return {key: max(by_lr, key=lambda lr: fmean(by_lr[lr])) for key, by_lr in areas.items()}

@@ -5,11 +5,21 @@ from dataclasses import replace
 from itertools import product
 
 from mim3d.engine.errors import ConfigError
-from mim3d.engine.study.config import ARM_SETTINGS, ENCODER_SETTINGS, METHODS, StudyConfig, Variant
-from mim3d.engine.study.plan import encoder_shape, method_config
+from mim3d.engine.study.arms import (
+    arm_names,
+    arms_of,
+    encoder_of,
+    is_pretrained_here,
+    own_encoder,
+)
+from mim3d.engine.study.config import ARM_SETTINGS, ENCODER_SETTINGS, StudyConfig, Variant
+from mim3d.engine.study.encoders import TITLES
+from mim3d.engine.study.plan import method_config
 
 COUNTS = ENCODER_SETTINGS | {"decoder_depth", "decoder_width", "crops", "global_batch"}
 VARIED = [*dict.fromkeys(name for own in ARM_SETTINGS.values() for name in sorted(own))]
+IDLE_SETTINGS = {"swin": ENCODER_SETTINGS - {"crop"}, "resenc": {"width", "depth"}}
+"""Settings that are not of an encoder."""
 NAMES = [*sorted(ENCODER_SETTINGS), *VARIED, "labels"]
 
 
@@ -20,9 +30,10 @@ def varied(config: StudyConfig, words: Sequence[str]) -> StudyConfig:
     grid = dict(values_of(word) for word in words)
     if len(grid) < len(words):
         raise ConfigError(f"vary {' '.join(words)} names a setting twice: give each all its values")
-    if config.swin is not None and (idle := set(grid) & (ENCODER_SETTINGS - {"crop"})):
-        raise ConfigError(f"vary {', '.join(sorted(idle))} is of a ViT, and this study trains Swin")
-    matter = ENCODER_SETTINGS.union({"labels"}, *(ARM_SETTINGS.get(a, set()) for a in config.arms))
+    refuse_settings(config, set(grid))
+    matter = ENCODER_SETTINGS.union(
+        {"labels"}, *(ARM_SETTINGS.get(arm, set()) for arm in arm_names(config))
+    )
     if idle := set(grid) - matter:
         raise ConfigError(
             f"vary {', '.join(sorted(idle))} changes none of arms {', '.join(config.arms)}: add "
@@ -47,15 +58,32 @@ def varied(config: StudyConfig, words: Sequence[str]) -> StudyConfig:
     return found
 
 
+def refuse_settings(config: StudyConfig, names: set[str]) -> None:
+    """ConfigError where arms have several encoders, or one that a setting is not of."""
+    kinds = sorted({arm.encoder or own_encoder(config) for arm in arms_of(config)})
+    if len(kinds) > 1:
+        raise ConfigError(
+            f"vary {', '.join(sorted(names))} is for one encoder, and arms have {', '.join(kinds)}"
+            f": name one, such as --encoders {kinds[0]}, and make a study of each"
+        )
+    idle = names & IDLE_SETTINGS.get(kinds[0] if kinds else "", set())
+    if idle:
+        title = TITLES[kinds[0]]
+        raise ConfigError(
+            f"vary {', '.join(sorted(idle))} is of a ViT, and this study trains {title}"
+        )
+
+
 def check(config: StudyConfig) -> None:
     """ConfigError where a variant has a shape or method that cannot be, before any work."""
-    for variant, arm in product(config.variants, config.arms):
+    for variant, arm in product(config.variants, arms_of(config)):
+        own = variant.of(arm.name)
         try:
-            encoder_shape(config, variant.of(arm))
-            if arm in METHODS:
-                method_config(config, arm, variant.of(arm))
+            encoder_of(config, arm.encoder, own)
+            if is_pretrained_here(config, arm.name, arm.encoder):
+                method_config(config, arm.name, own, arm.encoder)
         except ConfigError as error:
-            raise ConfigError(f"vary: {arm} with {variant.name}: {error}") from error
+            raise ConfigError(f"vary: {arm.label} with {variant.name}: {error}") from error
 
 
 def values_of(word: str) -> tuple[str, tuple[float, ...]]:

@@ -22,7 +22,7 @@ from mim3d.engine.report.rates import rates_table
 from mim3d.engine.report.report import build_report
 from mim3d.engine.report.speedup import overview_table, ratios_chart, speedup_table
 from mim3d.engine.runs.files import read_json, read_jsonl, write_json, write_jsonl
-from mim3d.engine.study.config import Variant
+from mim3d.engine.study.config import StudyConfig, Variant
 from mim3d.engine.study.curves import Curve, Reach
 from mim3d.engine.study.gather import PLAN, asked_first, failed_rows, headline_settings
 from mim3d.engine.study.plan import Cell
@@ -371,5 +371,5 @@ def test_a_diverged_cell_is_told_from_one_that_failed() -> None:
         cells[0].key: DivergedError("the gradient was not finite in 10 steps in a row"),
         cells[1].key: OSError("the disk is full"),
     }
-    rows = failed_rows(cells, failed)
+    rows = failed_rows(StudyConfig(), cells, failed)
     assert [(row["seed"], row["diverged"]) for row in rows] == [(0, True), (1, False)]

@@ -10,9 +10,9 @@ from mim3d.engine.finetune.splits import Splits
 from mim3d.engine.models.config import MAEConfig
 from mim3d.engine.models.flops import crop_flops
 from mim3d.engine.runs.files import write_json
+from mim3d.engine.study.arms import arm_names
 from mim3d.engine.study.config import FinetunePlan, StudyConfig, Variant, plain
 from mim3d.engine.study.plan import (
-    arm_names,
     crops_seen,
     encoder_shape,
     finetune_config,

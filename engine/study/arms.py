@@ -1,0 +1,248 @@
+"""The arms of a study: methods by encoders, checked, and the encoder that each trains."""
+
+from collections.abc import Iterator
+from dataclasses import replace
+from itertools import product
+
+from mim3d.engine.errors import ConfigError
+from mim3d.engine.finetune.config import Head
+from mim3d.engine.models.config import MAEConfig, SwinConfig, ViTConfig
+from mim3d.engine.models.registry import EncoderShape
+from mim3d.engine.models.resenc.config import ResEncConfig
+from mim3d.engine.study.config import StudyConfig, Variant
+from mim3d.engine.study.encoders import (
+    METHODS,
+    OWN,
+    OWN_DECODERS,
+    SCRATCH,
+    Arm,
+    label_of,
+    read_arm,
+    why_not,
+)
+
+NO_TOKENS = {"resenc": ("tokens", "patch", "linear"), "swin": ("patch", "linear")}
+"""Heads that an encoder cannot have."""
+
+
+def own_encoder(config: StudyConfig) -> str:
+    """The kind of encoder that arms without @ have where --encoders names none."""
+    return EncoderShape(config.vit, config.swin).kind
+
+
+def several(config: StudyConfig) -> bool:
+    """Whether arms name their encoders, so that rows do too."""
+    return bool(config.encoders) or any(read_arm(word).encoder for word in config.arms)
+
+
+def asked_arms(config: StudyConfig) -> Iterator[Arm]:
+    """Every arm that is asked for, encoder by encoder, also those that cannot be."""
+    own, words = own_encoder(config), [read_arm(word) for word in config.arms]
+    named = config.encoders or ("",)
+    for encoder in dict.fromkeys([*named, *(arm.encoder for arm in words if arm.encoder)]):
+        key = "" if encoder == own else encoder
+        for arm in words:
+            everywhere = not arm.encoder and not arm.path and encoder in named
+            at_home = not arm.encoder and arm.path and not key
+            if everywhere or at_home or (arm.encoder and arm.encoder == (encoder or own)):
+                yield replace(arm, encoder=key)
+
+
+def arms_of(config: StudyConfig) -> list[Arm]:
+    """The arms that are run: those of --encoders that cannot be are left out (`differences`)."""
+    own = own_encoder(config)
+    able = [arm for arm in asked_arms(config) if not why_not(arm, own)]
+    found: list[Arm] = []
+    for encoder in dict.fromkeys(arm.encoder for arm in able):
+        here = list(dict.fromkeys(arm for arm in able if arm.encoder == encoder))
+        if "flops" in config.matching and not why_not(Arm(config.flops_of, encoder), own):
+            here += [
+                replace(arm, name=f"{arm.name}-flops")
+                for arm in here
+                if arm.name in METHODS and not arm.path and arm.name != config.flops_of
+            ]
+        names = {arm.name for arm in here}
+        if "crops" not in config.matching:
+            here = [arm for arm in here if f"{arm.name}-flops" not in names]
+        found += here
+    return found
+
+
+def arm_names(config: StudyConfig) -> list[str]:
+    """Names of the arms, whatever their encoder, those of equal FLOPs included."""
+    return list(dict.fromkeys(arm.name for arm in arms_of(config)))
+
+
+def encoder_arms(config: StudyConfig) -> dict[str, list[str]]:
+    """By the name that rows have for an encoder, its arms."""
+    found: dict[str, list[str]] = {}
+    for arm in arms_of(config):
+        found.setdefault(shown_encoder(config, arm.encoder), []).append(arm.name)
+    return found
+
+
+def shown_encoder(config: StudyConfig, encoder: str) -> str:
+    """What rows call an encoder: nothing where all arms have the study's own."""
+    return (encoder or own_encoder(config)) if several(config) else ""
+
+
+def differences(config: StudyConfig) -> list[str]:
+    """What is otherwise than asked: arms that --encoders leaves out, and MAE's decoder on Primus.
+
+    ConfigError where an arm that is written out cannot be.
+    """
+    own = own_encoder(config)
+    written = {read_arm(word) for word in config.arms}
+    found = []
+    for arm in dict.fromkeys(asked_arms(config)):
+        kind = arm.encoder or own
+        if why := why_not(arm, own):
+            if not config.encoders or replace(arm, encoder=kind) in written:
+                raise ConfigError(f"arm {arm.name}@{kind}: {why}")
+            found.append(f"{label_of(arm.name, kind)} is left out: {why}")
+    if "flops" in config.matching:
+        found += [
+            f"{kind} has no arms of matching flops: {config.flops_of} cannot train it (--flops-of)"
+            for kind in dict.fromkeys(arm.encoder or own for arm in asked_arms(config))
+            if why_not(Arm(config.flops_of, kind), own)
+        ]
+    asked = config.pretrain.mae.method
+    turned = turnable(asked)
+    if turned != asked and any((a.name, a.encoder) == ("mae", "primus") for a in arms_of(config)):
+        found.append(
+            f"mae@primus has a decoder {turned.decoder_width} wide in the place of "
+            f"{asked.decoder_width}, for its rotary positions turn heads by multiples of 6"
+        )
+    return found
+
+
+def turnable(method: MAEConfig) -> MAEConfig:
+    """The same with the nearest decoder width that Primus' rotary positions can turn."""
+    step = 6 * method.decoder_heads
+    return replace(method, decoder_width=max(1, round(method.decoder_width / step)) * step)
+
+
+def refuse_arms(config: StudyConfig) -> list[str]:
+    """ConfigError where arms, encoders and heads do not go together; else the `differences`."""
+    notes = differences(config)
+    if not several(config):
+        return notes
+    by_encoder: dict[str, set[str]] = {}
+    for arm in asked_arms(config):
+        by_encoder.setdefault(arm.encoder or own_encoder(config), set())
+    for arm in arms_of(config):
+        by_encoder[arm.encoder or own_encoder(config)].add(arm.name)
+    if config.ablation and len(by_encoder) > 1:
+        raise ConfigError(
+            f"ablation {config.ablation} varies settings of one encoder, and arms name "
+            f"{', '.join(by_encoder)}: name one, such as --encoders {next(iter(by_encoder))}, and "
+            "make a study of each"
+        )
+    refuse_lonely(config, by_encoder)
+    for kind, head in product(by_encoder, config.heads):
+        if head in NO_TOKENS.get(kind, ()):
+            raise ConfigError(
+                f"heads {head} is none of {kind}'s: take --heads own, each encoder's own decoder, "
+                f"or leave {kind} out"
+            )
+    return notes
+
+
+def refuse_lonely(config: StudyConfig, by_encoder: dict[str, set[str]]) -> None:
+    """Every encoder has its own baseline and an arm that is held against it."""
+    homeless = [read_arm(word) for word in config.arms]
+    homeless = [arm for arm in homeless if arm.path and not arm.encoder]
+    own = own_encoder(config)
+    if homeless and own not in by_encoder:
+        name = homeless[0].name
+        raise ConfigError(
+            f"arm {name}={homeless[0].path} is of the study's own encoder {own}, which --encoders "
+            f"leaves out: write {name}@ENCODER={homeless[0].path}, or add {own} to --encoders"
+        )
+    for kind, names in by_encoder.items():
+        if SCRATCH not in names:
+            raise ConfigError(
+                f"encoder {kind} has no baseline of its own among arms {', '.join(sorted(names))}: "
+                f"add scratch@{kind} to --arms"
+            )
+    for kind, names in by_encoder.items():
+        if names == {SCRATCH}:
+            raise ConfigError(
+                f"encoder {kind} has scratch alone, so nothing is compared on it: add an arm such "
+                f"as simclr@{kind}, or leave {kind} out"
+            )
+
+
+def with_own_decoders(config: StudyConfig, named: StudyConfig) -> tuple[StudyConfig, str]:
+    """The study with each encoder's own decoder, where the user left the heads as `named` has them.
+
+    And a line that says so, empty where nothing changed.
+    """
+    chosen = config.heads != named.heads or config.heads in {(OWN,), ("classify",)}
+    if not several(config) or chosen:
+        return config, ""
+    before = ", ".join(config.heads)
+    line = f"heads own, each encoder's own decoder, in the place of {before} (--heads chooses)"
+    return replace(config, heads=(OWN,)), line
+
+
+def given_path(config: StudyConfig, arm: str, encoder: str = "") -> str:
+    """Path of an arm given as NAME=PATH, empty for others."""
+    found = {(a.name, a.encoder): a.path for a in asked_arms(config)}
+    return found.get((arm, encoder), "")
+
+
+def is_pretrained_here(config: StudyConfig, arm: str, encoder: str = "") -> bool:
+    """Whether the study itself pretrains the arm."""
+    return arm.split("-", 1)[0] in METHODS and not given_path(config, arm, encoder)
+
+
+def head_of(config: StudyConfig, head: str, encoder: str) -> Head:
+    """The head that a cell's decoder is, with `own` made out."""
+    if head != OWN:
+        return head  # pyright: ignore[reportReturnType]
+    return OWN_DECODERS.get(encoder or own_encoder(config), "unetr")
+
+
+def encoder_of(config: StudyConfig, encoder: str, variant: Variant) -> EncoderShape:
+    """The encoder of an arm in a variant, and the crop and patch that go with it."""
+    kind = encoder or own_encoder(config)
+    if not encoder:
+        return EncoderShape(varied_vit(config.vit, variant), config.swin)
+    cropped = varied_vit(config.vit, Variant(crop=variant.crop, patch=variant.patch))
+    shapes = config.shapes
+    if kind == "vit":
+        return EncoderShape(varied_vit(config.vit, variant))
+    if kind == "primus":
+        crop = replace(shapes.primus, crop_size=cropped.crop_size, channels=cropped.channels)
+        return EncoderShape(varied_vit(crop, replace(variant, crop=None)))
+    if kind == "resenc":
+        return EncoderShape(cropped, shapes.resenc)
+    edge = (variant.crop or shapes.swin_crop,) * 3
+    return EncoderShape(replace(cropped, crop_size=edge), shapes.swin)
+
+
+def varied_vit(vit: ViTConfig, variant: Variant) -> ViTConfig:
+    """A transformer with the settings of a variant."""
+    if variant.patch is not None:
+        vit = replace(vit, patch_size=(variant.patch,) * 3)
+    if variant.crop is not None:
+        vit = replace(vit, crop_size=(variant.crop,) * 3)
+    if variant.width is not None:
+        own = vit.width // vit.heads
+        if variant.width % own:
+            raise ConfigError(f"width {variant.width} must be a multiple of a head's width, {own}")
+        vit = replace(vit, width=variant.width, heads=variant.width // own)
+    if variant.depth is not None:
+        vit = replace(vit, depth=variant.depth)
+    return vit
+
+
+def unet_of(shape: EncoderShape) -> ResEncConfig | None:
+    """The U-Net in the ViT's place, if one stands there."""
+    return shape.backbone if isinstance(shape.backbone, ResEncConfig) else None
+
+
+def swin_of(shape: EncoderShape) -> SwinConfig | None:
+    """The Swin in the ViT's place, if one stands there."""
+    return shape.backbone if isinstance(shape.backbone, SwinConfig) else None
