@@ -70,7 +70,8 @@ def read_family(study: Study, *groups: GroupSummary) -> Family:
     """The family of a study's first groups, one an encoder, of the comparisons that were made."""
     share = primary_target(groups[0].targets, primary_share(study)).share
     members = tuple(c for group in groups for c in headline_family(group))
-    size = max(len(planned_pairs(study, groups)), len(members))
+    there = [arm.arm for arm in groups[0].arms]
+    size = max(len(planned_family(study, there)), len(members))
     found = [c.at[share].p_value for c in members] + [None] * (size - len(members))
     return Family(members, tuple(holm(found)[: len(members)]), size, share)
 
@@ -87,13 +88,17 @@ def headline_family(group: GroupSummary) -> list[Comparison]:
     return [made[pair] for pair in family_pairs(list(made), [arm.arm for arm in group.arms])]
 
 
-def planned_pairs(study: Study, groups: Sequence[GroupSummary]) -> list[Pair]:
-    """The family as the arms that were asked for name it, whatever became of them."""
+def planned_family(study: Study, there: Sequence[str]) -> list[tuple[str, Pair]]:
+    """Encoders and pairs of the family as the study's plan names it, whatever became of them.
+
+    `there` are the arms of results that have no plan.
+    """
     flops_of = study.about.get("config", {}).get("flops_of", "mae")
-    there = study.about.get("arms") or [arm.arm for arm in groups[0].arms]
-    asked = study.about.get("encoder_arms") or {"": there}
+    asked = study.about.get("encoder_arms") or {"": study.about.get("arms") or there}
     return [
-        pair for arms in asked.values() for pair in family_pairs(pairs_of(arms, flops_of), arms)
+        (encoder, pair)
+        for encoder, arms in asked.items()
+        for pair in family_pairs(pairs_of(arms, flops_of), arms)
     ]
 
 

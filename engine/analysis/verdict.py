@@ -3,7 +3,13 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from mim3d.engine.analysis.family import PAPER_RATIO, Family, first_groups, read_family
+from mim3d.engine.analysis.family import (
+    PAPER_RATIO,
+    Family,
+    first_groups,
+    planned_family,
+    read_family,
+)
 from mim3d.engine.analysis.naming import capital, encoder_name, one_pretraining
 from mim3d.engine.analysis.results import Study
 from mim3d.engine.analysis.speedup import CLAIM_PAIRS, MIN_PAIRS
@@ -175,8 +181,20 @@ def fixed_beforehand(study: Study) -> str:
         )
     return (
         "The headline's setting, target and smoothing were on file before the first run, and its p "
-        f"is corrected for the masked arms it was chosen from. {rest}"
+        f"is corrected for the masked arms it was chosen from{named_family(study)}. {rest}"
     )
+
+
+def named_family(study: Study) -> str:
+    """The comparisons that are tested, where arms have several encoders."""
+    family = planned_family(study, ())
+    if not any(encoder for encoder, _ in family):
+        return ""
+    names = [
+        f"{arm_name(first)} over {arm_name(second)}{on_encoder(encoder)}"
+        for encoder, (first, second) in family
+    ]
+    return f" ({', '.join(names)})"
 
 
 def gate_statements(study: Study) -> list[Statement]:

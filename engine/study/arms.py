@@ -218,8 +218,8 @@ def encoder_of(config: StudyConfig, encoder: str, variant: Variant) -> EncoderSh
         return EncoderShape(varied_vit(crop, replace(variant, crop=None)))
     if kind == "resenc":
         return EncoderShape(cropped, shapes.resenc)
-    edge = (variant.crop or shapes.swin_crop,) * 3
-    return EncoderShape(replace(cropped, crop_size=edge), shapes.swin)
+    crop = shapes.swin_crop if variant.crop is None else cropped.crop_size
+    return EncoderShape(replace(cropped, crop_size=crop), shapes.swin)
 
 
 def varied_vit(vit: ViTConfig, variant: Variant) -> ViTConfig:

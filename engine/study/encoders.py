@@ -37,8 +37,8 @@ class EncoderShapes:
     primus: PrimusConfig = field(default_factory=lambda: primus("B", 96))
     resenc: ResEncConfig = RESENC_S
     swin: SwinConfig = field(default_factory=SwinConfig)
-    swin_crop: int = 96
-    """Edge of Swin's crops, which must be a multiple of 32 above 32; its cost counts that."""
+    swin_crop: tuple[int, int, int] = (96, 96, 96)
+    """Voxels of Swin's crops: multiples of 32, above 32 on one axis at least."""
 
     def __post_init__(self) -> None:
         refuse_outside(self, "swin_crop", 1, MOST_SIZE, part="shapes", kind=ConfigError)
@@ -48,7 +48,7 @@ TINY_SHAPES = EncoderShapes(
     PrimusConfig((32, 32, 32), (8, 8, 8), width=96, depth=4, heads=4),
     RESENC_TINY,
     SwinConfig(feature_size=12, depths=(2, 2, 2, 2), heads=(3, 6, 12, 24), window=4),
-    swin_crop=64,
+    swin_crop=(64, 64, 64),
 )
 """For minutes on a CPU."""
 

@@ -100,6 +100,7 @@ def test_encoders_that_join_later_make_the_headline_exploratory(study: Study) ->
     study.about["asked_first"] = headline_settings(study.about["settings"], config)
     study.about["config"] = config
     assert "on file before the first run" in fixed_beforehand(study)
+    assert "(MAE over SimCLR on ViT, MAE over SimCLR on ResEnc U-Net)" in fixed_beforehand(study)
     study.about["config"] = config | {"encoders": ["vit", "resenc"]}
     assert "encoders from ['vit'] to ['vit', 'resenc']" in fixed_beforehand(study)
     del study.about["asked_first"]["encoders"]  # a study from before

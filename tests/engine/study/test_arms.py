@@ -47,7 +47,7 @@ SHAPES = EncoderShapes(
     PrimusConfig((16, 16, 16), (8, 8, 8), width=24, depth=1, heads=2),
     ResEncConfig((4, 8), (1, 1)),
     SwinConfig(12, (1, 1, 1, 1), (1, 1, 1, 1), 2),
-    swin_crop=64,
+    swin_crop=(64, 64, 64),
 )
 
 
