@@ -58,9 +58,9 @@ def main(words: list[str]) -> Outcome:
         else:
             from mim3d.engine.study.run import run_study
 
-            asked, line = with_own_decoders(args.config, config)
-            for told in filter(None, [line, *differences(asked)]):
-                print(told, flush=True)
+            asked, chosen = with_own_decoders(args.config, config)
+            for line in filter(None, [chosen, *differences(asked)]):
+                print(line, flush=True)
             result = run_study(varied(asked, args.vary), args.out, args.dask)
             failed, spent = result.failed, {"seconds": result.seconds, "failed": result.failed}
         report = build_report(args.out)

@@ -72,13 +72,13 @@ def classes_of(config: StudyConfig, corpus: Corpus, made: FinetuneConfig) -> int
 
 @lru_cache
 def parameters(config: FinetuneConfig, classes: int) -> tuple[int, int | None]:
-    """Of the encoder and of its decoder (None of whole volumes), counted without any weights."""
-    import torch
+    """Of the encoder and of its decoder (None of whole volumes), as it is built; dropped at once.
 
-    with torch.device("meta"):
-        if not classes:
-            return count(build_encoder(config)), None
-        net = build_segmentation(config, classes)
+    Not on the meta device: MONAI's Swin asks its own tensors for numbers.
+    """
+    if not classes:
+        return count(build_encoder(config)), None
+    net = build_segmentation(config, classes)
     encoder = count(net.encoder)
     return encoder, count(net) - encoder
 

@@ -28,6 +28,7 @@ from mim3d.engine.study.arms import (
     with_own_decoders,
 )
 from mim3d.engine.study.config import StudyConfig, Variant
+from mim3d.engine.study.costs import parameters
 from mim3d.engine.study.encoders import ENCODERS, EncoderShapes
 from mim3d.engine.study.plan import (
     crops_seen,
@@ -248,6 +249,17 @@ def test_parameters_are_those_of_the_networks_that_were_trained(
         stored = sum(tensor.numel() for tensor in tensors.values())
         assert 0 < network["encoder_parameters"] <= stored
         assert network["decoder_parameters"] > 0
+
+
+def test_parameters_of_swin_are_counted_too() -> None:
+    config = replace(four(), shapes=SHAPES)
+    cell = next(cell for cell in scored_cells(config, {}) if cell.encoder == "swin")
+    made = finetune_config(config, cell, SPLITS, Path("out"))
+    encoder, decoder = parameters(made, 2)
+    assert encoder == sum(
+        p.numel() for p in encoder_of(config, "swin", Variant()).make().parameters()
+    )
+    assert decoder
 
 
 def test_weights_of_another_encoder_are_refused_before_any_work(
