@@ -204,7 +204,7 @@ def pretraining_rows(plan: Row, out: Path) -> list[Row]:
     ]
     own = plan["about"].get("encoder", "")
     return rows + [
-        external_row(label, own, Path(path), held_out, plan["corpus_sha256"], out)
+        external_row(label, Path(path), held_out, plan["corpus_sha256"], out, own)
         for label, path in plan["given"].items()
         if is_encoder(path)
     ]

@@ -34,7 +34,7 @@ def pretraining_row(wanted: Row, out: Path) -> Row:
 
 
 def external_row(
-    label: str, own: str, given: Path, held_out: Collection[str], corpus_hash: str, out: Path
+    label: str, given: Path, held_out: Collection[str], corpus_hash: str, out: Path, own: str = ""
 ) -> dict[str, Any]:
     """The entry of an arm given by path: its own verdict where it is a run, else none is known.
 
