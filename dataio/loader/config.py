@@ -153,11 +153,6 @@ class LoaderConfig:
                 f"views=2 with augment={self.augment!r}: both views would be drawn as one; use "
                 "augment='contrastive'"
             )
-        if kind.spatial is not None and self.cache == "device":
-            raise Mim3dError(
-                f"augment={self.augment!r} turns crops within their volumes, for which "
-                "cache='device' has no room: use cache='host'"
-            )
 
     @property
     def limits(self) -> RemoteLimits:

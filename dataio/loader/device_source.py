@@ -11,16 +11,20 @@ from typing import Any
 import numpy as np
 import torch
 
+from mim3d.dataio.device.device_copy import to_device
 from mim3d.dataio.device.device_reader import DeviceReader, Fetched
 from mim3d.dataio.device.lanes import Lanes
-from mim3d.dataio.device.staged import Staged
+from mim3d.dataio.device.staged import Staged, staged
 from mim3d.dataio.device.uploader import PinnedArray, Uploader
 from mim3d.dataio.errors import ChunkError
-from mim3d.dataio.loader.crop_source import STILL, CropSource, RawBatch, Wanted
+from mim3d.dataio.geometry import Triple
+from mim3d.dataio.loader.crop_source import STILL, CropSource, RawBatch, Wanted, filled
 from mim3d.dataio.loader.crop_spec import CropJob
 from mim3d.dataio.loader.draws import Drawn
 from mim3d.dataio.loader.sampler import Sampler
 from mim3d.dataio.reader.shard_reader import Request, ShardReader
+from mim3d.dataio.transforms.placement import Placement
+from mim3d.kernels.resample import resample_boxes
 
 
 @dataclass
@@ -97,11 +101,26 @@ class StagedSource(CropSource):
         super()._cancel()
 
 
+@dataclass(frozen=True)
+class Part:
+    """Crops that are made alike: places of the batch, and the chunks of their boxes.
+
+    Boxes are the crops, or, with `placements`, what crops turned within their volumes lie in;
+    `size` is the largest box's.
+    """
+
+    members: list[int]
+    image: Fetched
+    label: Fetched | None
+    size: Triple
+    placements: list[Placement]
+
+
 @dataclass
 class DeviceBatch(StagedBatch):
-    """A batch whose compressed chunks were fetched."""
+    """A batch whose compressed chunks were fetched: of crops as they lie, and of turned ones."""
 
-    fetched: tuple[Fetched, Fetched | None] | None = None
+    fetched: tuple[Part, ...] = ()
 
 
 class DeviceSource(StagedSource):
@@ -150,26 +169,74 @@ class DeviceSource(StagedSource):
     def _load(self, batch: RawBatch, i: int, wanted: Wanted) -> None:
         self._fetch([wanted])
 
-    def _fetch(self, requests: list[Wanted]) -> tuple[Fetched, Fetched | None]:
-        size = self.job.crop_size
-        labels = [each.label for each in requests if each.label is not None]
-        image = self.device_reader.fetch([each.image for each in requests], size)
-        return image, self.device_reader.fetch(labels, size) if labels else None
+    def _fetch(self, requests: list[Wanted]) -> tuple[Part, ...]:
+        still = [i for i, each in enumerate(requests) if each.placement is None]
+        moved = [i for i, each in enumerate(requests) if each.placement is not None]
+        return tuple(self._fetch_part(requests, part) for part in (still, moved) if part)
+
+    def _fetch_part(self, requests: list[Wanted], members: list[int]) -> Part:
+        mine = [requests[i] for i in members]
+        placements = [each.placement for each in mine if each.placement is not None]
+        size, sizes = self.job.crop_size, np.array(self.job.crop_size)
+        if placements:
+            sizes = np.array([each.size for each in placements])
+            z, y, x = np.maximum(sizes.max(0), 1).tolist()
+            size = z, y, x
+        image = self.device_reader.fetch([each.image for each in mine], sizes)
+        labels = [each.label for each in mine if each.label is not None]
+        label = self.device_reader.fetch(labels, sizes) if labels else None
+        return Part(members, image, label, size, placements)
 
     def _begin(self, batch: StagedBatch) -> Staged:
         assert isinstance(batch, DeviceBatch)
-        assert batch.fetched is not None
-        (image, label), batch.fetched = batch.fetched, None
-        size = self.job.crop_size
+        parts, batch.fetched = batch.fetched, ()
+        made = [self._begin_part(part) for part in parts]
+        if len(parts) == 1:
+            return made[0]
+        with self.lanes.side():
+            whole = [each.new_empty(len(batch.flips), *each.shape[1:]) for each in made[0].tensors]
+            for part, staged_part in zip(parts, made, strict=True):
+                for target, crops in zip(whole, staged_part.tensors, strict=True):
+                    for i, crop in zip(part.members, crops, strict=True):
+                        target[i].copy_(crop)
+            return staged(self.lanes, whole)
+
+    def _begin_part(self, part: Part) -> Staged:
+        """Image, then label if any, of the crops of a part."""
         bits = self.job.image_dtype == "uint16"
-        made = self.device_reader.begin(image, size, torch.bfloat16 if bits else torch.float32)
+        kind = torch.bfloat16 if bits else torch.float32
+        made = self.device_reader.begin(part.image, part.size, kind)
         # As bits, as crops decoded on the CPU are: numpy has no bfloat16.
         crops = [each.view(torch.uint16) if bits else each for each in made.tensors]
-        if label is not None and self.job.label_dtype is not None:
+        if part.label is not None and self.job.label_dtype is not None:
             dtype = getattr(torch, self.job.label_dtype)
-            made = self.device_reader.begin(label, size, dtype)
-            crops.append(made.tensors[0][:, 0])
-        return Staged(self.lanes, tuple(crops), made.mark)
+            made = self.device_reader.begin(part.label, part.size, dtype)
+            crops.append(made.tensors[0])
+        if part.placements:
+            return self._turned(part, crops)
+        return Staged(self.lanes, tuple(_without_channel(crops)), made.mark)
+
+    def _turned(self, part: Part, boxes: list[torch.Tensor]) -> Staged:
+        """Crops out of the boxes in which they lie, of image and label."""
+        arrays = [
+            np.stack([each.within_box for each in part.placements]),
+            np.stack([each.extent for each in part.placements]),
+            np.array([filled(request) for request in part.image.requests], np.float32),
+        ]
+        with self.lanes.side():
+            placing, extent, fill = to_device(arrays, self.lanes)
+            crops = [
+                resample_boxes(
+                    each, placing, extent, crop_size=self.job.crop_size, fill=None if i else fill
+                )
+                for i, each in enumerate(boxes)
+            ]
+            return staged(self.lanes, _without_channel(crops))
+
+
+def _without_channel(crops: list[torch.Tensor]) -> list[torch.Tensor]:
+    """The image as it is, the label (b, 1, z, y, x), if any, without its channel."""
+    return [each[:, 0] if i else each for i, each in enumerate(crops)]
 
 
 @dataclass

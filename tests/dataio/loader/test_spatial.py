@@ -180,6 +180,39 @@ def test_a_resume_and_other_world_sizes_give_the_same_samples(plain, always):
         assert torch.equal(batch.image, together)
 
 
+@pytest.mark.parametrize("keeps", ["voxels", "chunks"])
+def test_crops_made_on_the_device_are_the_same_bits(root, monkeypatch, keeps):
+    """Boxes of several sizes in a batch, beside crops that lie as they are; kept chunks too."""
+    kind = replace(ALWAYS, spatial=SOMETIMES, gain=(0.8, 1.2), bias=(-0.2, 0.2))
+    monkeypatch.setattr(config, "augmentation", lambda _name: kind)
+    same = {"label": "seg", "normalise": "clip-zscore", "micro_batch": 5}
+    device_options = options(**same, cache="device", device_keeps=keeps, cache_bytes=1 << 26)
+    with Loader(root, options(**same)) as host, Loader(root, device_options) as device:
+        for _ in range(5):
+            here, there = next(host), next(device)
+            assert here.label is not None and there.label is not None
+            assert torch.equal(here.image, there.image)
+            assert torch.equal(here.label, there.label)
+        assert device.metrics()["cache_hits"] > 0
+
+
+@pytest.mark.gpu
+def test_crops_made_on_a_gpu_are_the_same_bits(plain, monkeypatch):
+    pytest.importorskip("nvidia.libnvcomp")
+    monkeypatch.setattr(config, "augmentation", lambda _name: replace(ALWAYS, spatial=SOMETIMES))
+    with (
+        Loader(plain, options(label="seg")) as host,
+        Loader(plain, options(label="seg", cache="device"), device="cuda") as device,
+        Loader(plain, options(label="seg"), device="cuda") as uploaded,
+    ):
+        for _ in range(5):
+            here, there, other = next(host), next(device), next(uploaded)
+            for each in (there, other):
+                assert torch.equal(here.image, each.image.cpu())
+                assert here.label is not None and each.label is not None
+                assert torch.equal(here.label, each.label.cpu())
+
+
 def test_foreground_stays_in_the_middle(plain, always):
     """Where the volume's border leaves room for it: the middle of a crop is turned about itself."""
     crop = (8, 8, 8)
