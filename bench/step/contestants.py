@@ -16,14 +16,10 @@ from mim3d.bench.step.peers import PEERS, EagerMAE, PeerMAE
 from mim3d.bench.step.plain import plain_step
 from mim3d.dataio.loader.batch import Batch
 from mim3d.dataio.loader.loader import Loader
-from mim3d.engine.distributed.parallel import (
-    choose_precision,
-    make_mesh,
-    set_recompute,
-    shard_group,
-    shard_model,
-    transformer_blocks,
-)
+from mim3d.engine.arithmetic.blocks import transformer_blocks
+from mim3d.engine.arithmetic.precision import choose_precision
+from mim3d.engine.arithmetic.recompute import set_recompute
+from mim3d.engine.distributed.parallel import make_mesh, shard_group, shard_model
 from mim3d.engine.distributed.process_group import Ranks
 from mim3d.engine.models.config import MAEConfig
 from mim3d.engine.pretrain.config import PretrainConfig
@@ -114,8 +110,8 @@ def bare_step(
     parallel = config.parallel
     module.to(ranks.device, choose_precision(parallel.precision, ranks.device))
     for block in transformer_blocks(module):
-        if parallel.recompute:
-            set_recompute(block)
+        if parallel.recompute != "none":
+            set_recompute(block, parallel.recompute)
         if parallel.compile:
             block.compile(dynamic=False)
 

@@ -10,7 +10,7 @@ from mim3d.bench.other_work import OtherWork
 from mim3d.bench.sharing import Sharing
 from mim3d.bench.step.peers import PEERS
 from mim3d.bench.step.rounds import Timed
-from mim3d.engine.distributed.parallel import choose_precision
+from mim3d.engine.arithmetic.precision import choose_precision
 from mim3d.engine.distributed.process_group import Ranks
 from mim3d.engine.models.config import method_name
 from mim3d.engine.models.flops import peak_bf16, run_flops

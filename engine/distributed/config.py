@@ -4,9 +4,9 @@ from dataclasses import dataclass
 from typing import Literal
 
 from mim3d.dataio.finite import MOST_SECONDS, refuse_not_finite, refuse_outside
+from mim3d.engine.arithmetic.config import Attention, Precision, Recompute
 from mim3d.engine.errors import ConfigError
 
-Precision = Literal["auto", "fp32", "bf16", "fp16"]
 DeviceKind = Literal["auto", "cpu", "cuda"]
 """A GPU where there is one, or what is named."""
 
@@ -21,8 +21,12 @@ class ParallelConfig:
     """Micro-batches of a step."""
     precision: Precision = "auto"
     """auto is bf16 where the GPU has it, fp16 with a loss scaler where not, fp32 on a CPU."""
-    recompute: bool = False
-    """Rebuild activations of blocks in backward: less memory, a third more arithmetic."""
+    recompute: Recompute = "none"
+    """Activations of blocks that backward computes again: none; selective, what lies between matrix
+    products and attention (a third less memory); full, all but a block's input (a fifth to a third
+    more arithmetic)."""
+    attention: Attention = "auto"
+    """Kernels of attention, where torch's own choice (auto, told in every row) is not the best."""
     compile: bool = False
     """torch.compile every block."""
     reshard_after_forward: bool = True
@@ -37,7 +41,9 @@ class ParallelConfig:
     """A rank that waits this long for another ends the run."""
 
     def __post_init__(self) -> None:
-        """Counts are at least one."""
+        """Counts are at least one; configurations of before say True where full is meant."""
+        if isinstance(self.recompute, bool):
+            object.__setattr__(self, "recompute", "full" if self.recompute else "none")
         refuse_not_finite(self, "parallel", ConfigError)
         refuse_outside(self, "min_block_parameters", 0, part="parallel", kind=ConfigError)
         if min(self.replicate, self.grad_accum) < 1:

@@ -16,19 +16,15 @@ from torch import nn
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 
+from mim3d.engine.arithmetic.blocks import (
+    make_contiguous,
+    own_collectives,
+    parameter_count,
+    transformer_blocks,
+)
+from mim3d.engine.arithmetic.recompute import set_recompute
 from mim3d.engine.distributed.config import ParallelConfig
 from mim3d.engine.errors import ConfigError
-
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
-
-
-def choose_precision(wanted: str, device: torch.device) -> torch.dtype:
-    """Dtype of the forward and backward arithmetic."""
-    if wanted != "auto":
-        return DTYPES[wanted]
-    if device.type == "cpu":
-        return torch.float32
-    return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float16
 
 
 def make_mesh(device: torch.device, world: int, replicate: int) -> DeviceMesh:
@@ -52,8 +48,8 @@ def shard_model(
     """
     blocks = transformer_blocks(model)
     for block in blocks:
-        if config.recompute:
-            set_recompute(block)
+        if config.recompute != "none":
+            set_recompute(block, config.recompute)
         if config.compile:
             # Encoder and decoder blocks share their code but not their token counts: left to
             # itself, dynamo would compile whichever comes second for any count.
@@ -64,7 +60,7 @@ def shard_model(
     if dtype == torch.float32:
         policy = MixedPrecisionPolicy()
     make_contiguous(model)
-    own = [block for block in blocks if parameter_count(block) >= config.min_block_parameters]
+    own = own_collectives(model, config.min_block_parameters)
     for block in own:
         fully_shard(
             block,
@@ -88,36 +84,6 @@ def shard_model(
 def stays_whole(config: ParallelConfig, world: int, dtype: torch.dtype) -> bool:
     """Whether a model is left as it is, where FSDP2 would only copy every weight each step."""
     return world == 1 and dtype == torch.float32 and config.one_rank == "whole"
-
-
-def make_contiguous(model: nn.Module) -> None:
-    """Lay out every parameter as FSDP2 asks for (convolutions may hold theirs channels last)."""
-    for parameter in model.parameters():
-        parameter.data = parameter.data.contiguous()
-
-
-def transformer_blocks(model: nn.Module) -> list[nn.Module]:
-    """Entries of the model's innermost ModuleLists, in order of the forward pass."""
-    lists = [part for part in model.modules() if isinstance(part, nn.ModuleList)]
-    return [block for part in lists for block in part if not holds_list(block)]
-
-
-def holds_list(module: nn.Module) -> bool:
-    """Whether blocks are nested in this one."""
-    return any(isinstance(part, nn.ModuleList) for part in module.modules())
-
-
-def set_recompute(block: nn.Module) -> None:
-    """Turn on recomputation, under the name each kind of block has for it."""
-    for name in ("recompute", "use_checkpoint"):
-        for part in block.modules():
-            if hasattr(part, name):
-                setattr(part, name, True)
-
-
-def parameter_count(module: nn.Module) -> int:
-    """Parameters of a module, all of them, also once sharded."""
-    return sum(parameter.numel() for parameter in module.parameters())
 
 
 def link_prefetch(blocks: list[FSDPModule]) -> None:
@@ -146,8 +112,7 @@ def communication_seconds(
     group = shard_group(mesh)
     shards = dist.get_world_size(group)
     total = parameter_count(module)
-    counts = map(parameter_count, transformer_blocks(module))
-    blocks = [size for size in counts if size >= config.min_block_parameters]
+    blocks = list(map(parameter_count, own_collectives(module, config.min_block_parameters)))
     largest = max(blocks, default=total)
     device = torch.device(mesh.device_type)
     piece = torch.zeros(-(-largest // shards), dtype=dtype, device=device)

@@ -19,7 +19,8 @@ from mim3d.dataio.loader.augment import augmentation
 from mim3d.dataio.loader.loader import Loader, LoaderConfig
 from mim3d.dataio.reader.corpus import Corpus, opened_corpus
 from mim3d.dataio.reader.shards import Shards
-from mim3d.engine.distributed.parallel import choose_precision, stays_whole
+from mim3d.engine.arithmetic.precision import choose_precision
+from mim3d.engine.distributed.parallel import stays_whole
 from mim3d.engine.distributed.process_group import Ranks, first_decides
 from mim3d.engine.distributed.shared import refuse_other_corpora, refuse_unshared_folder
 from mim3d.engine.distributed.stop import stop_on_signal

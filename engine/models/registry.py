@@ -57,8 +57,9 @@ class Way:
 
     `build(config, shape, seed)` gives the Objective, whose `encoder` is what a run leaves; `seed`
     is for draws of the method's own. `flops(config, shape)` gives CropFlops and
-    `activations(config, shape, recompute)` the values kept for backward, both of one crop; a method
-    that tells neither is taken to cost what its encoder does on every patch of every view.
+    `activations(config, shape, recompute)` the values kept for backward under a policy of
+    `parallel.recompute`, both of one crop; a method that tells neither is taken to cost what its
+    encoder does on every patch of every view.
     """
 
     build: Reference

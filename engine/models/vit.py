@@ -1,14 +1,13 @@
 """The 3D vision transformer that every method trains: pre-norm blocks over patch rows."""
 
 import math
-from collections.abc import Callable, Iterator
-from typing import Any
+from collections.abc import Iterator
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
-from torch.utils.checkpoint import checkpoint
 
+from mim3d.engine.arithmetic.recompute import Recomputed
 from mim3d.engine.errors import ConfigError
 from mim3d.engine.models.config import ViTConfig
 from mim3d.kernels.patch_rows import gather_patch_rows
@@ -45,27 +44,16 @@ class Mlp(nn.Module):
         return self.fc2(functional.gelu(self.fc1(tokens)))
 
 
-class Recomputed(nn.Module):
-    """A module that says in `mix` what it does; activations are rebuilt in backward where
-    `recompute` is set."""
-
-    recompute = False
-    mix: Callable[..., Tensor]
-
-    def forward(self, *given: Any) -> Tensor:
-        """What `mix` makes of the same."""
-        if self.recompute and torch.is_grad_enabled():
-            mixed = checkpoint(self.mix, *given, use_reentrant=False)
-            assert isinstance(mixed, Tensor)
-            return mixed
-        return self.mix(*given)
-
-
 class SkippedBlock(Recomputed):
     """A block of residual branches (b, n, d), left out for some samples while training."""
 
     drop_path = 0.0
     """How often a sample skips a branch while training."""
+
+    @property
+    def draws(self) -> bool:
+        """Who skips is drawn."""
+        return self.drop_path > 0.0
 
     def kept(self, branch: Tensor) -> Tensor:
         """A branch's output, left out for some samples.

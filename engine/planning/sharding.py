@@ -8,12 +8,8 @@ import torch.distributed as dist
 from torch import nn
 from torch.distributed.tensor import DTensor
 
-from mim3d.engine.distributed.parallel import (
-    make_mesh,
-    parameter_count,
-    shard_model,
-    transformer_blocks,
-)
+from mim3d.engine.arithmetic.blocks import parameter_count, transformer_blocks
+from mim3d.engine.distributed.parallel import make_mesh, shard_model
 from mim3d.engine.errors import ConfigError
 from mim3d.engine.pretrain.config import PretrainConfig
 

@@ -15,6 +15,8 @@ from typing import Any
 from torch import Tensor
 
 from mim3d.dataio.loader.loader import Loader
+from mim3d.engine.arithmetic.attention import attention_of
+from mim3d.engine.arithmetic.precision import choose_precision
 from mim3d.engine.distributed.process_group import Ranks, first_decides
 from mim3d.engine.distributed.shared import refuse_other_corpora, refuse_unshared_folder
 from mim3d.engine.distributed.stop import stop_on_signal
@@ -96,7 +98,13 @@ def run_pretrain(config: PretrainConfig, out: str | Path) -> PretrainResult:
         module = config.build()
         begins = first_decides(ranks, lambda: not committed(out / CHECKPOINTS))
         start = start_from(module, start_request(config)) if config.init and begins else None
-        opening = Opening(subjects.held_out, corpus_sha256(loader.corpus), start)
+        attention = attention_of(
+            module,
+            config.parallel.attention,
+            choose_precision(config.parallel.precision, ranks.device),
+            ranks.device,
+        )
+        opening = Opening(subjects.held_out, corpus_sha256(loader.corpus), start, attention)
         refuse_other_corpora(config.data.corpus, opening.corpus_sha256, ranks)
         first_decides(ranks, lambda: stack.enter_context(sole_writer(out)))
         refuse_unshared_folder(out, ranks)

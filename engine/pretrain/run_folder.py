@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from mim3d.dataio.corpus.names import MANIFEST, own_file
-from mim3d.engine.distributed.parallel import choose_precision
+from mim3d.engine.arithmetic.precision import choose_precision
 from mim3d.engine.distributed.process_group import Ranks
 from mim3d.engine.errors import CheckpointError, ConfigError
 from mim3d.engine.pretrain.config import PretrainConfig, config_dict, identity_of
@@ -56,6 +56,8 @@ class Opening:
     corpus_sha256: str
     start: Start | None = None
     """Weights that were loaded, where a run begins with some."""
+    attention: str = ""
+    """Kernels that compute it."""
 
 
 def stored_config(out: Path) -> dict[str, Any]:
@@ -122,6 +124,7 @@ def open_run(
             "device": torch.cuda.get_device_name(ranks.device) if on_gpu else "cpu",
             "world": ranks.world,
             "precision": str(dtype).removeprefix("torch."),
+            **({"attention": opening.attention} if opening.attention else {}),
         },
     }
     write_json(file, described)

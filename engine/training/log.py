@@ -53,6 +53,8 @@ class Log(Hook):
         """The run's configuration, for Weights & Biases."""
         self.communication_s = 0.0
         """What a step's collectives take alone."""
+        self.attention = ""
+        """Kernels that compute it."""
         self.deltas = LoaderDeltas()
         self.mean = MeanLoss(ranks.device)
         self.window = Window(0.0)
@@ -97,6 +99,8 @@ class Log(Hook):
             stages["communication_alone"] = self.communication_s
         row |= self.window.rates(self.basis, now)
         row["world"] = self.ranks.world
+        if self.attention:
+            row["attention"] = self.attention
         row["flops"] = trainer.steps_done * self.basis.global_batch * self.basis.flops_per_crop
         row |= {f"stage_{name}_s": seconds for name, seconds in stages.items()}
         row |= self.deltas.row(self.loader.metrics(), self.window.steps, now - self.window.began)

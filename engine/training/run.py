@@ -76,6 +76,7 @@ class Run:
         saver = Checkpointer(out / CHECKPOINTS, settings.checkpoint, ranks, sitting.shown.note)
         self.log = Log(settings.log, out, ranks, settings.basis, loader, sitting.shown)
         self.log.about, self.log.communication_s = settings.about, sharded.communication_s()
+        self.log.attention = sharded.attention
         self.checkpoints = Checkpoints(
             *(saver, sharded, loader, self.log, settings.identity, settings.save_after),
             Rewinds(out),

@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 
 from mim3d.dataio.progress import Progress, progress
+from mim3d.engine.arithmetic.attention import attention_kernels
 from mim3d.engine.distributed.config import DeviceKind, ParallelConfig
 from mim3d.engine.distributed.first_failure import first_failure
 from mim3d.engine.distributed.process_group import Ranks, process_ranks
@@ -25,6 +26,7 @@ def run_ranks(
     """
     with ExitStack() as stack:
         stack.enter_context(deterministic_kernels(parallel.deterministic))
+        stack.enter_context(attention_kernels(parallel.attention))
         ranks = stack.enter_context(process_ranks(parallel.timeout_s, device))
         stack.enter_context(first_failure(ranks))
         stack.enter_context(seeded(seed + ranks.rank, ranks.device))

@@ -7,9 +7,10 @@ import torch
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import register_fsdp_forward_method
 
+from mim3d.engine.arithmetic.attention import attention_of
+from mim3d.engine.arithmetic.precision import choose_precision
 from mim3d.engine.distributed.config import ParallelConfig
 from mim3d.engine.distributed.parallel import (
-    choose_precision,
     communication_seconds,
     make_mesh,
     shard_group,
@@ -30,6 +31,8 @@ class ShardedObjective:
     mesh: DeviceMesh
     dtype: torch.dtype
     parallel: ParallelConfig
+    attention: str = ""
+    """Kernels that compute it; empty where there is none."""
 
     def communication_s(self) -> float:
         """Seconds of a step's collectives alone; every rank takes part."""
@@ -47,6 +50,7 @@ def shard_objective(
     """Shard a module in place; `lr_scale` and `held` are the optimiser's."""
     mesh = make_mesh(ranks.device, ranks.world, parallel.replicate)
     dtype = choose_precision(parallel.precision, ranks.device)
+    attention = attention_of(module, parallel.attention, dtype, ranks.device)
     shard_model(module, mesh, parallel, dtype)
     register_fsdp_forward_method(module, "encoder_tokens")
     if isinstance(module, Reconstructs):
@@ -59,4 +63,4 @@ def shard_objective(
         lr_scale=lr_scale,
         held=held,
     )
-    return ShardedObjective(module, optimiser, mesh, dtype, parallel)
+    return ShardedObjective(module, optimiser, mesh, dtype, parallel, attention)

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from mim3d.engine.models.vit import Recomputed
+from mim3d.engine.arithmetic.recompute import Recomputed
 from mim3d.kernels.masked_norm import masked_norm
 
 SLOPE = 0.01

@@ -6,6 +6,7 @@ Training counts the forward pass three times but for the stem, whose input needs
 
 import math
 
+from mim3d.engine.arithmetic.config import Recompute
 from mim3d.engine.models.config import ViTConfig
 from mim3d.engine.models.resenc.config import ResEncConfig
 
@@ -49,21 +50,25 @@ def decoder_flops(config: ResEncConfig, vit: ViTConfig, outputs: int) -> float:
     return total + conv_flops(math.prod(vit.crop_size), config.features[0], outputs, kernel=1)
 
 
-def activation_values(config: ResEncConfig, vit: ViTConfig, recompute: bool) -> float:
+def activation_values(config: ResEncConfig, vit: ViTConfig, recompute: Recompute) -> float:
     """Values that a crop's U-Net keeps for backward: each convolution's input and result.
 
-    With recomputation the input of every block, and the largest block whole.
+    With recomputation the input of every block (selective: and each convolution's result), and the
+    one block whole of which most is rebuilt.
     """
-    voxels, largest = math.prod(vit.crop_size), 0.0
+    voxels, rebuilt = math.prod(vit.crop_size), 0.0
     kept = 2.0 * voxels * config.features[0] + voxels * vit.channels
     for number, (width, blocks) in enumerate(zip(config.features, config.blocks, strict=True)):
         here = voxels / 8**number * width
         block = 5.0 * here  # input, two results, the first normed, the sum
-        kept += here * blocks if recompute else block * blocks
-        largest = max(largest, block)
+        held = {"none": block, "selective": 3.0 * here, "full": here}[recompute]
+        kept += held * blocks
+        rebuilt = max(rebuilt, block - held)
     for number in range(config.stages - 1):
         here = voxels / 8**number * config.features[number]
         block = (3.0 + 2.0 * config.decoder_convs) * here  # doubled, joined (2), results
-        kept += 2.0 * here if recompute else block
-        largest = max(largest, block)
-    return kept + (largest if recompute else 0.0)
+        results = (3.0 + config.decoder_convs) * here
+        held = {"none": block, "selective": results, "full": 2.0 * here}[recompute]
+        kept += held
+        rebuilt = max(rebuilt, block - held)
+    return kept + rebuilt

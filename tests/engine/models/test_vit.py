@@ -3,7 +3,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mim3d.engine.distributed.parallel import set_recompute
+from mim3d.engine.arithmetic.recompute import set_recompute
 from mim3d.engine.errors import ConfigError
 from mim3d.engine.models.config import ViTConfig
 from mim3d.engine.models.vit import ViT3D

@@ -6,12 +6,9 @@ import torch.distributed as dist
 from torch.distributed.fsdp import FSDPModule
 
 from mim3d.dataio.loader.batch import Batch
-from mim3d.engine.distributed.parallel import (
-    make_mesh,
-    set_recompute,
-    shard_model,
-    transformer_blocks,
-)
+from mim3d.engine.arithmetic.blocks import transformer_blocks
+from mim3d.engine.arithmetic.recompute import set_recompute
+from mim3d.engine.distributed.parallel import make_mesh, shard_model
 from mim3d.engine.models.config import SwinConfig, ViTConfig
 from mim3d.engine.models.flops import run_flops
 from mim3d.engine.planning.machine import known_machine
@@ -31,8 +28,8 @@ def make_batch(config, b):
 def saved_values(config, b=2):
     """Distinct float32 values that autograd keeps for backward, weights left out."""
     model = config.build()
-    for block in transformer_blocks(model) if config.swin and config.parallel.recompute else ():
-        set_recompute(block)
+    for block in transformer_blocks(model) if config.swin else ():
+        set_recompute(block, config.parallel.recompute)
     batch = make_batch(config, b)
     own = {p.untyped_storage().data_ptr() for p in model.parameters()}
     kept = {}
@@ -48,14 +45,14 @@ def saved_values(config, b=2):
     return sum(values for values, _ in kept.values()) / b
 
 
-@pytest.mark.parametrize("recompute", [False, True])
+@pytest.mark.parametrize("recompute", ["none", "full"])
 @pytest.mark.parametrize("name", ["demo-mae", "demo-simmim", "demo-simclr"])
 def test_activations_are_predicted_within_a_tenth(name, recompute, monkeypatch):
     config = recipe(name)
     vit = ViTConfig((32, 32, 64), (8, 8, 8), width=96, depth=6, heads=3)
     parallel = dataclasses.replace(config.parallel, recompute=recompute)
     config = dataclasses.replace(config, vit=vit, parallel=parallel)
-    if recompute:
+    if recompute != "none":
         # What checkpointing keeps is inputs; the block under recomputation is counted once.
         from mim3d.engine.models import vit as vit_module
 
@@ -63,11 +60,11 @@ def test_activations_are_predicted_within_a_tenth(name, recompute, monkeypatch):
 
         def init(self, *arguments):
             plain(self, *arguments)
-            self.recompute = True
+            self.recompute = "full"
 
         monkeypatch.setattr(vit_module.Block, "__init__", init)
         assert activation_values(config) < 0.45 * activation_values(
-            dataclasses.replace(config, parallel=dataclasses.replace(parallel, recompute=False))
+            dataclasses.replace(config, parallel=dataclasses.replace(parallel, recompute="none"))
         )
         assert activation_values(config) >= saved_values(config)
         return
@@ -200,7 +197,7 @@ def test_network_bytes_are_those_of_fsdps_own_calls(gpus, change, monkeypatch):
     assert accumulated_bytes(config, shards, gpus) == pytest.approx(kept, rel=0.02)
 
 
-@pytest.mark.parametrize("recompute", [False, True])
+@pytest.mark.parametrize("recompute", ["none", "full"])
 @pytest.mark.parametrize("name", ["btcv-swin-simmim", "btcv-swin-simclr"])
 def test_a_swins_activations_are_predicted(name, recompute):
     """Windows of 4 fit the grids, those of 7 are padded."""
@@ -212,10 +209,10 @@ def test_a_swins_activations_are_predicted(name, recompute):
         swin=SwinConfig(feature_size=12, window=window),
         parallel=dataclasses.replace(config.parallel, recompute=recompute),
     )
-    if not recompute:
+    if recompute == "none":
         assert activation_values(config) == pytest.approx(saved_values(config), rel=0.05)
         return
     # One block at a time is computed again, on top of what is kept.
-    plain = dataclasses.replace(config.parallel, recompute=False)
+    plain = dataclasses.replace(config.parallel, recompute="none")
     without = activation_values(dataclasses.replace(config, parallel=plain))
     assert saved_values(config) < activation_values(config) < 0.7 * without

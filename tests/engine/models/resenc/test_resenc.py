@@ -12,7 +12,7 @@ from references import prepare_torchvision
 from torch.utils.flop_counter import FlopCounterMode
 
 from mim3d.dataio.loader.batch import Batch
-from mim3d.engine.distributed.parallel import set_recompute
+from mim3d.engine.arithmetic.recompute import set_recompute
 from mim3d.engine.errors import CheckpointError, ConfigError
 from mim3d.engine.models.config import MAEConfig, ViTConfig
 from mim3d.engine.models.masks import draw_masks
