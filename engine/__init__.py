@@ -3,6 +3,7 @@
 Loose files: errors (and exit codes), environment (what this machine has).
 
 Folders, each importing only what stands above it:
+    arithmetic   how a step is computed on a device
     models       encoders, pretext methods, decoders
     distributed  ranks, FSDP2, signals, the launcher
     runs         what a run leaves on disk

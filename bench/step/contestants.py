@@ -19,11 +19,11 @@ from mim3d.dataio.loader.loader import Loader
 from mim3d.engine.arithmetic.blocks import transformer_blocks
 from mim3d.engine.arithmetic.precision import choose_precision
 from mim3d.engine.arithmetic.recompute import set_recompute
-from mim3d.engine.distributed.parallel import make_mesh, shard_group, shard_model
 from mim3d.engine.distributed.process_group import Ranks
 from mim3d.engine.models.config import MAEConfig
+from mim3d.engine.models.objective import Objective
 from mim3d.engine.pretrain.config import PretrainConfig
-from mim3d.engine.training.optim import ShardedOptimiser
+from mim3d.engine.training.sharding import shard_objective
 from mim3d.engine.training.train_step import Stepper
 
 
@@ -90,17 +90,11 @@ def random_batch(config: PretrainConfig, ranks: Ranks) -> Batch:
 
 
 def make_stepper(
-    config: PretrainConfig, ranks: Ranks, module: nn.Module, batches: Iterator[Batch]
+    config: PretrainConfig, ranks: Ranks, module: Objective, batches: Iterator[Batch]
 ) -> Stepper:
     """The engine's step around a module."""
-    dtype = choose_precision(config.parallel.precision, ranks.device)
-    mesh = make_mesh(ranks.device, ranks.world, config.parallel.replicate)
-    module.to(ranks.device)
-    model = shard_model(module, mesh, config.parallel, dtype)
-    optimiser = ShardedOptimiser(
-        module.named_parameters(), config.optim, shard_group(mesh), scaled=dtype == torch.float16
-    )
-    return Stepper(model, optimiser, batches, ranks, config.parallel.grad_accum)
+    part = shard_objective(module.to(ranks.device), config.optim, config.parallel, ranks)
+    return Stepper(part.module, part.optimiser, batches, ranks, config.parallel.grad_accum)
 
 
 def bare_step(

@@ -1,4 +1,5 @@
 """How a step is computed on a device, apart from what it computes: config (the choices), blocks
 (the parts of a model that choices are made for), precision, recompute (activation checkpointing),
-attention (its kernels).
+attention (its kernels), flat (many tensors in one), masters (float32 weights beside a half copy),
+graph (a step that the device repeats).
 """

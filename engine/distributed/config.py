@@ -29,12 +29,17 @@ class ParallelConfig:
     """Kernels of attention, where torch's own choice (auto, told in every row) is not the best."""
     compile: bool = False
     """torch.compile every block."""
+    cuda_graph: bool = True
+    """Where one GPU steps on batches of one shape, repeat the step as one CUDA graph: no time of
+    the host. Rates are then rounded to float32."""
     reshard_after_forward: bool = True
     """Free a block's gathered parameters after its forward pass."""
     min_block_parameters: int = 1_000_000
     """Smaller blocks are gathered with the root: a collective of their own would cost more."""
     one_rank: Literal["whole", "sharded"] = "whole"
-    """A single rank in fp32: the model as it is, or FSDP all the same, copying it each step."""
+    """Ranks that each hold all weights (one, or as many as parallel.replicate): the model as it is,
+    beside float32 weights where it computes in a half type; or sharded by FSDP all the same, which
+    copies it each step, to the same numbers."""
     deterministic: bool = False
     """Deterministic kernels on a GPU, slower: there, bitwise repeats and resumes need it."""
     timeout_s: float = 600.0

@@ -1,7 +1,8 @@
 """A model over ranks: recomputation, compilation, then FSDP2.
 
-One rank takes the same path where FSDP2 has something to do there: weights are cast to a half
-type. Where it would only copy every weight and gradient once a step, the model is left whole.
+Where each rank holds all weights, being the only one or one of `parallel.replicate`, there is
+nothing to shard, and FSDP2 would copy every weight and gradient by itself: the model is left whole.
+Its arithmetic in a half type is `arithmetic.masters`'s.
 """
 
 import dataclasses
@@ -12,7 +13,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch import nn
+from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 
@@ -54,13 +55,16 @@ def shard_model(
             # Encoder and decoder blocks share their code but not their token counts: left to
             # itself, dynamo would compile whichever comes second for any count.
             block.compile(dynamic=False)
-    if stays_whole(config, mesh.size(), dtype):
+    own = own_collectives(model, config.min_block_parameters)
+    if stays_whole(config, mesh.size()):
+        if dtype != torch.float32:
+            for block in own:
+                cast_inputs(block, dtype)  # as FSDP2 does for these
         return model
     policy = MixedPrecisionPolicy(param_dtype=dtype, reduce_dtype=torch.float32)
     if dtype == torch.float32:
         policy = MixedPrecisionPolicy()
     make_contiguous(model)
-    own = own_collectives(model, config.min_block_parameters)
     for block in own:
         fully_shard(
             block,
@@ -81,9 +85,33 @@ def shard_model(
     return model
 
 
-def stays_whole(config: ParallelConfig, world: int, dtype: torch.dtype) -> bool:
+def stays_whole(config: ParallelConfig, world: int) -> bool:
     """Whether a model is left as it is, where FSDP2 would only copy every weight each step."""
-    return world == 1 and dtype == torch.float32 and config.one_rank == "whole"
+    return config.replicate == world and config.one_rank == "whole"
+
+
+def keeps_masters(config: ParallelConfig, world: int, dtype: torch.dtype) -> bool:
+    """Whether such a model computes in another copy of its weights, or sums over replicas."""
+    return stays_whole(config, world) and (world > 1 or dtype != torch.float32)
+
+
+def replicas(mesh: DeviceMesh) -> dist.ProcessGroup | None:
+    """Ranks that hold the same shards; None where there is one."""
+    return mesh.get_group("replicate") if mesh.ndim > 1 else None
+
+
+def cast_inputs(block: nn.Module, dtype: torch.dtype) -> None:
+    """Have a block's floating inputs cast before each forward pass."""
+
+    def cast(value: object) -> object:
+        if isinstance(value, Tensor) and value.is_floating_point():
+            return value.to(dtype)
+        return value
+
+    def before(module: nn.Module, given: tuple[Any, ...]) -> tuple[Any, ...]:
+        return tuple(map(cast, given))
+
+    block.register_forward_pre_hook(before)
 
 
 def link_prefetch(blocks: list[FSDPModule]) -> None:

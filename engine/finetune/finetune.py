@@ -116,7 +116,8 @@ def train(
     out, ranks = sitting.out, sitting.ranks
     flops = step_flops(config, task.net)
     task.dtype = choose_precision(config.parallel.precision, ranks.device)
-    network = WholeNetwork(task.net, stays_whole(config.parallel, ranks.world, task.dtype))
+    in_place = stays_whole(config.parallel, ranks.world) and task.dtype == torch.float32
+    network = WholeNetwork(task.net, in_place)
     optim = OptimConfig(weight_decay=config.weight_decay, beta2=0.999, clip_norm=config.clip_norm)
     part = shard_objective(
         *(task, optim, config.parallel, ranks),

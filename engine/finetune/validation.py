@@ -10,9 +10,9 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.distributed.tensor import DTensor
 
 from mim3d.dataio.progress import Progress
+from mim3d.engine.arithmetic.masters import whole_state
 from mim3d.engine.distributed.process_group import Ranks
 from mim3d.engine.finetune.config import FinetuneConfig
 from mim3d.engine.finetune.splits import Splits
@@ -38,8 +38,8 @@ class WholeNetwork:
         """The network in evaluation mode; every rank takes part."""
         if self.whole is not self.net:
             into = self.whole.state_dict()
-            for name, tensor in self.net.state_dict().items():
-                into[name].copy_(tensor.full_tensor() if isinstance(tensor, DTensor) else tensor)
+            for name, tensor in whole_state(self.net).items():
+                into[name].copy_(tensor)
         self.whole.eval()
         try:
             yield self.whole

@@ -47,7 +47,8 @@ class ShardedLamb(torch.optim.Optimizer):
         healthy = 1.0 - self.found_inf
         state = [self.state[piece] for piece in pieces]
         first, second = ([s[name] for s in state] for name in ("exp_avg", "exp_avg_sq"))
-        torch._foreach_add_([s["step"] for s in state], healthy)
+        # A list: given one 0-d tensor, torch's parser would ask the device for its value.
+        torch._foreach_add_([s["step"] for s in state], [healthy] * len(state))
         # Multiplied by zero a NaN stays one: bad gradients are replaced, then weigh nothing.
         bad, zero = self.found_inf.bool(), torch.zeros_like(self.grad_scale)
         given = (piece.grad for piece in pieces if piece.grad is not None)

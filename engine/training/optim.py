@@ -17,6 +17,8 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 from torch.nn.utils import get_total_norm
 
+from mim3d.engine.arithmetic.flat import views_of
+from mim3d.engine.arithmetic.masters import Masters
 from mim3d.engine.errors import ConfigError
 from mim3d.engine.training.config import OptimConfig
 from mim3d.engine.training.lamb import ShardedLamb
@@ -59,16 +61,25 @@ def parameter_groups(
     lr_scale: Callable[[str], float],
     held: Callable[[str], bool] = lambda name: False,
 ) -> list[dict[str, Any]]:
-    """Pieces by what they share: whether they decay, the scale of their rate, who may be held."""
-    groups: dict[tuple[bool, float, bool], list[Tensor]] = {}
+    """Pieces by what they share: whether they decay, the scale of their rate, who may be held.
+
+    `names` are theirs, in the same order.
+    """
+    groups: dict[tuple[bool, float, bool], list[str]] = {}
     for on in (True, False):
         for name, parameter in named.items():
             if (decayed(name, parameter) or config.decays == "all") == on:
-                groups.setdefault((on, lr_scale(name), held(name)), []).append(local[name])
+                groups.setdefault((on, lr_scale(name), held(name)), []).append(name)
     decay = {True: config.weight_decay, False: 0.0}
     return [
-        {"params": pieces, "weight_decay": decay[on], "lr_scale": scale, "held": waits}
-        for (on, scale, waits), pieces in groups.items()
+        {
+            "params": [local[name] for name in names],
+            "names": names,
+            "weight_decay": decay[on],
+            "lr_scale": scale,
+            "held": waits,
+        }
+        for (on, scale, waits), names in groups.items()
     ]
 
 
@@ -76,8 +87,9 @@ class ShardedOptimiser:
     """AdamW (torch's or apex's fused), LAMB (ours or apex's) or SGD on a rank's pieces of weights.
 
     Pieces are the local shards of FSDP parameters; a parameter that one rank holds whole is its
-    own piece. `lr_scale` gives a parameter's share of the rate, by its name; those that `held`
-    names stay as they are while `holding`.
+    own piece. Of `masters`, whose weights the parameters then are, kernels that take each value by
+    itself get a flat piece for a group. `lr_scale` gives a parameter's share of the rate, by its
+    name; those that `held` names stay as they are while `holding`.
     """
 
     def __init__(
@@ -89,26 +101,46 @@ class ShardedOptimiser:
         scaled: bool = False,
         lr_scale: Callable[[str], float] = lambda name: 1.0,
         held: Callable[[str], bool] = lambda name: False,
+        masters: Masters | None = None,
     ) -> None:
-        self.config, self.group, self.scaled = config, group, scaled
+        self.config, self.group, self.scaled, self.masters = config, group, scaled, masters
         self.holding = False
         self.named = {name: p for name, p in parameters if p.requires_grad}
         self.local = {name: self._piece(p) for name, p in self.named.items()}
         self.device = next(iter(self.local.values())).device
         groups = parameter_groups(self.named, self.local, config, lr_scale, held)
+        names = [group["names"] for group in groups]
+        flats = masters.flatten(names) if masters is not None else []
+        if flats and config.impl == "torch" and config.kind != "lamb":
+            for shared, flat in zip(groups, flats, strict=True):
+                shared["params"] = [flat]
         self.inner = self._make_inner(groups)
         self.steps_done = torch.zeros((), device=self.device)
-        for name, piece in self.local.items():
-            # The count stands in every state because torch's fused kernel advances it per tensor.
-            counts = config.impl != "apex" and config.kind != "sgd"
-            count = {"step": torch.zeros((), device=self.device)} if counts else {}
-            moments = {moment: torch.zeros_like(piece) for moment in MOMENTS[config.kind]}
-            self.inner.state[self.local[name]] = {**count, **moments}
+        self.moments: dict[str, dict[str, Tensor]] = {}
+        """Of each parameter, by its name, in its shape."""
+        for shared in self.inner.param_groups:
+            self._make_state(shared["params"], shared["names"])
         start = SCALE_START if scaled else 1.0
         self.loss_scale = torch.full((), start, device=self.device)
         self.growth = torch.zeros((), dtype=torch.int32, device=self.device)
         self.bad_total = torch.zeros((), device=self.device)
         self.bad_in_row = torch.zeros((), device=self.device)
+
+    def _make_state(self, pieces: list[Tensor], names: list[str]) -> None:
+        """Count and moments of a group's pieces, each a parameter's or all of them in one."""
+        config = self.config
+        for piece in pieces:
+            # The count stands in every state because torch's fused kernel advances it per tensor.
+            counts = config.impl != "apex" and config.kind != "sgd"
+            count = {"step": torch.zeros((), device=self.device)} if counts else {}
+            moments = {moment: torch.zeros_like(piece) for moment in MOMENTS[config.kind]}
+            self.inner.state[piece] = {**count, **moments}
+        parts = [self.local[name] for name in names]
+        for moment in MOMENTS[config.kind]:
+            kept = [self.inner.state[piece][moment] for piece in pieces]
+            own = kept if pieces[0] is parts[0] else views_of(kept[0], parts)
+            for name, tensor in zip(names, own, strict=True):
+                self.moments.setdefault(name, {})[moment] = tensor
 
     def _piece(self, parameter: nn.Parameter) -> Tensor:
         if isinstance(parameter, DTensor):
@@ -142,23 +174,66 @@ class ShardedOptimiser:
         return load_apex(config.kind)(groups, max_grad_norm=float("inf"), **common)
 
     def step(self, lr: float) -> Tensor:
+        """Update at rate `lr`; see `update`."""
+        self.set_rate(lr)
+        return self.update()
+
+    def set_rate(self, lr: float) -> None:
+        """The rate of coming updates, each group's own share of it."""
+        for group in self.inner.param_groups:
+            rate = 0.0 if self.holding and group["held"] else lr * group["lr_scale"]
+            if isinstance(group["lr"], Tensor):
+                group["lr"].fill_(rate)
+            else:
+                group["lr"] = rate
+
+    def make_capturable(self) -> None:
+        """Have rates lie on the device, in float32, so that a captured update reads them there."""
+        for group in self.inner.param_groups:
+            group["lr"] = torch.zeros((), device=self.device)
+            group["capturable"] = True
+
+    def update(self) -> Tensor:
         """Update from the gradients and drop them; returns their global norm (0-d, on device)."""
         with torch.no_grad():
-            for name, parameter in self.named.items():
-                grad = parameter.grad
-                assert grad is not None, f"{name} has no gradient"
-                if isinstance(grad, DTensor):
-                    self.local[name].grad = grad.to_local()
+            self._take_gradients()
             norm = self.global_norm() / self.loss_scale
             bad = (~norm.isfinite()).float()
             scale = self.loss_scale.clone()
             if self.config.clip_norm > 0.0:
                 scale *= (norm / self.config.clip_norm).clamp(min=1.0)
-            self._update(lr, scale, bad)
+            self._update(scale, bad)
             self._count(bad)
+        if self.masters is not None:
+            self.masters.publish()
+            return norm
         for name, parameter in self.named.items():
             parameter.grad = self.local[name].grad = None
         return norm
+
+    def collect(self) -> None:
+        """Keep a micro-batch's gradients, where they would be summed in a half type."""
+        if self.masters is not None:
+            self.masters.collect()
+
+    def forget(self) -> None:
+        """Drop gradients of a step that broke off."""
+        if self.masters is not None:
+            self.masters.forget()
+            return
+        for name, parameter in self.named.items():
+            parameter.grad = self.local[name].grad = None
+
+    def _take_gradients(self) -> None:
+        if self.masters is not None:
+            self.masters.collect()
+            self.masters.exchange()
+            return
+        for name, parameter in self.named.items():
+            grad = parameter.grad
+            assert grad is not None, f"{name} has no gradient"
+            if isinstance(grad, DTensor):
+                self.local[name].grad = grad.to_local()
 
     def global_norm(self) -> Tensor:
         """Euclidean norm of the whole gradient, from each rank's pieces."""
@@ -170,9 +245,7 @@ class ShardedOptimiser:
         dist.all_reduce(square, group=self.group)
         return square.sqrt()
 
-    def _update(self, lr: float, scale: Tensor, bad: Tensor) -> None:
-        for group in self.inner.param_groups:
-            group["lr"] = 0.0 if self.holding and group["held"] else lr * group["lr_scale"]
+    def _update(self, scale: Tensor, bad: Tensor) -> None:
         if self.config.impl == "torch":
             self.inner.grad_scale, self.inner.found_inf = scale, bad  # pyright: ignore[reportAttributeAccessIssue]
             self.inner.step()
@@ -202,17 +275,18 @@ class ShardedOptimiser:
         }
         with torch.no_grad():
             for name, parameter in self.named.items():
-                for moment in MOMENTS[self.config.kind]:
-                    piece = self.inner.state[self.local[name]][moment]
+                for moment, piece in self.moments[name].items():
                     state[f"optim.{moment}.{name}"] = placed_like(parameter, piece)
         return state
 
     def after_load(self) -> None:
-        """Hand the loaded step count to the optimiser's own counters.
+        """Hand the loaded step count to the optimiser's own counters, and weights to their copy.
 
         A checkpoint of another precision brings that one's loss scale, which must not stay: without
         scaling every gradient would be divided by it, with scaling 1 would let small ones vanish.
         """
+        if self.masters is not None:
+            self.masters.publish_all()
         if not self.scaled:
             self.loss_scale.fill_(1.0)
             self.growth.zero_()

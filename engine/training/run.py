@@ -8,6 +8,7 @@ from typing import Any
 
 from mim3d.dataio.loader.loader import Loader
 from mim3d.dataio.progress import Progress
+from mim3d.engine.arithmetic.graph import WARMUP
 from mim3d.engine.distributed.process_group import Ranks
 from mim3d.engine.distributed.stop import StopSignal
 from mim3d.engine.runs.checkpoint import Checkpointer
@@ -60,6 +61,21 @@ class RunSettings:
     """Steps before the schedule, in which a head trains alone."""
 
 
+def repeat_steps(
+    stepper: Stepper, sharded: ShardedObjective, note: Callable[[str], None], **how: Any
+) -> None:
+    """Have the device repeat steps where nothing is in the way, and say which it is."""
+    obstacle = sharded.capture_obstacle()
+    if obstacle:
+        note(f"steps are launched kernel by kernel, not repeated as one CUDA graph: {obstacle}")
+        return
+    stepper.repeat(note, **how)
+    note(
+        f"steps are repeated as one CUDA graph, captured after the first {WARMUP} "
+        "(--parallel.no-cuda-graph launches them kernel by kernel)"
+    )
+
+
 class Run:
     """One sitting of a run; `before` are hooks whose figures stand in rows, `after` the others."""
 
@@ -98,6 +114,8 @@ class Run:
         stepper = Stepper(
             sharded.module, sharded.optimiser, loader, ranks, sharded.parallel.grad_accum
         )
+        if ranks.device.type == "cuda":
+            repeat_steps(stepper, sharded, sitting.shown.note)
         steps, head_steps = settings.steps, settings.head_steps
         rate = partial(lr_at, settings.schedule, steps=steps, head_steps=head_steps)
         self.trainer = Trainer(stepper, rate, settings.steps, hooks)

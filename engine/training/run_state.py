@@ -4,8 +4,8 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
-from torch.distributed.tensor import DTensor
 
+from mim3d.engine.arithmetic.masters import master_of, whole_state
 from mim3d.engine.distributed.process_group import Ranks
 from mim3d.engine.runs.checkpoint import HOOK_PREFIX, RNG_PREFIX, State
 from mim3d.engine.training.optim import ShardedOptimiser
@@ -14,7 +14,7 @@ from mim3d.engine.training.trainer import Hook
 
 def run_state(module: nn.Module, optimiser: ShardedOptimiser) -> State:
     """Sharded weights and optimiser state by name; loading writes into these very tensors."""
-    state: State = {f"model.{name}": p.detach() for name, p in module.named_parameters()}
+    state: State = {f"model.{n}": master_of(p).detach() for n, p in module.named_parameters()}
     for name, buffer in module.named_buffers():
         if is_kept(module, name):
             state[f"model.{name}"] = buffer
@@ -63,8 +63,4 @@ def restore_hooks(state: State, hooks: Sequence[Hook], ranks: Ranks) -> None:
 
 def full_weights(module: nn.Module) -> dict[str, Tensor]:
     """Whole float32 weights on the CPU by name; every rank takes part, each gets them all."""
-    weights: dict[str, Tensor] = {}
-    for name, tensor in module.state_dict().items():
-        whole = tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
-        weights[name] = whole.detach().cpu()
-    return weights
+    return {name: tensor.cpu() for name, tensor in whole_state(module).items()}

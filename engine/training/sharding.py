@@ -5,14 +5,18 @@ from dataclasses import dataclass
 
 import torch
 from torch.distributed.device_mesh import DeviceMesh
-from torch.distributed.fsdp import register_fsdp_forward_method
+from torch.distributed.fsdp import FSDPModule, register_fsdp_forward_method
 
 from mim3d.engine.arithmetic.attention import attention_of
+from mim3d.engine.arithmetic.masters import Masters
 from mim3d.engine.arithmetic.precision import choose_precision
+from mim3d.engine.arithmetic.recompute import Recomputed
 from mim3d.engine.distributed.config import ParallelConfig
 from mim3d.engine.distributed.parallel import (
     communication_seconds,
+    keeps_masters,
     make_mesh,
+    replicas,
     shard_group,
     shard_model,
 )
@@ -38,6 +42,22 @@ class ShardedObjective:
         """Seconds of a step's collectives alone; every rank takes part."""
         return communication_seconds(self.module, self.mesh, self.parallel, self.dtype)
 
+    def capture_obstacle(self) -> str:
+        """Why a step of this cannot be repeated as one CUDA graph; empty where it can."""
+        parallel, optimiser = self.parallel, self.optimiser
+        draws = any(part.draws for part in self.module.modules() if isinstance(part, Recomputed))
+        obstacles = {
+            "parallel.cuda_graph is off": not parallel.cuda_graph,
+            f"{self.mesh.size()} ranks": self.mesh.size() > 1,
+            "weights are sharded (parallel.one_rank)": isinstance(self.module, FSDPModule),
+            "blocks are compiled (parallel.compile)": parallel.compile,
+            f"{parallel.grad_accum} micro-batches a step": parallel.grad_accum > 1,
+            "fp16 has a loss scaler": optimiser.scaled,
+            "apex's update waits for the host": optimiser.config.impl == "apex",
+            "recomputed blocks draw who skips them": parallel.recompute != "none" and draws,
+        }
+        return next((why for why, holds in obstacles.items() if holds), "")
+
 
 def shard_objective(
     module: Objective,
@@ -55,12 +75,16 @@ def shard_objective(
     register_fsdp_forward_method(module, "encoder_tokens")
     if isinstance(module, Reconstructs):
         register_fsdp_forward_method(module, "reconstruct")
+    masters = None
+    if keeps_masters(parallel, ranks.world, dtype):
+        masters = Masters(module, dtype, replicas(mesh))
     optimiser = ShardedOptimiser(
-        module.named_parameters(),
+        module.named_parameters() if masters is None else masters.masters.items(),
         optim,
         shard_group(mesh),
         scaled=dtype == torch.float16,
         lr_scale=lr_scale,
         held=held,
+        masters=masters,
     )
     return ShardedObjective(module, optimiser, mesh, dtype, parallel, attention)

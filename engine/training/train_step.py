@@ -1,7 +1,7 @@
 """One optimiser step: batches in, forward, backward, update; nothing in it waits for the device."""
 
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 
 import torch
@@ -12,6 +12,7 @@ from torch.distributed.fsdp import FSDPModule
 from mim3d.dataio.loader.batch import Batch
 from mim3d.dataio.loader.loader import Loader
 from mim3d.dataio.waiting import GivenUpError
+from mim3d.engine.arithmetic.graph import Capture, StepGraph, cuda_capture
 from mim3d.engine.distributed.heartbeat import COMPUTING, WAITING, beat
 from mim3d.engine.distributed.process_group import Ranks
 from mim3d.engine.models.objective import HasBaselines
@@ -76,11 +77,20 @@ class Stepper:
         self.share = 1.0 / (ranks.world * grad_accum)
         self.clock = StageClock(ranks.device)
         self.last_batch: Batch | None = None
+        self.graph: StepGraph | None = None
+        """Steps that the device repeats by itself, where there is one micro-batch."""
+
+    def repeat(self, note: Callable[[str], None], capture: Capture = cuda_capture) -> None:
+        """Have the device repeat steps; `note` hears of it where it cannot."""
+        self.optimiser.make_capturable()
+        forget, device = self.optimiser.forget, self.ranks.device
+        self.graph = StepGraph(self._whole_step, device, note, forget, capture)
 
     def step(self, lr: float, measure: bool) -> StepFigures:
         """One update at rate `lr`; `measure` adds the baselines' losses and stage times."""
         self.clock.begin(active=measure)
-        waited, losses, metrics = 0.0, [], {}
+        self.optimiser.set_rate(lr)
+        waited, losses, metrics, norm = 0.0, [], {}, None
         place = self.batches.state_dict() if isinstance(self.batches, Loader) else None
         volumes: list[Tensor] = []
         for i_micro in range(self.grad_accum):
@@ -93,7 +103,12 @@ class Stepper:
             last = i_micro == self.grad_accum - 1
             if self.grad_accum > 1 and isinstance(self.model, FSDPModule):
                 self.model.set_requires_gradient_sync(last)
-            loss, metrics = self._micro_step(batch)
+            if self.graph is not None and self.graph.fits(batch):
+                loss, norm, metrics = self._repeated(self.graph, batch)
+            else:
+                loss, metrics = self._micro_step(batch)
+            if not last:
+                self.optimiser.collect()
             losses.append(loss)
             volumes.append(batch.volume)
             if measure and last and isinstance(self.model, HasBaselines):
@@ -101,8 +116,9 @@ class Stepper:
                 metrics = metrics | self.model.baselines(batch)
                 self.clock.mark("measure")
             self.last_batch = batch
-        norm = self.optimiser.step(lr)
-        self.clock.mark("optimiser")
+        if norm is None:
+            norm = self.optimiser.update()
+            self.clock.mark("optimiser")
         return StepFigures(norm, losses, metrics, waited, volumes)
 
     def _next(self, place: Mapping[str, int] | None) -> Batch:
@@ -121,6 +137,19 @@ class Stepper:
         (loss * self.optimiser.loss_scale if self.optimiser.scaled else loss).backward()
         self.clock.mark("backward")
         return loss.detach(), metrics
+
+    def _whole_step(self, batch: Batch) -> dict[str, Tensor]:
+        """Loss, gradient norm and metrics of one step, which asks the host for nothing."""
+        loss, metrics = self._micro_step(batch)
+        return {"loss": loss, "grad_norm": self.optimiser.update(), **metrics}
+
+    def _repeated(self, graph: StepGraph, batch: Batch) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+        """The same by the device alone, whose stages are not told apart."""
+        timed, self.clock.active = self.clock.active, False
+        found = graph(batch)
+        self.clock.active = timed
+        self.clock.mark("step")
+        return found.pop("loss"), found.pop("grad_norm"), found
 
     def read(self, figures: StepFigures, mean: MeanLoss) -> dict[str, float]:
         """Figures as numbers, reduced over ranks: the one place where the host waits.
