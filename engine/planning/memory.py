@@ -16,6 +16,7 @@ from dataclasses import dataclass
 
 from mim3d.dataio.reader.corpus import is_address
 from mim3d.dataio.registry import resolved
+from mim3d.engine.distributed.parallel import stays_whole
 from mim3d.engine.models.registry import way_of
 from mim3d.engine.planning.corpus import CorpusFacts
 from mim3d.engine.planning.sharding import ShardSizes
@@ -45,14 +46,23 @@ def activation_values(config: PretrainConfig) -> float:
 
 def accumulated_bytes(config: PretrainConfig, shards: ShardSizes, gpus: int) -> float:
     """Bytes of gradients that are summed whole, in fp32, before ranks exchange them."""
-    accumulates = config.parallel.grad_accum > 1 and not is_left_whole(config, gpus)
-    return 4.0 * shards.parameters if accumulates else 0.0
+    if config.parallel.grad_accum == 1:
+        return 0.0
+    if is_left_whole(config, gpus):  # a micro-batch's in the half type, beside the sum
+        return half_copy_bytes(config, shards, gpus) / 2
+    return 4.0 * shards.parameters
+
+
+def half_copy_bytes(config: PretrainConfig, shards: ShardSizes, gpus: int) -> float:
+    """Bytes of the copy of whole weights that is computed with, and of its gradients."""
+    width = compute_bytes(config)
+    copies = is_left_whole(config, gpus) and width < 4
+    return 2.0 * width * shards.parameters if copies else 0.0
 
 
 def is_left_whole(config: PretrainConfig, gpus: int) -> bool:
-    """Whether FSDP has nothing to do, so that weights and gradients are there once."""
-    parallel = config.parallel
-    return gpus == 1 and parallel.precision == "fp32" and parallel.one_rank == "whole"
+    """Whether FSDP has nothing to do, as each rank has all weights."""
+    return stays_whole(config.parallel, gpus)
 
 
 @dataclass(frozen=True)
@@ -60,7 +70,7 @@ class Memory:
     """GB of a rank: what is on its device, and what in the host's memory."""
 
     state: float
-    """Weights, gradients and the optimiser's moments, exact."""
+    """Weights, gradients and the optimiser's moments, exact; of whole ones the half copy too."""
     gathered: float
     accumulated: float
     """Whole gradients kept from micro-batch to micro-batch."""
@@ -107,7 +117,10 @@ def memory_of(
     moments = len(MOMENTS[config.optim.kind])
     saved = 4.0 * (1 + moments) * shards.local_parameters
     return Memory(
-        state=state_bytes(config) * shards.local_parameters / 1e9,
+        state=(
+            state_bytes(config) * shards.local_parameters + half_copy_bytes(config, shards, gpus)
+        )
+        / 1e9,
         gathered=width * gathered / 1e9,
         accumulated=accumulated_bytes(config, shards, gpus) / 1e9,
         activations=width * activation_values(config) * micro_batch / 1e9,

@@ -62,7 +62,7 @@ def memory_need(config: PretrainConfig, plan: Plan, machine: Machine) -> Need | 
 
 def less_memory(plan: Plan) -> str:
     """What makes a rank need less; the chunks kept on the device first, they cost only speed."""
-    less = "raise --gpus or --parallel.grad-accum, or set --parallel.recompute"
+    less = "raise --gpus or --parallel.grad-accum, or set --parallel.recompute full"
     return f"lower --data.cache-bytes, {less}" if plan.memory.cache else less
 
 

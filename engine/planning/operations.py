@@ -19,7 +19,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from mim3d.dataio.loader.batch import Batch
-from mim3d.engine.distributed.parallel import transformer_blocks
+from mim3d.engine.arithmetic.blocks import transformer_blocks
 from mim3d.engine.planning.sharding import meta_model
 from mim3d.engine.pretrain.config import PretrainConfig
 

@@ -90,7 +90,7 @@ def step_time(
     """Of one step of `config`, whose micro-batches are `work`."""
     parts, whole = config.parallel.grad_accum, is_left_whole(config, gpus)
     done = executed(work, config)
-    again = recomputed_s(work, machine) if config.parallel.recompute else 0.0
+    again = recomputed_s(work, machine) if config.parallel.recompute == "full" else 0.0
     device = dict.fromkeys(KINDS.values(), 0.0)
     for one in done:
         device[KINDS[one.kind]] += parts * machine.laws.seconds(one)
@@ -99,8 +99,8 @@ def step_time(
     device["optimiser"] = machine.laws.families["optimiser"].of(
         {"calls": work.tensors, "parameters": shards.local_parameters}
     )
-    if not whole and machine.kind == "cuda":
-        device["casts"] = cast_bytes(config, shards) * byte_s(machine)
+    if machine.kind == "cuda":
+        device["casts"] = cast_bytes(config, shards, whole) * byte_s(machine)
     if config.data.loader.cache == "device":
         device["decoding"] = parts * decoded_bytes(config, gpus) / gb(machine, "decode_gb_per_s")
     host_s = host_seconds(config, gpus, machine, work, whole)
@@ -180,12 +180,15 @@ def in_blocks(work: Work) -> float:
     return inside / max(forward, 1)
 
 
-def cast_bytes(config: PretrainConfig, shards: ShardSizes) -> float:
-    """Bytes that FSDP moves to have weights in the half type and gradients in float32 again.
+def cast_bytes(config: PretrainConfig, shards: ShardSizes, whole: bool) -> float:
+    """Bytes moved to have weights in the half type and gradients in float32 again.
 
+    Of whole weights each once (12 a parameter), with FSDP more:
     Weights are read (4) and written as halves (2), once more where blocks are freed after forward,
     and gathered ones copied; gradients are read (2) and written (4), and summed.
     """
+    if whole:
+        return 0.0 if compute_bytes(config) == 4 else 12.0 * shards.parameters
     if compute_bytes(config) == 4:
         return 8.0 * shards.parameters
     times = 2 if config.parallel.reshard_after_forward else 1

@@ -99,6 +99,10 @@ def test_state_is_weights_gradients_and_the_moments_of_the_optimiser(kind, value
     config = recipe("demo-mae")
     config = dataclasses.replace(config, optim=dataclasses.replace(config.optim, kind=kind))
     plan = make_plan(config, 1, known_machine("H200"))
+    # One rank in bf16 has a half copy beside them, and its gradients.
+    assert plan.memory.state == pytest.approx((4 * values + 2 + 2) * plan.parameters / 1e9)
+    sharded = dataclasses.replace(config.parallel, one_rank="sharded")
+    plan = make_plan(dataclasses.replace(config, parallel=sharded), 1, known_machine("H200"))
     assert plan.memory.state == pytest.approx(4 * values * plan.parameters / 1e9)
 
 
