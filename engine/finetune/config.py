@@ -250,7 +250,7 @@ def identity(config: FinetuneConfig) -> dict[str, Any]:
 
 OFF: dict[str, Any] = {
     **{"class_weights": "none", "resenc": None, "init_axes": "auto", "init_channels": "auto"},
-    **{"layer_decay": 1.0, "drop_path": 0.0, "head_steps": 0},
+    **{"layer_decay": 1.0, "drop_path": 0.0, "head_steps": 0, "artefacts": []},
 }
 """Fields that came later, with the value that stands for their absence."""
 absent = object()

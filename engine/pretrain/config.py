@@ -177,6 +177,7 @@ OFF: dict[str, Any] = {
     "node_rotation": 0.0,
     "shares": [],
     "where": [],
+    "artefacts": [],
 }
 """Fields of `data` that came later, with the value that stands for their absence."""
 LATER_ENCODERS = ("resenc",)

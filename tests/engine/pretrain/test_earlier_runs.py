@@ -64,7 +64,7 @@ def test_a_run_of_an_earlier_version_is_gone_on_with(tmp_path: Path) -> None:
     written = before.stat().st_mtime_ns
     file = tmp_path / "run" / "config.json"
     stored = json.loads(file.read_text())
-    later_fields = ("cache_policy", "nodes", "node_rotation", "shares", "where")
+    later_fields = ("cache_policy", "nodes", "node_rotation", "shares", "where", "artefacts")
     for later in (*later_fields, "remote_requests", "remote_bytes"):
         del stored["data"][later]
     earlier = json.loads((EARLIER / "pretrain-config.json").read_text())
