@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 from mim3d.engine.analysis.family import first_groups, headline_family, primary_share
-from mim3d.engine.analysis.naming import capital, encoder_name
+from mim3d.engine.analysis.naming import capital, pair_names
 from mim3d.engine.analysis.results import Study
 from mim3d.engine.analysis.summary import (
     MIM,
@@ -47,9 +47,7 @@ def described_speed(study: Study, group: GroupSummary, comparison: Comparison) -
     """The ratio of two arms at the primary target, as measured."""
     share = primary_target(group.targets, primary_share(study)).share
     found = comparison.at[share]
-    first, second = (
-        encoder_name(study, group, arm) for arm in (comparison.first, comparison.second)
-    )
+    first, second = pair_names(study, group, comparison)
     goal = f"{100 * share:g} % of {arm_name(group.reference)}'s best score"
     if found.ratio is None:
         text = f"{capital(first)} over {second}: no ratio."
@@ -79,8 +77,8 @@ def lost_statement(group: GroupSummary, arm: ArmSummary) -> Statement | None:
 
 def described_final(comparison: Comparison) -> Statement:
     """Difference of the final scores of two arms, as measured."""
-    on = on_encoder(comparison.encoder)
-    first, second = (arm_name(arm) + on for arm in (comparison.first, comparison.second))
+    first = arm_name(comparison.first)
+    second = arm_name(comparison.second) + on_encoder(comparison.encoder)
     found = comparison.final
     if found.mean is None:
         return Statement("neutral", f"Final score of {first} and {second}: {found.why}.")

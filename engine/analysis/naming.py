@@ -11,8 +11,16 @@ def encoder_name(study: Study, group: GroupSummary, arm: str) -> str:
 
     Runs that share an encoder vary by fine-tuning alone: what they show is of that encoder.
     """
-    name, on = arm_name(arm), on_encoder(group.group.encoder)
-    return f"this {name} encoder{on}" if shares_pretraining(study, group, arm) else f"{name}{on}"
+    name = arm_name(arm)
+    return f"this {name} encoder" if shares_pretraining(study, group, arm) else name
+
+
+def pair_names(study: Study, group: GroupSummary, comparison: Comparison) -> tuple[str, str]:
+    """How both arms of a comparison are named; the second with the encoder that both have."""
+    first, second = (
+        encoder_name(study, group, arm) for arm in (comparison.first, comparison.second)
+    )
+    return first, second + on_encoder(comparison.encoder)
 
 
 def shares_pretraining(study: Study, group: GroupSummary, arm: str) -> bool:

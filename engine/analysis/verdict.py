@@ -10,7 +10,7 @@ from mim3d.engine.analysis.family import (
     planned_family,
     read_family,
 )
-from mim3d.engine.analysis.naming import capital, encoder_name, one_pretraining
+from mim3d.engine.analysis.naming import capital, one_pretraining, pair_names
 from mim3d.engine.analysis.results import Study
 from mim3d.engine.analysis.speedup import CLAIM_PAIRS, MIN_PAIRS
 from mim3d.engine.analysis.summary import MIM, Comparison, GroupSummary, method_of
@@ -88,9 +88,7 @@ def speed_statement(
 ) -> Statement:
     """Whether one arm was faster than another at the primary target, as far as the pairs carry."""
     found = family.ratio_of(comparison)
-    first, second = (
-        encoder_name(study, group, arm) for arm in (comparison.first, comparison.second)
-    )
+    first, second = pair_names(study, group, comparison)
     goal = f"{100 * family.share:g} % of {arm_name(group.reference)}'s best score"
     if found.ratio is None:
         few = 0 < found.pairs < MIN_PAIRS
