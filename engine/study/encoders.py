@@ -22,6 +22,8 @@ METHODS = ("mae", "simmim", "simclr")
 SCRATCH = "scratch"
 StudyHead = Literal["own", "unetr", "tokens", "patch", "linear", "classify", "regress"]
 OWN = "own"
+SWIN_CELL = 32
+"""Voxels along the edge of a cell of Swin's deepest map, which needs two of them."""
 OWN_DECODERS: dict[str, Head] = {"primus": "patch"}
 """The head that is an encoder's own decoder, where it is not `unetr`: UNETR's of a ViT, nnU-Net's
 of its U-Net, SwinUNETR's of a Swin."""
@@ -42,6 +44,11 @@ class EncoderShapes:
 
     def __post_init__(self) -> None:
         refuse_outside(self, "swin_crop", 1, MOST_SIZE, part="shapes", kind=ConfigError)
+        if any(size % SWIN_CELL for size in self.swin_crop) or max(self.swin_crop) <= SWIN_CELL:
+            raise ConfigError(
+                f"shapes.swin_crop {self.swin_crop} must be multiples of {SWIN_CELL}, and above "
+                f"{SWIN_CELL} on one axis at least: --shapes.swin-crop 64 64 64"
+            )
 
 
 TINY_SHAPES = EncoderShapes(

@@ -171,6 +171,14 @@ def test_arms_that_are_none_are_refused(word: str) -> None:
         replace(demo(), arms=("scratch", word))
 
 
+@pytest.mark.parametrize("crop", [(40, 40, 40), (32, 32, 32)])
+def test_swins_crop_is_refused_by_its_own_name(crop: tuple[int, int, int]) -> None:
+    with pytest.raises(ConfigError, match=r"shapes.swin_crop .* --shapes.swin-crop 64 64 64"):
+        EncoderShapes(swin_crop=crop)
+    assert EncoderShapes(swin_crop=(64, 64, 64)).swin_crop == (64, 64, 64)
+    assert EncoderShapes(swin_crop=(32, 32, 64)).swin_crop == (32, 32, 64)
+
+
 def test_settings_are_varied_on_one_encoder() -> None:
     with pytest.raises(ConfigError, match="name one, such as --encoders primus"):
         varied(replace(demo(), encoders=("vit", "primus")), ["mask_ratio=0.3,0.6"])
