@@ -51,6 +51,10 @@ class StoreError(Mim3dError):
     """The destination cannot take what is written (full, read-only, gone): the run must stop."""
 
 
+class StoreRefusedError(StoreError):
+    """A store says no (credentials, no such bucket): asking again changes nothing."""
+
+
 def first_line(error: BaseException) -> str:
     """An error's first line, its kind where it says nothing; stacks of C++ code follow it."""
     return (str(error).strip().splitlines() or [type(error).__name__])[0]

@@ -7,6 +7,7 @@ Folders, each importing only what stands above it:
     models       encoders, pretext methods, decoders
     distributed  ranks, FSDP2, signals, the launcher
     runs         what a run leaves on disk
+    bucket       a run whose folder lies in a bucket
     transfer     weights that exist, taken over into an encoder of now
     training     one loop for whatever gives a loss for a batch
     finetune     the fine-tuning run

@@ -1,3 +1,4 @@
 """Bytes to and from folders and buckets: bucket (the client), remote (addresses), store (a local
-corpus), object_store (one in a bucket), block_file (large writes), file_lock (one writer).
+corpus), object_store (one in a bucket), object_files (its large objects), lease (its one writer),
+block_file (large writes), file_lock (one writer).
 """

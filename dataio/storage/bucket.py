@@ -94,6 +94,23 @@ class Bucket:
         whole: Any = data
         return self._ask(key, lambda: obstore.put(self.sender, key, whole, **how), bounded=False)
 
+    def writer(self, key: str, part_bytes: int, parts: int) -> Callable[[Buffer | None], None]:
+        """A function that adds to a new object; called with None it ends it, which is then there.
+
+        It goes in parts of `part_bytes`, of which `parts` are under way at once. An object that is
+        not ended does not come to be.
+        """
+        import obstore
+
+        limits: Any = {"buffer_size": part_bytes, "max_concurrency": parts}
+        stream: Any = obstore.open_writer(self.sender, key, **limits)
+
+        def add(data: Buffer | None) -> None:
+            request = stream.close if data is None else lambda: stream.write(data)
+            self._ask(key, request, bounded=False)
+
+        return add
+
     def delete(self, keys: str | Sequence[str]) -> None:
         """Remove objects."""
         import obstore

@@ -1,24 +1,22 @@
-"""A corpus in a bucket, and the lease that guards it."""
+"""A corpus or a run in a bucket: objects by keys inside it."""
 
 import os
-import threading
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any
 
 from typing_extensions import Buffer
 
-from mim3d.dataio.errors import CorpusError, StoreError
-from mim3d.dataio.storage.bucket import Bucket
-from mim3d.dataio.storage.remote import LOCK, locate, store_reason
-from mim3d.dataio.waiting import StalledError, asking_threads, patience
+from mim3d.dataio.errors import StoreError, StoreRefusedError
+from mim3d.dataio.storage.lease import Lease, no_bucket
+from mim3d.dataio.storage.object_files import Listed, fetch_file, send_file
+from mim3d.dataio.storage.remote import LOCK, access_remedy, is_denied, locate, store_reason
+from mim3d.dataio.waiting import asking_threads
 
 PARTS = ".parts/"  # objects cannot grow: what `append` adds lies beside until the next `replace`
 PARALLEL_PUTS = 4
-LEASE_S = 90.0
-GIVE_UP_S = 3.0
 
 
 class RemoteStore:
@@ -48,6 +46,10 @@ class RemoteStore:
         """Write an object at once; what was appended before is part of the past."""
         self._put(self.key(key), b"".join(parts))
         self._delete(self._listed(self.key(key) + PARTS))
+
+    def put(self, key: str, data: bytes) -> None:
+        """Write an object that nothing is appended to."""
+        self._put(self.key(key), data)
 
     def append(self, key: str, data: bytes) -> None:
         """Add to the end of an object, durable when this returns."""
@@ -102,6 +104,39 @@ class RemoteStore:
             for found in self._objects(base)
             if PARTS not in found["path"]
         }
+
+    def listed(self, prefix: str = "") -> dict[str, Listed]:
+        """Size and ETag of the objects under a prefix (a folder), by key."""
+        base = self.key(prefix) + "/" if prefix else (self.prefix and self.prefix + "/")
+        skip = len(self.prefix) + 1 if self.prefix else 0
+        return {
+            found["path"][skip:]: Listed(int(found["size"]), str(found["e_tag"] or "").strip('"'))
+            for found in self._objects(base)
+        }
+
+    def about(self, key: str) -> Listed | None:
+        """Size and ETag of one object, None where it is absent."""
+        with self._as_store_errors(key):
+            try:
+                found = self.store.head(self.key(key))
+            except FileNotFoundError:
+                return None
+        return Listed(int(found["size"]), str(found["e_tag"] or "").strip('"'))
+
+    def send(self, key: str, file: Path) -> None:
+        """Write an object from a file of any size, in parts."""
+        with self._as_store_errors(key):
+            try:
+                send_file(self.store, self.key(key), file)
+            except FileNotFoundError as error:
+                if not file.exists():
+                    raise
+                raise no_bucket(self.url) from error
+
+    def fetch(self, key: str, file: Path, nbytes: int) -> None:
+        """Write an object's bytes to a file; FileNotFoundError where it is absent."""
+        with self._as_store_errors(key):
+            fetch_file(self.store, self.key(key), file, nbytes)
 
     def folders(self) -> list[str]:
         """Names directly under the corpus that hold objects."""
@@ -168,84 +203,7 @@ class RemoteStore:
             yield
         except obstore.exceptions.BaseError as error:
             reason = store_reason(error)
-            raise StoreError(
-                f"{self.url} ({key}): {reason}; run the same command again, what is done is kept"
-            ) from error
-
-
-class Lease:
-    """A lock object that its holder renews; conditional writes make taking it atomic."""
-
-    def __init__(self, store: Bucket, key: str, url: str) -> None:
-        self.store, self.key, self.url = store, key, url
-        self.stop = threading.Event()
-        self.version: Any = None
-        self.holder = f"process {os.getpid()} on {os.uname().nodename}"
-
-    def take(self) -> None:
-        """Write the lock or take over a dead one; CorpusError naming the holder."""
-        import obstore
-
-        try:
-            self._write("create")
-        except obstore.exceptions.AlreadyExistsError:
-            self._take_over()
-        except FileNotFoundError as error:
-            raise no_bucket(self.url) from error
-        except obstore.exceptions.BaseError as error:
-            raise StoreError(f"{self.url}: cannot be written ({store_reason(error)})") from error
-        threading.Thread(target=self._renew, daemon=True).start()
-
-    def _take_over(self) -> None:
-        import obstore
-
-        found = self.store.get(self.key)
-        age = (datetime.now(UTC) - found.meta["last_modified"]).total_seconds()
-        holder = found.bytes().decode(errors="replace").strip()
-        if age > LEASE_S:
-            try:
-                self._write(version_of(found.meta))
-                return
-            except obstore.exceptions.PreconditionError:
-                holder = "another process"
-        raise CorpusError(
-            f"{self.url}: {holder} is writing to it; wait, or choose another destination "
-            f"(a lock whose process died frees itself {LEASE_S:.0f} s after its last sign of life)"
-        )
-
-    def _write(self, mode: Any) -> None:
-        text = f"{self.holder}, seen {time.time():.3f}\n".encode()
-        self.version = version_of(self.store.put(self.key, text, mode=mode))
-
-    def _renew(self) -> None:
-        import obstore
-
-        while not self.stop.wait(LEASE_S / 4):
-            try:
-                self._write(self.version)
-            except obstore.exceptions.PreconditionError:
-                return  # taken over after a pause longer than the lease: never fight for it
-            except (obstore.exceptions.BaseError, StalledError):
-                continue  # the network may come back before the lease ends
-
-    def give_up(self) -> None:
-        """Remove the lock if it is still ours."""
-        import obstore
-
-        self.stop.set()
-        try:
-            with patience(GIVE_UP_S):
-                if self.store.get(self.key).bytes().startswith(self.holder.encode()):
-                    self.store.delete(self.key)
-        except (obstore.exceptions.BaseError, StalledError, OSError):
-            return  # it frees itself when its lease ends
-
-
-def no_bucket(url: str) -> StoreError:
-    """What it means where a put is answered with "not found"."""
-    return StoreError(f"{url}: there is no such bucket; create it, or choose another destination")
-
-
-def version_of(answer: Any) -> dict[str, str]:
-    """What a conditional write must match; obstore takes no None among it."""
-    return {name: answer[name] for name in ("e_tag", "version") if answer[name] is not None}
+            if "list request" in reason and "404 Not Found" in reason:
+                raise no_bucket(self.url) from error
+            kind = StoreRefusedError if is_denied(error) else StoreError
+            raise kind(f"{self.url} ({key}): {reason}; {access_remedy(error)}") from error

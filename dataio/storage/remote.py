@@ -14,6 +14,12 @@ from mim3d.dataio.waiting import TIMEOUT
 
 ADDRESS = re.compile(r"^(s3|gs|az|https?|memory)://")
 LOCK = ".lock"
+DENIED = re.compile(
+    r"PermissionDenied|Unauthenticated|AccessDenied|InvalidAccessKey|SignatureDoesNotMatch|40[13] |"
+    r"169\.254\.169\.254|metadata\.google|credential",
+    re.IGNORECASE,
+)
+"""What errors say where a store does not know us, or where nothing told who we are."""
 
 
 def locate(address: str) -> tuple[Bucket, str]:
@@ -32,6 +38,22 @@ def locate(address: str) -> tuple[Bucket, str]:
 def store_reason(error: Exception) -> str:
     """obstore's message without the debug output that follows it."""
     return first_line(error).split(": <?xml", 1)[0].strip()[:300]
+
+
+def is_denied(error: Exception) -> bool:
+    """Whether a store does not know us, or does not let us."""
+    return DENIED.search(f"{type(error).__name__} {error}") is not None
+
+
+def access_remedy(error: Exception) -> str:
+    """What to do about a request that failed."""
+    if is_denied(error):
+        return (
+            "check the credentials in the environment (AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY, "
+            "GOOGLE_APPLICATION_CREDENTIALS, ...) and what they allow there; then run the same "
+            "command again, what is done is kept"
+        )
+    return "run the same command again, what is done is kept"
 
 
 def read_remote_bytes(path: str, budget: int) -> bytes:

@@ -11,6 +11,7 @@ from tyro import _errors as tyro_errors  # its hook for errors; pyproject.toml h
 from tyro.constructors import StructConstructorSpec, StructFieldSpec
 
 from mim3d.dataio.errors import Mim3dError
+from mim3d.engine.runs.address import bucket_address
 from mim3d.engine.runs.files import refuse_address
 
 Arguments = TypeVar("Arguments")
@@ -32,8 +33,11 @@ def parse(
     default: Arguments | None = None,
     left_out: LeftOut | None = None,
     aliases: Aliases | None = None,
+    addresses: Collection[str] = (),
 ) -> Arguments:
     """The arguments in the words; UsageError in one line where they are none.
+
+    Paths are places of this machine, but those of the fields `addresses` may be in a bucket.
 
     Every field of `default` (nested ones too) is an option, but those of the classes in `left_out`
     that other settings make idle: they keep their value. `--help` prints and exits.
@@ -54,7 +58,9 @@ def parse(
         )
     for field in dataclasses.fields(cast(Any, given)):
         place = getattr(given, field.name)
-        if isinstance(place, Path):
+        if isinstance(place, Path) and field.name in addresses:
+            bucket_address(place, f"--{field.name}")
+        elif isinstance(place, Path):
             refuse_address(place, f"--{field.name}")
     return given
 

@@ -15,6 +15,8 @@ from mim3d.engine.commands.weights.messages import class_table
 from mim3d.engine.errors import EXIT_USER_ERROR, ConfigError
 from mim3d.engine.finetune.config import RECIPES, FinetuneConfig, idle_fields, input_mismatch
 from mim3d.engine.models.config import ALSO_SWINS, ViTConfig
+from mim3d.engine.runs.address import place_text
+from mim3d.engine.runs.files import as_address
 from mim3d.engine.runs.own_parts import refuse_missing_plugins
 
 if TYPE_CHECKING:
@@ -29,7 +31,8 @@ class FinetuneArgs(LaunchArgs):
         default_factory=FinetuneConfig
     )
     out: Path = Path("finetune")
-    """Folder of the run; the same command goes on where it stopped."""
+    """Folder of the run, or s3://BUCKET/RUN (gs://, az://); the same command goes on where it
+    stopped."""
 
 
 def main(words: list[str]) -> Outcome:
@@ -47,6 +50,7 @@ def main(words: list[str]) -> Outcome:
         description=description(),
         left_out=idle_fields(config),
         aliases={ViTConfig: ALSO_SWINS} if config.swin is not None else {},
+        addresses=("out",),
     )
     if not args.config.data.corpus:
         raise ConfigError("no corpus: set --data.corpus to a folder that `mim3d convert` wrote")
@@ -59,7 +63,7 @@ def main(words: list[str]) -> Outcome:
         for line in input_mismatch(args.config):
             print(line)
     try:
-        result = run_finetune(args.config, args.out, title=f"finetune {name}")
+        result = run_finetune(args.config, args.out, title=f"finetune {name}", staging=args.staging)
     except PeerError:
         raise SystemExit(EXIT_USER_ERROR) from None
     if is_first():
@@ -87,13 +91,15 @@ def shaped_by_weights(config: FinetuneConfig, words: Sequence[str]) -> FinetuneC
 
 def launched(args: FinetuneArgs, words: Sequence[str]) -> Outcome:
     """Run as ranks of this machine; the figures are those that the run's folder tells."""
+    from mim3d.engine.bucket.place import place_of
     from mim3d.engine.finetune.run_folder import RESULT, read_result
 
+    folder = place_of(args.out, args.staging).folder
     args.config.parallel.micro_batch(args.config.global_batch, args.nproc)  # told once
     args.launch(["finetune", *words], args.config.parallel.timeout_s)
-    if not (args.out / RESULT).exists():  # the ranks were told to stop, and have said so
-        return Outcome({"run": str(args.out), "interrupted": True, "nproc": args.nproc})
-    result = read_result(args.out)
+    if not (folder / RESULT).exists():  # the ranks were told to stop, and have said so
+        return Outcome({"run": place_text(args.out), "interrupted": True, "nproc": args.nproc})
+    result = read_result(folder)
     return Outcome({**figures_of(result, args.out), "nproc": args.nproc}, len(result.doubts))
 
 
@@ -101,10 +107,10 @@ def show_result(result: "FinetuneResult", args: FinetuneArgs) -> None:
     """Say what a finished run came to, and what can be done with its network."""
     if result.interrupted:
         return
-    last = result.rows[-1]
+    last, where = result.rows[-1], place_text(args.out)
     for line in class_lines(last):
         print(line)
-    print(f"{last['split']} score {last['score']:.4f} after {last['step']} steps; {args.out}")
+    print(f"{last['split']} score {last['score']:.4f} after {last['step']} steps; {where}")
     for note in result.notes:
         print(note)
     print(f"next, with new scans in the place of the corpus: {predict_command(args)}")
@@ -123,14 +129,20 @@ def class_lines(row: Mapping[str, Any]) -> list[str]:
 
 def predict_command(args: FinetuneArgs) -> str:
     """The command that predicts the run's own corpus."""
-    words = ["mim3d", "predict", str(args.out), args.config.data.corpus]
-    return shlex.join([*words, str(args.out / "predictions")])
+    predictions = "predictions" if as_address(args.out) else str(args.out / "predictions")
+    words = ["mim3d", "predict", place_text(args.out), args.config.data.corpus, predictions]
+    return shlex.join(words)
 
 
 def figures_of(result: "FinetuneResult", out: Path) -> dict[str, Any]:
     """What `--json` writes of a run: its last evaluation."""
     last = result.rows[-1] if result.rows else {}
-    return {**last, "run": str(out), "notes": result.notes, "interrupted": result.interrupted}
+    return {
+        **last,
+        "run": place_text(out),
+        "notes": result.notes,
+        "interrupted": result.interrupted,
+    }
 
 
 def split_recipe(words: list[str]) -> tuple[str, list[str]]:

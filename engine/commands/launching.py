@@ -16,6 +16,9 @@ class LaunchArgs:
     """Processes to start on this machine (one per GPU)."""
     max_restarts: int = 0
     """How often to start again from the last checkpoint when a process dies (with --nproc)."""
+    staging: str = ""
+    """Folder of this machine in which a run at an address (--out s3://...) is made; of this user's
+    cache if nothing is said."""
 
     def __post_init__(self) -> None:
         """Counts that can be."""

@@ -2,7 +2,7 @@
 
 import shlex
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -15,6 +15,8 @@ from mim3d.engine.errors import EXIT_USER_ERROR
 from mim3d.engine.models.config import ALSO_SWINS, ViTConfig
 from mim3d.engine.pretrain.config import PretrainConfig
 from mim3d.engine.pretrain.recipes import idle_fields, recipe, recipe_table
+from mim3d.engine.runs.address import inside, place_text
+from mim3d.engine.runs.files import as_address
 from mim3d.engine.runs.own_parts import refuse_missing_plugins
 
 if TYPE_CHECKING:
@@ -37,7 +39,7 @@ class PretrainArgs(LaunchArgs):
 
     config: Annotated[PretrainConfig, tyro.conf.arg(name="")]
     out: Path
-    """Folder of the run."""
+    """Folder of the run, or s3://BUCKET/RUN (gs://, az://)."""
 
 
 def main(words: list[str]) -> Outcome:
@@ -56,7 +58,7 @@ def main(words: list[str]) -> Outcome:
     from mim3d.engine.pretrain.pretrain import run_pretrain
 
     try:
-        result = run_pretrain(args.config, args.out)
+        result = run_pretrain(args.config, args.out, args.staging)
     except PeerError:
         raise SystemExit(EXIT_USER_ERROR) from None
     figures = figures_of(result)
@@ -68,16 +70,19 @@ def main(words: list[str]) -> Outcome:
 
 def launched(args: PretrainArgs, words: Sequence[str]) -> Outcome:
     """Run as ranks of this machine; the figures are those that the run's folder tells."""
+    from mim3d.engine.bucket.place import place_of
     from mim3d.engine.pretrain.run_folder import finished_result
 
-    done = finished_result(args.out, args.config)
+    place = place_of(args.out, args.staging)
+    # Of a bucket the ranks ask: what stands in the folder may be of an earlier run there.
+    done = finished_result(place.folder, args.config) if place.is_here else None
     if done is None:
         args.config.micro_batch(args.nproc)  # told once, not by every rank
         args.launch(["pretrain", *words], args.config.parallel.timeout_s)
-        done = finished_result(args.out, args.config)
+        done = finished_result(place.folder, args.config)
     if done is None:  # the ranks were told to stop themselves, and have said so
-        return Outcome({"run": str(args.out), "interrupted": True, "nproc": args.nproc})
-    figures = {**figures_of(done), "nproc": args.nproc}
+        return Outcome({"run": place.where, "interrupted": True, "nproc": args.nproc})
+    figures = {**figures_of(replace(done, run=place.where)), "nproc": args.nproc}
     return Outcome(figures, len(figures.get("start_doubts", [])))
 
 
@@ -89,12 +94,12 @@ def last_words(result: "PretrainResult", args: PretrainArgs) -> list[str]:
     lines = [loss_line("loss", verdict)] if verdict.get("loss") is not None else []
     if verdict.get("held_out"):
         lines.append(loss_line("held-out loss", verdict["held_out"]))
-    lines.append(f"encoder: {args.out / WEIGHTS}")
+    lines.append(f"encoder: {inside(args.out, WEIGHTS)}")
     probe = result.figures.get("probe") or {}
     if probe.get("encoder"):
         lines.append(
             f"best by the probe ({probe['by']} {probe['best']:.4f} at step {probe['best_step']}): "
-            f"{Path(probe['encoder']) / WEIGHTS}"
+            f"{inside(probe['encoder'], WEIGHTS)}"
         )
     return [*lines, f"next: {next_command(args)}"]
 
@@ -123,12 +128,12 @@ def next_command(args: PretrainArgs) -> str:
         if (made := make()).vit == config.vit and (made.swin or made.resenc) == config.backbone
     ]
     if not labels or not fitting:
-        words = ["mim3d", "embed", str(args.out), corpus, str(args.out / "features")]
-        return shlex.join(words)
+        features = "features" if as_address(args.out) else str(args.out / "features")
+        return shlex.join(["mim3d", "embed", place_text(args.out), corpus, features])
     label = [] if "seg" in labels else ["--data.label", labels[0]]
-    out = args.out.with_name(f"{args.out.name}-finetuned")
-    words = ["mim3d", "finetune", fitting[0], "--data.corpus", corpus, "--init", str(args.out)]
-    return shlex.join([*words, *label, "--out", str(out)])
+    out = place_text(args.out.with_name(f"{args.out.name}-finetuned"))
+    words = ["mim3d", "finetune", fitting[0], "--data.corpus", corpus]
+    return shlex.join([*words, "--init", place_text(args.out), *label, "--out", out])
 
 
 def figures_of(result: "PretrainResult") -> dict[str, Any]:
@@ -151,4 +156,5 @@ def arguments(name: str, config: PretrainConfig, words: Sequence[str]) -> Pretra
         description=DESCRIPTION.format(recipes=recipe_table().replace("\n", "\n  ")),
         left_out=idle_fields(config),
         aliases={ViTConfig: ALSO_SWINS} if config.swin is not None else {},
+        addresses=("out",),
     )

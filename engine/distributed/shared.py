@@ -3,6 +3,8 @@
 import os
 import time
 import uuid
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
@@ -23,20 +25,46 @@ def refuse_unshared_folder(folder: Path, ranks: Ranks) -> None:
 
     Every rank writes its part of a checkpoint there.
     """
+    refuse_unseen(
+        ranks,
+        Marks(
+            f"{folder.absolute()} is not one folder on all nodes",
+            lambda name: (folder / name).touch(),
+            lambda name: (folder / name).exists(),
+            lambda name: (folder / name).unlink(missing_ok=True),
+            "Name an --out that all nodes share",
+        ),
+    )
+
+
+@dataclass(frozen=True)
+class Marks:
+    """How a mark is left in a place, seen and removed by its name; and what is said of the place
+    where others do not see it.
+    """
+
+    unlike: str
+    leave: Callable[[str], None]
+    sees: Callable[[str], bool]
+    remove: Callable[[str], None]
+    remedy: str
+
+
+def refuse_unseen(ranks: Ranks, marks: Marks) -> None:
+    """A ConfigError on every rank where one does not see the mark that the first one leaves."""
     if ranks.world == 1:
         return
-    mark = folder / first_decides(ranks, lambda: _leave_mark(folder))
-    sees = until(mark.exists, time.monotonic() + SEEN_S)
-    others = _of_all(ranks, (sees, str(folder.absolute())))
+    name, unlike = first_decides(ranks, lambda: _left(marks))
+    sees = until(lambda: marks.sees(name), time.monotonic() + SEEN_S)
+    others = _of_all(ranks, sees)
     if ranks.first:
-        mark.unlink(missing_ok=True)
-    blind = {rank: node for rank, ((seen, _), node) in enumerate(others) if not seen}
+        marks.remove(name)
+    blind = {rank: node for rank, (seen, node) in enumerate(others) if not seen}
     if blind:
-        (_, written), node = others[0]
         raise ConfigError(
-            f"{written} is not one folder on all nodes: what rank 0 wrote there on "
-            f"{node} is not seen by {_named_with_nodes(blind)}. Name an --out that all "
-            "nodes share: every rank writes its part of a checkpoint there"
+            f"{unlike}: what rank 0 wrote there on {others[0][1]} is not seen by "
+            f"{_named_with_nodes(blind)}. {marks.remedy}: every rank writes its part of a "
+            "checkpoint there"
         )
 
 
@@ -59,10 +87,10 @@ def refuse_other_corpora(corpus: str, sha256: str, ranks: Ranks) -> None:
         )
 
 
-def _leave_mark(folder: Path) -> str:
+def _left(marks: Marks) -> tuple[str, str]:
     name = f".seen-by-all-{uuid.uuid4().hex}"
-    (folder / name).touch()
-    return name
+    marks.leave(name)
+    return name, marks.unlike
 
 
 def _of_all(ranks: Ranks, fact: Fact) -> list[tuple[Fact, str]]:

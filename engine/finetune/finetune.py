@@ -6,7 +6,6 @@ For one seed every arm sees the same crops in the same order, the same decoder w
 same evaluations; only the encoder's weights differ. Seconds and FLOPs are of training alone.
 """
 
-import shutil
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack, closing
 from dataclasses import asdict, replace
@@ -20,9 +19,10 @@ from mim3d.dataio.loader.loader import Loader, LoaderConfig
 from mim3d.dataio.reader.corpus import Corpus, opened_corpus
 from mim3d.dataio.reader.shards import Shards
 from mim3d.engine.arithmetic.precision import choose_precision
+from mim3d.engine.bucket.place import place_of
 from mim3d.engine.distributed.parallel import stays_whole
 from mim3d.engine.distributed.process_group import Ranks, first_decides
-from mim3d.engine.distributed.shared import refuse_other_corpora, refuse_unshared_folder
+from mim3d.engine.distributed.shared import refuse_other_corpora
 from mim3d.engine.distributed.stop import stop_on_signal
 from mim3d.engine.errors import ConfigError
 from mim3d.engine.finetune.classification import ClassificationTask
@@ -53,10 +53,9 @@ from mim3d.engine.finetune.targets import read_targets, read_values
 from mim3d.engine.finetune.task import Task
 from mim3d.engine.finetune.trained import describe, write_trained
 from mim3d.engine.finetune.validation import Validate, WholeNetwork, autocast
-from mim3d.engine.runs.checkpoint_files import committed
+from mim3d.engine.runs.checkpoint_files import CHECKPOINTS, committed
 from mim3d.engine.runs.config import CheckpointConfig
 from mim3d.engine.runs.files import json_sha256, read_json, write_json
-from mim3d.engine.runs.folder_lock import sole_writer
 from mim3d.engine.runs.history import change_line, earlier_hashes
 from mim3d.engine.runs.tensor_files import save_pickled
 from mim3d.engine.training.checkpoints import RunIdentity
@@ -64,7 +63,7 @@ from mim3d.engine.training.config import OptimConfig
 from mim3d.engine.training.corpus import corpus_fit, corpus_sha256
 from mim3d.engine.training.divergence import Remedies
 from mim3d.engine.training.metrics import rate_basis
-from mim3d.engine.training.run import CHECKPOINTS, Run, RunSettings, Sitting
+from mim3d.engine.training.run import Run, RunSettings, Sitting
 from mim3d.engine.training.run_context import explain_full_disk, run_ranks, shown_progress
 from mim3d.engine.training.run_state import full_weights
 from mim3d.engine.training.sharding import shard_objective
@@ -72,19 +71,27 @@ from mim3d.engine.transfer.seen import seen_lines
 
 
 def run_finetune(
-    config: FinetuneConfig, out: str | Path, *, title: str = "finetune", keep_model: bool = True
+    config: FinetuneConfig,
+    out: str | Path,
+    *,
+    title: str = "finetune",
+    keep_model: bool = True,
+    staging: str = "",
 ) -> FinetuneResult:
     """Train, or go on where a run with the same configuration stopped; a finished one is read.
 
+    `out` is a folder, or the address of one in a bucket, which is made in the folder `staging`.
     Of many ranks one raises what went wrong, and the others PeerError.
     """
-    out = Path(out)
+    place = place_of(out, staging)
+    out = place.folder
     refuse_augment(config.augment)
     with ExitStack() as stack:
         ranks = stack.enter_context(run_ranks(config.parallel, config.device, config.seed))
-        first_decides(ranks, lambda: stack.enter_context(sole_writer(out)))
-        refuse_unshared_folder(out, ranks)
+        stack.enter_context(place.opened(ranks))
+        place.claim(ranks, stack)
         claimed = first_decides(ranks, lambda: claim(config, out))
+        place.share(ranks)
         if not claimed.finished:
             stop = stack.enter_context(stop_on_signal(ranks))
             corpus, shards = stack.enter_context(opened_corpus(config.data.corpus))
@@ -102,8 +109,9 @@ def run_finetune(
             if not committed(out / CHECKPOINTS):
                 for line in opening_lines(config, task, splits):
                     shown.note(line)
-            sitting = Sitting(out, ranks, loader, shown, stop)
+            sitting = Sitting(out, ranks, loader, shown, stop, place.shelf(shown.note))
             result = train(config, task, splits, sitting, keep_model)
+            first_decides(ranks, place.push)
             if result.interrupted:
                 return result
         return first_decides(ranks, lambda: read_result(out))
@@ -151,7 +159,7 @@ def train(
             run.checkpoints.finish()
     if finished and ranks.first:
         write_json(out / RESULT, asdict(result))
-        shutil.rmtree(out / CHECKPOINTS, ignore_errors=True)
+        sitting.shelf.clear()
     return result
 
 

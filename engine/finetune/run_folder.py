@@ -15,11 +15,10 @@ from mim3d.engine.finetune.config import (
     stored_identity,
 )
 from mim3d.engine.models.registry import EncoderShape
-from mim3d.engine.runs.checkpoint_files import newest_facts
+from mim3d.engine.runs.checkpoint_files import CHECKPOINTS, newest_facts
 from mim3d.engine.runs.files import differences, local_sha256, read_json, write_json
 from mim3d.engine.runs.history import Record, setting_records, stands_in
 from mim3d.engine.runs.own_parts import changed_parts, own_parts
-from mim3d.engine.training.run import CHECKPOINTS
 
 CONFIG, RESULT, PICTURES = "config.json", "result.json", "pictures.npz"
 MODEL, SPLITS = "model.pt", ("train", "validation", "test")

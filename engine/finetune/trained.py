@@ -19,6 +19,7 @@ from mim3d.engine.finetune.run_folder import CONFIG, MODEL, RESULT
 from mim3d.engine.finetune.segmentation import class_names, ignored_value, n_classes
 from mim3d.engine.finetune.targets import read_targets
 from mim3d.engine.finetune.volume_task import PooledNet
+from mim3d.engine.runs.address import local_run
 from mim3d.engine.runs.files import file_sha256, read_json, write_json
 from mim3d.engine.runs.plain import rebuilt
 from mim3d.engine.runs.scan_recipe import ScanRecipe, read_scan_recipe, scan_recipe
@@ -76,7 +77,7 @@ def read_trained(run: str | Path, corpus: str = "") -> Trained:
 
     CheckpointError where the run did not finish or kept no weights.
     """
-    run = Path(run)
+    run = local_run(run)
     refuse_other_folders(run)
     file = run / TRAINED
     if not file.is_file():
@@ -141,7 +142,7 @@ def load_network(run: str | Path, trained: Trained) -> nn.Module:
 
     CheckpointError where the weights are not those the run speaks of.
     """
-    file = Path(run) / MODEL
+    file = local_run(run) / MODEL
     if trained.model_sha256 and (found := file_sha256(file)) != trained.model_sha256:
         raise CheckpointError(
             f"{file} was changed or damaged: sha256 {found[:12]}, {TRAINED} says "

@@ -30,6 +30,7 @@ from mim3d.engine.predict.config import EmbedConfig
 from mim3d.engine.predict.ledger import Ledger
 from mim3d.engine.predict.loop import Done, each_scan
 from mim3d.engine.predict.scans import OpenVolume, opened_scans, refuse_inside
+from mim3d.engine.runs.address import local_run
 from mim3d.engine.runs.encoder_file import card_vit, read_card, with_weights
 from mim3d.engine.runs.files import file_sha256, refuse_address
 from mim3d.engine.runs.folder_lock import sole_writer
@@ -79,7 +80,7 @@ def run_embed(
     destination = Path(destination)
     refuse_address(destination, "DST")
     refuse_inside(destination, str(source))
-    encoder = read_encoder(Path(run), corpus)
+    encoder = read_encoder(local_run(run), corpus)
     work = Embedding(encoder, config, destination)
     with ExitStack() as stack:
         stack.enter_context(sole_writer(destination))

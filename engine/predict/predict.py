@@ -33,6 +33,7 @@ from mim3d.engine.predict.loop import Done, each_scan
 from mim3d.engine.predict.scans import OpenVolume, Scans, opened_scans, refuse_inside
 from mim3d.engine.predict.scores import TABLE, Scorer, Written
 from mim3d.engine.predict.truth import Truth
+from mim3d.engine.runs.address import local_run
 from mim3d.engine.runs.files import file_sha256, refuse_address
 from mim3d.engine.runs.folder_lock import sole_writer
 
@@ -76,12 +77,13 @@ def run_predict(
     destination = Path(destination)
     refuse_address(destination, "DST")
     refuse_inside(destination, str(source))
+    run = local_run(run)
     trained = read_trained(run, corpus)
     refuse_mirror(config, trained.config)
     truth = Truth(labels, trained.config.data.label) if labels and trained.segments else None
     with ExitStack() as stack:
         stack.enter_context(sole_writer(destination))
-        work = Work(Path(run), trained, config, destination)
+        work = Work(run, trained, config, destination)
         scans = stack.enter_context(
             opened_scans(str(source), trained.scans, config.scans, destination, config.ids)
         )

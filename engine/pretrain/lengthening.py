@@ -5,9 +5,8 @@ from pathlib import Path
 
 from mim3d.engine.errors import CheckpointError
 from mim3d.engine.pretrain.config import PretrainConfig, config_dict
-from mim3d.engine.runs.checkpoint_files import newest_facts
+from mim3d.engine.runs.checkpoint_files import CHECKPOINTS, newest_facts
 from mim3d.engine.runs.history import NO_SETTING, Record, setting_records, with_records
-from mim3d.engine.training.run import CHECKPOINTS
 
 MAY_CHANGE = ("schedule", "optim.clip_norm", "optim.weight_decay")
 """Parts of what is learned that a run under way may have otherwise from a step on."""

@@ -17,8 +17,9 @@ from torch import Tensor
 from mim3d.dataio.loader.loader import Loader
 from mim3d.engine.arithmetic.attention import attention_of
 from mim3d.engine.arithmetic.precision import choose_precision
+from mim3d.engine.bucket.place import place_of
 from mim3d.engine.distributed.process_group import Ranks, first_decides
-from mim3d.engine.distributed.shared import refuse_other_corpora, refuse_unshared_folder
+from mim3d.engine.distributed.shared import refuse_other_corpora
 from mim3d.engine.distributed.stop import stop_on_signal
 from mim3d.engine.errors import ConfigError
 from mim3d.engine.models.config import method_name
@@ -48,10 +49,10 @@ from mim3d.engine.pretrain.verdict import judge_pretext
 from mim3d.engine.probe.best import BEST, leave_best
 from mim3d.engine.probe.probe import Probe, ProbeSetting
 from mim3d.engine.probe.remarks import probe_remarks
-from mim3d.engine.runs.checkpoint_files import committed
+from mim3d.engine.runs.address import inside
+from mim3d.engine.runs.checkpoint_files import CHECKPOINTS, committed
 from mim3d.engine.runs.encoder_file import STATISTICS, save_encoder
-from mim3d.engine.runs.files import json_sha256, read_json, refuse_address, write_json
-from mim3d.engine.runs.folder_lock import sole_writer
+from mim3d.engine.runs.files import json_sha256, read_json, write_json
 from mim3d.engine.runs.history import change_line, earlier_hashes
 from mim3d.engine.runs.own_parts import changed_parts
 from mim3d.engine.runs.scan_recipe import scan_recipe
@@ -60,7 +61,7 @@ from mim3d.engine.training.corpus import CorpusFit, corpus_fit, corpus_sha256
 from mim3d.engine.training.divergence import Remedies
 from mim3d.engine.training.metrics import METRICS, Row, rate_basis, read_rows
 from mim3d.engine.training.rewinds import Rewinds
-from mim3d.engine.training.run import CHECKPOINTS, Run, RunSettings, Sitting
+from mim3d.engine.training.run import Run, RunSettings, Sitting
 from mim3d.engine.training.run_context import explain_full_disk, run_ranks, shown_progress
 from mim3d.engine.training.run_state import full_weights
 from mim3d.engine.training.sharding import shard_objective
@@ -70,20 +71,26 @@ from mim3d.engine.transfer.start import StartRequest, start_from
 from mim3d.engine.transfer.start_report import Start
 
 
-def run_pretrain(config: PretrainConfig, out: str | Path) -> PretrainResult:
+def run_pretrain(config: PretrainConfig, out: str | Path, staging: str = "") -> PretrainResult:
     """Train to `config.steps`, or until a signal; leaves the process group as it was found.
+
+    `out` is a folder, or the address of one in a bucket, which is made in the folder `staging`.
 
     Raises CorpusError, ConfigError, CheckpointError or TrainingError, each with its remedy; of
     many ranks one does, and the others raise PeerError.
     """
-    refuse_address(out)
-    out = Path(out)
-    done = finished_result(out, config)
-    if done is not None:
+    place = place_of(out, staging)
+    out = place.folder
+    if place.is_here and (done := finished_result(out, config)) is not None:
         return done
     with ExitStack() as stack:
         ranks = stack.enter_context(run_ranks(config.parallel, seed=config.seed))
-        subjects = subjects_of(config, out)
+        stack.enter_context(place.opened(ranks))
+        if not place.is_here:
+            done = first_decides(ranks, lambda: finished_result(out, config))
+            if done is not None:
+                return replace(done, run=place.where)
+        subjects = subjects_of(config, first_decides(ranks, lambda: stored_config(out)))
         loader = stack.enter_context(open_loader(config, ranks, subjects.train))
         fit = corpus_fit(loader.corpus.table, config.vit, loader.sampler.volumes)
         held_out = None
@@ -106,10 +113,10 @@ def run_pretrain(config: PretrainConfig, out: str | Path) -> PretrainResult:
         )
         opening = Opening(subjects.held_out, corpus_sha256(loader.corpus), start, attention)
         refuse_other_corpora(config.data.corpus, opening.corpus_sha256, ranks)
-        first_decides(ranks, lambda: stack.enter_context(sole_writer(out)))
-        refuse_unshared_folder(out, ranks)
+        place.claim(ranks, stack)
         before = first_decides(ranks, lambda: stored_config(out).get("plugins", []))
         changed = first_decides(ranks, lambda: open_run(out, config, ranks, opening))
+        place.share(ranks)
         stop = stack.enter_context(stop_on_signal(ranks))
         title = f"pretrain {method_name(config.method)}"
         shown = stack.enter_context(shown_progress(title, config.steps, ranks))
@@ -127,19 +134,23 @@ def run_pretrain(config: PretrainConfig, out: str | Path) -> PretrainResult:
                     shown.note(line)
         for line in [*map(change_line, changed), *changed_parts(before, parts_of(config))]:
             shown.note(line)
-        return train(config, module, Sitting(out, ranks, loader, shown, stop), held_out, probe)
+        sitting = Sitting(out, ranks, loader, shown, stop, place.shelf(shown.note))
+        result = train(config, module, sitting, held_out, probe)
+        first_decides(ranks, place.push)
+        return result if place.is_here else replace(result, run=place.where)
 
 
-def subjects_of(config: PretrainConfig, out: Path) -> Subjects:
+def subjects_of(config: PretrainConfig, stored: Mapping[str, Any]) -> Subjects:
     """Who trains and who is held out, of a corpus that must be named.
 
-    Of a corpus that changed under a run those stay held out who were: none of them may train.
+    Of a corpus that changed under a run, whose configuration is `stored`, those stay held out who
+    were: none of them may train.
     """
     if not config.data.corpus:
         raise ConfigError("no corpus: set --data.corpus to a folder that `mim3d convert` wrote")
     data = config.data
     if config.accept_corpus and data.held_out:
-        dealt = stored_config(out).get("dealt", {}).get("held_out", [])
+        dealt = stored.get("dealt", {}).get("held_out", [])
         if dealt:
             data = replace(data, held_out=0.0, held_out_subjects=tuple(dealt))
     return choose_subjects(data, config.seed)
@@ -302,9 +313,9 @@ def probed(
 ) -> Row:
     """What a run's result tells of its probe, whose best encoder is written."""
     course, out = probe.course, sitting.out
-    lack = leave_best(out, out / CHECKPOINTS, config.encoder, course, provenance)
+    lack = leave_best(out, sitting.shelf, config.encoder, course, provenance)
     if lack:
         sitting.shown.note(lack)
     found = {"by": config.probe.by, "best": course.best, "best_step": course.best_step}
     early = {"stopped_early": probe.config.patience} if probe.enough() else {}
-    return {"probe": {**found, "encoder": "" if lack else str(out / BEST)}, **early}
+    return {"probe": {**found, "encoder": "" if lack else inside(sitting.shelf.run, BEST)}, **early}

@@ -21,13 +21,12 @@ from mim3d.engine.pretrain.lengthening import (
     corpus_remedy,
     refuse_other_length,
 )
-from mim3d.engine.runs.checkpoint_files import newest_facts
+from mim3d.engine.runs.checkpoint_files import CHECKPOINTS, newest_facts
 from mim3d.engine.runs.encoder_file import read_card
 from mim3d.engine.runs.files import differences, local_sha256, read_json, value_at, write_json
 from mim3d.engine.runs.history import stands_in
 from mim3d.engine.runs.own_parts import own_parts
 from mim3d.engine.training.corpus import refuse_changed_corpus
-from mim3d.engine.training.run import CHECKPOINTS
 from mim3d.engine.transfer.start_report import Start
 
 CONFIG, RESULT = "config.json", "pretext.json"
@@ -37,8 +36,8 @@ CONFIG, RESULT = "config.json", "pretext.json"
 class PretrainResult:
     """How a run ended."""
 
-    run: Path
-    """Its folder."""
+    run: Path | str
+    """Its folder, or its address in a bucket."""
     step: int
     """Optimiser steps done."""
     figures: dict[str, Any]

@@ -7,9 +7,9 @@ from typing import Any
 from mim3d.engine.errors import CheckpointError
 from mim3d.engine.models.registry import EncoderShape
 from mim3d.engine.probe.probe import Course
-from mim3d.engine.runs.checkpoint import verified
 from mim3d.engine.runs.checkpoint_files import step_folder
 from mim3d.engine.runs.encoder_file import save_encoder
+from mim3d.engine.runs.shelf import Shelf
 from mim3d.engine.transfer.given_weights import from_checkpoint
 
 BEST = "best"
@@ -18,7 +18,7 @@ PART = "encoder."
 
 
 def leave_best(
-    out: Path, checkpoints: Path, shape: EncoderShape, course: Course, about: Mapping[str, Any]
+    out: Path, shelf: Shelf, shape: EncoderShape, course: Course, about: Mapping[str, Any]
 ) -> str:
     """Write out/best from the checkpoint of the best step; why it cannot be, empty where it is.
 
@@ -26,9 +26,9 @@ def leave_best(
     """
     if course.best is None:
         return "no probe gave a score: there is no best encoder"
-    folder = step_folder(checkpoints, course.best_step)
+    folder = step_folder(shelf.root, course.best_step)
     try:
-        verified(folder)
+        shelf.verified(folder)
         tensors = from_checkpoint(folder, out).tensors
     except (CheckpointError, OSError) as error:
         return (

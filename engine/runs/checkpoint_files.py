@@ -11,7 +11,7 @@ import math
 import os
 import re
 import shutil
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
@@ -21,6 +21,8 @@ from typing import Any
 from mim3d.engine.errors import CheckpointError
 from mim3d.engine.runs.files import file_sha256, json_sha256
 
+CHECKPOINTS = "checkpoints"
+"""Folder of a run's checkpoints."""
 SEAL = "manifest.json"
 FORMAT = 1
 LOSS = "loss"
@@ -89,6 +91,11 @@ def sweep(root: Path) -> None:
         shutil.rmtree(path)
 
 
+def remove_quietly(folder: Path) -> None:
+    """Remove a folder that nobody needs, as far as that goes."""
+    shutil.rmtree(folder, ignore_errors=True)
+
+
 def commit(root: Path, facts: CheckpointFacts) -> Path:
     """Hash, sync and rename the written folder; after a crash it is either whole or not there."""
     source, target = tmp_folder(root, facts.step), step_folder(root, facts.step)
@@ -112,9 +119,14 @@ def write_manifest(folder: Path, facts: CheckpointFacts) -> None:
         name: {"bytes": (folder / name).stat().st_size, "sha256": digest}
         for name, digest in zip(names, hashes, strict=True)
     }
+    (folder / SEAL).write_text(manifest_text(facts, files))
+
+
+def manifest_text(facts: CheckpointFacts, files: Mapping[str, Mapping[str, Any]]) -> str:
+    """A manifest: facts, `bytes` and `sha256` of each file, and the hash of all that."""
     body = {"format": FORMAT, **asdict(facts), "files": files}
     sealed = {"sha256": json_sha256(body), "body": body}
-    (folder / SEAL).write_text(json.dumps(sealed, indent=1) + "\n")
+    return json.dumps(sealed, indent=1) + "\n"
 
 
 def read_facts(folder: Path) -> tuple[CheckpointFacts, dict[str, Any]]:

@@ -6,13 +6,25 @@ go through `torch.load(weights_only=True)` in DCP's own reader.
 """
 
 import pickle
+from collections.abc import Collection
 from pathlib import Path
 from typing import IO, Any
 
+import torch.distributed as dist
+import torch.distributed.checkpoint as dcp
+from torch import Tensor
 from torch.distributed.checkpoint import DefaultLoadPlanner, FileSystemReader, Metadata
 from torch.distributed.checkpoint.metadata import StorageMeta, TensorStorageMetadata
 
+from mim3d.dataio.errors import first_line
 from mim3d.engine.errors import CheckpointError
+from mim3d.engine.runs import checkpoint_files as files
+from mim3d.engine.runs.checkpoint_files import CheckpointFacts
+
+State = dict[str, Tensor]
+RNG_PREFIX, HOOK_PREFIX = "rng.", "rank."
+PER_RANK = (RNG_PREFIX, HOOK_PREFIX)
+"""Keys that exist once per rank, so a run at another world size lacks or leaves some."""
 
 ALLOWED = frozenset(
     {
@@ -48,8 +60,13 @@ class RestrictedUnpickler(pickle.Unpickler):
         )
 
 
-def read_metadata(stream: IO[bytes], folder: Path) -> Metadata:
-    """Metadata of a checkpoint, built safely and checked to name only tensors and own files."""
+def read_metadata(
+    stream: IO[bytes], folder: Path | str, present: Collection[str] | None = None
+) -> Metadata:
+    """Metadata of a checkpoint, built safely and checked to name only tensors and own files.
+
+    Those are in `folder`, or `present` somewhere else.
+    """
     try:
         metadata = RestrictedUnpickler(stream).load()
     except CheckpointError as error:
@@ -65,7 +82,7 @@ def read_metadata(stream: IO[bytes], folder: Path) -> Metadata:
         name = str(getattr(info, "relative_path", "/"))
         if Path(name).name != name:
             raise CheckpointError(f"{folder}: its .metadata points to another place, {name}")
-        if not (folder / name).is_file():
+        if not (Path(folder, name).is_file() if present is None else name in present):
             raise CheckpointError(
                 f"{folder} lacks {name}, which a rank wrote elsewhere (not all nodes share this "
                 "folder) or which is lost"
@@ -93,3 +110,57 @@ class TensorPlanner(DefaultLoadPlanner):
     def load_bytes(self, read_item: Any, value: Any) -> None:
         """Refuse: DCP would unpickle the bytes."""
         raise CheckpointError(f"{read_item.dest_index.fqn} is stored as pickled bytes: refused")
+
+
+def verified(folder: Path) -> CheckpointFacts:
+    """Facts of a checkpoint whose every byte matches its manifest and whose metadata is safe."""
+    facts = files.verify(folder)
+    checked_metadata(folder)
+    return facts
+
+
+def checked_metadata(folder: Path) -> Metadata:
+    """What a checkpoint holds; CheckpointError where it is hostile, or files that it names lack."""
+    with (folder / ".metadata").open("rb") as stream:
+        return read_metadata(stream, folder)
+
+
+def load_tensors(folder: Path, state: State, group: dist.ProcessGroup | None = None) -> None:
+    """Read a checkpoint into the tensors of `state`, in place; its keys must be the same.
+
+    Of the per-rank keys only those in both are read.
+    """
+    reader = SafeReader(folder)
+    stored = reader.read_metadata().state_dict_metadata
+    check_keys(folder, set(stored), set(state))
+    wanted = {key: tensor for key, tensor in state.items() if key in stored}
+    for key, tensor in wanted.items():
+        size = tuple(getattr(stored[key], "size", ()))
+        if size != tuple(tensor.shape):
+            raise CheckpointError(
+                f"{folder}: {key} has shape {size}, the model wants {tuple(tensor.shape)}"
+            )
+    try:
+        dcp.load(wanted, storage_reader=reader, planner=TensorPlanner(), process_group=group)
+    except dcp.api.CheckpointException as error:
+        raise CheckpointError(f"{folder} cannot be loaded: {failure_line(error)}") from None
+
+
+def check_keys(folder: Path, stored: set[str], wanted: set[str]) -> None:
+    """A CheckpointError naming what is missing and what is foreign."""
+    missing = sorted(key for key in wanted - stored if not key.startswith(PER_RANK))
+    foreign = sorted(key for key in stored - wanted if not key.startswith(PER_RANK))
+    if missing or foreign:
+        raise CheckpointError(
+            f"{folder} is of another model: it lacks {missing[:5] or 'nothing'} "
+            f"and has {foreign[:5] or 'nothing'} besides ({len(missing)} and {len(foreign)} keys)"
+        )
+
+
+def failure_line(error: BaseException) -> str:
+    """Kind and first line of an error, of the first failure where DCP lists one per rank."""
+    failures = getattr(error, "failures", None)
+    if failures:
+        rank, (inner, _trace) = next(iter(failures.items()))
+        return f"rank {rank}: {failure_line(inner)}"
+    return f"{type(error).__name__}: {first_line(error)}"

@@ -21,6 +21,7 @@ from mim3d.engine.models.resenc.config import Backbone, ResEncConfig
 from mim3d.engine.models.resenc.encoder import ResEncEncoder
 from mim3d.engine.models.swin import SwinEncoder
 from mim3d.engine.models.vit import ViT3D
+from mim3d.engine.runs.address import local_run
 from mim3d.engine.runs.files import file_sha256, read_utf8, write_json
 from mim3d.engine.runs.tensor_files import save_safetensors
 
@@ -58,8 +59,11 @@ def save_encoder(
 
 
 def read_card(run_or_file: str | Path) -> tuple[Path, dict[str, Any]]:
-    """Weights file and card of a run's folder, or of a .safetensors file beside its card."""
-    given = Path(run_or_file)
+    """Weights file and card of a run's folder, or of a .safetensors file beside its card.
+
+    Of what lies in a bucket they come to this machine.
+    """
+    given = local_run(run_or_file)
     weights = given / WEIGHTS if given.is_dir() else given
     card = weights.with_suffix(".json")
     for path in (weights, card):

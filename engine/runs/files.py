@@ -15,10 +15,15 @@ from mim3d.engine.errors import CheckpointError, ConfigError
 ADDRESS = re.compile(r"[a-z][a-z0-9+.-]+:/", re.IGNORECASE)
 
 
+def as_address(place: str | Path) -> str:
+    """An address as it is written, of which `Path` makes a folder; empty where it is none."""
+    text = str(place)
+    return re.sub(r":/+", "://", text, count=1) if ADDRESS.match(text) else ""
+
+
 def refuse_address(place: str | Path, option: str = "--out") -> None:
-    """A ConfigError where a folder or file to write is an address, which `Path` makes a folder."""
-    if ADDRESS.match(str(place)):
-        address = re.sub(r":/+", "://", str(place), count=1)
+    """A ConfigError where a folder or file to write is an address."""
+    if address := as_address(place):
         raise ConfigError(
             f"{option} {address} is an address, and must be a place on this machine's file "
             f"system: name a local path, and copy it when it is written"

@@ -18,14 +18,18 @@ DEAD_HOLDER_S = 20.0
 
 
 @contextmanager
-def sole_writer(folder: Path) -> Iterator[None]:
-    """Hold the folder's lock; TrainingError naming the holder where another process has it."""
+def sole_writer(folder: Path, place: str = "") -> Iterator[None]:
+    """Hold the folder's lock; TrainingError naming the holder where another process has it.
+
+    `place` is what people are told of a folder that stands for another place.
+    """
     refuse_address(folder)
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / LOCK).open("a+", encoding="utf-8") as held:
         if holder := take_lock(held, DEAD_HOLDER_S):
             raise TrainingError(
-                f"{folder}: {holder} is writing to it; wait for it, stop it, or name another --out"
+                f"{place or folder}: {holder} is writing to it; wait for it, stop it, or name "
+                "another --out"
             )
         sign(held)
         yield

@@ -11,6 +11,7 @@ from mim3d.dataio.reader.normalisation import MODES
 from mim3d.dataio.registry import OURS, Registry
 from mim3d.engine.errors import CheckpointError
 from mim3d.engine.models.registry import ENCODERS, METHODS
+from mim3d.engine.runs.files import as_address
 
 REGISTRIES: Mapping[str, Registry[Any]] = {
     each.kind: each for each in (METHODS, ENCODERS, AUGMENTATIONS, MODES)
@@ -84,5 +85,5 @@ def refuse_missing_plugins(out: Sequence[str]) -> None:
     `out` are the words of its option. Before all else: without the plugin neither the recipe nor
     its options can be read.
     """
-    if len(out) == 1:
+    if len(out) == 1 and not as_address(out[0]):
         refuse_missing(stored_parts(Path(out[0])), f"the run in {out[0]}")

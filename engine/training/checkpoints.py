@@ -6,8 +6,9 @@ from dataclasses import dataclass
 
 from mim3d.dataio.loader.loader import Loader
 from mim3d.engine.distributed.process_group import Ranks
-from mim3d.engine.runs.checkpoint import Checkpointer, State
+from mim3d.engine.runs.checkpoint import Checkpointer
 from mim3d.engine.runs.checkpoint_files import LOSS, CheckpointFacts
+from mim3d.engine.runs.checkpoint_reader import State
 from mim3d.engine.training.corpus import BEGIN_ANEW, refuse_changed_corpus
 from mim3d.engine.training.log import Log
 from mim3d.engine.training.rewinds import Rewinds
@@ -140,7 +141,9 @@ class Checkpoints(Hook):
     def after_step(self, trainer: Trainer) -> None:
         """Save, where it is time or the step is the best; the last step is saved at the end."""
         is_best = trainer.judgement is not None and trainer.judgement.is_best
-        if (self.save_after(trainer.step) or is_best) and not trainer.finished:
+        if trainer.finished:
+            return
+        if is_best or (self.save_after(trainer.step) and self.checkpointer.is_free(trainer.step)):
             self.save(trainer)
 
     def end(self, trainer: Trainer) -> None:

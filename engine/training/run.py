@@ -13,6 +13,7 @@ from mim3d.engine.distributed.process_group import Ranks
 from mim3d.engine.distributed.stop import StopSignal
 from mim3d.engine.runs.checkpoint import Checkpointer
 from mim3d.engine.runs.config import CheckpointConfig
+from mim3d.engine.runs.shelf import Shelf
 from mim3d.engine.training.checkpoints import Checkpoints, RunIdentity
 from mim3d.engine.training.config import DivergenceConfig, LogConfig, ScheduleConfig
 from mim3d.engine.training.divergence import Divergence, Remedies, SkippedSteps
@@ -25,19 +26,17 @@ from mim3d.engine.training.sharding import ShardedObjective
 from mim3d.engine.training.train_step import Stepper
 from mim3d.engine.training.trainer import Hook, Trainer
 
-CHECKPOINTS = "checkpoints"
-"""Folder of a run's checkpoints."""
-
 
 @dataclass(frozen=True)
 class Sitting:
-    """Where a run goes on: its folder, this rank, its batches, and who listens."""
+    """Where a run goes on: its folder, this rank, its batches, who listens, and its checkpoints."""
 
     out: Path
     ranks: Ranks
     loader: Loader
     shown: Progress
     stop: StopSignal
+    shelf: Shelf
 
 
 @dataclass(frozen=True)
@@ -89,7 +88,7 @@ class Run:
     ) -> None:
         out, ranks, loader = sitting.out, sitting.ranks, sitting.loader
         self.sitting, self.steps = sitting, settings.steps
-        saver = Checkpointer(out / CHECKPOINTS, settings.checkpoint, ranks, sitting.shown.note)
+        saver = Checkpointer(sitting.shelf, settings.checkpoint, ranks, sitting.shown.note)
         self.log = Log(settings.log, out, ranks, settings.basis, loader, sitting.shown)
         self.log.about, self.log.communication_s = settings.about, sharded.communication_s()
         self.log.attention = sharded.attention
@@ -128,7 +127,7 @@ class Run:
             self.checkpoints.finish()
             self.sitting.shown.note(
                 f"told to stop: step {self.trainer.step} of {self.steps} is saved in "
-                f"{self.sitting.out}. Run the same command again to go on"
+                f"{self.sitting.shelf.run}. Run the same command again to go on"
             )
         return finished
 

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from mim3d.engine.arithmetic.masters import master_of, whole_state
 from mim3d.engine.distributed.process_group import Ranks
-from mim3d.engine.runs.checkpoint import HOOK_PREFIX, RNG_PREFIX, State
+from mim3d.engine.runs.checkpoint_reader import HOOK_PREFIX, RNG_PREFIX, State
 from mim3d.engine.training.optim import ShardedOptimiser
 from mim3d.engine.training.trainer import Hook
 

@@ -19,9 +19,14 @@ from torch import Tensor
 from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 
 from mim3d.engine.errors import CheckpointError
-from mim3d.engine.runs.checkpoint import failure_line, verified
+from mim3d.engine.runs.address import local_run
 from mim3d.engine.runs.checkpoint_files import SEAL, committed
-from mim3d.engine.runs.checkpoint_reader import SafeReader, TensorPlanner
+from mim3d.engine.runs.checkpoint_reader import (
+    SafeReader,
+    TensorPlanner,
+    failure_line,
+    verified,
+)
 from mim3d.engine.runs.encoder_file import CARD, WEIGHTS, read_card, refuse_changed_weights
 from mim3d.engine.runs.files import file_sha256
 from mim3d.engine.transfer.nnssl_plan import nnssl_card
@@ -47,7 +52,7 @@ class GivenWeights:
 
 def open_weights(source: str | Path) -> GivenWeights:
     """The weights of a run's folder (its newest whole checkpoint, or its encoder), or a file."""
-    place = Path(source)
+    place = local_run(source, checkpoint=True)
     if place.is_dir():
         return from_folder(place)
     if not place.is_file():
@@ -72,13 +77,13 @@ def has_card(folder: Path) -> bool:
 
 def open_encoder(source: str | Path) -> GivenWeights:
     """The same, but of a finished run's folder the encoder that it left."""
-    place = Path(source)
-    return from_safetensors(place / WEIGHTS) if has_card(place) else open_weights(place)
+    place = local_run(source)
+    return from_safetensors(place / WEIGHTS) if has_card(place) else open_weights(source)
 
 
 def card_of(source: str | Path) -> dict[str, Any]:
     """What is told of an encoder beside its weights; may be empty."""
-    place = Path(source)
+    place = local_run(source)
     if has_card(place):
         return read_card(place)[1]
     if place.is_dir():
@@ -90,13 +95,13 @@ def card_of(source: str | Path) -> dict[str, Any]:
 
 def sha256_of(source: str | Path) -> str:
     """Hash by which weights are known again: as their card tells, else of what is read."""
-    place = Path(source)
+    place = local_run(source)
     if has_card(place):
         return str(read_card(place)[1].get("weights_sha256", ""))
     if place.is_file():
         card = card_of(place)
         return str(card.get("weights_sha256") or ("" if "kind" in card else file_sha256(place)))
-    return open_weights(place).sha256
+    return open_weights(source).sha256
 
 
 def from_folder(folder: Path) -> GivenWeights:

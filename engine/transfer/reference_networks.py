@@ -17,6 +17,7 @@ from mim3d.engine.models.masked import MaskedMethod
 from mim3d.engine.models.primus.config import PRIMUS_SIZES, PrimusConfig
 from mim3d.engine.models.primus.names import ENCODER, KERNEL, POSITIONS, STEM, from_reference
 from mim3d.engine.models.resenc import names as unet
+from mim3d.engine.runs.address import local_run
 from mim3d.engine.transfer.given_weights import GivenWeights, open_weights
 from mim3d.engine.transfer.key_layouts import unwrapped
 from mim3d.engine.transfer.nnssl_plan import pretrained_crop
@@ -189,7 +190,7 @@ STEM_KERNELS = tuple(f"{name}.weight" for name in unet.IN_PROJ)
 
 def unet_decoder(run: str | Path) -> dict[str, Tensor] | None:
     """The decoder that a run pretrained with its U-Net, or None where it is not kept."""
-    if not Path(run).is_dir():
+    if not local_run(run).is_dir():
         return None
     tensors = open_weights(run).tensors
     inside = "decoder."

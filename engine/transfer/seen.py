@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
+from mim3d.engine.runs.address import local_run
 from mim3d.engine.runs.files import read_json, write_json
 
 TRAINED_ON = "trained_on.json"
@@ -46,7 +47,7 @@ class TrainedOn:
 
 def trained_on(source: str) -> TrainedOn | None:
     """Of the run that weights lie in; None where that is not told."""
-    place = Path(source)
+    place = local_run(source)
     folders = [place, *place.parents[:3]] if place.is_dir() else list(place.parents[:1])
     for folder in folders:
         try:

@@ -44,19 +44,20 @@ ENGINE = {
     "models": "arithmetic",
     "distributed": "arithmetic",
     "runs": "models distributed",
+    "bucket": "runs distributed",
     "transfer": "runs models distributed",
     "training": "runs models distributed arithmetic",
-    "finetune": "training transfer runs models distributed arithmetic",
+    "finetune": "training transfer bucket runs models distributed arithmetic",
     "probe": "finetune training transfer runs models distributed arithmetic",
-    "pretrain": "probe training transfer runs models distributed arithmetic",
+    "pretrain": "probe training transfer bucket runs models distributed arithmetic",
     "planning": "pretrain training runs models distributed arithmetic",
     "predict": "finetune training runs models distributed",
     "study": "finetune pretrain training transfer runs models distributed",
     "analysis": "study runs",
     "report": "analysis study runs",
     "commands": (
-        "models distributed runs transfer training finetune probe pretrain planning predict "
-        "study analysis report"
+        "models distributed runs bucket transfer training finetune probe pretrain planning "
+        "predict study analysis report"
     ),
     "face": "",
 }

@@ -22,6 +22,8 @@ from mim3d.dataio.corpus.conversion import Conversion
 from mim3d.dataio.loader.batch import Batch
 from mim3d.dataio.sources.discover import discover
 from mim3d.dataio.sources.phantom import make_cohort
+from mim3d.dataio.storage.object_store import RemoteStore
+from mim3d.engine.distributed import shared
 from mim3d.engine.models.config import MAEConfig, SwinConfig
 from mim3d.engine.models.primus.config import PrimusConfig
 from mim3d.engine.models.resenc.config import ResEncConfig
@@ -192,6 +194,23 @@ def inject(fault: str) -> None:
         before_step(5, int(fault.removeprefix("dead-once-")), die_once)
     elif fault.startswith("kill-at-"):
         kill_at(fault.removeprefix("kill-at-"))
+    elif fault.startswith("kill-sending-"):
+        kill_sending(fault.removeprefix("kill-sending-"))
+
+
+def kill_sending(name: str) -> None:
+    """End this process when it is about to send that object of checkpoint 6."""
+    for verb in ("send", "put"):
+        plain = getattr(RemoteStore, verb)
+
+        def fatal(
+            self: RemoteStore, key: str, *rest: object, plain: Callable[..., None] = plain
+        ) -> None:
+            if key.endswith(f"step-00000006/{name}"):
+                kill()
+            plain(self, key, *rest)
+
+        setattr(RemoteStore, verb, fatal)
 
 
 def kill_at(name: str) -> None:
@@ -214,9 +233,14 @@ def kill_at(name: str) -> None:
 def main(corpus: str, out: str, fault: str = "", method: str = "mae", *counts: str) -> None:
     """Run as told."""
     torch.set_num_threads(1)
-    inject(fault)
+    inject(fault.removesuffix("own-cache"))
     replicate, accum = (int(count) for count in (*counts, "1", "1")[:2])
-    if fault.startswith("own-") and os.environ["RANK"] != "0":  # as on a node with its own disk
+    if fault.endswith("own-cache"):
+        os.environ["XDG_CACHE_HOME"] += os.environ["RANK"]
+    elif fault == "own-address":
+        out += os.environ["RANK"]
+        shared.SEEN_S = 0.5
+    elif fault.startswith("own-") and os.environ["RANK"] != "0":  # as on a node with its own disk
         own = Path(out if fault == "own-out" else corpus).parent / "own"
         corpus, out = (corpus, str(own)) if fault == "own-out" else (str(own), out)
     config = small_config(corpus, method)
@@ -226,6 +250,9 @@ def main(corpus: str, out: str, fault: str = "", method: str = "mae", *counts: s
     if fault == "probe":
         probe = ProbeConfig(corpus, every=2, windows=2, patience=9)
         config = dataclasses.replace(config, probe=probe)
+    if fault.startswith("kill-sending-"):  # or it would be luck whether 6 is saved at all
+        waits = dataclasses.replace(config.checkpoint, asynchronous=False)
+        config = dataclasses.replace(config, checkpoint=waits)
     if fault == "poison":
         log = dataclasses.replace(config.log, max_bad_steps=3)
         config = dataclasses.replace(config, log=log, divergence=DivergenceConfig("rewind"))

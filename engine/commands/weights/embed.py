@@ -26,13 +26,14 @@ class EmbedArgs(ScanArgs):
     """Whose encoder, which scans, where to, and what is kept."""
 
     run: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")]
-    """Folder of a finished `mim3d pretrain` or `mim3d finetune`, or an encoder.safetensors."""
+    """Folder of a finished `mim3d pretrain` or `mim3d finetune`, or an encoder.safetensors;
+    s3://BUCKET/RUN too."""
     config: Annotated[EmbedConfig, tyro.conf.arg(name="")] = field(default_factory=EmbedConfig)
 
 
 def main(words: list[str]) -> Outcome:
     """Run the command."""
-    args = parse(EmbedArgs, words, "mim3d embed", DESCRIPTION)
+    args = parse(EmbedArgs, words, "mim3d embed", DESCRIPTION, addresses=("run",))
     from mim3d.dataio.storage.store import writing
     from mim3d.engine.predict.embed import run_embed
     from mim3d.engine.predict.ledger import FAILED

@@ -9,6 +9,7 @@ import tyro
 from mim3d.engine.commands.arguments import parse
 from mim3d.engine.commands.outcome import Outcome
 from mim3d.engine.errors import ConfigError
+from mim3d.engine.runs.address import place_text
 from mim3d.engine.runs.config import Axes, Format
 
 if TYPE_CHECKING:
@@ -39,7 +40,7 @@ class ExportArgs:
     """What to export, as what, and where to."""
 
     run: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")]
-    """Folder of a finished `mim3d pretrain`, or its encoder.safetensors."""
+    """Folder of a finished `mim3d pretrain`, or its encoder.safetensors; s3://BUCKET/RUN too."""
     format: tyro.conf.Positional[Format]
     """safetensors, monai-vit, monai-unetr, monai-swinunetr or nnunet."""
     target: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="DST")]
@@ -54,7 +55,7 @@ class ExportArgs:
 
 def main(words: list[str]) -> Outcome:
     """Run the command."""
-    args = parse(ExportArgs, words, "mim3d export", DESCRIPTION)
+    args = parse(ExportArgs, words, "mim3d export", DESCRIPTION, addresses=("run",))
     from mim3d.dataio.storage.store import writing
     from mim3d.engine.runs.encoder_file import read_card
     from mim3d.engine.runs.export import export_encoder
@@ -65,7 +66,9 @@ def main(words: list[str]) -> Outcome:
     unet = args.format == "nnunet" and read_card(args.run)[1]["kind"] == "resenc"
     decoder = unet_decoder(args.run) if unet else None
     if unet and decoder is None:
-        print(f"{args.run} has no checkpoint of the whole U-Net: its encoder goes alone")
+        print(
+            f"{place_text(args.run)} has no checkpoint of the whole U-Net: its encoder goes alone"
+        )
     with writing(args.target.parent):
         done = export_encoder(args.run, args.format, args.target, axes, decoder)
     print(f"{done.tensors} tensors in {done.weights}, cards {done.card} and {done.readme}")

@@ -32,7 +32,7 @@ class PredictArgs(ScanArgs):
     """Whose network, which scans, where to, and how."""
 
     run: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")]
-    """Folder of a finished `mim3d finetune`."""
+    """Folder of a finished `mim3d finetune`, or its s3://BUCKET/RUN."""
     config: Annotated[PredictConfig, tyro.conf.arg(name="")] = field(default_factory=PredictConfig)
     labels: str = ""
     """Score against these: a folder of label maps named as the scans, a file, or `own` for those
@@ -41,7 +41,7 @@ class PredictArgs(ScanArgs):
 
 def main(words: list[str]) -> Outcome:
     """Run the command."""
-    args = parse(PredictArgs, words, "mim3d predict", DESCRIPTION)
+    args = parse(PredictArgs, words, "mim3d predict", DESCRIPTION, addresses=("run",))
     from mim3d.dataio.storage.store import writing
     from mim3d.engine.predict.ledger import FAILED
     from mim3d.engine.predict.predict import run_predict

@@ -22,7 +22,7 @@ from mim3d.dataio.reader.shard_reader import ShardReader
 from mim3d.dataio.sources.discover import discover
 from mim3d.dataio.sources.phantom import make_cohort
 from mim3d.dataio.storage import bucket as client
-from mim3d.dataio.storage import object_store, remote
+from mim3d.dataio.storage import lease, remote
 from mim3d.dataio.storage.object_store import RemoteStore
 from mim3d.dataio.storage.remote import read_remote_bytes
 from mim3d.dataio.storage.store import LocalStore, Store
@@ -192,16 +192,16 @@ def test_a_dead_writers_lock_is_taken_after_its_lease(bucket, monkeypatch):
     class Later(datetime):
         @classmethod
         def now(cls, tz=None):
-            return datetime.now(UTC) + timedelta(seconds=object_store.LEASE_S + 1)
+            return datetime.now(UTC) + timedelta(seconds=lease.LEASE_S + 1)
 
-    monkeypatch.setattr(object_store, "datetime", Later)
+    monkeypatch.setattr(lease, "datetime", Later)
     with store.lock():
         assert b"elsewhere" not in store.get(".lock")
     assert not store.exists(".lock")
 
 
 def test_a_held_lock_is_renewed_and_a_lost_one_left_alone(bucket, monkeypatch):
-    monkeypatch.setattr(object_store, "LEASE_S", 0.4)
+    monkeypatch.setattr(lease, "LEASE_S", 0.4)
     store = RemoteStore(f"{bucket}/corpus")
     with store.lock():
         first = store.get(".lock")

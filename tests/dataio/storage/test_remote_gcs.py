@@ -21,7 +21,7 @@ from mim3d.dataio.loader.loader import Loader, LoaderConfig
 from mim3d.dataio.sources.discover import discover
 from mim3d.dataio.sources.phantom import make_cohort
 from mim3d.dataio.storage import bucket as client
-from mim3d.dataio.storage import object_store
+from mim3d.dataio.storage import lease
 from mim3d.dataio.storage.object_store import RemoteStore
 from mim3d.dataio.storage.remote import read_remote_bytes
 from mim3d.engine.commands.cli import main
@@ -111,9 +111,9 @@ def test_a_run_that_lost_its_bucket_is_completed_as_if_it_had_not(
     class Later(datetime):
         @classmethod
         def now(cls, tz=None):
-            return datetime.now(UTC) + timedelta(seconds=object_store.LEASE_S + 1)
+            return datetime.now(UTC) + timedelta(seconds=lease.LEASE_S + 1)
 
-    monkeypatch.setattr(object_store, "datetime", Later)
+    monkeypatch.setattr(lease, "datetime", Later)
     report = convert(sources, corpus, workers=1)
     assert report.n_volumes == VOLUMES
     assert fewest <= report.n_unchanged <= most

@@ -63,9 +63,9 @@ def test_the_command_line_says_so_in_one_line(option, tmp_path, capsys):
 @pytest.mark.parametrize(
     "words",
     [
-        ["pretrain", "demo-mae", "--data.corpus", "c", "--out", "s3://bucket/run"],
-        ["pretrain", "demo-mae", "--data.corpus", "c", "--nproc", "2", "--out", "gs://bucket/run"],
-        ["finetune", "demo", "--data.corpus", "c", "--out", "s3://bucket/run"],
+        ["pretrain", "demo-mae", "--data.corpus", "c", "--out", "hdfs://bucket/run"],
+        ["pretrain", "demo-mae", "--data.corpus", "c", "--nproc", "2", "--out", "https://host/run"],
+        ["finetune", "demo", "--data.corpus", "c", "--out", "file://bucket/run"],
         ["compare", "demo", "--data.corpus", "c", "--out", "s3://bucket/run"],
         ["demo", "--out", "s3://bucket/run"],
         ["env", "--json", "S3://bucket/run"],
@@ -84,8 +84,8 @@ def test_an_address_to_write_to_is_refused(words, tmp_path, capsys, monkeypatch)
 
 def test_from_python_too(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(ConfigError, match="s3://bucket/run is an address"):
-        run_finetune(FinetuneConfig(), "s3://bucket/run")
+    with pytest.raises(ConfigError, match="hdfs://bucket/run is an address"):
+        run_finetune(FinetuneConfig(), "hdfs://bucket/run")
     with pytest.raises(ConfigError, match="is an address"):
-        run_pretrain(PretrainConfig(data=DataConfig(corpus="c")), "s3://bucket/run")
+        run_pretrain(PretrainConfig(data=DataConfig(corpus="c")), "http://bucket/run")
     assert not list(tmp_path.iterdir())

@@ -17,8 +17,7 @@ from small_run import make_corpus
 from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 
 from mim3d.engine.runs import checkpoint_files
-from mim3d.engine.runs.checkpoint import PER_RANK, load_tensors
-from mim3d.engine.runs.checkpoint_reader import SafeReader
+from mim3d.engine.runs.checkpoint_reader import PER_RANK, SafeReader, load_tensors
 from mim3d.engine.training.metrics import read_rows
 
 pytestmark = pytest.mark.slow

@@ -5,8 +5,7 @@ import torch
 import torch.distributed.checkpoint as dcp
 
 from mim3d.engine.errors import CheckpointError
-from mim3d.engine.runs.checkpoint import load_tensors
-from mim3d.engine.runs.checkpoint_reader import SafeReader, read_metadata
+from mim3d.engine.runs.checkpoint_reader import SafeReader, load_tensors, read_metadata
 
 RAN = []
 

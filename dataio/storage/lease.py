@@ -1,0 +1,155 @@
+"""A lock object in a bucket that its holder renews; conditional writes make taking it atomic."""
+
+import os
+import threading
+import time
+from collections.abc import Callable
+from datetime import UTC, datetime
+from typing import Any
+
+from mim3d.dataio.errors import CorpusError, StoreError, StoreRefusedError
+from mim3d.dataio.storage.bucket import Bucket
+from mim3d.dataio.storage.remote import access_remedy, store_reason
+from mim3d.dataio.waiting import StalledError, patience
+
+LEASE_S = 90.0
+LOOK_S = 0.5
+GIVE_UP_S = 3.0
+
+
+class Lease:
+    """The lock `key` of what is at `url`, written again every quarter of `LEASE_S`.
+
+    `holder` is how others name this process; `waits` whether a lock without a sign of life is
+    waited for until it runs out, which `note` tells. A lock that reads `before`, which the caller
+    knows to be a dead process's, is taken at once.
+    """
+
+    def __init__(
+        self,
+        store: Bucket,
+        key: str,
+        url: str,
+        *,
+        holder: str = "",
+        before: str = "",
+        waits: bool = False,
+        note: Callable[[str], None] = lambda line: None,
+    ) -> None:
+        self.store, self.key, self.url = store, key, url
+        self.holder = holder or f"process {os.getpid()} on {os.uname().nodename}"
+        self.before, self.waits, self.note = before, waits, note
+        self.stop, self.lost = threading.Event(), threading.Event()
+        """Set where nobody renews any more, and where another process took the lock over."""
+        self.version: Any = None
+
+    def take(self) -> None:
+        """Write the lock or take over a dead one; CorpusError naming the holder."""
+        import obstore
+
+        try:
+            while not self._created():
+                if self._taken_over():
+                    break
+        except obstore.exceptions.BaseError as error:
+            raise StoreError(
+                f"{self.url}: cannot be written ({store_reason(error)}); {access_remedy(error)}"
+            ) from error
+        threading.Thread(target=self._renew, daemon=True).start()
+
+    def _created(self) -> bool:
+        import obstore
+
+        try:
+            self._write("create")
+        except obstore.exceptions.AlreadyExistsError:
+            return False
+        except FileNotFoundError as error:
+            raise no_bucket(self.url) from error
+        return True
+
+    def _taken_over(self) -> bool:
+        """Whether the lock that stands there is ours now; False where it has gone meanwhile."""
+        import obstore
+
+        try:
+            version, holder, left_s = self._read()
+            if self.waits and left_s > 0:
+                self._watch(version, holder, left_s)
+                left_s = 0.0
+        except FileNotFoundError:
+            return False
+        if left_s <= 0:
+            try:
+                self._write(version)
+                return True
+            except FileNotFoundError:
+                return False
+            except obstore.exceptions.PreconditionError:
+                holder = "another process"
+        raise self._busy(holder)
+
+    def _read(self) -> tuple[dict[str, str], str, float]:
+        """Version and holder of the lock, and for how many seconds it still stands."""
+        found = self.store.get(self.key)
+        holder = found.bytes().decode(errors="replace").strip()
+        if self.before and holder.startswith(self.before):
+            return version_of(found.meta), holder, 0.0
+        age = (datetime.now(UTC) - found.meta["last_modified"]).total_seconds()
+        return version_of(found.meta), holder, LEASE_S - age
+
+    def _watch(self, version: dict[str, str], holder: str, left_s: float) -> None:
+        """Wait until the lock runs out; CorpusError as soon as its holder renews it."""
+        left_s = min(left_s, LEASE_S)  # clocks may differ
+        self.note(f"{self.url}: {holder} holds it; waiting {left_s:.0f} s for a sign of life")
+        until = time.monotonic() + left_s
+        while time.monotonic() < until:
+            time.sleep(LOOK_S)
+            if version_of(self.store.head(self.key)) != version:
+                raise self._busy(holder)
+
+    def _busy(self, holder: str) -> CorpusError:
+        return CorpusError(
+            f"{self.url}: {holder} is writing to it; wait, or choose another destination "
+            f"(a lock whose process died frees itself {LEASE_S:.0f} s after its last sign of life)"
+        )
+
+    def _write(self, mode: Any) -> None:
+        text = f"{self.holder}, seen {time.time():.3f}\n".encode()
+        self.version = version_of(self.store.put(self.key, text, mode=mode))
+
+    def _renew(self) -> None:
+        import obstore
+
+        while not self.stop.wait(LEASE_S / 4):
+            try:
+                self._write(self.version)
+            except obstore.exceptions.PreconditionError:
+                self.lost.set()
+                return  # taken over after a pause longer than the lease: never fight for it
+            except (obstore.exceptions.BaseError, StalledError):
+                continue  # the network may come back before the lease ends
+
+    def give_up(self) -> None:
+        """Remove the lock if it is still ours."""
+        import obstore
+
+        self.stop.set()
+        try:
+            with patience(GIVE_UP_S):
+                if self.store.get(self.key).bytes().startswith(self.holder.encode()):
+                    self.store.delete(self.key)
+        except (obstore.exceptions.BaseError, StalledError, OSError):
+            return  # it frees itself when its lease ends
+
+
+def no_bucket(url: str) -> StoreRefusedError:
+    """What it means where a put is answered with "not found"."""
+    return StoreRefusedError(
+        f"{url}: there is no such bucket; create it, or choose another destination"
+    )
+
+
+def version_of(answer: Any) -> dict[str, str]:
+    """What a conditional write must match; obstore takes no None among it."""
+    return {name: answer[name] for name in ("e_tag", "version") if answer[name] is not None}
