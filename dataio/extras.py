@@ -14,6 +14,7 @@ EXTRAS = {
     "distributed": "dask",
     "huggingface_hub": "hub",
     "nvidia": "gpu",
+    "torchao": "fp8",
 }
 """Imported module -> the extra of mim3d that installs it."""
 

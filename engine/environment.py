@@ -39,6 +39,7 @@ BY_EXTRA = {
     "huggingface_hub": ("encoders on the Hugging Face Hub", "hub"),
     "simpleitk": (".mha, .mhd and .nrrd", "containers"),
     "nvidia-libnvcomp-cu13": ("decompression on a GPU", "gpu"),
+    "torchao": ("matrix products in float8", "fp8"),
 }
 """Distribution -> what needs it, and the extra of mim3d that installs it."""
 DALI = ("nvidia-dali-cuda130", "nvidia-dali-cuda120")

@@ -2,6 +2,6 @@
 
 from typing import Literal
 
-Precision = Literal["auto", "fp32", "bf16", "fp16"]
+Precision = Literal["auto", "fp32", "bf16", "fp16", "fp8"]
 Recompute = Literal["none", "selective", "full"]
 Attention = Literal["auto", "flash", "efficient", "cudnn", "math"]

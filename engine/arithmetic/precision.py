@@ -2,7 +2,12 @@
 
 import torch
 
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+DTYPES = {
+    "fp32": torch.float32,
+    "bf16": torch.bfloat16,
+    "fp16": torch.float16,
+    "fp8": torch.bfloat16,  # around the products of `arithmetic.float8`
+}
 
 
 def choose_precision(wanted: str, device: torch.device) -> torch.dtype:

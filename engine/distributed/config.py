@@ -20,7 +20,8 @@ class ParallelConfig:
     grad_accum: int = 1
     """Micro-batches of a step."""
     precision: Precision = "auto"
-    """auto is bf16 where the GPU has it, fp16 with a loss scaler where not, fp32 on a CPU."""
+    """auto is bf16 where the GPU has it, fp16 with a loss scaler where not, fp32 on a CPU; fp8 is
+    bf16 with the products of blocks in float8 (extra fp8; Ada, Hopper or later)."""
     recompute: Recompute = "none"
     """Activations of blocks that backward computes again: none; selective, what lies between matrix
     products and attention (a third less memory); full, all but a block's input (a fifth to a third

@@ -113,6 +113,11 @@ class Run:
         stepper = Stepper(
             sharded.module, sharded.optimiser, loader, ranks, sharded.parallel.grad_accum
         )
+        if sharded.float8_layers:
+            emulated = "" if ranks.device.type == "cuda" else ", emulated here: slower than bf16"
+            sitting.shown.note(
+                f"products of {sharded.float8_layers} linear layers are in float8{emulated}"
+            )
         if ranks.device.type == "cuda":
             repeat_steps(stepper, sharded, sitting.shown.note)
         steps, head_steps = settings.steps, settings.head_steps

@@ -8,6 +8,7 @@ from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import FSDPModule, register_fsdp_forward_method
 
 from mim3d.engine.arithmetic.attention import attention_of
+from mim3d.engine.arithmetic.float8 import use_float8
 from mim3d.engine.arithmetic.masters import Masters
 from mim3d.engine.arithmetic.precision import choose_precision
 from mim3d.engine.arithmetic.recompute import Recomputed
@@ -37,6 +38,8 @@ class ShardedObjective:
     parallel: ParallelConfig
     attention: str = ""
     """Kernels that compute it; empty where there is none."""
+    float8_layers: int = 0
+    """Linear layers whose products are in float8."""
 
     def communication_s(self) -> float:
         """Seconds of a step's collectives alone; every rank takes part."""
@@ -71,6 +74,7 @@ def shard_objective(
     mesh = make_mesh(ranks.device, ranks.world, parallel.replicate)
     dtype = choose_precision(parallel.precision, ranks.device)
     attention = attention_of(module, parallel.attention, dtype, ranks.device)
+    float8_layers = use_float8(module, ranks.device) if parallel.precision == "fp8" else 0
     shard_model(module, mesh, parallel, dtype)
     register_fsdp_forward_method(module, "encoder_tokens")
     if isinstance(module, Reconstructs):
@@ -87,4 +91,4 @@ def shard_objective(
         held=held,
         masters=masters,
     )
-    return ShardedObjective(module, optimiser, mesh, dtype, parallel, attention)
+    return ShardedObjective(module, optimiser, mesh, dtype, parallel, attention, float8_layers)

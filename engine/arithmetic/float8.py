@@ -1,0 +1,75 @@
+"""Matrix products of blocks in float8 (Micikevicius et al. 2022), by torchao's linear layers.
+
+Weights stay what they were and are named as before: inputs, weights and gradients are scaled to
+their largest value and rounded to float8 for each product (e4m3 forward, e5m2 gradients). Where
+there is no such hardware, as on a CPU, products are computed in bf16 from values rounded so.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from mim3d.dataio.extras import extra
+from mim3d.engine.arithmetic.blocks import transformer_blocks
+from mim3d.engine.errors import ConfigError
+
+MULTIPLE = 16
+"""Rows and features of a float8 product come in multiples of it."""
+LEAST_CAPABILITY = (8, 9)
+"""Of a GPU with float8 products: Ada, Hopper and later."""
+
+
+def use_float8(model: nn.Module, device: torch.device) -> int:
+    """Turn linear layers of the blocks into float8's, in place; how many.
+
+    A ConfigError where the GPU cannot, or no layer has fitting sizes; a MissingExtraError where
+    torchao is not installed.
+    """
+    if device.type == "cuda" and torch.cuda.get_device_capability(device) < LEAST_CAPABILITY:
+        raise ConfigError(
+            f"parallel.precision fp8: a {torch.cuda.get_device_name(device)} has no float8 "
+            "products: set --parallel.precision bf16"
+        )
+    with extra():
+        from torchao.float8 import Float8LinearConfig, convert_to_float8_training
+    config = Float8LinearConfig(emulate=device.type != "cuda")
+    count = 0
+    for block in transformer_blocks(model):
+        chosen = [part for part in block.modules() if fits(part)]
+        if chosen:
+            convert_to_float8_training(
+                block, config=config, module_filter_fn=lambda part, _, chosen=chosen: part in chosen
+            )
+            count += len(chosen)
+    for part in model.modules():
+        if type(part).__name__ == "Float8Linear":
+            part.register_forward_pre_hook(refuse_rows)
+    if not count:
+        raise ConfigError(
+            "parallel.precision fp8: no linear layer of this model's blocks has sizes that are "
+            f"multiples of {MULTIPLE}: set --parallel.precision bf16"
+        )
+    return count
+
+
+def fits(part: nn.Module) -> bool:
+    """Whether a part is a linear layer whose sizes float8 products take."""
+    return (
+        type(part) is nn.Linear
+        and part.in_features % MULTIPLE == 0
+        and part.out_features % MULTIPLE == 0
+    )
+
+
+def refuse_rows(layer: nn.Module, given: tuple[Any, ...]) -> None:
+    """A ConfigError where a layer's input has rows that the weights' gradient cannot sum over."""
+    tokens = given[0]
+    assert isinstance(tokens, Tensor)
+    rows = tokens.numel() // tokens.shape[-1]
+    if rows % MULTIPLE:
+        raise ConfigError(
+            f"parallel.precision fp8: a layer gets {tuple(tokens.shape)[:-1]} = {rows} tokens, and "
+            f"float8 products need a multiple of {MULTIPLE}: set --global-batch so that a "
+            f"micro-batch is a multiple of {MULTIPLE}, or --parallel.precision bf16"
+        )
