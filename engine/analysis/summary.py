@@ -172,18 +172,18 @@ def pairs_of(arms: Sequence[str], flops_of: str = "mae") -> list[tuple[str, str]
     pairs = [
         (arm, c)
         for c, arm in product(contrastive, rivals)
-        if budgets(arm, flops_of) & budgets(c, flops_of)
+        if budgets(arm, flops_of, arms) & budgets(c, flops_of, arms)
     ]
     if SCRATCH in arms:
         pairs += [(arm, SCRATCH) for arm in others]
     return pairs
 
 
-def budgets(arm: str, flops_of: str) -> frozenset[str]:
+def budgets(arm: str, flops_of: str, arms: Sequence[str]) -> frozenset[str]:
     """By which rules an arm's pretraining was sized; an arm by path was sized by nobody here."""
     if arm.endswith("-flops"):
         return frozenset({"flops"})
-    if arm in METHODS and arm != flops_of:
+    if (arm in METHODS or f"{arm}-flops" in arms) and arm != flops_of:
         return frozenset({"crops"})
     return frozenset({"crops", "flops"})
 

@@ -206,7 +206,9 @@ def gate_statement(pretraining: Row) -> Statement:
     if pretraining.get("variant"):
         name = f"{name} ({pretraining['variant']})"
     loss, baseline = pretraining.get("loss"), pretraining.get("floor")
-    what = "chance" if method_of(pretraining["arm"]) == "simclr" else "each patch's mean"
+    contrasts = method_of(pretraining["arm"]) == "simclr"  # earlier results tell no floor_of
+    floor_of = pretraining.get("floor_of", "chance" if contrasts else "patch_mean")
+    what = "chance" if floor_of == "chance" else "each patch's mean"
     if loss is None or baseline is None:
         figures = "Its loss against a trivial predictor is not known."
     else:
@@ -214,6 +216,9 @@ def gate_statement(pretraining: Row) -> Statement:
     who = "it"
     if pretraining.get("seed") is not None:
         name, who = f"{name}, seed {pretraining['seed']},", arm_name(pretraining["arm"])
+    if pretraining["trained"] is None and loss is not None:
+        text = f"{name} has no baseline, so nobody knows whether its pretext task was learned."
+        return Statement("neutral", text, f"Loss {loss:.3f}. It is compared nevertheless.")
     if pretraining["trained"] is None or (pretraining["method"] == "given" and loss is None):
         return Statement("neutral", f"{name} is compared as it was given.", figures)
     if pretraining["trained"]:

@@ -3,6 +3,7 @@
 import torch
 from torch import nn
 
+from mim3d.engine.errors import ConfigError
 from mim3d.engine.finetune.config import FinetuneConfig
 from mim3d.engine.finetune.encoder import build_encoder
 from mim3d.engine.finetune.seeding import seeded
@@ -34,6 +35,12 @@ def build_segmentation(
     if isinstance(encoder, ResEncEncoder):
         with seeded(config.seed, "decoder"):
             return ResEncNet(encoder, ResEncDecoder(encoder.config, classes))
+    if not hasattr(encoder, "hidden_states"):
+        raise ConfigError(
+            f"head {config.head} reads every block's tokens (hidden_states), which "
+            f"{type(encoder).__name__} has not: derive it from ViT3D in its plugin, or take --head "
+            "classify or regress"
+        )
     with seeded(config.seed, "decoder"):
         decoder = build_decoder(config, classes)
     return SegmentationNet(encoder, decoder)

@@ -20,6 +20,13 @@ from mim3d.engine.study.encoders import (
     read_arm,
     why_not,
 )
+from mim3d.engine.study.own_arms import (
+    encoder_config_of,
+    method_of,
+    own_encoder_kind,
+    own_method,
+    refuse_idle,
+)
 
 NO_TOKENS = {"resenc": ("tokens", "patch", "linear"), "swin": ("patch", "linear")}
 """Heads that an encoder cannot have."""
@@ -59,7 +66,7 @@ def arms_of(config: StudyConfig) -> list[Arm]:
             here += [
                 replace(arm, name=f"{arm.name}-flops")
                 for arm in here
-                if arm.name in METHODS and not arm.path and arm.name != config.flops_of
+                if is_method(arm.name) and not arm.path and arm.name != config.flops_of
             ]
         names = {arm.name for arm in here}
         if "crops" not in config.matching:
@@ -113,6 +120,26 @@ def differences(config: StudyConfig) -> list[str]:
             f"mae@primus has a decoder {turned.decoder_width} wide in the place of "
             f"{asked.decoder_width}, for its rotary positions turn heads by multiples of 6"
         )
+    return found + own_differences(config)
+
+
+def own_differences(config: StudyConfig) -> list[str]:
+    """How a plugin's methods are trained where nothing is told of it.
+
+    ConfigError where something is told of what no arm has.
+    """
+    methods = [name for name in arm_names(config) if own_method(name)]
+    methods = list(dict.fromkeys(map(method_of, methods)))
+    kinds = [kind for kind in encoder_arms(config) if own_encoder_kind(kind)]
+    refuse_idle(config.pretrain.own, methods, "pretrain.own")
+    refuse_idle(config.shapes.own, kinds, "shapes.own")
+    found = []
+    for name in methods:
+        plan, given = config.pretrain.arm(name), config.pretrain.own_fields(name)
+        if lacking := [field for field in ("lr", "global_batch") if field not in given]:
+            same = " and ".join(f"{field} {getattr(plan, field):g}" for field in lacking)
+            ways = " ".join(f"{name}.{field}=NUMBER" for field in lacking)
+            found.append(f"{name} has {same}, as mae has (--pretrain.own {ways})")
     return found
 
 
@@ -194,7 +221,12 @@ def given_path(config: StudyConfig, arm: str, encoder: str = "") -> str:
 
 def is_pretrained_here(config: StudyConfig, arm: str, encoder: str = "") -> bool:
     """Whether the study itself pretrains the arm."""
-    return arm.split("-", 1)[0] in METHODS and not given_path(config, arm, encoder)
+    return is_method(method_of(arm)) and not given_path(config, arm, encoder)
+
+
+def is_method(name: str) -> bool:
+    """Whether it is a pretext method, mim3d's or a plugin's."""
+    return name in METHODS or own_method(name)
 
 
 def head_of(config: StudyConfig, head: str, encoder: str) -> Head:
@@ -218,6 +250,9 @@ def encoder_of(config: StudyConfig, encoder: str, variant: Variant) -> EncoderSh
         return EncoderShape(varied_vit(crop, replace(variant, crop=None)))
     if kind == "resenc":
         return EncoderShape(cropped, shapes.resenc)
+    if own_encoder_kind(kind):
+        vit = varied_vit(config.vit, variant)
+        return EncoderShape(encoder_config_of(kind, vit, shapes.own))
     crop = shapes.swin_crop if variant.crop is None else cropped.crop_size
     return EncoderShape(replace(cropped, crop_size=crop), shapes.swin)
 

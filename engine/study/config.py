@@ -22,12 +22,26 @@ from mim3d.engine.errors import ConfigError
 from mim3d.engine.finetune.config import LabelledData
 from mim3d.engine.models.config import (
     MAEConfig,
+    MethodConfig,
     SimCLRConfig,
     SimMIMConfig,
     SwinConfig,
     ViTConfig,
 )
-from mim3d.engine.study.encoders import EncoderName, EncoderShapes, StudyHead, check_arms
+from mim3d.engine.study.encoders import (
+    METHODS,
+    EncoderShapes,
+    StudyHead,
+    check_arms,
+    check_encoders,
+)
+from mim3d.engine.study.own_arms import (
+    method_config_of,
+    method_of,
+    own_method,
+    read_words,
+    with_fields,
+)
 
 ARM_SETTINGS = {
     "mae": {"lr", "global_batch", "crops", "mask_ratio", "decoder_depth", "decoder_width"}
@@ -36,15 +50,24 @@ ARM_SETTINGS = {
     "simclr": {"lr", "global_batch", "crops", "temperature"},
 }
 """Settings of a variant that change a method's pretraining, besides the encoder's."""
+OWN_SETTINGS = {"lr", "global_batch", "crops"}
+"""Those that change a plugin's."""
 EARLIER_SETTINGS = {"pretrain_lr": "lr", "simclr_batch": "global_batch"}
 """Names that studies before 0.2 stored for settings of a variant."""
 ENCODER_SETTINGS = {"crop", "patch", "width", "depth"}
 """Settings of a variant that change every arm."""
+
+
+def arm_settings(arm: str) -> set[str]:
+    """Settings that change an arm's pretraining; none of scratch and of given encoders."""
+    return OWN_SETTINGS if own_method(arm) else ARM_SETTINGS.get(arm.split("-", 1)[0], set())
+
+
 Matching = Literal["crops", "flops"]
 MethodName = Literal["mae", "simmim", "simclr"]
 
 
-Method = TypeVar("Method", MAEConfig, SimMIMConfig, SimCLRConfig)
+Method = TypeVar("Method", bound=MethodConfig)
 
 
 @dataclass(frozen=True)
@@ -89,16 +112,30 @@ class PretrainPlan:
     per_seed: bool = True
     """Pretrain anew for every seed, so that seeds vary pretraining too; where they share one
     pretraining the report speaks of that encoder, not of its method."""
+    own: tuple[str, ...] = ()
+    """NAME.FIELD=VALUE of a plugin's method that is an arm, such as turns.lr=2e-3: lr and
+    global_batch (mae's where none is told), and fields of the method itself."""
 
     def __post_init__(self) -> None:
+        read_words(self.own, "pretrain.own")
         refuse_not_finite(self, "pretrain", ConfigError)
         refuse_outside(self, "crops", 1, part="pretrain", kind=ConfigError)
         refuse_outside(self, "snap", 1, MOST_SIZE, part="pretrain", kind=ConfigError)
         refuse_outside(self, "weight_decay", 0, part="pretrain", kind=ConfigError)
 
-    def arm(self, name: str) -> ArmPlan[MAEConfig] | ArmPlan[SimMIMConfig] | ArmPlan[SimCLRConfig]:
-        """The plan of an arm such as mae or mae-flops."""
-        return getattr(self, name.split("-", 1)[0])
+    def arm(self, name: str) -> ArmPlan[Any]:
+        """The plan of an arm such as mae or mae-flops, or of a plugin's method."""
+        method = method_of(name)
+        if method in METHODS:
+            return getattr(self, method)
+        given, said = dict(self.own_fields(method)), f"pretrain.own {method}"
+        rates = {k: given.pop(k) for k in ("lr", "global_batch") if k in given}
+        config = with_fields(method_config_of(method), given, said)
+        return with_fields(ArmPlan(config, self.mae.lr, self.mae.global_batch), rates, said)
+
+    def own_fields(self, method: str) -> Mapping[str, str]:
+        """What `own` says of a method."""
+        return read_words(self.own, "pretrain.own").get(method, {})
 
 
 @dataclass(frozen=True)
@@ -203,8 +240,7 @@ class Variant:
 
     def of(self, arm: str) -> "Variant":
         """The settings that matter to an arm: scratch has no mask, only MAE has a decoder."""
-        method = arm.split("-", 1)[0]
-        kept = ENCODER_SETTINGS | ARM_SETTINGS.get(method, set())
+        kept = ENCODER_SETTINGS | arm_settings(arm)
         return Variant(**{k: v for k, v in self.settings.items() if k in kept})
 
 
@@ -219,10 +255,11 @@ class StudyConfig:
     """MONAI's Swin in the vit's place, for arms scratch, simclr and simmim; set by a study."""
     arms: tuple[str, ...] = ("scratch", "simclr", "mae")
     """scratch, simclr, mae, simmim, each with another encoder as mae@primus, and NAME=PATH for any
-    encoder or finished run (NAME@ENCODER=PATH where it is not of the study's own kind)."""
-    encoders: tuple[EncoderName, ...] = ()
-    """Every arm on each of these encoders, in one report that compares arms of one encoder alone;
-    none: on the study's own."""
+    encoder or finished run (NAME@ENCODER=PATH where it is not of the study's own kind); and the
+    name of a plugin's method."""
+    encoders: tuple[str, ...] = ()
+    """Every arm on each of these encoders (vit, primus, resenc, swin, or a plugin's), in one report
+    that compares arms of one encoder alone; none: on the study's own."""
     shapes: EncoderShapes = field(default_factory=EncoderShapes)
     """What primus, resenc and swin are as encoders of arms; vit is the study's."""
     seeds: tuple[int, ...] = (0, 1, 2, 3, 4)
@@ -271,8 +308,7 @@ class StudyConfig:
             if not values or len(set(values)) < len(values):
                 raise ConfigError(f"{what} {values} must name at least one, each once")
         check_arms(self.arms)
-        if len(set(self.encoders)) < len(self.encoders):
-            raise ConfigError(f"encoders {self.encoders} must name each once")
+        check_encoders(self.encoders)
         if "regress" in self.heads:
             raise ConfigError(
                 "heads regress is no head of a study, which compares Dice or balanced accuracy: "

@@ -3,16 +3,20 @@
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
 from mim3d.dataio.finite import MOST_SIZE, refuse_outside
+from mim3d.dataio.plugins import load_known
+from mim3d.dataio.registry import Registry
 from mim3d.engine.errors import ConfigError
 from mim3d.engine.finetune.config import Head
 from mim3d.engine.models.config import SwinConfig
 from mim3d.engine.models.primus.config import PrimusConfig, primus
 from mim3d.engine.models.registry import ANY
+from mim3d.engine.models.registry import ENCODERS as ENCODER_KINDS
 from mim3d.engine.models.registry import METHODS as REGISTERED
 from mim3d.engine.models.resenc.config import RESENC_S, RESENC_TINY, ResEncConfig
+from mim3d.engine.study.own_arms import read_words
 
 EncoderName = Literal["vit", "primus", "resenc", "swin"]
 ENCODERS: tuple[EncoderName, ...] = ("vit", "primus", "resenc", "swin")
@@ -41,8 +45,12 @@ class EncoderShapes:
     swin: SwinConfig = field(default_factory=SwinConfig)
     swin_crop: tuple[int, int, int] = (96, 96, 96)
     """Voxels of Swin's crops: multiples of 32, above 32 on one axis at least."""
+    own: tuple[str, ...] = ()
+    """NAME.FIELD=VALUE of a plugin's encoder, such as mine.gain=3; crop, patch, width and depth are
+    the study's vit's where none is told."""
 
     def __post_init__(self) -> None:
+        read_words(self.own, "shapes.own")
         refuse_outside(self, "swin_crop", 1, MOST_SIZE, part="shapes", kind=ConfigError)
         if any(size % SWIN_CELL for size in self.swin_crop) or max(self.swin_crop) <= SWIN_CELL:
             raise ConfigError(
@@ -92,19 +100,42 @@ def read_arm(word: str) -> Arm:
     """An arm as it is written: NAME, NAME@ENCODER, NAME=PATH or NAME@ENCODER=PATH."""
     label, given, path = word.partition("=")
     name, at, encoder = label.partition("@")
-    if at and encoder not in ENCODERS:
+    if at and not is_encoder(encoder):
         raise ConfigError(
             f"arms: {word!r} has an encoder {encoder!r} after the @, which is none of "
-            f"{', '.join(ENCODERS)}"
+            f"{', '.join(ENCODERS)} nor of a plugin (--plugin FILE)"
         )
     if given and (not re.search(r"\w", name) or not path):
         raise ConfigError(f"arms: {word!r} must be NAME=PATH, with both a name and a path")
-    if not given and name not in {SCRATCH, *METHODS}:
+    if not given and name != SCRATCH and not is_known(name, REGISTERED):
         raise ConfigError(
             f"arms {[word]} are none of {SCRATCH}, {', '.join(METHODS)}, one of these with "
-            "@ENCODER, or NAME=PATH"
+            "@ENCODER, NAME=PATH, or a method of a plugin (--plugin FILE)"
         )
     return Arm(name, encoder, path)
+
+
+def is_known(name: str, registry: Registry[Any]) -> bool:
+    """Whether a part of that name is there, once plugins that are installed are loaded."""
+    if name not in registry:
+        load_known()
+    return name in registry
+
+
+def is_encoder(name: str) -> bool:
+    """Whether an arm may have an encoder of that name."""
+    return name in ENCODERS or is_known(name, ENCODER_KINDS)
+
+
+def check_encoders(encoders: Sequence[str]) -> None:
+    """ConfigError where an encoder is unknown or named twice."""
+    if len(set(encoders)) < len(encoders):
+        raise ConfigError(f"encoders {tuple(encoders)} must name each once")
+    unknown = [name for name in encoders if not is_encoder(name)]
+    if unknown:
+        raise ConfigError(
+            f"encoders {unknown} are none of {', '.join(ENCODERS)} nor of a plugin (--plugin FILE)"
+        )
 
 
 def check_arms(arms: Sequence[str]) -> None:
@@ -112,7 +143,7 @@ def check_arms(arms: Sequence[str]) -> None:
     taken: dict[str, str] = {}
     for word in arms:
         arm = read_arm(word)
-        if arm.path and (arm.name == SCRATCH or arm.name.endswith("-flops")):
+        if (arm.path and arm.name == SCRATCH) or arm.name.endswith("-flops"):
             raise ConfigError(
                 f"arms: {word!r} takes a name that is kept (scratch has no pretraining, NAME-flops "
                 "is of matching flops): give the encoder another name"
@@ -128,7 +159,7 @@ def check_arms(arms: Sequence[str]) -> None:
 
 def why_not(arm: Arm, own: str) -> str:
     """Why an arm's method cannot train its encoder, `own` where it names none; empty if it can."""
-    if arm.name not in METHODS or arm.path:
+    if arm.name not in REGISTERED or arm.path:
         return ""
     entry, encoder = REGISTERED.find(arm.name), arm.encoder or own
     if encoder in entry.never:

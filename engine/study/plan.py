@@ -195,7 +195,7 @@ def pretrain_config(
 ) -> PretrainConfig:
     """The whole configuration of a pretraining; validation and test subjects are not in it."""
     plan, variant = config.pretrain, pretraining.variant
-    arm, contrastive = plan.arm(pretraining.arm), pretraining.arm.startswith("simclr")
+    arm = plan.arm(pretraining.arm)
     global_batch = variant.global_batch or arm.global_batch
     steps = max(crops_seen(config, pretraining) // global_batch, 1)
     shape = encoder_of(config, pretraining.encoder, variant)
@@ -209,7 +209,7 @@ def pretrain_config(
             subjects=splits.pretrain,
             loader=LoaderConfig(
                 normalise=config.data.normalise,
-                augment="auto" if contrastive else plan.mim_augment,
+                augment="auto" if arm.method.views > 1 else plan.mim_augment,
                 snap=plan.snap,
                 cache="auto",
                 cache_bytes=4 << 30,

@@ -10,7 +10,7 @@ from functools import partial
 from pathlib import Path
 
 from mim3d.dataio.corpus.chunk_table import choose_volumes
-from mim3d.dataio.errors import Mim3dError
+from mim3d.dataio.errors import Mim3dError, first_line
 from mim3d.dataio.reader.corpus import Corpus
 from mim3d.engine.errors import CheckpointError, ConfigError
 from mim3d.engine.finetune.config import WHOLE_VOLUME, FinetuneConfig
@@ -21,6 +21,7 @@ from mim3d.engine.pretrain.config import PretrainConfig
 from mim3d.engine.study.arms import arms_of, encoder_of, refuse_arms
 from mim3d.engine.study.config import StudyConfig, Variant
 from mim3d.engine.study.encoders import Arm
+from mim3d.engine.study.own_arms import own_encoder_kind, own_method
 from mim3d.engine.study.plan import (
     encoder_shape,
     finetune_config,
@@ -38,12 +39,17 @@ SHOWN = 3
 def refuse_impossible(config: StudyConfig, corpus: Corpus, splits: Splits, out: Path) -> None:
     """A ConfigError that names the runs which cannot be built, each kind of problem once."""
     refuse_arms(config)
+    arms = arms_of(config)
     problems: dict[str, str] = {}
     for name, build in builds(config, corpus, splits, out):
         try:
             build()
         except Mim3dError as error:
             problems.setdefault(str(error), name)
+        except Exception as error:
+            if not any(own_method(arm.name) or own_encoder_kind(arm.encoder) for arm in arms):
+                raise  # a mistake of ours
+            problems.setdefault(f"{type(error).__name__}: {first_line(error)}", name)
     if problems:
         found = [f"{name}: {why}" for why, name in list(problems.items())[:SHOWN]]
         more = len(problems) - SHOWN

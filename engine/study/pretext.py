@@ -95,7 +95,8 @@ def run_row(folder: Path) -> dict[str, Any]:
     config, result = read_json(folder / "config.json"), read_json(folder / "pretext.json")
     metrics = read_jsonl(folder / "metrics.jsonl")
     verdict = result.get("pretext", result)
-    batch, steps = config["global_batch"], config["steps"]
+    batch, steps = config["global_batch"], result.get("step", config["steps"])
+    loss, floor = verdict.get("loss"), verdict.get("floor")
     every = max(1, len(metrics) // CURVE_POINTS)
     rates = sorted(row["crops_per_s"] for row in metrics if row.get("crops_per_s"))
     stalls = [row["data_stall_share"] for row in metrics if "data_stall_share" in row]
@@ -107,9 +108,11 @@ def run_row(folder: Path) -> dict[str, Any]:
         "flops": result.get("flops", 0.0),
         "seconds": result.get("seconds", 0.0),
         "normalised": bool(config["method"].get("normalise_target")),
-        "trained": bool(verdict["learned"]),
-        "loss": verdict.get("loss"),
-        "floor": verdict.get("floor"),
+        # A plugin's method may tell no baseline: then nobody knows.
+        "trained": None if loss is not None and floor is None else bool(verdict["learned"]),
+        "loss": loss,
+        "floor": floor,
+        "floor_of": "patch_mean" if verdict.get("patch_mean") is not None else "chance",
         "behind": verdict.get("behind", []),
         "nearest_patch": verdict.get("nearest_patch"),
         "curve": [[row["step"], row["loss"]] for row in metrics[::every] if "loss" in row],

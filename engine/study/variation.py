@@ -12,7 +12,13 @@ from mim3d.engine.study.arms import (
     is_pretrained_here,
     own_encoder,
 )
-from mim3d.engine.study.config import ARM_SETTINGS, ENCODER_SETTINGS, StudyConfig, Variant
+from mim3d.engine.study.config import (
+    ARM_SETTINGS,
+    ENCODER_SETTINGS,
+    StudyConfig,
+    Variant,
+    arm_settings,
+)
 from mim3d.engine.study.encoders import TITLES
 from mim3d.engine.study.plan import method_config
 
@@ -31,9 +37,7 @@ def varied(config: StudyConfig, words: Sequence[str]) -> StudyConfig:
     if len(grid) < len(words):
         raise ConfigError(f"vary {' '.join(words)} names a setting twice: give each all its values")
     refuse_settings(config, set(grid))
-    matter = ENCODER_SETTINGS.union(
-        {"labels"}, *(ARM_SETTINGS.get(arm, set()) for arm in arm_names(config))
-    )
+    matter = ENCODER_SETTINGS.union({"labels"}, *(arm_settings(arm) for arm in arm_names(config)))
     if idle := set(grid) - matter:
         raise ConfigError(
             f"vary {', '.join(sorted(idle))} changes none of arms {', '.join(config.arms)}: add "
@@ -68,7 +72,7 @@ def refuse_settings(config: StudyConfig, names: set[str]) -> None:
         )
     idle = names & IDLE_SETTINGS.get(kinds[0] if kinds else "", set())
     if idle:
-        title = TITLES[kinds[0]]
+        title = TITLES.get(kinds[0], kinds[0])
         raise ConfigError(
             f"vary {', '.join(sorted(idle))} is of a ViT, and this study trains {title}"
         )
