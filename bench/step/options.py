@@ -72,7 +72,7 @@ def chosen_config(options: StepBench, ranks: "Ranks") -> PretrainConfig:
         loader = dataclasses.replace(data.loader, cache=options.cache)
         data = dataclasses.replace(data, loader=loader)
     batch = options.global_batch or config.global_batch
-    return dataclasses.replace(config, global_batch=batch, data=data)
+    return dataclasses.replace(config, global_batch=batch, data=data).for_ranks(ranks.world)
 
 
 def default_recipe(ranks: "Ranks") -> str:

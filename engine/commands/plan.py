@@ -92,7 +92,8 @@ def planned(args: PlanArgs) -> Outcome:
 
     machine, measured = machine_of(args)
     args, raised = with_enough_crops(settled(args, machine))
-    config, gpus = args.config, args.gpus or 1
+    gpus = args.gpus or 1
+    config = args.config.for_ranks(gpus)
     facts = corpus_facts(config) if config.data.corpus else None
     plan = make_plan(config, gpus, machine, facts, measured)
     print(plan_text(config, plan, machine, facts, measured is not None))

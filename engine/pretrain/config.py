@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 
+from mim3d.dataio.finite import refuse_outside
 from mim3d.engine.distributed.config import ParallelConfig
 from mim3d.engine.errors import ConfigError
 from mim3d.engine.models.config import (
@@ -79,6 +80,9 @@ class PretrainConfig:
     )
     global_batch: int = 64
     """Crops of a step over all ranks and micro-batches."""
+    max_micro_batch: int = 0
+    """Crops of a micro-batch at most: a rank whose share of a step is larger accumulates over as
+    few more micro-batches as it parts into, so that few devices do what many do. 0: no limit."""
     steps: int = 1000
     """Optimiser steps."""
     seed: int = 0
@@ -99,6 +103,13 @@ class PretrainConfig:
         if min(self.global_batch, self.steps) < 1:
             raise ConfigError(
                 f"global_batch {self.global_batch} and steps {self.steps} must be at least 1"
+            )
+        refuse_outside(self, "max_micro_batch", 0, kind=ConfigError)
+        if self.max_micro_batch and self.method.contrasts:
+            raise ConfigError(
+                f"max_micro_batch {self.max_micro_batch} would part the crops of a step, and "
+                f"negatives of {method_name(self.method)} come from one micro-batch: set it to 0, "
+                "or parallel.grad_accum where fewer negatives are meant"
             )
         if not 0 <= self.seed < 2**63 - SEED_MARGIN:
             raise ConfigError(f"seed {self.seed} must lie in [0, 2^63 - {SEED_MARGIN})")
@@ -141,7 +152,17 @@ class PretrainConfig:
 
     def micro_batch(self, world: int) -> int:
         """Crops of one rank's micro-batch."""
-        return self.parallel.micro_batch(self.global_batch, world)
+        return self.for_ranks(world).parallel.micro_batch(self.global_batch, world)
+
+    def for_ranks(self, world: int) -> "PretrainConfig":
+        """The same with as many micro-batches as so many ranks need under `max_micro_batch`."""
+        accum, most = self.parallel.grad_accum, self.max_micro_batch
+        share, rest = divmod(self.global_batch, world * accum)
+        if not most or rest or share <= most:
+            return self
+        parts = next(n for n in range(2, share + 1) if share % n == 0 and share // n <= most)
+        parallel = dataclasses.replace(self.parallel, grad_accum=accum * parts)
+        return dataclasses.replace(self, parallel=parallel)
 
 
 def config_dict(config: object) -> dict[str, Any]:
@@ -161,6 +182,7 @@ def config_dict(config: object) -> dict[str, Any]:
 
 NOT_IDENTITY = (
     *("checkpoint", "log", "probe", "parallel", "divergence", "dealt", "environment"),
+    "max_micro_batch",
     *("init", "init_axes", "init_channels", "accept_corpus", "start", "history", "plugins"),
 )
 """Parts that a resumed run may change: they do not decide what is learned (but for the gradient

@@ -85,6 +85,7 @@ def run_pretrain(config: PretrainConfig, out: str | Path, staging: str = "") -> 
         return done
     with ExitStack() as stack:
         ranks = stack.enter_context(run_ranks(config.parallel, seed=config.seed))
+        config = config.for_ranks(ranks.world)
         stack.enter_context(place.opened(ranks))
         if not place.is_here:
             done = first_decides(ranks, lambda: finished_result(out, config))
@@ -203,6 +204,11 @@ def remarks(config: PretrainConfig, fit: CorpusFit) -> list[str]:
         found.append(
             f"{fit.lacking} of {fit.volumes} volumes lack a channel (it is one value everywhere): "
             "it comes as 0, and nothing is learned from it"
+        )
+    if config.max_micro_batch and config.parallel.grad_accum > 1:
+        found.append(
+            f"a step is {config.parallel.grad_accum} micro-batches of a rank, of at most "
+            f"{config.max_micro_batch} crops (max_micro_batch): raise it where there is more memory"
         )
     if config.parallel.compile:
         found.append(

@@ -48,6 +48,12 @@ SIZES = {
 """Width, depth and heads of the encoder by name."""
 LOADER = LoaderConfig(augment="auto", cache="auto", threads=2)
 """What the recipes begin with: compressed chunks stay in memory, crops are augmented."""
+DEVICE_CACHE = 32 << 30
+"""Of a GPU of 80 GB two fifths, as much as a cache takes there; raise it where there is more.
+
+Recipes fit one such GPU by their batch or by `most`, the crops of a micro-batch there; of more GPUs
+each has a smaller share of the batch, which then need not be parted.
+"""
 MIM_METHODS: dict[str, MethodConfig] = {
     "mae": MAEConfig(loss="l1", normalise_target=False),
     "simmim": SimMIMConfig(loss="l1"),
@@ -107,10 +113,11 @@ def paper(method: str, channels: int) -> PretrainConfig:
 
 def paper_swin(method: str) -> PretrainConfig:
     """The paper's Swin-B encoder for SimMIM and the contrastive control, on BTCV."""
-    return replace(paper(method, 1), swin=SwinConfig())
+    most = 0 if method == "simclr" else 32
+    return replace(paper(method, 1), swin=SwinConfig(), max_micro_batch=most)
 
 
-def mae_vit(size: str, crop: int, patch: int) -> PretrainConfig:
+def mae_vit(size: str, crop: int, patch: int, most: int = 0) -> PretrainConfig:
     """MAE with per-patch normalised L2 targets, a plain starting point.
 
     The decoder's heads are of 64 features, of 128 where it sees so many patches that attention is
@@ -119,10 +126,13 @@ def mae_vit(size: str, crop: int, patch: int) -> PretrainConfig:
     return PretrainConfig(
         method=MAEConfig(loss="l2", decoder_heads=8 if patch >= 16 else 4),
         vit=sized_vit(size, crop, patch),
-        data=DataConfig(loader=replace(LOADER, cache="device", cache_bytes=64 << 30, threads=8)),
+        data=DataConfig(
+            loader=replace(LOADER, cache="device", cache_bytes=DEVICE_CACHE, threads=8)
+        ),
         schedule=ScheduleConfig(lr=3e-4, warmup_steps=2000),
         parallel=ParallelConfig(compile=True),
         global_batch=256,
+        max_micro_batch=most,
         steps=100_000,
     )
 
@@ -136,7 +146,7 @@ def demo_primus(method: str) -> PretrainConfig:
     return replace(base, vit=config)
 
 
-def primus_plain(method: str, size: str, crop: int) -> PretrainConfig:
+def primus_plain(method: str, size: str, crop: int, most: int) -> PretrainConfig:
     """Primus of a published size; AdamW and decoder as nnssl has them for Primus-M.
 
     MAE's targets are raw voxels, its decoder two blocks as wide as the encoder's.
@@ -154,7 +164,7 @@ def primus_plain(method: str, size: str, crop: int) -> PretrainConfig:
         "simclr": SimCLRConfig(temperature=0.5),
     }
     return replace(
-        mae_vit("b", crop, 8),
+        mae_vit("b", crop, 8, most),
         method=methods[method],
         vit=vit,
         optim=OptimConfig(weight_decay=0.05, beta2=0.98),
@@ -172,10 +182,16 @@ def demo_resenc(masking: Masking) -> PretrainConfig:
     )
 
 
+def primus_contrasted() -> PretrainConfig:
+    """Primus-B by SimCLR: a device has all pairs of its share of a step at once."""
+    base = primus_plain("simclr", "B", 96, 0)
+    return replace(base, parallel=replace(base.parallel, recompute="full"), global_batch=128)
+
+
 def resenc_plain(masking: Masking) -> PretrainConfig:
     """A small U-Net on 96^3 crops; the loss is the squared error of hidden voxels."""
     return replace(
-        mae_vit("b", 96, 16),
+        mae_vit("b", 96, 16, 64),
         method=MAEConfig(loss="l2", normalise_target=False),
         vit=ViTConfig((96, 96, 96), (16, 16, 16)),
         resenc=replace(RESENC_S, masking=masking),
@@ -184,7 +200,7 @@ def resenc_plain(masking: Masking) -> PretrainConfig:
 
 def mae_vit_l_160() -> PretrainConfig:
     """ViT-L on 160^3 crops with patches of 8: 8000 tokens, for 100,000 volumes seen 1280 times."""
-    base = mae_vit("l", 160, 8)
+    base = mae_vit("l", 160, 8, 128)
     return replace(
         base,
         data=DataConfig(loader=replace(LOADER, cache_bytes=256 << 30, threads=16)),
@@ -210,17 +226,17 @@ OURS: dict[str, Callable[[], PretrainConfig]] = {
     "brats-simmim": lambda: paper("simmim", 4),
     "brats-simclr": lambda: paper("simclr", 4),
     "mae-vit-b-96": lambda: mae_vit("b", 96, 16),
-    "mae-vit-l-128": lambda: mae_vit("l", 128, 16),
-    "mae-vit-l-128-p8": lambda: mae_vit("l", 128, 8),
-    "mae-vit-h-128": lambda: mae_vit("h", 128, 16),
+    "mae-vit-l-128": lambda: mae_vit("l", 128, 16, 128),
+    "mae-vit-l-128-p8": lambda: mae_vit("l", 128, 8, 16),
+    "mae-vit-h-128": lambda: mae_vit("h", 128, 16, 64),
     "demo-primus-mae": lambda: demo_primus("mae"),
     "demo-primus-simmim": lambda: demo_primus("simmim"),
     "demo-primus-simclr": lambda: demo_primus("simclr"),
-    "primus-s-mae-96": lambda: primus_plain("mae", "S", 96),
-    "primus-b-mae-96": lambda: primus_plain("mae", "B", 96),
-    "primus-b-simmim-96": lambda: primus_plain("simmim", "B", 96),
-    "primus-b-simclr-96": lambda: primus_plain("simclr", "B", 96),
-    "primus-l-mae-160": lambda: primus_plain("mae", "L", 160),
+    "primus-s-mae-96": lambda: primus_plain("mae", "S", 96, 128),
+    "primus-b-mae-96": lambda: primus_plain("mae", "B", 96, 64),
+    "primus-b-simmim-96": lambda: primus_plain("simmim", "B", 96, 32),
+    "primus-b-simclr-96": primus_contrasted,
+    "primus-l-mae-160": lambda: primus_plain("mae", "L", 160, 8),
     "demo-resenc-mae": lambda: demo_resenc("dense"),
     "demo-resenc-sparse-mae": lambda: demo_resenc("sparse"),
     "resenc-s-mae-96": lambda: resenc_plain("dense"),
@@ -246,7 +262,8 @@ MADE_FOR = {
     "mae-vit-l-160-p8": 64,
     **dict.fromkeys(("openmind-resenc-mae", "openmind-primus-m-mae"), 1),
 }
-"""GPUs of 141 GB that batch and cache were chosen for, by `mim3d plan`; 0 is a CPU."""
+"""GPUs that the batch was chosen for, by `mim3d plan`; 0 is a CPU. All but btcv-swin-simclr, whose
+128 pairs of crops are the paper's, fit one of 80 GB."""
 
 
 RENAMED = {
