@@ -44,7 +44,7 @@ KINDS: dict[str, dict[str, Any]] = {
 MOVES = {"turned": {"augment": "spatial-segmentation", "label": "seg", "crop_size": (12, 12, 12)}}
 WAYS = [
     *((path, kind) for path in PATHS for kind in KINDS),
-    *((path, kind) for path in ("host", "none") for kind in MOVES),
+    *((path, "turned") for path in ("voxels", "chunks", "host")),
 ]
 Parts = list[list[np.ndarray]]
 
