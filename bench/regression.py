@@ -76,6 +76,8 @@ def convert_ratios(figures: Figures) -> Iterator[Ratio]:
     """The script, the unavoidable work, two workers, memory."""
     # How many counts: a process's start is a large part of the time of a few.
     work = f"{figures['files']} volumes of {figures['voxel_mb'] / figures['files']:.1f} MB"
+    if figures.get("chunk", 16) != 16:
+        work += f", chunks of {figures['chunk']}^3"
     rounds = figures.get("rounds", {})
     for name, value in figures["ratios"].items():
         if name != "two_workers_speed" or not figures["scaling"]["busy"]:

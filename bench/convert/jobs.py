@@ -1,6 +1,6 @@
-"""Single conversions to be timed: `python -m mim3d.bench.convert.jobs NAME FOLDER FILES RESULT`.
+"""Single conversions to be timed: `python -m mim3d.bench.convert.jobs NAME FOLDER FILES RESULT SIDE`.
 
-A job gets a list of NIfTI files and an empty folder, and reports CPU seconds (its children's too),
+A job gets a list of NIfTI files, an empty folder and the side of a chunk, and reports CPU seconds (its children's too),
 wall seconds and how far memory rose above what the imports took. Imports are done before.
 """
 
@@ -19,7 +19,7 @@ import numpy as np
 
 from mim3d.bench.convert.peers import prepare_script
 
-Prepare = Callable[[Sequence[str], Path], Callable[[], Any]]
+Prepare = Callable[[Sequence[str], Path, int], Callable[[], Any]]
 
 
 @dataclass(frozen=True)
@@ -33,22 +33,25 @@ class Measured:
     detail: dict[str, float]
 
 
-def prepare_mim3d(files: Sequence[str], folder: Path, workers: int = 1) -> Callable[[], Any]:
+def prepare_mim3d(
+    files: Sequence[str], folder: Path, side: int, workers: int = 1
+) -> Callable[[], Any]:
     """The whole conversion as `mim3d convert` does it."""
     from mim3d.dataio.convert.run import convert
+    from mim3d.dataio.corpus.conversion import Conversion
     from mim3d.dataio.sources.source import Source
 
     sources = [Source(Path(f).name.split(".")[0], (f,)) for f in files]
 
     def run() -> None:
-        report = convert(sources, folder / "corpus.zarr", workers=workers)
+        report = convert(sources, folder / "corpus.zarr", Conversion(chunk=side), workers=workers)
         if report.n_quarantined:
             raise RuntimeError(f"quarantined: {report.rejections}")
 
     return run
 
 
-def prepare_floor(files: Sequence[str], folder: Path) -> Callable[[], Any]:
+def prepare_floor(files: Sequence[str], folder: Path, side: int) -> Callable[[], Any]:
     """What no converter can avoid: inflate the bytes, encode the chunks; nothing else.
 
     `encode` is numcodecs, chunk by chunk, as any script has it; `encode_compiled`, beside it,
@@ -61,10 +64,8 @@ def prepare_floor(files: Sequence[str], folder: Path) -> Callable[[], Any]:
     from mim3d.dataio.chunks.codec import ChunkCodec, single_threaded
     from mim3d.dataio.chunks.encode import ChunkEncoder
     from mim3d.dataio.chunks.gather import slab_chunks
-    from mim3d.dataio.corpus.conversion import Conversion
 
     single_threaded()
-    side = Conversion().chunk
     zipped = [Path(f).read_bytes() for f in files]
     volumes = [np.asanyarray(load(f).dataobj).T for f in files]
     codecs = [ChunkCodec("lz4", v.dtype.name, (side,) * 3) for v in volumes]
@@ -98,7 +99,7 @@ def jobs() -> dict[str, Prepare]:
 
     return {
         "mim3d": prepare_mim3d,
-        "mim3d-2": lambda files, folder: prepare_mim3d(files, folder, workers=2),
+        "mim3d-2": lambda files, folder, side: prepare_mim3d(files, folder, side, workers=2),
         "script": prepare_script,
         "floor": prepare_floor,
         **PEERS,
@@ -145,10 +146,10 @@ def status_bytes(field: str) -> int:
 
 def main() -> None:
     """Run the job named on the command line; figures go to the file named last."""
-    name, folder, listing, result = sys.argv[1:]
+    name, folder, listing, result, side = sys.argv[1:]
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     files = json.loads(Path(listing).read_text())
-    prepared = jobs()[name](files, Path(folder))
+    prepared = jobs()[name](files, Path(folder), int(side))
     Path(result).write_text(json.dumps(asdict(measure(prepared, Path(folder)))))
 
 

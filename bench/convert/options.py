@@ -22,6 +22,8 @@ class ConvertBench:
     """Generated int16 volumes of 256 x 256 x 192, gzip level 6."""
     source: Path | None = None
     """A folder of .nii.gz files to use instead of generated ones."""
+    chunk: int = 16
+    """Side of a chunk, for everyone who writes chunks of a given side."""
     rounds: int = 3
     """Repetitions; the best of each job counts."""
     copies: int = 16
@@ -33,5 +35,5 @@ class ConvertBench:
     def __post_init__(self) -> None:
         """Counts that can be."""
         refuse_not_finite(self)
-        refuse_outside(self, "volumes rounds", 1)
+        refuse_outside(self, "volumes rounds chunk", 1)
         refuse_outside(self, "copies entries", 0)

@@ -7,16 +7,13 @@ from typing import Any
 import numpy as np
 
 from mim3d.dataio.chunks.codec import INDEX_CODECS, ChunkCodec
-from mim3d.dataio.corpus.conversion import Conversion
 
 
-def prepare_script(files: Sequence[str], folder: Path) -> Callable[[], Any]:
+def prepare_script(files: Sequence[str], folder: Path, side: int) -> Callable[[], Any]:
     """What one writes in ten minutes: nibabel, zarr-python, the same shards, chunks and codecs."""
     import nibabel as nib
     import zarr
     from zarr.codecs import BloscCodec, Crc32cCodec
-
-    side = Conversion().chunk
 
     def run() -> None:
         root = zarr.open_group(folder / "script.zarr", mode="w")
@@ -40,9 +37,6 @@ def prepare_script(files: Sequence[str], folder: Path) -> Callable[[], Any]:
     return run
 
 
-CHUNK = (Conversion().chunk,) * 3
-
-
 def load_zyx(file: str) -> np.ndarray:
     """Voxels in z, y, x order as nibabel gives them, contiguous."""
     from nibabel.nifti1 import load
@@ -50,11 +44,11 @@ def load_zyx(file: str) -> np.ndarray:
     return np.ascontiguousarray(np.asanyarray(load(file).dataobj).T)
 
 
-def prepare_zarrs(files: Sequence[str], folder: Path) -> Callable[[], Any]:
+def prepare_zarrs(files: Sequence[str], folder: Path, side: int) -> Callable[[], Any]:
     """The script on zarrs' Rust pipeline in place of zarr-python's own."""
     import zarr
 
-    run = prepare_script(files, folder)
+    run = prepare_script(files, folder, side)
 
     def faster() -> None:
         pipeline = {"codec_pipeline.path": "zarrs.ZarrsCodecPipeline", "threading.max_workers": 1}
@@ -64,15 +58,17 @@ def prepare_zarrs(files: Sequence[str], folder: Path) -> Callable[[], Any]:
     return faster
 
 
-def prepare_tensorstore(files: Sequence[str], folder: Path) -> Callable[[], Any]:
+def prepare_tensorstore(files: Sequence[str], folder: Path, side: int) -> Callable[[], Any]:
     """nibabel and tensorstore, the same sharded layout."""
     import tensorstore as ts
 
+    chunk = (side,) * 3
+
     def spec(file: str, voxels: np.ndarray) -> dict[str, Any]:
-        shard = [-(-n // c) * c for n, c in zip(voxels.shape, CHUNK, strict=True)]
+        shard = [-(-n // c) * c for n, c in zip(voxels.shape, chunk, strict=True)]
         sharding = {
-            "chunk_shape": list(CHUNK),
-            "codecs": ChunkCodec("lz4", voxels.dtype.name, CHUNK).metadata,
+            "chunk_shape": list(chunk),
+            "codecs": ChunkCodec("lz4", voxels.dtype.name, chunk).metadata,
             "index_codecs": INDEX_CODECS,
         }
         return {
@@ -97,8 +93,8 @@ def prepare_tensorstore(files: Sequence[str], folder: Path) -> Callable[[], Any]
     return run
 
 
-def prepare_blosc2(files: Sequence[str], folder: Path) -> Callable[[], Any]:
-    """nibabel and blosc2 as nnU-Net and nnssl store volumes: float32, zstd-8, 1 thread."""
+def prepare_blosc2(files: Sequence[str], folder: Path, side: int) -> Callable[[], Any]:
+    """nibabel and blosc2 as nnU-Net and nnssl store volumes: float32, zstd-8, 1 thread, chunks of its own."""
     import blosc2
 
     parameters = blosc2.CParams(codec=blosc2.Codec.ZSTD, clevel=8, nthreads=1)
@@ -118,8 +114,8 @@ def prepare_blosc2(files: Sequence[str], folder: Path) -> Callable[[], Any]:
     return run
 
 
-def prepare_niizarr(files: Sequence[str], folder: Path) -> Callable[[], Any]:
-    """nifti-zarr's own converter, one level, its default codec."""
+def prepare_niizarr(files: Sequence[str], folder: Path, side: int) -> Callable[[], Any]:
+    """nifti-zarr's own converter, one level, its default codec and chunks."""
     import niizarr
 
     def run() -> None:

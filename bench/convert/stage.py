@@ -29,14 +29,15 @@ def main(words: list[str]) -> Outcome:
     args = parse(ConvertBench, words, "mim3d bench convert", ConvertBench.__doc__)
     with tempfile.TemporaryDirectory(prefix="mim3d-bench-") as scratch:
         files = found_files(args.source) if args.source else make_files(Path(scratch), args.volumes)
-        runs = run_rounds([*OWN, *(PEERS if args.peers else ())], files, args.rounds, Path(scratch))
+        runs = run_rounds([*OWN, *(PEERS if args.peers else ())], files, args, Path(scratch))
         figures = summarise(runs, files)
-        alone = run_rounds(["mim3d"], [tiny_file(Path(scratch))], args.rounds, Path(scratch))
+        figures["chunk"] = args.chunk
+        alone = run_rounds(["mim3d"], [tiny_file(Path(scratch))], args, Path(scratch))
         figures["start_up_cpu_s"] = min(m.cpu_s for m in alone["mim3d"])
         if args.copies:
             many = repeated(files, args.copies, Path(scratch))
             with OtherWork() as other:
-                runs = run_rounds(SCALING, many, args.rounds, Path(scratch))
+                runs = run_rounds(SCALING, many, args, Path(scratch))
             figures["scaling"] = scaling(runs, other)
             one, two = (figures["scaling"][name]["wall_s"] for name in SCALING)
             figures["ratios"]["two_workers_speed"] = one / two
@@ -52,25 +53,28 @@ def main(words: list[str]) -> Outcome:
 
 
 def run_rounds(
-    names: Sequence[str], files: list[str], rounds: int, scratch: Path
+    names: Sequence[str], files: list[str], args: ConvertBench, scratch: Path
 ) -> dict[str, list[Measured]]:
     """Every job once per round, so that a slow moment of the machine hits all alike."""
     runs: dict[str, list[Measured]] = {name: [] for name in names}
-    for number in range(rounds):
+    for number in range(args.rounds):
         for name in names:
-            print(f"round {number + 1} of {rounds}: {name}", file=sys.stderr, flush=True)
-            runs[name].append(run_job(name, files, scratch))
+            print(f"round {number + 1} of {args.rounds}: {name}", file=sys.stderr, flush=True)
+            runs[name].append(run_job(name, files, scratch, args.chunk))
     return runs
 
 
-def run_job(name: str, files: list[str], scratch: Path) -> Measured:
+def run_job(name: str, files: list[str], scratch: Path, side: int = 16) -> Measured:
     """One job in a fresh process and folder."""
     listing, result = scratch / "files.json", scratch / "result.json"
     listing.write_text(json.dumps(files))
     folder = tempfile.mkdtemp(dir=scratch, prefix=f"{name}-")
     command = [sys.executable, "-m", "mim3d.bench.convert.jobs", name, folder]
     done = subprocess.run(
-        [*command, str(listing), str(result)], capture_output=True, text=True, check=False
+        [*command, str(listing), str(result), str(side)],
+        capture_output=True,
+        text=True,
+        check=False,
     )
     empty_files(Path(folder))
     if done.returncode != 0:
