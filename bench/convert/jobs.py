@@ -1,7 +1,8 @@
-"""Single conversions to be timed: `python -m mim3d.bench.convert.jobs NAME FOLDER FILES RESULT SIDE`.
+"""Single conversions, timed: `python -m mim3d.bench.convert.jobs NAME FOLDER FILES RESULT SIDE`.
 
-A job gets a list of NIfTI files, an empty folder and the side of a chunk, and reports CPU seconds (its children's too),
-wall seconds and how far memory rose above what the imports took. Imports are done before.
+A job gets a list of NIfTI files, an empty folder and the side of a chunk, and reports CPU seconds
+(its children's too), wall seconds and how far memory rose above what the imports took. Imports are
+done before.
 """
 
 import json
