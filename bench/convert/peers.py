@@ -94,7 +94,7 @@ def prepare_tensorstore(files: Sequence[str], folder: Path, side: int) -> Callab
 
 
 def prepare_blosc2(files: Sequence[str], folder: Path, side: int) -> Callable[[], Any]:
-    """nibabel and blosc2 as nnU-Net and nnssl store volumes: float32, zstd-8, 1 thread, chunks of its own."""
+    """nibabel and blosc2 as nnU-Net and nnssl store: float32, zstd-8, 1 thread, own chunks."""
     import blosc2
 
     parameters = blosc2.CParams(codec=blosc2.Codec.ZSTD, clevel=8, nthreads=1)
