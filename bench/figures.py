@@ -37,6 +37,7 @@ LOADER = {
     "generated": "2026-11-30-loader-cpu/loader.json",
     "real": "2026-11-26-loader-cpu/loader-real.json",
 }
+SPATIAL = "2026-11-30-spatial-cpu/spatial-160.json"
 VIEWS = {side: f"2026-11-30-views-cpu/views-{side}.json" for side in (32, 96)}
 STUDY = "2026-11-25-hippocampus-stronger-control"
 TEN_SEEDS = f"{STUDY}/ten-seeds"
@@ -139,6 +140,16 @@ def views_table() -> str:
     return markdown(["pairs of augmented views per CPU-second", "32³", "96³"], rows)
 
 
+def spatial_table() -> str:
+    """Turned crops a CPU-second, and how many times the others'."""
+    found = read(SPATIAL)["spatial"]
+    rows = []
+    for name, rates in found["per_cpu_s"].items():
+        over = found["ratios"].get(f"mim3d over {name}")
+        rows.append((name, f"{median(rates):.1f}", times(over["value"]) if over else "1×"))
+    return markdown([f"crops of {found['crop']}³", "per CPU-second", "mim3d over it"], rows)
+
+
 def study_table() -> str:
     """Steps to 90 % of scratch's best Dice: SimCLR's over the masked arms'."""
     columns = {
@@ -171,6 +182,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "convert": convert_table,
     "loader": loader_table,
     "views": views_table,
+    "spatial": spatial_table,
     "study": study_table,
     "dice": dice_table,
 }
