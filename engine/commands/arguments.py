@@ -1,8 +1,7 @@
 """Words of a command line to typed arguments, by tyro; what is wrong with them in one line."""
 
 import dataclasses
-from collections.abc import Collection, Mapping, Sequence
-from functools import partial
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, TypeVar, cast
 
@@ -82,10 +81,19 @@ def fields_of(left_out: LeftOut, aliases: Aliases) -> tyro.constructors.Construc
         fields = [also_called(field, others) for field in whole.fields if field.name not in idle]
         if not idle:
             return dataclasses.replace(whole, fields=tuple(fields))
-        start = info.default
-        return StructConstructorSpec(partial(dataclasses.replace, start), tuple(fields))
+        return StructConstructorSpec(replacing(kind, info.default), tuple(fields))
 
     return registry
+
+
+def replacing(kind: type, start: Any) -> Callable[..., Any]:
+    """`start` with other values, under the class's own words in --help."""
+
+    def replaced(**given: Any) -> Any:
+        return dataclasses.replace(start, **given)
+
+    replaced.__doc__ = kind.__doc__
+    return replaced
 
 
 def also_called(field: StructFieldSpec, aliases: Mapping[str, str]) -> StructFieldSpec:

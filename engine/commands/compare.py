@@ -89,6 +89,7 @@ def description() -> str:
         f"mim3d compare STUDY --data.corpus CORPUS --out DIR, where STUDY is one of:\n{lines}\n\n"
         "Make an ablation of your own from any of them: --arms mae --vary crops=6000,24000,96000 "
         f"mask_ratio=0.3,0.6 (settings: {', '.join(NAMES)}). "
-        "Any encoder joins as a further arm: --arms scratch mae mine=/path/to/run. Interrupted, "
+        "Any encoder joins as a further arm: --arms scratch mae mine=/path/to/run. Every arm on "
+        "several encoders: --encoders vit primus resenc swin. Interrupted, "
         "the same command goes on; --report draws the report again from the results alone."
     )
