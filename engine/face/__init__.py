@@ -10,7 +10,7 @@ The names people come for; each is imported when first used, so that `import mim
     PredictConfig, run_predict                label maps or classes of new scans
     load_encoder                              a trained encoder, for any PyTorch code
     register_method, register_encoder, register_recipe, register_augmentation, Augmentation,
-    register_normalisation                    parts of your own, in a plugin
+    Spatial, Artefacts, register_normalisation    parts of your own, in a plugin
 
 Everything else that is public stands in `__all__` of mim3d.kernels, mim3d.dataio.* and
 mim3d.engine.*. `python -m mim3d` is the command `mim3d`.

@@ -10,6 +10,8 @@ from .dataio.reader.corpus import Corpus, opened_corpus
 from .dataio.reader.normalisation import register_normalisation
 from .dataio.reader.whole_volume import read_volume
 from .dataio.sources.discover import discover
+from .dataio.transforms.artefacts import Artefacts
+from .dataio.transforms.placement import Spatial
 from .engine.finetune.config import FinetuneConfig
 from .engine.finetune.finetune import run_finetune
 from .engine.models.registering import register_encoder, register_method
@@ -23,6 +25,7 @@ from .engine.runs.encoder_file import load_encoder
 __version__: str
 
 __all__ = [
+    "Artefacts",
     "Augmentation",
     "Conversion",
     "Corpus",
@@ -31,6 +34,7 @@ __all__ = [
     "LoaderConfig",
     "PredictConfig",
     "PretrainConfig",
+    "Spatial",
     "__version__",
     "convert",
     "discover",

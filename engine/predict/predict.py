@@ -17,6 +17,7 @@ import torch
 from torch import nn
 
 from mim3d.dataio.errors import Rejection
+from mim3d.dataio.loader.augment import AUGMENTATIONS
 from mim3d.dataio.progress import progress
 from mim3d.engine.distributed.process_group import local_device
 from mim3d.engine.errors import ConfigError
@@ -104,7 +105,8 @@ def run_predict(
 
 def refuse_mirror(config: PredictConfig, trained: FinetuneConfig) -> None:
     """A ConfigError where reflections are asked for that the network never saw."""
-    if config.mirror and "segmentation" not in trained.augment:
+    known = trained.augment in AUGMENTATIONS
+    if config.mirror and not (known and AUGMENTATIONS[trained.augment].flip):
         raise ConfigError(
             f"--mirror averages over reflections, and the run was trained without "
             f"(augment {trained.augment}): leave --mirror out"

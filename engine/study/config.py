@@ -107,8 +107,9 @@ class PretrainPlan:
     weight_decay: float = 0.05
     snap: int = 8
     """Crops start at multiples of so many voxels."""
-    mim_augment: Literal["none", "mim"] = "mim"
-    """Flips and intensities of the masked methods' crops; contrastive views always have theirs."""
+    mim_augment: Literal["none", "mim", "spatial"] = "mim"
+    """Flips and intensities of the masked methods' crops, with spatial also turns and zooms within
+    the volume; contrastive views always have theirs."""
     per_seed: bool = True
     """Pretrain anew for every seed, so that seeds vary pretraining too; where they share one
     pretraining the report speaks of that encoder, not of its method."""
@@ -164,8 +165,11 @@ class FinetunePlan:
     """Overlap of sliding windows."""
     freeze: bool = False
     """Train the head only."""
-    augment: Literal["none", "segmentation", "upright"] = "segmentation"
-    """Of training crops; upright is segmentation without flips."""
+    augment: Literal[
+        "none", "segmentation", "upright", "spatial-segmentation", "spatial-upright"
+    ] = "segmentation"
+    """Of training crops; upright is segmentation without flips, spatial- turns and zooms within the
+    volume, which leaves no repeated border."""
 
     def __post_init__(self) -> None:
         refuse_not_finite(self, "finetune", ConfigError)

@@ -14,11 +14,11 @@ FACE = ROOT / "engine" / "face"
 # A name that is added here is a promise; one that goes away is a breaking change for CHANGELOG.md.
 EXPORTED = {
     "mim3d": [
-        "Augmentation", "Conversion", "Corpus", "FinetuneConfig", "Loader", "LoaderConfig",
-        "PredictConfig", "PretrainConfig", "__version__", "convert", "discover", "load_encoder",
-        "opened_corpus", "read_volume", "recipe", "register_augmentation", "register_encoder",
-        "register_method", "register_normalisation", "register_recipe", "run_finetune",
-        "run_predict", "run_pretrain", "verify",
+        "Artefacts", "Augmentation", "Conversion", "Corpus", "FinetuneConfig", "Loader",
+        "LoaderConfig", "PredictConfig", "PretrainConfig", "Spatial", "__version__", "convert",
+        "discover", "load_encoder", "opened_corpus", "read_volume", "recipe",
+        "register_augmentation", "register_encoder", "register_method", "register_normalisation",
+        "register_recipe", "run_finetune", "run_predict", "run_pretrain", "verify",
     ],
     "mim3d.kernels": [
         "assemble_crops", "gather_patch_rows", "masked_channel_losses", "masked_voxel_loss",

@@ -18,13 +18,14 @@ from mim3d.dataio.reader.shard_reader import ShardReader
 from mim3d.engine.commands.cli import main
 from mim3d.engine.commands.weights.predict import main as command
 from mim3d.engine.errors import CheckpointError, ConfigError
+from mim3d.engine.finetune.config import FinetuneConfig
 from mim3d.engine.finetune.segmentation import SegmentationTask
 from mim3d.engine.finetune.trained import TRAINED, load_network, read_trained
 from mim3d.engine.predict import predict as module
 from mim3d.engine.predict.config import PredictConfig, ScanOptions
 from mim3d.engine.predict.ledger import FAILED
 from mim3d.engine.predict.own_grid import own_grid
-from mim3d.engine.predict.predict import run_predict
+from mim3d.engine.predict.predict import refuse_mirror, run_predict
 from mim3d.engine.runs.files import read_json, read_jsonl, write_json
 
 
@@ -204,6 +205,22 @@ def test_mirroring_is_the_mean_over_reflections_and_only_for_who_saw_them(
     with pytest.raises(ConfigError, match="leave --mirror out"):
         run_predict(run, image, tmp_path / "x", config)
     run_predict(run, image, tmp_path / "x", plain)
+
+
+@pytest.mark.parametrize(
+    ("augment", "flips"),
+    [("segmentation", True), ("spatial-segmentation", True), ("spatial", True),
+     ("spatial-upright", False), ("none", False), ("of-a-plugin-not-here", False)],
+)  # fmt: skip
+def test_whoever_saw_flips_may_be_mirrored(augment: str, flips: bool) -> None:
+    trained = FinetuneConfig()
+    object.__setattr__(trained, "augment", augment)  # a plugin's name is refused without it
+    if flips:
+        refuse_mirror(PredictConfig(mirror=True), trained)
+    else:
+        with pytest.raises(ConfigError, match=f"augment {augment}"):
+            refuse_mirror(PredictConfig(mirror=True), trained)
+    refuse_mirror(PredictConfig(), trained)
 
 
 def test_a_run_of_an_earlier_version_asks_for_its_corpus(trial: Trial, tmp_path: Path) -> None:
