@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from mim3d.dataio.corpus.chunk_table import label_arrays
 from mim3d.dataio.geometry import Triple
 from mim3d.dataio.reader.normalisation import intensities
+from mim3d.engine.distributed.heartbeat import beat
 from mim3d.engine.distributed.process_group import Ranks
 from mim3d.engine.errors import ConfigError
 from mim3d.engine.finetune.volume_task import even_starts
@@ -88,6 +89,7 @@ class Extractor:
 
     def sample(self, volume: Volume) -> Sample:
         """Crops and patches of a volume."""
+        beat("choosing the crops of a probe")
         config, rng = self.config, drawing(self.config.seed, volume.id)
         covering = even_starts(self.padded(volume), self.crop)
         starts = [self.moved(start, volume) for start in covering]
@@ -172,6 +174,7 @@ class Extractor:
             own = self.own[place] if place < len(self.own) else None
             tokens = []
             for i_pass in range(passes):
+                beat("probing the encoder")  # again, for those who watch for ranks that hang
                 starts = own[2].starts[i_pass * CROPS_AT_ONCE :][:CROPS_AT_ONCE] if own else ()
                 crops = self.crops_of(own[1], starts) if own and starts else blank
                 found = module.encoder_tokens(crops).float()

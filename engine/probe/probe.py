@@ -102,7 +102,7 @@ class Probe(Hook):
         trainer.judgement = Judgement(self.judged_by)
         for note in self.setting.cohort.notes:
             self.shown.note(f"probe: {note}")
-        self.shown.note(self.announcement(trainer))
+        self.shown.note(self.last_line(trainer) if self.enough() else self.announcement(trainer))
 
     def announcement(self, trainer: Trainer) -> str:
         """Whom it asks, how often, and at what cost."""
@@ -144,11 +144,16 @@ class Probe(Hook):
         trainer.row |= {f"{PREFIX}share": share, f"{PREFIX}best_step": self.course.best_step}
         self.shown.note(self.line(trainer.step, figures, share))
         if self.enough():
-            self.shown.note(
-                f"stopped early at step {trainer.step}: {self.course.without_gain} probes in a row "
-                f"were not better than that of step {self.course.best_step} (--probe.patience "
-                f"{self.config.patience}); --probe.patience 0 goes on to step {trainer.steps}"
-            )
+            self.shown.note(self.last_line(trainer))
+
+    def last_line(self, trainer: Trainer) -> str:
+        """Why the run ends here, and how it goes on."""
+        course = self.course
+        return (
+            f"stopped early at step {trainer.step}: {course.without_gain} probes in a row were not "
+            f"better than that of step {course.best_step} (--probe.patience "
+            f"{self.config.patience}); --probe.patience 0 goes on to step {trainer.steps}"
+        )
 
     @property
     def judged_by(self) -> str:
