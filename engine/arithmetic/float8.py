@@ -5,6 +5,9 @@ their largest value and rounded to float8 for each product (e4m3 forward, e5m2 g
 there is no such hardware, as on a CPU, products are computed in bf16 from values rounded so.
 """
 
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -26,12 +29,8 @@ def use_float8(model: nn.Module, device: torch.device) -> int:
     A ConfigError where the GPU cannot, or no layer has fitting sizes; a MissingExtraError where
     torchao is not installed.
     """
-    if device.type == "cuda" and torch.cuda.get_device_capability(device) < LEAST_CAPABILITY:
-        raise ConfigError(
-            f"parallel.precision fp8: a {torch.cuda.get_device_name(device)} has no float8 "
-            "products: set --parallel.precision bf16"
-        )
-    with extra():
+    refuse_float8(model, device)
+    with quiet():
         from torchao.float8 import Float8LinearConfig, convert_to_float8_training
     config = Float8LinearConfig(emulate=device.type != "cuda")
     count = 0
@@ -45,12 +44,34 @@ def use_float8(model: nn.Module, device: torch.device) -> int:
     for part in model.modules():
         if type(part).__name__ == "Float8Linear":
             part.register_forward_pre_hook(refuse_rows)
-    if not count:
+    return count
+
+
+def refuse_float8(model: nn.Module, device: torch.device) -> None:
+    """The errors of `use_float8`, before anything is done."""
+    if device.type == "cuda" and torch.cuda.get_device_capability(device) < LEAST_CAPABILITY:
+        raise ConfigError(
+            f"parallel.precision fp8: a {torch.cuda.get_device_name(device)} has no float8 "
+            "products: set --parallel.precision bf16"
+        )
+    with extra(), quiet():
+        import torchao  # noqa: F401
+    if not any(fits(part) for block in transformer_blocks(model) for part in block.modules()):
         raise ConfigError(
             "parallel.precision fp8: no linear layer of this model's blocks has sizes that are "
             f"multiples of {MULTIPLE}: set --parallel.precision bf16"
         )
-    return count
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Without what torchao's import says of kernels that other machines have."""
+    before = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        yield
+    finally:
+        logging.disable(before)
 
 
 def fits(part: nn.Module) -> bool:

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from mim3d.dataio.loader.loader import Loader
 from mim3d.engine.arithmetic.attention import attention_of
+from mim3d.engine.arithmetic.float8 import refuse_float8
 from mim3d.engine.arithmetic.precision import choose_precision
 from mim3d.engine.bucket.place import place_of
 from mim3d.engine.distributed.process_group import Ranks, first_decides
@@ -112,6 +113,8 @@ def run_pretrain(config: PretrainConfig, out: str | Path, staging: str = "") -> 
             choose_precision(config.parallel.precision, ranks.device),
             ranks.device,
         )
+        if config.parallel.precision == "fp8":
+            refuse_float8(module, ranks.device)
         opening = Opening(subjects.held_out, corpus_sha256(loader.corpus), start, attention)
         refuse_other_corpora(config.data.corpus, opening.corpus_sha256, ranks)
         place.claim(ranks, stack)

@@ -110,6 +110,7 @@ def open_run(
         began = {"start": asdict(opening.start)}
     on_gpu = ranks.device.type == "cuda"
     dtype = choose_precision(config.parallel.precision, ranks.device)
+    fp8 = config.parallel.precision == "fp8"
     described = {
         **config_dict(config),
         **began,
@@ -122,7 +123,7 @@ def open_run(
             "python": platform.python_version(),
             "device": torch.cuda.get_device_name(ranks.device) if on_gpu else "cpu",
             "world": ranks.world,
-            "precision": str(dtype).removeprefix("torch."),
+            "precision": "float8" if fp8 else str(dtype).removeprefix("torch."),
             **({"attention": opening.attention} if opening.attention else {}),
         },
     }
