@@ -32,6 +32,11 @@ class CorpusFacts:
     dtypes: tuple[str, ...]
     doubts: tuple[str, ...]
 
+    @property
+    def decoded_gb(self) -> float:
+        """Of all voxels, decoded."""
+        return self.stored_gb / self.bytes_per_voxel * self.item_bytes
+
     def row(self) -> str:
         """In words."""
         return (

@@ -7,13 +7,14 @@ P parameters, s ranks a shard group, e bytes of the compute dtype:
     whole gradients                      4 P where micro-batches are accumulated
     activations                          e times the values of mim3d.engine.models.activations
     crops                                two batches in float32
-    compressed chunks                    data.cache_bytes where data.cache is device
+    voxels, or compressed chunks         data.cache_bytes where data.cache is device
 and in the host's memory the background checkpoint's copy, 4 (1 + m) P / s.
 """
 
 import math
 from dataclasses import dataclass
 
+from mim3d.dataio.loader.config import LoaderConfig
 from mim3d.dataio.reader.corpus import is_address
 from mim3d.dataio.registry import resolved
 from mim3d.engine.distributed.parallel import stays_whole
@@ -78,7 +79,7 @@ class Memory:
     crops: float
     """The batch that is computed on, and the next."""
     cache: float
-    """Compressed chunks that `data.cache device` keeps in the device's memory."""
+    """What `data.cache device` keeps in the device's memory: decoded voxels, or chunks."""
     host_cache: float
     """Compressed chunks in the host's memory."""
     host_checkpoint: float
@@ -125,10 +126,20 @@ def memory_of(
         accumulated=accumulated_bytes(config, shards, gpus) / 1e9,
         activations=width * activation_values(config) * micro_batch / 1e9,
         crops=2.0 * CROP_ITEM * voxels * micro_batch / 1e9,
-        cache=kept if loader.cache == "device" else 0.0,
+        cache=device_cache_gb(loader, facts) if loader.cache == "device" else 0.0,
         host_cache=kept if keeps_on_host(config) else 0.0,
         host_checkpoint=saved / 1e9 if config.checkpoint.asynchronous else 0.0,
     )
+
+
+def device_cache_gb(loader: LoaderConfig, facts: CorpusFacts | None) -> float:
+    """What a cache on the device takes: all voxels where they fit, as the loader itself decides."""
+    budget = loader.cache_bytes / 1e9
+    if facts is None:
+        return budget
+    if loader.device_keeps != "chunks" and facts.decoded_gb <= budget:
+        return facts.decoded_gb
+    return min(budget, facts.stored_gb)
 
 
 def keeps_on_host(config: PretrainConfig) -> bool:

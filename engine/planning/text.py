@@ -96,7 +96,7 @@ def need_rows(config: PretrainConfig, plan: Plan) -> list[tuple[str, str]]:
         "accumulated gradients": memory.accumulated,
         "activations": memory.activations,
         "crops": memory.crops,
-        "chunks kept on the device": memory.cache,
+        "volumes kept on the device": memory.cache,
     }
     words = ", ".join(f"{name} {digits(gb)}" for name, gb in parts.items() if gb)
     if memory.cache:

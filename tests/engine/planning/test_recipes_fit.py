@@ -4,8 +4,11 @@ from dataclasses import replace
 
 import pytest
 
+from mim3d.dataio.loader.config import LoaderConfig
 from mim3d.engine.commands.plan import main as plan
 from mim3d.engine.errors import ConfigError
+from mim3d.engine.planning.corpus import CorpusFacts
+from mim3d.engine.planning.memory import device_cache_gb
 from mim3d.engine.pretrain.config import PretrainConfig
 from mim3d.engine.pretrain.recipes import MADE_FOR, RECIPES, recipe
 
@@ -70,3 +73,20 @@ def test_pairs_that_are_contrasted_are_not_parted_behind_ones_back():
         replace(config, max_micro_batch=4)
     replace(config, max_micro_batch=0)
     replace(config, parallel=replace(config.parallel, grad_accum=2))
+
+
+@pytest.mark.parametrize(
+    ("keeps", "budget", "wanted"),
+    [
+        ("auto", 9.0, 8.0),  # all voxels
+        ("voxels", 9.0, 8.0),
+        ("chunks", 9.0, 3.0),
+        ("auto", 7.0, 3.0),  # all chunks
+        ("auto", 2.0, 2.0),
+    ],
+)
+def test_a_known_corpus_takes_what_the_loader_would_keep_of_it(keeps, budget, wanted):
+    facts = CorpusFacts(10, 3.0, 1.0, 0.75, 2.0, ("int16",), ())
+    loader = LoaderConfig(cache="device", cache_bytes=int(budget * 1e9), device_keeps=keeps)
+    assert device_cache_gb(loader, facts) == pytest.approx(wanted)
+    assert device_cache_gb(loader, None) == budget
