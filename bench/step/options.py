@@ -52,6 +52,9 @@ class StepBench:
     sweep: bool = False
     """Try micro-batches, threads, caches and batches read ahead instead, and end in the settings
     recommended for this machine and what bounds a run on it."""
+    calibrate: Path | None = None
+    """File to write what `mim3d plan --calibration` reads: how long this machine takes for the
+    operations of a step, with small steps that it is checked against; --recipe adds that one."""
     profile: Path | None = None
     """Folder for profile.txt: where the device's time goes in three steps of each contestant."""
 

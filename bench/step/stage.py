@@ -7,6 +7,7 @@ from pathlib import Path
 
 from mim3d.bench.other_work import OtherWork
 from mim3d.bench.sharing import sharing_of
+from mim3d.bench.step.calibrate import calibrate
 from mim3d.bench.step.contestants import corpus_to_read, make_contestants, open_loader
 from mim3d.bench.step.options import StepBench, chosen_config, default_recipe
 from mim3d.bench.step.profile import write_profile
@@ -24,6 +25,8 @@ def main(words: list[str]) -> Outcome:
     options = parse(StepBench, words, "mim3d bench step", StepBench.__doc__)
     with ExitStack() as stack:
         ranks = stack.enter_context(process_ranks(600.0))
+        if options.calibrate is not None:
+            return calibrate(options, ranks, options.calibrate)
         config = chosen_config(options, ranks)
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="mim3d-bench-")))
         loader = None

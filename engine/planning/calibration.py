@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+from mim3d.engine.distributed.config import Precision
 from mim3d.engine.errors import CheckpointError, ConfigError
 from mim3d.engine.models.flops import peak_bf16
 from mim3d.engine.planning.laws import COLUMNS, Law, Laws
@@ -43,7 +44,7 @@ class Calibration:
     device: str
     """cpu, or the GPU's name."""
     machine: dict[str, str]
-    precision: str
+    precision: Precision
     """fp32, bf16 or fp16: the laws are of that type's arithmetic."""
     clock: str
     """What seconds are: of the processor, of the wall clock, of the device."""
@@ -136,7 +137,7 @@ def parsed(plain: Mapping[str, Any]) -> Calibration:
         kind=plain["kind"],
         device=str(plain["device"]),
         machine={str(key): str(value) for key, value in plain["machine"].items()},
-        precision=str(plain["precision"]),
+        precision=parsed_precision(plain["precision"]),
         clock=str(plain["clock"]),
         laws=laws,
         constants=constants,
@@ -175,6 +176,13 @@ def parsed_law(name: str, plain: Mapping[str, Any]) -> Law:
         largest=positive(f"largest of {name}", plain["largest"]),
         samples=int(plain["samples"]),
     )
+
+
+def parsed_precision(value: Any) -> Precision:
+    """A type of arithmetic; ValueError where it is none."""
+    if value not in {"fp32", "bf16", "fp16"}:
+        raise ValueError(f"precision {value!r}")
+    return value
 
 
 def positive(name: str, value: Any) -> float:

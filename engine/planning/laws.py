@@ -6,7 +6,7 @@
 Columns, in units of an operation:
     product       calls, flops, operands and results (elements)
     convolution   calls, flops, padded (flops with channels in sixteens, as vector code pads them),
-                  operands and results (elements)
+                  operands and results (elements), spilled (as of a pass)
     attention     calls, flops, scores (elements of the matrix of weights), rows (features read)
     pass          calls, bytes, spilled (bytes beyond what a core's own cache holds)
     optimiser     calls (tensors), parameters
@@ -22,7 +22,7 @@ from mim3d.engine.planning.operations import Operation
 Columns = Mapping[str, float]
 COLUMNS: dict[str, tuple[str, ...]] = {
     "product": ("calls", "flops", "operands", "results"),
-    "convolution": ("calls", "flops", "padded", "operands", "results"),
+    "convolution": ("calls", "flops", "padded", "operands", "results", "spilled"),
     "attention": ("calls", "flops", "scores", "rows"),
     "pass": ("calls", "bytes", "spilled"),
     "optimiser": ("calls", "parameters"),
@@ -104,7 +104,7 @@ def names_of(operation: Operation) -> tuple[str, ...]:
     """Families that an operation belongs to, the most particular first."""
     if operation.kind == "pass":
         return f"pass {operation.name}", "pass"
-    if operation.backward and operation.kind != "product":
+    if operation.backward:
         return f"{operation.kind} backward", operation.kind
     return (operation.kind,)
 
@@ -140,7 +140,7 @@ def columns_of(operation: Operation, multiprocessors: int = 0) -> dict[str, floa
 
 def convolution_columns(operation: Operation) -> dict[str, float]:
     """A convolution's: padded to whole vectors of channels."""
-    read, written, wide_in, wide_out, _, gradients = operation.size
+    read, written, wide_in, wide_out, _, gradients, _ = operation.size
     padding = whole(wide_in, LANES) * whole(wide_out, LANES) / (wide_in * wide_out)
     times = max(gradients, 1)
     return {
@@ -149,6 +149,7 @@ def convolution_columns(operation: Operation) -> dict[str, float]:
         "padded": operation.flops * padding,
         "operands": float(times * read * wide_in),
         "results": float(times * written * wide_out),
+        "spilled": times * max(0.0, 4.0 * (read * wide_in + written * wide_out) - OWN_CACHE),
     }
 
 

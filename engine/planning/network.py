@@ -90,6 +90,8 @@ def traffic_of(
     """A run's traffic on a machine: within a node by its links, else by the network."""
     parallel = config.parallel
     share = machine.value("network_share") * 1e9
+    if gpus == 1:
+        return Traffic(0.0, 0.0, 0.0, 1.0, 1.0, parallel.grad_accum, False, ())
     link, network = (
         machine.value("link_gb_per_s") * share,
         machine.value("network_gb_per_s") * share,
@@ -114,6 +116,8 @@ def exposed_seconds(traffic: Traffic, forward: Sequence[float], backward: Sequen
 
     `forward` and `backward` are seconds of each block's compute in one micro-batch.
     """
+    if not traffic.nbytes:
+        return 0.0
     gathers = [traffic.gather_s * share for share in traffic.shares]
     sums = [traffic.reduce_s * share for share in traffic.shares]
     ends = traffic.gather_s * traffic.root + (gathers[0] if gathers else 0.0)

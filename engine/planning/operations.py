@@ -48,7 +48,8 @@ class Operation:
     kind: Kind
     size: tuple[int, ...]
     """product: batch, m, n, k. attention: rows of heads, n, m, d. convolution: voxels read, voxels
-    written, channels in and out, elements of a kernel, gradients (0 of a forward pass). Else empty.
+    written, channels in and out, elements of a kernel, gradients (0 of a forward pass), crops. Else
+    empty.
     """
     read: tuple[Part, ...]
     written: tuple[Part, ...]
@@ -68,7 +69,7 @@ class Operation:
             rows, n, m, d = self.size
             return (10.0 if self.backward else 4.0) * rows * n * m * d
         if self.kind == "convolution":
-            read, written, wide_in, wide_out, kernel, gradients = self.size
+            read, written, wide_in, wide_out, kernel, gradients, _ = self.size
             voxels = min(read, written) if kernel == 8 else written
             return 2.0 * voxels * wide_in * wide_out * kernel * max(gradients, 1)
         return 0.0
@@ -154,7 +155,7 @@ def attention_size(inputs: list[Tensor], name: str) -> tuple[int, ...]:
 
 
 def convolution_size(name: str, args: tuple[Any, ...], result: Any) -> tuple[int, ...]:
-    """Voxels read and written, channels, kernel, and how many gradients are asked for."""
+    """Voxels read and written, channels, kernel, how many gradients are asked for, and crops."""
     gradients = 0
     if name == "convolution_backward":
         gradient, source, weight = args[:3]
@@ -163,7 +164,7 @@ def convolution_size(name: str, args: tuple[Any, ...], result: Any) -> tuple[int
         (source, weight), written = args[:2], result
     return (
         *(voxels(source), voxels(written), source.shape[1], written.shape[1]),
-        *(math.prod(weight.shape[2:]), gradients),
+        *(math.prod(weight.shape[2:]), gradients, source.shape[0]),
     )
 
 

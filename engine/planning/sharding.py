@@ -32,8 +32,6 @@ def sharding_dry_run(config: PretrainConfig, gpus: int) -> ShardSizes:
     """Shard the model over a fake group of `gpus` ranks and count what rank 0 would hold."""
     from torch.testing._internal.distributed.fake_pg import FakeStore
 
-    if dist.is_initialized():
-        raise ConfigError("a plan needs a process without a process group: call it before training")
     model = meta_model(config)
     total = parameter_count(model)
     blocks = transformer_blocks(model)
@@ -44,6 +42,10 @@ def sharding_dry_run(config: PretrainConfig, gpus: int) -> ShardSizes:
         if not config.parallel.reshard_after_forward
         else (total - sum(sizes) + sum(sizes[:3]))
     )
+    if gpus == 1:
+        return ShardSizes(total, total, gathered, sum(sizes))
+    if dist.is_initialized():
+        raise ConfigError("a plan needs a process without a process group: call it before training")
     dist.init_process_group("fake", store=FakeStore(), rank=0, world_size=gpus)
     try:
         mesh = make_mesh(torch.device("cpu"), gpus, config.parallel.replicate)

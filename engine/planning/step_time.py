@@ -164,7 +164,8 @@ def host_seconds(
     each += launches * us(machine, "host_us_per_op")
     if machine.kind == "cuda" and not whole:
         each += blocks * us(machine, "host_us_per_shard")
-    each += config.micro_batch(gpus) * us(machine, "host_us_per_crop")
+    if machine.kind == "cuda":  # of a CPU a batch is there when it is asked for
+        each += config.micro_batch(gpus) * us(machine, "host_us_per_crop")
     return parts * each + us(machine, "host_us_per_step")
 
 
@@ -207,9 +208,18 @@ def unknown_seconds(done: Sequence[Operation], machine: Machine) -> dict[str, fl
     if not machine.calibrated:
         return found
     for one in done:
-        if not machine.laws.knows(one) and one.name != "fused":
-            found[one.name] = found.get(one.name, 0.0) + machine.laws.seconds(one)
+        name = one.name
+        if machine.kind == "cpu" and is_single(one):
+            name = "convolutions of one crop, which torch takes another way"
+        elif machine.laws.knows(one) or name == "fused":
+            continue
+        found[name] = found.get(name, 0.0) + machine.laws.seconds(one)
     return found
+
+
+def is_single(operation: Operation) -> bool:
+    """Whether it is a convolution of one crop: on a thread of a CPU several times slower."""
+    return operation.kind == "convolution" and operation.size[-1] == 1
 
 
 def far_seconds(done: Sequence[Operation], machine: Machine) -> float:

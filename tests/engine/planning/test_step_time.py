@@ -1,0 +1,117 @@
+"""Time of a step by hand: tiles, rooflines, what collectives hide behind, device beside host."""
+
+import dataclasses
+
+import pytest
+import torch
+
+from mim3d.engine.models.config import ViTConfig
+from mim3d.engine.planning.laws import RAMP, Law, Laws, columns_of, tiled
+from mim3d.engine.planning.machine import Constant, Machine, known_machine
+from mim3d.engine.planning.network import Traffic, exposed_seconds
+from mim3d.engine.planning.operations import Operation, step_work
+from mim3d.engine.planning.plan import make_plan
+from mim3d.engine.pretrain.recipes import recipe
+
+
+def test_a_product_is_whole_tiles_in_whole_waves():
+    """132 tiles of 128 x 256 fill an H200 once; one row more needs tiles of its own."""
+    full = tiled(1, 128 * 132, 256, 4096, 132)
+    assert full == pytest.approx(132 * 2.0 * 128 * 256 * (4096 + RAMP))
+    assert tiled(1, 128 * 132 + 1, 256, 4096, 132) > full
+    small = tiled(1, 8, 8, 64, 132)
+    assert small > 100 * 2 * 8 * 8 * 64
+
+
+def test_a_roofline_is_the_larger_and_a_sum_is_the_sum():
+    seconds = {"calls": 1.0, "flops": 2.0, "operands": 3.0}
+    columns = {"calls": 1.0, "flops": 10.0, "operands": 4.0}
+    assert Law(seconds, "test").of(columns) == 1 + 20 + 12
+    assert Law(seconds, "test", roofline=True).of(columns) == 1 + 20
+
+
+def test_narrow_heads_are_slower():
+    laws = known_machine("H200").laws
+    wide, narrow = (
+        Operation("scaled_dot_product", "attention", (64, 512, 512, width), (), ())
+        for width in (128, 32)
+    )
+    flops = columns_of(wide)["flops"] / columns_of(narrow)["flops"]
+    assert flops * laws.seconds(narrow) > 2 * laws.seconds(wide)
+
+
+def traffic(**changes):
+    """Two blocks of 40 % each; a gather of all takes 10 s, sums 20 s."""
+    plain = Traffic(
+        gathers=18.0, scatters=20.0, between=0.0, shard_rate=1.0, replica_rate=1.0, parts=1,
+        again=True, shares=(0.4, 0.4),
+    )  # fmt: skip
+    return dataclasses.replace(plain, **changes)
+
+
+def test_collectives_hide_behind_blocks():
+    """The root's 2 s and the first block's 4 have nothing before them; the root's sums, 4 s, come
+    last. Long blocks hide the rest, short ones all that they last."""
+    one = traffic()
+    assert one.gather_s == pytest.approx(10.0)
+    assert exposed_seconds(one, [100.0, 100.0], [100.0, 100.0]) == pytest.approx(2 + 4 + 4)
+    # Forward: 4 - 1 of the second block; backward: 4 + 8 - 2 of each.
+    assert exposed_seconds(one, [1.0, 1.0], [2.0, 2.0]) == pytest.approx(10 + 3 + 2 * 10)
+
+
+def test_blocks_that_stay_whole_are_gathered_once_and_sums_come_with_the_last_part():
+    one = traffic(gathers=20.0, again=False, parts=2)
+    assert one.gather_s == pytest.approx(10.0)
+    # Each part: 2 + 4 and 4 - 1. Sums of the last alone: 8 - 2 of a block, 4 of the root.
+    assert exposed_seconds(one, [1.0, 1.0], [2.0, 2.0]) == pytest.approx(2 * 9 + 2 * 6 + 4)
+
+
+def test_one_rank_sends_nothing():
+    plan = make_plan(recipe("demo-mae"), 1, known_machine("H200"))
+    assert plan.traffic.nbytes == plan.time.exposed_s == plan.time.network_s == 0
+
+
+def flat_machine(kind, host_us):
+    """A microsecond an operation on the device."""
+    law = Law({"calls": 1e-6}, "test")
+    families = dict.fromkeys(("product", "attention", "pass", "optimiser"), law)
+    constants = known_machine("H200").constants | {
+        "host_us_per_op": Constant(host_us, "us", "test"),
+        "host_us_per_step": Constant(100, "us", "test"),
+    }
+    return Machine("flat", kind, Laws(families), constants)
+
+
+@pytest.mark.parametrize("host_us", [0.01, 10.0])
+def test_a_gpu_and_its_host_work_at_once_and_a_cpu_is_both(host_us):
+    config = recipe("demo-mae")
+    config = dataclasses.replace(
+        config,
+        vit=ViTConfig((16, 16, 16), (8, 8, 8), width=24, depth=1, heads=2),
+        parallel=dataclasses.replace(config.parallel, precision="fp32"),
+    )
+    work = step_work(config, config.global_batch, torch.float32)
+    parts = {
+        kind: make_plan(config, 1, flat_machine(kind, host_us)).time for kind in ("cuda", "cpu")
+    }
+    device = 1e-6 * (work.launches + work.tensors)
+    host = work.launches * host_us * 1e-6 + 100e-6
+    assert parts["cuda"].device_s == pytest.approx(device)
+    crops = config.global_batch * 40e-6  # taken by a GPU's host alone
+    assert parts["cuda"].step_s == pytest.approx(max(device, host + crops))
+    assert parts["cpu"].step_s == pytest.approx(device + host)
+    assert parts["cuda"].bound == ("host" if host + crops > device else "passes")
+
+
+def test_recomputed_blocks_take_their_forward_pass_again():
+    config = recipe("mae-vit-b-96")
+    config = dataclasses.replace(
+        config, vit=dataclasses.replace(config.vit, depth=2), global_batch=8
+    )
+    again = dataclasses.replace(config.parallel, recompute=True)
+    machine = known_machine("H200")
+    plain = make_plan(config, 1, machine)
+    less = make_plan(dataclasses.replace(config, parallel=again), 1, machine)
+    extra = less.time.device_s - plain.time.device_s
+    assert 0.15 * plain.time.device_s < extra < 0.5 * plain.time.device_s
+    assert less.memory.activations < plain.memory.activations
