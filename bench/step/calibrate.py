@@ -29,9 +29,9 @@ from mim3d.bench.step.probes import Probe, probes_of
 from mim3d.bench.timing import settle
 from mim3d.dataio.loader.batch import Batch
 from mim3d.dataio.loader.loader import Loader
+from mim3d.engine.arithmetic.config import Precision
+from mim3d.engine.arithmetic.precision import choose_precision
 from mim3d.engine.commands.outcome import Outcome
-from mim3d.engine.distributed.config import Precision
-from mim3d.engine.distributed.parallel import choose_precision
 from mim3d.engine.distributed.process_group import Ranks
 from mim3d.engine.environment import machine, versions
 from mim3d.engine.errors import ConfigError
@@ -210,6 +210,7 @@ def calibration_of(
         laws=laws,
         constants={"read_gvoxels_per_core": measured_constant([r / 1e9 for r in reads], "Gvoxel/s")}
         | ({} if on_gpu else host_constants(fits)),
+        met=tuple(sorted({key.names[0] for one in rounds for key in one})),
         multiprocessors=multiprocessors,
         notes=(
             f"{len(reads)} interleaved rounds; others used {other.text()} of the CPUs",

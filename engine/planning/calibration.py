@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from mim3d.engine.distributed.config import Precision
+from mim3d.engine.arithmetic.config import Precision
 from mim3d.engine.errors import CheckpointError, ConfigError
 from mim3d.engine.models.flops import peak_bf16
 from mim3d.engine.planning.laws import COLUMNS, Law, Laws
@@ -50,6 +50,8 @@ class Calibration:
     """What seconds are: of the processor, of the wall clock, of the device."""
     laws: dict[str, Law]
     constants: dict[str, Constant]
+    met: tuple[str, ...] = ()
+    """Names of all operations that were timed, with a law of their own or not."""
     checks: tuple[Check, ...] = ()
     multiprocessors: int = 0
     notes: tuple[str, ...] = field(default_factory=tuple)
@@ -141,6 +143,7 @@ def parsed(plain: Mapping[str, Any]) -> Calibration:
         clock=str(plain["clock"]),
         laws=laws,
         constants=constants,
+        met=tuple(map(str, plain["met"])),
         checks=tuple(
             Check(
                 str(each["setting"]),
@@ -211,7 +214,7 @@ def calibrated_machine(found: Calibration, given: Mapping[str, float] | None = N
     return Machine(
         found.device,
         found.kind,
-        Laws(found.laws, found.multiprocessors),
+        Laws(found.laws, found.multiprocessors, met=frozenset(found.met)),
         with_given(constants, given or {}),
         found.text(),
     )

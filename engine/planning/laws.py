@@ -74,6 +74,9 @@ class Laws:
     multiprocessors: int = 0
     head_rates: Mapping[int, float] = field(default_factory=dict)
     """How much slower attention is, by features of a head; 1 where not given."""
+    met: frozenset[str] = frozenset()
+    """Most particular families of all operations that laws were fitted to, with a law or a share in
+    that of all other passes."""
 
     def family(self, operation: Operation) -> str:
         """The most particular family that has a law."""
@@ -83,8 +86,8 @@ class Laws:
         return names_of(operation)[-1]
 
     def knows(self, operation: Operation) -> bool:
-        """Whether there is a law of the operation's own: not that of all other passes."""
-        return names_of(operation)[0] in self.families
+        """Whether laws were fitted to operations of its name."""
+        return names_of(operation)[0] in self.met
 
     def seconds(self, operation: Operation) -> float:
         """Of one operation on the device."""

@@ -42,6 +42,7 @@ def calibration(**changes):
             "host_us_per_op": Constant(2.0, "us", "measured", "measured", 0.1),
             "host_us_per_step": Constant(900.0, "us", "measured", "measured", 0.1),
         },
+        met=tuple(laws),
         checks=(Check("a step", 1.1, 1.0, (0.9, 1.0, 1.2)),),
     )
     return dataclasses.replace(found, **changes)
@@ -61,7 +62,7 @@ def test_a_plan_by_a_calibration_is_told_by_it_alone(tmp_path, capsys):
     passes = [f"pass {name}" for name in ("clone", "stack", "gelu_backward")]
     passes += ["pass native_layer_norm_backward", "pass mim3d.gather_patch_rows"]
     laws = calibration().laws | dict.fromkeys(passes, law())
-    write_calibration(file, calibration(laws=laws))
+    write_calibration(file, calibration(laws=laws, met=tuple(laws)))
     outcome = main([*SMALL, "--calibration", str(file)])
     printed = capsys.readouterr().out
     assert outcome.figures["gpus"] == 1
@@ -70,7 +71,7 @@ def test_a_plan_by_a_calibration_is_told_by_it_alone(tmp_path, capsys):
     assert "calibrated on 2026-11-30, Abacus" in printed
     assert "launch_us" not in printed
     slower = laws | {"product": law(flops=1e-9)}
-    write_calibration(file, calibration(laws=slower))
+    write_calibration(file, calibration(laws=slower, met=tuple(slower)))
     later = main([*SMALL, "--calibration", str(file)]).figures["step_s"]
     assert later > 2 * outcome.figures["step_s"]
 
@@ -170,9 +171,9 @@ def test_what_the_laws_do_not_tell_of_is_not_told(capsys, tmp_path):
 
 def test_a_convolution_of_one_crop_on_a_cpu_is_not_told():
     config = dataclasses.replace(recipe("demo-resenc-mae"), global_batch=1)
-    convolution = {"convolution": law(flops=1e-8), "convolution backward": law(flops=1e-8)}
-    found = outside(config, laws=calibration().laws | convolution)
-    assert "convolutions of one crop" in found
-    assert not outside(
-        dataclasses.replace(config, global_batch=2), laws=calibration().laws | convolution
+    laws = calibration().laws | dict.fromkeys(
+        ["convolution", "convolution backward"], law(flops=1e-8)
     )
+    assert "convolutions of one crop" in outside(config, laws=laws, met=tuple(laws))
+    several = dataclasses.replace(config, global_batch=2)
+    assert not outside(several, laws=laws, met=tuple(laws))

@@ -74,7 +74,7 @@ def test_one_rank_sends_nothing():
 def flat_machine(kind, host_us):
     """A microsecond an operation on the device."""
     law = Law({"calls": 1e-6}, "test")
-    families = dict.fromkeys(("product", "attention", "pass", "optimiser"), law)
+    families: dict[str, Law] = dict.fromkeys(("product", "attention", "pass", "optimiser"), law)
     constants = known_machine("H200").constants | {
         "host_us_per_op": Constant(host_us, "us", "test"),
         "host_us_per_step": Constant(100, "us", "test"),
@@ -108,7 +108,7 @@ def test_recomputed_blocks_take_their_forward_pass_again():
     config = dataclasses.replace(
         config, vit=dataclasses.replace(config.vit, depth=2), global_batch=8
     )
-    again = dataclasses.replace(config.parallel, recompute=True)
+    again = dataclasses.replace(config.parallel, recompute="full")
     machine = known_machine("H200")
     plain = make_plan(config, 1, machine)
     less = make_plan(dataclasses.replace(config, parallel=again), 1, machine)
