@@ -3,6 +3,7 @@
 import os
 import threading
 import time
+import uuid
 from collections.abc import Callable
 from datetime import UTC, datetime
 from typing import Any
@@ -15,14 +16,15 @@ from mim3d.dataio.waiting import StalledError, patience
 LEASE_S = 90.0
 LOOK_S = 0.5
 GIVE_UP_S = 3.0
+SEEN = ", seen "
 
 
 class Lease:
     """The lock `key` of what is at `url`, written again every quarter of `LEASE_S`.
 
-    `holder` is how others name this process; `waits` whether a lock without a sign of life is
-    waited for until it runs out, which `note` tells. A lock that reads `before`, which the caller
-    knows to be a dead process's, is taken at once.
+    With `waits` a lock without a sign of life is waited for until it runs out, which `note` tells.
+    A lock with the `token` that the caller knows to have been a dead process's, `before`, is taken
+    at once.
     """
 
     def __init__(
@@ -31,13 +33,13 @@ class Lease:
         key: str,
         url: str,
         *,
-        holder: str = "",
         before: str = "",
         waits: bool = False,
         note: Callable[[str], None] = lambda line: None,
     ) -> None:
         self.store, self.key, self.url = store, key, url
-        self.holder = holder or f"process {os.getpid()} on {os.uname().nodename}"
+        self.holder = f"process {os.getpid()} on {os.uname().nodename}"
+        self.token = uuid.uuid4().hex
         self.before, self.waits, self.note = before, waits, note
         self.stop, self.lost = threading.Event(), threading.Event()
         """Set where nobody renews any more, and where another process took the lock over."""
@@ -92,8 +94,9 @@ class Lease:
     def _read(self) -> tuple[dict[str, str], str, float]:
         """Version and holder of the lock, and for how many seconds it still stands."""
         found = self.store.get(self.key)
-        holder = found.bytes().decode(errors="replace").strip()
-        if self.before and holder.startswith(self.before):
+        text = found.bytes().decode(errors="replace").strip()
+        holder = text.partition(SEEN)[0]
+        if self.before and text.endswith(self.before):
             return version_of(found.meta), holder, 0.0
         age = (datetime.now(UTC) - found.meta["last_modified"]).total_seconds()
         return version_of(found.meta), holder, LEASE_S - age
@@ -115,7 +118,7 @@ class Lease:
         )
 
     def _write(self, mode: Any) -> None:
-        text = f"{self.holder}, seen {time.time():.3f}\n".encode()
+        text = f"{self.holder}{SEEN}{time.time():.3f}, {self.token}\n".encode()
         self.version = version_of(self.store.put(self.key, text, mode=mode))
 
     def _renew(self) -> None:
@@ -137,7 +140,7 @@ class Lease:
         self.stop.set()
         try:
             with patience(GIVE_UP_S):
-                if self.store.get(self.key).bytes().startswith(self.holder.encode()):
+                if self.store.get(self.key).bytes().strip().endswith(self.token.encode()):
                     self.store.delete(self.key)
         except (obstore.exceptions.BaseError, StalledError, OSError):
             return  # it frees itself when its lease ends

@@ -120,7 +120,7 @@ class BucketShelf(FolderShelf):
 
     def clear(self) -> None:
         """First the run's files, which stand for what is removed."""
-        self.push()
+        persistent(self.push)
         for folder in self.committed():
             self._discard(folder.name)
         files.remove_quietly(self.root)

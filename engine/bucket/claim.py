@@ -1,8 +1,6 @@
 """One writer to a run in a bucket: the kernel's lock on its folder here, a lease on it there."""
 
 import json
-import os
-import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -55,18 +53,10 @@ def sole_writer_there(
         claim_folder(folder, store.url)
         file = folder / LEASE
         before = file.read_text() if file.exists() else ""
-        holder = f"process {os.getpid()} on {os.uname().nodename}, {uuid.uuid4().hex[:8]}"
-        lease = Lease(
-            store.store,
-            store.key(LOCK),
-            store.url,
-            holder=holder,
-            before=before,
-            waits=True,
-            note=note,
-        )
+        key = store.key(LOCK)
+        lease = Lease(store.store, key, store.url, before=before, waits=True, note=note)
         lease.take()
-        write_text(file, holder)
+        write_text(file, lease.token)
         try:
             yield lease
         finally:

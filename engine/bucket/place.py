@@ -10,7 +10,7 @@ from mim3d.dataio.storage.lease import Lease
 from mim3d.dataio.storage.object_store import RemoteStore
 from mim3d.dataio.waiting import say
 from mim3d.engine.bucket.agreement import elsewhere
-from mim3d.engine.bucket.bucket_shelf import BucketShelf
+from mim3d.engine.bucket.bucket_shelf import BucketShelf, persistent
 from mim3d.engine.bucket.claim import claim_folder, sole_writer_there
 from mim3d.engine.bucket.mirror import Mirror
 from mim3d.engine.distributed.process_group import Ranks, first_decides
@@ -48,7 +48,7 @@ class RunPlace(Protocol):
         """Its checkpoints."""
         ...
 
-    def push(self) -> None:
+    def leave(self) -> None:
         """Have the place hold what the folder does; the first rank calls it."""
         ...
 
@@ -78,7 +78,7 @@ class FolderPlace:
         """In a folder of it."""
         return FolderShelf(self.folder / CHECKPOINTS)
 
-    def push(self) -> None:
+    def leave(self) -> None:
         """It does."""
 
 
@@ -147,6 +147,10 @@ class BucketPlace:
 
     def _shelf(self, note: Callable[[str], None]) -> BucketShelf:
         return BucketShelf(self.folder / CHECKPOINTS, self.store, self.push, note)
+
+    def leave(self) -> None:
+        """Send what changed, however long a store may be away."""
+        persistent(self.push)
 
     def push(self) -> None:
         """Send what changed; TrainingError where another process took the run over."""

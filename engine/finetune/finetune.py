@@ -111,7 +111,7 @@ def run_finetune(
                     shown.note(line)
             sitting = Sitting(out, ranks, loader, shown, stop, place.shelf(shown.note))
             result = train(config, task, splits, sitting, keep_model)
-            first_decides(ranks, place.push)
+            first_decides(ranks, place.leave)
             if result.interrupted:
                 return result
         return first_decides(ranks, lambda: read_result(out))

@@ -140,7 +140,7 @@ def run_pretrain(config: PretrainConfig, out: str | Path, staging: str = "") -> 
             shown.note(line)
         sitting = Sitting(out, ranks, loader, shown, stop, place.shelf(shown.note))
         result = train(config, module, sitting, held_out, probe)
-        first_decides(ranks, place.push)
+        first_decides(ranks, place.leave)
         return result if place.is_here else replace(result, run=place.where)
 
 

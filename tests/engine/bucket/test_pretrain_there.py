@@ -3,10 +3,12 @@
 import dataclasses
 import signal
 import threading
+import urllib.request
 from pathlib import Path
 
 import pytest
 import torch
+from gcs_server import gcs_environment, gcs_server
 from safetensors.torch import load_file
 from small_run import poison_samples, small_config
 
@@ -285,6 +287,25 @@ def test_a_diverged_run_goes_back_there(store, corpus, tmp_path, monkeypatch):
     assert '"to_step": 3' in told[0]
 
 
+def test_googles_buckets_too(corpus, folder_run, tmp_path, monkeypatch):
+    pytest.importorskip("obstore")
+    pytest.importorskip("moto.server")
+    with gcs_server() as (server, _):
+        urllib.request.urlopen(urllib.request.Request(f"{server}/google", method="PUT")).close()
+        for name, value in gcs_environment(server).items():
+            monkeypatch.setenv(name, value)
+        config, address = waiting_config(corpus, keep=1), "gs://google/run"
+        with monkeypatch.context() as patch:
+            at_step(patch, 7, crash)
+            with pytest.raises(Crash):
+                run_pretrain(config, address, str(tmp_path / "here"))
+        store = RemoteStore(address)
+        assert steps_there(store) in ([6], [3, 6])  # the best of the two stays as well
+        assert not store.exists(".lock")
+        run_pretrain(config, address, str(tmp_path / "there"))
+        assert_same(copied(store, tmp_path / "copy"), folder_run)
+
+
 def test_the_probes_best_encoder_is_there(store, corpus, tmp_path):
     config = dataclasses.replace(
         waiting_config(corpus), probe=ProbeConfig(str(corpus), every=2, windows=2, patience=9)
@@ -318,7 +339,7 @@ def test_a_dead_machines_lease_is_waited_for(store, corpus, crashed_at, monkeypa
     store.put(".lock", b"process 7 on elsewhere, seen 0\n")
     crashed_at(waiting_config(corpus), 2)
     told = capfd.readouterr().err
-    assert "process 7 on elsewhere, seen 0 holds it; waiting 2 s for a sign" in told
+    assert "process 7 on elsewhere holds it; waiting 2 s for a sign of life" in told
 
 
 def test_a_run_that_was_taken_over_commits_nothing(store, corpus, monkeypatch, tmp_path):
