@@ -2,6 +2,7 @@
 
     masked_voxel_loss(prediction, volume, masked_ids, patch_size, kind="l1") -> scalar
     masked_channel_losses(...) -> (scalar, its part from each channel (c,), detached)
+    counted_share(weight, masked_ids, patch_size) -> what part of the masked voxels counts
 
 Patchified targets are never materialised: each program holds its patches' voxels in registers,
 normalises them if asked, and writes d loss / d prediction beside one partial sum per channel of a
@@ -13,7 +14,9 @@ patch.
 with d = prediction - target. Normalised targets are MAE's: (v - mean) / sqrt(var + 1e-6) over the p
 voxels of one channel of a patch, unbiased variance, in two passes with the first voxel subtracted.
 The loss is sum(weight * term) / denominator; the denominator is a host number, so nothing waits
-for the GPU. Partial sums are added in a fixed order: results repeat bit for bit.
+for the GPU. Partial sums are added in a fixed order: results repeat bit for bit. A voxel of weight
+0 adds nothing whatever it or its prediction is (NaN too), has a gradient of exactly 0, and is not
+among those that targets are normalised by; the mean over what counts is loss / counted_share.
 """
 
 import math
@@ -208,17 +211,19 @@ def reference(
     index, channels = patch_index(masked_ids, grid_shape(crop_size, patch_size)), volume.shape[1]
     patches = take_patches(volume, masked_ids, patch_size, crop_size, start, flip)
     target = affine_intensity(patches, scale, shift, dtype).flatten(2)
-    if normalise:
-        target = normalised_rows(target, channels)
-    dense = prediction.dim() == 5
-    n_voxels = target.shape[2]
-    picked = patch_view(prediction, patch_size)[index].flatten(2) if dense else prediction
-    term, slope = reference_terms(picked[..., :n_voxels].to(dtype) - target, kind, beta)
+    weights = None
     if weight is not None:
         weight = weight.expand(volume.shape)
         weights = take_patches(weight, masked_ids, patch_size, crop_size, start, flip)
         weights = weights.flatten(2).to(dtype)
-        term, slope = term * weights, slope * weights
+    if normalise:
+        target = normalised_rows(target, channels, weights)
+    dense = prediction.dim() == 5
+    n_voxels = target.shape[2]
+    picked = patch_view(prediction, patch_size)[index].flatten(2) if dense else prediction
+    term, slope = reference_terms(picked[..., :n_voxels].to(dtype) - target, kind, beta)
+    if weights is not None:
+        term, slope = (torch.where(weights != 0, t * weights, 0.0) for t in (term, slope))
     if channels == 1:
         loss, parts = term.sum() / denominator, term.new_empty(0)
     else:
@@ -233,6 +238,18 @@ def reference(
     else:
         gradient[..., :n_voxels] = slope
     return loss, parts, gradient
+
+
+def counted_share(weight: Tensor, masked_ids: Tensor, patch_size: Sequence[int]) -> Tensor:
+    """Sum of the weights over the masked patches' voxels as a share of their number, float32, 0-d.
+
+    `weight` (b, c, z, y, x), bool or a number, over the crop.
+    """
+    patches = patch_view(weight, patch_size).flatten(1, 3).flatten(2)
+    whole = not weight.dtype.is_floating_point
+    sums = patches.sum(-1, dtype=torch.int64 if whole else torch.float64)
+    total = sums.gather(1, masked_ids).sum(dtype=torch.float64)
+    return (total / (masked_ids.numel() * patches.shape[-1])).float()
 
 
 def reference_terms(difference: Tensor, kind: str, beta: float) -> tuple[Tensor, Tensor]:

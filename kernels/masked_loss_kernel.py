@@ -30,7 +30,13 @@ from mim3d.kernels.addressing import (
 )
 from mim3d.kernels.backend import cdiv, jit, next_power_of_2, on_device, tl
 from mim3d.kernels.patch_grid import grid_shape
-from mim3d.kernels.patch_moments import EPSILON, launch_moments, normalised
+from mim3d.kernels.patch_moments import (
+    EPSILON,
+    counted_voxels,
+    launch_moments,
+    normalised,
+    normalised_where,
+)
 
 TILE = 4096  # elements a program handles where nothing forces more
 MAX_TILE = 16384  # voxels of a patch whose statistics one program holds in registers
@@ -69,6 +75,30 @@ def load_prediction(
         offsets = (row * ALIGN)[:, None] + (o_element.to(tl.int64) * prediction_x)[None, :]
         p_channel = of_channel(p_prediction, channel, prediction_x, PZ * PY * PX, CHANNELS, True)
     return tl.load(p_channel + offsets, mask=m_voxel, other=0).to(tl.float32)
+
+
+@jit
+def store_gradient(
+    p_gradient, b_gradient, i_sample, i_place, i_patch, channel, o_element, m_row,
+    gradient_b, gradient_c, gradient_z, gradient_y, gradient_x, gy, gx,
+    CHANNELS: tl.constexpr, PZ: tl.constexpr, PY: tl.constexpr, PX: tl.constexpr,
+    ALIGN: tl.constexpr, WIDTH: tl.constexpr, DENSE: tl.constexpr,
+):  # fmt: skip
+    """Write the gradient [ROWS, BLOCK] where the prediction was read, and 0 into a token's pad."""
+    COUNT: tl.constexpr = PZ * PY * PX
+    b_gradient = b_gradient.to(p_gradient.dtype.element_ty)
+    if DENSE:
+        o_gradient = plain_offsets(
+            i_sample, i_patch, o_element, gradient_b, gradient_z, gradient_y, gradient_x,
+            gy, gx, PZ, PY, PX, ALIGN,
+        )  # fmt: skip
+        p_written = of_channel(p_gradient, channel, gradient_c, ALIGN, CHANNELS, True)
+        mask = m_row[:, None] & (o_element < COUNT)[None, :]
+    else:
+        o_gradient = i_place.to(tl.int64)[:, None] * WIDTH + o_element[None, :]
+        p_written = of_channel(p_gradient, channel, 1, COUNT, CHANNELS, True)
+        mask = m_row[:, None] & written_elements(o_element, channel, COUNT, WIDTH, CHANNELS)
+    tl.store(p_written + o_gradient, b_gradient, mask=mask)
 
 
 @jit
@@ -118,7 +148,17 @@ def loss_kernel(
         PZ, PY, PX, ALIGN,
     )  # fmt: skip
     b_target = apply_affine(b_target, i_factor, p_scale, p_shift, True)
-    if NORMALISE == "inline":
+    m_counted, p_weights = m_voxel, p_weight
+    if p_weight is not None:
+        p_weights = of_channel(p_weight, channel, weight_c, WEIGHT_ALIGN, CHANNELS, True)
+    if NORMALISE == "inline" and p_weight is not None:
+        b_counted = counted_voxels(
+            p_weights, i_sample, i_patch, o_element, m_voxel, p_flip, p_start,
+            weight_b, weight_z, weight_y, weight_x, gz, gy, gx, sz, sy, sx,
+            PZ, PY, PX, WEIGHT_ALIGN,
+        )  # fmt: skip
+        b_target = normalised_where(b_target, b_counted, EPS)
+    elif NORMALISE == "inline":
         p_voxel = of_channel(p_volume, channel, stride_c, ALIGN, CHANNELS, False)
         b_first = first_voxels(
             p_voxel, i_sample, i_patch, m_scored, p_flip, p_start,
@@ -131,40 +171,34 @@ def loss_kernel(
         b_target -= tl.load(p_row)[:, None]
         b_target = (b_target - tl.load(p_row + 1)[:, None]) * tl.load(p_row + 2)[:, None]
     term, slope = loss_terms(b_prediction - b_target, beta, KIND)
-    if p_weight is not None:
-        p_weights = of_channel(p_weight, channel, weight_c, WEIGHT_ALIGN, CHANNELS, True)
+    if p_weight is not None:  # read again: to hold it would take as many registers as voxels
         b_weight = load_voxels(
             p_weights, i_sample, i_patch, o_element, m_voxel, p_flip, p_start,
             weight_b, weight_z, weight_y, weight_x, gz, gy, gx, sz, sy, sx,
             PZ, PY, PX, WEIGHT_ALIGN,
         )  # fmt: skip
+        m_counted = m_voxel & (b_weight != 0)
         term, slope = term * b_weight, slope * b_weight
-    partial = tl.sum(tl.where(m_voxel, term, 0.0), axis=1) * inverse_denominator
+    partial = tl.sum(tl.where(m_counted, term, 0.0), axis=1) * inverse_denominator
     i_part = i_row.to(tl.int64) * tl.num_programs(1) + tl.program_id(1)
     tl.store(p_partial + i_part, partial, mask=m_row)
     if p_gradient is not None:
-        b_gradient = tl.where(m_voxel, slope * gradient_scale, 0.0)
-        b_gradient = b_gradient.to(p_gradient.dtype.element_ty)
-        if DENSE:
-            o_gradient = plain_offsets(
-                i_sample, i_patch, o_element, gradient_b, gradient_z, gradient_y, gradient_x,
-                gy, gx, PZ, PY, PX, GRADIENT_ALIGN,
-            )  # fmt: skip
-            p_written = of_channel(p_gradient, channel, gradient_c, GRADIENT_ALIGN, CHANNELS, True)
-            m_gradient = m_row[:, None] & m_element[None, :]
-        else:
-            o_gradient = i_place.to(tl.int64)[:, None] * WIDTH + o_element[None, :]
-            p_written = of_channel(p_gradient, channel, 1, COUNT, CHANNELS, True)
-            m_gradient = m_row[:, None] & written_elements(
-                o_element, channel, COUNT, WIDTH, CHANNELS
-            )
-        tl.store(p_written + o_gradient, b_gradient, mask=m_gradient)
+        store_gradient(
+            p_gradient, tl.where(m_counted, slope * gradient_scale, 0.0),
+            i_sample, i_place, i_patch, channel, o_element, m_row,
+            gradient_b, gradient_c, gradient_z, gradient_y, gradient_x, gy, gx,
+            CHANNELS, PZ, PY, PX, GRADIENT_ALIGN, WIDTH, DENSE,
+        )  # fmt: skip
 
 
-def tile(n_voxels: int, normalise: bool) -> tuple[int, int, int]:
-    """(ROWS, BLOCK, num_warps): 32 elements a thread, whole rows where statistics need them."""
+def tile(n_voxels: int, normalise: bool, weighted: bool = False) -> tuple[int, int, int]:
+    """(ROWS, BLOCK, num_warps): 32 elements a thread, whole rows where statistics need them.
+
+    16 a thread where statistics are of what counts, which takes a mask beside every voxel.
+    """
     block = min(next_power_of_2(n_voxels), MAX_TILE if normalise else TILE)
-    return max(1, TILE // block), block, max(4, block // 1024)
+    warps = max(4, block // 1024)
+    return max(1, TILE // block), block, 2 * warps if normalise and weighted else warps
 
 
 def launch_loss(
@@ -181,7 +215,7 @@ def launch_loss(
     width = channels * n_voxels if dense else prediction.shape[2]
     ids = masked_flags(masked_ids, grid) if dense else masked_ids.contiguous()
     n_rows, room = ids.numel() * channels, width - (channels - 1) * n_voxels
-    rows, block, warps = tile(room, normalise)
+    rows, block, warps = tile(room, normalise, weight is not None)
     chunks = cdiv(room, block)
     partial = torch.empty(n_rows, chunks, dtype=torch.float32, device=volume.device)
     gradient = empty_gradient(prediction) if with_gradient else None
@@ -196,7 +230,11 @@ def launch_loss(
         moments, mode = None, "inline" if normalise else "no"
         if normalise and chunks > 1:
             mode = "given"
-            moments = launch_moments(volume, ids, sampling, layout.strides, place, shape, dense)
+            strides = (*layout.strides, *weights.strides)
+            moments = launch_moments(
+                volume, ids, weight, sampling, strides, place,
+                {**shape, "WEIGHT_ALIGN": weights.align}, dense,
+            )  # fmt: skip
         loss_kernel[(cdiv(n_rows, rows), chunks)](
             prediction, volume, ids, weight, *sampling, moments, partial, gradient,
             n_rows, ids.shape[1], 1.0 / denominator,

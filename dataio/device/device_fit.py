@@ -1,6 +1,7 @@
 """Whether volumes can be kept on the device, in what form, and in how much of its memory."""
 
 import warnings
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -13,9 +14,10 @@ SHARE = 0.4
 """Of the device's free memory that a cache takes at most: the rest is the model's."""
 
 
-def unlike(table: ChunkTable, volumes: np.ndarray, label: str | None = None) -> str:
-    """In what the chosen volumes (rows of the table) or their labels differ; empty where alike."""
-    for name, rows in array_rows(table, volumes, label).items():
+def unlike(table: ChunkTable, volumes: np.ndarray, labels: Sequence[str] = ()) -> str:
+    """In what the chosen volumes (rows of the table) or those of a label differ; empty where
+    alike."""
+    for name, rows in array_rows(table, volumes, labels).items():
         arrays = np.asarray(table.arrays)[rows]
         kinds = sorted({str(kind.decode()) for kind in arrays["dtype"]})
         if len(kinds) > 1:
@@ -28,12 +30,13 @@ def unlike(table: ChunkTable, volumes: np.ndarray, label: str | None = None) -> 
 
 
 def array_rows(
-    table: ChunkTable, volumes: np.ndarray, label: str | None = None
+    table: ChunkTable, volumes: np.ndarray, labels: Sequence[str] = ()
 ) -> dict[str, np.ndarray]:
-    """Rows of the table's arrays that chosen volumes have, and their labels."""
+    """Rows of the table's arrays that chosen volumes have, and those of these labels."""
     groups = {"volumes": np.asarray(table.volumes["image"])[volumes].astype(np.int64)}
-    if label is not None:
-        groups["labels"] = np.asarray(label_arrays(table, label))[volumes].astype(np.int64)
+    for label in labels:
+        rows = np.asarray(label_arrays(table, label))[volumes].astype(np.int64)
+        groups[f"labels {label!r}"] = rows[rows >= 0]
     return groups
 
 
@@ -45,13 +48,13 @@ def stored_dtype(table: ChunkTable, volumes: np.ndarray) -> np.dtype | None:
 
 
 def fitting_cache(
-    cache: str, table: ChunkTable, volumes: np.ndarray, label: str | None = None
+    cache: str, table: ChunkTable, volumes: np.ndarray, labels: Sequence[str] = ()
 ) -> str:
     """The cache asked for, or the host's where the device's cannot take what was chosen.
 
     Which crops are drawn does not hang on it, so only speed changes; a CorpusWarning says so.
     """
-    differing = unlike(table, volumes, label) if cache == "device" else ""
+    differing = unlike(table, volumes, labels) if cache == "device" else ""
     if not differing:
         return cache
     warnings.warn(

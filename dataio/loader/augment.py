@@ -67,6 +67,12 @@ class Augmentation:
     artefacts: Artefacts = NO_ARTEFACTS
     intensity: "Callable[[Tensor, np.ndarray], Tensor] | None" = None
 
+    @property
+    def moves(self) -> bool:
+        """Whether voxels may come to lie elsewhere in the crop than where they were read."""
+        turns = self.per_view or self.rotate or self.zoom
+        return bool(turns) or self.spatial is not None
+
     def __post_init__(self) -> None:
         for name in ("flip", "rotate", "zoom", "blur", "noise"):
             if not 0 <= getattr(self, name) <= 1:

@@ -8,8 +8,12 @@ import torch
 from torch import Tensor
 
 from mim3d.dataio.errors import Mim3dError
+from mim3d.dataio.geometry import Triple
 from mim3d.dataio.loader.augment import ViewDraws
 from mim3d.dataio.loader.counter_random import uniform
+from mim3d.dataio.loader.crop_spec import CropJob
+from mim3d.dataio.loader.sampler import Samples
+from mim3d.dataio.reader.voxel_weights import VoxelWeights
 from mim3d.dataio.transforms.artefacts import Artefacts
 from mim3d.dataio.transforms.crop_artefacts import n_draws, with_artefacts
 
@@ -24,7 +28,8 @@ class Batch:
     `image` (b, c, z, y, x) in the loader's dtype, normalised; `second_view` of the same shape for
     contrastive learning; `label` (b, z, y, x) uint8 or int16 aligned with `image`. `volume`
     (b,) rows of the chunk table, `start` (b, 3) first voxel of the crop, `sample` (b,) global
-    sample index; these three are int64 on the CPU. `step` counts batches from 0.
+    sample index; these three are int64 on the CPU. `step` counts batches from 0. `weight`
+    (b, 1, z, y, x) uint8 is 1 where a voxel counts and 0 where it is ignored; None: all count.
     """
 
     image: Tensor
@@ -34,6 +39,7 @@ class Batch:
     start: Tensor
     sample: Tensor
     step: int
+    weight: Tensor | None = None
 
     @property
     def n_crops(self) -> int:
@@ -91,3 +97,30 @@ def changed(image: Tensor, seeds: np.ndarray, intensity: IntensityChange) -> Ten
             "it must return a tensor of the same shape and type"
         )
     return found
+
+
+def label_or_weight(
+    job: CropJob, samples: Samples, flips: np.ndarray, label: Tensor | None, device: torch.device
+) -> tuple[Tensor | None, Tensor | None]:
+    """A batch's label, and its weights, which came in the label's place or come from the crops'."""
+    if job.weights_by_place is not None:
+        return label, weights_by_place(job.weights_by_place, samples, flips, job.crop_size, device)
+    if job.weights is not None and label is not None:
+        return None, label[:, None]
+    return label, None
+
+
+def weights_by_place(
+    weights: VoxelWeights, samples: Samples, flips: np.ndarray, size: Triple, device: torch.device
+) -> Tensor:
+    """Weights of crops that no more than their place decides; of those that all lie in their
+    volumes, in no memory."""
+    places = samples.volume.tolist(), samples.start.tolist(), flips.tolist()
+    parts = [weights.part_of(*place, size) for place in zip(*places, strict=True)]
+    whole = tuple(slice(0, n) for n in size)
+    if all(part == whole for part in parts):
+        return torch.ones((), dtype=torch.uint8, device=device).expand(len(parts), 1, *size)
+    weight = torch.zeros((len(parts), 1, *size), dtype=torch.uint8, device=device)
+    for i, part in enumerate(parts):
+        weight[(i, 0, *part)] = 1
+    return weight

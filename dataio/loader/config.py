@@ -18,6 +18,7 @@ from mim3d.dataio.loader.augment import AUTOMATIC, Augmentation, augmentation
 from mim3d.dataio.loader.sampler import WEIGHTINGS, Weighting
 from mim3d.dataio.reader.datasets import check_where, parsed_shares
 from mim3d.dataio.reader.normalisation import parse_mode
+from mim3d.dataio.reader.voxel_weights import check_ignore
 from mim3d.dataio.remote.limits import RemoteLimits
 from mim3d.dataio.transforms.artefacts import parsed_artefacts
 
@@ -62,6 +63,9 @@ class LoaderConfig:
     subject=VALUE[,VALUE...], as in modality=T1w,FLAIR."""
     foreground_fraction: float = 0.0
     """Share of crops centred on a voxel of a foreground class; needs `label`."""
+    ignore: tuple[str, ...] = ()
+    """What a batch's `weight` is 0 for: padding, air (not above the foreground's threshold; padding
+    too), label:NAME (where a volume's label of that name is not 0)."""
     normalise: str = "zscore"
     """zscore: mean and deviation of the foreground, voxels above Otsu's threshold; clip-zscore: of
     the foreground clipped to its 0.5 to 99.5 percentiles; percentile: those of all voxels to -1..1;
@@ -139,6 +143,7 @@ class LoaderConfig:
             raise Mim3dError(f"node_rotation={self.node_rotation} needs `nodes` above 1")
         parse_mode(self.normalise)
         self._check_augmentation()
+        self._check_ignore()
         if not 0 <= self.foreground_fraction <= 1:
             raise Mim3dError(f"foreground_fraction={self.foreground_fraction} must lie in [0, 1]")
         if self.foreground_fraction and self.label is None:
@@ -152,6 +157,14 @@ class LoaderConfig:
             raise Mim3dError(
                 f"views=2 with augment={self.augment!r}: both views would be drawn as one; use "
                 "augment='contrastive'"
+            )
+
+    def _check_ignore(self) -> None:
+        check_ignore(self.ignore)
+        if self.ignore and (self.label is not None or self.views == 2):
+            raise Mim3dError(
+                f"ignore={self.ignore!r} goes with one view and no label, whose place the weights "
+                "have: drop one of them"
             )
 
     @property

@@ -13,14 +13,16 @@ from mim3d.dataio.errors import ChunkError
 from mim3d.dataio.geometry import Triple
 from mim3d.dataio.loader.augment import ViewDraws, draw_placements
 from mim3d.dataio.loader.buffer_pool import BufferPool
-from mim3d.dataio.loader.crop_spec import CropJob, image_request, label_request
+from mim3d.dataio.loader.crop_spec import CropJob, image_request, label_requests
 from mim3d.dataio.loader.draws import Drawn, draws
 from mim3d.dataio.loader.read_threads import ReadThreads, Work
 from mim3d.dataio.loader.sampler import Sampler, Samples
 from mim3d.dataio.reader.shard_reader import Request, ShardReader
+from mim3d.dataio.reader.voxel_weights import VoxelWeights
 from mim3d.dataio.transforms.placement import Placement, Placements
 from mim3d.dataio.transforms.resampling import resample_image, resample_label
 
+Labels = tuple[Request | None, ...]
 REPLACEMENTS = 16
 HELD = 4  # batches that a consumer holds at a time, as DALI's queue and a training step do
 STILL = (False, False, False)
@@ -28,11 +30,12 @@ MOST_ANNOUNCED = 16  # batches, of which a store is asked for the chunks before 
 
 
 class Wanted(NamedTuple):
-    """What is read for one crop: of image and label, and how it lies in the box that is read of
-    them (None: the box is the crop)."""
+    """What is read for one crop: of image and label, or of each label that marks what is ignored
+    (None where the volume has none), and how it lies in the box that is read of them (None: the box
+    is the crop)."""
 
     image: Request
-    label: Request | None
+    labels: tuple[Request | None, ...]
     placement: Placement | None
 
 
@@ -40,10 +43,10 @@ class Wanted(NamedTuple):
 class RawBatch:
     """Arrays of one batch, and the samples they were read for.
 
-    `image` (b, c, z, y, x) float32, or uint16 for the bits of bfloat16; `label` (b, z, y, x) or
-    None: numpy on the host, from a pool that has them back when nobody holds them, or tensors on a
-    device. `flips` (b, 3) bool are along z, y, x, `placements` of crops that are turned within
-    their volumes. `error` is what reading raised, if anything.
+    `image` (b, c, z, y, x) float32, or uint16 for the bits of bfloat16; `label` (b, z, y, x), or
+    weights in its place, or None: numpy on the host, from a pool that has them back when nobody
+    holds them, or tensors on a device. `flips` (b, 3) bool are along z, y, x, `placements` of crops
+    that are turned within their volumes. `error` is what reading raised, if anything.
     """
 
     samples: Samples
@@ -124,13 +127,12 @@ class CropSource:
         """Have the chunks of batches from `first` on fetched, as far ahead as they may be."""
         while first < number + MOST_ANNOUNCED and self._has_room():
             what = announced[first] = drawn(first)
-            rows = [self.job.image_rows, self.job.label_rows]
+            rows = [self.job.image_rows, *self.job.label_rows]
             for i, volume in enumerate(what.samples.volume.tolist()):
                 start, size = self._box_of(what, i)
-                for row in (
-                    int(each[volume]) for each in rows if each is not None and 0 not in size
-                ):
-                    self.reader.announce(row, start, size)
+                for row in (int(each[volume]) for each in rows if 0 not in size):
+                    if row >= 0:
+                        self.reader.announce(row, start, size)
             first += 1
 
     def _box_of(self, what: Drawn, i: int) -> tuple[Triple, Triple]:
@@ -215,9 +217,7 @@ class CropSource:
         if placement is not None:  # which has the flips in its matrix
             start, mirrored = placement.start, STILL
         image = image_request(job, volume, start, mirrored, gain, bias)
-        if job.label_rows is None:
-            return Wanted(image, None, placement)
-        return Wanted(image, label_request(job, volume, start, mirrored), placement)
+        return Wanted(image, label_requests(job, volume, start, mirrored), placement)
 
     def _placement(self, batch: RawBatch, i: int, samples: Samples, at: int) -> Placement | None:
         """How that crop lies in its volume: drawn anew for a stand-in, by the same numbers."""
@@ -232,28 +232,53 @@ class CropSource:
 
     def _load(self, batch: RawBatch, i: int, wanted: Wanted) -> None:
         """Read the crops into place `i` of the batch."""
-        image, label, placement = wanted
+        image, labels, placement = wanted
         if placement is not None:
-            self._load_moved(batch, i, image, label, placement)
+            self._load_moved(batch, i, image, labels, placement)
             return
         size = self.job.crop_size
         self.reader.read_box(
             image.row, image.start, size, batch.image[i],
             fill=image.fill, flip=image.flip, rescale=image.rescale,
         )  # fmt: skip
-        if label is not None and batch.label is not None:
+        if self.job.weights is not None:
+            request, counted = self._weighed_as_read(batch, i, image)
+            mark_counted(self.job.weights, request, batch.image[i], counted)
+            self._ignore(labels, size, batch.label[i])
+        elif batch.label is not None:
+            (label,) = filter(None, labels)
             target = batch.label[i][None]
             self.reader.read_box(label.row, label.start, size, target, flip=label.flip)
 
+    def _weighed_as_read(
+        self, batch: RawBatch, i: int, image: Request
+    ) -> tuple[Request, np.ndarray]:
+        """What crop `i` was read by, with its intensities, and its weights in that order."""
+        return image, batch.label[i]
+
+    def _ignore(self, labels: Labels, size: Triple, counted: np.ndarray) -> None:
+        """Take out of what counts (z, y, x) what labels mark."""
+        for label in filter(None, labels):
+            room = self._room((1, *size), self.reader.array(label.row).dtype)
+            marked = self.reader.read_box(label.row, label.start, size, room, flip=label.flip)
+            counted[marked[0] != 0] = 0
+
     def _load_moved(
-        self, batch: RawBatch, i: int, image: Request, label: Request | None, at: Placement
+        self, batch: RawBatch, i: int, image: Request, labels: Labels, at: Placement
     ) -> None:
         """Read the boxes in which the crops lie, and make the crops from them."""
         box = self._room((self.job.channels, *at.size), np.dtype(np.float32))
         if not at.is_empty:
             self.reader.read_box(image.row, at.start, at.size, box, rescale=image.rescale)
         resample_image(box, at, filled(image), batch.image[i])
-        if label is not None and batch.label is not None:
+        if self.job.weights is not None:
+            counted = np.empty(at.size, np.uint8)
+            if not at.is_empty:
+                mark_counted(self.job.weights, image, box, counted)
+                self._ignore(labels, at.size, counted)
+            move_counted(self.job.weights, counted, at, batch.label[i])
+        elif batch.label is not None:
+            (label,) = filter(None, labels)
             part = self._room((1, *at.size), batch.label.dtype)
             if not at.is_empty:
                 self.reader.read_box(label.row, at.start, at.size, part)
@@ -266,6 +291,36 @@ class CropSource:
             self._own.room = np.empty(nbytes, np.uint8)
         room: np.ndarray = self._own.__dict__.get("room", np.empty(0, np.uint8))
         return room[:nbytes].view(dtype).reshape(shape)
+
+
+def mark_counted(
+    weights: VoxelWeights, image: Request, voxels: np.ndarray, out: np.ndarray
+) -> None:
+    """Write 1 into `out` (z, y, x) where the voxels (c, z, y, x) of a crop count, and 0 elsewhere,
+    but for what labels mark."""
+    if weights.thresholds is None:
+        out[...] = 1
+    else:
+        found = out.view(bool)
+        sign, least = weights.foreground(image)
+        above = np.greater if sign > 0 else np.less
+        above(voxels[0], np.float32(sign * least[0]), out=found)
+        for channel, value in zip(voxels[1:], least[1:], strict=True):
+            found |= above(channel, np.float32(sign * value))
+    size = (out.shape[0], out.shape[1], out.shape[2])
+    for axis, part in enumerate(weights.part(image, size)):
+        along = np.moveaxis(out, axis, 0)
+        along[: part.start] = along[part.stop :] = 0
+
+
+def move_counted(weights: VoxelWeights, box: np.ndarray, at: Placement, out: np.ndarray) -> None:
+    """Weights (z, y, x) of a crop that lies so in its box, as a label is moved; beyond the volume
+    nothing counts, or all where padding does."""
+    if weights.padding:
+        resample_label(box, at, out)
+    else:
+        resample_label(1 - box, at, out)
+        np.subtract(1, out, out=out)
 
 
 def filled(image: Request) -> tuple[float, ...]:

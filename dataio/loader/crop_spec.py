@@ -13,6 +13,7 @@ from mim3d.dataio.loader.sampler import Nodes, Sampler
 from mim3d.dataio.reader.label_points import LabelPoints
 from mim3d.dataio.reader.normalisation import Intensities, intensities, largest
 from mim3d.dataio.reader.shard_reader import Flip, Request
+from mim3d.dataio.reader.voxel_weights import VoxelWeights
 
 LARGEST_FLOAT16 = 65504.0
 
@@ -21,10 +22,12 @@ LARGEST_FLOAT16 = 65504.0
 class CropJob:
     """What stays the same from batch to batch.
 
-    `volumes` are the table's, all of them; `image_rows` and `label_rows` map a volume to its arrays
-    in the chunk table (-1: none); `intensities` has one entry per channel of every volume. With
-    `augmentation.per_view` flips and intensities are left to the graph, for each view has its own.
-    `image_dtype` is what crops are read into: float32, or uint16 for the bits of bfloat16.
+    `volumes` are the table's, all of them; `image_rows` and each of `label_rows` map a volume to
+    its arrays in the chunk table (-1: none); `intensities` has one entry per channel of every
+    volume. With `augmentation.per_view` flips and intensities are left to the graph, for each view
+    has its own. `image_dtype` is what crops are read into: float32, or uint16 for the bits of
+    bfloat16. Where there are `weights` they have the label's place, as uint8, and `label_rows` are
+    those of labels that mark what is ignored.
     """
 
     crop_size: Triple
@@ -34,10 +37,13 @@ class CropJob:
     intensities: Intensities
     volumes: np.ndarray
     image_rows: np.ndarray
-    label_rows: np.ndarray | None
+    label_rows: tuple[np.ndarray, ...]
     label_dtype: str | None
     replace_errors: bool
     image_dtype: str = "float32"
+    weights: VoxelWeights | None = None
+    weights_by_place: VoxelWeights | None = None
+    """Weights that are worked out at the end, from where crops lie: nothing moves their voxels."""
 
 
 def image_request(
@@ -53,14 +59,21 @@ def image_request(
     )
 
 
-def label_request(job: CropJob, volume: int, start: Triple, flip: Flip) -> Request:
-    """The crop of the volume's label; padding is background."""
-    assert job.label_rows is not None
-    return Request(int(job.label_rows[volume]), start, flip, None, (0.0,))
+def label_requests(
+    job: CropJob, volume: int, start: Triple, flip: Flip
+) -> tuple[Request | None, ...]:
+    """The crop of each of the volume's labels, None where it has none; padding is background."""
+    rows = (int(each[volume]) for each in job.label_rows)
+    return tuple(Request(row, start, flip, None, (0.0,)) if row >= 0 else None for row in rows)
 
 
-def crop_job(table: ChunkTable, config: LoaderConfig, volumes: np.ndarray) -> CropJob:
-    """Put together the job of reading crops of `volumes` (table rows)."""
+def crop_job(
+    table: ChunkTable,
+    config: LoaderConfig,
+    volumes: np.ndarray,
+    weights: VoxelWeights | None = None,
+) -> CropJob:
+    """Put together the job of reading crops of `volumes` (table rows), and their weights."""
     image_rows = np.asarray(table.volumes["image"]).astype(np.int64)
     channels = np.unique(table.n_channels[volumes])
     if len(channels) > 1:
@@ -68,7 +81,15 @@ def crop_job(table: ChunkTable, config: LoaderConfig, volumes: np.ndarray) -> Cr
             f"{table.root}: volumes have {', '.join(map(str, channels))} channels; a batch needs "
             "one number: choose subjects, or convert them to corpora of their own"
         )
-    label_rows = None if config.label is None else label_arrays(table, config.label)
+    labels, label_dtype = (), None
+    if config.label is not None:
+        labels = (label_arrays(table, config.label),)
+        label_dtype = _label_dtype(table, labels[0][volumes])
+    by_place = None
+    if weights is not None and weights.is_padding_alone and not config.augmentation.moves:
+        weights, by_place = None, weights
+    if weights is not None:
+        labels, label_dtype = tuple(weights.labels.values()), "uint8"
     values = intensities(config.normalise, table, volumes)
     if config.dtype == "float16":
         _check_float16(table, config.normalise, largest(values, table, volumes), volumes)
@@ -80,9 +101,11 @@ def crop_job(table: ChunkTable, config: LoaderConfig, volumes: np.ndarray) -> Cr
         intensities=values,
         volumes=np.asarray(table.volumes),
         image_rows=image_rows,
-        label_rows=label_rows,
-        label_dtype=None if label_rows is None else _label_dtype(table, label_rows[volumes]),
+        label_rows=labels,
+        label_dtype=label_dtype,
         replace_errors=config.on_error == "replace",
+        weights=weights,
+        weights_by_place=by_place,
     )
 
 

@@ -23,6 +23,7 @@ from mim3d.dataio.loader.crop_spec import CropJob
 from mim3d.dataio.loader.draws import Drawn
 from mim3d.dataio.loader.sampler import Sampler
 from mim3d.dataio.reader.shard_reader import Request, ShardReader
+from mim3d.dataio.reader.voxel_weights import VoxelWeights
 from mim3d.dataio.transforms.placement import Placement
 from mim3d.kernels.resample import resample_boxes
 
@@ -102,6 +103,21 @@ class StagedSource(CropSource):
 
 
 @dataclass(frozen=True)
+class PartLabels:
+    """Chunks of one kind of label: places in the part of the crops that have it, and the size of
+    the largest of their boxes."""
+
+    members: list[int]
+    fetched: Fetched
+    size: Triple
+
+    @property
+    def kind(self) -> torch.dtype:
+        """What keeps every class apart from 0."""
+        return torch.uint8 if self.fetched.array.dtype == "uint8" else torch.int16
+
+
+@dataclass(frozen=True)
 class Part:
     """Crops that are made alike: places of the batch, and the chunks of their boxes.
 
@@ -111,7 +127,7 @@ class Part:
 
     members: list[int]
     image: Fetched
-    label: Fetched | None
+    labels: list[PartLabels]
     size: Triple
     placements: list[Placement]
 
@@ -177,15 +193,16 @@ class DeviceSource(StagedSource):
     def _fetch_part(self, requests: list[Wanted], members: list[int]) -> Part:
         mine = [requests[i] for i in members]
         placements = [each.placement for each in mine if each.placement is not None]
-        size, sizes = self.job.crop_size, np.array(self.job.crop_size)
-        if placements:
-            sizes = np.array([each.size for each in placements])
-            z, y, x = np.maximum(sizes.max(0), 1).tolist()
-            size = z, y, x
+        sizes = np.array([each.size for each in placements] or [self.job.crop_size] * len(mine))
         image = self.device_reader.fetch([each.image for each in mine], sizes)
-        labels = [each.label for each in mine if each.label is not None]
-        label = self.device_reader.fetch(labels, sizes) if labels else None
-        return Part(members, image, label, size, placements)
+        labels: list[PartLabels] = []
+        for kind in zip(*(each.labels for each in mine), strict=True):
+            there = {i: label for i, label in enumerate(kind) if label is not None}
+            if there:
+                own = sizes[list(there)]
+                fetched = self.device_reader.fetch(list(there.values()), own)
+                labels.append(PartLabels(list(there), fetched, _largest(own)))
+        return Part(members, image, labels, _largest(sizes), placements)
 
     def _begin(self, batch: StagedBatch) -> Staged:
         assert isinstance(batch, DeviceBatch)
@@ -208,13 +225,48 @@ class DeviceSource(StagedSource):
         made = self.device_reader.begin(part.image, part.size, kind)
         # As bits, as crops decoded on the CPU are: numpy has no bfloat16.
         crops = [each.view(torch.uint16) if bits else each for each in made.tensors]
-        if part.label is not None and self.job.label_dtype is not None:
+        if self.job.weights is not None:
+            made = self._weighed(self.job.weights, part, crops[0])
+            crops.append(made.tensors[0])
+        elif self.job.label_dtype is not None:
             dtype = getattr(torch, self.job.label_dtype)
-            made = self.device_reader.begin(part.label, part.size, dtype)
+            (label,) = part.labels
+            made = self.device_reader.begin(label.fetched, part.size, dtype)
             crops.append(made.tensors[0])
         if part.placements:
             return self._turned(part, crops)
         return Staged(self.lanes, tuple(_without_channel(crops)), made.mark)
+
+    def _weighed(self, weights: VoxelWeights, part: Part, boxes: torch.Tensor) -> Staged:
+        """1 where voxels of boxes (b, c, z, y, x) float32 count, (b, 1, z, y, x) uint8; where
+        padding does and boxes are to be turned, 1 where voxels do not."""
+        marked: list[tuple[int, torch.Tensor]] = []
+        for label in part.labels:
+            made = self.device_reader.begin(label.fetched, label.size, label.kind)
+            marked += zip(label.members, made.tensors[0], strict=True)
+        b, c, *size = boxes.shape
+        requests = part.image.requests
+        with self.lanes.side():
+            found = torch.ones((b, 1, *size), dtype=torch.uint8, device=boxes.device)
+            if weights.thresholds is not None:
+                signs, least = zip(*map(weights.foreground, requests), strict=True)
+                arrays = [np.array(each, np.float32) for each in (signs, least)]
+                sign, value = to_device(arrays, self.lanes)
+                above = boxes * sign.view(b, 1, 1, 1, 1) > value.view(b, c, 1, 1, 1)
+                found = above.any(1, keepdim=True).to(torch.uint8)
+            for i, request in enumerate(requests):
+                for axis, inside in enumerate(weights.part(request, part.size), start=1):
+                    along = found[i].movedim(axis, 0)
+                    along[: inside.start] = along[inside.stop :] = 0
+            for i, mask in marked:
+                z, y, x = mask.shape[1:]  # its own box: what the part's has beyond is nobody's
+                found[i, :, :z, :y, :x] *= mask == 0
+            return staged(self.lanes, [1 - found if self._is_inverted(part) else found])
+
+    def _is_inverted(self, part: Part) -> bool:
+        """Whether weights are turned the other way up: beyond the volume all count."""
+        weights = self.job.weights
+        return bool(part.placements) and weights is not None and not weights.padding
 
     def _turned(self, part: Part, boxes: list[torch.Tensor]) -> Staged:
         """Crops out of the boxes in which they lie, of image and label."""
@@ -231,7 +283,15 @@ class DeviceSource(StagedSource):
                 )
                 for i, each in enumerate(boxes)
             ]
+            if self._is_inverted(part):
+                crops[1] = 1 - crops[1]
             return staged(self.lanes, _without_channel(crops))
+
+
+def _largest(sizes: np.ndarray) -> Triple:
+    """Of boxes (b, 3), one voxel at least."""
+    z, y, x = np.maximum(sizes.max(0), 1).tolist()
+    return z, y, x
 
 
 def _without_channel(crops: list[torch.Tensor]) -> list[torch.Tensor]:
@@ -288,6 +348,18 @@ class UploadSource(StagedSource):
             bare = image._replace(flip=STILL, rescale=None, fill=(0.0,) * len(image.fill))
             wanted = wanted._replace(image=bare)
         super()._load(batch, i, wanted)
+
+    def _weighed_as_read(
+        self, batch: RawBatch, i: int, image: Request
+    ) -> tuple[Request, np.ndarray]:
+        if self.raw is None:
+            return super()._weighed_as_read(batch, i, image)
+        assert isinstance(batch, UploadBatch)
+        whole = batch.requests[i]
+        assert whole.rescale is not None
+        clips = tuple(each._replace(scale=1.0, shift=0.0) for each in whole.rescale)
+        z, y, x = (slice(None, None, -1 if flip else 1) for flip in whole.flip)
+        return image._replace(rescale=clips), batch.label[i][z, y, x]
 
     def _begin(self, batch: StagedBatch) -> Staged:
         assert isinstance(batch, UploadBatch)

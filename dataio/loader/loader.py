@@ -40,7 +40,7 @@ from mim3d.dataio.device.inflate import NvcompInflate, inflate_on_host
 from mim3d.dataio.device.lanes import lanes_of
 from mim3d.dataio.device.uploader import shorter_dtype
 from mim3d.dataio.errors import ChunkError, Mim3dError
-from mim3d.dataio.loader.batch import Batch, add_artefacts, add_noise, finish
+from mim3d.dataio.loader.batch import Batch, add_artefacts, add_noise, finish, label_or_weight
 from mim3d.dataio.loader.config import DISK, LoaderConfig
 from mim3d.dataio.loader.crop_source import CropSource, RawBatch
 from mim3d.dataio.loader.crop_spec import crop_job, make_sampler
@@ -55,6 +55,7 @@ from mim3d.dataio.reader.corpus import Corpus, opened_corpus
 from mim3d.dataio.reader.datasets import drawn
 from mim3d.dataio.reader.disk_cache import DiskCache
 from mim3d.dataio.reader.shard_reader import ShardReader
+from mim3d.dataio.reader.voxel_weights import voxel_weights
 
 __all__ = ["Batch", "Loader", "LoaderConfig"]
 
@@ -100,11 +101,12 @@ class Loader(IterableDataset[Batch]):
             *(self.corpus, rows, config.where, config.shares),
             lambda chosen: volume_weights(config.weighting, np.asarray(table.volumes)[chosen]),
         )
-        kept = fitting_cache(config.cache, table, volumes, config.label)
+        self.weights = voxel_weights(self.corpus, config.ignore, volumes)
+        kept = fitting_cache(config.cache, table, volumes, self._labels)
         config = self.config = replace(config, cache=kept)
         self.sampler = make_sampler(table, config, volumes, world, weights)
         self._order = run_order(table, config, volumes, world)
-        self._job = crop_job(table, config, volumes)
+        self._job = crop_job(table, config, volumes, self.weights)
         cache = chunk_cache(config, remote=self.corpus.address is not None)
         reader = ShardReader(table, self.corpus.root, shards, cache)
         self._spec = self._graph_spec()
@@ -273,8 +275,15 @@ class Loader(IterableDataset[Batch]):
         """Whether crops can be rounded while they are read: nothing later wants float32."""
         kind = self._job.augmentation
         changes = kind.noise or kind.artefacts.possible or kind.intensity is not None
-        changes = changes or kind.spatial is not None
+        changes = changes or kind.spatial is not None or self._job.weights is not None
         return self.config.dtype == "bfloat16" and self._spec.is_direct and not changes
+
+    @property
+    def _labels(self) -> list[str]:
+        """Names of the labels that are read."""
+        if self.weights is not None:
+            return list(self.weights.labels)
+        return [] if self.config.label is None else [self.config.label]
 
     def _make_source(self, reader: ShardReader, volumes: np.ndarray) -> CropSource:
         """What reads crops of `volumes` to where they are wanted."""
@@ -293,7 +302,7 @@ class Loader(IterableDataset[Batch]):
         """The device's cache; `notes` say what it keeps."""
         config, lanes, table = self.config, self._lanes, reader.table
         inflate = NvcompInflate(lanes) if self.device.type == "cuda" else inflate_on_host
-        arrays = np.concatenate([*array_rows(table, volumes, config.label).values()])
+        arrays = np.concatenate([*array_rows(table, volumes, self._labels).values()])
         room = DeviceRoom(config.cache_bytes, lanes.free_bytes())
         kept = keeping(config.device_keeps, table, arrays, room, str(self.device))
         self.notes += (kept.line,)
@@ -343,6 +352,7 @@ class Loader(IterableDataset[Batch]):
 
     def _batch(self, raw: RawBatch, tensors: list[torch.Tensor]) -> Batch:
         label = tensors.pop() if raw.label is not None else None
+        label, weight = label_or_weight(self._job, raw.samples, raw.flips, label, self.device)
         images = []
         for image, view in zip(tensors, raw.views, strict=True):
             if self._spec.device_id is not None:
@@ -359,6 +369,7 @@ class Loader(IterableDataset[Batch]):
             start=torch.from_numpy(raw.samples.start),
             sample=torch.from_numpy(raw.samples.sample),
             step=self._step,
+            weight=weight,
         )
 
 

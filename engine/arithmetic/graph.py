@@ -21,7 +21,7 @@ from mim3d.dataio.errors import first_line
 from mim3d.dataio.loader.batch import Batch
 
 WARMUP = 3
-ON_DEVICE = ("image", "second_view", "label", "sample")
+ON_DEVICE = ("image", "second_view", "label", "weight", "sample")
 """Fields of a batch that a step reads."""
 
 Run = Callable[[Batch], dict[str, Tensor]]

@@ -91,9 +91,10 @@ def last_words(result: "PretrainResult", args: PretrainArgs) -> list[str]:
     from mim3d.engine.runs.encoder_file import WEIGHTS
 
     verdict = result.figures.get("pretext") or {}
-    lines = [loss_line("loss", verdict)] if verdict.get("loss") is not None else []
-    if verdict.get("held_out"):
-        lines.append(loss_line("held-out loss", verdict["held_out"]))
+    scored = {"loss": verdict, "held-out loss": verdict.get("held_out") or {}}
+    lines = [loss_line(name, v) for name, v in scored.items() if v.get("loss") is not None]
+    if not lines and "counted" in result.figures:
+        lines.append("loss none: no voxel of the last rows counts (--method.ignore)")
     lines.append(f"encoder: {inside(args.out, WEIGHTS)}")
     probe = result.figures.get("probe") or {}
     if probe.get("encoder"):

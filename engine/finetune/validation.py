@@ -123,7 +123,7 @@ class Validate(Hook):
         """Mean loss of the steps since the evaluation before, over all ranks."""
         if not self.mean.steps:
             return None
-        mean = self.mean.total / self.mean.steps
+        mean = self.mean.value()
         if self.ranks.world > 1:
             dist.all_reduce(mean)
         self.mean.clear()

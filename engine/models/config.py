@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import ClassVar, Literal
 
 from mim3d.dataio.finite import MOST_SIZE, refuse_not_finite, refuse_outside
+from mim3d.dataio.reader.voxel_weights import check_ignore
 from mim3d.engine.errors import ConfigError
 
 
@@ -177,10 +178,16 @@ class MaskConfig(MethodConfig):
     normalise_target: bool = True
     """Subtract the mean of each channel of a hidden patch and divide by its deviation before
     comparing."""
+    ignore: tuple[str, ...] = ()
+    """Hidden voxels that are not scored: padding (beyond the volume), air (not above the foreground
+    threshold of any channel; padding too), label:NAME (where that label of the corpus is not 0), as
+    in padding label:anonymization_mask, nnssl's masks of defacing. The loss is the mean over what
+    is left, over all ranks and micro-batches; normalised targets are of what is left too."""
 
     def __post_init__(self) -> None:
         """Refuse ratios that hide nothing or all."""
         refuse_not_finite(self, "method", ConfigError)
+        check_ignore(self.ignore, "method.ignore", ConfigError)
         refuse_outside(self, "mask_unit", most=MOST_SIZE, part="method", kind=ConfigError)
         if not 0.0 < self.mask_ratio < 1.0:
             raise ConfigError(

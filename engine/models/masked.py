@@ -12,7 +12,7 @@ from mim3d.engine.models.config import MAEConfig, MaskConfig, ViTConfig, n_decod
 from mim3d.engine.models.masks import draw_masks
 from mim3d.engine.models.objective import Objective, StepOutput
 from mim3d.engine.models.trivial import paste_patches, per_channel, trivial_losses, voxel_rows
-from mim3d.kernels.masked_loss import masked_channel_losses
+from mim3d.kernels.masked_loss import counted_share, masked_channel_losses
 from mim3d.kernels.masking import PatchMasks
 
 Config = TypeVar("Config", bound=MaskConfig)
@@ -30,7 +30,7 @@ class MaskedMethod(Objective, Generic[Config]):
         """Hidden voxels (b, m, c*p) in the order of `masked_ids`, or all, (b, c, z, y, x)."""
 
     def forward(self, batch: Batch, share: float = 1.0, measure: bool = False) -> StepOutput:
-        """Loss over the hidden voxels of `batch.image` (b, c, z, y, x).
+        """Loss over the hidden voxels of `batch.image` (b, c, z, y, x) that count.
 
         `share` is this micro-batch's part of the global batch. `measure` adds the losses of
         trivial predictors. The loss of each channel is told where there are several.
@@ -44,10 +44,21 @@ class MaskedMethod(Objective, Generic[Config]):
             vit.patch_size,
             kind=config.loss,
             normalise_target=config.normalise_target,
+            weight=batch.weight,
             denominator=masks.masked_ids.numel() * vit.channels * vit.patch_voxels / share,
         )
         metrics = per_channel("loss", parts, share)
-        return StepOutput(loss, metrics | self.baselines(batch) if measure else metrics)
+        if measure:
+            metrics |= self.baselines(batch)
+        return StepOutput(loss, metrics, self.counted(batch, masks, share))
+
+    @torch.no_grad()
+    def counted(self, batch: Batch, masks: PatchMasks, share: float) -> Tensor | None:
+        """What part of the global batch's hidden voxels counts and is in this micro-batch; None
+        where nothing is ignored."""
+        if batch.weight is not None:
+            return share * counted_share(batch.weight, masks.masked_ids, self.vit_config.patch_size)
+        return torch.full((), share, device=batch.image.device) if self.config.ignore else None
 
     def scored(self, batch: Batch) -> PatchMasks:
         """The masks, with those hidden patches alone that are decoded and scored.
@@ -66,7 +77,9 @@ class MaskedMethod(Objective, Generic[Config]):
         """Losses of trivial predictors on the same hidden voxels; needs no weights."""
         vit, config = self.vit_config, self.config
         masks = self.scored(batch)
-        return trivial_losses(batch.image, masks, vit, config.loss, config.normalise_target)
+        return trivial_losses(
+            batch.image, masks, vit, config.loss, config.normalise_target, batch.weight
+        )
 
     @torch.no_grad()
     def reconstruct(self, batch: Batch) -> tuple[Tensor, Tensor]:
@@ -76,4 +89,5 @@ class MaskedMethod(Objective, Generic[Config]):
         painted = self.predict(batch.image, masks).float()
         if painted.dim() == 5:
             painted = voxel_rows(painted, masks.masked_ids, vit)
-        return paste_patches(batch.image, painted, masks, vit, self.config.normalise_target)
+        normalised = self.config.normalise_target
+        return paste_patches(batch.image, painted, masks, vit, normalised, batch.weight)

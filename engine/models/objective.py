@@ -19,10 +19,16 @@ class StepOutput(NamedTuple):
     `loss` is this rank's part of the global mean: the sum over micro-batches and ranks is the
     loss of the global batch, so gradients are summed across ranks and never averaged.
     A tuple: FSDP finds the tensors in it.
+
+    `counted` is for a loss that not all it could be of counts in (None: all of it does): this
+    rank's part of the share that does. The loss is then the sum over what counts divided by the
+    number of all, and so are the metrics; the mean over what counts is the sum of `loss` over that
+    of `counted`, which no rank knows before all have drawn their crops. The step divides by it.
     """
 
     loss: Tensor
     metrics: dict[str, Tensor]
+    counted: Tensor | None = None
 
 
 class Objective(nn.Module, ABC):
@@ -45,7 +51,7 @@ class HasBaselines(Protocol):
     """A method that can tell what predictors without knowledge come to."""
 
     def baselines(self, batch: Batch) -> dict[str, Tensor]:
-        """Their losses on a batch, 0-d on the device."""
+        """Their losses on a batch, 0-d on the device; divided as a StepOutput's metrics are."""
         ...
 
 

@@ -202,6 +202,8 @@ OFF: dict[str, Any] = {
     "artefacts": [],
 }
 """Fields of `data` that came later, with the value that stands for their absence."""
+LATER_METHOD: dict[str, Any] = {"decode_fraction": 1.0, "ignore": []}
+"""Fields of `method` that came later, with the value that stands for their absence."""
 LATER_ENCODERS = ("resenc",)
 """Encoders in the ViT's place that came later; runs without them stay what they were."""
 
@@ -217,8 +219,8 @@ def identity_of(stored: dict[str, Any]) -> dict[str, Any]:
     plain["data"] = dict(plain["data"])
     plain["schedule"] = schedule_identity(plain["schedule"])
     plain["optim"] = optim_identity(plain["optim"])
-    if plain["method"].get("decode_fraction", 0) == 1.0:  # neither do they know this
-        plain["method"] = {k: v for k, v in plain["method"].items() if k != "decode_fraction"}
+    method = plain["method"]
+    plain["method"] = {k: v for k, v in method.items() if LATER_METHOD.get(k, ...) != v}
     for key in HOW_DATA_ARRIVE:
         plain["data"].pop(key, None)
     for key, off in OFF.items():

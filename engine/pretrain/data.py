@@ -11,7 +11,7 @@ from mim3d.dataio.finite import refuse_not_finite
 from mim3d.dataio.loader.config import LoaderConfig
 from mim3d.dataio.reader.corpus import opened_corpus
 from mim3d.engine.errors import ConfigError
-from mim3d.engine.models.config import MethodConfig, ViTConfig
+from mim3d.engine.models.config import MaskConfig, MethodConfig, ViTConfig
 
 DECIDED_ELSEWHERE = {
     "crop_size": "set vit.crop_size",
@@ -19,6 +19,7 @@ DECIDED_ELSEWHERE = {
     "views": "the method decides",
     "seed": "set seed",
     "label": "pretraining reads none",
+    "ignore": "set method.ignore",
     "foreground_fraction": "pretraining reads no label; data.weighting foreground draws from boxes",
     "dtype": "pretraining reads float32, and parallel.precision decides what it computes in",
 }
@@ -72,6 +73,7 @@ class DataConfig:
             micro_batch=micro_batch,
             views=method.views,
             seed=seed,
+            ignore=method.ignore if isinstance(method, MaskConfig) else (),
         )
 
 

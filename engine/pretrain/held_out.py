@@ -21,6 +21,7 @@ from mim3d.engine.training.trainer import Hook, Trainer
 
 SEED_OFFSET = 1_000_003
 """Crops of held-out subjects are drawn from a seed of their own."""
+COUNTED = "counted"
 
 
 class HeldOut:
@@ -57,13 +58,18 @@ class HeldOut:
             batch = next(self.loader)
             if i_batch == 0:
                 self.picture_batch = batch
-            loss, metrics = model(batch, share, True)
+            loss, metrics, counted = model(batch, share, True)
             parts = {"loss": loss, **{name: value * share for name, value in metrics.items()}}
+            parts |= {} if counted is None else {COUNTED: counted}
             for name, value in parts.items():
                 total[name] = total.get(name, 0.0) + value.detach().float()
         sums = torch.stack(list(total.values()))
         if self.ranks.world > 1:
             dist.all_reduce(sums)
+        if COUNTED in total:
+            last = list(total).index(COUNTED)
+            shares = torch.where(torch.arange(len(sums), device=sums.device) == last, 1, sums[last])
+            sums = sums / shares
         scores = {PREFIX + name: value for name, value in zip(total, sums.tolist(), strict=True)}
         return scores | {PREFIX + "crops": float(self.crops)}
 

@@ -15,6 +15,7 @@ from typing import Any
 from torch import Tensor
 
 from mim3d.dataio.loader.loader import Loader
+from mim3d.dataio.reader.voxel_weights import VoxelWeights
 from mim3d.engine.arithmetic.attention import attention_of
 from mim3d.engine.arithmetic.float8 import refuse_float8
 from mim3d.engine.arithmetic.precision import choose_precision
@@ -125,8 +126,8 @@ def run_pretrain(config: PretrainConfig, out: str | Path, staging: str = "") -> 
         title = f"pretrain {method_name(config.method)}"
         shown = stack.enter_context(shown_progress(title, config.steps, ranks))
         stack.enter_context(explain_full_disk(out))
-        lines = [*remarks(config, fit), *loader.notes, *(start.lines() if start else [])]
-        for remark in lines:
+        about = remarks(config, fit, loader.weights) + list(loader.notes)
+        for remark in [*about, *(start.lines() if start else [])]:
             shown.note(remark)
         if ranks.first:
             table = loader.corpus.table
@@ -189,7 +190,9 @@ def start_request(config: PretrainConfig) -> StartRequest:
     )
 
 
-def remarks(config: PretrainConfig, fit: CorpusFit) -> list[str]:
+def remarks(
+    config: PretrainConfig, fit: CorpusFit, weights: VoxelWeights | None = None
+) -> list[str]:
     """What is allowed and seldom meant."""
     found: list[str] = []
     schedule = config.schedule
@@ -199,10 +202,13 @@ def remarks(config: PretrainConfig, fit: CorpusFit) -> list[str]:
             f"rate never reaches schedule.lr {schedule.lr:g} nor falls; set --schedule.warmup-steps"
         )
     if fit.padded:
+        counts = weights is None or not weights.padding
         found.append(
             f"{fit.padded} of {fit.volumes} volumes are smaller than vit.crop_size "
-            f"{config.vit.crop_size} on some axis: their crops are padded, and padding is learned"
+            f"{config.vit.crop_size} on some axis: their crops are padded, and padding is "
+            + ("learned (--method.ignore padding leaves it out)" if counts else "not scored")
         )
+    found += [] if weights is None else weights.remarks(fit.volumes)
     if fit.lacking:
         found.append(
             f"{fit.lacking} of {fit.volumes} volumes lack a channel (it is one value everywhere): "

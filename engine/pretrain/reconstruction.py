@@ -65,6 +65,7 @@ def first_crops(batch: Batch) -> Batch:
         image=batch.image[:PICTURE_CROPS].clone(),
         second_view=None,
         label=None,
+        weight=None if batch.weight is None else batch.weight[:PICTURE_CROPS].clone(),
         volume=batch.volume[:PICTURE_CROPS].clone(),
         start=batch.start[:PICTURE_CROPS].clone(),
         sample=batch.sample[:PICTURE_CROPS].clone(),

@@ -80,7 +80,7 @@ class Log(Hook):
     def after_step(self, trainer: Trainer) -> None:
         """Count the step; where it was measured, write a row."""
         assert trainer.figures is not None
-        self.mean.add(trainer.figures.losses)
+        self.mean.add(trainer.figures.losses, trainer.figures.counted)
         self.window.steps += 1
         self.window.waited += trainer.figures.waited
         if trainer.due:

@@ -173,10 +173,10 @@ class ShardedOptimiser:
         # Gradients are clipped before; apex would clip them again, at 1 unless told otherwise.
         return load_apex(config.kind)(groups, max_grad_norm=float("inf"), **common)
 
-    def step(self, lr: float) -> Tensor:
+    def step(self, lr: float, counted: Tensor | None = None) -> Tensor:
         """Update at rate `lr`; see `update`."""
         self.set_rate(lr)
-        return self.update()
+        return self.update(counted)
 
     def set_rate(self, lr: float) -> None:
         """The rate of coming updates, each group's own share of it."""
@@ -193,13 +193,18 @@ class ShardedOptimiser:
             group["lr"] = torch.zeros((), device=self.device)
             group["capturable"] = True
 
-    def update(self) -> Tensor:
-        """Update from the gradients and drop them; returns their global norm (0-d, on device)."""
+    def update(self, counted: Tensor | None = None) -> Tensor:
+        """Update from the gradients and drop them; returns their global norm (0-d, on device).
+
+        Gradients are first divided by `counted`, a 0-d tensor, the same on every rank.
+        """
         with torch.no_grad():
             self._take_gradients()
-            norm = self.global_norm() / self.loss_scale
-            bad = (~norm.isfinite()).float()
             scale = self.loss_scale.clone()
+            if counted is not None:
+                scale *= divisor(counted)
+            norm = self.global_norm() / scale
+            bad = (~norm.isfinite()).float()
             if self.config.clip_norm > 0.0:
                 scale *= (norm / self.config.clip_norm).clamp(min=1.0)
             self._update(scale, bad)
@@ -299,6 +304,11 @@ class ShardedOptimiser:
         for state in self.inner.state.values():
             if "step" in state:
                 state["step"].copy_(self.steps_done)
+
+
+def divisor(counted: Tensor) -> Tensor:
+    """What a sum over what counts is divided by: 1 where nothing does, and the sum is 0."""
+    return torch.where(counted > 0, counted, 1.0)
 
 
 BUILD = (

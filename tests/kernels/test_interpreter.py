@@ -14,7 +14,7 @@ import pytest
 HERE = Path(__file__).parent
 MODULES = (
     "masking", "patch_rows", "masked_loss", "gradient_scale", "decoder_tokens", "assemble",
-    "masked_norm", "kernel_chain", "resample",
+    "masked_norm", "kernel_chain", "resample", "loss_weights",
 )  # fmt: skip
 
 

@@ -12,7 +12,7 @@ from mim3d.dataio.loader.batch import Batch
 from mim3d.engine.arithmetic.masters import whole_state
 from mim3d.engine.distributed.config import ParallelConfig
 from mim3d.engine.distributed.process_group import Ranks, process_ranks
-from mim3d.engine.models.config import MAEConfig, ViTConfig
+from mim3d.engine.models.config import MAEConfig, MaskConfig, ViTConfig
 from mim3d.engine.pretrain.config import PretrainConfig
 from mim3d.engine.training.sharding import ShardedObjective, shard_objective
 from mim3d.engine.training.train_step import Stepper
@@ -32,8 +32,10 @@ def config_of(
 def batch_of(config: PretrainConfig, seed: int, b: int = 4) -> Batch:
     image = torch.randn(b, 1, *config.vit.crop_size, generator=torch.Generator().manual_seed(seed))
     zeros = torch.zeros(b, dtype=torch.int64)
+    ignores = isinstance(config.method, MaskConfig) and config.method.ignore
     return Batch(
-        image, image.flip(-1), None, zeros, torch.zeros(b, 3).long(), seed * b + torch.arange(b), 0
+        *(image, image.flip(-1), None, zeros, torch.zeros(b, 3).long()),
+        *(seed * b + torch.arange(b), 0, (image > 0.5 * seed - 1).byte() if ignores else None),
     )
 
 

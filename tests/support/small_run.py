@@ -25,6 +25,7 @@ from mim3d.dataio.sources.phantom import make_cohort
 from mim3d.dataio.storage.object_store import RemoteStore
 from mim3d.engine.distributed import shared
 from mim3d.engine.models.config import MAEConfig, SwinConfig
+from mim3d.engine.models.objective import StepOutput
 from mim3d.engine.models.primus.config import PrimusConfig
 from mim3d.engine.models.resenc.config import ResEncConfig
 from mim3d.engine.pretrain.config import PretrainConfig
@@ -37,7 +38,9 @@ from mim3d.engine.training.config import DivergenceConfig
 from mim3d.engine.training.train_step import StepFigures, Stepper
 from mim3d.engine.training.trainer import Trainer
 
-SPECIAL = {"swin": "simmim", "compiled": "mae", "primus": "mae", "resenc": "mae"}
+SPECIAL = {
+    "swin": "simmim", "compiled": "mae", "primus": "mae", "resenc": "mae", "ignoring": "mae",
+}  # fmt: skip
 """Methods of `small_config` that stand for one on another encoder."""
 
 
@@ -52,13 +55,16 @@ def small_config(corpus: Path | str, method: str = "mae", **changes: object) -> 
     """Eight steps of a few milliseconds; a checkpoint every three.
 
     Method swin is SimMIM on a Swin encoder, compiled is MAE under torch.compile, primus and resenc
-    (sparse) are MAE on those.
+    (sparse) are MAE on those; ignoring is MAE that scores no air.
     """
     special, method = method, SPECIAL.get(method, method)
     base = recipe(f"demo-{method}")
     part = base.method
     if method == "mae":
         part = dataclasses.replace(part, decoder_width=24, decoder_depth=1, decoder_heads=2)
+    if special == "ignoring":
+        assert isinstance(part, MAEConfig)
+        part = dataclasses.replace(part, ignore=("air",))
     config = dataclasses.replace(
         base,
         method=part,
@@ -167,7 +173,7 @@ def poison_samples(
     """Make the loss of micro-batches with one of these samples (global indices) NaN."""
     plain = Stepper._micro_step
 
-    def micro_step(self: Stepper, batch: Batch) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+    def micro_step(self: Stepper, batch: Batch) -> StepOutput:
         if any(sample in samples for sample in batch.sample.tolist()):
             batch.image.fill_(float("nan"))
         return plain(self, batch)

@@ -57,7 +57,8 @@ def decoded_bytes(root, label: str | None = None) -> tuple[int, int]:
 
 def chosen(root, keeps: str, room: DeviceRoom, label: str | None = None):
     table = Corpus.open(root).table
-    arrays = np.concatenate([*array_rows(table, np.arange(3), label).values()])
+    labels = [] if label is None else [label]
+    arrays = np.concatenate([*array_rows(table, np.arange(3), labels).values()])
     return keeping(keeps, table, arrays, room, "cuda:0")
 
 

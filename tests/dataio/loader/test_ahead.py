@@ -40,11 +40,17 @@ KINDS: dict[str, dict[str, Any]] = {
     "float16": {"dtype": "float16", "augment": "mim"},
     "clipped": {"augment": "mim", "normalise": "clip-zscore"},
     "labelled": {"label": "seg", "augment": "mim", "foreground_fraction": 0.5},
+    "ignoring": {"ignore": ("padding", "air", "label:seg"), "augment": "mim"},
+    "ignoring, clipped": {"ignore": ("air",), "augment": "mim", "normalise": "clip-zscore"},
 }
-MOVES = {"turned": {"augment": "spatial-segmentation", "label": "seg", "crop_size": (12, 12, 12)}}
+MOVES = {
+    "turned": {"augment": "spatial-segmentation", "label": "seg", "crop_size": (12, 12, 12)},
+    "turned, ignoring": {"augment": "spatial", "ignore": ("label:seg",), "snap": 1},
+    "turned, ignoring air": {"augment": "spatial", "ignore": ("air", "label:seg"), "snap": 1},
+}
 WAYS = [
     *((path, kind) for path in PATHS for kind in KINDS),
-    *((path, "turned") for path in ("voxels", "chunks", "host")),
+    *((path, kind) for path in ("voxels", "chunks", "host") for kind in MOVES),
 ]
 Parts = list[list[np.ndarray]]
 
@@ -92,7 +98,8 @@ def let_reads_end(loader: Loader) -> None:
 
 def parts(batch: Batch) -> list[np.ndarray]:
     """Copies of a batch's bytes, and which samples they are."""
-    tensors = [batch.image, *([] if batch.label is None else [batch.label]), batch.sample]
+    beside = [each for each in (batch.label, batch.weight) if each is not None]
+    tensors = [batch.image, *beside, batch.sample]
     return [tensor.contiguous().view(torch.uint8).numpy().copy() for tensor in tensors]
 
 

@@ -43,9 +43,10 @@ def steps_at(stepper: Stepper, rates: list[float]) -> list[float]:
         {"optim": OptimConfig(kind="lamb")},
         {"optim": OptimConfig(kind="sgd")},
         {"method": SimMIMConfig(loss="l1")},
+        {"method": SimMIMConfig(loss="l1", ignore=("air",))},
         {"method": SimCLRConfig(projection_hidden=16, projection_width=8)},
     ],
-    ids=["mae", "fp32", "selective", "lamb", "sgd", "simmim", "simclr"],
+    ids=["mae", "fp32", "selective", "lamb", "sgd", "simmim", "ignoring", "simclr"],
 )
 def test_a_repeated_step_gives_what_python_gives(ranks, changes) -> None:
     """Other batches, rates and counts each time: no number of the first is frozen into it."""

@@ -67,6 +67,8 @@ def test_a_run_of_an_earlier_version_is_gone_on_with(tmp_path: Path) -> None:
     later_fields = ("cache_policy", "nodes", "node_rotation", "shares", "where", "artefacts")
     for later in (*later_fields, "remote_requests", "remote_bytes"):
         del stored["data"][later]
+    for later in ("decode_fraction", "ignore"):
+        del stored["method"][later]
     earlier = json.loads((EARLIER / "pretrain-config.json").read_text())
     assert stored["data"].keys() == earlier["data"].keys()
     file.write_text(json.dumps(stored))
@@ -78,6 +80,7 @@ def test_a_run_of_an_earlier_version_is_gone_on_with(tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", DECIDED_ELSEWHERE)
 def test_what_a_run_decides_itself_is_refused_with_what_to_set(name: str) -> None:
     other = {"crop_size": (64, 64, 64), "views": 2, "label": "seg", "dtype": "bfloat16"}
+    other["ignore"] = ("air",)
     loader = {"label": "seg"} if name == "foreground_fraction" else {}
     value = other.get(name, 0.5 if name == "foreground_fraction" else 3)
     loader |= {"augment": "contrastive"} if name == "views" else {}

@@ -120,6 +120,7 @@ def assert_same_state(out, other):
         ("compiled", 2, 1, 1),
         ("primus", 2, 1, 1),
         ("resenc", 2, 1, 1),
+        ("ignoring", 2, 1, 2),
     ],
 )
 def test_ranks_agree_with_one_process(corpus, single, tmp_path, method, ranks, replicate, accum):
@@ -134,6 +135,9 @@ def test_ranks_agree_with_one_process(corpus, single, tmp_path, method, ranks, r
     assert_same_curve(tmp_path / "run", one, norm_rel=5e-4 if method == "swin" else 1e-4)
     rows = read_rows(tmp_path / "run" / "metrics.jsonl")
     assert rows[-1]["stage_communication_alone_s"] > 0
+    if method == "ignoring":
+        alone = read_rows(one / "metrics.jsonl")
+        assert [row["counted"] for row in rows] == pytest.approx([row["counted"] for row in alone])
 
 
 def test_lamb_over_ranks_is_lamb(corpus, single, tmp_path):

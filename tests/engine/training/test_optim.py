@@ -100,6 +100,24 @@ def test_steps_equal_torchs_sgd_with_nesterov_and_clipping(ranks, decays, one_ra
         torch.testing.assert_close(whole(model)[name], p.detach(), rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.parametrize("scaled", [False, True])
+@pytest.mark.parametrize("kind", ["adamw", "lamb", "sgd"])
+def test_gradients_are_divided_by_what_counted_before_they_are_clipped(ranks, kind, scaled):
+    config = OptimConfig(kind=kind, clip_norm=0.5)
+    (model, optimiser), (other, plain) = (sharded(ranks, config, scaled) for _ in range(2))
+    for counted in (0.25, 0.7, 1.0):
+        x = torch.randn(3, 6)
+        (model(x).square().mean() * counted * optimiser.loss_scale).backward()
+        (other(x).square().mean() * plain.loss_scale).backward()
+        norm = optimiser.step(0.01, torch.tensor(counted))
+        torch.testing.assert_close(norm, plain.step(0.01))
+    for name, weights in whole(other).items():
+        torch.testing.assert_close(whole(model)[name], weights, rtol=1e-5, atol=1e-6)
+    (model(x) * 0.0).sum().backward()
+    assert optimiser.step(0.01, torch.tensor(0.0)) == 0
+    assert not optimiser.bad_total and all(t.isfinite().all() for t in whole(model).values())
+
+
 def test_sgd_keeps_its_momentum_and_skips_bad_gradients(ranks):
     model, optimiser = sharded(ranks, OptimConfig(kind="sgd", weight_decay=3e-5, clip_norm=12.0))
     model(torch.randn(3, 6)).sum().backward()

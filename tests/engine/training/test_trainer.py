@@ -113,5 +113,20 @@ def test_a_mean_goes_on_where_it_was_kept() -> None:
     second.add(losses[1])
     assert torch.equal(second.total, whole.total)
     assert second.steps == whole.steps == 2
+    assert first.value() == pytest.approx(0.3)
     second.clear()
     assert (float(second.total), second.steps) == (0.0, 0)
+
+
+def test_a_step_in_which_nothing_counted_is_no_part_of_a_mean() -> None:
+    mean = MeanLoss(torch.device("cpu"))
+    for loss, counted in ((0.4, 0.5), (0.0, 0.0), (0.8, 1.0)):
+        mean.add([torch.tensor(loss)], torch.tensor(counted))
+    assert mean.value() == pytest.approx(0.6)
+    other = MeanLoss(torch.device("cpu"))
+    other.load_state({key: value.clone() for key, value in mean.state().items()})
+    other.add([torch.tensor(0.0)], torch.tensor(0.0))
+    assert other.value() == pytest.approx(0.6)
+    other.clear()
+    other.add([torch.tensor(0.0)], torch.tensor(0.0))
+    assert other.value().isnan()
