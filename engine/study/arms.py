@@ -1,6 +1,6 @@
 """The arms of a study: methods by encoders, checked, and the encoder that each trains."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Set
 from dataclasses import replace
 from itertools import product
 
@@ -9,12 +9,13 @@ from mim3d.engine.finetune.config import Head
 from mim3d.engine.models.config import MAEConfig, SwinConfig, ViTConfig
 from mim3d.engine.models.registry import EncoderShape
 from mim3d.engine.models.resenc.config import ResEncConfig
-from mim3d.engine.study.config import StudyConfig, Variant
+from mim3d.engine.study.config import ENCODER_SETTINGS, StudyConfig, Variant
 from mim3d.engine.study.encoders import (
     METHODS,
     OWN,
     OWN_DECODERS,
     SCRATCH,
+    TITLES,
     Arm,
     label_of,
     read_arm,
@@ -30,6 +31,11 @@ from mim3d.engine.study.own_arms import (
 
 NO_TOKENS = {"resenc": ("tokens", "patch", "linear"), "swin": ("patch", "linear")}
 """Heads that an encoder cannot have."""
+IDLE_SETTINGS: dict[str, set[str]] = {
+    "swin": ENCODER_SETTINGS - {"crop"},
+    "resenc": {"width", "depth", "decoder_width", "decoder_depth", "decode_fraction"},
+}
+"""Settings of variants that are not of an encoder, or of MAE on it."""
 
 
 def own_encoder(config: StudyConfig) -> str:
@@ -165,7 +171,9 @@ def refuse_arms(config: StudyConfig) -> list[str]:
             f"{', '.join(by_encoder)}: name one, such as --encoders {next(iter(by_encoder))}, and "
             "make a study of each"
         )
-    refuse_lonely(config, by_encoder)
+    refuse_settings_of_others(by_encoder, {name for v in config.variants for name in v.settings})
+    if not config.ablation:
+        refuse_lonely(config, by_encoder)
     for kind, head in product(by_encoder, config.heads):
         if head in NO_TOKENS.get(kind, ()):
             raise ConfigError(
@@ -173,6 +181,16 @@ def refuse_arms(config: StudyConfig) -> list[str]:
                 f"or leave {kind} out"
             )
     return notes
+
+
+def refuse_settings_of_others(kinds: Iterable[str], names: Set[str]) -> None:
+    """ConfigError where a setting that is varied is not of an encoder that is trained."""
+    for kind in kinds:
+        if idle := names & IDLE_SETTINGS.get(kind, set()):
+            title = TITLES.get(kind, kind)
+            raise ConfigError(
+                f"vary {', '.join(sorted(idle))} is of a ViT, and this study trains {title}"
+            )
 
 
 def refuse_lonely(config: StudyConfig, by_encoder: dict[str, set[str]]) -> None:

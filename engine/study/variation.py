@@ -11,6 +11,7 @@ from mim3d.engine.study.arms import (
     encoder_of,
     is_pretrained_here,
     own_encoder,
+    refuse_settings_of_others,
 )
 from mim3d.engine.study.config import (
     ARM_SETTINGS,
@@ -19,13 +20,10 @@ from mim3d.engine.study.config import (
     Variant,
     arm_settings,
 )
-from mim3d.engine.study.encoders import TITLES
 from mim3d.engine.study.plan import method_config
 
 COUNTS = ENCODER_SETTINGS | {"decoder_depth", "decoder_width", "crops", "global_batch"}
 VARIED = [*dict.fromkeys(name for own in ARM_SETTINGS.values() for name in sorted(own))]
-IDLE_SETTINGS = {"swin": ENCODER_SETTINGS - {"crop"}, "resenc": {"width", "depth"}}
-"""Settings that are not of an encoder."""
 NAMES = [*sorted(ENCODER_SETTINGS), *VARIED, "labels"]
 
 
@@ -70,12 +68,7 @@ def refuse_settings(config: StudyConfig, names: set[str]) -> None:
             f"vary {', '.join(sorted(names))} is for one encoder, and arms have {', '.join(kinds)}"
             f": name one, such as --encoders {kinds[0]}, and make a study of each"
         )
-    idle = names & IDLE_SETTINGS.get(kinds[0] if kinds else "", set())
-    if idle:
-        title = TITLES.get(kinds[0], kinds[0])
-        raise ConfigError(
-            f"vary {', '.join(sorted(idle))} is of a ViT, and this study trains {title}"
-        )
+    refuse_settings_of_others(kinds, names)
 
 
 def check(config: StudyConfig) -> None:

@@ -191,6 +191,18 @@ def test_settings_are_varied_on_one_encoder() -> None:
     assert patches == {8, 16}
 
 
+def test_an_ablation_takes_one_other_encoder() -> None:
+    """Also of an arm alone; but not of a setting that the encoder has not."""
+    for name, encoder in (("mask", "resenc"), ("decode", "primus")):
+        base = study(name)
+        config, _ = with_own_decoders(replace(base, encoders=(encoder,)), base)
+        refuse_arms(config)
+        assert {cell.encoder for cell in scored_cells(config, {})} == {encoder}
+    alone = replace(study("decode"), encoders=("resenc",), heads=("own",))
+    with pytest.raises(ConfigError, match="vary decode_fraction is of a ViT"):
+        refuse_arms(alone)
+
+
 def test_the_share_of_decoded_patches_is_a_setting() -> None:
     config = varied(replace(demo(), arms=("scratch", "mae")), ["decode_fraction=1,0.5,0.25"])
     methods = [method_config(config, "mae", variant) for variant in config.variants]
