@@ -19,16 +19,16 @@ def told(capsys):
     return " ".join(capsys.readouterr().out.split())
 
 
-def test_chunks_kept_on_the_device_are_part_of_its_memory(capsys):
-    """The 64 GiB that mae-vit-* keep there are most of it."""
+def test_volumes_kept_on_the_device_are_part_of_its_memory(capsys):
+    """The 32 GiB that mae-vit-* keep there are most of it."""
     words = ["mae-vit-b-96", "--vit.depth", "1", "--gpus", "8"]
     figures = main(words).figures
-    assert figures["cache_gb"] == pytest.approx(64 * 2**30 / 1e9)
+    assert figures["cache_gb"] == pytest.approx(32 * 2**30 / 1e9)
     parts = ("state", "gathered", "accumulated", "activations", "crops", "cache")
     assert figures["memory_gb"] == pytest.approx(sum(figures[f"{name}_gb"] for name in parts))
-    assert "chunks kept on the device 68.7" in told(capsys)
+    assert "volumes kept on the device 34.4" in told(capsys)
     with pytest.raises(ConfigError, match=r"lower --data\.cache-bytes"):
-        main([*words, "--memory-gb", "40"])
+        main([*words, "--memory-gb", "30"])
     assert main([*words, "--data.cache", "host"]).figures["cache_gb"] == 0
 
 
