@@ -51,7 +51,7 @@ class BucketShelf(FolderShelf):
         super().__init__(root)
         self.store, self.push, self.note = store, push, note
         self.where, self.run = f"{store.url}/{CHECKPOINTS}", store.url
-        self.remedy = f"see to it that {store.url} can be written"
+        self.remedy = f"see to it that {store.url} can be written and {root} has room"
 
     def take_stock(self, listed: Mapping[str, Listed]) -> None:
         """Have the manifests of what stands in the bucket, whose objects are `listed`."""

@@ -49,8 +49,8 @@ def sole_writer_there(
     A killed predecessor's lease is known by what it left in the folder, and taken at once; that of
     another machine is waited for until it runs out.
     """
+    claim_folder(folder, store.url)
     with sole_writer(folder, store.url):
-        claim_folder(folder, store.url)
         file = folder / LEASE
         before = file.read_text() if file.exists() else ""
         key = store.key(LOCK)

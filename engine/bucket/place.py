@@ -15,9 +15,10 @@ from mim3d.engine.bucket.claim import claim_folder, sole_writer_there
 from mim3d.engine.bucket.mirror import Mirror
 from mim3d.engine.distributed.process_group import Ranks, first_decides
 from mim3d.engine.distributed.shared import Marks, refuse_unseen, refuse_unshared_folder
-from mim3d.engine.errors import TrainingError
+from mim3d.engine.errors import ConfigError, TrainingError
 from mim3d.engine.runs.address import bucket_address, cache_folder
 from mim3d.engine.runs.checkpoint_files import CHECKPOINTS
+from mim3d.engine.runs.files import refuse_address
 from mim3d.engine.runs.folder_lock import sole_writer
 from mim3d.engine.runs.shelf import FolderShelf, Shelf
 
@@ -165,4 +166,10 @@ class BucketPlace:
 def place_of(out: str | Path, staging: str = "") -> RunPlace:
     """The place that `out` names; ConfigError for addresses that cannot be written."""
     address = bucket_address(out)
+    refuse_address(staging, "--staging")
+    if staging and not address:
+        raise ConfigError(
+            f"--staging {staging} says nothing of --out {out}, a folder of this machine: leave it "
+            "out, or name s3://BUCKET/RUN"
+        )
     return BucketPlace(address, staging) if address else FolderPlace(Path(out))

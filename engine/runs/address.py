@@ -120,7 +120,8 @@ def is_needed(key: str, checkpoint: bool) -> bool:
     parts = key.split("/")
     if len(parts) == 1:
         return not key.startswith(".")
-    return checkpoint and len(parts) == 3 and COMMITTED.fullmatch(parts[1]) is not None
+    inside_one = len(parts) == 3 and COMMITTED.fullmatch(parts[1]) and parts[2] not in (".", "..")
+    return checkpoint and parts[0] == CHECKPOINTS and bool(inside_one)
 
 
 def bring(store: RemoteStore, folder: Path, listed: Mapping[str, Listed]) -> None:

@@ -20,7 +20,7 @@ from mim3d.engine.bucket.claim import sole_writer_there
 from mim3d.engine.errors import CheckpointError, ConfigError, TrainingError
 from mim3d.engine.pretrain.pretrain import run_pretrain
 from mim3d.engine.probe.config import ProbeConfig
-from mim3d.engine.runs.checkpoint_files import committed
+from mim3d.engine.runs.checkpoint_files import committed, manifest_text, read_facts
 from mim3d.engine.runs.checkpoint_reader import verified
 from mim3d.engine.runs.encoder_file import load_encoder
 from mim3d.engine.training.config import DivergenceConfig
@@ -197,7 +197,7 @@ def test_no_commit_stands_without_what_it_names(
     assert "CHECKPOINT OF STEP 3 WAS NOT SAVED" in told
     why = {"lost": "was sent and is not there", "changed": "is not what was sent"}
     assert why.get(harm, "the network is down") in told
-    assert f"see to it that {ADDRESS} can be written" in told
+    assert f"see to it that {ADDRESS} can be written and" in told
     assert steps_there(store) == [6]
     assert not any("step-00000003" in key for key in store.listed())  # its remains are removed
 
@@ -366,6 +366,38 @@ def test_a_staging_folder_of_something_else_is_left_alone(store, corpus, tmp_pat
         run_pretrain(waiting_config(corpus), ADDRESS, str(tmp_path / "mine"))
     assert (tmp_path / "mine" / "thesis.tex").read_text() == "x"
     assert not store.exists("config.json")
+
+
+@pytest.mark.parametrize(
+    ("out", "staging", "why"),
+    [
+        ("run", "here", "--staging here says nothing of --out run, a folder of this machine"),
+        (ADDRESS, "s3://runs/staging", "--staging s3://runs/staging is an address"),
+        (ADDRESS, "/dev/null/x", "--staging /dev/null/x cannot be used for s3://runs/team/run"),
+    ],
+)
+def test_a_staging_folder_that_cannot_be(out, staging, why, store, corpus, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ConfigError, match=why):
+        run_pretrain(waiting_config(corpus), out, staging)
+    assert not [file for file in tmp_path.iterdir() if file.name != "cache"]
+    assert not store.listed()
+
+
+def test_a_hostile_manifest_leads_nowhere_else(store, corpus, tmp_path, crashed_at, capsys):
+    config = waiting_config(corpus)
+    crashed_at(config, 8)
+    key = "checkpoints/step-00000006/manifest.json"
+    store.fetch(key, tmp_path / "manifest.json", store.listed()[key].nbytes)
+    facts, table = read_facts(tmp_path)
+    table["../../pwned"] = table[PART]
+    store.put(key, manifest_text(facts, table).encode())
+    store.put("pwned", store.get(f"checkpoints/step-00000006/{PART}"))
+    crashed_at(config, 5, tmp_path / "elsewhere" / "staging")
+    told = capsys.readouterr().out
+    assert "PASSED OVER" in told
+    assert "points to another place, ../../pwned" in told
+    assert not (tmp_path / "elsewhere" / "pwned").exists()
 
 
 def test_what_the_bucket_lost_the_staging_loses(store, corpus, folder_run, tmp_path):
