@@ -20,6 +20,7 @@ from mim3d.engine.errors import ConfigError
 from mim3d.engine.finetune.splits import SplitConfig
 from mim3d.engine.models.config import IDLE_WITH_SWIN, SwinConfig, ViTConfig
 from mim3d.engine.models.primus.config import PrimusConfig, primus
+from mim3d.engine.models.registry import OWN_KINDS, EncoderShape
 from mim3d.engine.models.resenc.config import (
     IDLE_WITH_RESENC,
     RESENC_L,
@@ -245,12 +246,13 @@ def identity(config: FinetuneConfig) -> dict[str, Any]:
     from mim3d.engine.transfer.given_weights import sha256_of
 
     plain["init"] = sha256_of(config.init) if config.init else ""
-    return identity_of(plain)
+    kind = EncoderShape(config.vit, config.resenc or config.swin).kind
+    return identity_of(plain if kind in OWN_KINDS else {**plain, "encoder": kind})
 
 
 OFF: dict[str, Any] = {
     **{"class_weights": "none", "resenc": None, "init_axes": "auto", "init_channels": "auto"},
-    **{"layer_decay": 1.0, "drop_path": 0.0, "head_steps": 0, "artefacts": []},
+    **{"layer_decay": 1.0, "drop_path": 0.0, "head_steps": 0, "artefacts": [], "encoder": None},
 }
 """Fields that came later, with the value that stands for their absence."""
 absent = object()

@@ -3,13 +3,16 @@
 Runs from before it was kept are told of by their config.json and the corpus they were trained on.
 """
 
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from mim3d.dataio.reader.corpus import Corpus, opened_corpus
+from mim3d.dataio.reader.normalisation import MODES
 from mim3d.engine.errors import CheckpointError, ConfigError
 from mim3d.engine.finetune.config import WHOLE_VOLUME, FinetuneConfig, stored_identity
 from mim3d.engine.finetune.encoder import build_encoder
@@ -19,8 +22,10 @@ from mim3d.engine.finetune.run_folder import CONFIG, MODEL, RESULT
 from mim3d.engine.finetune.segmentation import class_names, ignored_value, n_classes
 from mim3d.engine.finetune.targets import read_targets
 from mim3d.engine.finetune.volume_task import PooledNet
+from mim3d.engine.models.registry import ENCODERS, OWN_KINDS, EncoderShape
 from mim3d.engine.runs.address import local_run
 from mim3d.engine.runs.files import file_sha256, read_json, write_json
+from mim3d.engine.runs.own_parts import refuse_missing, stored_parts
 from mim3d.engine.runs.plain import rebuilt
 from mim3d.engine.runs.scan_recipe import ScanRecipe, read_scan_recipe, scan_recipe
 from mim3d.engine.training.corpus import corpus_sha256
@@ -69,6 +74,11 @@ def describe(
 def write_trained(out: Path, trained: Trained) -> None:
     """Store it beside the weights, with their hash."""
     plain = {**asdict(trained), "scans": trained.scans.plain()}
+    config = trained.config
+    kind = EncoderShape(config.vit, config.resenc or config.swin).kind
+    plain |= (
+        {} if kind in OWN_KINDS else {"encoder": kind}
+    )  # a plugin's, which is asked for by name
     write_json(out / TRAINED, {**plain, "model_sha256": file_sha256(out / MODEL)})
 
 
@@ -82,10 +92,12 @@ def read_trained(run: str | Path, corpus: str = "") -> Trained:
     file = run / TRAINED
     if not file.is_file():
         return of_earlier_run(run, corpus)
+    needed = [part for part in stored_parts(run) if part["kind"] in (ENCODERS.kind, MODES.kind)]
+    refuse_missing(needed, f"the run in {run}")
     plain = read_json(file)
     try:
         return Trained(
-            rebuilt(FinetuneConfig, plain["config"], str(file)),
+            config_of(plain, str(file)),
             tuple(plain["classes"]),
             read_scan_recipe(plain["scans"], str(file)),
             plain["precision"],
@@ -94,6 +106,15 @@ def read_trained(run: str | Path, corpus: str = "") -> Trained:
         )
     except (KeyError, TypeError) as error:
         raise CheckpointError(f"{file} does not tell how to use the network ({error})") from error
+
+
+def config_of(plain: Mapping[str, Any], where: str) -> FinetuneConfig:
+    """The configuration in trained.json, with an encoder of the plugin's own class."""
+    if "encoder" not in plain:
+        return rebuilt(FinetuneConfig, plain["config"], where)
+    kind = ENCODERS.find(plain["encoder"], "encoder").config
+    vit = rebuilt(kind, plain["config"]["vit"], where)
+    return replace(rebuilt(FinetuneConfig, {**plain["config"], "vit": {}}, where), vit=vit)
 
 
 def refuse_other_folders(run: Path) -> None:
