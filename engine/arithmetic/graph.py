@@ -52,11 +52,11 @@ def cuda_capture(run: Callable[[], Tensor]) -> tuple[Tensor, Callable[[], None]]
     return figures, graph.replay
 
 
-def beside(run: Callable[[], Tensor]) -> Tensor:
-    """Run on a stream of its own, as a capture will, and have the present one wait for it."""
-    if not torch.cuda.is_available():
+def beside(run: Callable[[], Tensor], stream: torch.cuda.Stream | None) -> Tensor:
+    """Run on another stream, as a capture will, and have the present one wait for it."""
+    if stream is None:
         return run()
-    stream, present = torch.cuda.Stream(), torch.cuda.current_stream()
+    present = torch.cuda.current_stream()
     stream.wait_stream(present)
     with torch.cuda.stream(stream):
         figures = run()
@@ -82,6 +82,8 @@ class StepGraph:
         """Buffers that a captured step reads."""
         self.captured: Captured | None = None
         self.steps = 0
+        # One for all: the allocator keeps what each stream has used apart.
+        self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None
 
     def fits(self, batch: Batch) -> bool:
         """Whether a batch is like the first; a line where it is not, which ends capturing."""
@@ -105,7 +107,7 @@ class StepGraph:
             self._capture(static)
         if self.captured is None:
             names: list[str] = []
-            found = beside(lambda: packed(self.run(static), names))
+            found = beside(lambda: packed(self.run(static), names), self._stream)
             return unpacked(found, names)
         self.captured.replay()
         return unpacked(self.captured.figures.clone(), self.captured.names)

@@ -21,7 +21,8 @@ from mim3d.engine.training.train_step import Stepper
 def config_of(
     one_rank: Literal["whole", "sharded"], blocks: tuple[int, int] = (2, 1), **changes: Any
 ) -> PretrainConfig:
-    vit = ViTConfig((16, 16, 16), (8, 8, 8), width=24, depth=blocks[0], heads=2)
+    small = ViTConfig((16, 16, 16), (8, 8, 8), width=24, depth=blocks[0], heads=2)
+    vit = changes.pop("vit", small)
     plain = MAEConfig(loss="l2", decoder_width=24, decoder_depth=blocks[1], decoder_heads=2)
     method = changes.pop("method", plain)
     parallel = ParallelConfig(precision="bf16", min_block_parameters=1, one_rank=one_rank)

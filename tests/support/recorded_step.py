@@ -33,6 +33,8 @@ class Recorder(TorchDispatchMode):
         """What was changed, and what it was."""
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        if any(issubclass(kind, Tensor) and hasattr(kind, "__tensor_flatten__") for kind in types):
+            return NotImplemented  # a tensor made of others does it by operations on them
         name = str(func)
         if name.startswith("profiler."):
             return func(*args, **(kwargs or {}))
@@ -90,8 +92,9 @@ def places(tensor: Tensor) -> int:
 
 def recorded(run: Callable[[], Tensor]) -> tuple[Tensor, Callable[[], None]]:
     """As `cuda_capture`."""
-    recorder = Recorder()
+    recorder, drawn = Recorder(), torch.get_rng_state()
     with recorder:
         figures = run()
     recorder.undo()
+    torch.set_rng_state(drawn)
     return figures, recorder.replay

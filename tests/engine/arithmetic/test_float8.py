@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 from half_steps import batch_of, config_of, course, trained
+from recorded_step import recorded
 
 from mim3d.dataio.extras import MissingExtraError
 from mim3d.dataio.loader.batch import Batch
@@ -86,6 +87,17 @@ def test_under_fsdp2_the_numbers_are_the_same(ranks, change) -> None:
     (losses, weights), (theirs, their_weights) = found
     assert losses == theirs
     assert all(torch.equal(weight, their_weights[name]) for name, weight in weights.items())
+
+
+def test_a_step_is_repeated_without_python(ranks) -> None:
+    found = []
+    for repeats in (False, True):
+        stepper, _ = stepped(wide("fp8"), ranks)
+        if repeats:
+            stepper.repeat(pytest.fail, capture=recorded)
+        rates = (2.0**-9, 2.0**-10, 2.0**-8, 2.0**-11, 2.0**-7)
+        found.append([float(stepper.step(rate, measure=False).grad_norm) for rate in rates])
+    assert found[0] == found[1]
 
 
 def test_checkpoints_have_the_names_of_every_precision(ranks) -> None:
