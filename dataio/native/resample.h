@@ -21,11 +21,11 @@ typedef struct {
     double low[3], high[3]; /* from where to where the volume reaches */
 } Placing;
 
-/* Where a run of voxels comes from: the first of eight neighbours, steps to the others, shares. */
+/* Where a run of voxels comes from: the first of eight neighbours, steps to the others along each
+   axis, shares between them, and how many axes have it inside the volume. */
 typedef struct {
-    int32_t first[TOGETHER], step_z[TOGETHER], step_y[TOGETHER], step_x[TOGETHER];
-    float share_z[TOGETHER], share_y[TOGETHER], share_x[TOGETHER];
-    int32_t inside[TOGETHER];
+    int32_t first[TOGETHER], step[3][TOGETHER], inside[TOGETHER];
+    float share[3][TOGETHER];
 } Neighbours;
 
 static ALWAYS_INLINE double held(double index, double last) {
@@ -33,46 +33,74 @@ static ALWAYS_INLINE double held(double index, double last) {
     return index < last ? index : last;
 }
 
-/* Of voxels x to x + TOGETHER of a row that begins at `row`; what lies past the row is not used. */
+/* As floor() has it, within what a volume may reach; compilers make vectors of this. */
+static ALWAYS_INLINE double floored(double place) {
+    place = place > -1e9 ? place : -1e9;
+    place = place < 1e9 ? place : 1e9;
+    double whole = (double)(int32_t)place;
+    return whole > place ? whole - 1 : whole;
+}
+
+/* Along one axis, whose neighbours lie `stride` voxels apart: voxels x to x + TOGETHER of a row whose
+   first lies at `row`. What lies past the crop's row is not used. */
+static ALWAYS_INLINE void find_along(const Placing *how, int axis, double row, ptrdiff_t x,
+                                     int32_t stride, int32_t *restrict first,
+                                     int32_t *restrict step, float *restrict share,
+                                     int32_t *restrict inside) {
+    const double by_x = how->map[4 * axis + 2], last = (double)how->box[axis] - 1;
+    const double low = how->low[axis], high = how->high[axis], begin = (double)x;
+    double place[TOGETHER], below[TOGETHER];
+    int32_t near[TOGETHER];
+    for (int k = 0; k < TOGETHER; k++) place[k] = row + by_x * (begin + (double)k);
+    for (int k = 0; k < TOGETHER; k++) below[k] = floored(place[k]);
+    for (int k = 0; k < TOGETHER; k++) share[k] = (float)(place[k] - below[k]);
+    for (int k = 0; k < TOGETHER; k++) near[k] = (int32_t)held(below[k], last);
+    for (int k = 0; k < TOGETHER; k++) step[k] = (int32_t)held(below[k] + 1, last);
+    for (int k = 0; k < TOGETHER; k++) step[k] = (step[k] - near[k]) * stride;
+    for (int k = 0; k < TOGETHER; k++) first[k] += near[k] * stride;
+    for (int k = 0; k < TOGETHER; k++) inside[k] += (place[k] >= low) & (place[k] < high);
+}
+
 static ALWAYS_INLINE void find(const Placing *how, const double *row, ptrdiff_t x,
                                Neighbours *found) {
-    const double *map = how->map;
-    const ptrdiff_t ny = how->box[1], nx = how->box[2];
-    const double last[3] = {(double)how->box[0] - 1, (double)ny - 1, (double)nx - 1};
+    const int32_t ny = (int32_t)how->box[1], nx = (int32_t)how->box[2];
+    const int32_t stride[3] = {ny * nx, nx, 1};
+    memset(found->first, 0, sizeof found->first);
+    memset(found->inside, 0, sizeof found->inside);
+    for (int i = 0; i < 3; i++)
+        find_along(how, i, row[i], x, stride[i], found->first, found->step[i], found->share[i],
+                   found->inside);
+}
+
+/* Between two neighbours each, `step` voxels apart. */
+static ALWAYS_INLINE void between(const float *restrict from, const int32_t *restrict first,
+                                  const int32_t *restrict step, const float *restrict share,
+                                  float *restrict to) {
     for (int k = 0; k < TOGETHER; k++) {
-        double at = (double)(x + k);
-        double z = row[0] + map[2] * at, y = row[1] + map[6] * at, u = row[2] + map[10] * at;
-        double z0 = floor(z), y0 = floor(y), u0 = floor(u);
-        found->share_z[k] = (float)(z - z0);
-        found->share_y[k] = (float)(y - y0);
-        found->share_x[k] = (float)(u - u0);
-        int32_t a = (int32_t)held(z0, last[0]), b = (int32_t)held(z0 + 1, last[0]);
-        int32_t c = (int32_t)held(y0, last[1]), d = (int32_t)held(y0 + 1, last[1]);
-        int32_t e = (int32_t)held(u0, last[2]), f = (int32_t)held(u0 + 1, last[2]);
-        found->first[k] = (a * (int32_t)ny + c) * (int32_t)nx + e;
-        found->step_z[k] = (b - a) * (int32_t)ny * (int32_t)nx;
-        found->step_y[k] = (d - c) * (int32_t)nx;
-        found->step_x[k] = f - e;
-        found->inside[k] = (z >= how->low[0]) & (z < how->high[0]) & (y >= how->low[1]) &
-                           (y < how->high[1]) & (u >= how->low[2]) & (u < how->high[2]);
+        float a = from[first[k]], b = from[first[k] + step[k]];
+        to[k] = a + share[k] * (b - a);
     }
+}
+
+static ALWAYS_INLINE void mix_runs(const float *restrict a, const float *restrict b,
+                                   const float *restrict share, float *restrict to) {
+    for (int k = 0; k < TOGETHER; k++) to[k] = a[k] + share[k] * (b[k] - a[k]);
 }
 
 /* Values of a run, from the box's channel. */
 static ALWAYS_INLINE void blend(const Neighbours *found, const float *from, float fill, float *to) {
-    for (int k = 0; k < TOGETHER; k++) {
-        int32_t a = found->first[k], b = a + found->step_y[k];
-        int32_t c = a + found->step_z[k], d = b + found->step_z[k], step = found->step_x[k];
-        float x = found->share_x[k], y = found->share_y[k];
-        float near = from[a] + x * (from[a + step] - from[a]);
-        float far = from[b] + x * (from[b + step] - from[b]);
-        float above = near + y * (far - near);
-        near = from[c] + x * (from[c + step] - from[c]);
-        far = from[d] + x * (from[d + step] - from[d]);
-        float below = near + y * (far - near);
-        float value = above + found->share_z[k] * (below - above);
-        to[k] = found->inside[k] ? value : fill;
+    float rows[4][TOGETHER], planes[2][TOGETHER];
+    int32_t at[TOGETHER];
+    for (int corner = 0; corner < 4; corner++) {
+        for (int k = 0; k < TOGETHER; k++)
+            at[k] = found->first[k] + (corner & 2 ? found->step[0][k] : 0) +
+                    (corner & 1 ? found->step[1][k] : 0);
+        between(from, at, found->step[2], found->share[2], rows[corner]);
     }
+    mix_runs(rows[0], rows[1], found->share[1], planes[0]);
+    mix_runs(rows[2], rows[3], found->share[1], planes[1]);
+    mix_runs(planes[0], planes[1], found->share[0], to);
+    for (int k = 0; k < TOGETHER; k++) to[k] = found->inside[k] == 3 ? to[k] : fill;
 }
 
 /* Where the row of voxels (z, y) of the crop begins. */
@@ -128,7 +156,7 @@ static inline void nearest_of(const Placing *how, const char *from, char *to, in
                 for (int i = 0; i < 3; i++) {
                     double place = row[i] + how->map[4 * i + 2] * (double)x;
                     inside &= place >= how->low[i] && place < how->high[i];
-                    at[i] = (ptrdiff_t)held(floor(place + 0.5), (double)box[i] - 1);
+                    at[i] = (ptrdiff_t)held(floored(place + 0.5), (double)box[i] - 1);
                 }
                 if (!inside) memset(to, 0, itemsize);
                 else
