@@ -137,9 +137,14 @@ def device_cache_gb(loader: LoaderConfig, facts: CorpusFacts | None) -> float:
     budget = loader.cache_bytes / 1e9
     if facts is None:
         return budget
-    if loader.device_keeps != "chunks" and facts.decoded_gb <= budget:
-        return facts.decoded_gb
-    return min(budget, facts.stored_gb)
+    return facts.decoded_gb if keeps_voxels(loader, facts) else min(budget, facts.stored_gb)
+
+
+def keeps_voxels(loader: LoaderConfig, facts: CorpusFacts | None) -> bool:
+    """Whether a device keeps decoded voxels, all of them, so that none is decoded twice."""
+    if facts is None or loader.device_keeps == "chunks":
+        return False
+    return facts.decoded_gb <= loader.cache_bytes / 1e9
 
 
 def keeps_on_host(config: PretrainConfig) -> bool:

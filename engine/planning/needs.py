@@ -3,8 +3,10 @@
 import dataclasses
 from dataclasses import dataclass
 
+from mim3d.engine.models.activations import recompute_costs
 from mim3d.engine.planning.corpus import CorpusFacts
 from mim3d.engine.planning.machine import Machine
+from mim3d.engine.planning.memory import compute_bytes
 from mim3d.engine.planning.plan import Plan, make_plan
 from mim3d.engine.pretrain.config import PretrainConfig
 
@@ -56,8 +58,22 @@ def memory_need(config: PretrainConfig, plan: Plan, machine: Machine) -> Need | 
     if constant is None or plan.memory.device <= FULL * constant.value:
         return None
     return Need(
-        "memory of a rank", plan.memory.device, FULL * constant.value, "GB", less_memory(plan)
+        "memory of a rank",
+        plan.memory.device,
+        FULL * constant.value,
+        "GB",
+        less_memory(plan) + fitting_policy(config, plan, FULL * constant.value),
     )
+
+
+def fitting_policy(config: PretrainConfig, plan: Plan, room: float) -> str:
+    """The policy of the least arithmetic by which activations fit; empty where none does."""
+    width = compute_bytes(config) * config.micro_batch(plan.gpus) / 1e9
+    for policy, cost in recompute_costs(config.method, config.encoder).items():
+        fits = plan.memory.kept + width * cost.kept_values <= room
+        if policy != "none" and fits and policy != config.parallel.recompute:
+            return f"; --parallel.recompute {policy} is enough"
+    return ""
 
 
 def less_memory(plan: Plan) -> str:

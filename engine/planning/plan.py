@@ -84,7 +84,7 @@ def make_plan(
     elif lost:
         time = StepTime({"unknown": math.inf}, 0.0, 0.0, 0.0, apart=True)
     else:
-        time = step_time(config, gpus, machine, work, shards, traffic)
+        time = step_time(config, gpus, machine, work, shards, traffic, facts)
         outside = outside_of(config, time, machine)
     peak = machine.constants.get("peak_tflops")
     crops_per_s = config.global_batch / time.step_s

@@ -11,9 +11,11 @@ A GPU and its host work at once, so the longer of the two counts. On a CPU they 
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from mim3d.engine.models.activations import recompute_costs
+from mim3d.engine.planning.corpus import CorpusFacts
 from mim3d.engine.planning.fusion import fused
 from mim3d.engine.planning.machine import Machine
-from mim3d.engine.planning.memory import compute_bytes, is_left_whole
+from mim3d.engine.planning.memory import compute_bytes, is_left_whole, keeps_voxels
 from mim3d.engine.planning.network import Traffic, exposed_seconds
 from mim3d.engine.planning.operations import Operation, Work
 from mim3d.engine.planning.sharding import ShardSizes
@@ -86,14 +88,17 @@ def step_time(
     work: Work,
     shards: ShardSizes,
     traffic: Traffic,
+    facts: CorpusFacts | None = None,
 ) -> StepTime:
     """Of one step of `config`, whose micro-batches are `work`."""
     parts, whole = config.parallel.grad_accum, is_left_whole(config, gpus)
     done = executed(work, config)
-    again = recomputed_s(work, machine) if config.parallel.recompute == "full" else 0.0
+    again = recomputed_s(config, gpus, work, machine)
     device = dict.fromkeys(KINDS.values(), 0.0)
     for one in done:
         device[KINDS[one.kind]] += parts * machine.laws.seconds(one)
+    if config.parallel.precision == "fp8":
+        device["products"] /= machine.value("fp8_gain")
     if again:
         device["recomputed"] = parts * again
     device["optimiser"] = machine.laws.families["optimiser"].of(
@@ -101,7 +106,7 @@ def step_time(
     )
     if machine.kind == "cuda":
         device["casts"] = cast_bytes(config, shards, whole) * byte_s(machine)
-    if config.data.loader.cache == "device":
+    if config.data.loader.cache == "device" and not keeps_voxels(config.data.loader, facts):
         device["decoding"] = parts * decoded_bytes(config, gpus) / gb(machine, "decode_gb_per_s")
     host_s = host_seconds(config, gpus, machine, work, whole)
     # Where the device waits for its host, collectives have as much longer to hide behind.
@@ -132,8 +137,15 @@ def executed(work: Work, config: PretrainConfig) -> Sequence[Operation]:
     return [one for one in work.operations if one.kind != "view"]
 
 
-def recomputed_s(work: Work, machine: Machine) -> float:
-    """Seconds of all blocks' forward pass, once more."""
+def recomputed_s(config: PretrainConfig, gpus: int, work: Work, machine: Machine) -> float:
+    """Seconds of what a micro-batch's backward computes again: all blocks' forward pass, or what
+    lies between their products, which is written and read once more."""
+    if config.parallel.recompute == "none":
+        return 0.0
+    if config.parallel.recompute == "selective":
+        cost = recompute_costs(config.method, config.encoder).get("selective")
+        values = 0.0 if cost is None else cost.rebuilt_values * config.micro_batch(gpus)
+        return 2.0 * compute_bytes(config) * values * byte_s(machine)
     return sum(seconds_of(work.operations[b.first : b.end], machine) for b in work.blocks)
 
 
@@ -156,6 +168,9 @@ def host_seconds(
 ) -> float:
     """Of the thread that starts the device's work, in a step."""
     parts, blocks = config.parallel.grad_accum, len(work.blocks)
+    if is_one_graph(config, gpus, machine, whole):
+        crops = config.micro_batch(gpus) * us(machine, "host_us_per_crop")
+        return crops + us(machine, "host_us_per_graph")
     launches = float(work.launches)
     each = 0.0
     if config.parallel.compile and machine.kind == "cuda":
@@ -167,6 +182,15 @@ def host_seconds(
     if machine.kind == "cuda":  # of a CPU a batch is there when it is asked for
         each += config.micro_batch(gpus) * us(machine, "host_us_per_crop")
     return parts * each + us(machine, "host_us_per_step")
+
+
+def is_one_graph(config: PretrainConfig, gpus: int, machine: Machine, whole: bool) -> bool:
+    """Whether the step is repeated as one CUDA graph, as far as its configuration decides."""
+    parallel = config.parallel
+    fits = parallel.cuda_graph and not parallel.compile and parallel.grad_accum == 1
+    plain = parallel.recompute == "none" and parallel.precision != "fp16"
+    one = gpus == 1 and whole and config.optim.impl != "apex"
+    return machine.kind == "cuda" and fits and plain and one
 
 
 def in_blocks(work: Work) -> float:
@@ -238,8 +262,9 @@ def size_of(operation: Operation) -> float:
 
 
 def byte_s(machine: Machine) -> float:
-    """Seconds of a byte of a pass."""
-    return machine.laws.families["pass"].seconds["bytes"]
+    """Seconds of a byte of a pass over much memory."""
+    seconds = machine.laws.families["pass"].seconds
+    return seconds.get("bytes", 0.0) + seconds.get("spilled", 0.0)
 
 
 def gb(machine: Machine, name: str) -> float:

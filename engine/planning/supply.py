@@ -3,6 +3,7 @@
 import math
 from dataclasses import dataclass
 
+from mim3d.dataio.loader.augment import Augmentation
 from mim3d.engine.planning.corpus import CorpusFacts
 from mim3d.engine.planning.machine import Machine
 from mim3d.engine.pretrain.config import PretrainConfig
@@ -65,12 +66,29 @@ def core_seconds(config: PretrainConfig, machine: Machine) -> float:
     if turns_on_host(config, machine):
         views = config.method.views
         seconds += views * voxels / (machine.value("turn_gvoxels_per_core") * 1e9)
-    return seconds
+    moved = moved_share(config)
+    return seconds + moved * voxels / (machine.value("resample_gvoxels_per_core") * 1e9)
+
+
+def moved_share(config: PretrainConfig) -> float:
+    """How many crops are turned or zoomed within their volumes: read in larger boxes, resampled.
+
+    With cache=device the GPU does it.
+    """
+    spatial = augmentation_of(config).spatial
+    if spatial is None or config.data.loader.cache == "device":
+        return 0.0
+    return 1.0 - (1.0 - spatial.rotate) * (1.0 - spatial.zoom)
+
+
+def augmentation_of(config: PretrainConfig) -> Augmentation:
+    """What happens to a crop."""
+    return config.data.loader_config(config.vit, config.method, 1, config.seed).augmentation
 
 
 def turns_on_host(config: PretrainConfig, machine: Machine) -> bool:
     """Whether crops are turned, zoomed or blurred by the processor: on a GPU they are by it."""
-    kind = config.data.loader_config(config.vit, config.method, 1, config.seed).augmentation
+    kind = augmentation_of(config)
     return machine.kind == "cpu" and bool(kind.rotate or kind.zoom or kind.blur)
 
 

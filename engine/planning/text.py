@@ -7,7 +7,8 @@ from collections.abc import Sequence
 from mim3d.engine.planning.corpus import CorpusFacts
 from mim3d.engine.planning.machine import Machine
 from mim3d.engine.planning.plan import Plan
-from mim3d.engine.planning.step_time import StepTime
+from mim3d.engine.planning.step_time import StepTime, is_one_graph
+from mim3d.engine.planning.supply import moved_share, turns_on_host
 from mim3d.engine.pretrain.config import PretrainConfig
 
 WIDTH, NAME = 80, 13
@@ -141,13 +142,18 @@ def constants_used(
         names += ["attention_share"] if kinds.get("attention") else []
         names += ["memory_gb_per_s", "memory_gb"]
     if not measured and machine.kind == "cuda":
-        names += HOST
+        whole = not plan.memory.gathered
+        graph = is_one_graph(config, plan.gpus, machine, whole)
+        names += ("host_us_per_graph", "host_us_per_crop") if graph else HOST
         names += ["host_us_per_block"] if config.parallel.compile else []
+        names += ["fp8_gain"] if config.parallel.precision == "fp8" else []
         names += ["host_us_per_shard"] if plan.memory.gathered else []
-        names += ["decode_gb_per_s"] if plan.memory.cache else []
+        names += ["decode_gb_per_s"] if plan.time.device.get("decoding") else []
     names += NETWORK if plan.gpus > 1 and not measured else []
     cached = config.data.loader.cache == "device"
     names += ["fetch_us_per_crop" if cached else "read_gvoxels_per_core", "cores_per_gpu"]
+    names += ["resample_gvoxels_per_core"] if moved_share(config) else []
+    names += ["turn_gvoxels_per_core"] if turns_on_host(config, machine) else []
     names += [] if facts else ["stored_bytes_per_voxel"]
     names += ["disk_gb_per_s"] if facts else []
     return [name for name in dict.fromkeys(names) if name in machine.constants]

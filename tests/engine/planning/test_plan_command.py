@@ -129,14 +129,15 @@ def test_a_plan_names_its_devices_and_reads_the_corpus(tmp_path, capsys):
 
 
 def test_a_step_shorter_than_its_host_takes_to_start_it_is_bound_by_the_host(tmp_path, capsys):
-    outcome = main(["demo-mae", "--gpus", "1"])
+    words = ["demo-mae", "--gpus", "1", "--parallel.no-cuda-graph"]
+    outcome = main(words)
     assert outcome.figures["bound_by"] == "host"
     assert outcome.figures["host_s"] == outcome.figures["step_s"] > 5e-3
     assert "host_us_per_op 6 us" in told(capsys)
     rows = [{"step": step, "tflops_per_s": 0.5, "world": 1} for step in (1, 2, 3)]
     measured = tmp_path / "metrics.jsonl"
     measured.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    outcome = main(["demo-mae", "--gpus", "1", "--calibration", str(measured)])
+    outcome = main([*words, "--calibration", str(measured)])
     flops = outcome.figures["flops_per_step"]
     assert outcome.figures["step_s"] == pytest.approx(flops / 0.5e12)
     assert "host_us" not in told(capsys)
@@ -155,6 +156,16 @@ def test_a_network_that_binds_is_said_and_its_remedy_is_faster(capsys):
     better = main(["mae-vit-l-128", "--gpus", "64", found[1], found[2]]).figures
     assert better["step_s"] * 1e3 == pytest.approx(float(found[3]), rel=0.01)
     assert better["step_s"] < 0.9 * figures["step_s"]
+
+
+def test_memory_that_lacks_is_warned_of_and_the_least_policy_that_fits_is_named(capsys):
+    words = ["mae-vit-l-128-p8", "--vit.depth", "2", "--gpus", "1", "--max-micro-batch", "0"]
+    words += ["--data.cache", "host", "--assume", "memory_gb=130"]
+    outcome = main(words)
+    assert outcome.exit_code == 3
+    found = re.search(r"(--parallel\.recompute) (selective|full) is enough", told(capsys))
+    assert found is not None
+    assert main([*words, found[1], found[2]]).exit_code == 0
 
 
 def test_every_line_fits_eighty_columns_and_names_what_is_assumed(capsys):

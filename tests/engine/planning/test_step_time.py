@@ -11,6 +11,7 @@ from mim3d.engine.planning.machine import Constant, Machine, known_machine
 from mim3d.engine.planning.network import Traffic, exposed_seconds
 from mim3d.engine.planning.operations import Operation, step_work
 from mim3d.engine.planning.plan import make_plan
+from mim3d.engine.planning.supply import core_seconds
 from mim3d.engine.pretrain.recipes import recipe
 
 
@@ -88,7 +89,7 @@ def test_a_gpu_and_its_host_work_at_once_and_a_cpu_is_both(host_us):
     config = dataclasses.replace(
         config,
         vit=ViTConfig((16, 16, 16), (8, 8, 8), width=24, depth=1, heads=2),
-        parallel=dataclasses.replace(config.parallel, precision="fp32"),
+        parallel=dataclasses.replace(config.parallel, precision="fp32", cuda_graph=False),
     )
     work = step_work(config, config.global_batch, torch.float32)
     parts = {
@@ -103,6 +104,50 @@ def test_a_gpu_and_its_host_work_at_once_and_a_cpu_is_both(host_us):
     assert parts["cuda"].bound == ("host" if host + crops > device else "passes")
 
 
+def test_one_graph_takes_the_host_no_time_an_operation():
+    config = recipe("demo-mae")
+    machine = known_machine("H200")
+    graph = make_plan(config, 1, machine).time
+    off = dataclasses.replace(config.parallel, cuda_graph=False)
+    eager = make_plan(dataclasses.replace(config, parallel=off), 1, machine).time
+    assert graph.device == eager.device
+    assert graph.host_s == pytest.approx(config.global_batch * 40e-6 + 100e-6)
+    assert eager.host_s > 5 * graph.host_s
+
+
+def test_float8_products_are_faster_and_nothing_else_is():
+    config = recipe("mae-vit-b-96")
+    config = dataclasses.replace(
+        config, vit=dataclasses.replace(config.vit, depth=1), global_batch=8
+    )
+    half, eighth = (
+        make_plan(
+            dataclasses.replace(
+                config, parallel=dataclasses.replace(config.parallel, precision=precision)
+            ),
+            1,
+            known_machine("H200"),
+        ).time.device
+        for precision in ("bf16", "fp8")
+    )
+    assert eighth["products"] == pytest.approx(half["products"] / 1.5)
+    assert {k: v for k, v in eighth.items() if k != "products"} == {
+        k: v for k, v in half.items() if k != "products"
+    }
+
+
+def test_crops_turned_in_their_volumes_take_cores():
+    config = recipe("openmind-primus-m-mae")
+    loader = dataclasses.replace(config.data.loader, augment="spatial")
+    turned = dataclasses.replace(config, data=dataclasses.replace(config.data, loader=loader))
+    on_device = dataclasses.replace(loader, cache="device")
+    resident = dataclasses.replace(config, data=dataclasses.replace(config.data, loader=on_device))
+    machine = known_machine("H200")
+    plain, moved, device = (core_seconds(each, machine) for each in (config, turned, resident))
+    assert moved - plain == pytest.approx(0.36 * 160**3 / 0.08e9)
+    assert device == pytest.approx(101e-6)
+
+
 def test_recomputed_blocks_take_their_forward_pass_again():
     config = recipe("mae-vit-b-96")
     config = dataclasses.replace(
@@ -112,6 +157,10 @@ def test_recomputed_blocks_take_their_forward_pass_again():
     machine = known_machine("H200")
     plain = make_plan(config, 1, machine)
     less = make_plan(dataclasses.replace(config, parallel=again), 1, machine)
+    some = dataclasses.replace(config.parallel, recompute="selective")
+    between = make_plan(dataclasses.replace(config, parallel=some), 1, machine)
+    assert plain.time.device_s < between.time.device_s < less.time.device_s
+    assert plain.memory.activations > between.memory.activations > less.memory.activations
     extra = less.time.device_s - plain.time.device_s
     assert 0.15 * plain.time.device_s < extra < 0.5 * plain.time.device_s
     assert less.memory.activations < plain.memory.activations
