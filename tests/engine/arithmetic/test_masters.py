@@ -18,6 +18,7 @@ from mim3d.engine.pretrain.config import PretrainConfig
 from mim3d.engine.runs.checkpoint import Checkpointer
 from mim3d.engine.runs.checkpoint_files import CheckpointFacts
 from mim3d.engine.runs.config import CheckpointConfig
+from mim3d.engine.runs.shelf import FolderShelf
 from mim3d.engine.training.config import OptimConfig
 from mim3d.engine.training.run_state import run_state
 from mim3d.engine.training.sharding import shard_objective
@@ -136,7 +137,8 @@ def test_a_checkpoint_of_either_path_goes_on_in_the_other(
     second = "whole" if first == "sharded" else "sharded"
     stepper, part = trained(config_of(first), ranks)
     course(stepper, 3)
-    saver = Checkpointer(tmp_path, CheckpointConfig(asynchronous=asynchronous), ranks, print)
+    config = CheckpointConfig(asynchronous=asynchronous)
+    saver = Checkpointer(FolderShelf(tmp_path), config, ranks, print)
     state = run_state(part.module, part.optimiser)
     saver.save(state, CheckpointFacts(3, "c", "d", {}, 1))
     wanted = course(stepper, 3)  # while it is written
