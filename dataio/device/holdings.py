@@ -86,10 +86,11 @@ class HeldChunks:
         # one that is fetched brings what is missing yet, and nothing is kept twice.
         if self._table.has(fresh.chunks).any():
             return
-        self.arena[self._used : self._used + n].copy_(buffer)
+        # Taken before it is told of: a Ctrl-C in between leaves no chunk to be written over.
+        begin, self._used = self._used, self._used + -(-n // ALIGN) * ALIGN
+        self.arena[begin : begin + n].copy_(buffer)
         with self._lock:
-            self._table.add(fresh, self._used)
-            self._used += -(-n // ALIGN) * ALIGN
+            self._table.add(fresh, begin)
 
 
 @dataclass(frozen=True)

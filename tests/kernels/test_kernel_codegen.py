@@ -224,6 +224,11 @@ CONFIGURATIONS: dict[str, tuple[Callable[[], list[Launch]], int, bool]] = {
     "crops by bits, any start": (lambda: crops(unit=1, **BITS), 144, False),
     "crops any start": (lambda: crops(unit=1), 112, False),
     "crops every option": (lambda: crops(**EVERY_OPTION), 168, False),
+    "crops raw, each one chunk": (
+        lambda: crops(shuffle="none", side=96, **EVERY_OPTION),
+        168,
+        False,
+    ),
     "turned": (turned, 96, False),
     "turned labels": (lambda: turned(U8), 80, False),
     "masks random": (masks, 96, False),

@@ -260,6 +260,7 @@ CASES: dict[str, tuple[Callable[..., None], dict[str, Any]]] = {
         crops, {"side": 32, "block": 32768, "size": (32,) * 3, "options": False},
     ),
     "crops by bits, any start": (crops, {"unit": 1, "size": (16, 16, 32)}),
+    "crops raw": (crops, {"shuffle": "none", "side": 48, "size": (48, 32, 48), "out": F32}),
     "crops by bytes": (crops, {"shuffle": "byte", "side": 32, "size": (32,) * 3}),
     "masks random": (masks, {}),
     "masks block": (masks, {"kind": "block"}),
