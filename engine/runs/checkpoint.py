@@ -37,6 +37,7 @@ class Checkpointer:
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
         self._pending: Future[Saved] | None = None
         self._last: Saved | None = None
+        self._told_busy = False
         shelf.prepare(ranks)
 
     @property
@@ -53,16 +54,18 @@ class Checkpointer:
             return True
         done: list[object] = [self._pending.done()]
         dist.broadcast_object_list(done, group=self.ranks.control, group_src=0)
-        if not done[0]:
+        if not done[0] and not self._told_busy:
+            self._told_busy = True
             self.note(
-                f"no checkpoint of step {step}: the one before is still on its way to "
-                f"{self.shelf.run}; --checkpoint.every may be too small for it"
+                f"no checkpoint of step {step}, nor of later ones until the one before is in "
+                f"{self.shelf.run}: they come faster than they are sent"
             )
         return bool(done[0])
 
     def save(self, state: State, facts: CheckpointFacts) -> None:
         """Copy the state and begin to write it; `state` may change as soon as this returns."""
         self.wait()
+        self._told_busy = False
         writer = self.shelf.writer(facts.step)
         if not self.config.asynchronous:
             self._pending = self._pool.submit(self._write_now, state, writer, facts)

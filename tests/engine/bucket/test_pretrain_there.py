@@ -1,6 +1,7 @@
 """Pretraining runs whose folder is in a bucket: what stands there, after whatever happens."""
 
 import dataclasses
+import re
 import signal
 import threading
 import urllib.request
@@ -256,8 +257,8 @@ def test_training_does_not_wait_for_the_bucket(store, corpus, monkeypatch, capsy
     at_step(monkeypatch, 7, reached.set)
     run_pretrain(waiting_config(corpus, asynchronous=True, every=1, keep=9), ADDRESS)
     told = capsys.readouterr().out
-    assert "no checkpoint of step 2: the one before is still on its way to s3://runs" in told
-    assert "--checkpoint.every" in told
+    assert "no checkpoint of step 2, nor of later ones until the one before is in s3://runs" in told
+    assert "no checkpoint of step 3" not in told
     there = steps_there(store)
     assert there[0] == 1
     assert there[-1] == 8
@@ -334,12 +335,12 @@ def test_another_writer_is_named(store, corpus, tmp_path, monkeypatch):
 
 
 def test_a_dead_machines_lease_is_waited_for(store, corpus, crashed_at, monkeypatch, capfd):
-    monkeypatch.setattr(lease, "LEASE_S", 2.0)
+    monkeypatch.setattr(lease, "LEASE_S", 3.0)  # a store tells whole seconds
     monkeypatch.setattr(lease, "LOOK_S", 0.05)
     store.put(".lock", b"process 7 on elsewhere, seen 0\n")
     crashed_at(waiting_config(corpus), 2)
     told = capfd.readouterr().err
-    assert "process 7 on elsewhere holds it; waiting 2 s for a sign of life" in told
+    assert re.search(r"process 7 on elsewhere holds it; waiting \d s for a sign of life", told)
 
 
 def test_a_run_that_was_taken_over_commits_nothing(store, corpus, monkeypatch, tmp_path):
