@@ -41,6 +41,7 @@ def checks(device: torch.device, folder: Path) -> dict[str, Callable[[], None]]:
         "corpus": partial(check_corpus, folder),
         "decoding on the device": partial(check_decoding, device, folder),
         "crops from the host": partial(check_upload, device, folder),
+        "turned crops": partial(check_turned, device, folder),
         "DALI": partial(check_dali, device),
     }
 
@@ -95,9 +96,16 @@ def check_upload(device: torch.device, folder: Path) -> None:
         check_crops(device, folder, cache="host", dtype=dtype)
 
 
-def check_crops(device: torch.device, folder: Path, **options: Any) -> None:
+def check_turned(device: torch.device, folder: Path) -> None:
+    """Crops turned within their volumes, by the device's kernel, are those of the host's loop."""
+    if device.type == "cuda" and not found("nvidia.libnvcomp"):
+        raise AbsentError("no libnvcomp")
+    check_crops(device, folder, "spatial", cache="device")
+
+
+def check_crops(device: torch.device, folder: Path, augment: str = "mim", **options: Any) -> None:
     """Crops on the device are the bits of those on the host, while it is busy."""
-    config = LoaderConfig(crop_size=CROP, micro_batch=BATCH, augment="mim", **options)
+    config = LoaderConfig(crop_size=CROP, micro_batch=BATCH, augment=augment, **options)
     plain = replace(config, cache="none")
     host, there = Loader(folder / "c.zarr", plain), Loader(folder / "c.zarr", config, device=device)
     work = torch.ones(1 << 26 if device.type == "cuda" else 1, device=device)
@@ -105,7 +113,9 @@ def check_crops(device: torch.device, folder: Path, **options: Any) -> None:
         for number in range(6):
             work.mul_(1.0)
             if not torch.equal(next(host).image, next(there).image.cpu()):
-                raise ValueError(f"with {options} batch {number} differs from the host's")
+                raise ValueError(
+                    f"{augment} with {options}: batch {number} differs from the host's"
+                )
 
 
 def check_dali(device: torch.device) -> None:

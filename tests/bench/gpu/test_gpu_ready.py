@@ -9,7 +9,7 @@ from mim3d.bench.gpu.installed import found
 
 CHECKS = [
     "triton", "inductor", "process group", "loops in C", "corpus", "decoding on the device",
-    "crops from the host", "DALI",
+    "crops from the host", "turned crops", "DALI",
 ]  # fmt: skip
 
 
@@ -31,6 +31,7 @@ def test_a_broken_part_is_named_and_the_others_are_checked(tmp_path, monkeypatch
     assert told["corpus"] == "failed: OSError: full"
     assert told["decoding on the device"].startswith("failed: CorpusError")
     assert told["crops from the host"].startswith("failed: CorpusError")
+    assert told["turned crops"].startswith("failed: CorpusError")
     assert told["DALI"].startswith("failed: ValueError: images differ by up to")
     assert told["triton"] == told["process group"] == "ok"
     assert "corpus: failed: OSError: full" in capsys.readouterr().out
