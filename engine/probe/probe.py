@@ -59,9 +59,10 @@ class ProbeSetting:
         self, config: ProbeConfig, shape: EncoderShape, normalise: str, ranks: Ranks
     ) -> None:
         self.config, self.shape, self.ranks = config, shape, ranks
-        self._stack = ExitStack()
-        self.cohort: Cohort = self._stack.enter_context(opened_cohort(config, shape.vit))
-        self.extractor = Extractor(config, self.cohort, shape, normalise, ranks)
+        with ExitStack() as stack:
+            self.cohort: Cohort = stack.enter_context(opened_cohort(config, shape.vit))
+            self.extractor = Extractor(config, self.cohort, shape, normalise, ranks)
+            self._stack = stack.pop_all()
         asked = {k: v for k, v in asdict(config).items() if k not in DECIDES_NOTHING}
         contents = [corpus_sha256(self.cohort.corpus)]
         contents += [file_sha256(Path(config.targets))] if config.targets else []

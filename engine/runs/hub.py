@@ -66,6 +66,13 @@ class Hub:
             return self._push(exported)
         except HfHubHTTPError as error:
             raise self.refused(error, exported) from error
+        except ConfigError:
+            raise
+        except ValueError as error:  # of metadata or answers that are none
+            said = " ".join(str(error).split())[:200]
+            raise ConfigError(
+                f"push to {self.repository}: {said}; {exported.weights} is written"
+            ) from error
         except failures(HfHubHTTPError) as error:
             cause = error.__cause__ if isinstance(error, RuntimeError) else error
             if isinstance(cause, HfHubHTTPError):
