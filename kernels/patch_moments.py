@@ -99,7 +99,9 @@ def moments_kernel(
         i_patch = tl.load(p_ids + i_place).to(tl.int32)
         m_scored = i_patch >= 0
     p_voxels = of_channel(p_volume, channel, stride_c, ALIGN, CHANNELS, True)
-    p_weights = p_weight
+    p_weights, count, room = p_weight, COUNT, COUNT - 1
+    b_first = tl.zeros([1], tl.float32)
+    mean, sums, found = b_first, b_first, b_first
     if p_weight is None:
         p_voxel = of_channel(p_volume, channel, stride_c, ALIGN, CHANNELS, False)
         b_first = first_voxels(
@@ -107,30 +109,9 @@ def moments_kernel(
             stride_b, stride_z, stride_y, stride_x, gz, gy, gx, sz, sy, sx, PZ, PY, PX, ALIGN,
         )  # fmt: skip
         b_first = apply_affine(b_first, i_factor, p_scale, p_shift, False)
-        count, room = COUNT, COUNT - 1
     else:
         p_weights = of_channel(p_weight, channel, weight_c, WEIGHT_ALIGN, CHANNELS, True)
-        b_first, found = tl.zeros([1], tl.float32), tl.zeros([1], tl.float32)
-        for i_block in range(0, COUNT, BLOCK):
-            o_element = i_block + tl.arange(0, BLOCK)
-            mask = m_scored[:, None] & (o_element < COUNT)[None, :]
-            mask = counted_voxels(
-                p_weights, i_sample, i_patch, o_element, mask, p_flip, p_start,
-                weight_b, weight_z, weight_y, weight_x, gz, gy, gx, sz, sy, sx,
-                PZ, PY, PX, WEIGHT_ALIGN,
-            )  # fmt: skip
-            b_value = load_voxels(
-                p_voxels, i_sample, i_patch, o_element, mask, p_flip, p_start,
-                stride_b, stride_z, stride_y, stride_x, gz, gy, gx, sz, sy, sx,
-                PZ, PY, PX, ALIGN,
-            )  # fmt: skip
-            b_value = apply_affine(b_value, i_factor, p_scale, p_shift, True)
-            b_first += tl.sum(tl.where(mask, b_value, 0.0), axis=1)
-            found += tl.sum(tl.where(mask, 1.0, 0.0), axis=1)
-        count, room = tl.maximum(found, 1.0), tl.maximum(found - 1.0, 1.0)
-        b_first = b_first / count
-    mean, sums = tl.zeros([1], tl.float32), tl.zeros([1], tl.float32)
-    for i_pass in tl.static_range(2):
+    for i_pass in tl.static_range(0 if p_weight is not None else 1, 3):
         sums = tl.zeros([1], tl.float32)
         for i_block in range(0, COUNT, BLOCK):
             o_element = i_block + tl.arange(0, BLOCK)
@@ -148,8 +129,13 @@ def moments_kernel(
             )  # fmt: skip
             b_value = apply_affine(b_value, i_factor, p_scale, p_shift, True)
             centred = tl.where(mask, b_value - b_first[:, None] - mean[:, None], 0.0)
-            sums += tl.sum(centred * centred if i_pass else centred, axis=1)
+            sums += tl.sum(centred * centred if i_pass == 2 else centred, axis=1)
+            if i_pass == 0:
+                found += tl.sum(tl.where(mask, 1.0, 0.0), axis=1)
         if i_pass == 0:
+            count, room = tl.maximum(found, 1.0), tl.maximum(found - 1.0, 1.0)
+            b_first = sums / count
+        if i_pass == 1:
             mean = sums / count
     p_row = p_moments + 3 * i_row.to(tl.int64)
     tl.store(p_row, b_first)

@@ -44,9 +44,12 @@ def make_readers(
 
 def make_loaders(root: Path) -> dict[str, Loader]:
     """The loader in the ways it is used on a CPU."""
+    moved: dict[str, Any] = {"normalise": "zscore", "augment": "mim"}
     ways: dict[str, dict[str, Any]] = {
         "mim3d loader": {},
-        "mim3d loader, normalised + flips": {"normalise": "zscore", "augment": "mim"},
+        "mim3d loader, normalised + flips": moved,
+        "mim3d loader, the same, ignoring padding": moved | {"ignore": ("padding",)},
+        "mim3d loader, the same, ignoring air": moved | {"ignore": ("air",)},
         "mim3d loader, two views": {"views": 2, "augment": "contrastive"},
         "mim3d loader, cache=host": {"cache": "host"},
         "mim3d loader, bf16": {"dtype": "bfloat16"},

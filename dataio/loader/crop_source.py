@@ -260,8 +260,9 @@ class CropSource:
         """Take out of what counts (z, y, x) what labels mark."""
         for label in filter(None, labels):
             room = self._room((1, *size), self.reader.array(label.row).dtype)
-            marked = self.reader.read_box(label.row, label.start, size, room, flip=label.flip)
-            counted[marked[0] != 0] = 0
+            (marked,) = self.reader.read_box(label.row, label.start, size, room, flip=label.flip)
+            clear = np.equal(marked, 0, out=marked.view(bool) if marked.itemsize == 1 else None)
+            np.logical_and(counted.view(bool), clear, out=counted.view(bool))
 
     def _load_moved(
         self, batch: RawBatch, i: int, image: Request, labels: Labels, at: Placement

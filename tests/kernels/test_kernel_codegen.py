@@ -178,6 +178,7 @@ CONFIGURATIONS: dict[str, tuple[Callable[[], list[Launch]], int, bool]] = {
     "loss start": (lambda: loss(scale=SCALE, start=START), 128, False),
     "loss every option": (lambda: loss(**ALL, weight=U8, kind="smooth_l1"), 208, False),
     "loss weight": (lambda: loss(weight=U8), 96, False),
+    "loss weight, patch 32": (lambda: loss(weight=U8, patch=CUBE32), 96, False),
     "loss patch 8": (lambda: loss(patch=CUBE8), 112, True),
     "loss patch 8, 120 voxels wide": (lambda: loss(patch=CUBE8, crop=(120, 120, 120)), 112, True),
     "loss patch 8 x 16 x 16": (lambda: loss(patch=(8, 16, 16)), 96, True),
