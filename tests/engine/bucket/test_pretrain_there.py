@@ -322,7 +322,7 @@ def test_the_probes_best_encoder_is_there(store, corpus, tmp_path):
 
 
 def test_another_writer_is_named(store, corpus, tmp_path, monkeypatch):
-    monkeypatch.setattr(lease, "LEASE_S", 2.0)
+    monkeypatch.setattr(lease, "LEASE_S", 6.0)
     monkeypatch.setattr(lease, "LOOK_S", 0.05)
     config = waiting_config(corpus)
     with sole_writer_there(store, tmp_path / "first", print):
