@@ -35,5 +35,6 @@ class ConvertBench:
     def __post_init__(self) -> None:
         """Counts that can be."""
         refuse_not_finite(self)
-        refuse_outside(self, "volumes rounds chunk", 1)
+        refuse_outside(self, "volumes rounds", 1)
+        refuse_outside(self, "chunk", 4, 256)
         refuse_outside(self, "copies entries", 0)

@@ -39,7 +39,7 @@ MEANT = {
         beta2 final_share decay_share profile_step max_restarts rows min_block_parameters workers
         ignore_label peak_tflops utilisation memory_gb copies entries warm latency_ms seconds
         global_batch:StepBench warmup head_steps momentum store_latency_ms store_mb_per_s
-        max_micro_batch
+        max_micro_batch patience:ProbeConfig side:SpatialBench
     """,
     "negative": "ignore_label seed:LoaderConfig overlap:PredictConfig",
     # as much as there is, or as long as one waits; only numbers that size nothing are without end
@@ -50,7 +50,7 @@ MEANT = {
         layer_scale held_out_crops every keep lr crops tasks eps warmup_steps max_rewinds
         profile_step profile_steps max_bad_steps ignore_label peak_tflops utilisation memory_gb
         rounds copies entries warm latency_ms mb_per_s seconds warmup batch batches store_latency_ms
-        store_mb_per_s max_micro_batch
+        store_mb_per_s max_micro_batch ridge:ProbeConfig
     """,
 }  # fmt: skip
 
