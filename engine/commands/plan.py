@@ -26,7 +26,8 @@ DESCRIPTION = """Time, memory, network and data need of a recipe, before it runs
 The model runs over tensors without memory, so that every operation of a step is known; each takes
 what a calibration (`mim3d bench step --calibrate FILE`, on the machine that is meant) measured, or
 what data sheets and the assumptions below the plan let expect. Sharding is done for real on a fake
-group of N ranks. Exit code 3 where more is needed than the machine has.
+group of N ranks. Exit code 3 where more is needed than the machine has, or the
+time cannot be told.
 """
 MOST_GPUS = 1024
 USUAL_GPUS, USUAL_DEVICE = 8, "H200"
@@ -95,13 +96,16 @@ def planned(args: PlanArgs) -> Outcome:
     gpus = args.gpus or 1
     config = args.config.for_ranks(gpus)
     facts = corpus_facts(config) if config.data.corpus else None
+    if facts is not None and facts.unlike and config.data.loader.cache == "device":
+        loader = dataclasses.replace(config.data.loader, cache="host")  # as the loader itself does
+        config = dataclasses.replace(config, data=dataclasses.replace(config.data, loader=loader))
     plan = make_plan(config, gpus, machine, facts, measured)
     print(plan_text(config, plan, machine, facts, measured is not None))
     store = None if plan.outside else store_figures(args, plan.crops_per_s / gpus)
     if store:
         print(wrapped("store", store_words(store)))
     if raised:
-        print(raised)
+        print(wrapped("note:", raised))
     refuse_too_large(args, plan)
     needs = needs_of(config, plan, machine, facts)
     warnings = [*(facts.doubts if facts else ()), *(need.text for need in needs)]
@@ -112,7 +116,7 @@ def planned(args: PlanArgs) -> Outcome:
         figures["store"] = dataclasses.asdict(store) | {"in_flight": store.in_flight}
     if facts is not None:
         figures["corpus"] = dataclasses.asdict(facts)
-    return Outcome(figures, lost=len(warnings))
+    return Outcome(figures, lost=len(warnings) + bool(plan.outside))
 
 
 def figures_of(plan: "Plan", machine: "Machine", config: PretrainConfig) -> dict[str, Any]:

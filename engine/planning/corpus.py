@@ -31,6 +31,8 @@ class CorpusFacts:
     """Of a decoded voxel, the mean over voxels where dtypes differ."""
     dtypes: tuple[str, ...]
     doubts: tuple[str, ...]
+    unlike: str = ""
+    """In what volumes differ, so that no device keeps them; empty where they are alike."""
 
     @property
     def decoded_gb(self) -> float:
@@ -41,7 +43,7 @@ class CorpusFacts:
         """In words."""
         return (
             f"{self.volumes} volumes of {' and '.join(self.dtypes)}, {self.stored_gb:.3g} GB "
-            f"stored ({self.bytes_per_voxel:.2g} bytes a voxel); {self.crops_per_volume:.4g} "
+            f"stored ({self.bytes_per_voxel:.2g} bytes a voxel); {self.crops_per_volume:.0f} "
             "crops of each in the run"
         )
 
@@ -78,4 +80,5 @@ def corpus_facts(config: PretrainConfig) -> CorpusFacts:
         item_bytes=decoded / sum(voxels),
         dtypes=tuple(sorted({record.dtype for record in drawn})),
         doubts=tuple(doubts),
+        unlike=differing,
     )

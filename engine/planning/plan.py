@@ -21,6 +21,7 @@ from mim3d.engine.planning.supply import Supply, supply_of
 from mim3d.engine.pretrain.config import PretrainConfig
 
 OWN_METHODS = (MAEConfig, SimMIMConfig, SimCLRConfig)
+TAKE_RECIPE = "take one with `mim3d bench step --recipe NAME --calibrate FILE`"
 OUTSIDE = 0.25
 """Share of the device's time that may come from operations which the laws do not tell of."""
 
@@ -139,11 +140,11 @@ def outside_of(config: PretrainConfig, time: StepTime, machine: Machine) -> str:
     if time.share(time.unknown_s) > OUTSIDE:
         return (
             f"{time.share(time.unknown_s):.0%} of it is in {', '.join(time.unknown[:3])}, of which "
-            f"the calibration measured nothing: take one with this recipe"
+            f"the calibration measured nothing: {TAKE_RECIPE}"
         )
     if time.share(time.far_s) > OUTSIDE:
         return (
             f"{time.share(time.far_s):.0%} of it is in operations over eight times as large as any "
-            "that the calibration measured: take one with this recipe"
+            f"that the calibration measured: {TAKE_RECIPE}"
         )
     return ""

@@ -79,7 +79,7 @@ def test_the_command_writes_what_a_plan_reads(tmp_path, capsys, monkeypatch):
     outcome = stage.main(["--calibrate", str(file), "--rounds", "2"])
     figures = plan([*words, "--calibration", str(file)]).figures
     assert not figures["in_range"]
-    assert "take one with this recipe" in figures["outside"]
+    assert "mim3d bench step --recipe NAME --calibrate FILE" in figures["outside"]
     words = ["--recipe", *words]
     outcome = stage.main(["--calibrate", str(file), "--rounds", "2", *words])
     assert f"mim3d plan RECIPE --calibration {file}" in capsys.readouterr().out

@@ -158,7 +158,9 @@ def test_what_the_laws_do_not_tell_of_is_not_told(capsys, tmp_path):
     assert "--parallel.no-compile" in outside(dataclasses.replace(config, parallel=compiled))
     file = tmp_path / "cal.json"
     write_calibration(file, calibration())
-    figures = main([*SMALL, "--calibration", str(file), "--parallel.compile"]).figures
+    outcome = main([*SMALL, "--calibration", str(file), "--parallel.compile"])
+    assert outcome.exit_code == 3
+    figures = outcome.figures
     assert not figures["in_range"]
     assert figures["step_s"] is figures["loader_cores"] is None
     assert figures["memory_gb"] > 0

@@ -3,9 +3,11 @@
 import json
 import re
 
+import numpy as np
 import pytest
 from small_run import make_corpus
 
+from mim3d.bench.corpora import corpus_of
 from mim3d.dataio.errors import Mim3dError
 from mim3d.engine.commands.arguments import UsageError
 from mim3d.engine.commands.plan import main
@@ -166,6 +168,22 @@ def test_memory_that_lacks_is_warned_of_and_the_least_policy_that_fits_is_named(
     found = re.search(r"(--parallel\.recompute) (selective|full) is enough", told(capsys))
     assert found is not None
     assert main([*words, found[1], found[2]]).exit_code == 0
+
+
+def test_a_corpus_of_mixed_dtypes_is_kept_on_the_host_and_counted_there(tmp_path, capsys):
+    volumes = [np.full((24, 24, 24), 7, dtype) for dtype in ("int16", "float32", "uint8")]
+    corpus = corpus_of(tmp_path / "mixed.zarr", volumes)
+    words = ["demo-mae", "--vit.depth", "1", "--gpus", "1", "--data.corpus", str(corpus)]
+    outcome = main([*words, "--data.cache", "device"])
+    assert outcome.exit_code == 3
+    figures, text = outcome.figures, told(capsys)
+    assert "data.cache device needs all alike" in text
+    assert "3 volumes of float32 and int16 and uint8" in text
+    assert figures["cache_gb"] == 0.0
+    assert figures["host_cache_gb"] == pytest.approx(figures["corpus"]["stored_gb"])
+    # Bytes of a voxel are the mean of four, two and one.
+    ratio = figures["loader_gb_per_s"] / (figures["crops_per_s"] * 32**3 / 1e9)
+    assert ratio == pytest.approx(7 / 3)
 
 
 def test_every_line_fits_eighty_columns_and_names_what_is_assumed(capsys):
