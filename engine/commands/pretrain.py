@@ -122,7 +122,9 @@ def next_command(args: PretrainArgs) -> str:
 
     config, corpus = args.config, args.config.data.corpus
     with opened_corpus(corpus) as (opened, _):
-        labels = sorted({label.name for record in opened.records for label in record.labels})
+        found = {label.name for record in opened.records for label in record.labels}
+    ignored = {word.removeprefix("label:") for word in getattr(config.method, "ignore", ())}
+    labels = sorted(found - ignored)  # a mask of what is to be ignored is no target
     fitting = [
         name
         for name, make in RECIPES.items()

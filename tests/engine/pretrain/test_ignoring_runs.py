@@ -20,8 +20,9 @@ from mim3d.dataio.reader.corpus import Corpus
 from mim3d.dataio.sources.discover import discover
 from mim3d.engine.commands import pretrain
 from mim3d.engine.pretrain.config import PretrainConfig, config_identity
-from mim3d.engine.pretrain.pretrain import run_pretrain
+from mim3d.engine.pretrain.pretrain import remarks, run_pretrain
 from mim3d.engine.runs.files import read_json
+from mim3d.engine.training.corpus import CorpusFit
 from mim3d.engine.training.metrics import read_rows
 
 SHAPE = (20, 24, 36)
@@ -142,9 +143,21 @@ def test_what_a_user_types_reaches_the_loss(corpus, tmp_path, capfd):
     out = "".join(capfd.readouterr())
     assert "3 of 7 volumes have no label 'anonymization_mask'" in out
     assert "label 'anonymization_mask' covers 1 of 7 volumes whole" in out
+    assert "next: mim3d embed" in out  # its one label is what is ignored
     stored = read_json(tmp_path / "run" / "config.json")
     assert stored["method"]["ignore"] == ["padding", "air", MASK]
     assert all(0 < row["counted"] < 1 for row in read_rows(tmp_path / "run" / "metrics.jsonl"))
+
+
+def test_padding_is_said_to_be_learned_or_not(corpus):
+    config = config_of(corpus, ())
+    ignoring = config_of(corpus, ("padding",))
+    drawn = ignoring.data.loader_config(ignoring.vit, ignoring.method, 4, 0)
+    with Loader(corpus, drawn) as loader:
+        (one,) = remarks(ignoring, CorpusFit(14, 3), loader.weights)
+    (other,) = remarks(config, CorpusFit(14, 3))
+    assert one.endswith("are padded, and padding is not scored")
+    assert other.endswith("padding is learned (--method.ignore padding leaves it out)")
 
 
 def test_accumulation_changes_no_figure(corpus, tmp_path):
