@@ -2,7 +2,7 @@
 
 import hashlib
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import zip_longest
@@ -100,17 +100,17 @@ def of_targets(config: ProbeConfig, vit: ViTConfig, corpus: Corpus, reader: Shar
         )
     names = targets.names
     chosen = {name: known[name] for name in chosen_subjects(known, config)}
-    split = SplitConfig(validation=config.test, test=0.0, seed=config.seed)
     records = [record for record in corpus.records if record.subject in chosen]
-    scored = set(make_splits(records, "", split, chosen).validation)
-    volumes = [
-        Volume(
-            row=corpus.table.index(record.id),
-            id=record.id,
-            subject=record.subject,
-            is_scored=record.subject in scored,
-            target=names.index(chosen[record.subject]),
+    scored = scored_subjects(config, records, chosen)
+    learned = {chosen[name] for name in set(chosen) - scored}
+    if lacking := sorted({chosen[name] for name in chosen} - learned):
+        raise ConfigError(
+            f"probe.test {config.test:g} leaves no subject of class {lacking[0]!r} to learn from: "
+            "set a smaller --probe.test"
         )
+    numbers = {name: number for number, name in enumerate(names)}
+    volumes = [
+        Volume(*place_of(corpus, record, scored), target=numbers[chosen[record.subject]])
         for record in records
     ]
     notes = [*targets.notes]
@@ -150,19 +150,35 @@ def of_label(config: ProbeConfig, vit: ViTConfig, corpus: Corpus, reader: ShardR
         )
     chosen = set(chosen_subjects(dict.fromkeys(subjects, ""), config))
     records = [record for record in records if record.subject in chosen]
-    split = SplitConfig(validation=config.test, test=0.0, seed=config.seed)
-    scored = set(make_splits(records, config.label, split).validation)
+    scored = scored_subjects(config, records)
     volumes = [
-        Volume(
-            row=corpus.table.index(record.id),
-            id=record.id,
-            subject=record.subject,
-            is_scored=record.subject in scored,
-            ignored=labels[record.id].ignore,
-        )
+        Volume(*place_of(corpus, record, scored), ignored=labels[record.id].ignore)
         for record in records
     ]
     return checked(config, vit, corpus, reader, (volumes, tuple(map(str, values)), []))
+
+
+def scored_subjects(
+    config: ProbeConfig, records: Sequence[VolumeRecord], classes: Mapping[str, str] | None = None
+) -> set[str]:
+    """A share `config.test` of the subjects, of each class where there are some."""
+    split = SplitConfig(validation=config.test, test=0.0, seed=config.seed)
+    try:
+        return set(make_splits(records, config.label, split, classes).validation)
+    except ConfigError as error:
+        n = len({record.subject for record in records})
+        raise ConfigError(
+            f"probe.test {config.test:g} of {n} subjects of {config.corpus} leaves none to learn "
+            "from: set a smaller --probe.test"
+        ) from error
+
+
+def place_of(
+    corpus: Corpus, record: VolumeRecord, scored: Collection[str]
+) -> tuple[int, str, str, bool]:
+    """What a `Volume` begins with."""
+    subject = record.subject
+    return corpus.table.index(record.id), record.id, subject, subject in scored
 
 
 def chosen_subjects(classes: Mapping[str, str], config: ProbeConfig) -> list[str]:

@@ -85,6 +85,14 @@ def test_too_few_subjects(tmp_path):
     assert "has 1 subject with the label 'seg', and 2 are needed" in refusal(corpus)
 
 
+def test_shares_that_leave_nobody_to_learn_from(labelled, classes):
+    assert "leaves none to learn from: set a smaller --probe.test" in refusal(labelled, test=0.99)
+    message = refusal(labelled, test=0.9, targets=str(classes))
+    assert "leaves no" in message
+    assert "set a smaller --probe.test" in message
+    assert taken(labelled, test=0.5, targets=str(classes)) == (4, 4)
+
+
 def test_another_number_of_channels(labelled):
     vit = dataclasses.replace(VIT, channels=2)
     message = refusal(labelled, vit)
