@@ -15,7 +15,7 @@ from mim3d.engine.bucket.claim import claim_folder, sole_writer_there
 from mim3d.engine.bucket.mirror import Mirror
 from mim3d.engine.distributed.process_group import Ranks, first_decides
 from mim3d.engine.distributed.shared import Marks, refuse_unseen, refuse_unshared_folder
-from mim3d.engine.errors import ConfigError, TrainingError
+from mim3d.engine.errors import CheckpointError, ConfigError, TrainingError
 from mim3d.engine.runs.address import bucket_address, cache_folder
 from mim3d.engine.runs.checkpoint_files import CHECKPOINTS
 from mim3d.engine.runs.files import refuse_address
@@ -103,10 +103,13 @@ class BucketPlace:
             claim_folder(self.folder, self.where)
             try:
                 yield
-            except Exception:
+            except Exception as error:
                 if ranks.first:
                     with suppress(Mim3dError, OSError):
                         self.push()
+                if isinstance(error, ConfigError | CheckpointError):
+                    # What is wrong with the run, not with the room for it here.
+                    error.args = (str(error).replace(str(self.folder), self.where),)
                 raise
 
     def _open(self, stack: ExitStack) -> None:

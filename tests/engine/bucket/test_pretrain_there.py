@@ -115,6 +115,9 @@ def test_a_run_there_is_the_run_of_a_folder(store, corpus, folder_run, tmp_path,
     assert [verified(one).step for one in committed(copy / "checkpoints")] == [8, 6]
     files = [{p.name for p in run.iterdir() if p.name != ".lock"} for run in (copy, folder_run)]
     assert files[0] == files[1]
+    other = dataclasses.replace(config, optim=dataclasses.replace(config.optim, beta2=0.5))
+    with pytest.raises(CheckpointError, match=f"^{ADDRESS} holds a run of another configuration"):
+        run_pretrain(other, ADDRESS)
     again = run_pretrain(config, ADDRESS, str(tmp_path / "elsewhere"))
     assert again.figures == run_pretrain(config, copy).figures == done.figures
 
