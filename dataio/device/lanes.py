@@ -42,6 +42,10 @@ class Lanes(Protocol):
         """Have the host wait until the device has come to `mark`."""
         ...
 
+    def throttle(self, mark: Any) -> None:
+        """The same of a mark that later work of its lane stands behind: the device has enough."""
+        ...
+
     def hold(self, tensor: Tensor) -> None:
         """Keep the memory of another lane's tensor from use until this lane has come so far."""
         ...
@@ -84,8 +88,8 @@ class CudaLanes:
         return torch.cuda.stream(self._side)
 
     def record(self) -> Any:
-        """An event on the current stream."""
-        return self._current.record_event()
+        """An event on the current stream; a host that waits for it sleeps."""
+        return self._current.record_event(torch.cuda.Event(blocking=True))
 
     def wait(self, mark: Any) -> None:
         """Have the current stream wait."""
@@ -96,6 +100,10 @@ class CudaLanes:
         return mark.query()
 
     def finish(self, mark: Any) -> None:
+        """Wait for the event."""
+        mark.synchronize()
+
+    def throttle(self, mark: Any) -> None:
         """Wait for the event."""
         mark.synchronize()
 
@@ -154,6 +162,9 @@ class HostLanes:
         return True
 
     def finish(self, mark: Any) -> None:
+        """All is done."""
+
+    def throttle(self, mark: Any) -> None:
         """All is done."""
 
     def hold(self, tensor: Tensor) -> None:

@@ -5,6 +5,7 @@ a batch the next one, if it is read by then, is queued at once, and so is made w
 worked on. Nothing waits for the device, nor the device for the host.
 """
 
+from collections import deque
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -26,6 +27,8 @@ from mim3d.dataio.reader.shard_reader import Request, ShardReader
 from mim3d.dataio.reader.voxel_weights import VoxelWeights
 from mim3d.dataio.transforms.placement import Placement
 from mim3d.kernels.resample import resample_boxes
+
+RUN_AHEAD = 2  # batches whose work the host has queued and the device not finished
 
 
 @dataclass
@@ -54,6 +57,7 @@ class StagedSource(CropSource):
         super().__init__(reader, sampler, job, threads, ahead + lanes.overlaps)
         self.lanes = lanes
         self._begun: dict[int, StagedBatch] = {}
+        self._taken: deque[Any] = deque()
 
     def _begin(self, batch: StagedBatch) -> Staged:
         """Queue the device's part of a batch that was read, on the side lane."""
@@ -64,11 +68,22 @@ class StagedSource(CropSource):
         batch = self._begun.pop(number, None) or self._made(number)
         if self.lanes.overlaps and self._is_read(number + 1):
             self._begun[number + 1] = self._made(number + 1)
+        self._throttle()
         made, batch.staged = batch.staged, None
         if made is not None:
             batch.image, *label = made.take()
             batch.label = label[0] if label else None
         return batch
+
+    def _throttle(self) -> None:
+        """Keep the host from running further ahead than what a step queues can hide.
+
+        Memory of batches that the device has not come to yet is nobody else's, and a host that
+        repeats a step by one call would queue hundreds.
+        """
+        self._taken.append(self.lanes.record())  # behind it is the work on this batch
+        if len(self._taken) > RUN_AHEAD:
+            self.lanes.throttle(self._taken.popleft())
 
     def _is_read(self, number: int) -> bool:
         """Whether a batch waits to be begun."""
@@ -99,6 +114,7 @@ class StagedSource(CropSource):
 
     def _cancel(self) -> None:
         self._begun.clear()
+        self._taken.clear()
         super()._cancel()
 
 

@@ -127,12 +127,23 @@ class RaceDevice(TorchDispatchMode):
             self._waits("the host waits for a mark")
         self._learn(HOST, mark.clock)
 
+    def throttle(self, mark: Mark) -> None:
+        """Waits as `finish` does; without work behind the mark the device would stand still."""
+        if self._clocks[mark.lane][mark.lane] <= mark.clock[mark.lane]:
+            self._waits("nothing is queued behind the mark")
+        self.log.append((HOST, "throttle"))
+        self._learn(HOST, mark.clock)
+
     def synchronize(self) -> None:
         """The host waits for everything."""
         self._waits("synchronize")
         for clock in list(self._clocks.values()):
             self._learn(HOST, clock)
         self._swept()
+
+    def seen(self, lane: str) -> tuple[int, int]:
+        """How much work a lane was given, and how much of it the host knows to be done."""
+        return self._clocks[lane][lane], self._clocks[HOST].get(lane, 0)
 
     def hold(self, tensor: Tensor) -> None:
         block = self._block(tensor.data_ptr())

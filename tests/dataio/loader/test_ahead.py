@@ -44,7 +44,7 @@ KINDS: dict[str, dict[str, Any]] = {
     "ignoring, clipped": {"ignore": ("air",), "augment": "mim", "normalise": "clip-zscore"},
 }
 MOVES = {
-    "turned": {"augment": "spatial-segmentation", "label": "seg", "crop_size": (12, 12, 12)},
+    "turned": {"augment": "spatial", "label": "seg", "crop_size": (12, 12, 12)},
     "turned, ignoring": {"augment": "spatial", "ignore": ("label:seg",), "snap": 1},
     "turned, ignoring air": {"augment": "spatial", "ignore": ("air", "label:seg"), "snap": 1},
 }
@@ -165,6 +165,18 @@ def test_the_next_batch_is_queued_before_this_one_is_worked_on(root, path):
             assert len(waits) == 1, number
             assert SIDE in lanes[: waits[0]]
             assert SIDE not in lanes[waits[0] :]
+
+
+@pytest.mark.parametrize("path", PATHS)
+def test_the_host_is_never_more_than_two_batches_ahead_of_the_device(root, path):
+    """It waits for a step that two later ones stand behind: the device never stands still."""
+    with a_device() as device, Loader(root, config(path)) as loader:
+        done = []
+        for _ in range(6):
+            taken(loader, device)
+            done.append(device.seen(COMPUTE))
+        steps = [mine for mine, _ in done]
+        assert [known for _, known in done] == [0, 0, 0, *steps[:3]]
 
 
 def test_a_batch_that_is_still_read_keeps_no_other_waiting(root, monkeypatch):
