@@ -133,6 +133,21 @@ def test_a_crashed_run_goes_on_elsewhere(store, corpus, folder_run, tmp_path, cr
     assert not (tmp_path / "there" / "checkpoints" / "step-00000003").exists()  # pruned
 
 
+def test_a_copy_goes_on_either_way(store, corpus, folder_run, tmp_path, crashed_at):
+    config, other = waiting_config(corpus), RemoteStore("s3://runs/moved")
+    crashed_at(config, 5)
+    copy = copied(store, tmp_path / "copy")
+    for file in copy.rglob("*"):
+        if file.is_file():
+            other.send(file.relative_to(copy).as_posix(), file)
+    run_pretrain(config, copy)
+    run_pretrain(config, "s3://runs/moved")
+    assert_same(copy, folder_run)
+    assert_same(copied(other, tmp_path / "moved"), folder_run)
+    seconds = [read_rows(run / "metrics.jsonl")[2]["seconds"] for run in (copy, tmp_path / "moved")]
+    assert seconds[0] == seconds[1]  # of the sitting that crashed: neither began anew
+
+
 def test_a_stopped_run_goes_on_where_it_was(store, corpus, folder_run, tmp_path, monkeypatch):
     config = waiting_config(corpus, asynchronous=True)
     with monkeypatch.context() as patch:
