@@ -23,7 +23,14 @@ from mim3d.bench.noise import in_turn
 from mim3d.bench.other_work import OtherWork
 from mim3d.bench.step.contestants import forever, make_stepper, open_loader, random_batch
 from mim3d.bench.step.fit import Sample, fitted, fitted_laws, least_squares, median_samples
-from mim3d.bench.step.op_times import Clock, OperationTimes, Signature, clock_of, time_operations
+from mim3d.bench.step.op_times import (
+    Clock,
+    Clocks,
+    OperationTimes,
+    Signature,
+    clocks_of,
+    time_operations,
+)
 from mim3d.bench.step.options import LR, StepBench
 from mim3d.bench.step.probes import Probe, probes_of
 from mim3d.bench.timing import settle
@@ -94,7 +101,7 @@ def calibrate(options: StepBench, ranks: Ranks, file: Path) -> Outcome:
     if options.recipe:
         asked = recipe(options.recipe)
         asked = replace(asked, global_batch=options.global_batch or asked.global_batch)
-    clock, clock_name = clock_of(ranks.device)
+    clocks = clocks_of(ranks.device)
     multiprocessors = 0
     if ranks.device.type == "cuda":
         multiprocessors = torch.cuda.get_device_properties(ranks.device).multi_processor_count
@@ -106,13 +113,13 @@ def calibrate(options: StepBench, ranks: Ranks, file: Path) -> Outcome:
         loader = stack.enter_context(reading_loader(folder, ranks))
         reads: list[float] = []
         for one in timed:
-            warm_up(one, clock)
+            warm_up(one, clocks.whole)
         other = stack.enter_context(OtherWork())
         for number in range(options.rounds):
             for place in in_turn(list(map(str, range(len(timed)))), number):
-                run_round(timed[int(place)], clock, multiprocessors)
+                run_round(timed[int(place)], clocks, multiprocessors)
             reads.append(voxels_per_cpu_s(loader))
-    found = calibration_of(timed, reads, ranks, clock_name, multiprocessors, other)
+    found = calibration_of(timed, reads, ranks, clocks.name, multiprocessors, other)
     write_calibration(file, found)
     print(text_of(found, file, other))
     return Outcome(
@@ -144,14 +151,15 @@ def warm_up(one: Timed, clock: Clock) -> None:
     one.steps = max(1, round(ROUND_S / max(clock() - began, 1e-4)))
 
 
-def run_round(one: Timed, clock: Clock, multiprocessors: int) -> None:
+def run_round(one: Timed, clocks: Clocks, multiprocessors: int) -> None:
     """Steps as they are, and for those that laws are fitted to one more by its parts."""
+    clock = clocks.whole
     began = clock()
     for _ in range(one.steps):
         one.stepper.step(LR, measure=False)
     one.whole.append((clock() - began) / one.steps)
     if one.probe.role == "fit":
-        one.parts.append(time_operations(one.bare, one.batch, clock, multiprocessors))
+        one.parts.append(time_operations(one.bare, one.batch, clocks.operation, multiprocessors))
         if one.bare is not one.stepper.model:
             one.stepper.model(one.batch)[0].backward()
         began = clock()

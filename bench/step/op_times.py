@@ -1,4 +1,8 @@
-"""Each operation of a step by a clock of its own, and the optimiser's update by the same."""
+"""Each operation of a step by a clock of its own.
+
+On a GPU an operation lies between two events, which are read when all is done. The device is held
+up before the first, so that the host is ahead of it and no event waits for a launch.
+"""
 
 import time
 from collections.abc import Callable
@@ -8,11 +12,15 @@ from typing import Any
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from mim3d.bench.timing import cuda_instant
 from mim3d.dataio.loader.batch import Batch
 from mim3d.engine.planning.laws import columns_of, names_of
 from mim3d.engine.planning.operations import NOT_OPERATIONS, operation_of
 
-Clock = Callable[[], float]
+Clock = Callable[[], Any]
+"""A moment; later minus earlier is in seconds."""
+HELD_CYCLES = 1 << 29
+"""Of a GPU: a quarter of a second, about, in which the host sends off a step's operations."""
 
 
 @dataclass(frozen=True)
@@ -39,10 +47,11 @@ class OperationTimes(TorchDispatchMode):
     """Times every operation that is dispatched while it is on."""
 
     clock: Clock
+    """Of one operation; moments are subtracted when the step is over."""
     multiprocessors: int = 0
     backward: bool = False
+    moments: list[tuple[Signature, Any, Any]] = field(default_factory=list)
     tallies: dict[Signature, Tally] = field(default_factory=dict)
-    launches: int = 0
 
     def __post_init__(self) -> None:
         super().__init__()
@@ -52,7 +61,7 @@ class OperationTimes(TorchDispatchMode):
     ) -> Any:
         began = self.clock()
         result = func(*args, **(kwargs or {}))
-        seconds = self.clock() - began
+        ended = self.clock()
         if func.namespace in NOT_OPERATIONS:
             return result
         operation = operation_of(func, args, kwargs or {}, result, self.backward)
@@ -60,11 +69,20 @@ class OperationTimes(TorchDispatchMode):
             columns = columns_of(operation, self.multiprocessors)
             size = operation.nbytes if operation.kind == "pass" else operation.flops
             key = Signature(names_of(operation), tuple(columns.items()), size)
-            tally = self.tallies.setdefault(key, Tally())
-            tally.seconds += seconds
-            tally.calls += 1
-            self.launches += 1
+            self.moments.append((key, began, ended))
         return result
+
+    def add_up(self) -> None:
+        """Make tallies of the moments."""
+        for key, began, ended in self.moments:
+            tally = self.tallies.setdefault(key, Tally())
+            tally.seconds += ended - began
+            tally.calls += 1
+
+    @property
+    def launches(self) -> int:
+        """Operations that run something."""
+        return sum(tally.calls for tally in self.tallies.values())
 
     @property
     def seconds(self) -> float:
@@ -72,18 +90,28 @@ class OperationTimes(TorchDispatchMode):
         return sum(tally.seconds for tally in self.tallies.values())
 
 
-def clock_of(device: torch.device) -> tuple[Clock, str]:
-    """What operations are timed by, and its name: processor seconds where one thread computes."""
+@dataclass(frozen=True)
+class Clocks:
+    """What operations and whole steps are timed by."""
+
+    operation: Clock
+    whole: Clock
+    name: str
+
+
+def clocks_of(device: torch.device) -> Clocks:
+    """Of a device; processor seconds where one thread computes."""
     if device.type == "cuda":
 
-        def device_clock() -> float:
+        def waited() -> float:
             torch.cuda.synchronize()
             return time.perf_counter()
 
-        return device_clock, "wall clock, the device waited for"
+        return Clocks(cuda_instant, waited, "events on the device")
     if torch.get_num_threads() == 1:
-        return time.process_time, "processor seconds of one thread"
-    return time.perf_counter, f"wall clock, {torch.get_num_threads()} threads"
+        return Clocks(time.process_time, time.process_time, "processor seconds of one thread")
+    name = f"wall clock, {torch.get_num_threads()} threads"
+    return Clocks(time.perf_counter, time.perf_counter, name)
 
 
 def time_operations(
@@ -91,8 +119,11 @@ def time_operations(
 ) -> OperationTimes:
     """Those of one forward and backward pass; gradients are there afterwards."""
     mode = OperationTimes(clock, multiprocessors)
+    if batch.image.is_cuda:
+        torch.cuda._sleep(HELD_CYCLES)
     with mode:
         loss = module(batch)[0]
         mode.backward = True
         loss.backward()
+    mode.add_up()
     return mode

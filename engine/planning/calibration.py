@@ -209,7 +209,11 @@ def calibrated_machine(found: Calibration, given: Mapping[str, float] | None = N
     """The machine that was measured; what it was not asked is assumed, or a data sheet's."""
     constants = dict(ASSUMED)
     if found.kind == "cuda":
-        constants = dict(known_machine(found.device, peak_tflops=unknown_peak(found)).constants)
+        reached = unknown_peak(found)
+        constants = dict(known_machine(found.device, peak_tflops=reached).constants)
+        if reached:
+            words = "what its products reached: its sheet is not known"
+            constants["peak_tflops"] = Constant(reached, "TFLOP/s", words, "measured")
     constants |= found.constants
     return Machine(
         found.device,

@@ -4,6 +4,7 @@ import dataclasses
 import json
 
 import pytest
+import torch
 
 from mim3d.engine.commands.plan import main
 from mim3d.engine.errors import ConfigError
@@ -14,8 +15,9 @@ from mim3d.engine.planning.calibration import (
     read_calibration,
     write_calibration,
 )
-from mim3d.engine.planning.laws import Law
+from mim3d.engine.planning.laws import Law, names_of
 from mim3d.engine.planning.machine import Constant
+from mim3d.engine.planning.operations import step_work
 from mim3d.engine.planning.plan import make_plan
 from mim3d.engine.pretrain.recipes import recipe
 
@@ -74,6 +76,25 @@ def test_a_plan_by_a_calibration_is_told_by_it_alone(tmp_path, capsys):
     write_calibration(file, calibration(laws=slower, met=tuple(slower)))
     later = main([*SMALL, "--calibration", str(file)]).figures["step_s"]
     assert later > 2 * outcome.figures["step_s"]
+
+
+@pytest.mark.parametrize("device", ["H200", "Abacus"])
+def test_a_gpus_calibration_takes_host_and_network_as_assumed(device, tmp_path, capsys):
+    file = tmp_path / "cal.json"
+    found = calibration(kind="cuda", device=device, precision="bf16", constants={})
+    config = dataclasses.replace(recipe("demo-mae"), global_batch=2)
+    names = {names_of(one)[0] for one in step_work(config, 2, torch.bfloat16).operations}
+    write_calibration(file, dataclasses.replace(found, met=tuple(sorted(names))))
+    outcome = main([*SMALL, "--gpus", "2", "--calibration", str(file)])
+    figures, printed = outcome.figures, capsys.readouterr().out
+    assert figures["in_range"]
+    assert (figures["gpus"], figures["device"]) == (2, device)
+    assert f"devices       2 x {device}" in printed
+    assert "product_share" not in printed
+    for name in ("host_us_per_op", "network_gb_per_s", "network_share"):
+        assert f"  {name}" in printed
+    known = figures["constants"]["peak_tflops"]
+    assert known["value"] == pytest.approx(989.4 if device == "H200" else 0.1)
 
 
 DAMAGE = {
