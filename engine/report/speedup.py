@@ -163,11 +163,12 @@ def overview_table(study: Study, groups: Sequence[GroupSummary]) -> Table | None
             seeds = [f"{found.pairs} of {comparison.planned} seeds"] if few else []
             cells.append("\n".join([*ratio_lines(found), *seeds]))
         rows.append(tuple(cells))
+    each = " of each encoder" if any(group.group.encoder for group in groups) else ""
     header = ("setting", *(f"{arm_name(one)} over\n{arm_name(other)}" for one, other in pairs))
     note = (
         f"Steps to {100 * share:g} % of the reference's best score, as ratios, with 95 % intervals "
         "and p of a paired t test on logarithms where at least 5 seeds support them. The first "
-        "setting is the headline's; no p here is corrected for the number of comparisons."
+        f"setting{each} is the headline's; no p here is corrected for the number of comparisons."
     )
     return Table("Every setting at the primary target", header, tuple(rows), note)
 
