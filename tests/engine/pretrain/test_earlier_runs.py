@@ -34,9 +34,19 @@ def with_loader(config: PretrainConfig, **changes: object) -> PretrainConfig:
     return dataclasses.replace(config, data=dataclasses.replace(config.data, loader=loader))
 
 
+HEADS_BEFORE = 16
+"""Of the decoders of mae-vit-*, which have fewer, wider ones since; runs from before are gone on
+with by --method.decoder-heads 16."""
+
+
 @pytest.mark.parametrize("name", HASHES)
 def test_checkpoints_know_their_configuration_by_the_same_hash(name: str) -> None:
-    assert json_sha256(config_identity(recipe(name))) == HASHES[name]
+    config = recipe(name)
+    if name.startswith("mae-vit-"):
+        assert json_sha256(config_identity(config)) != HASHES[name]
+        method = dataclasses.replace(config.method, decoder_heads=HEADS_BEFORE)
+        config = dataclasses.replace(config, method=method)
+    assert json_sha256(config_identity(config)) == HASHES[name]
 
 
 def test_no_recipe_is_left_out() -> None:
@@ -64,7 +74,15 @@ def test_a_run_of_an_earlier_version_is_gone_on_with(tmp_path: Path) -> None:
     written = before.stat().st_mtime_ns
     file = tmp_path / "run" / "config.json"
     stored = json.loads(file.read_text())
-    later_fields = ("cache_policy", "nodes", "node_rotation", "shares", "where", "artefacts")
+    later_fields = (
+        "cache_policy",
+        "nodes",
+        "node_rotation",
+        "shares",
+        "where",
+        "artefacts",
+        "device_keeps",
+    )
     for later in (*later_fields, "remote_requests", "remote_bytes"):
         del stored["data"][later]
     for later in ("decode_fraction", "ignore"):
