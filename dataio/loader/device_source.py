@@ -2,9 +2,10 @@
 
 Threads read; the consumer's thread queues the device's part on a lane beside his own. When it takes
 a batch the next one, if it is read by then, is queued at once, and so is made while this one is
-worked on. Nothing waits for the device, nor the device for the host.
+worked on. The device waits for no host, and the host for a device only where it is far behind.
 """
 
+from abc import ABC, abstractmethod
 from collections import deque
 from dataclasses import dataclass, field
 from typing import Any
@@ -41,7 +42,7 @@ class StagedBatch(RawBatch):
     staged: Staged | None = None
 
 
-class StagedSource(CropSource):
+class StagedSource(CropSource, ABC):
     """As CropSource, but `image` and `label` are tensors on the device, made a batch ahead."""
 
     def __init__(
@@ -59,9 +60,9 @@ class StagedSource(CropSource):
         self._begun: dict[int, StagedBatch] = {}
         self._taken: deque[Any] = deque()
 
+    @abstractmethod
     def _begin(self, batch: StagedBatch) -> Staged:
         """Queue the device's part of a batch that was read, on the side lane."""
-        raise NotImplementedError
 
     def _take(self, number: int) -> RawBatch:
         """A batch for the consumer's lane; the next one is begun where it is read by now."""
