@@ -18,8 +18,9 @@ class OtherWork:
     Others are all but this process and the children it has waited for by the end.
     """
 
+    share: float | None = None
+
     def __enter__(self) -> Self:
-        self.share: float | None = None
         self._began, self._all, self._own = time.monotonic(), busy_seconds(), own_seconds()
         return self
 

@@ -53,10 +53,13 @@ from mim3d.engine.planning.machine import Constant
 from mim3d.engine.planning.plan import make_plan
 from mim3d.engine.pretrain.config import PretrainConfig
 from mim3d.engine.pretrain.recipes import recipe
+from mim3d.engine.runs.files import refuse_address
 from mim3d.engine.training.train_step import Stepper
 
 ROUND_S = 0.15
 """Of a step's round, at least."""
+TRUSTED = 0.25
+"""Error of a check beyond which a calibration is warned of."""
 READ_CROP, READ_VOLUMES, READ_BATCHES = 96, 3, 4
 PRECISIONS: dict[torch.dtype, Precision] = {
     torch.float32: "fp32",
@@ -97,6 +100,9 @@ def calibrate(options: StepBench, ranks: Ranks, file: Path) -> Outcome:
         raise ConfigError(
             f"--calibrate measures one rank, here are {ranks.world}: start it without torchrun"
         )
+    refuse_address(file, "--calibrate")
+    if file.is_dir():
+        raise ConfigError(f"--calibrate {file} is a folder: name the file to write in it")
     asked = None
     if options.recipe:
         asked = recipe(options.recipe)
@@ -122,14 +128,13 @@ def calibrate(options: StepBench, ranks: Ranks, file: Path) -> Outcome:
     found = calibration_of(timed, reads, ranks, clocks.name, multiprocessors, other)
     write_calibration(file, found)
     print(text_of(found, file, other))
-    return Outcome(
-        {
-            "file": str(file),
-            "worst": found.worst,
-            "checks": [vars(check) for check in found.checks],
-            "others_cpu_share": other.share,
-        }
-    )
+    figures = {
+        "file": str(file),
+        "worst": found.worst,
+        "checks": [vars(check) for check in found.checks],
+        "others_cpu_share": other.share,
+    }
+    return Outcome(figures, lost=int(found.worst > TRUSTED))
 
 
 def prepared(probe: Probe, ranks: Ranks) -> Timed:
@@ -309,5 +314,10 @@ def text_of(found: Calibration, file: Path, other: OtherWork) -> str:
         f"{check.error:>+6.0%}"
         for check in found.checks
     ]
+    if found.worst > TRUSTED:
+        lines.append(
+            f"warning: a step was told {found.worst:.0%} off: take more --rounds, or a time when "
+            "the machine is quieter"
+        )
     lines.append(f"written to {file}: mim3d plan RECIPE --calibration {file}")
     return "\n".join(lines)

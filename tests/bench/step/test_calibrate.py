@@ -1,15 +1,18 @@
 """What a calibration fits, on operations whose law is known, and the command from end to end."""
 
+import dataclasses
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from mim3d.bench.other_work import OtherWork
 from mim3d.bench.step import calibrate, probes, stage
 from mim3d.bench.step.fit import Sample, fitted, fitted_laws, median_samples
 from mim3d.bench.step.op_times import Signature
 from mim3d.engine.commands.plan import main as plan
-from mim3d.engine.planning.calibration import read_calibration
+from mim3d.engine.errors import ConfigError
+from mim3d.engine.planning.calibration import Check, read_calibration
 
 RESULTS = Path(__file__).resolve().parents[3] / "bench/results/2026-11-30-plan-cpu"
 
@@ -87,12 +90,26 @@ def test_the_command_writes_what_a_plan_reads(tmp_path, capsys, monkeypatch):
     assert found.kind == "cpu"
     assert {"product", "attention", "pass", "optimiser"} <= found.laws.keys()
     assert found.constants["read_gvoxels_per_core"].value > 0
+    assert outcome.exit_code == (3 if found.worst > 0.25 else 0)
     (check,) = found.checks
     assert len(check.rounds) == 2
     assert outcome.figures["worst"] == pytest.approx(abs(check.error))
     figures = plan([*words[1:], "--calibration", str(file)]).figures
     assert figures["device"] == "cpu"
     assert figures["in_range"]
+
+
+def test_a_calibration_that_tells_badly_is_warned_of():
+    checks = (Check("a step", 1.3, 1.0, (1.0,)), Check("another", 1.0, 1.0, (1.0,)))
+    found = dataclasses.replace(committed(), checks=checks)
+    assert "a step was told 30% off" in calibrate.text_of(found, Path("cal.json"), OtherWork())
+    assert "warning" not in calibrate.text_of(committed(), Path("cal.json"), OtherWork())
+
+
+@pytest.mark.parametrize("place", ["s3://bucket/cal.json", "."])
+def test_what_cannot_be_written_is_refused_before_anything_is_measured(place):
+    with pytest.raises(ConfigError, match="--calibrate"):
+        stage.main(["--calibrate", place])
 
 
 def committed():
