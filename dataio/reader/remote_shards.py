@@ -18,7 +18,7 @@ from mim3d.dataio.reader.table_watch import TableWatch, table_in
 from mim3d.dataio.remote.fetcher import Fetcher, RefusedError, UnavailableError
 from mim3d.dataio.remote.limits import RemoteLimits
 from mim3d.dataio.remote.ticket import Ticket
-from mim3d.dataio.storage.remote import locate, store_reason
+from mim3d.dataio.storage.remote import is_plain_http, locate, store_reason
 from mim3d.dataio.storage.store import open_store
 from mim3d.dataio.waiting import StalledError
 
@@ -230,4 +230,6 @@ class RemoteShards:
         except lasting as error:
             raise CorpusError(f"{self.address}/{path}: {store_reason(error)}") from error
         except (obstore.exceptions.BaseError, OSError) as error:
+            if is_plain_http(error):
+                raise CorpusError(f"{self.address}: {store_reason(error)}") from error
             raise UnavailableError(store_reason(error)) from error

@@ -20,7 +20,7 @@ from mim3d.dataio.remote.limits import RemoteLimits
 from mim3d.dataio.remote.link import Link
 from mim3d.dataio.remote.ranges import joined
 from mim3d.dataio.remote.ticket import Part, Ticket
-from mim3d.dataio.storage.remote import store_reason
+from mim3d.dataio.storage.remote import is_plain_http, store_reason
 from mim3d.dataio.waiting import store_timeout_s, wait_for
 
 TOGETHER = 10
@@ -222,7 +222,8 @@ class Fetcher:
         except lasting as error:
             raise RefusedError(store_reason(error)) from error
         except (obstore.exceptions.BaseError, OSError) as error:
-            raise UnavailableError(store_reason(error)) from error
+            kind = RefusedError if is_plain_http(error) else UnavailableError
+            raise kind(store_reason(error)) from error
         nbytes = [len(each) for each in found]
         self.link.record(max(nbytes), time.monotonic() - sent)
         self.requests += len(found)

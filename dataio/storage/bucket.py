@@ -1,10 +1,12 @@
 """A bucket as this package asks it: obstore's verbs, each of which says when it has to wait."""
 
+import ipaddress
 import os
 from collections.abc import Callable, Iterator, Sequence
 from datetime import timedelta
 from functools import lru_cache
 from typing import Any, TypeVar
+from urllib.parse import urlsplit
 
 from typing_extensions import Buffer
 
@@ -18,6 +20,7 @@ MAX_RETRIES = 6
 REQUEST_S = 300.0
 """For a whole request: what trickles in, or is sent, may take so long."""
 END = object()
+ENDPOINTS = ("AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT")
 
 
 class Answer:
@@ -151,6 +154,24 @@ def client(origin: str, options: dict[str, float], whole_s: float, retry_s: floa
 
 
 def plain_http(origin: str) -> bool:
-    """Only where the address itself, AWS_ or GOOGLE_ALLOW_HTTP says so."""
+    """Where the address itself, AWS_ or GOOGLE_ALLOW_HTTP says so; else where an endpoint of S3 was
+    named as http on this machine, which nobody else can listen to."""
     named = "GOOGLE_ALLOW_HTTP" if origin.startswith("gs://") else "AWS_ALLOW_HTTP"
-    return origin.startswith("http://") or os.environ.get(named, "").lower() == "true"
+    if said := os.environ.get(named, ""):
+        return said.lower() == "true" or origin.startswith("http://")
+    return origin.startswith("http://") or (origin.startswith("s3://") and has_endpoint_here())
+
+
+def has_endpoint_here() -> bool:
+    """Whether the environment names an http endpoint on loopback."""
+    named = [os.environ.get(name, "") for name in ENDPOINTS]
+    return any(url.lower().startswith("http://") and is_loopback(url) for url in named)
+
+
+def is_loopback(url: str) -> bool:
+    """Whether an address is of this machine's own network alone."""
+    try:
+        host = urlsplit(url).hostname or ""
+        return host == "localhost" or ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False

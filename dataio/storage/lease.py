@@ -10,7 +10,7 @@ from typing import Any
 
 from mim3d.dataio.errors import CorpusError, StoreError, StoreRefusedError
 from mim3d.dataio.storage.bucket import Bucket
-from mim3d.dataio.storage.remote import access_remedy, store_reason
+from mim3d.dataio.storage.remote import access_remedy, is_plain_http, store_reason
 from mim3d.dataio.waiting import StalledError, patience
 
 LEASE_S = 90.0
@@ -54,7 +54,8 @@ class Lease:
                 if self._taken_over():
                     break
         except obstore.exceptions.BaseError as error:
-            raise StoreError(
+            kind = StoreRefusedError if is_plain_http(error) else StoreError
+            raise kind(
                 f"{self.url}: cannot be written ({store_reason(error)}); {access_remedy(error)}"
             ) from error
         threading.Thread(target=self._renew, daemon=True).start()

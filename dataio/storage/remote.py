@@ -36,17 +36,28 @@ def locate(address: str) -> tuple[Bucket, str]:
 
 
 def store_reason(error: Exception) -> str:
-    """obstore's message without the debug output that follows it."""
+    """obstore's message without the debug output that follows it; what to set where it is that
+    plain http was not allowed, which no second try mends."""
+    if is_plain_http(error):
+        named = "GOOGLE_ALLOW_HTTP" if "GCS" in first_line(error) else "AWS_ALLOW_HTTP"
+        return f"the endpoint is http: set {named}=true"
     return first_line(error).split(": <?xml", 1)[0].strip()[:300]
 
 
+def is_plain_http(error: Exception) -> bool:
+    """Whether a client refused an endpoint because it is http."""
+    return "BadScheme" in str(error)
+
+
 def is_denied(error: Exception) -> bool:
-    """Whether a store does not know us, or does not let us."""
-    return DENIED.search(f"{type(error).__name__} {error}") is not None
+    """Whether a store does not know us, or does not let us, or we do not let ourselves."""
+    return is_plain_http(error) or DENIED.search(f"{type(error).__name__} {error}") is not None
 
 
 def access_remedy(error: Exception) -> str:
     """What to do about a request that failed."""
+    if is_plain_http(error):
+        return "then run the same command again, what is done is kept"
     if is_denied(error):
         return (
             "check the credentials in the environment (AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY, "

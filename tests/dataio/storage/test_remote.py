@@ -2,6 +2,7 @@
 
 import functools
 import http.server
+import re
 import threading
 import time
 import urllib.request
@@ -16,8 +17,8 @@ from s3_server import s3_environment
 
 from mim3d.dataio.convert.run import convert
 from mim3d.dataio.corpus.quarantine import parse_quarantine
-from mim3d.dataio.errors import CorpusError, SourceError, StoreError
-from mim3d.dataio.reader.corpus import Corpus
+from mim3d.dataio.errors import CorpusError, Mim3dError, SourceError, StoreError
+from mim3d.dataio.reader.corpus import Corpus, opened_corpus
 from mim3d.dataio.reader.shard_reader import ShardReader
 from mim3d.dataio.sources.discover import discover
 from mim3d.dataio.sources.phantom import make_cohort
@@ -253,6 +254,50 @@ def test_an_unreachable_server_is_one_line(monkeypatch):
     with pytest.raises(StoreError, match="nowhere"):
         RemoteStore("s3://nowhere/c").replace("a", [b""])
     client.bucket.cache_clear()
+
+
+def test_http_is_allowed_here_and_elsewhere_by_the_variable_that_is_named(
+    s3, tmp_path, monkeypatch, capsys
+):
+    cohort = str(make_cohort(tmp_path / "cohort", 1))
+    monkeypatch.setenv("AWS_ALLOW_HTTP", "false")
+    command = ["convert", cohort, f"{s3}/corpus"]
+    assert main(command) == 2
+    written = capsys.readouterr().err.strip()
+    with pytest.raises(Mim3dError) as opened, opened_corpus(f"{s3}/corpus"):
+        pass
+    with pytest.raises(SourceError) as listed:
+        discover(f"{s3}/raw")
+    for told in (written, str(opened.value), str(listed.value)):
+        assert "the endpoint is http: set AWS_ALLOW_HTTP=true" in told
+        assert "\n" not in told
+    found = re.search(r"set (\w+)=(true)", written)
+    assert found is not None
+    monkeypatch.setenv(found[1], found[2])
+    assert main(command) == 0
+    monkeypatch.delenv("AWS_ALLOW_HTTP")  # the server is on loopback
+    with opened_corpus(f"{s3}/corpus") as (corpus, _):
+        assert len(corpus.records) == 1
+
+
+@pytest.mark.parametrize(
+    ("endpoint", "allowed"),
+    [
+        ("http://127.0.0.1:9", True),
+        ("http://localhost:9", True),
+        ("http://[::1]:9", True),
+        ("http://127.0.0.1.example.org", False),
+        ("http://store.lan:9000", False),
+        ("http://[broken", False),
+        ("https://127.0.0.1", False),
+        ("", False),
+    ],
+)
+def test_only_loopback_needs_no_word(endpoint, allowed, monkeypatch):
+    monkeypatch.delenv("AWS_ALLOW_HTTP", raising=False)
+    monkeypatch.setenv("AWS_ENDPOINT_URL", endpoint)
+    assert client.plain_http("s3://lab") is allowed
+    assert not client.plain_http("gs://lab")
 
 
 def test_http_sources_by_list_but_not_by_listing(http_root, tmp_path):

@@ -163,7 +163,7 @@ def test_what_is_large_is_uploaded_in_parts_and_listed_in_pages(root, dialect):
 def test_plain_http_is_only_by_word(root, monkeypatch):
     monkeypatch.setattr(client, "MAX_RETRIES", 0)
     monkeypatch.delenv("GOOGLE_ALLOW_HTTP")
-    with pytest.raises(StoreError):
+    with pytest.raises(StoreError, match="http: set GOOGLE_ALLOW_HTTP=true"):
         RemoteStore(f"{root}/raw").replace("a", [b""])
     monkeypatch.setenv("AWS_ALLOW_HTTP", "true")
     with pytest.raises(StoreError):
