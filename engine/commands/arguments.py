@@ -145,6 +145,12 @@ def taken(argument: Any, words: Sequence[str]) -> str:
     return f"{named(argument)} takes {metavar(argument)}, got {', '.join(given) or 'nothing'}"
 
 
+def refuse_without_value(option: str, values: Collection[str], words: Sequence[str]) -> None:
+    """UsageError where an option of one or more values stands there with none."""
+    if not values and any(word.partition("=")[0] == option for word in words):
+        raise UsageError(f"{option} takes NAME=VALUE, one or more, got nothing")
+
+
 def metavar(argument: Any) -> str:
     """The kind of its values."""
     return str(argument.lowered.metavar).strip("{}")

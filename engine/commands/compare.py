@@ -6,7 +6,7 @@ from typing import Annotated
 
 import tyro
 
-from mim3d.engine.commands.arguments import parse
+from mim3d.engine.commands.arguments import parse, refuse_without_value
 from mim3d.engine.commands.outcome import Outcome
 from mim3d.engine.errors import ConfigError
 from mim3d.engine.models.config import ALSO_SWINS, ViTConfig
@@ -45,6 +45,7 @@ def main(words: list[str]) -> Outcome:
         left_out=idle_fields(config),
         aliases={ViTConfig: ALSO_SWINS} if config.swin is not None else {},
     )
+    refuse_without_value("--vary", args.vary, rest)
     from mim3d.dataio.storage.store import writing
     from mim3d.engine.analysis.figures import figures_of
     from mim3d.engine.report.report import build_report

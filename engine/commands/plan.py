@@ -10,7 +10,7 @@ import tyro
 from mim3d.dataio.finite import refuse_not_finite, refuse_outside
 from mim3d.dataio.remote.forecast import StoreNeed, store_need
 from mim3d.dataio.remote.link import FIRST_BYTES_PER_S
-from mim3d.engine.commands.arguments import parse
+from mim3d.engine.commands.arguments import parse, refuse_without_value
 from mim3d.engine.commands.outcome import Outcome
 from mim3d.engine.errors import ConfigError
 from mim3d.engine.pretrain.config import PretrainConfig
@@ -26,8 +26,8 @@ DESCRIPTION = """Time, memory, network and data need of a recipe, before it runs
 The model runs over tensors without memory, so that every operation of a step is known; each takes
 what a calibration (`mim3d bench step --calibrate FILE`, on the machine that is meant) measured, or
 what data sheets and the assumptions below the plan let expect. Sharding is done for real on a fake
-group of N ranks. Exit code 3 where more is needed than the machine has, or the
-time cannot be told.
+group of N ranks. Exit code 3 where more is needed than the machine has, the batch
+does not divide over the ranks, or the time cannot be told.
 """
 MOST_GPUS = 1024
 USUAL_GPUS, USUAL_DEVICE = 8, "H200"
@@ -81,6 +81,7 @@ def main(words: list[str]) -> Outcome:
         description=DESCRIPTION,
         left_out=idle_fields(config),
     )
+    refuse_without_value("--assume", args.assume, words[1:])
     return planned(args)
 
 
@@ -104,11 +105,10 @@ def planned(args: PlanArgs) -> Outcome:
     store = None if plan.outside else store_figures(args, plan.crops_per_s / gpus)
     if store:
         print(wrapped("store", store_words(store)))
-    if raised:
-        print(wrapped("note:", raised))
     refuse_too_large(args, plan)
     needs = needs_of(config, plan, machine, facts)
-    warnings = [*(facts.doubts if facts else ()), *(need.text for need in needs)]
+    warnings = [raised] if raised else []
+    warnings += [*(facts.doubts if facts else ()), *(need.text for need in needs)]
     for warning in warnings:
         print(wrapped("warning:", warning))
     figures = figures_of(plan, machine, config) | {"warnings": warnings}
@@ -268,7 +268,7 @@ def with_enough_crops(args: PlanArgs) -> tuple[PlanArgs, str]:
     batch = -(-config.global_batch // parts) * parts
     raised = dataclasses.replace(config, global_batch=batch)
     return dataclasses.replace(args, config=raised), (
-        f"planned with --global-batch {batch}: the recipe's {config.global_batch} does not divide "
-        f"over {gpus} devices x {config.parallel.grad_accum}, and `mim3d pretrain` would "
-        f"refuse it; the learning rate was chosen for {config.global_batch}"
+        f"planned with --global-batch {batch}: the {config.global_batch} asked for do not divide "
+        f"over {gpus} devices x {config.parallel.grad_accum}, and `mim3d pretrain` would refuse "
+        f"them; set --global-batch {batch}, with a learning rate chosen for it"
     )

@@ -64,9 +64,15 @@ def test_the_command(capsys):
 )
 def test_a_batch_too_small_for_the_devices_is_raised_and_told(capsys, gpus, accum, batch):
     words = ["demo-mae", "--gpus", str(gpus), "--parallel.grad-accum", str(accum)]
-    assert main(words).figures["global_batch"] == batch
+    outcome = main(words)
+    assert outcome.figures["global_batch"] == batch
     text = told(capsys)
-    assert ("the recipe's 16 does not divide" in text) == (batch != 16)
+    assert ("the 16 asked for do not divide" in text) == (batch != 16)
+    assert (outcome.exit_code == 3) == (batch != 16)
+    if batch != 16:
+        found = re.search(r"set (--global-batch) (\d+),", text)
+        assert found is not None
+        assert main([*words, found[1], found[2]]).exit_code == 0
 
 
 @pytest.mark.slow
@@ -197,6 +203,13 @@ def test_every_line_fits_eighty_columns_and_names_what_is_assumed(capsys):
     printed = capsys.readouterr().out
     assert "as given by --assume" in printed
     assert "warning:      cores of a rank for the loader" in printed
+
+
+@pytest.mark.parametrize("words", [["--assume"], ["--assume", "--gpus", "1"], ["--assume="]])
+def test_an_assumption_without_a_value_is_refused(words):
+    with pytest.raises((ConfigError, UsageError), match=r"--assume .*NAME=") as told:
+        main(["demo-mae", *words])
+    assert "\n" not in str(told.value)
 
 
 @pytest.mark.parametrize(
