@@ -14,10 +14,12 @@ from pathlib import Path
 import torch
 
 from mim3d.dataio.inspect.doubts import subjects_in
+from mim3d.dataio.labels.sides import pairs_of_sides
 from mim3d.dataio.loader.augment import augmentation
 from mim3d.dataio.loader.loader import Loader, LoaderConfig
 from mim3d.dataio.reader.corpus import Corpus, opened_corpus
 from mim3d.dataio.reader.shards import Shards
+from mim3d.dataio.subjects.grouping import counted
 from mim3d.engine.arithmetic.precision import choose_precision
 from mim3d.engine.bucket.place import place_of
 from mim3d.engine.distributed.parallel import stays_whole
@@ -210,7 +212,26 @@ def settings_of(config: FinetuneConfig, flops: float, sitting: Sitting) -> RunSe
 def opening_lines(config: FinetuneConfig, task: Task, splits: Splits) -> list[str]:
     """What is told before the first step: what became of weights, and who was seen by them."""
     found = [line for start in task.starts for line in start.lines()]
-    return [*found, *seen_before(config, task.corpus, splits)]
+    return [*found, *flipped_sides(config, task.names), *seen_before(config, task.corpus, splits)]
+
+
+def flipped_sides(config: FinetuneConfig, names: Sequence[str]) -> list[str]:
+    """A loud line where classes differ by their side and crops are flipped, which keeps the class.
+
+    It costs no exit code: the run does what was asked, and may be meant so, for the left and right
+    ventricle of a heart are told apart in a mirror too.
+    """
+    pairs = pairs_of_sides(names)
+    if not pairs or not augmentation(config.augment).flip:
+        return []
+    rest = len(pairs) - 1
+    more = f" (and {counted(rest, 'more such pair')})" if rest else ""
+    upright = "spatial-upright" if config.augment.startswith("spatial") else "upright"
+    return [
+        f"CLASSES {pairs[0][0]!r} AND {pairs[0][1]!r}{more} DIFFER BY THEIR SIDE, AND CROPS ARE "
+        f"FLIPPED: what lies left is taught as right and the other way round. Set --augment "
+        f"{upright}, which flips none (now {config.augment}), unless their shape tells them apart"
+    ]
 
 
 def seen_before(config: FinetuneConfig, corpus: Corpus, splits: Splits) -> list[str]:
@@ -229,6 +250,7 @@ def notes_of(config: FinetuneConfig, task: Task, splits: Splits) -> list[str]:
     found = [
         *input_mismatch(config),
         *target_notes(config),
+        *flipped_sides(config, task.names),
         *splits.notes,
         *task.notes(splits.train, "training"),
     ]

@@ -38,6 +38,8 @@ class Task(Objective):
     name: str
     metric: str
     net: nn.Module
+    names: Sequence[str] = ()
+    """Of its classes, where it has some."""
     dtype: torch.dtype = torch.float32
     """Of the training arithmetic; crops are cast to it."""
 

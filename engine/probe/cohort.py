@@ -17,12 +17,10 @@ from mim3d.engine.errors import ConfigError
 from mim3d.engine.finetune.splits import SplitConfig, few, make_splits
 from mim3d.engine.finetune.targets import read_targets
 from mim3d.engine.models.config import ViTConfig
-from mim3d.engine.probe.config import ProbeConfig
+from mim3d.engine.probe.config import FEWEST, ProbeConfig
 
 MOSTLY = 0.5
 """Share of a crop that the largest volume must fill; the rest of it is padding."""
-FEWEST = 2
-"""Subjects of a class: one to learn from and one to score."""
 
 
 @dataclass(frozen=True)
@@ -182,13 +180,23 @@ def place_of(
 
 
 def chosen_subjects(classes: Mapping[str, str], config: ProbeConfig) -> list[str]:
-    """At most `config.subjects`, of each class as many as there can be, in the seed's order."""
+    """At most `config.subjects`, of each class as many as there can be, in the seed's order.
+
+    ConfigError where these are too few for the classes.
+    """
     by_class: dict[str, list[str]] = {}
     for subject in sorted(classes, key=lambda name: order(config.seed, name)):
         by_class.setdefault(classes[subject], []).append(subject)
+    needed = FEWEST * len(by_class)
+    if config.subjects < min(needed, len(classes)):
+        raise ConfigError(
+            f"probe.subjects {config.subjects} is too few for {len(by_class)} classes, of each of "
+            f"which one subject is learned from and one is scored: set --probe.subjects {needed} "
+            "or more"
+        )
     turns = zip_longest(*(by_class[name] for name in sorted(by_class)))
     found = [subject for turn in turns for subject in turn if subject is not None]
-    return found[: max(config.subjects, FEWEST * len(by_class))]
+    return found[: config.subjects]
 
 
 def order(seed: int, name: str) -> bytes:

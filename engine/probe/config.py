@@ -8,6 +8,8 @@ from mim3d.dataio.finite import MOST_SEED, MOST_SIZE, refuse_not_finite, refuse_
 from mim3d.engine.errors import ConfigError
 
 Classifier = Literal["linear", "knn"]
+FEWEST = 2
+"""Subjects of a class that are needed: one to learn from, one to score."""
 
 
 @dataclass(frozen=True)
@@ -33,7 +35,8 @@ class ProbeConfig:
     test: float = 0.3
     """Share of the subjects that are scored; of each class, where classes are of volumes."""
     subjects: int = 64
-    """Most subjects that are asked; of more, the seed chooses, of each class as many."""
+    """Most subjects that are asked, at least two of each class; of more, the seed chooses, of each
+    class as many."""
     windows: int = 8
     """Most crops of a volume; of more, the seed chooses, those with labelled patches first."""
     patches: int = 64
@@ -54,18 +57,24 @@ class ProbeConfig:
         refuse_not_finite(self, "probe", ConfigError)
         within = partial(refuse_outside, self, part="probe", kind=ConfigError)
         within("every", 1)
-        within("subjects windows patches neighbours", 1, MOST_SIZE)
+        within("windows patches neighbours", 1, MOST_SIZE)
+        within("subjects", most=MOST_SIZE)
+        if self.subjects < FEWEST:
+            raise ConfigError(
+                f"probe.subjects {self.subjects} must be at least {FEWEST}: the probe learns from "
+                "some and scores the others"
+            )
         within("foreground ridge", above=0)
         within("foreground", most=1)
         within("patience", 0)
         within("seed", 0, MOST_SEED)
         if not 0.0 < self.test < 1.0:
             raise ConfigError(f"probe.test {self.test} must be a share between 0 and 1")
-        if not self.corpus and (self.targets or self.patience):
-            raise ConfigError(
-                f"probe.targets {self.targets!r} and probe.patience {self.patience} say nothing "
-                "without --probe.corpus"
-            )
+        given = [f"probe.targets {self.targets!r}"] if self.targets else []
+        given += [f"probe.patience {self.patience}"] if self.patience else []
+        if given and not self.corpus:
+            says = "says nothing" if len(given) == 1 else "say nothing"
+            raise ConfigError(f"{' and '.join(given)} {says} without --probe.corpus")
 
     @property
     def is_on(self) -> bool:

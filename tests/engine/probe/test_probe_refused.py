@@ -42,9 +42,37 @@ def table(folder, rows):
     return str(file)
 
 
+@pytest.mark.parametrize(
+    ("given", "names"),
+    [
+        ({"patience": 3}, "probe.patience 3 says nothing"),
+        ({"targets": "t.csv"}, "probe.targets 't.csv' says nothing"),
+        (
+            {"targets": "t.csv", "patience": 3},
+            "probe.targets 't.csv' and probe.patience 3 say nothing",
+        ),
+    ],
+)
+def test_options_without_a_corpus_are_refused_by_the_names_of_those_given(given, names):
+    with pytest.raises(ConfigError) as error:
+        ProbeConfig(**given)
+    assert str(error.value) == f"{names} without --probe.corpus"
+    assert ProbeConfig(corpus="x", **given).is_on
+
+
+def test_too_few_subjects_asked_for(labelled, tmp_path):
+    for subjects in (1, 0, -3):
+        with pytest.raises(ConfigError, match=f"probe.subjects {subjects} must be at least 2: the"):
+            ProbeConfig(subjects=subjects)
+    assert taken(labelled, subjects=2) == (1, 1)
+    targets = table(tmp_path, [f"phantom_{i:03d},{'ab'[i % 2]}" for i in range(8)])
+    message = refusal(labelled, targets=targets, subjects=3)
+    assert "probe.subjects 3 is too few for 2 classes" in message
+    assert message.endswith("set --probe.subjects 4 or more")
+    assert taken(labelled, targets=targets, subjects=4) == (2, 2)
+
+
 def test_options_that_ask_nothing():
-    with pytest.raises(ConfigError, match=r"say nothing without --probe\.corpus"):
-        ProbeConfig(patience=3)
     with pytest.raises(ConfigError, match=r"probe\.test 1\.0 must be a share"):
         ProbeConfig(test=1.0)
     with pytest.raises(ConfigError, match=r"probe\.every 0"):
