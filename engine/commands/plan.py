@@ -187,6 +187,8 @@ def machine_of(args: PlanArgs) -> "tuple[Machine, MeasuredRate | None]":
         raise ConfigError(
             f"utilisation {share:.3g} ({measured.basis}) must lie in (0, 1]: another device?"
         )
+    if args.memory_gb and machine.kind == "cuda":
+        machine = machine.with_memory(args.memory_gb, "as given by --memory-gb")
     return machine, measured
 
 
@@ -221,10 +223,13 @@ def refuse_too_large(args: PlanArgs, plan: "Plan") -> None:
     """A ConfigError where a rank needs more than the memory that was named."""
     from mim3d.engine.planning.needs import FULL, less_memory
 
-    if args.memory_gb and plan.memory.device > FULL * args.memory_gb:
+    room = FULL * args.memory_gb
+    if args.memory_gb and plan.memory.device > room:
+        cache = plan.memory.cache
+        kept = f", of which {cache:.1f} for volumes kept there," if cache else ""
         raise ConfigError(
-            f"a rank needs about {plan.memory.device:.1f} GB and the device has "
-            f"{args.memory_gb:g}: {less_memory(plan)}"
+            f"a rank needs about {plan.memory.device:.1f} GB{kept} and of the device's "
+            f"{args.memory_gb:g} {room:.3g} can be filled: {less_memory(plan, room)}"
         )
 
 

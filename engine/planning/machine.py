@@ -111,6 +111,17 @@ class Machine:
         """A constant's value."""
         return self.constants[name].value
 
+    @property
+    def memory_gb(self) -> float | None:
+        """Memory of a device; None where it is not known, or is the host's."""
+        constant = self.constants.get("memory_gb")
+        return constant.value if constant is not None and self.kind == "cuda" else None
+
+    def with_memory(self, gb: float, source: str) -> "Machine":
+        """The same, with as much memory on each device as `source` names."""
+        given = Constant(gb, "GB", source, "given")
+        return dataclasses.replace(self, constants=self.constants | {"memory_gb": given})
+
 
 def with_given(constants: dict[str, Constant], given: Mapping[str, float]) -> dict[str, Constant]:
     """Constants with values from the command line; ConfigError where there is none of a name."""

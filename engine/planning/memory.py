@@ -7,13 +7,16 @@ P parameters, s ranks a shard group, e bytes of the compute dtype:
     whole gradients                      4 P where micro-batches are accumulated
     activations                          e times the values of mim3d.engine.models.activations
     crops                                two batches in float32
-    voxels, or compressed chunks         data.cache_bytes where data.cache is device
+    voxels, or compressed chunks         where data.cache is device: data.cache_bytes, at most the
+                                         loader's share of a device on which nothing lies yet, for
+                                         it is opened before the model is built
 and in the host's memory the background checkpoint's copy, 4 (1 + m) P / s.
 """
 
 import math
 from dataclasses import dataclass
 
+from mim3d.dataio.device.device_fit import DeviceRoom
 from mim3d.dataio.loader.config import LoaderConfig
 from mim3d.dataio.reader.corpus import is_address
 from mim3d.dataio.registry import resolved
@@ -107,8 +110,12 @@ def memory_of(
     shards: ShardSizes,
     micro_batch: int,
     facts: CorpusFacts | None = None,
+    memory_gb: float | None = None,
 ) -> Memory:
-    """A run's; where the corpus is known no cache is larger than it."""
+    """A run's; where the corpus is known no cache is larger than it.
+
+    `memory_gb` is the device's, None where that is no limit of a cache.
+    """
     width, loader = compute_bytes(config), config.data.loader
     gathered = 0 if is_left_whole(config, gpus) else shards.gathered_parameters
     kept = loader.cache_bytes / 1e9
@@ -126,25 +133,35 @@ def memory_of(
         accumulated=accumulated_bytes(config, shards, gpus) / 1e9,
         activations=width * activation_values(config) * micro_batch / 1e9,
         crops=2.0 * CROP_ITEM * voxels * micro_batch / 1e9,
-        cache=device_cache_gb(loader, facts) if loader.cache == "device" else 0.0,
+        cache=device_cache_gb(loader, facts, memory_gb) if loader.cache == "device" else 0.0,
         host_cache=kept if keeps_on_host(config) else 0.0,
         host_checkpoint=saved / 1e9 if config.checkpoint.asynchronous else 0.0,
     )
 
 
-def device_cache_gb(loader: LoaderConfig, facts: CorpusFacts | None) -> float:
+def device_room(loader: LoaderConfig, memory_gb: float | None) -> DeviceRoom:
+    """How much a cache on the device may take, by the loader's own rule: nothing lies there yet."""
+    return DeviceRoom(loader.cache_bytes, None if memory_gb is None else int(memory_gb * 1e9))
+
+
+def device_cache_gb(
+    loader: LoaderConfig, facts: CorpusFacts | None, memory_gb: float | None = None
+) -> float:
     """What a cache on the device takes: all voxels where they fit, as the loader itself decides."""
-    budget = loader.cache_bytes / 1e9
+    room = device_room(loader, memory_gb).nbytes / 1e9
     if facts is None:
-        return budget
-    return facts.decoded_gb if keeps_voxels(loader, facts) else min(budget, facts.stored_gb)
+        return room
+    voxels = keeps_voxels(loader, facts, memory_gb)
+    return facts.decoded_gb if voxels else min(room, facts.stored_gb)
 
 
-def keeps_voxels(loader: LoaderConfig, facts: CorpusFacts | None) -> bool:
+def keeps_voxels(
+    loader: LoaderConfig, facts: CorpusFacts | None, memory_gb: float | None = None
+) -> bool:
     """Whether a device keeps decoded voxels, all of them, so that none is decoded twice."""
     if facts is None or loader.device_keeps == "chunks":
         return False
-    return facts.decoded_gb <= loader.cache_bytes / 1e9
+    return facts.decoded_gb <= device_room(loader, memory_gb).nbytes / 1e9
 
 
 def keeps_on_host(config: PretrainConfig) -> bool:

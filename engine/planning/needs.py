@@ -62,7 +62,8 @@ def memory_need(config: PretrainConfig, plan: Plan, machine: Machine) -> Need | 
         plan.memory.device,
         FULL * constant.value,
         "GB",
-        less_memory(plan) + fitting_policy(config, plan, FULL * constant.value),
+        less_memory(plan, FULL * constant.value)
+        + fitting_policy(config, plan, FULL * constant.value),
     )
 
 
@@ -76,10 +77,15 @@ def fitting_policy(config: PretrainConfig, plan: Plan, room: float) -> str:
     return ""
 
 
-def less_memory(plan: Plan) -> str:
-    """What makes a rank need less; the chunks kept on the device first, they cost only speed."""
+def less_memory(plan: Plan, room: float) -> str:
+    """What makes a rank fit into `room` GB; what is kept there first, for it costs only speed."""
     less = "raise --gpus or --parallel.grad-accum, or set --parallel.recompute full"
-    return f"lower --data.cache-bytes, {less}" if plan.memory.cache else less
+    if not plan.memory.cache:
+        return less
+    spare = int((room - plan.memory.device + plan.memory.cache) * 1e3)
+    if spare <= 0:
+        return f"{less}, beside a lower --data.cache-bytes"
+    return f"lower --data.cache-bytes to {spare}000000 ({spare / 1e3:.3g} GB), {less}"
 
 
 def network_need(config: PretrainConfig, plan: Plan, machine: Machine) -> Need | None:

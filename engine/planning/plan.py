@@ -97,7 +97,7 @@ def make_plan(
         flops_per_step=total,
         time=time,
         traffic=traffic,
-        memory=memory_of(config, gpus, shards, micro_batch, facts),
+        memory=memory_of(config, gpus, shards, micro_batch, facts, machine.memory_gb),
         supply=supply_of(config, gpus, crops_per_s, shards.parameters, machine, facts),
         step_s=time.step_s,
         hours=time.step_s * config.steps / 3600,

@@ -106,7 +106,8 @@ def step_time(
     )
     if machine.kind == "cuda":
         device["casts"] = cast_bytes(config, shards, whole) * byte_s(machine)
-    if config.data.loader.cache == "device" and not keeps_voxels(config.data.loader, facts):
+    loader = config.data.loader
+    if loader.cache == "device" and not keeps_voxels(loader, facts, machine.memory_gb):
         device["decoding"] = parts * decoded_bytes(config, gpus) / gb(machine, "decode_gb_per_s")
     host_s = host_seconds(config, gpus, machine, work, whole)
     # Where the device waits for its host, collectives have as much longer to hide behind.

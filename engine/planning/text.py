@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from mim3d.engine.planning.corpus import CorpusFacts
 from mim3d.engine.planning.machine import Machine
+from mim3d.engine.planning.memory import device_room
 from mim3d.engine.planning.plan import Plan
 from mim3d.engine.planning.step_time import StepTime, is_one_graph
 from mim3d.engine.planning.supply import moved_share, turns_on_host
@@ -25,7 +26,7 @@ def plan_text(
 ) -> str:
     """The plan's rows, then what it assumes."""
     rows = [*size_rows(config, plan, machine, facts), *time_rows(config, plan, machine)]
-    rows += need_rows(config, plan)
+    rows += need_rows(config, plan, machine)
     lines = [wrapped(name, value) for name, value in rows]
     used = constants_used(config, plan, machine, facts, measured)
     assumed = [name for name in used if machine.constants[name].origin in {"assumed", "given"}]
@@ -88,7 +89,7 @@ def time_rows(config: PretrainConfig, plan: Plan, machine: Machine) -> list[tupl
     return rows
 
 
-def need_rows(config: PretrainConfig, plan: Plan) -> list[tuple[str, str]]:
+def need_rows(config: PretrainConfig, plan: Plan, machine: Machine) -> list[tuple[str, str]]:
     """Memory and data."""
     memory, supply = plan.memory, plan.supply
     parts = {
@@ -101,7 +102,8 @@ def need_rows(config: PretrainConfig, plan: Plan) -> list[tuple[str, str]]:
     }
     words = ", ".join(f"{name} {digits(gb)}" for name, gb in parts.items() if gb)
     if memory.cache:
-        words += " (--data.cache-bytes)"
+        room = device_room(config.data.loader, machine.memory_gb)
+        words += f" (--data.cache-bytes), which take at most {room.text()}"
     rows = [("memory", f"{digits(memory.device)} GB a rank: {words}")]
     if memory.host:
         host = {"chunks": memory.host_cache, "checkpoint's copy": memory.host_checkpoint}

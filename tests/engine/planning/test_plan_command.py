@@ -8,11 +8,15 @@ import pytest
 from small_run import make_corpus
 
 from mim3d.bench.corpora import corpus_of
+from mim3d.dataio.device.device_fit import DeviceRoom
 from mim3d.dataio.errors import Mim3dError
+from mim3d.dataio.loader.config import LoaderConfig
 from mim3d.engine.commands.arguments import UsageError
 from mim3d.engine.commands.plan import main
 from mim3d.engine.errors import ConfigError
+from mim3d.engine.planning.corpus import CorpusFacts
 from mim3d.engine.planning.measured_run import measured_rate
+from mim3d.engine.planning.memory import device_cache_gb, keeps_voxels
 from mim3d.engine.pretrain.recipes import RECIPES
 
 
@@ -29,9 +33,40 @@ def test_volumes_kept_on_the_device_are_part_of_its_memory(capsys):
     parts = ("state", "gathered", "accumulated", "activations", "crops", "cache")
     assert figures["memory_gb"] == pytest.approx(sum(figures[f"{name}_gb"] for name in parts))
     assert "volumes kept on the device 34.4" in told(capsys)
-    with pytest.raises(ConfigError, match=r"lower --data\.cache-bytes"):
-        main([*words, "--memory-gb", "30"])
     assert main([*words, "--data.cache", "host"]).figures["cache_gb"] == 0
+
+
+def test_a_cache_on_the_device_takes_the_loaders_share_of_it(capsys):
+    """The loader is opened on an empty device, whose DeviceRoom is the rule."""
+    words = ["mae-vit-b-96", "--vit.depth", "1", "--gpus", "8"]
+    small = main([*words, "--memory-gb", "24"])
+    assert small.exit_code == 0
+    assert small.figures["cache_gb"] == pytest.approx(DeviceRoom(32 << 30, 24 * 10**9).nbytes / 1e9)
+    assert "which take at most 9.6 GB, 40% of the 24 GB that are free" in told(capsys)
+    kept = main([*words, "--memory-gb", "24", "--data.cache-bytes", "1000000000"]).figures
+    assert kept["cache_gb"] == 1.0
+
+
+def test_a_plan_that_is_refused_for_its_cache_names_one_that_fits():
+    words = ["mae-vit-b-96", "--vit.depth", "1", "--gpus", "8"]
+    rest = main([*words, "--data.cache", "host"]).figures["memory_gb"]
+    words += ["--memory-gb", f"{1.5 * rest:.2f}"]  # with the cache 1.6 times
+    with pytest.raises(
+        ConfigError, match=r"for volumes kept there, and of the device's"
+    ) as refused:
+        main(words)
+    found = re.search(r"lower (--data\.cache-bytes) to (\d+) ", str(refused.value))
+    assert found is not None
+    assert main([*words, found[1], found[2]]).exit_code == 0
+
+
+def test_chunks_are_kept_where_the_loaders_share_is_too_small_for_voxels():
+    facts = CorpusFacts(10, 3.0, 1.0, 0.75, 2.0, ("int16",), ())
+    loader = LoaderConfig(cache="device", cache_bytes=9 * 10**9)
+    assert device_cache_gb(loader, facts, 24.0) == 8.0
+    assert not keeps_voxels(loader, facts, 16.0)
+    assert device_cache_gb(loader, facts, 16.0) == 3.0
+    assert device_cache_gb(loader, facts, 5.0) == 2.0
 
 
 def test_a_runs_rate_is_the_median_of_a_runs_second_half(tmp_path):
