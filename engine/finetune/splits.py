@@ -125,7 +125,7 @@ def make_splits(
                 more += f" as the corpus does ({names})"
         raise ConfigError(
             f"{len(labelled)} subjects with {what} give {len(train)} to train and "
-            f"{len(validation)} to validate: {more} or change --split"
+            f"{len(validation)} to validate: {more}{other_split(len(labelled), len(train))}"
         )
     pretrain = tuple(sorted(set(train) | (unlabelled - left_out)))
     what = f"label {label!r}" if targets is None else "target"
@@ -136,13 +136,24 @@ def make_splits(
     return Splits(train, validation, test, pretrain, tuple(sorted(left_out)), notes)
 
 
+def other_split(labelled: int, train: int) -> str:
+    """The option that leaves subjects on both sides, where it is not their number that lacks."""
+    if labelled < 2:
+        return ""
+    share = "validation 0.15" if train else "test 0"
+    return f", or set --data.split.{share}"
+
+
 def labelled_subset(train: Sequence[str], labels: float, seed: int) -> tuple[str, ...]:
     """The subjects whose labels are used: a share up to 1, or a number above 1; nested by size."""
     if labels <= 0:
         raise ConfigError(f"labels {labels} must be a share in (0, 1] or a number of subjects")
     wanted = math.ceil(labels * len(train)) if labels <= 1 else round(labels)
     if wanted > len(train):
-        raise ConfigError(f"{wanted} labelled subjects are asked for, {len(train)} can train")
+        raise ConfigError(
+            f"{wanted} labelled subjects are asked for, {len(train)} can train: set --labels "
+            f"{len(train)}, or hold fewer out (--data.split.test, --data.split.validation)"
+        )
     order = np.random.default_rng([seed, 17]).permutation(len(train))
     return tuple(sorted(train[int(index)] for index in order[:wanted]))
 

@@ -16,7 +16,8 @@ from mim3d.engine.errors import CheckpointError, ConfigError
 from mim3d.engine.finetune.config import WHOLE_VOLUME, FinetuneConfig
 from mim3d.engine.finetune.encoder import build_encoder
 from mim3d.engine.finetune.network import build_segmentation
-from mim3d.engine.finetune.splits import Splits
+from mim3d.engine.finetune.run_folder import RESULT
+from mim3d.engine.finetune.splits import Splits, labelled_subset
 from mim3d.engine.pretrain.config import PretrainConfig
 from mim3d.engine.study.arms import arms_of, encoder_of, refuse_arms
 from mim3d.engine.study.config import StudyConfig, Variant
@@ -31,6 +32,7 @@ from mim3d.engine.study.plan import (
     tuning_cells,
 )
 from mim3d.engine.training.corpus import corpus_fit
+from mim3d.engine.transfer.given_weights import open_encoder
 from mim3d.engine.transfer.shape import encoder_shape as shape_of_weights
 
 SHOWN = 3
@@ -69,14 +71,19 @@ def builds(
             variant.name or "this study",
             partial(fit_corpus, config, corpus, splits, variant),
         )
+    for labels in config.labels:
+        yield f"labels {labels:g}", partial(labelled_subset, splits.train, labels, 0)
+    cells = [*tuning_cells(config), *scored_cells(config, {})]
+    unfinished = {cell.label for cell in cells if not (out / "cells" / cell.key / RESULT).exists()}
     for arm in arms_of(config):
         if arm.path:
-            yield f"arm {arm.label}", partial(fit_given, config, arm)
+            needed = arm.label in unfinished
+            yield f"arm {arm.label}", partial(fit_given, config, arm, needed=needed)
     tried: set[object] = set()
     for wanted in pretrainings(config):
         made = partial(pretrain_config, config, wanted, splits)
         yield f"pretraining {wanted.key}", partial(build_pretext, made, tried)
-    for cell in [*tuning_cells(config), *scored_cells(config, {})]:
+    for cell in cells:
         made = partial(finetune_config, config, cell, splits, out)
         yield f"cell {cell.key}", partial(build_network, made, tried)
 
@@ -87,14 +94,21 @@ def fit_corpus(config: StudyConfig, corpus: Corpus, splits: Splits, variant: Var
     corpus_fit(corpus.table, encoder_shape(config, variant), rows)
 
 
-def fit_given(config: StudyConfig, arm: Arm) -> None:
-    """Whether weights given by path are of the arm's kind of encoder; those that cannot be read
-    are told where their cells start."""
+def fit_given(config: StudyConfig, arm: Arm, *, needed: bool) -> None:
+    """Whether weights given by path can be read, and are of the arm's kind of encoder.
+
+    Those that no cell waits for any more (not `needed`) may have gone.
+    """
     wanted = encoder_of(config, arm.encoder, Variant())
     try:
-        found = shape_of_weights(arm.path, wanted.vit, wanted.backbone)
-    except (CheckpointError, OSError):
-        return
+        given = open_encoder(arm.path)
+        found = shape_of_weights(arm.path, wanted.vit, wanted.backbone, given)
+    except (CheckpointError, OSError) as error:
+        if not needed:
+            return
+        if isinstance(error, CheckpointError):
+            raise
+        raise CheckpointError(f"{arm.path} cannot be read ({error})") from error
     if found.kind != wanted.kind:
         raise ConfigError(
             f"{arm.path} holds a {found.kind} encoder and the arm has a {wanted.kind}: write "

@@ -60,10 +60,19 @@ def run_study(config: StudyConfig, out: str | Path, dask: str = "") -> StudyResu
     """
     out, place = Path(out), named_corpus(config)
     workers = config.workers or default_workers(config.device)
-    with opened_corpus(place) as (corpus, _), sole_writer(out):
+    with opened_corpus(place) as (corpus, _):
         refuse_earlier_names(out)
-        with open_pool(workers, dask, out) as pool:
-            return run_phases(config, corpus, out, pool)
+        splits = splits_of(config, corpus)
+        refuse_impossible(config, corpus, splits, out)  # before anything is written
+        with sole_writer(out), open_pool(workers, dask, out) as pool:
+            return run_phases(config, corpus, splits, out, pool)
+
+
+def splits_of(config: StudyConfig, corpus: Corpus) -> Splits:
+    """How the corpus's subjects are dealt, once for all cells."""
+    classified = "classify" in config.heads
+    targets = read_targets(Path(config.data.targets)).by_subject if classified else None
+    return make_splits(corpus.records, config.data.label, config.data.split, targets)
 
 
 def open_pool(workers: int, dask: str, out: Path) -> Pool:
@@ -91,13 +100,11 @@ def refuse_earlier_names(out: Path) -> None:
         )
 
 
-def run_phases(config: StudyConfig, corpus: Corpus, out: Path, pool: Pool) -> StudyResult:
+def run_phases(
+    config: StudyConfig, corpus: Corpus, splits: Splits, out: Path, pool: Pool
+) -> StudyResult:
     """The same with the folder's lock held."""
     began = time.monotonic()
-    classified = "classify" in config.heads
-    targets = read_targets(Path(config.data.targets)).by_subject if classified else None
-    splits = make_splits(corpus.records, config.data.label, config.data.split, targets)
-    refuse_impossible(config, corpus, splits, out)
     tuning = tuning_cells(config)
     # Cells that wait for no pretraining and no tuning fill the cores beside the pretrainings.
     free = [] if tuning else [c for c in scored_cells(config, {}) if waits_for_nothing(config, c)]

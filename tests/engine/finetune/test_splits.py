@@ -1,5 +1,6 @@
 """Splits never leak: checked on the manifest records they are made from."""
 
+import re
 from dataclasses import dataclass, replace
 
 import pytest
@@ -110,6 +111,17 @@ def test_too_few_labels_are_an_error_that_names_the_label() -> None:
         make_splits(cohort([1, 2], unlabelled=(1, 2)), "seg", SplitConfig())
     with pytest.raises(ConfigError, match=r"split\.validation"):
         SplitConfig(validation=0.6, test=0.4)
+
+
+@pytest.mark.parametrize("split", [SplitConfig(), SplitConfig(1, 0), SplitConfig(0, 0)])
+def test_the_split_that_is_named_for_two_subjects_deals_them(split: SplitConfig) -> None:
+    two = cohort([1, 2])
+    with pytest.raises(ConfigError) as told:
+        make_splits(two, "seg", split)
+    found = re.search(r"set --data\.split\.(\w+) ([\d.]+)", str(told.value))
+    assert found is not None
+    mended = make_splits(two, "seg", replace(split, **{found[1]: float(found[2])}))
+    assert len(mended.train) == len(mended.validation) == 1
 
 
 def test_labelled_subsets_are_nested_and_sized() -> None:

@@ -15,6 +15,8 @@ from small_study import small_study
 from mim3d.dataio.errors import Mim3dError
 from mim3d.engine.commands import compare as command
 from mim3d.engine.errors import ConfigError, TrainingError
+from mim3d.engine.models.vit import ViT3D
+from mim3d.engine.runs.encoder_file import save_encoder
 from mim3d.engine.runs.files import read_jsonl
 from mim3d.engine.study.config import StudyConfig
 from mim3d.engine.study.dask_pool import refuse_other_files, refuse_shared_workers, result_of
@@ -78,10 +80,13 @@ def test_a_cluster_gives_the_results_of_this_machine_though_a_worker_dies(
 def test_an_arm_that_cannot_run_fails_alone_on_a_cluster(
     cluster: str, config: StudyConfig, tmp_path: Path
 ) -> None:
-    config = replace(config, seeds=(0,), arms=("scratch", "odd=nowhere"))
+    odd, vit = tmp_path / "odd", replace(config.vit, width=24)
+    odd.mkdir()
+    save_encoder(odd, vit, ViT3D(vit).state_dict(), {"method": "mae"})
+    config = replace(config, seeds=(0,), arms=("scratch", f"odd={odd}"))
     result = run_study(config, tmp_path / "study", dask=cluster)
     (message,) = result.failed.values()
-    assert "nowhere" in message
+    assert "width 24 instead of 12" in message
 
 
 def test_a_worker_of_several_threads_is_refused_with_the_command() -> None:

@@ -1,5 +1,6 @@
 """What no run of a study could be built from is told before the first pretraining."""
 
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -8,12 +9,15 @@ from small_finetune import VIT, make_labelled_corpus
 
 from mim3d.dataio.reader.corpus import Corpus
 from mim3d.engine.commands import compare, finetune, pretrain
+from mim3d.engine.commands.arguments import parse
 from mim3d.engine.commands.cli import main
+from mim3d.engine.commands.compare import StudyArgs
 from mim3d.engine.errors import ConfigError
 from mim3d.engine.finetune.config import LabelledData
 from mim3d.engine.finetune.splits import SplitConfig, make_splits
 from mim3d.engine.models.config import SwinConfig
 from mim3d.engine.study.config import StudyConfig, Variant
+from mim3d.engine.study.plan import scored_cells, tuning_cells
 from mim3d.engine.study.preflight import refuse_impossible
 from mim3d.engine.study.run import run_study
 
@@ -46,6 +50,54 @@ def test_channels_that_the_corpus_lacks_are_refused(corpus: Path, tmp_path: Path
     config = study_of(corpus, vit=replace(VIT, channels=2))
     with pytest.raises(ConfigError, match=r"nothing was started.*set --vit.channels"):
         run_study(config, tmp_path / "study")
+
+
+def test_weights_that_are_not_there_and_too_few_labels_are_told_before_anything_is_written(
+    corpus: Path, tmp_path: Path
+) -> None:
+    study = tmp_path / "study"
+    (tmp_path / "torn.safetensors").write_bytes(b"torn")
+    arms = ("scratch", f"mine={tmp_path / 'nowhere'}", f"torn={tmp_path / 'torn.safetensors'}")
+    with pytest.raises(ConfigError, match=r"nothing was started") as told:
+        run_study(study_of(corpus, arms=arms, labels=(6.0,)), study)
+    for part in ("arm mine: ", "nowhere is not there", "arm torn: ", "labels 6: 6 labelled"):
+        assert part in str(told.value)
+    assert "\n" not in str(told.value)
+    assert not study.exists()
+
+
+def test_the_options_that_give_enough_labels_do(corpus: Path, tmp_path: Path) -> None:
+    opened = Corpus.open(corpus)
+    config = study_of(corpus, labels=(6.0,))
+    splits = make_splits(opened.records, "seg", config.data.split)
+    with pytest.raises(ConfigError) as told:
+        refuse_impossible(config, opened, splits, tmp_path)
+    found = re.search(r"set --labels (\d+), .*(--data\.split\.test)", str(told.value))
+    assert found is not None
+
+    def asked(words: list[str]) -> StudyConfig:
+        return parse(StudyArgs, words, "mim3d compare", default=StudyArgs(config=config)).config
+
+    fewer = asked(["--labels", found[1]])
+    refuse_impossible(fewer, opened, splits, tmp_path)
+    held = asked([found[2], "0"])
+    refuse_impossible(held, opened, make_splits(opened.records, "seg", held.data.split), tmp_path)
+
+
+def test_weights_that_have_gone_are_not_asked_of_an_arm_that_is_done(
+    corpus: Path, tmp_path: Path
+) -> None:
+    opened = Corpus.open(corpus)
+    config = study_of(corpus, arms=("scratch", f"mine={tmp_path / 'gone'}"))
+    splits = make_splits(opened.records, "seg", config.data.split)
+    for cell in [*tuning_cells(config), *scored_cells(config, {})]:
+        folder = tmp_path / "cells" / cell.key
+        folder.mkdir(parents=True)
+        (folder / "result.json").write_text("{}")
+    refuse_impossible(config, opened, splits, tmp_path)
+    (folder / "result.json").unlink()
+    with pytest.raises(ConfigError, match="gone is not there"):
+        refuse_impossible(config, opened, splits, tmp_path)
 
 
 def test_a_study_that_can_be_run_passes(corpus: Path, tmp_path: Path) -> None:
