@@ -90,12 +90,13 @@ def test_weights_that_have_gone_are_not_asked_of_an_arm_that_is_done(
     opened = Corpus.open(corpus)
     config = study_of(corpus, arms=("scratch", f"mine={tmp_path / 'gone'}"))
     splits = make_splits(opened.records, "seg", config.data.split)
-    for cell in [*tuning_cells(config), *scored_cells(config, {})]:
-        folder = tmp_path / "cells" / cell.key
-        folder.mkdir(parents=True)
-        (folder / "result.json").write_text("{}")
+    cells = [*tuning_cells(config), *scored_cells(config, {})]
+    results = [tmp_path / "cells" / cell.key / "result.json" for cell in cells]
+    for result in results:
+        result.parent.mkdir(parents=True)
+        result.write_text("{}")
     refuse_impossible(config, opened, splits, tmp_path)
-    (folder / "result.json").unlink()
+    results[-1].unlink()
     with pytest.raises(ConfigError, match="gone is not there"):
         refuse_impossible(config, opened, splits, tmp_path)
 
