@@ -92,7 +92,7 @@ def last_words(result: "PretrainResult", args: PretrainArgs) -> list[str]:
 
     verdict = result.figures.get("pretext") or {}
     scored = {"loss": verdict, "held-out loss": verdict.get("held_out") or {}}
-    lines = [loss_line(name, v) for name, v in scored.items() if v.get("loss") is not None]
+    lines = [loss_line(name, v, args) for name, v in scored.items() if v.get("loss") is not None]
     if not lines and "counted" in result.figures:
         lines.append("loss none: no voxel of the last rows counts (--method.ignore)")
     lines.append(f"encoder: {inside(args.out, WEIGHTS)}")
@@ -105,14 +105,46 @@ def last_words(result: "PretrainResult", args: PretrainArgs) -> list[str]:
     return [*lines, f"next: {next_command(args)}"]
 
 
-def loss_line(name: str, verdict: Mapping[str, Any]) -> str:
+def loss_line(name: str, verdict: Mapping[str, Any], args: PretrainArgs) -> str:
     """A loss against predictors that know nothing, and what that says."""
     names = {"patch_mean": "each patch's mean", "nearest_patch": "the nearest visible patch"}
     names["chance"] = "chance"
     others = [f"{label} {verdict[key]:.4f}" for key, label in names.items() if verdict.get(key)]
     against = f" ({', '.join(others)})" if others else ""
-    learned = "it was learned" if verdict.get("learned") else "NOT clearly better: nothing learned"
-    return f"{name} {verdict['loss']:.4f}{against}: {learned}"
+    given = [label for key, label in names.items() if verdict.get(key) is not None]
+    said = judgement(verdict, given[0] if given else "")
+    if verdict.get("constant"):
+        whose = "held-out crops" if name.startswith("held-out") else "last rows' crops"
+        return f"{name} {verdict['loss']:.4f}: the {whose} are constant, so no verdict{ways(args)}"
+    if some := verdict.get("constant_rows"):
+        rows = f"{some} of the last {verdict['rows']} rows"
+        said += f"; the crops of {rows} are constant{ways(args)}"
+    return f"{name} {verdict['loss']:.4f}{against}: {said}"
+
+
+def judgement(verdict: Mapping[str, Any], floor: str) -> str:
+    """What a loss says beside that of the predictor `floor`, empty where there is none."""
+    from mim3d.engine.pretrain.verdict import CLEARLY
+
+    if not floor:
+        return "there is nothing to compare it with, so no verdict"
+    if verdict.get("learned"):
+        return "it was learned"
+    floor_loss = verdict.get("patch_mean", verdict.get("chance"))
+    behind = ", ".join(map(str, verdict.get("behind") or []))
+    if behind and verdict["loss"] < CLEARLY * floor_loss:
+        return f"NOT better than {floor} in channels {behind} (of 0 and up): these are not learned"
+    return f"NOT clearly better than {floor}: nothing learned"
+
+
+def ways(args: PretrainArgs) -> str:
+    """Options against crops of air, of those that are not taken yet."""
+    config, found = args.config, []
+    if "air" not in getattr(config.method, "ignore", ("air",)):
+        found.append("--method.ignore air scores none of it")
+    if config.data.loader.weighting != "foreground":
+        found.append("--data.weighting foreground draws more of volumes with less of it")
+    return f" (where they are air, {'; '.join(found)})" if found else ""
 
 
 def next_command(args: PretrainArgs) -> str:

@@ -1,5 +1,5 @@
 """The pretraining run: config, recipes, openmind (its two), data; pretrain, held_out, verdict,
-reconstruction; run_folder, lengthening.
+reconstruction, unscored; run_folder, lengthening.
 """
 
 import lazy_loader

@@ -47,6 +47,7 @@ from mim3d.engine.pretrain.run_folder import (
     parts_of,
     stored_config,
 )
+from mim3d.engine.pretrain.unscored import Unscored
 from mim3d.engine.pretrain.verdict import judge_pretext
 from mim3d.engine.probe.best import BEST, leave_best
 from mim3d.engine.probe.probe import Probe, ProbeSetting
@@ -247,7 +248,8 @@ def train(
     step_flops = settings.basis.flops_per_crop * config.global_batch
     probe = Probe(setting, part.module, step_flops, sitting.shown) if setting else None
     before: list[Hook] = [*([probe] if probe else []), *scores]
-    with closing(Run(sitting, part, settings, before=before, after=[pictures])) as run:
+    after = [Unscored(config), pictures]
+    with closing(Run(sitting, part, settings, before=before, after=after)) as run:
         if not run.go():
             return PretrainResult(sitting.out, run.trainer.step, run.log.last, interrupted=True)
         weights = full_weights(part.module.get_submodule("encoder"))

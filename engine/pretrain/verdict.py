@@ -10,6 +10,8 @@ LAST_SHARE = 0.2
 """Rows of the last fifth of a run decide."""
 CLEARLY = 0.95
 """A loss clearly beats another below this share of it."""
+ROUNDING = 1e-4
+"""A mean of equal numbers is off by less, of a loss that is no rounding."""
 PREFIX = "held_out_"
 """Begins the names of what was scored on held-out subjects."""
 BASELINES = ("patch_mean", "nearest_patch", "chance")
@@ -22,8 +24,18 @@ def judge_pretext(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
     chance (NT-Xent at ln(2b - 1)), and no channel of several is `behind`: predicted no better than
     by its own patch mean. `nearest_patch` is reported, not asked for, because on smooth images it
     can be worse than the mean.
+
+    Where the last rows are of steps in which nothing counted, the last row before them that tells
+    of a trivial predictor stands for them. Where the crops of all of them are constant
+    there is no verdict: `constant` is true, and `floor` None. Where those of some are,
+    `constant_rows` counts them; they stay in the means, for a row's loss is that of all steps since
+    the row before, its predictors' losses are those of one step, and only both with their share
+    of constant crops can be compared.
     """
-    last = [row for row in rows[-max(1, round(LAST_SHARE * len(rows))) :] if has_loss(row)]
+    fifth = rows[-max(1, round(LAST_SHARE * len(rows))) :]
+    last = [row for row in fifth if has_loss(row)]
+    if fifth and all(row.get("counted") == 0 for row in fifth):
+        last = [row for row in rows if has_loss(row) and has_baseline(row)][-1:] or last
     if not last:
         return {"loss": None, "learned": False}
     figures: dict[str, float | None] = {"loss": mean_of(last, "loss"), "rows": len(last)}
@@ -33,7 +45,10 @@ def judge_pretext(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
         elif name not in BASELINES:
             figures[name] = None
     verdict = judge(figures)
-    verdict["floor"] = verdict.get("patch_mean", verdict.get("chance"))
+    gate = verdict.get("patch_mean", verdict.get("chance"))
+    verdict["floor"] = None if verdict.get("constant") else gate
+    if constant := sum(map(is_constant, last)):
+        verdict["constant_rows"] = constant
     if PREFIX + "loss" in rows[-1]:
         verdict["held_out"] = judge_held_out(rows[-1])
     return verdict
@@ -50,6 +65,8 @@ def judge(figures: Mapping[str, Any]) -> dict[str, Any]:
     """The figures, those of channels by channel, with the verdict on them."""
     verdict = {name: value for name, value in figures.items() if "_channel_" not in name}
     gate = verdict.get("patch_mean", verdict.get("chance"))
+    if is_constant(verdict):
+        verdict["constant"], gate = True, None
     verdict["loss_over_floor"] = None if not gate else verdict["loss"] / gate
     learned = bool(gate) and verdict["loss"] < CLEARLY * gate
     channels = [
@@ -77,6 +94,22 @@ def is_behind(loss: float | None, patch_mean: float | None) -> bool:
     if loss is None or patch_mean is None:
         return True
     return patch_mean > 0 and loss >= patch_mean
+
+
+def is_constant(figures: Mapping[str, Any]) -> bool:
+    """Whether each patch's mean is right everywhere: the crops are one value, nothing is asked.
+
+    The nearest patch is then right to the bit, and a mean but for its rounding.
+    """
+    mean, loss = figures.get("patch_mean"), figures.get("loss")
+    if mean is None or loss is None:
+        return False
+    return mean == 0 or (figures.get("nearest_patch") == 0 and mean < ROUNDING * loss)
+
+
+def has_baseline(row: Mapping[str, Any]) -> bool:
+    """Whether a row tells of a trivial predictor."""
+    return any(row.get(name) is not None for name in BASELINES)
 
 
 def has_loss(row: Mapping[str, Any]) -> bool:

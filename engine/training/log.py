@@ -110,9 +110,10 @@ class Log(Hook):
             self._since_save.append(row["loss"])
         for sink in self._sinks:
             sink.write(row)
+        nothing = math.isnan(read["loss"]) and self.mean.is_of_nothing
         self.mean.clear()
         self.window = Window(trainer.clock.seconds)
-        self.shown.advance(1, f"loss {read['loss']:.4f}")
+        self.shown.advance(1, "nothing scored" if nothing else f"loss {read['loss']:.4f}")
 
     def mean_loss_since_save(self) -> float | None:
         """Mean of the rows' finite losses since the last call; None where there is none."""

@@ -59,6 +59,11 @@ class MeanLoss:
         """This rank's part of the mean over the steps in which something counted."""
         return self.total / (self.steps - self.empty if self.may_be_empty else self.steps)
 
+    @property
+    def is_of_nothing(self) -> bool:
+        """Whether there were steps in none of which anything counted; the host waits for it."""
+        return self.may_be_empty and bool(self.empty == self.steps)
+
     def clear(self) -> None:
         """Begin anew."""
         self.total.zero_()

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import psutil
 import pytest
@@ -16,10 +17,11 @@ from small_run import make_corpus
 
 from mim3d.engine.commands import cli
 from mim3d.engine.commands.launching import rank_words
-from mim3d.engine.commands.pretrain import main
+from mim3d.engine.commands.pretrain import PretrainArgs, loss_line, main
 from mim3d.engine.distributed import launch
 from mim3d.engine.distributed.process_group import adopt_slurm, process_ranks
 from mim3d.engine.errors import ConfigError
+from mim3d.engine.pretrain.recipes import recipe
 from mim3d.engine.training.metrics import read_rows
 
 SMALL = """
@@ -57,6 +59,29 @@ def test_a_run_ends_with_its_loss_against_trivial_ones_the_encoder_and_a_command
     assert "mim3d embed" in last  # no fine-tuning recipe has this encoder
     assert cli.main(shlex.split(last.removeprefix("next: mim3d "))) == 0
     assert (run / "features" / "pooled.npz").exists()
+
+
+@pytest.mark.parametrize(
+    ("verdict", "said"),
+    [
+        ({"loss": 0.5, "patch_mean": 1.0, "learned": True}, "(each patch's mean 1.0000): it was l"),
+        ({"loss": 1.0, "patch_mean": 1.0}, "NOT clearly better than each patch's mean: nothing"),
+        ({"loss": 3.4, "chance": 3.43}, "(chance 3.4300): NOT clearly better than chance: nothing"),
+        ({"loss": 0.5, "patch_mean": 1.0, "behind": [2]}, "each patch's mean in channels 2"),
+        ({"loss": 0.5}, "loss 0.5000: there is nothing to compare it with, so no verdict"),
+        (
+            {"loss": 0.35, "patch_mean": 0.0, "constant": True, "constant_rows": 2, "rows": 2},
+            "loss 0.3500: the last rows' crops are constant, so no verdict (where they are air,",
+        ),
+        (
+            {"loss": 0.5, "patch_mean": 0.5, "constant_rows": 1, "rows": 2},
+            "nothing learned; the crops of 1 of the last 2 rows are constant (where they are air,",
+        ),
+    ],
+)
+def test_a_loss_line_names_what_the_loss_is_compared_with(verdict, said):
+    args = PretrainArgs(recipe("demo-mae"), Path("run"))
+    assert said in loss_line("loss", {"learned": False, **verdict}, args)
 
 
 @pytest.mark.slow

@@ -206,13 +206,13 @@ def test_verdict_and_held_out_scores_are_of_what_counts(corpus, tmp_path):
     assert 0.6 < figures["held_out_patch_mean"] < 1.0 < other["held_out_patch_mean"]
 
 
-def test_a_run_in_which_nothing_counted_says_so_and_breaks_nothing(tmp_path):
-    """A volume of air but for one voxel: hardly a crop shows it, and none is NaN."""
+def test_steps_in_which_nothing_counted_say_so_and_break_nothing(tmp_path, capfd):
+    """A volume of air but for one slice: not every crop shows it, and none is NaN."""
     voxels = np.zeros((24, 24, 40), np.int16)
-    voxels[0, 0, 0] = 500
+    voxels[:, :, 0] = 500
     saved(tmp_path / "a.nii.gz", voxels)
     convert(discover(str(tmp_path)).sources, tmp_path / "c.zarr", workers=1)
-    config = config_of(tmp_path / "c.zarr", ("air",), steps=3, global_batch=1)
+    config = config_of(tmp_path / "c.zarr", ("air",), steps=6, global_batch=1)
     figures = run_pretrain(config, tmp_path / "run").figures
     rows = read_rows(tmp_path / "run" / "metrics.jsonl")
     assert figures["pretext"]["learned"] is False
@@ -220,6 +220,9 @@ def test_a_run_in_which_nothing_counted_says_so_and_breaks_nothing(tmp_path):
         assert (row["loss"] is None) == (row["counted"] == 0) == (row["patch_mean"] is None)
         assert row["grad_norm"] is not None and row["bad_steps"] == 0
     assert any(row["counted"] == 0 for row in rows)
+    assert figures["pretext"]["loss"] == rows[-2]["loss"]  # the last one that has some
+    out = "".join(capfd.readouterr())
+    assert "nothing scored" in out and "nan" not in out
 
 
 def test_a_label_that_the_corpus_lacks_is_one_line(corpus, tmp_path):

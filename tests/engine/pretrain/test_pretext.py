@@ -75,3 +75,38 @@ def test_held_out_subjects_are_judged_by_channel_too():
     assert verdict["learned"] and not verdict["held_out"]["learned"]
     assert verdict["held_out"]["behind"] == [1]
     assert verdict["held_out"]["channels"][1] == {"loss": 1.3, "patch_mean": 1.0}
+
+
+def test_constant_crops_are_no_basis():
+    """Nothing beats a floor of 0; nor one of rounding, which the nearest patch tells from a real
+    one."""
+    for mean in (0.0, 3e-9):
+        verdict = judge_pretext(rows([0.35] * 10, patch_mean=mean, nearest_patch=0.0))
+        assert verdict["constant"] and verdict["floor"] is None and not verdict["learned"]
+        assert verdict["constant_rows"] == verdict["rows"] == 2
+    given = rows([0.35] * 10, patch_mean=1.0, nearest_patch=1.5)
+    assert "constant" not in judge_pretext(given) and "constant_rows" not in judge_pretext(given)
+    given[-1] |= {"patch_mean": 0.0, "nearest_patch": 0.0}
+    verdict = judge_pretext(given)
+    assert verdict["constant_rows"] == 1 and "constant" not in verdict
+    assert verdict["floor"] == 0.5 and verdict["learned"]
+
+
+def test_held_out_crops_may_be_constant_too():
+    row = rows([0.5], patch_mean=1.0, nearest_patch=2.0)[0]
+    row |= {"held_out_loss": 0.3, "held_out_patch_mean": 0.0, "held_out_nearest_patch": 0.0}
+    verdict = judge_pretext([row])
+    assert verdict["learned"] and verdict["held_out"]["constant"]
+
+
+def test_rows_without_a_floor_give_way_to_the_last_one_that_has_it():
+    given = rows([0.9] * 7 + [0.2, 0.3, 0.3], patch_mean=1.0)
+    for row in given[-2:]:
+        row |= {"patch_mean": None, "counted": 0.0}
+    verdict = judge_pretext(given)
+    assert (verdict["loss"], verdict["floor"], verdict["rows"]) == (0.2, 1.0, 1)
+    assert verdict["learned"]
+
+
+def test_a_run_that_ends_without_a_finite_loss_is_not_judged_by_what_came_before():
+    assert judge_pretext(rows([0.2] * 8 + [float("nan")] * 2, patch_mean=1.0))["loss"] is None
