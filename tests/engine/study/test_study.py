@@ -17,6 +17,7 @@ from small_study import small_study
 from mim3d.dataio.reader.corpus import Corpus
 from mim3d.engine.analysis.figures import figures_of
 from mim3d.engine.commands import compare as command
+from mim3d.engine.commands.arguments import UsageError
 from mim3d.engine.errors import ConfigError, TrainingError
 from mim3d.engine.finetune.config import LabelledData
 from mim3d.engine.models.vit import ViT3D
@@ -138,6 +139,8 @@ def test_a_study_without_a_corpus_names_the_option(config: StudyConfig, tmp_path
         command.main(["--out", "x"])
     with pytest.raises(ConfigError, match="no study"):
         command.main(["nonsense"])
+    with pytest.raises(UsageError, match="--vary takes NAME=VALUE"):
+        command.main(["demo", "--vary", "--out", str(tmp_path / "study")])
 
 
 def write_square(folder: Path, number: int) -> None:
