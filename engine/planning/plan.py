@@ -114,6 +114,11 @@ def followed(config: PretrainConfig, micro_batch: int, dtype: torch.dtype) -> tu
 
     A plugin's module may ask for values, which tensors without memory do not have.
     """
+    if config.method.views == 2 and micro_batch < 2:
+        return Work((), (), 0, 0), (
+            "one pair a device has its negatives on the others, which is not followed: take fewer "
+            "--gpus or a larger --global-batch"
+        )
     try:
         return step_work(config, micro_batch, dtype), ""
     except Exception as error:

@@ -259,3 +259,13 @@ def test_an_assumption_without_a_value_is_refused(words):
 def test_assumptions_that_are_none(word, wanted):
     with pytest.raises(ConfigError, match=wanted):
         main(["demo-mae", "--gpus", "1", "--assume", word])
+
+
+def test_one_pair_a_device_is_not_followed_and_two_are(capsys):
+    words = ["demo-simclr", "--gpus", "1024", "--global-batch"]
+    outcome = main([*words, "1024"])
+    assert outcome.exit_code == 3
+    assert outcome.figures["step_s"] is None
+    assert "take fewer --gpus or a larger --global-batch" in " ".join(told(capsys).split())
+    assert main([*words, "2048"]).figures["step_s"] > 0
+    assert main(["demo-simclr", "--gpus", "4", "--global-batch", "1024"]).figures["step_s"] > 0
