@@ -1,5 +1,7 @@
 """Ranks: a process group from torchrun or SLURM, or of one process without either."""
 
+import atexit
+import gc
 import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -125,6 +127,10 @@ def met_in_one_line(timeout_s: float) -> Iterator[None]:
 
 def start_group(device: torch.device, timeout_s: float) -> None:
     """Initialise the default group: gloo for CPU tensors, NCCL for CUDA ones."""
+    # Models and meshes in cycles hold groups that were taken down. gloo's threads live as long as
+    # these, and what they hold of Python aborts a process that is ending (pytorch issue 179291).
+    atexit.unregister(gc.collect)
+    atexit.register(gc.collect)
     timeout = timedelta(seconds=timeout_s)
     backend = "gloo" if device.type == "cpu" else "cpu:gloo,cuda:nccl"
     adopt_slurm()
