@@ -63,7 +63,8 @@ def test_export_names_the_place(full, run, form, capsys):
 
 
 def test_compare_names_the_place(full, corpus, capsys):
-    line = refused(["compare", "demo", "--data.corpus", corpus, "--out", full / "study"], capsys)
+    words = ["compare", "demo", "--data.corpus", corpus, "--labels", "2"]
+    line = refused([*words, "--out", full / "study"], capsys)
     assert f"mim3d compare: {full / 'study'}" in line
     assert "No space left on device" in line
 
