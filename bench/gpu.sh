@@ -222,7 +222,7 @@ fi
 
 if [ $check = 1 ]; then
   test_words=(tests/kernels/test_kernel_backend.py)
-  dali_words=(tests/dataio/loader/test_dali_graph.py)
+  dali_words=(tests/dataio/transforms/test_dali_graph.py)
   kernel_words=(--size tiny --rounds 1)
   loader_words=(--volumes 1 --crops 8 --rounds 1)
   step_words=(--steps 1 --rounds 1 --warmup 1 --global-batch 2)
@@ -233,7 +233,7 @@ else
   has xdist && workers=(-n 6)
   mapfile -t marked < <(grep -rl --include='test_*.py' 'mark\.gpu' tests | grep -v test_dali_gpu)
   test_words=(${workers[@]+"${workers[@]}"} -m gpu "${marked[@]}")
-  dali_words=(-m gpu tests/dataio/loader/test_dali_gpu.py)
+  dali_words=(-m gpu tests/dataio/transforms/test_dali_gpu.py)
   kernel_words=(--seconds 90)
   loader_words=(--crops 64 --rounds 3)
   step_words=(--steps 10 --rounds 5)

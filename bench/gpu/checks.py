@@ -12,11 +12,11 @@ import torch.distributed as dist
 
 from mim3d.bench.corpora import anatomy_like, corpus_of
 from mim3d.bench.gpu.installed import found
-from mim3d.dataio.loader.augment import ViewDraws, augmentation, draw_view
-from mim3d.dataio.loader.dali import DaliGraph, feed_order
-from mim3d.dataio.loader.graph import GraphSpec
 from mim3d.dataio.loader.loader import Loader, LoaderConfig
 from mim3d.dataio.native.extension import not_built
+from mim3d.dataio.transforms.augment import ViewDraws, augmentation, draw_view
+from mim3d.dataio.transforms.dali import DaliGraph, feed_order
+from mim3d.dataio.transforms.graph import GraphSpec
 from mim3d.engine.distributed.process_group import process_ranks
 from mim3d.kernels.masking import patch_masks
 

@@ -16,8 +16,8 @@ from mim3d.bench.loader.options import SpatialBench
 from mim3d.bench.noise import as_json, compared, in_turn, spread
 from mim3d.bench.other_work import OtherWork
 from mim3d.dataio.geometry import Triple
-from mim3d.dataio.loader.augment import augmentation, draw_flips, draw_placements
 from mim3d.dataio.loader.loader import Loader, LoaderConfig
+from mim3d.dataio.transforms.augment import augmentation, draw_flips, draw_placements
 from mim3d.dataio.transforms.placement import Placement
 from mim3d.engine.commands.arguments import parse
 from mim3d.engine.commands.outcome import Outcome

@@ -10,11 +10,11 @@ import torch
 from mim3d.bench.loader.options import ViewsBench
 from mim3d.bench.noise import as_json, compared, in_turn, spread
 from mim3d.dataio.geometry import Triple
-from mim3d.dataio.loader.augment import ViewDraws, augmentation, draw_view
 from mim3d.dataio.loader.batch import add_noise
-from mim3d.dataio.loader.dali import DaliGraph, feed_order
-from mim3d.dataio.loader.graph import GraphSpec
 from mim3d.dataio.loader.view_graph import ViewGraph
+from mim3d.dataio.transforms.augment import ViewDraws, augmentation, draw_view
+from mim3d.dataio.transforms.dali import DaliGraph, feed_order
+from mim3d.dataio.transforms.graph import GraphSpec
 from mim3d.engine.commands.arguments import parse
 from mim3d.engine.commands.outcome import Outcome
 

@@ -9,12 +9,12 @@ from torch import Tensor
 
 from mim3d.dataio.errors import Mim3dError
 from mim3d.dataio.geometry import Triple
-from mim3d.dataio.loader.augment import ViewDraws
-from mim3d.dataio.loader.counter_random import uniform
 from mim3d.dataio.loader.crop_spec import CropJob
 from mim3d.dataio.loader.sampler import Samples
 from mim3d.dataio.reader.voxel_weights import VoxelWeights
 from mim3d.dataio.transforms.artefacts import Artefacts
+from mim3d.dataio.transforms.augment import ViewDraws
+from mim3d.dataio.transforms.counter_random import uniform
 from mim3d.dataio.transforms.crop_artefacts import n_draws, with_artefacts
 
 IntensityChange = Callable[[Tensor, np.ndarray], Tensor]

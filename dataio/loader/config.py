@@ -14,13 +14,13 @@ from mim3d.dataio.finite import (
     refuse_outside,
 )
 from mim3d.dataio.geometry import Triple
-from mim3d.dataio.loader.augment import AUTOMATIC, Augmentation, augmentation
 from mim3d.dataio.loader.sampler import WEIGHTINGS, Weighting
 from mim3d.dataio.reader.datasets import check_where, parsed_shares
 from mim3d.dataio.reader.normalisation import parse_mode
 from mim3d.dataio.reader.voxel_weights import check_ignore
 from mim3d.dataio.remote.limits import RemoteLimits
 from mim3d.dataio.transforms.artefacts import parsed_artefacts
+from mim3d.dataio.transforms.augment import AUTOMATIC, Augmentation, augmentation
 
 Dtype = Literal["float32", "float16", "bfloat16"]
 CACHES = ("auto", "none", "host", "device")

@@ -11,7 +11,6 @@ import numpy as np
 
 from mim3d.dataio.errors import ChunkError
 from mim3d.dataio.geometry import Triple
-from mim3d.dataio.loader.augment import ViewDraws, draw_placements
 from mim3d.dataio.loader.buffer_pool import BufferPool
 from mim3d.dataio.loader.crop_spec import CropJob, image_request, label_requests
 from mim3d.dataio.loader.draws import Drawn, draws
@@ -19,6 +18,7 @@ from mim3d.dataio.loader.read_threads import ReadThreads, Work
 from mim3d.dataio.loader.sampler import Sampler, Samples
 from mim3d.dataio.reader.shard_reader import Request, ShardReader
 from mim3d.dataio.reader.voxel_weights import VoxelWeights
+from mim3d.dataio.transforms.augment import ViewDraws, draw_placements
 from mim3d.dataio.transforms.placement import Placement, Placements
 from mim3d.dataio.transforms.resampling import resample_image, resample_label
 

@@ -7,13 +7,13 @@ import numpy as np
 from mim3d.dataio.corpus.chunk_table import ChunkTable, label_arrays
 from mim3d.dataio.errors import CorpusError
 from mim3d.dataio.geometry import Triple
-from mim3d.dataio.loader.augment import Augmentation
 from mim3d.dataio.loader.config import LoaderConfig
 from mim3d.dataio.loader.sampler import Nodes, Sampler
 from mim3d.dataio.reader.label_points import LabelPoints
 from mim3d.dataio.reader.normalisation import Intensities, intensities, largest
 from mim3d.dataio.reader.shard_reader import Flip, Request
 from mim3d.dataio.reader.voxel_weights import VoxelWeights
+from mim3d.dataio.transforms.augment import Augmentation
 
 LARGEST_FLOAT16 = 65504.0
 

@@ -9,9 +9,9 @@ from typing import TypeVar
 
 import numpy as np
 
-from mim3d.dataio.loader.augment import ViewDraws, draw_flips, draw_placements, draw_view
 from mim3d.dataio.loader.crop_spec import CropJob
 from mim3d.dataio.loader.sampler import Sampler, Samples
+from mim3d.dataio.transforms.augment import ViewDraws, draw_flips, draw_placements, draw_view
 from mim3d.dataio.transforms.placement import Placements
 
 TOGETHER = 256  # samples

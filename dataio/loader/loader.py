@@ -44,9 +44,7 @@ from mim3d.dataio.loader.batch import Batch, add_artefacts, add_noise, finish, l
 from mim3d.dataio.loader.config import DISK, LoaderConfig
 from mim3d.dataio.loader.crop_source import CropSource, RawBatch
 from mim3d.dataio.loader.crop_spec import crop_job, make_sampler
-from mim3d.dataio.loader.dali import DaliGraph, GraphSpec, feed_order
 from mim3d.dataio.loader.device_source import DeviceSource, UploadSource
-from mim3d.dataio.loader.graph import DirectGraph
 from mim3d.dataio.loader.sampler import volume_weights
 from mim3d.dataio.loader.state import run_order
 from mim3d.dataio.loader.view_graph import ViewGraph
@@ -56,6 +54,8 @@ from mim3d.dataio.reader.datasets import drawn
 from mim3d.dataio.reader.disk_cache import DiskCache
 from mim3d.dataio.reader.shard_reader import ShardReader
 from mim3d.dataio.reader.voxel_weights import voxel_weights
+from mim3d.dataio.transforms.dali import DaliGraph, GraphSpec, feed_order
+from mim3d.dataio.transforms.graph import DirectGraph
 
 __all__ = ["Batch", "Loader", "LoaderConfig"]
 

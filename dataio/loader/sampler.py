@@ -19,8 +19,8 @@ import numpy as np
 
 from mim3d.dataio.errors import Mim3dError
 from mim3d.dataio.geometry import Triple
-from mim3d.dataio.loader.counter_random import below, bits, permutation, uniform
 from mim3d.dataio.reader.label_points import Points
+from mim3d.dataio.transforms.counter_random import below, bits, permutation, uniform
 
 PointsOf = Callable[[int], Points]
 Weighting = Literal["uniform", "voxels", "foreground"]

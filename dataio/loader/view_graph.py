@@ -8,12 +8,12 @@ from typing import Any
 import numpy as np
 import torch
 
-from mim3d.dataio.loader.augment import ViewDraws
 from mim3d.dataio.loader.batch import add_artefacts
 from mim3d.dataio.loader.buffer_pool import BufferPool
-from mim3d.dataio.loader.graph import Feed, GraphSpec
 from mim3d.dataio.loader.read_threads import ReadThreads, Work
-from mim3d.dataio.loader.views import ViewMaker, ViewPlan, plans
+from mim3d.dataio.transforms.augment import ViewDraws
+from mim3d.dataio.transforms.graph import Feed, GraphSpec
+from mim3d.dataio.transforms.views import ViewMaker, ViewPlan, plans
 
 AHEAD = 2
 """Batches under work or ready, as in DALI's queue."""

@@ -1,4 +1,4 @@
-/* Augmented views of a crop, and the label turned with them; loader/views.py has the same in numpy. */
+/* Augmented views of a crop, and the label turned with them; transforms/views.py has it in numpy. */
 
 #include "module.h"
 #include "resample.h"

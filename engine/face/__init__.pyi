@@ -3,7 +3,6 @@
 from .dataio.convert.run import convert
 from .dataio.corpus.conversion import Conversion
 from .dataio.inspect.verify import verify
-from .dataio.loader.augment import Augmentation, register_augmentation
 from .dataio.loader.config import LoaderConfig
 from .dataio.loader.loader import Loader
 from .dataio.reader.corpus import Corpus, opened_corpus
@@ -11,6 +10,7 @@ from .dataio.reader.normalisation import register_normalisation
 from .dataio.reader.whole_volume import read_volume
 from .dataio.sources.discover import discover
 from .dataio.transforms.artefacts import Artefacts
+from .dataio.transforms.augment import Augmentation, register_augmentation
 from .dataio.transforms.placement import Spatial
 from .engine.finetune.config import FinetuneConfig
 from .engine.finetune.finetune import run_finetune

@@ -15,11 +15,11 @@ import torch
 
 from mim3d.dataio.inspect.doubts import subjects_in
 from mim3d.dataio.labels.sides import pairs_of_sides
-from mim3d.dataio.loader.augment import augmentation
 from mim3d.dataio.loader.loader import Loader, LoaderConfig
 from mim3d.dataio.reader.corpus import Corpus, opened_corpus
 from mim3d.dataio.reader.shards import Shards
 from mim3d.dataio.subjects.grouping import counted
+from mim3d.dataio.transforms.augment import augmentation
 from mim3d.engine.arithmetic.precision import choose_precision
 from mim3d.engine.bucket.place import place_of
 from mim3d.engine.distributed.parallel import stays_whole

@@ -3,7 +3,7 @@
 import math
 from dataclasses import dataclass
 
-from mim3d.dataio.loader.augment import Augmentation
+from mim3d.dataio.transforms.augment import Augmentation
 from mim3d.engine.planning.corpus import CorpusFacts
 from mim3d.engine.planning.machine import Machine
 from mim3d.engine.pretrain.config import PretrainConfig

@@ -17,8 +17,8 @@ import torch
 from torch import nn
 
 from mim3d.dataio.errors import Rejection
-from mim3d.dataio.loader.augment import AUGMENTATIONS
 from mim3d.dataio.progress import progress
+from mim3d.dataio.transforms.augment import AUGMENTATIONS
 from mim3d.engine.distributed.process_group import local_device
 from mim3d.engine.errors import ConfigError
 from mim3d.engine.finetune.config import FinetuneConfig

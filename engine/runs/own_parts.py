@@ -5,10 +5,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from mim3d.dataio.loader.augment import AUGMENTATIONS
 from mim3d.dataio.plugins import load_known, origin_of
 from mim3d.dataio.reader.normalisation import MODES
 from mim3d.dataio.registry import OURS, Registry
+from mim3d.dataio.transforms.augment import AUGMENTATIONS
 from mim3d.engine.errors import CheckpointError
 from mim3d.engine.models.registry import ENCODERS, METHODS
 from mim3d.engine.runs.files import as_address

@@ -13,12 +13,12 @@ import torch
 from mim3d.bench.corpora import anatomy_like, corpus_of
 from mim3d.dataio import plugins
 from mim3d.dataio.errors import Mim3dError
-from mim3d.dataio.loader.augment import AUGMENTATIONS, Augmentation, register_augmentation
 from mim3d.dataio.loader.config import LoaderConfig
 from mim3d.dataio.loader.loader import Loader
 from mim3d.dataio.plugins import VARIABLE, PluginError, load_known, load_plugin, origin_of
 from mim3d.dataio.reader.normalisation import MODES, usage
 from mim3d.dataio.registry import NameClashError, Registry, UnknownNameError
+from mim3d.dataio.transforms.augment import AUGMENTATIONS, Augmentation, register_augmentation
 
 GAMMA = """
 import numpy as np

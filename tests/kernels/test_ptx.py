@@ -17,7 +17,7 @@ pytest.importorskip("triton")
 
 from ptx_machine import run_launch, run_ptx
 from ptx_memory import Fault, SharedMemory
-from ptx_program import parse, split_operands
+from ptx_program import UnknownInstructionError, parse, split_operands
 
 from mim3d.kernels import (
     assemble,
@@ -384,7 +384,7 @@ def test_a_wrong_instruction_gives_a_wrong_result() -> None:
 def test_an_instruction_that_is_not_known_is_refused() -> None:
     launch, _ = copy_of(0)
     code = compile_launch(launch, 90)
-    with pytest.raises(NotImplementedError, match="popc"):
+    with pytest.raises(UnknownInstructionError, match="popc"):
         run_ptx(re.sub(r"\bshl\.b32", "popc.b32", code.ptx), code.shared, launch)
 
 

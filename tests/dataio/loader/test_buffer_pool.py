@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 import torch
 
-from mim3d.dataio.loader.augment import augmentation
 from mim3d.dataio.loader.buffer_pool import BufferPool
-from mim3d.dataio.loader.graph import DirectGraph, GraphSpec
+from mim3d.dataio.transforms.augment import augmentation
+from mim3d.dataio.transforms.graph import DirectGraph, GraphSpec
 
 
 def test_a_buffer_is_reused_after_its_last_holder_let_go():

@@ -12,12 +12,12 @@ from mim3d.bench.corpora import anatomy_like, corpus_of
 from mim3d.dataio.device.device_reader import DeviceReader
 from mim3d.dataio.device.staged import Staged
 from mim3d.dataio.errors import ChunkError
-from mim3d.dataio.loader import dali as dali_graph
-from mim3d.dataio.loader.augment import augmentation, draw_view
-from mim3d.dataio.loader.dali import feed_order
-from mim3d.dataio.loader.graph import DirectGraph, GraphSpec
 from mim3d.dataio.loader.loader import Loader, LoaderConfig
 from mim3d.dataio.reader.corpus import Corpus
+from mim3d.dataio.transforms import dali as dali_graph
+from mim3d.dataio.transforms.augment import augmentation, draw_view
+from mim3d.dataio.transforms.dali import feed_order
+from mim3d.dataio.transforms.graph import DirectGraph, GraphSpec
 
 CROP = (24, 20, 32)
 SHAPES = [(40, 33, 45), (30, 30, 36), (18, 40, 40), (50, 20, 16), (33, 34, 35)]

@@ -9,11 +9,11 @@ from hypothesis import strategies as st
 
 from mim3d.bench.corpora import corpus_of
 from mim3d.dataio.corpus.chunk_table import choose_volumes
-from mim3d.dataio.loader.augment import augmentation, draw_flips, draw_view
 from mim3d.dataio.loader.config import LoaderConfig
 from mim3d.dataio.loader.crop_spec import crop_job, make_sampler
 from mim3d.dataio.loader.draws import TOGETHER, draws
 from mim3d.dataio.reader.corpus import Corpus
+from mim3d.dataio.transforms.augment import augmentation, draw_flips, draw_view
 
 
 @pytest.fixture(scope="module")

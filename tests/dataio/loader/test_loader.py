@@ -14,10 +14,10 @@ import torch
 from mim3d.bench.corpora import anatomy_like, corpus_of
 from mim3d.dataio.errors import ChunkError, CorpusError, Mim3dError
 from mim3d.dataio.loader import config
-from mim3d.dataio.loader.augment import Augmentation
 from mim3d.dataio.loader.loader import Batch, Loader, LoaderConfig
 from mim3d.dataio.reader import shard_reader
 from mim3d.dataio.reader.corpus import Corpus
+from mim3d.dataio.transforms.augment import Augmentation
 
 CROP = (24, 20, 16)
 SHAPES = [(40, 33, 45), (30, 30, 30), (18, 40, 40), (50, 20, 16), (33, 34, 35)]

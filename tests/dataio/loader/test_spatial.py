@@ -18,11 +18,11 @@ from mim3d.dataio.convert.run import convert
 from mim3d.dataio.corpus.conversion import Conversion
 from mim3d.dataio.errors import Mim3dError
 from mim3d.dataio.loader import config
-from mim3d.dataio.loader.augment import Augmentation, augmentation, draw_flips, draw_placements
 from mim3d.dataio.loader.loader import Batch, Loader, LoaderConfig
 from mim3d.dataio.reader.corpus import Corpus
 from mim3d.dataio.reader.shard_reader import ShardReader
 from mim3d.dataio.sources.source import Source
+from mim3d.dataio.transforms.augment import Augmentation, augmentation, draw_flips, draw_placements
 from mim3d.dataio.transforms.placement import Spatial
 
 CROP = (20, 24, 16)

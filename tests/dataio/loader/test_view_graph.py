@@ -5,10 +5,10 @@ import threading
 import numpy as np
 import pytest
 
-from mim3d.dataio.loader.augment import augmentation, draw_view
-from mim3d.dataio.loader.graph import GraphSpec
 from mim3d.dataio.loader.view_graph import ViewGraph
-from mim3d.dataio.loader.views import plans, view_of
+from mim3d.dataio.transforms.augment import augmentation, draw_view
+from mim3d.dataio.transforms.graph import GraphSpec
+from mim3d.dataio.transforms.views import plans, view_of
 
 SIZE = (6, 7, 8)
 BATCH = 3

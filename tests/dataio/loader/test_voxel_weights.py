@@ -10,12 +10,12 @@ import torch
 
 from mim3d.dataio.convert.run import convert
 from mim3d.dataio.errors import CorpusError, Mim3dError
-from mim3d.dataio.loader.augment import Augmentation
 from mim3d.dataio.loader.batch import Batch
 from mim3d.dataio.loader.loader import Loader, LoaderConfig
 from mim3d.dataio.reader.corpus import Corpus
 from mim3d.dataio.reader.voxel_weights import between
 from mim3d.dataio.sources.source import Source
+from mim3d.dataio.transforms.augment import Augmentation
 
 SIZE = (12, 16, 10)
 SHAPES = [(20, 24, 28), (9, 30, 18), (33, 14, 7)]

@@ -7,14 +7,14 @@ import pytest
 import torch
 from small_finetune import make_labelled_corpus, small_finetune
 
-from mim3d.dataio.loader.augment import AUGMENTATIONS
+from mim3d.dataio.transforms.augment import AUGMENTATIONS
 from mim3d.engine.commands import cli
 from mim3d.engine.errors import ConfigError
 from mim3d.engine.finetune.finetune import run_finetune
 
 PLUGIN = """
 from dataclasses import replace
-from mim3d.dataio.loader.augment import AUGMENTATIONS, Augmentation, register_augmentation
+from mim3d.dataio.transforms.augment import AUGMENTATIONS, Augmentation, register_augmentation
 
 seen = []
 

@@ -10,10 +10,11 @@ from hypothesis import strategies as st
 from scipy import stats
 from scipy.ndimage import gaussian_filter
 
-from mim3d.dataio.loader.augment import Augmentation, ViewDraws, augmentation, draw_view
-from mim3d.dataio.loader.dali import DaliGraph, feed_order
-from mim3d.dataio.loader.graph import GraphSpec
-from mim3d.dataio.loader.views import (
+from mim3d.dataio.native.extension import view_loops
+from mim3d.dataio.transforms.augment import Augmentation, ViewDraws, augmentation, draw_view
+from mim3d.dataio.transforms.dali import DaliGraph, feed_order
+from mim3d.dataio.transforms.graph import GraphSpec
+from mim3d.dataio.transforms.views import (
     ViewMaker,
     ViewPlan,
     label_of,
@@ -22,7 +23,6 @@ from mim3d.dataio.loader.views import (
     plans,
     view_of,
 )
-from mim3d.dataio.native.extension import view_loops
 
 loops = view_loops()
 BATCH = 6

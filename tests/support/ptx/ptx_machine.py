@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from ptx_arithmetic import result
 from ptx_memory import WARP, Fault, GlobalMemory, SharedMemory
-from ptx_program import Instruction, Program, parse
+from ptx_program import Instruction, Program, UnknownInstructionError, parse
 from ptx_values import Bits, packed, raw, unpacked, width_of
 
 from mim3d.kernels.codegen import Launch, compile_launch, specialise
@@ -256,11 +256,11 @@ class Block:
         bits = self._get(source)
         if instruction.parts[0] == "redux":
             if "add" not in instruction.parts:
-                raise NotImplementedError(".".join(instruction.parts))
+                raise UnknownInstructionError(".".join(instruction.parts))
             sums = bits.reshape(-1, WARP).sum(1) & np.uint64(0xFFFFFFFF)
             return self._put(target, np.repeat(sums, WARP), on)
         if "bfly" not in instruction.parts:
-            raise NotImplementedError(".".join(instruction.parts))
+            raise UnknownInstructionError(".".join(instruction.parts))
         distance = int(instruction.operands[2], 0)
         return self._put(target, bits[self.thread ^ distance], on)
 

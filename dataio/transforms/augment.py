@@ -12,9 +12,9 @@ import numpy as np
 
 from mim3d.dataio.errors import Mim3dError
 from mim3d.dataio.geometry import Triple
-from mim3d.dataio.loader.counter_random import bits, uniform
 from mim3d.dataio.registry import NameClashError, Registry
 from mim3d.dataio.transforms.artefacts import NO_ARTEFACTS, Artefacts
+from mim3d.dataio.transforms.counter_random import bits, uniform
 from mim3d.dataio.transforms.placement import N_DRAWS, Placements, Spatial, place
 
 if TYPE_CHECKING:

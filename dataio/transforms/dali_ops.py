@@ -4,7 +4,7 @@ import importlib
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from mim3d.dataio.loader.graph import GraphSpec
+from mim3d.dataio.transforms.graph import GraphSpec
 
 fn: Any = importlib.import_module("nvidia.dali.fn")
 types: Any = importlib.import_module("nvidia.dali.types")

@@ -14,9 +14,9 @@ from typing import Any
 import numpy as np
 import torch
 
-from mim3d.dataio.loader.augment import ViewDraws
-from mim3d.dataio.loader.counter_random import GOLDEN, mix
 from mim3d.dataio.native.extension import view_loops
+from mim3d.dataio.transforms.augment import ViewDraws
+from mim3d.dataio.transforms.counter_random import GOLDEN, mix
 
 RADIUS = 2
 PLANES = ((1, 2), (0, 2), (0, 1))

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from mim3d.dataio.loader.counter_random import below, bits, permutation, uniform
+from mim3d.dataio.transforms.counter_random import below, bits, permutation, uniform
 
 INDEX = np.arange(20_000)
 FROZEN = ["af9f631756781f75", "94d194f4bd3bf36c", "fa35f810f23babde"]

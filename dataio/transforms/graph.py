@@ -7,7 +7,7 @@ from typing import Any
 import torch
 
 from mim3d.dataio.geometry import Triple
-from mim3d.dataio.loader.augment import Augmentation
+from mim3d.dataio.transforms.augment import Augmentation
 
 BOXES = ("resized", "roi_start", "roi_end")
 TURNS = ("turn_z", "turn_y", "turn_x", "matrix")

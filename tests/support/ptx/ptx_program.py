@@ -4,6 +4,10 @@ import re
 from dataclasses import dataclass
 
 
+class UnknownInstructionError(Exception):
+    """An instruction that this machine does not know: the test must not pass over it."""
+
+
 @dataclass(frozen=True)
 class Instruction:
     """`@predicate opcode operands`; `parts` are the opcode's, as in ("ld", "global", "v4", "b32").

@@ -12,8 +12,8 @@ from typing import Any
 import torch
 
 from mim3d.dataio.errors import Mim3dError
-from mim3d.dataio.loader.augment import ViewDraws
-from mim3d.dataio.loader.graph import Feed, GraphSpec
+from mim3d.dataio.transforms.augment import ViewDraws
+from mim3d.dataio.transforms.graph import Feed, GraphSpec
 
 RANKS = {"roi_start": 1, "roi_end": 1, "matrix": 2}
 FLAGS = {"resized", "turn_z", "turn_y", "turn_x", "blurred"}
@@ -69,7 +69,7 @@ def _build(spec: GraphSpec, feed: Feed) -> Any:
             "views on a GPU are made by NVIDIA DALI, which is not installed: pip install "
             "'mim3d[cuda13]' (or [cuda12] for older drivers); device='cpu' does without"
         ) from error
-    from mim3d.dataio.loader.dali_ops import label_of, view_of
+    from mim3d.dataio.transforms.dali_ops import label_of, view_of
 
     inputs = _inputs(spec)
     pipeline = dali.Pipeline(

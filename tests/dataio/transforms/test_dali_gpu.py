@@ -10,9 +10,9 @@ import pytest
 import torch
 
 from mim3d.bench.corpora import anatomy_like
-from mim3d.dataio.loader.augment import AUGMENTATIONS, draw_view
-from mim3d.dataio.loader.dali import DaliGraph, feed_order
-from mim3d.dataio.loader.graph import GraphSpec
+from mim3d.dataio.transforms.augment import AUGMENTATIONS, draw_view
+from mim3d.dataio.transforms.dali import DaliGraph, feed_order
+from mim3d.dataio.transforms.graph import GraphSpec
 
 pytestmark = pytest.mark.gpu
 SIZE = (24, 32, 40)

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Sequence
 
 import numpy as np
-from ptx_program import Instruction
+from ptx_program import Instruction, UnknownInstructionError
 from ptx_values import Bits, halves, packed, raw, typed, width_of
 
 COMPARISONS: dict[str, Callable[[np.ndarray, np.ndarray], np.ndarray]] = {
@@ -15,7 +15,7 @@ ROUNDINGS = frozenset(["rn", "rz", "rzi", "rni", "rmi", "sat", "ftz"])
 
 
 def result(instruction: Instruction, given: Sequence[Bits]) -> Bits:
-    """Raw bits of the result; NotImplementedError for an instruction that is not known."""
+    """Raw bits of the result; UnknownInstructionError where it is not known."""
     name, parts, kind = instruction.parts[0], instruction.parts, instruction.kind
     if kind == "f32x2":
         return packed_pairs(instruction, given)
@@ -65,7 +65,7 @@ def plain(name: str, kind: str, x: list[np.ndarray]) -> np.ndarray:
         "max": lambda: np.maximum(x[0], x[1]),
     }  # fmt: skip
     if name not in operations:
-        raise NotImplementedError(f"{name} of {kind}")
+        raise UnknownInstructionError(f"{name} of {kind}")
     return operations[name]()
 
 

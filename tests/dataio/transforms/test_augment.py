@@ -5,7 +5,8 @@ import pytest
 import torch
 
 from mim3d.dataio.errors import Mim3dError
-from mim3d.dataio.loader.augment import (
+from mim3d.dataio.loader.batch import add_noise
+from mim3d.dataio.transforms.augment import (
     AUGMENTATIONS,
     Augmentation,
     ViewDraws,
@@ -13,7 +14,6 @@ from mim3d.dataio.loader.augment import (
     draw_flips,
     draw_view,
 )
-from mim3d.dataio.loader.batch import add_noise
 
 SIZE = (16, 24, 32)
 SEEDS = np.arange(2000, dtype=np.uint64) * np.uint64(0x1234567890ABCDEF)

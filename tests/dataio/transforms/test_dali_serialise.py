@@ -4,9 +4,9 @@ import itertools
 
 import pytest
 
-from mim3d.dataio.loader.augment import AUGMENTATIONS
-from mim3d.dataio.loader.dali import DaliGraph
-from mim3d.dataio.loader.graph import GraphSpec
+from mim3d.dataio.transforms.augment import AUGMENTATIONS
+from mim3d.dataio.transforms.dali import DaliGraph
+from mim3d.dataio.transforms.graph import GraphSpec
 
 dali = pytest.importorskip("nvidia.dali")
 

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 import torch
 
-from mim3d.dataio.loader.augment import Augmentation, augmentation, draw_view
-from mim3d.dataio.loader.dali import DaliGraph, feed_order
-from mim3d.dataio.loader.graph import GraphSpec
+from mim3d.dataio.transforms.augment import Augmentation, augmentation, draw_view
+from mim3d.dataio.transforms.dali import DaliGraph, feed_order
+from mim3d.dataio.transforms.graph import GraphSpec
 
 SIZE = (12, 16, 20)
 BATCH = 6
