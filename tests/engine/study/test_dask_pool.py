@@ -122,5 +122,13 @@ def test_no_scheduler_is_one_line(
 ) -> None:
     monkeypatch.setattr("mim3d.dataio.convert.dask_runner.CONNECT_S", 1)
     with pytest.raises(Mim3dError, match="no Dask scheduler answers"):
-        words = ["demo", "--data.corpus", str(corpus), "--out", str(tmp_path / "s")]
+        words = [
+            "demo",
+            "--data.corpus",
+            str(corpus),
+            "--labels",
+            "4",
+            "--out",
+            str(tmp_path / "s"),
+        ]
         command.main([*words, "--dask", "tcp://127.0.0.1:9"])
