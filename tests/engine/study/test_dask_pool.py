@@ -121,14 +121,6 @@ def test_no_scheduler_is_one_line(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, corpus: Path
 ) -> None:
     monkeypatch.setattr("mim3d.dataio.convert.dask_runner.CONNECT_S", 1)
+    words = ["demo", "--data.corpus", str(corpus), "--labels", "4", "--out", str(tmp_path / "s")]
     with pytest.raises(Mim3dError, match="no Dask scheduler answers"):
-        words = [
-            "demo",
-            "--data.corpus",
-            str(corpus),
-            "--labels",
-            "4",
-            "--out",
-            str(tmp_path / "s"),
-        ]
         command.main([*words, "--dask", "tcp://127.0.0.1:9"])
