@@ -44,6 +44,8 @@ class Lease:
         self.stop, self.lost = threading.Event(), threading.Event()
         """Set where nobody renews any more, and where another process took the lock over."""
         self.version: Any = None
+        self.seen = 0.0
+        """What the store last called our lock, and when we had asked for that; Unix seconds."""
 
     def take(self) -> None:
         """Write the lock or take over a dead one; CorpusError naming the holder."""
@@ -94,13 +96,17 @@ class Lease:
 
     def _read(self) -> tuple[dict[str, str], str, float]:
         """Version and holder of the lock, and for how many seconds it still stands."""
-        found = self.store.get(self.key)
-        text = found.bytes().decode(errors="replace").strip()
+        meta, text = self._look()
         holder = text.partition(SEEN)[0]
-        if self.before and text.endswith(self.before):
-            return version_of(found.meta), holder, 0.0
-        age = (datetime.now(UTC) - found.meta["last_modified"]).total_seconds()
-        return version_of(found.meta), holder, LEASE_S - age
+        if text.endswith(self.token) or (self.before and text.endswith(self.before)):
+            return version_of(meta), holder, 0.0
+        age = (datetime.now(UTC) - meta["last_modified"]).total_seconds()
+        return version_of(meta), holder, LEASE_S - age
+
+    def _look(self) -> tuple[Any, str]:
+        """What the store knows of the lock, and its text."""
+        found = self.store.get(self.key)
+        return found.meta, found.bytes().decode(errors="replace").strip()
 
     def _watch(self, version: dict[str, str], holder: str, left_s: float) -> None:
         """Wait until the lock runs out; CorpusError as soon as its holder renews it."""
@@ -119,20 +125,43 @@ class Lease:
         )
 
     def _write(self, mode: Any) -> None:
-        text = f"{self.holder}{SEEN}{time.time():.3f}, {self.token}\n".encode()
+        now = time.time()
+        text = f"{self.holder}{SEEN}{now:.3f}, {self.token}\n".encode()
         self.version = version_of(self.store.put(self.key, text, mode=mode))
+        self.seen = now
 
     def _renew(self) -> None:
         import obstore
 
         while not self.stop.wait(LEASE_S / 4):
             try:
-                self._write(self.version)
-            except obstore.exceptions.PreconditionError:
-                self.lost.set()
-                return  # taken over after a pause longer than the lease: never fight for it
-            except (obstore.exceptions.BaseError, StalledError):
+                if not self.renewed():
+                    self.lost.set()
+                    return  # taken over after a pause longer than the lease: never fight for it
+            except (obstore.exceptions.BaseError, StoreError, OSError):
                 continue  # the network may come back before the lease ends
+
+    def renewed(self) -> bool:
+        """Write the lock again; whether it is ours.
+
+        So it is under another version too, where the answer to a write of ours was lost. One that
+        has gone is made anew while nobody may have held it in between.
+        """
+        import obstore
+
+        try:
+            self._write(self.version)
+            return True
+        except (obstore.exceptions.PreconditionError, FileNotFoundError):
+            pass
+        try:
+            meta, text = self._look()
+        except FileNotFoundError:  # somebody removed it, or we have given it up
+            return self.stop.is_set() or (time.time() < self.seen + LEASE_S and self._created())
+        if text.endswith(self.token):
+            self._write(version_of(meta))
+            return True
+        return False
 
     def give_up(self) -> None:
         """Remove the lock if it is still ours."""
@@ -141,7 +170,7 @@ class Lease:
         self.stop.set()
         try:
             with patience(GIVE_UP_S):
-                if self.store.get(self.key).bytes().strip().endswith(self.token.encode()):
+                if self._look()[1].endswith(self.token):
                     self.store.delete(self.key)
         except (obstore.exceptions.BaseError, StalledError, OSError):
             return  # it frees itself when its lease ends

@@ -214,6 +214,40 @@ def test_a_held_lock_is_renewed_and_a_lost_one_left_alone(bucket, monkeypatch):
     assert store.get(".lock").startswith(b"process 2")
 
 
+@pytest.mark.parametrize("lost_answer", [True, False])
+def test_a_lock_that_nobody_took_over_is_kept(bucket, lost_answer):
+    """Of a write whose answer is lost the store has another version than its holder knows."""
+    store = RemoteStore(f"{bucket}/corpus")
+    held = lease.Lease(store.store, store.key(".lock"), store.url)
+    ours = b"process 1, seen 0, " + held.token.encode()
+    if lost_answer:
+        store.put(".lock", ours)
+    held.take()
+    if lost_answer:
+        store.put(".lock", ours)
+    else:
+        store.delete(".lock")  # by hand
+    assert held.renewed()
+    assert store.get(".lock").startswith(held.holder.encode())
+    assert held.renewed()
+    held.give_up()
+    assert held.renewed()
+    assert not store.exists(".lock")
+
+
+def test_a_lock_that_another_may_have_held_is_not_made_anew(bucket):
+    """Nor one that another holds."""
+    store = RemoteStore(f"{bucket}/corpus")
+    held = lease.Lease(store.store, store.key(".lock"), store.url)
+    held.take()
+    store.delete(".lock")
+    with store.lock():
+        assert not held.renewed()
+    held.seen -= lease.LEASE_S
+    assert not held.renewed()
+    assert not store.exists(".lock")
+
+
 def test_sources_by_address(s3, upload, tmp_path):
     root = upload(make_cohort(tmp_path / "cohort", 2))
     found = discover(root)
