@@ -187,7 +187,7 @@ def inflate_into(
         return
     offset, nbytes, at, size = streams.rows.T
     target = rows.data_ptr() + places[streams.owners] * rows.shape[1] + at
-    inflate(streams.codec, source.data_ptr() + offset, nbytes, target, size)
+    inflate(streams.codec, np.stack([source.data_ptr() + offset, nbytes, size, target]))
 
 
 def corpus_room(table: ChunkTable) -> int:

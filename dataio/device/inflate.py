@@ -1,6 +1,8 @@
 """Batches of lz4 or zstd streams to bytes: nvCOMP on a GPU, numcodecs on the host.
 
-Both take addresses, so that compressed bytes are decoded where they are resident.
+Both take addresses, so that compressed bytes are decoded where they are resident: columns of
+`streams` (4, n) int64 are a stream's address and its bytes, then its bytes when decoded and where
+they go.
 """
 
 import ctypes
@@ -23,15 +25,8 @@ TEMP_BYTES = 1 << 30
 class Inflate(Protocol):
     """Decodes streams from memory of one device to memory of the same device."""
 
-    def __call__(
-        self,
-        codec: str,
-        source: np.ndarray,
-        nbytes: np.ndarray,
-        target: np.ndarray,
-        size: np.ndarray,
-    ) -> None:
-        """Decode stream i: `nbytes[i]` bytes at address `source[i]` to `size[i]` at `target[i]`."""
+    def __call__(self, codec: str, streams: np.ndarray) -> None:
+        """Decode the streams."""
         ...
 
     def check(self) -> None:
@@ -46,28 +41,21 @@ class Inflate(Protocol):
 class HostInflate:
     """Decodes in host memory, stream by stream: the truth for the GPU's way, and its test."""
 
-    def __call__(
-        self,
-        codec: str,
-        source: np.ndarray,
-        nbytes: np.ndarray,
-        target: np.ndarray,
-        size: np.ndarray,
-    ) -> None:
+    def __call__(self, codec: str, streams: np.ndarray) -> None:
         """Decode the streams; a ChunkError at once where one does not."""
         from numcodecs import lz4, zstd  # pyright: ignore[reportAttributeAccessIssue]
 
-        for a, n, b, m in zip(
-            source.tolist(), nbytes.tolist(), target.tolist(), size.tolist(), strict=True
-        ):
-            data = ctypes.string_at(a, n)
+        for source, nbytes, size, target in streams.T.tolist():
+            data = ctypes.string_at(source, nbytes)
             if codec == "lz4":
-                plain = lz4.decompress(m.to_bytes(4, "little") + data)
+                plain = lz4.decompress(size.to_bytes(4, "little") + data)
             else:
                 plain = zstd.decompress(data)
-            if len(plain) != m:
-                raise ChunkError(f"a {codec} stream decodes to {len(plain)} bytes instead of {m}")
-            ctypes.memmove(b, plain, m)
+            if len(plain) != size:
+                raise ChunkError(
+                    f"a {codec} stream decodes to {len(plain)} bytes instead of {size}"
+                )
+            ctypes.memmove(target, plain, size)
 
     def check(self) -> None:
         """All have, or were told."""
@@ -125,19 +113,12 @@ class NvcompInflate:
                 ctypes.c_void_p, options, ctypes.c_void_p, ctypes.c_void_p,
             ]  # fmt: skip
 
-    def __call__(
-        self,
-        codec: str,
-        source: np.ndarray,
-        nbytes: np.ndarray,
-        target: np.ndarray,
-        size: np.ndarray,
-    ) -> None:
+    def __call__(self, codec: str, streams: np.ndarray) -> None:
         """Decode the streams; all addresses are on the device."""
         self.check()
         name, options = NVCOMP[codec]
-        n, largest = len(source), int(size.max())
-        [rows] = to_device([np.stack([source, nbytes, size, target]).astype(np.int64)], self.lanes)
+        n, largest = streams.shape[1], int(streams[2].max())
+        [rows] = to_device([streams], self.lanes)
         written = torch.empty(n, dtype=torch.int64, device=rows.device)
         status = torch.empty(n, dtype=torch.int32, device=rows.device)
         step = max(1, min(n, n * TEMP_BYTES // max(self._temp_bytes(codec, n, largest), 1)))

@@ -71,8 +71,7 @@ class Library:
                 self.done += 1
                 size[i], status[i] = (0, CANNOT_DECOMPRESS) if bad else (room, 0)
                 if not bad:
-                    each = [np.array([value]) for value in (source, length, target, room)]
-                    inflate_on_host(codec, *each)
+                    inflate_on_host(codec, np.array([[source], [length], [room], [target]]))
             self.batches.append(n)
             return 0
 

@@ -300,18 +300,12 @@ class RaceInflate:
     def __init__(self, device: RaceDevice) -> None:
         self.device = device
 
-    def __call__(
-        self,
-        codec: str,
-        source: np.ndarray,
-        nbytes: np.ndarray,
-        target: np.ndarray,
-        size: np.ndarray,
-    ) -> None:
+    def __call__(self, codec: str, streams: np.ndarray) -> None:
+        source, nbytes, size, target = streams
         self.device.begins("inflate")
         self.device.touch("inflate", source, nbytes, writes=False)
         self.device.touch("inflate", target, size, writes=True)
-        inflate_on_host(codec, source, nbytes, target, size)
+        inflate_on_host(codec, streams)
 
     def check(self) -> None:
         pass

@@ -16,16 +16,13 @@ def decoded(frame, nbytes):
     """Chunk bytes, still shuffled, from the streams of a frame."""
     out = np.zeros(nbytes, np.uint8)
     kept = [np.ascontiguousarray(stream.data) for stream in frame.streams]
-    source, length, target, size = (
-        np.array(column, np.int64)
-        for column in (
-            [data.ctypes.data for data in kept],
-            [len(data) for data in kept],
-            [out.ctypes.data + stream.at for stream in frame.streams],
-            [stream.size for stream in frame.streams],
-        )
-    )
-    inflate_on_host(frame.codec, source, length, target, size)
+    rows = [
+        [data.ctypes.data for data in kept],
+        [len(data) for data in kept],
+        [stream.size for stream in frame.streams],
+        [out.ctypes.data + stream.at for stream in frame.streams],
+    ]
+    inflate_on_host(frame.codec, np.array(rows, np.int64))
     return out
 
 

@@ -31,20 +31,20 @@ def stand_in(monkeypatch):
 
 
 def streams(codec, n=7):
-    """(arguments of a call, the bytes it must write, where they are written)."""
+    """(streams of a call, the bytes it must write, where they are written)."""
     rng = np.random.default_rng(0)
     plain = [rng.integers(0, 4, 50 + 40 * i, np.uint8) for i in range(n)]
     pack = (lambda v: lz4.compress(v.tobytes())[4:]) if codec == "lz4" else zstd.compress
     packed = [np.frombuffer(pack(each), np.uint8) for each in plain]
     out = np.zeros(sum(map(len, plain)), np.uint8)
     at = np.cumsum([0, *map(len, plain[:-1])])
-    arguments = (
-        np.array([each.ctypes.data for each in packed]),
-        np.array([len(each) for each in packed]),
+    rows = [
+        [each.ctypes.data for each in packed],
+        [len(each) for each in packed],
+        [len(each) for each in plain],
         out.ctypes.data + at,
-        np.array([len(each) for each in plain]),
-    )
-    return arguments, np.concatenate(plain), out, packed
+    ]
+    return np.array(rows, np.int64), np.concatenate(plain), out, packed
 
 
 @pytest.mark.parametrize("codec", ["lz4", "zstd"])
@@ -52,8 +52,8 @@ def streams(codec, n=7):
 def test_every_stream_goes_where_it_belongs(stand_in, monkeypatch, codec, temp_bytes, batches):
     monkeypatch.setattr(inflate, "TEMP_BYTES", temp_bytes)
     decode, library = stand_in()
-    arguments, plain, out, _packed = streams(codec)
-    decode(codec, *arguments)
+    given, plain, out, _packed = streams(codec)
+    decode(codec, given)
     decode.settle()
     np.testing.assert_array_equal(out, plain)
     assert library.batches == batches
@@ -62,11 +62,11 @@ def test_every_stream_goes_where_it_belongs(stand_in, monkeypatch, codec, temp_b
 @pytest.mark.parametrize("waits", [True, False])
 def test_a_stream_that_does_not_decode_is_told(stand_in, waits):
     decode, _library = stand_in(spoilt=[2, 5])
-    arguments, *_kept = streams("lz4")
-    decode("lz4", *arguments)
+    given, *_kept = streams("lz4")
+    decode("lz4", given)
     for _ in range(2):  # and from then on: what they left may be kept
         with pytest.raises(ChunkError, match="could not decode 2 streams"):
-            decode.settle() if waits else decode("lz4", *arguments)
+            decode.settle() if waits else decode("lz4", given)
 
 
 def test_the_real_library_takes_the_calls():
@@ -81,9 +81,9 @@ def test_the_real_library_takes_the_calls():
 @pytest.mark.parametrize("codec", ["lz4", "zstd"])
 def test_the_real_library_asks_for_a_gpu_and_nothing_else(codec):
     pytest.importorskip("nvidia.libnvcomp")
-    arguments, *_kept = streams(codec)
+    given, *_kept = streams(codec)
     with pytest.raises(ChunkError, match=f"status {CUDA_ERROR}"):
-        NvcompInflate(CPU)(codec, *arguments)
+        NvcompInflate(CPU)(codec, given)
 
 
 def test_arrays_travel_together_and_stay_what_they_are():

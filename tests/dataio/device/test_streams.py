@@ -39,7 +39,8 @@ def decoded(packer, streams, n, nbytes):
     out = np.zeros((n, nbytes), np.uint8)
     offset, length, at, size = streams.rows.T
     target = out.ctypes.data + streams.owners * nbytes + at
-    inflate_on_host(streams.codec, packer.buffer.ctypes.data + offset, length, target, size)
+    source = packer.buffer.ctypes.data + offset
+    inflate_on_host(streams.codec, np.stack([source, length, size, target]))
     return out
 
 
