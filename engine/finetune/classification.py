@@ -35,12 +35,11 @@ class ClassificationTask(VolumeTask):
     metric = "balanced accuracy"
 
     by_subject: Mapping[str, str]
-    names: list[str]
 
     def to_learn(self, table: Path) -> tuple[Mapping[str, float], int]:
         """The place of each subject's class among the names, and how many these are."""
         found = read_targets(table)
-        self.by_subject, self.names = found.by_subject, found.names  # pyright: ignore[reportIncompatibleVariableOverride]
+        self.by_subject, self.names = found.by_subject, found.names
         place = {name: float(k) for k, name in enumerate(self.names)}
         return {subject: place[name] for subject, name in self.by_subject.items()}, len(place)
 
