@@ -2,7 +2,14 @@
 
 import pytest
 import torch
-from kernel_inputs import DTYPES, random_ids, random_volume
+from kernel_inputs import (
+    DTYPES,
+    TERMS,
+    assert_close,
+    random_ids,
+    random_volume,
+    value_and_gradient,
+)
 from torch import Tensor
 from torch.autograd import forward_ad
 
@@ -33,30 +40,11 @@ def maes_loss(prediction, volume, ids, patch, kind, normalise, weight=None) -> T
     if prediction.dim() == 5:
         prediction = patchify(prediction, patch).gather(1, index)
     target = target.gather(1, index)
-    function = {
-        "l1": torch.nn.functional.l1_loss,
-        "l2": torch.nn.functional.mse_loss,
-        "smooth_l1": torch.nn.functional.smooth_l1_loss,
-    }[kind]
-    terms = function(prediction[..., : target.shape[2]], target, reduction="none")
+    terms = TERMS[kind](prediction[..., : target.shape[2]], target, reduction="none")
     if weight is not None:
         weight = weight.double().expand(volume.shape)
         terms = terms * patchify(weight, patch).gather(1, index)
     return terms.sum() / terms.numel()
-
-
-def value_and_gradient(function, prediction, *arguments, **options):
-    leaf = prediction.clone().requires_grad_()
-    loss = function(leaf, *arguments, **options)
-    loss.backward()
-    assert leaf.grad is not None
-    return loss.detach().cpu().double(), leaf.grad.cpu().double()
-
-
-def assert_close(got, wanted, gradient_tolerance=5e-6):
-    torch.testing.assert_close(got[0], wanted[0], rtol=1e-6, atol=0)
-    worst = (got[1] - wanted[1]).abs().max() / wanted[1].abs().max()
-    assert worst <= gradient_tolerance
 
 
 SHAPE, PATCH, COUNT = (2, 2, 8, 10, 9), (4, 5, 3), 120
