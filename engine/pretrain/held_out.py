@@ -66,10 +66,8 @@ class HeldOut:
         sums = torch.stack(list(total.values()))
         if self.ranks.world > 1:
             dist.all_reduce(sums)
-        if COUNTED in total:
-            last = list(total).index(COUNTED)
-            shares = torch.where(torch.arange(len(sums), device=sums.device) == last, 1, sums[last])
-            sums = sums / shares
+        if COUNTED in total:  # the last of them
+            sums[:-1] /= sums[-1]
         scores = {PREFIX + name: value for name, value in zip(total, sums.tolist(), strict=True)}
         return scores | {PREFIX + "crops": float(self.crops)}
 

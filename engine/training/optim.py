@@ -209,11 +209,10 @@ class ShardedOptimiser:
                 scale *= (norm / self.config.clip_norm).clamp(min=1.0)
             self._update(scale, bad)
             self._count(bad)
-        if self.masters is not None:
+        if self.masters is None:
+            self.forget()
+        else:
             self.masters.publish()
-            return norm
-        for name, parameter in self.named.items():
-            parameter.grad = self.local[name].grad = None
         return norm
 
     def collect(self) -> None:
@@ -222,7 +221,7 @@ class ShardedOptimiser:
             self.masters.collect()
 
     def forget(self) -> None:
-        """Drop gradients of a step that broke off."""
+        """Drop gradients: those of an update, or of a step that broke off."""
         if self.masters is not None:
             self.masters.forget()
             return

@@ -8,7 +8,7 @@ from typing import Any
 
 from mim3d.dataio.loader.loader import Loader
 from mim3d.dataio.progress import Progress
-from mim3d.engine.arithmetic.graph import WARMUP
+from mim3d.engine.arithmetic.graph import WARMUP, Capture, cuda_capture
 from mim3d.engine.distributed.process_group import Ranks
 from mim3d.engine.distributed.stop import StopSignal
 from mim3d.engine.runs.checkpoint import Checkpointer
@@ -61,14 +61,17 @@ class RunSettings:
 
 
 def repeat_steps(
-    stepper: Stepper, sharded: ShardedObjective, note: Callable[[str], None], **how: Any
+    stepper: Stepper,
+    sharded: ShardedObjective,
+    note: Callable[[str], None],
+    capture: Capture = cuda_capture,
 ) -> None:
     """Have the device repeat steps where nothing is in the way, and say which it is."""
     obstacle = sharded.capture_obstacle()
     if obstacle:
         note(f"steps are launched kernel by kernel, not repeated as one CUDA graph: {obstacle}")
         return
-    stepper.repeat(note, **how)
+    stepper.repeat(note, capture)
     note(
         f"steps are repeated as one CUDA graph, captured after the first {WARMUP} "
         "(--parallel.no-cuda-graph launches them kernel by kernel)"

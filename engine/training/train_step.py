@@ -111,7 +111,7 @@ class Stepper:
         self.clock.begin(active=measure)
         self.optimiser.set_rate(lr)
         waited, losses, metrics, norm = 0.0, [], {}, None
-        counts: list[Tensor] = []
+        counts: list[Tensor | None] = []
         counted: Tensor | None = None
         place = self.batches.state_dict() if isinstance(self.batches, Loader) else None
         volumes: list[Tensor] = []
@@ -133,7 +133,7 @@ class Stepper:
                 self.optimiser.collect()
             metrics = found.metrics
             losses.append(found.loss)
-            counts += [] if found.counted is None else [found.counted]
+            counts.append(found.counted)
             volumes.append(batch.volume)
             if measure and last and isinstance(self.model, HasBaselines):
                 # Apart from the forward pass, whose time a row tells: up to half as long again.
@@ -144,11 +144,11 @@ class Stepper:
             counted = self._counted(counts)
             norm = self.optimiser.update(counted)
             self.clock.mark("optimiser")
-        if counted is None:
-            return StepFigures(norm, losses, metrics=metrics, waited=waited, volumes=volumes)
-        losses = [loss / divisor(counted) for loss in losses]
-        part = counts[-1] / self.share
-        return StepFigures(norm, losses, counted, part, metrics, waited, volumes)
+        last_part = counts[-1]
+        if counted is not None and last_part is not None:
+            losses = [loss / divisor(counted) for loss in losses]
+            last_part = last_part / self.share
+        return StepFigures(norm, losses, counted, last_part, metrics, waited, volumes)
 
     def _counted(self, counts: Sequence[Tensor | None]) -> Tensor | None:
         """Share of the whole step that counts, over all ranks, which all have counts or none."""

@@ -2,7 +2,7 @@
 
 import builtins
 import dataclasses
-import warnings
+from importlib.metadata import requires
 from typing import Any
 
 import pytest
@@ -147,10 +147,4 @@ def test_a_gpu_without_float8_is_refused(monkeypatch) -> None:
 
 def test_torch_is_what_it_was() -> None:
     """torchao asks for nothing, so that installing it replaces nothing."""
-    from importlib.metadata import requires
-
     assert all("extra ==" in line for line in requires("torchao") or ())
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        import torchao  # noqa: F401
-    assert torch.__version__.startswith("2.")
