@@ -115,7 +115,9 @@ class Machine:
     def memory_gb(self) -> float | None:
         """Memory of a device; None where it is not known, or is the host's."""
         constant = self.constants.get("memory_gb")
-        return constant.value if constant is not None and self.kind == "cuda" else None
+        if constant is None or self.kind != "cuda" or math.isinf(constant.value):
+            return None
+        return constant.value
 
     def with_memory(self, gb: float, source: str) -> "Machine":
         """The same, with as much memory on each device as `source` names."""

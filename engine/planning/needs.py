@@ -54,17 +54,11 @@ def needs_of(
 
 def memory_need(config: PretrainConfig, plan: Plan, machine: Machine) -> Need | None:
     """Of the device."""
-    constant = machine.constants.get("memory_gb")
-    if constant is None or plan.memory.device <= FULL * constant.value:
+    if machine.memory_gb is None or plan.memory.device <= FULL * machine.memory_gb:
         return None
-    return Need(
-        "memory of a rank",
-        plan.memory.device,
-        FULL * constant.value,
-        "GB",
-        less_memory(plan, FULL * constant.value)
-        + fitting_policy(config, plan, FULL * constant.value),
-    )
+    room = FULL * machine.memory_gb
+    remedy = less_memory(plan, room) + fitting_policy(config, plan, room)
+    return Need("memory of a rank", plan.memory.device, room, "GB", remedy)
 
 
 def fitting_policy(config: PretrainConfig, plan: Plan, room: float) -> str:

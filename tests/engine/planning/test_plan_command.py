@@ -47,6 +47,14 @@ def test_a_cache_on_the_device_takes_the_loaders_share_of_it(capsys):
     assert kept["cache_gb"] == 1.0
 
 
+def test_a_device_of_unknown_memory_keeps_what_the_budget_allows(capsys):
+    words = ["demo-mae", "--gpus", "1", "--device", "Abacus", "--peak-tflops", "100"]
+    outcome = main([*words, "--data.cache", "device", "--data.cache-bytes", "1000000000"])
+    assert outcome.exit_code == 0
+    assert outcome.figures["cache_gb"] == 1.0
+    assert "memory_gb not known" in told(capsys)
+
+
 def test_a_plan_that_is_refused_for_its_cache_names_one_that_fits():
     words = ["mae-vit-b-96", "--vit.depth", "1", "--gpus", "8"]
     rest = main([*words, "--data.cache", "host"]).figures["memory_gb"]
