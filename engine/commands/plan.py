@@ -229,7 +229,7 @@ def refuse_too_large(args: PlanArgs, plan: "Plan") -> None:
         kept = f", of which {cache:.1f} for volumes kept there," if cache else ""
         raise ConfigError(
             f"a rank needs about {plan.memory.device:.1f} GB{kept} and of the device's "
-            f"{args.memory_gb:g} {room:.3g} can be filled: {less_memory(plan, room)}"
+            f"{args.memory_gb:g} {room:.3g} can be filled: {less_memory(args.config, plan, room)}"
         )
 
 

@@ -5,7 +5,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from mim3d.dataio.device.device_fit import unlike
+from mim3d.dataio.device.device_fit import array_rows, unlike
+from mim3d.dataio.device.holdings import voxel_places
 from mim3d.dataio.reader.corpus import opened_corpus
 from mim3d.dataio.reader.datasets import chosen
 from mim3d.engine.pretrain.config import PretrainConfig
@@ -29,15 +30,12 @@ class CorpusFacts:
     """As stored."""
     item_bytes: float
     """Of a decoded voxel, the mean over voxels where dtypes differ."""
+    decoded_gb: float
+    """Of their stored chunks, decoded: what a device keeps where it keeps voxels."""
     dtypes: tuple[str, ...]
     doubts: tuple[str, ...]
     unlike: str = ""
     """In what volumes differ, so that no device keeps them; empty where they are alike."""
-
-    @property
-    def decoded_gb(self) -> float:
-        """Of all voxels, decoded."""
-        return self.stored_gb / self.bytes_per_voxel * self.item_bytes
 
     def row(self) -> str:
         """In words."""
@@ -67,6 +65,7 @@ def corpus_facts(config: PretrainConfig) -> CorpusFacts:
                 f"{fit.padded} of {fit.volumes} volumes are smaller than the crop "
                 f"{config.vit.crop_size} on some axis: padding is learned"
             )
+        kept = voxel_places(table, array_rows(table, rows)["volumes"]).nbytes
         differing = unlike(table, rows)
         if config.data.loader.cache == "device" and differing:
             doubts.append(
@@ -78,6 +77,7 @@ def corpus_facts(config: PretrainConfig) -> CorpusFacts:
         crops_per_volume=config.steps * config.global_batch / max(fit.volumes, 1),
         bytes_per_voxel=stored / sum(voxels),
         item_bytes=decoded / sum(voxels),
+        decoded_gb=kept / 1e9,
         dtypes=tuple(sorted({record.dtype for record in drawn})),
         doubts=tuple(doubts),
         unlike=differing,

@@ -147,7 +147,7 @@ def device_room(loader: LoaderConfig, memory_gb: float | None) -> DeviceRoom:
 def device_cache_gb(
     loader: LoaderConfig, facts: CorpusFacts | None, memory_gb: float | None = None
 ) -> float:
-    """What a cache on the device takes: all voxels where they fit, as the loader itself decides."""
+    """What a cache on the device takes of a corpus, or all that it may where none is known."""
     room = device_room(loader, memory_gb).nbytes / 1e9
     if facts is None:
         return room
@@ -158,9 +158,12 @@ def device_cache_gb(
 def keeps_voxels(
     loader: LoaderConfig, facts: CorpusFacts | None, memory_gb: float | None = None
 ) -> bool:
-    """Whether a device keeps decoded voxels, all of them, so that none is decoded twice."""
-    if facts is None or loader.device_keeps == "chunks":
-        return False
+    """Whether a device keeps decoded voxels, all of them, so that none is decoded twice.
+
+    As the loader decides: where they are asked for a run keeps them or is refused.
+    """
+    if facts is None or loader.device_keeps != "auto":
+        return loader.device_keeps == "voxels"
     return facts.decoded_gb <= device_room(loader, memory_gb).nbytes / 1e9
 
 

@@ -1,12 +1,14 @@
 """Where a plan asks for more than the machine has, and what would make it ask for less."""
 
 import dataclasses
+import math
 from dataclasses import dataclass
 
+from mim3d.dataio.device.device_fit import DeviceRoom
 from mim3d.engine.models.activations import recompute_costs
 from mim3d.engine.planning.corpus import CorpusFacts
 from mim3d.engine.planning.machine import Machine
-from mim3d.engine.planning.memory import compute_bytes
+from mim3d.engine.planning.memory import compute_bytes, device_room
 from mim3d.engine.planning.plan import Plan, make_plan
 from mim3d.engine.pretrain.config import PretrainConfig
 
@@ -41,7 +43,7 @@ def needs_of(
     config: PretrainConfig, plan: Plan, machine: Machine, facts: CorpusFacts | None = None
 ) -> list[Need]:
     """All that a plan asks too much of; empty where it fits."""
-    found = [memory_need(config, plan, machine)]
+    found = [memory_need(config, plan, machine), voxels_need(config, machine, facts)]
     if not plan.outside:
         found += [
             network_need(config, plan, machine),
@@ -57,8 +59,23 @@ def memory_need(config: PretrainConfig, plan: Plan, machine: Machine) -> Need | 
     if machine.memory_gb is None or plan.memory.device <= FULL * machine.memory_gb:
         return None
     room = FULL * machine.memory_gb
-    remedy = less_memory(plan, room) + fitting_policy(config, plan, room)
+    remedy = less_memory(config, plan, room) + fitting_policy(config, plan, room)
     return Need("memory of a rank", plan.memory.device, room, "GB", remedy)
+
+
+def voxels_need(config: PretrainConfig, machine: Machine, facts: CorpusFacts | None) -> Need | None:
+    """Of the device's memory for decoded voxels that are asked for, as the loader refuses them."""
+    loader = config.data.loader
+    if facts is None or loader.cache != "device" or loader.device_keeps != "voxels":
+        return None
+    room = device_room(loader, machine.memory_gb)
+    if facts.decoded_gb <= room.nbytes / 1e9:
+        return None
+    remedy = "--data.device-keeps chunks keeps less"
+    enough = DeviceRoom(math.ceil(facts.decoded_gb * 1e9), room.free)
+    if enough.nbytes == enough.budget:
+        remedy += f", or raise --data.cache-bytes to {enough.budget}"
+    return Need("voxels kept on the device", facts.decoded_gb, room.nbytes / 1e9, "GB", remedy)
 
 
 def fitting_policy(config: PretrainConfig, plan: Plan, room: float) -> str:
@@ -71,15 +88,20 @@ def fitting_policy(config: PretrainConfig, plan: Plan, room: float) -> str:
     return ""
 
 
-def less_memory(plan: Plan, room: float) -> str:
+def less_memory(config: PretrainConfig, plan: Plan, room: float) -> str:
     """What makes a rank fit into `room` GB; what is kept there first, for it costs only speed."""
-    less = "raise --gpus or --parallel.grad-accum, or set --parallel.recompute full"
+    less = "raise --gpus or --parallel.grad-accum"
+    if config.parallel.recompute != "full":
+        less += ", or set --parallel.recompute full"
     if not plan.memory.cache:
         return less
     spare = int((room - plan.memory.device + plan.memory.cache) * 1e3)
     if spare <= 0:
         return f"{less}, beside a lower --data.cache-bytes"
-    return f"lower --data.cache-bytes to {spare}000000 ({spare / 1e3:.3g} GB), {less}"
+    lower = f"lower --data.cache-bytes to {spare}000000 ({spare / 1e3:.3g} GB)"
+    if config.data.loader.device_keeps == "voxels":
+        lower += " with --data.device-keeps auto"
+    return f"{lower}, {less}"
 
 
 def network_need(config: PretrainConfig, plan: Plan, machine: Machine) -> Need | None:

@@ -55,21 +55,27 @@ def test_a_device_of_unknown_memory_keeps_what_the_budget_allows(capsys):
     assert "memory_gb not known" in told(capsys)
 
 
-def test_a_plan_that_is_refused_for_its_cache_names_one_that_fits():
-    words = ["mae-vit-b-96", "--vit.depth", "1", "--gpus", "8"]
+@pytest.mark.parametrize("keeps", ["auto", "voxels"])
+def test_a_plan_that_is_refused_for_its_cache_names_one_that_fits(keeps):
+    words = ["mae-vit-b-96", "--vit.depth", "1", "--gpus", "8", "--data.device-keeps", keeps]
     rest = main([*words, "--data.cache", "host"]).figures["memory_gb"]
     words += ["--memory-gb", f"{1.5 * rest:.2f}"]  # with the cache 1.6 times
     with pytest.raises(
         ConfigError, match=r"for volumes kept there, and of the device's"
     ) as refused:
         main(words)
-    found = re.search(r"lower (--data\.cache-bytes) to (\d+) ", str(refused.value))
+    found = re.search(
+        r"lower (--data\.cache-bytes) to (\d+) \([\d.]+ GB\)( with (\S+) (auto))?, ",
+        str(refused.value),
+    )
     assert found is not None
-    assert main([*words, found[1], found[2]]).exit_code == 0
+    assert (found[3] is not None) == (keeps == "voxels")
+    more = found.group(4, 5) if found[3] else ()
+    assert main([*words, found[1], found[2], *more]).exit_code == 0
 
 
 def test_chunks_are_kept_where_the_loaders_share_is_too_small_for_voxels():
-    facts = CorpusFacts(10, 3.0, 1.0, 0.75, 2.0, ("int16",), ())
+    facts = CorpusFacts(10, 3.0, 1.0, 0.75, 2.0, 8.0, ("int16",), ())
     loader = LoaderConfig(cache="device", cache_bytes=9 * 10**9)
     assert device_cache_gb(loader, facts, 24.0) == 8.0
     assert not keeps_voxels(loader, facts, 16.0)
@@ -233,6 +239,29 @@ def test_a_corpus_of_mixed_dtypes_is_kept_on_the_host_and_counted_there(tmp_path
     # Bytes of a voxel are the mean of four, two and one.
     ratio = figures["loader_gb_per_s"] / (figures["crops_per_s"] * 32**3 / 1e9)
     assert ratio == pytest.approx(7 / 3)
+
+
+def test_voxels_that_do_not_fit_the_device_are_not_planned_as_chunks(tmp_path, capsys):
+    """Volumes end within a chunk, and the device keeps whole ones: 8 of 16^3 each."""
+    volumes = [np.full((24, 24, 24), 7 + n, np.int16) for n in range(4)]
+    corpus = corpus_of(tmp_path / "corpus.zarr", volumes)
+    words = ["demo-mae", "--vit.depth", "1", "--gpus", "1", "--data.corpus", str(corpus)]
+    words += ["--data.cache", "device", "--data.device-keeps", "voxels"]
+    words += ["--vit.crop-size", "16", "16", "16", "--data.cache-bytes"]
+    nbytes = 4 * 8 * 16**3 * 2
+    outcome = main([*words, str(nbytes - 1)])
+    assert outcome.exit_code == 3
+    assert outcome.figures["cache_gb"] == nbytes / 1e9
+    assert "decoding" not in outcome.figures["device_s"]
+    text = told(capsys)
+    assert "voxels kept on the device" in text
+    found = re.search(r"(--data\.device-keeps) (chunks) keeps less, or raise (\S+) to (\d+)", text)
+    assert found is not None
+    assert main([*words, str(nbytes - 1), found[1], found[2]]).exit_code == 0
+    assert int(found[4]) == nbytes
+    assert main([*words, found[4]]).exit_code == 0
+    outcome = main([*words, found[4], "--assume", "memory_gb=0.0006"])
+    assert "keeps less, or raise" not in told(capsys)
 
 
 def test_every_line_fits_eighty_columns_and_names_what_is_assumed(capsys):

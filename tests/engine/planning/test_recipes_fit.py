@@ -80,13 +80,14 @@ def test_pairs_that_are_contrasted_are_not_parted_behind_ones_back():
     [
         ("auto", 9.0, 8.0),  # all voxels
         ("voxels", 9.0, 8.0),
+        ("voxels", 7.0, 8.0),  # kept or refused, and a need says so
         ("chunks", 9.0, 3.0),
         ("auto", 7.0, 3.0),  # all chunks
         ("auto", 2.0, 2.0),
     ],
 )
 def test_a_known_corpus_takes_what_the_loader_would_keep_of_it(keeps, budget, wanted):
-    facts = CorpusFacts(10, 3.0, 1.0, 0.75, 2.0, ("int16",), ())
+    facts = CorpusFacts(10, 3.0, 1.0, 0.75, 2.0, 8.0, ("int16",), ())
     loader = LoaderConfig(cache="device", cache_bytes=int(budget * 1e9), device_keeps=keeps)
     assert device_cache_gb(loader, facts) == pytest.approx(wanted)
     assert device_cache_gb(loader, None) == budget
