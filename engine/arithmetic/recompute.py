@@ -57,6 +57,11 @@ class Recomputed(nn.Module):
         return mixed
 
 
+def draws_again(model: nn.Module) -> bool:
+    """Whether what a model's blocks would compute again draws random numbers."""
+    return any(part.draws for part in model.modules() if isinstance(part, Recomputed))
+
+
 def set_recompute(block: nn.Module, policy: Recompute = "full") -> None:
     """Have a block rebuild its activations, under the name each kind of block has for it."""
     for part in block.modules():

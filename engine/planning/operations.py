@@ -20,6 +20,7 @@ from torch.utils._pytree import tree_leaves
 
 from mim3d.dataio.loader.batch import Batch
 from mim3d.engine.arithmetic.blocks import transformer_blocks
+from mim3d.engine.arithmetic.recompute import draws_again
 from mim3d.engine.planning.sharding import meta_model
 from mim3d.engine.pretrain.config import PretrainConfig
 
@@ -93,6 +94,8 @@ class Work:
     parameters: int
     tensors: int
     """Of parameters."""
+    draws: bool = False
+    """Whether blocks draw random numbers, and would again where they are recomputed."""
 
     @property
     def launches(self) -> int:
@@ -219,6 +222,7 @@ def step_work(config: PretrainConfig, micro_batch: int, dtype: torch.dtype) -> W
         tuple(sorted(marks, key=lambda block: block.first)),
         sum(p.numel() for p in parameters),
         len(parameters),
+        draws_again(model),
     )
 
 

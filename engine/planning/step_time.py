@@ -169,7 +169,7 @@ def host_seconds(
 ) -> float:
     """Of the thread that starts the device's work, in a step."""
     parts, blocks = config.parallel.grad_accum, len(work.blocks)
-    if is_one_graph(config, gpus, machine, whole):
+    if is_one_graph(config, gpus, machine, work):
         crops = config.micro_batch(gpus) * us(machine, "host_us_per_crop")
         return crops + us(machine, "host_us_per_graph")
     launches = float(work.launches)
@@ -185,12 +185,13 @@ def host_seconds(
     return parts * each + us(machine, "host_us_per_step")
 
 
-def is_one_graph(config: PretrainConfig, gpus: int, machine: Machine, whole: bool) -> bool:
-    """Whether the step is repeated as one CUDA graph, as far as its configuration decides."""
+def is_one_graph(config: PretrainConfig, gpus: int, machine: Machine, work: Work) -> bool:
+    """Whether the step is repeated as one CUDA graph, as a run's `capture_obstacle` decides."""
     parallel = config.parallel
     fits = parallel.cuda_graph and not parallel.compile and parallel.grad_accum == 1
-    plain = parallel.recompute == "none" and parallel.precision != "fp16"
-    one = gpus == 1 and whole and config.optim.impl != "apex"
+    redraws = parallel.recompute != "none" and work.draws
+    plain = parallel.precision != "fp16" and not redraws and config.optim.impl != "apex"
+    one = gpus == 1 and is_left_whole(config, gpus)
     return machine.kind == "cuda" and fits and plain and one
 
 

@@ -140,12 +140,11 @@ def constants_used(
     if not measured and not machine.calibrated:
         names += ["product_share", "memory_share", "launch_us"]
         kinds = plan.time.device
-        names += [f"{kind[:-1]}_share" for kind in ("convolutions",) if kinds.get(kind)]
+        names += ["convolution_share"] if kinds.get("convolutions") else []
         names += ["attention_share"] if kinds.get("attention") else []
         names += ["memory_gb_per_s", "memory_gb"]
     if not measured and machine.kind == "cuda":
-        whole = not plan.memory.gathered
-        graph = is_one_graph(config, plan.gpus, machine, whole)
+        graph = is_one_graph(config, plan.gpus, machine, plan.work)
         names += ("host_us_per_graph", "host_us_per_crop") if graph else HOST
         names += ["host_us_per_block"] if config.parallel.compile else []
         names += ["fp8_gain"] if config.parallel.precision == "fp8" else []

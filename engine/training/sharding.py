@@ -11,7 +11,7 @@ from mim3d.engine.arithmetic.attention import attention_of
 from mim3d.engine.arithmetic.float8 import use_float8
 from mim3d.engine.arithmetic.masters import Masters
 from mim3d.engine.arithmetic.precision import choose_precision
-from mim3d.engine.arithmetic.recompute import Recomputed
+from mim3d.engine.arithmetic.recompute import draws_again
 from mim3d.engine.distributed.config import ParallelConfig
 from mim3d.engine.distributed.parallel import (
     communication_seconds,
@@ -48,7 +48,7 @@ class ShardedObjective:
     def capture_obstacle(self) -> str:
         """Why a step of this cannot be repeated as one CUDA graph; empty where it can."""
         parallel, optimiser = self.parallel, self.optimiser
-        draws = any(part.draws for part in self.module.modules() if isinstance(part, Recomputed))
+        draws = draws_again(self.module)
         obstacles = {
             "parallel.cuda_graph is off": not parallel.cuda_graph,
             f"{self.mesh.size()} ranks": self.mesh.size() > 1,

@@ -1,18 +1,24 @@
 """Time of a step by hand: tiles, rooflines, what collectives hide behind, device beside host."""
 
 import dataclasses
+from typing import get_args
 
 import pytest
 import torch
 
+from mim3d.engine.arithmetic.config import Recompute
+from mim3d.engine.distributed.process_group import process_ranks
 from mim3d.engine.models.config import ViTConfig
+from mim3d.engine.models.primus.config import PrimusConfig
 from mim3d.engine.planning.laws import RAMP, Law, Laws, columns_of, tiled
 from mim3d.engine.planning.machine import Constant, Machine, known_machine
 from mim3d.engine.planning.network import Traffic, exposed_seconds
 from mim3d.engine.planning.operations import Operation, step_work
 from mim3d.engine.planning.plan import make_plan
+from mim3d.engine.planning.step_time import is_one_graph
 from mim3d.engine.planning.supply import core_seconds
 from mim3d.engine.pretrain.recipes import recipe
+from mim3d.engine.training.sharding import shard_objective
 
 
 def test_a_product_is_whole_tiles_in_whole_waves():
@@ -113,6 +119,20 @@ def test_one_graph_takes_the_host_no_time_an_operation():
     assert graph.device == eager.device
     assert graph.host_s == pytest.approx(config.global_batch * 40e-6 + 100e-6)
     assert eager.host_s > 5 * graph.host_s
+
+
+@pytest.mark.parametrize(("drop_path", "precision"), [(0.0, "bf16"), (0.1, "bf16"), (0.0, "fp16")])
+def test_one_graph_is_planned_where_a_run_captures_one(drop_path, precision):
+    """On one CPU rank too a run says what stands in the way, but for the device."""
+    config = recipe("demo-primus-mae")
+    shape = PrimusConfig((16, 16, 16), (8, 8, 8), width=96, depth=1, heads=4, drop_path=drop_path)
+    for recompute in get_args(Recompute):
+        parallel = dataclasses.replace(config.parallel, recompute=recompute, precision=precision)
+        one = dataclasses.replace(config, vit=shape, parallel=parallel)
+        work = step_work(one, 2, torch.float32)
+        with process_ranks(60.0) as ranks:
+            obstacle = shard_objective(one.build(), one.optim, parallel, ranks).capture_obstacle()
+        assert is_one_graph(one, 1, known_machine("H200"), work) == (not obstacle), obstacle
 
 
 def test_float8_products_are_faster_and_nothing_else_is():
