@@ -13,7 +13,6 @@ from mim3d.dataio.device.device_reader import DeviceReader
 from mim3d.dataio.device.staged import Staged
 from mim3d.dataio.errors import ChunkError
 from mim3d.dataio.loader.loader import Loader, LoaderConfig
-from mim3d.dataio.reader.corpus import Corpus
 from mim3d.dataio.transforms import dali as dali_graph
 from mim3d.dataio.transforms.augment import augmentation, draw_view
 from mim3d.dataio.transforms.dali import feed_order
@@ -34,19 +33,8 @@ def corpus(folder: Path, shapes=SHAPES) -> Path:
     return corpus_of(folder / "c.zarr", volumes, labels)
 
 
-def spoil(root: Path, volume: int) -> None:
-    """Flip a byte in every chunk of a volume."""
-    table = Corpus.open(root).table
-    row = int(table.volumes["image"][volume])
-    file = root / table.shard_path(row)
-    data = bytearray(file.read_bytes())
-    for offset in table.ranges(row)[0]:
-        data[int(offset) + 40] ^= 255
-    file.write_bytes(bytes(data))
-
-
 @pytest.mark.parametrize("mode", ["segmentation", "contrastive", "mim"])
-def test_a_damaged_chunk_raises_at_its_own_batch_through_every_graph(tmp_path, mode):
+def test_a_damaged_chunk_raises_at_its_own_batch_through_every_graph(tmp_path, mode, spoil):
     """DALI is fed batches ahead: the one that failed must pass it and be named in its turn."""
     root = corpus(tmp_path)
     spoil(root, 2)

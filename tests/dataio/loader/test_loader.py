@@ -236,16 +236,10 @@ def test_a_state_of_another_corpus_or_seed_is_refused(root):
 
 
 @pytest.fixture
-def damaged(tmp_path, volumes) -> Path:
+def damaged(tmp_path, volumes, spoil) -> Path:
     """Five volumes, the shard of the third spoilt in every chunk."""
     root = corpus_of(tmp_path / "bad.zarr", volumes)
-    table = Corpus.open(root).table
-    row = int(table.volumes["image"][2])
-    file = root / table.shard_path(row)
-    data = bytearray(file.read_bytes())
-    for offset in table.ranges(row)[0]:
-        data[int(offset) + 40] ^= 255
-    file.write_bytes(bytes(data))
+    spoil(root, 2)
     return root
 
 
