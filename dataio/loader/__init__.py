@@ -1,7 +1,8 @@
 """Batches of crops, a pure function of the seed: config, batch, state, loader (the iterator).
 
-sampler, crop_spec and draws say what a sample is; read_threads, buffer_pool, crop_source and
-device_source read it; view_graph augments it on a CPU.
+sampler, crop_spec and draws say what a sample is; read_threads, buffer_pool and crop_source read
+it; staged_source, device_source and upload_source do so for a device, source_choice says which;
+view_graph augments it on a CPU.
 """
 
 import lazy_loader

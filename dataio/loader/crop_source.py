@@ -58,23 +58,29 @@ class RawBatch:
     error: BaseException | None = None
 
 
-class CropSource:
-    """Reads the batches of one rank in order, `ahead` of them before they are asked for."""
+@dataclass(frozen=True)
+class ReadPlan:
+    """What one rank reads, by how many threads, and how many batches before they are asked for."""
 
-    def __init__(
-        self,
-        reader: ShardReader,
-        sampler: Sampler,
-        job: CropJob,
-        threads: int,
-        ahead: int,
-    ) -> None:
-        self.reader, self.sampler, self.job = reader, sampler, job
+    sampler: Sampler
+    job: CropJob
+    threads: int
+    ahead: int
+
+
+class CropSource:
+    """Reads the batches of one rank in order, ahead of who takes them."""
+
+    notes: tuple[str, ...] = ()
+    """Lines that say where what is read stays."""
+
+    def __init__(self, reader: ShardReader, plan: ReadPlan) -> None:
+        self.reader, self.sampler, self.job = reader, plan.sampler, plan.job
         self.replaced = 0
         self.crops = 0
         self.wait_s = 0.0
-        self._n_threads, self._ahead = threads, ahead
-        self._threads = ReadThreads(threads)
+        self._n_threads, self._ahead = plan.threads, plan.ahead
+        self._threads = ReadThreads(plan.threads)
         self._pools: dict[int, tuple[BufferPool, BufferPool | None]] = {}
         self._pending: dict[int, tuple[RawBatch, Work]] = {}
         self._own = threading.local()

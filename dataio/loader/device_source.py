@@ -1,122 +1,21 @@
-"""Sources of crops that end on a device, a batch ahead of whoever takes them.
+"""Crops decoded on the device, out of compressed chunks that threads fetch."""
 
-Threads read; the consumer's thread queues the device's part on a lane beside his own. When it takes
-a batch the next one, if it is read by then, is queued at once, and so is made while this one is
-worked on. The device waits for no host, and the host for a device only where it is far behind.
-"""
-
-from abc import ABC, abstractmethod
-from collections import deque
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass
 
 import numpy as np
 import torch
 
 from mim3d.dataio.device.device_copy import to_device
 from mim3d.dataio.device.device_reader import DeviceReader, Fetched
-from mim3d.dataio.device.lanes import Lanes
 from mim3d.dataio.device.staged import Staged, staged
-from mim3d.dataio.device.uploader import PinnedArray, Uploader
 from mim3d.dataio.errors import ChunkError
 from mim3d.dataio.geometry import Triple
-from mim3d.dataio.loader.crop_source import STILL, CropSource, RawBatch, Wanted, filled
-from mim3d.dataio.loader.crop_spec import CropJob
+from mim3d.dataio.loader.crop_source import RawBatch, ReadPlan, Wanted, filled
 from mim3d.dataio.loader.draws import Drawn
-from mim3d.dataio.loader.sampler import Sampler
-from mim3d.dataio.reader.shard_reader import Request, ShardReader
+from mim3d.dataio.loader.staged_source import StagedBatch, StagedSource
 from mim3d.dataio.reader.voxel_weights import VoxelWeights
 from mim3d.dataio.transforms.placement import Placement
 from mim3d.kernels.resample import resample_boxes
-
-RUN_AHEAD = 2  # batches whose work the host has queued and the device not finished
-
-
-@dataclass
-class StagedBatch(RawBatch):
-    """A batch whose `image` and `label` are on the host until the side lane was given it.
-
-    `staged` is what that lane makes of it: image, then label if any.
-    """
-
-    staged: Staged | None = None
-
-
-class StagedSource(CropSource, ABC):
-    """As CropSource, but `image` and `label` are tensors on the device, made a batch ahead."""
-
-    def __init__(
-        self,
-        reader: ShardReader,
-        lanes: Lanes,
-        sampler: Sampler,
-        job: CropJob,
-        threads: int,
-        ahead: int,
-    ) -> None:
-        # One more is read ahead: while one is being made, as many as elsewhere are being read.
-        super().__init__(reader, sampler, job, threads, ahead + lanes.overlaps)
-        self.lanes = lanes
-        self._begun: dict[int, StagedBatch] = {}
-        self._taken: deque[Any] = deque()
-
-    @abstractmethod
-    def _begin(self, batch: StagedBatch) -> Staged:
-        """Queue the device's part of a batch that was read, on the side lane."""
-
-    def _take(self, number: int) -> RawBatch:
-        """A batch for the consumer's lane; the next one is begun where it is read by now."""
-        batch = self._begun.pop(number, None) or self._made(number)
-        if self.lanes.overlaps and self._is_read(number + 1):
-            self._begun[number + 1] = self._made(number + 1)
-        self._throttle()
-        made, batch.staged = batch.staged, None
-        if made is not None:
-            batch.image, *label = made.take()
-            batch.label = label[0] if label else None
-        return batch
-
-    def _throttle(self) -> None:
-        """Keep the host from running further ahead than what a step queues can hide.
-
-        Memory of batches that the device has not come to yet is nobody else's, and a host that
-        repeats a step by one call would queue hundreds.
-        """
-        self._taken.append(self.lanes.record())  # behind it is the work on this batch
-        if len(self._taken) > RUN_AHEAD:
-            self.lanes.throttle(self._taken.popleft())
-
-    def _is_read(self, number: int) -> bool:
-        """Whether a batch waits to be begun."""
-        return number in self._pending and self._pending[number][1].is_done
-
-    def _made(self, number: int) -> StagedBatch:
-        """A batch that the side lane was given; what went wrong is its `error`, for its turn."""
-        batch = super()._take(number)
-        assert isinstance(batch, StagedBatch)
-        try:
-            if batch.error is None:
-                batch.staged = self._begin(batch)
-        except Exception as error:
-            batch.error = error
-        if batch.error is not None:
-            batch.image, batch.label = self._nothing(len(batch.flips))
-        return batch
-
-    def _nothing(self, count: int) -> tuple[Any, Any]:
-        """What a batch that could not be made hands to the graph, which is fed ahead."""
-        job, label = self.job, None
-        kind, device = getattr(torch, job.image_dtype), self.lanes.device
-        image = torch.zeros((count, job.channels, *job.crop_size), dtype=kind, device=device)
-        if job.label_dtype is not None:
-            kind = getattr(torch, job.label_dtype)
-            label = torch.zeros((count, *job.crop_size), dtype=kind, device=device)
-        return image, label
-
-    def _cancel(self) -> None:
-        self._begun.clear()
-        self._taken.clear()
-        super()._cancel()
 
 
 @dataclass(frozen=True)
@@ -157,14 +56,11 @@ class DeviceBatch(StagedBatch):
 
 
 class DeviceSource(StagedSource):
-    """Crops decoded on the device: threads fetch, the side lane decodes."""
+    """Threads fetch, the side lane decodes; `notes` say what the device keeps."""
 
-    def __init__(
-        self, device_reader: DeviceReader, sampler: Sampler, job: CropJob, threads: int, ahead: int
-    ) -> None:
-        reader, lanes = device_reader.reader, device_reader.lanes
-        super().__init__(reader, lanes, sampler, job, threads, ahead)
-        self.device_reader = device_reader
+    def __init__(self, device_reader: DeviceReader, plan: ReadPlan, notes: tuple[str, ...]) -> None:
+        super().__init__(device_reader.reader, device_reader.lanes, plan)
+        self.device_reader, self.notes = device_reader, notes
 
     def settle(self) -> None:
         """Wait for the device; a ChunkError where a stream did not decode."""
@@ -314,84 +210,3 @@ def _largest(sizes: np.ndarray) -> Triple:
 def _without_channel(crops: list[torch.Tensor]) -> list[torch.Tensor]:
     """The image as it is, the label (b, 1, z, y, x), if any, without its channel."""
     return [each[:, 0] if i else each for i, each in enumerate(crops)]
-
-
-@dataclass
-class UploadBatch(StagedBatch):
-    """A batch in pinned memory: `pinned` image and label, and the requests that were read."""
-
-    pinned: tuple[PinnedArray, PinnedArray | None] | None = None
-    requests: dict[int, Request] = field(default_factory=dict)
-
-
-class UploadSource(StagedSource):
-    """Crops decoded on the host, for a device: threads fill pinned memory, the side lane copies.
-
-    With `raw`, a dtype, they cross the bus as stored, and the device does the rest.
-    """
-
-    def __init__(
-        self,
-        reader: ShardReader,
-        lanes: Lanes,
-        sampler: Sampler,
-        job: CropJob,
-        threads: int,
-        ahead: int,
-        raw: str | None,
-    ) -> None:
-        super().__init__(reader, lanes, sampler, job, threads, ahead)
-        self.raw, self.uploader = raw, Uploader(lanes)
-
-    def device_metrics(self) -> dict[str, float]:
-        """Seconds of the device's stages."""
-        return self.uploader.metrics()
-
-    def _new_batch(self, what: Drawn, count: int) -> RawBatch:
-        job = self.job
-        shape = count, job.channels, *job.crop_size
-        image = PinnedArray(self.lanes, shape, self.raw or job.image_dtype)
-        label = None
-        if job.label_dtype is not None:
-            label = PinnedArray(self.lanes, (count, *job.crop_size), job.label_dtype)
-        arrays = image.array, None if label is None else label.array
-        parts = what.flips, what.views, what.placements
-        return UploadBatch(what.samples, *arrays, *parts, pinned=(image, label))
-
-    def _load(self, batch: RawBatch, i: int, wanted: Wanted) -> None:
-        assert isinstance(batch, UploadBatch)
-        if self.raw is not None:
-            image = batch.requests[i] = wanted.image
-            bare = image._replace(flip=STILL, rescale=None, fill=(0.0,) * len(image.fill))
-            wanted = wanted._replace(image=bare)
-        super()._load(batch, i, wanted)
-
-    def _weighed_as_read(
-        self, batch: RawBatch, i: int, image: Request
-    ) -> tuple[Request, np.ndarray]:
-        if self.raw is None:
-            return super()._weighed_as_read(batch, i, image)
-        assert isinstance(batch, UploadBatch)
-        whole = batch.requests[i]
-        assert whole.rescale is not None
-        clips = tuple(each._replace(scale=1.0, shift=0.0) for each in whole.rescale)
-        z, y, x = (slice(None, None, -1 if flip else 1) for flip in whole.flip)
-        return image._replace(rescale=clips), batch.label[i][z, y, x]
-
-    def _begin(self, batch: StagedBatch) -> Staged:
-        assert isinstance(batch, UploadBatch)
-        assert batch.pinned is not None
-        (image, label), batch.pinned = batch.pinned, None
-        raw = None
-        if self.raw is not None:
-            requests = [request for _, request in sorted(batch.requests.items())]
-            raw = requests, np.array([self.reader.array(r.row).shape for r in requests])
-        bits = self.job.image_dtype == "uint16"
-        made = self.uploader.begin(
-            *(image.tensor, None if label is None else label.tensor, raw),
-            torch.bfloat16 if bits else torch.float32,
-        )
-        if raw is None or not bits:
-            return made
-        crops, *labels = made.tensors
-        return Staged(self.lanes, (crops.view(torch.uint16), *labels), made.mark)

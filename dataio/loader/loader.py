@@ -27,31 +27,20 @@ import torch
 from torch.utils.data import IterableDataset
 
 from mim3d.dataio.corpus.chunk_table import choose_volumes
-from mim3d.dataio.device.device_fit import (
-    DeviceRoom,
-    array_rows,
-    fitting_cache,
-    keeping,
-    stored_dtype,
-)
-from mim3d.dataio.device.device_reader import DeviceReader
-from mim3d.dataio.device.holdings import HeldChunks, HeldVoxels
-from mim3d.dataio.device.inflate import NvcompInflate, inflate_on_host
+from mim3d.dataio.device.device_fit import fitting_cache
 from mim3d.dataio.device.lanes import lanes_of
-from mim3d.dataio.device.uploader import shorter_dtype
 from mim3d.dataio.errors import ChunkError, Mim3dError
 from mim3d.dataio.loader.batch import Batch, add_artefacts, add_noise, finish, label_or_weight
-from mim3d.dataio.loader.config import DISK, LoaderConfig
-from mim3d.dataio.loader.crop_source import CropSource, RawBatch
+from mim3d.dataio.loader.config import LoaderConfig
+from mim3d.dataio.loader.crop_source import RawBatch, ReadPlan
 from mim3d.dataio.loader.crop_spec import crop_job, make_sampler
-from mim3d.dataio.loader.device_source import DeviceSource, UploadSource
+from mim3d.dataio.loader.device_source import DeviceSource
 from mim3d.dataio.loader.sampler import volume_weights
+from mim3d.dataio.loader.source_choice import chunk_cache, make_source
 from mim3d.dataio.loader.state import run_order
 from mim3d.dataio.loader.view_graph import ViewGraph
-from mim3d.dataio.reader.chunk_cache import ChunkCache
 from mim3d.dataio.reader.corpus import Corpus, opened_corpus
 from mim3d.dataio.reader.datasets import drawn
-from mim3d.dataio.reader.disk_cache import DiskCache
 from mim3d.dataio.reader.shard_reader import ShardReader
 from mim3d.dataio.reader.voxel_weights import voxel_weights
 from mim3d.dataio.transforms.dali import DaliGraph, GraphSpec, feed_order
@@ -90,8 +79,6 @@ class Loader(IterableDataset[Batch]):
         if not (isinstance(rank, Integral) and isinstance(world, Integral) and 0 <= rank < world):
             raise Mim3dError(f"rank={rank!r} is not a whole number below world={world!r}")
         self.device = _usable(torch.device(device))
-        self.notes: tuple[str, ...] = ()
-        self._lanes = lanes_of(self.device)
         self._opened = ExitStack()
         self.corpus, shards = self._opened.enter_context(opened_corpus(corpus, config.limits))
         self.config, self.rank, self.world = config, rank, world
@@ -112,7 +99,11 @@ class Loader(IterableDataset[Batch]):
         self._spec = self._graph_spec()
         if self._reads_bfloat16:
             self._job = replace(self._job, image_dtype="uint16")
-        self._source = self._make_source(reader, volumes)
+        plan = ReadPlan(self.sampler, self._job, config.threads, config.prefetch)
+        self._source = make_source(
+            config, reader, lanes_of(self.device), plan, volumes, self._labels
+        )
+        self.notes = self._source.notes
         self._graph: DaliGraph | DirectGraph | ViewGraph | None = None
         self._in_flight: deque[RawBatch] = deque()
         self._step = self._sample = 0
@@ -285,33 +276,6 @@ class Loader(IterableDataset[Batch]):
             return list(self.weights.labels)
         return [] if self.config.label is None else [self.config.label]
 
-    def _make_source(self, reader: ShardReader, volumes: np.ndarray) -> CropSource:
-        """What reads crops of `volumes` to where they are wanted."""
-        config, lanes = self.config, self._lanes
-        how = self.sampler, self._job, config.threads, config.prefetch
-        if config.cache == "device":
-            return DeviceSource(self._device_reader(reader, volumes), *how)
-        if not lanes.overlaps:
-            return CropSource(reader, *how)
-        # Crops that turn within their volumes are blended by the host, of normalised voxels.
-        moves = self._job.augmentation.spatial is not None
-        stored = None if moves else stored_dtype(reader.table, volumes)
-        return UploadSource(reader, lanes, *how, shorter_dtype(stored, self._job.image_dtype))
-
-    def _device_reader(self, reader: ShardReader, volumes: np.ndarray) -> DeviceReader:
-        """The device's cache; `notes` say what it keeps."""
-        config, lanes, table = self.config, self._lanes, reader.table
-        inflate = NvcompInflate(lanes) if self.device.type == "cuda" else inflate_on_host
-        arrays = np.concatenate([*array_rows(table, volumes, self._labels).values()])
-        room = DeviceRoom(config.cache_bytes, lanes.free_bytes())
-        kept = keeping(config.device_keeps, table, arrays, room, str(self.device))
-        self.notes += (kept.line,)
-        if kept.places is None:
-            holding = HeldChunks(table, room.nbytes, inflate, lanes)
-        else:
-            holding = HeldVoxels(kept.places, inflate, lanes)
-        return DeviceReader(reader, lanes, inflate, holding)
-
     def _graph_spec(self) -> GraphSpec:
         config, on_gpu = self.config, self.device.type == "cuda"
         return GraphSpec(
@@ -371,17 +335,6 @@ class Loader(IterableDataset[Batch]):
             step=self._step,
             weight=weight,
         )
-
-
-def chunk_cache(config: LoaderConfig, *, remote: bool) -> ChunkCache | None:
-    """Where compressed chunks are kept; `auto` keeps those of a store, as the page cache keeps
-    files. None: nowhere on the host."""
-    if config.cache.startswith(DISK):
-        folder = config.cache.removeprefix(DISK)
-        return DiskCache(folder, config.cache_bytes, config.cache_policy)
-    if config.cache == "host" or (config.cache == "auto" and remote):
-        return ChunkCache(config.cache_bytes, config.cache_policy)
-    return None
 
 
 def _usable(device: torch.device) -> torch.device:

@@ -9,6 +9,7 @@ from mim3d.dataio.device.device_fit import DeviceRoom, array_rows, keeping, stor
 from mim3d.dataio.device.holdings import HeldChunks, HeldVoxels, voxel_places
 from mim3d.dataio.errors import Mim3dError
 from mim3d.dataio.loader import loader as loader_module
+from mim3d.dataio.loader import source_choice
 from mim3d.dataio.loader.loader import Loader, LoaderConfig
 from mim3d.dataio.reader.corpus import Corpus
 
@@ -136,7 +137,7 @@ def test_the_loader_asks_the_device_and_tells_in_a_line(root, free, keeps, kind,
         wanted = [next(loader).image for _ in range(4)]
     with RaceDevice(free) as device:
         monkeypatch.setattr(loader_module, "lanes_of", lambda _device: device)
-        monkeypatch.setattr(loader_module, "inflate_on_host", RaceInflate(device))
+        monkeypatch.setattr(source_choice, "inflate_on_host", RaceInflate(device))
         with Loader(root, config) as loader:
             (line,) = loader.notes
             assert "\n" not in line

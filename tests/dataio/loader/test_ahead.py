@@ -20,9 +20,11 @@ from mim3d.bench.corpora import anatomy_like, corpus_of
 from mim3d.dataio.device.staged import Staged
 from mim3d.dataio.errors import ChunkError
 from mim3d.dataio.loader import loader as loader_module
+from mim3d.dataio.loader import source_choice
 from mim3d.dataio.loader.batch import Batch
-from mim3d.dataio.loader.device_source import StagedSource, UploadSource
 from mim3d.dataio.loader.loader import Loader, LoaderConfig
+from mim3d.dataio.loader.staged_source import StagedSource
+from mim3d.dataio.loader.upload_source import UploadSource
 from mim3d.dataio.reader.corpus import Corpus
 
 CROP = (16, 12, 32)
@@ -77,7 +79,7 @@ def a_device(free: int | None = None) -> Iterator[RaceDevice]:
     """What loaders made in here are for; torch's work in here is that of its compute lane."""
     with pytest.MonkeyPatch.context() as patch, RaceDevice(free) as device:
         patch.setattr(loader_module, "lanes_of", lambda _device: device)
-        patch.setattr(loader_module, "inflate_on_host", RaceInflate(device))
+        patch.setattr(source_choice, "inflate_on_host", RaceInflate(device))
         yield device
 
 
@@ -250,15 +252,9 @@ def test_it_may_be_closed_or_set_back_at_any_moment(root, path, seen):
 
 
 @pytest.mark.parametrize("path", PATHS)
-def test_a_damaged_chunk_is_told_in_its_own_turn(tmp_path, path):
+def test_a_damaged_chunk_is_told_in_its_own_turn(tmp_path, path, spoil):
     root = corpus(tmp_path, "int16")
-    table = Corpus.open(root).table
-    row = int(table.volumes["image"][2])
-    file = root / table.shard_path(row)
-    data = bytearray(file.read_bytes())
-    for offset in table.ranges(row)[0]:
-        data[int(offset) + 40] ^= 255
-    file.write_bytes(bytes(data))
+    spoil(root, 2)
     with a_device() as device, Loader(root, config(path, micro_batch=1)) as loader:
         due = loader.sampler.samples(0, 5).volume.tolist().index(2)
         for _ in range(due):

@@ -13,6 +13,7 @@ from mim3d.bench.corpora import anatomy_like, corpus_of
 from mim3d.dataio.device.inflate import NvcompInflate
 from mim3d.dataio.errors import ChunkError
 from mim3d.dataio.loader import loader as loader_module
+from mim3d.dataio.loader import source_choice
 from mim3d.dataio.loader.loader import Loader, LoaderConfig
 
 CONFIG = LoaderConfig((16, 16, 16), micro_batch=2, cache="device", prefetch=1)
@@ -30,7 +31,7 @@ def opened(root: Path, spoilt: Callable[[int], int], **more: Any) -> Iterator[Lo
     with pytest.MonkeyPatch.context() as patch, RaceDevice() as device:
         library = installed(patch)
         patch.setattr(loader_module, "lanes_of", lambda _device: device)
-        patch.setattr(loader_module, "inflate_on_host", NvcompInflate(device))
+        patch.setattr(source_choice, "inflate_on_host", NvcompInflate(device))
         loader = Loader(root, CONFIG, **more)
         library.spoilt = Last(library, spoilt)  # type: ignore[assignment]
         yield loader
