@@ -20,7 +20,7 @@ from mim3d.dataio.remote.limits import RemoteLimits
 from mim3d.dataio.remote.link import Link
 from mim3d.dataio.remote.ranges import joined
 from mim3d.dataio.remote.ticket import Part, Ticket
-from mim3d.dataio.storage.remote import is_plain_http, store_reason
+from mim3d.dataio.storage.remote import is_beyond_end, is_plain_http, store_reason
 from mim3d.dataio.waiting import store_timeout_s, wait_for
 
 TOGETHER = 10
@@ -78,7 +78,7 @@ class Fetcher:
             self._announced[key] = self._asked(path, offsets, sizes)
 
     def read(self, path: str, offsets: np.ndarray, sizes: np.ndarray) -> Ticket:
-        """A read that has landed.
+        """A read that has landed; its runs are short where the object is.
 
         FileNotFoundError, UnavailableError or RefusedError; StalledError where the store says
         nothing. It need not have been announced.
@@ -222,6 +222,8 @@ class Fetcher:
         except lasting as error:
             raise RefusedError(store_reason(error)) from error
         except (obstore.exceptions.BaseError, OSError) as error:
+            if len(begins) == 1 and is_beyond_end(error):
+                return [b""]
             kind = RefusedError if is_plain_http(error) else UnavailableError
             raise kind(store_reason(error)) from error
         nbytes = [len(each) for each in found]

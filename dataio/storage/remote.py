@@ -49,6 +49,11 @@ def is_plain_http(error: Exception) -> bool:
     return "BadScheme" in str(error)
 
 
+def is_beyond_end(error: Exception) -> bool:
+    """Whether an object ends before the bytes that were asked for."""
+    return "416 Range Not Satisfiable" in str(error)
+
+
 def is_denied(error: Exception) -> bool:
     """Whether a store does not know us, or does not let us, or we do not let ourselves."""
     return is_plain_http(error) or DENIED.search(f"{type(error).__name__} {error}") is not None
