@@ -1,7 +1,6 @@
 """Crops turned within their volumes, through the loader: scipy's voxels, exactly their boxes read,
 the same samples at any world size and after a resume."""
 
-import urllib.request
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -11,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 from nibabel.nifti1 import Nifti1Image
-from s3_server import s3_environment
+from s3_server import s3_server, use_s3
 from scipy.ndimage import affine_transform
 
 from mim3d.dataio.convert.run import convert
@@ -271,17 +270,9 @@ def test_what_cannot_be_together_is_refused():
 def test_crops_of_a_bucket_are_those_of_the_folder(plain, monkeypatch, tmp_path):
     """Whose boxes are asked for ahead, as other crops are."""
     obstore = pytest.importorskip("obstore.store")
-    server = pytest.importorskip("moto.server").ThreadedMotoServer(
-        ip_address="127.0.0.1", port=0, verbose=False
-    )
-    server.start()
-    try:
-        host, port = server.get_host_and_port()
-        for name, value in s3_environment(port, host).items():
-            monkeypatch.setenv(name, value)
+    with s3_server("turned") as address:
+        use_s3(address, monkeypatch)
         monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-        asked = urllib.request.Request(f"http://{host}:{port}/turned", method="PUT")
-        urllib.request.urlopen(asked).close()
         bucket = obstore.S3Store("turned", virtual_hosted_style_request=False)
         for file in sorted(plain.rglob("*")):
             if file.is_file():
@@ -297,5 +288,3 @@ def test_crops_of_a_bucket_are_those_of_the_folder(plain, monkeypatch, tmp_path)
                 assert torch.equal(a.image, b.image)
                 assert a.label is not None and b.label is not None
                 assert torch.equal(a.label, b.label)
-    finally:
-        server.stop()

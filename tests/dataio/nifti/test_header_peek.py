@@ -3,7 +3,7 @@
 import nibabel as nib
 import numpy as np
 import pytest
-from s3_server import s3_environment
+from s3_server import s3_server, use_s3
 
 from mim3d.dataio.convert.forecast import forecast
 from mim3d.dataio.corpus.conversion import Conversion
@@ -15,24 +15,14 @@ from mim3d.dataio.sources.discover import discover
 from mim3d.dataio.storage.object_store import RemoteStore
 from mim3d.dataio.storage.remote import locate
 
-pytest.importorskip("obstore")
-moto_server = pytest.importorskip("moto.server")
 BUDGET = 1 << 30
 
 
 @pytest.fixture(scope="module")
 def s3_address():
-    import boto3
-
-    server = moto_server.ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
-    server.start()
-    with pytest.MonkeyPatch.context() as patch:
-        port = server.get_host_and_port()[1]
-        for name, value in s3_environment(port).items():
-            patch.setenv(name, value)
-        boto3.client("s3", region_name="us-east-1").create_bucket(Bucket="looks")
+    with s3_server("looks") as address, pytest.MonkeyPatch.context() as patch:
+        use_s3(address, patch)
         yield "s3://looks/raw"
-    server.stop()
 
 
 def noise(path, *, shape=(60, 60, 60)):

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from s3_server import s3_environment
+from s3_server import s3_server, use_s3
 
 from mim3d.bench.corpora import anatomy_like, corpus_of
 from mim3d.dataio.errors import CorpusError
@@ -13,9 +13,6 @@ from mim3d.dataio.reader.corpus import is_address, opened_corpus, quarantined
 from mim3d.dataio.storage.object_store import RemoteStore
 from mim3d.dataio.storage.store import LocalStore
 from mim3d.engine.commands.cli import main
-
-pytest.importorskip("obstore")
-moto_server = pytest.importorskip("moto.server")
 
 
 @pytest.fixture(scope="module")
@@ -26,21 +23,15 @@ def local(tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def port() -> Iterator[int]:
-    server = moto_server.ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
-    server.start()
-    yield server.get_host_and_port()[1]
-    server.stop()
+def server() -> Iterator[str]:
+    with s3_server("corpora") as address:
+        yield address
 
 
 @pytest.fixture
-def bucket(port, local, monkeypatch) -> str:
+def bucket(server, local, monkeypatch) -> str:
     """Address of the same corpus on an S3 server."""
-    import boto3
-
-    for name, value in s3_environment(port).items():
-        monkeypatch.setenv(name, value)
-    boto3.client("s3", region_name="us-east-1").create_bucket(Bucket="corpora")
+    use_s3(server, monkeypatch)
     here, there = LocalStore(local), RemoteStore("s3://corpora/some/c.zarr")
     for key in here.walk():
         there.replace(key, [here.get(key)])

@@ -1,14 +1,13 @@
 """Training from a bucket: against moto's S3 server on loopback."""
 
 import time
-import urllib.request
 from collections.abc import Callable
 from dataclasses import replace
 
 import obstore
 import pytest
 import torch
-from s3_server import s3_environment
+from s3_server import s3_server, use_s3
 
 from mim3d.bench.corpora import anatomy_like, corpus_of
 from mim3d.dataio.errors import CorpusError
@@ -23,26 +22,21 @@ def local(tmp_path_factory):
     return corpus_of(root, [anatomy_like((40, 40, 40), i) for i in range(3)])
 
 
-@pytest.fixture
-def bucket(local, monkeypatch):
-    """Address of a corpus on an S3 server that lives as long as the test."""
-    from moto.server import ThreadedMotoServer
+@pytest.fixture(scope="module")
+def server():
+    with s3_server("corpora") as address:
+        yield address
 
-    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
-    server.start()
-    host, port = server.get_host_and_port()
-    for name, value in s3_environment(port, host).items():
-        monkeypatch.setenv(name, value)
-    put = urllib.request.Request(f"http://{host}:{port}/corpora", method="PUT")
-    urllib.request.urlopen(put).close()
-    store = obstore.store.S3Store(
-        "corpora", endpoint=f"http://{host}:{port}", client_options={"allow_http": True}
-    )
+
+@pytest.fixture
+def bucket(server, local, monkeypatch):
+    """Address of a corpus on an S3 server."""
+    use_s3(server, monkeypatch)
+    store = obstore.store.S3Store("corpora", endpoint=server, client_options={"allow_http": True})
     for file in local.rglob("*"):
         if file.is_file():
             obstore.put(store, f"mr/{file.relative_to(local)}", file.read_bytes())
-    yield "s3://corpora/mr", store
-    server.stop()
+    return "s3://corpora/mr", store
 
 
 def test_crops_from_a_bucket_equal_those_from_disk(bucket, local):

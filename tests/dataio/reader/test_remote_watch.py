@@ -5,6 +5,7 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 import pytest
+from s3_server import s3_server, use_s3
 
 from mim3d.dataio.convert.run import convert
 from mim3d.dataio.errors import CorpusError
@@ -13,9 +14,7 @@ from mim3d.dataio.reader.corpus import opened_corpus
 from mim3d.dataio.reader.shard_reader import ShardReader
 from mim3d.dataio.sources.source import Source
 
-pytest.importorskip("obstore")
 BOX = ((0, 0, 0), (16, 16, 16))
-moto_server = pytest.importorskip("moto.server")
 
 
 def save(path: Path, seed: int) -> Source:
@@ -27,16 +26,9 @@ def save(path: Path, seed: int) -> Source:
 
 @pytest.fixture
 def bucket(monkeypatch):
-    import boto3
-    from s3_server import s3_environment
-
-    server = moto_server.ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
-    server.start()
-    for name, value in s3_environment(server.get_host_and_port()[1]).items():
-        monkeypatch.setenv(name, value)
-    boto3.client("s3", region_name="us-east-1").create_bucket(Bucket="watch")
-    yield "s3://watch/c.zarr"
-    server.stop()
+    with s3_server("watch") as address:
+        use_s3(address, monkeypatch)
+        yield "s3://watch/c.zarr"
 
 
 def test_a_bucket_converted_again_is_told(bucket, tmp_path: Path, monkeypatch):

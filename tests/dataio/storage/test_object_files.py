@@ -1,30 +1,25 @@
 """Large objects: parts, what an S3 store says of them, and what comes back."""
 
 import os
-import urllib.request
 
 import pytest
-from s3_server import s3_environment
+from s3_server import s3_server, use_s3
 
 from mim3d.dataio.errors import StoreError, StoreRefusedError
 from mim3d.dataio.storage.object_files import PART_BYTES, Listed, digest_file, part_bytes
 from mim3d.dataio.storage.object_store import RemoteStore
 
-pytest.importorskip("obstore")
-moto_server = pytest.importorskip("moto.server")
+
+@pytest.fixture(scope="module")
+def address():
+    with s3_server("large") as found:
+        yield found
 
 
 @pytest.fixture
-def store(monkeypatch):
-    server = moto_server.ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
-    server.start()
-    host, port = server.get_host_and_port()
-    for name, value in s3_environment(port, host).items():
-        monkeypatch.setenv(name, value)
-    put = urllib.request.Request(f"http://{host}:{port}/large", method="PUT")
-    urllib.request.urlopen(put).close()
-    yield RemoteStore("s3://large/run")
-    server.stop()
+def store(address, monkeypatch):
+    use_s3(address, monkeypatch)
+    return RemoteStore("s3://large/run")
 
 
 @pytest.mark.parametrize(

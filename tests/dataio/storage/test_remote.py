@@ -5,7 +5,6 @@ import http.server
 import re
 import threading
 import time
-import urllib.request
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -13,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from gcs_server import gcs_environment, gcs_server
-from s3_server import s3_environment
+from s3_server import make_bucket, s3_server, use_s3
 
 from mim3d.dataio.convert.run import convert
 from mim3d.dataio.corpus.quarantine import parse_quarantine
@@ -30,27 +29,22 @@ from mim3d.dataio.storage.store import LocalStore, Store
 from mim3d.engine.commands.cli import main
 
 pytest.importorskip("obstore")
-moto_server = pytest.importorskip("moto.server")
+pytest.importorskip("moto.server")
 
 
 @pytest.fixture(scope="module")
-def s3_port() -> Iterator[int]:
-    """moto's S3 server on a free port."""
-    server = moto_server.ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
-    server.start()
-    yield server.get_host_and_port()[1]
-    server.stop()
+def s3_address() -> Iterator[str]:
+    """moto's S3 server."""
+    with s3_server() as address:
+        yield address
 
 
 @pytest.fixture
-def s3(s3_port, monkeypatch, request) -> str:
+def s3(s3_address, monkeypatch, request) -> str:
     """Address of a fresh bucket."""
-    import boto3
-
-    for name, value in s3_environment(s3_port).items():
-        monkeypatch.setenv(name, value)
+    use_s3(s3_address, monkeypatch)
     bucket = f"bucket-{abs(hash(request.node.nodeid)) % 10**9}"
-    boto3.client("s3", region_name="us-east-1").create_bucket(Bucket=bucket)
+    make_bucket(s3_address, bucket)
     return f"s3://{bucket}"
 
 
@@ -67,8 +61,7 @@ def gs(gcs_address, monkeypatch, request) -> str:
     for name, value in gcs_environment(gcs_address).items():
         monkeypatch.setenv(name, value)
     bucket = f"google-{abs(hash(request.node.nodeid)) % 10**9}"
-    put = urllib.request.Request(f"{gcs_address}/{bucket}", method="PUT")
-    urllib.request.urlopen(put).close()
+    make_bucket(gcs_address, bucket)
     return f"gs://{bucket}"
 
 

@@ -4,7 +4,6 @@ That server is moto's S3 behind a translation of what differs. Google itself, it
 https were not there: the client is told to leave OAuth out, by the variables a user would set.
 """
 
-import urllib.request
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -13,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 from gcs_server import GcsDialect, gcs_environment, gcs_server
+from s3_server import make_bucket
 
 from mim3d.dataio.convert.run import convert
 from mim3d.dataio.errors import CorpusError, SourceError, StoreError
@@ -36,8 +36,7 @@ VOLUMES = 4
 @pytest.fixture(scope="module")
 def server() -> Iterator[tuple[str, GcsDialect]]:
     with gcs_server() as (address, dialect):
-        put = urllib.request.Request(f"{address}/bucket", method="PUT")
-        urllib.request.urlopen(put).close()
+        make_bucket(address, "bucket")
         yield address, dialect
 
 

@@ -1,9 +1,7 @@
-"""A bucket on moto's S3 server that lives as long as a test, and a corpus to train on."""
-
-import urllib.request
+"""A bucket on moto's S3 server that each test finds empty, and a corpus to train on."""
 
 import pytest
-from s3_server import s3_environment
+from s3_server import ask, make_bucket, s3_server, use_s3
 from small_run import make_corpus
 
 from mim3d.dataio.waiting import TIMEOUT
@@ -14,24 +12,18 @@ def corpus(tmp_path_factory):
     return make_corpus(tmp_path_factory.mktemp("corpus"))
 
 
+@pytest.fixture(scope="session")
+def server():
+    with s3_server() as address:
+        yield address
+
+
 @pytest.fixture
-def endpoint(monkeypatch, tmp_path):
-    """Address of the server, which clients of this process find; its bucket is `runs`."""
-    pytest.importorskip("obstore")
-    server = pytest.importorskip("moto.server").ThreadedMotoServer(
-        ip_address="127.0.0.1", port=0, verbose=False
-    )
-    server.start()
-    host, port = server.get_host_and_port()
-    for name, value in s3_environment(port, host).items():
-        monkeypatch.setenv(name, value)
+def endpoint(server, monkeypatch, tmp_path):
+    """Address of the server, which clients of this process find; it has one bucket, `runs`."""
+    use_s3(server, monkeypatch)
     monkeypatch.setenv(TIMEOUT, "3")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    for path, method in (
-        ("moto-api/reset", "POST"),
-        ("runs", "PUT"),
-    ):  # all servers share one store
-        asked = urllib.request.Request(f"http://{host}:{port}/{path}", method=method)
-        urllib.request.urlopen(asked).close()
-    yield f"http://{host}:{port}"
-    server.stop()
+    ask(f"{server}/moto-api/reset", "POST")
+    make_bucket(server, "runs")
+    return server

@@ -2,11 +2,11 @@
 
 import dataclasses
 import json
-import urllib.request
 from pathlib import Path
 
 import pytest
 import torch
+from s3_server import ask
 from safetensors.torch import load_file
 from small_finetune import make_labelled_corpus, small_finetune
 from small_run import small_config
@@ -115,10 +115,7 @@ def test_a_bucket_that_is_none(endpoint, labelled, capsys):
 
 def test_credentials_that_are_none(endpoint, labelled, capsys):
     """moto asks for signatures of known keys from now on."""
-    asked = urllib.request.Request(
-        f"{endpoint}/moto-api/reset-auth", b"0", {"Content-Type": "text/plain"}, method="POST"
-    )
-    urllib.request.urlopen(asked).close()
+    ask(f"{endpoint}/moto-api/reset-auth", "POST", b"0")
     try:
         assert main(words_of(labelled, ADDRESS)) == 2
         told = one_line(capsys)
@@ -127,8 +124,7 @@ def test_credentials_that_are_none(endpoint, labelled, capsys):
         assert main(["embed", ADDRESS, str(labelled), "features"]) == 2
         assert "check the credentials in the environment" in one_line(capsys)
     finally:
-        asked.data = b"inf"
-        urllib.request.urlopen(asked).close()
+        ask(f"{endpoint}/moto-api/reset-auth", "POST", b"inf")
 
 
 @pytest.mark.parametrize(

@@ -4,12 +4,12 @@ import dataclasses
 import re
 import signal
 import threading
-import urllib.request
 from pathlib import Path
 
 import pytest
 import torch
 from gcs_server import gcs_environment, gcs_server
+from s3_server import make_bucket
 from safetensors.torch import load_file
 from small_run import poison_samples, small_config
 
@@ -310,7 +310,7 @@ def test_googles_buckets_too(corpus, folder_run, tmp_path, monkeypatch):
     pytest.importorskip("obstore")
     pytest.importorskip("moto.server")
     with gcs_server() as (server, _):
-        urllib.request.urlopen(urllib.request.Request(f"{server}/google", method="PUT")).close()
+        make_bucket(server, "google")
         for name, value in gcs_environment(server).items():
             monkeypatch.setenv(name, value)
         config, address = waiting_config(corpus, keep=1), "gs://google/run"

@@ -1,12 +1,11 @@
 """Runs whose corpus lies in a bucket: against moto's S3 server on loopback."""
 
-import urllib.request
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
-from s3_server import s3_environment
+from s3_server import s3_server, use_s3
 from safetensors.torch import load_file
 from small_run import make_corpus, small_config
 
@@ -22,25 +21,22 @@ from mim3d.engine.study.config import ArmPlan, FinetunePlan, PretrainPlan, Study
 from mim3d.engine.study.run import run_study
 from mim3d.engine.training.metrics import read_rows
 
-pytest.importorskip("obstore")
-moto_server = pytest.importorskip("moto.server")
-
 
 @pytest.fixture(scope="module")
 def local(tmp_path_factory):
     return make_corpus(tmp_path_factory.mktemp("corpus"), subjects=8)
 
 
+@pytest.fixture(scope="module")
+def server():
+    with s3_server("corpora") as address:
+        yield address
+
+
 @pytest.fixture
-def upload(monkeypatch):
-    """Copy a corpus to a bucket on an S3 server that lives as long as the test."""
-    server = moto_server.ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
-    server.start()
-    host, port = server.get_host_and_port()
-    for name, value in s3_environment(port, host).items():
-        monkeypatch.setenv(name, value)
-    put = urllib.request.Request(f"http://{host}:{port}/corpora", method="PUT")
-    urllib.request.urlopen(put).close()
+def upload(server, monkeypatch):
+    """Copy a corpus to a bucket on an S3 server."""
+    use_s3(server, monkeypatch)
 
     def copy(folder: Path) -> str:
         address = "s3://corpora/mr.zarr"
@@ -50,8 +46,7 @@ def upload(monkeypatch):
                 store.replace(file.relative_to(folder).as_posix(), [file.read_bytes()])
         return address
 
-    yield copy
-    server.stop()
+    return copy
 
 
 def two_steps(corpus, **data):
