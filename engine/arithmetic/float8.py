@@ -32,19 +32,16 @@ def use_float8(model: nn.Module, device: torch.device) -> int:
     refuse_float8(model, device)
     with quiet():
         from torchao.float8 import Float8LinearConfig, convert_to_float8_training
+        from torchao.float8.float8_linear import Float8Linear
     config = Float8LinearConfig(emulate=device.type != "cuda")
-    count = 0
     for block in transformer_blocks(model):
-        chosen = [part for part in block.modules() if fits(part)]
-        if chosen:
-            convert_to_float8_training(
-                block, config=config, module_filter_fn=lambda part, _, chosen=chosen: part in chosen
-            )
-            count += len(chosen)
-    for part in model.modules():
-        if type(part).__name__ == "Float8Linear":
-            part.register_forward_pre_hook(refuse_rows)
-    return count
+        convert_to_float8_training(
+            block, config=config, module_filter_fn=lambda part, name: fits(part)
+        )
+    converted = [part for part in model.modules() if isinstance(part, Float8Linear)]
+    for part in converted:
+        part.register_forward_pre_hook(refuse_rows)
+    return len(converted)
 
 
 def refuse_float8(model: nn.Module, device: torch.device) -> None:
