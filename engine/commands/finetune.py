@@ -80,7 +80,7 @@ def shaped_by_weights(config: FinetuneConfig, words: Sequence[str]) -> FinetuneC
     from mim3d.engine.models.resenc.config import ResEncConfig
     from mim3d.engine.transfer.shape import encoder_shape, in_words
 
-    shape = encoder_shape(source, config.vit, config.resenc or config.swin)
+    shape = encoder_shape(source, config.vit, config.encoder.backbone)
     if is_first():
         for line in [in_words(source, shape), *shape.guesses]:
             print(line)

@@ -20,7 +20,7 @@ from mim3d.engine.errors import ConfigError
 from mim3d.engine.finetune.splits import SplitConfig
 from mim3d.engine.models.config import IDLE_WITH_SWIN, SwinConfig, ViTConfig
 from mim3d.engine.models.primus.config import PrimusConfig, primus
-from mim3d.engine.models.registry import OWN_KINDS, EncoderShape
+from mim3d.engine.models.registry import EncoderShape
 from mim3d.engine.models.resenc.config import (
     IDLE_WITH_RESENC,
     RESENC_L,
@@ -220,10 +220,15 @@ class FinetuneConfig:
                 f"head_steps {self.head_steps} must be below steps {self.steps}, and 0 with "
                 f"freeze ({self.freeze}), where the head trains alone to the end"
             )
-        backbone = self.swin or self.resenc
+        backbone = self.encoder.backbone
         if self.drop_path and (backbone is not None or isinstance(self.vit, PrimusConfig)):
             own = " (Primus has its own, --vit.drop-path)" if backbone is None else ""
             raise ConfigError(f"drop_path {self.drop_path} is of plain ViTs alone{own}: leave it 0")
+
+    @property
+    def encoder(self) -> EncoderShape:
+        """The encoder of the run."""
+        return EncoderShape(self.vit, self.resenc or self.swin)
 
     @property
     def evaluation_steps(self) -> list[int]:
@@ -246,8 +251,7 @@ def identity(config: FinetuneConfig) -> dict[str, Any]:
     from mim3d.engine.transfer.given_weights import sha256_of
 
     plain["init"] = sha256_of(config.init) if config.init else ""
-    kind = EncoderShape(config.vit, config.resenc or config.swin).kind
-    return identity_of(plain if kind in OWN_KINDS else {**plain, "encoder": kind})
+    return identity_of(plain | config.encoder.own_name)
 
 
 OFF: dict[str, Any] = {

@@ -8,7 +8,6 @@ from mim3d.engine.errors import ConfigError
 from mim3d.engine.finetune.config import FinetuneConfig
 from mim3d.engine.finetune.seeding import seeded
 from mim3d.engine.models.config import ViTConfig
-from mim3d.engine.models.registry import EncoderShape
 from mim3d.engine.models.resenc.config import Backbone
 from mim3d.engine.models.resenc.encoder import ResEncEncoder
 from mim3d.engine.models.swin import SwinEncoder
@@ -38,7 +37,7 @@ def build_encoder(config: FinetuneConfig, starts: list[Start] | None = None) -> 
     What became of the weights is added to `starts`.
     """
     with seeded(config.seed, "encoder"):
-        encoder = cast(Encoder, shape_of(config).make())
+        encoder = cast(Encoder, config.encoder.make())
     if config.init:
         start = take_weights(encoder, config)
         if starts is not None:
@@ -50,14 +49,9 @@ def build_encoder(config: FinetuneConfig, starts: list[Start] | None = None) -> 
     return encoder
 
 
-def shape_of(config: FinetuneConfig) -> EncoderShape:
-    """The encoder that a run has."""
-    return EncoderShape(config.vit, config.resenc or config.swin)
-
-
 def take_weights(encoder: Encoder, config: FinetuneConfig) -> Start:
     """Copy the weights of `config.init`, fitted to this encoder."""
-    given, wanted = open_encoder(config.init), shape_of(config)
+    given, wanted = open_encoder(config.init), config.encoder
     found = encoder_shape(config.init, wanted.vit, wanted.backbone, given)
     if found.kind != wanted.kind:
         recipe = RECIPES.get(found.kind)

@@ -64,8 +64,8 @@ def step_flops(config: FinetuneConfig, net: nn.Module) -> float:
     """
     from torch.utils.flop_counter import FlopCounterMode
 
-    vit, swin = config.vit, config.swin
-    encoder = encoder_flops(vit, config.resenc or swin)
+    vit = config.vit
+    encoder = encoder_flops(vit, config.encoder.backbone)
     per_crop = encoder.forward if config.freeze else encoder.training
     if isinstance(net, ResEncNet):
         outputs = net.decoder.seg_layers[-1].out_channels
@@ -74,8 +74,7 @@ def step_flops(config: FinetuneConfig, net: nn.Module) -> float:
         return config.global_batch * (per_crop + 3.0 * decoder)
     head = net.get_submodule("decoder")
     device = next(head.parameters()).device
-    width = (config.resenc or swin or vit).width
-    tokens = torch.zeros(1, vit.n_patches, width, device=device)
+    tokens = torch.zeros(1, vit.n_patches, config.encoder.width, device=device)
     volume = torch.zeros(1, vit.channels, *vit.crop_size, device=device)
     maps = None
     if isinstance(net, SwinSegmentationNet):

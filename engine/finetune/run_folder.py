@@ -14,7 +14,6 @@ from mim3d.engine.finetune.config import (
     identity,
     stored_identity,
 )
-from mim3d.engine.models.registry import EncoderShape
 from mim3d.engine.runs.checkpoint_files import CHECKPOINTS, newest_facts
 from mim3d.engine.runs.files import differences, local_sha256, read_json, write_json
 from mim3d.engine.runs.history import Record, setting_records, stands_in
@@ -95,8 +94,7 @@ def claim(config: FinetuneConfig, out: Path) -> Claim:
 
 def plugin_parts(config: FinetuneConfig) -> list[dict[str, Any]]:
     """A record of each part of a run that is a plugin's."""
-    kind = EncoderShape(config.vit, config.resenc or config.swin).kind
-    return own_parts(kind, config.augment, config.data.normalise)
+    return own_parts(config.encoder.kind, config.augment, config.data.normalise)
 
 
 def refuse_other_inputs(found: dict[str, Any], inputs: dict[str, str], out: Path) -> None:

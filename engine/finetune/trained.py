@@ -22,7 +22,7 @@ from mim3d.engine.finetune.run_folder import CONFIG, MODEL, RESULT
 from mim3d.engine.finetune.segmentation import class_names, ignored_value, n_classes
 from mim3d.engine.finetune.targets import read_targets
 from mim3d.engine.finetune.volume_task import PooledNet
-from mim3d.engine.models.registry import ENCODERS, OWN_KINDS, EncoderShape
+from mim3d.engine.models.registry import ENCODERS
 from mim3d.engine.runs.address import local_run
 from mim3d.engine.runs.files import file_sha256, read_json, write_json
 from mim3d.engine.runs.own_parts import refuse_missing, stored_parts
@@ -73,12 +73,7 @@ def describe(
 
 def write_trained(out: Path, trained: Trained) -> None:
     """Store it beside the weights, with their hash."""
-    plain = {**asdict(trained), "scans": trained.scans.plain()}
-    config = trained.config
-    kind = EncoderShape(config.vit, config.resenc or config.swin).kind
-    plain |= (
-        {} if kind in OWN_KINDS else {"encoder": kind}
-    )  # a plugin's, which is asked for by name
+    plain = {**asdict(trained), "scans": trained.scans.plain(), **trained.config.encoder.own_name}
     write_json(out / TRAINED, {**plain, "model_sha256": file_sha256(out / MODEL)})
 
 

@@ -161,6 +161,11 @@ class EncoderShape:
         return encoder_kind(self.config)
 
     @property
+    def own_name(self) -> dict[str, str]:
+        """`encoder` by its name where it is a plugin's: no field need tell it from a ViT."""
+        return {} if self.kind in OWN_KINDS else {"encoder": self.kind}
+
+    @property
     def width(self) -> int:
         """Features of a token."""
         return self.config.width

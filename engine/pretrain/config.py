@@ -17,7 +17,7 @@ from mim3d.engine.models.config import (
     ViTConfig,
     method_name,
 )
-from mim3d.engine.models.registry import METHODS, OWN_KINDS, EncoderShape, way_of
+from mim3d.engine.models.registry import METHODS, EncoderShape, way_of
 from mim3d.engine.models.resenc.config import Backbone, ResEncConfig
 from mim3d.engine.pretrain.data import DECIDED_ELSEWHERE, DataConfig
 from mim3d.engine.probe.config import ProbeConfig
@@ -173,8 +173,7 @@ def config_dict(config: object) -> dict[str, Any]:
     plain = json.loads(json.dumps(dataclasses.asdict(config), default=str))  # pyright: ignore
     if isinstance(config, PretrainConfig):
         plain["method"]["name"] = method_name(config.method)
-        if config.encoder.kind not in OWN_KINDS:
-            plain["encoder"] = config.encoder.kind
+        plain |= config.encoder.own_name
         loader = plain["data"].pop("loader")
         plain["data"] |= {k: v for k, v in loader.items() if k not in DECIDED_ELSEWHERE}
     return plain

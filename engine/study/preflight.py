@@ -119,7 +119,7 @@ def fit_given(config: StudyConfig, arm: Arm, *, needed: bool) -> None:
 def build_pretext(make: Callable[[], PretrainConfig], tried: set[object]) -> None:
     """A pretext module with its initial weights, each shape once; dropped at once."""
     config = make()
-    shape = config.method, config.vit, config.backbone
+    shape = config.method, config.encoder
     if shape not in tried:
         tried.add(shape)
         config.build()
@@ -128,7 +128,7 @@ def build_pretext(make: Callable[[], PretrainConfig], tried: set[object]) -> Non
 def build_network(make: Callable[[], FinetuneConfig], tried: set[object]) -> None:
     """The network of a cell from scratch, of two classes, each shape once; dropped at once."""
     config = replace(make(), init="")
-    shape = config.head, config.vit, config.swin, config.resenc, config.feature_size
+    shape = config.head, config.encoder, config.feature_size
     if shape in tried:
         return
     tried.add(shape)
