@@ -106,15 +106,14 @@ def difference_figures(found: PairedDifference) -> dict[str, Any]:
 
 def ablation_figures(ablation: Ablation) -> list[dict[str, Any]]:
     """Every setting of an ablation with its scores and steps."""
+    against = ablation.against_first
     return [
         {
             "arm": setting.arm,
             "settings": dict(setting.values),
             "learned": setting.learned,
             "final": dict(setting.final),
-            "against_first": None
-            if (d := ablation.against_first(setting)) is None
-            else (difference_figures(d)),
+            "against_first": difference_figures(d) if (d := against(setting)) else None,
             "reached": sum(run.reached for run in setting.reaches.values()),
             "steps": {str(seed): run.cost for seed, run in setting.reaches.items()},
         }

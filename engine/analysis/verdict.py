@@ -20,6 +20,7 @@ from mim3d.engine.analysis.words import (
     on_encoder,
     p_in_words,
     p_of_ratio,
+    pretrained_arm,
     ratio_in_words,
 )
 from mim3d.engine.study.config import Row
@@ -202,7 +203,7 @@ def gate_statements(study: Study) -> list[Statement]:
 
 def gate_statement(pretraining: Row) -> Statement:
     """Whether a pretext task was learned, with the loss and what knowing nothing gives."""
-    name = arm_name(pretraining["arm"]) + on_encoder(pretraining.get("encoder", ""))
+    name = pretrained_arm(pretraining)
     if pretraining.get("variant"):
         name = f"{name} ({pretraining['variant']})"
     loss, baseline = pretraining.get("loss"), pretraining.get("floor")

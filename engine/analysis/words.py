@@ -7,6 +7,7 @@ from statistics import median
 from mim3d.engine.analysis.results import encoder_title
 from mim3d.engine.analysis.speedup import PairedRatio
 from mim3d.engine.analysis.summary import mean_and_std
+from mim3d.engine.study.config import Row
 from mim3d.engine.study.curves import Reach
 
 
@@ -59,6 +60,11 @@ def arm_name(arm: str) -> str:
 def on_encoder(encoder: str) -> str:
     """` on Primus`; empty where all arms have one encoder."""
     return f" on {encoder_title(encoder)}" if encoder else ""
+
+
+def pretrained_arm(pretraining: Row) -> str:
+    """`MAE`, or `MAE on Primus`, of a pretraining's entry."""
+    return arm_name(pretraining["arm"]) + on_encoder(pretraining.get("encoder", ""))
 
 
 def p_of_ratio(found: PairedRatio) -> str:

@@ -170,9 +170,7 @@ def pretraining_costs(study: Study) -> Table:
         )
         for name, own in by_name.items()
     )
-    header = (
-        *("pretraining", "batch", "GFLOP a step", "seconds\na step", "seconds", "CPU seconds"),
-    )
+    header = ("pretraining", "batch", "GFLOP a step", "seconds\na step", "seconds", "CPU seconds")
     note = (
         "Mean over the pretrainings of a method on an encoder; wall seconds are of training alone."
     )
@@ -181,12 +179,9 @@ def pretraining_costs(study: Study) -> Table:
 
 def last_rows(study: Study, group: GroupSummary) -> list[Row]:
     """The last validation row of every run of a group."""
-    last: dict[tuple[str, int], Row] = {}
-    for arm in group.arms:
-        for row in study.select(group.group, arm.arm, "validation"):
-            if row["step"] >= max(1, last.get((arm.arm, row["seed"]), row)["step"]):
-                last[arm.arm, row["seed"]] = row
-    return list(last.values())
+    rows = [r for arm in group.arms for r in study.select(group.group, arm.arm, "validation")]
+    trained = sorted((r for r in rows if r["step"] > 0), key=lambda r: r["step"])
+    return list({(r["arm"], r["seed"]): r for r in trained}.values())
 
 
 def mean_of(rows: Sequence[Row], value: Callable[[Row], float]) -> float | None:

@@ -6,7 +6,7 @@ from mim3d.engine.analysis.results import Study, encoder_title
 from mim3d.engine.analysis.statements import first_statement, further_statements
 from mim3d.engine.analysis.summary import GroupSummary
 from mim3d.engine.analysis.verdict import Statement, gate_statements
-from mim3d.engine.analysis.words import arm_name, on_encoder
+from mim3d.engine.analysis.words import arm_name, pretrained_arm
 from mim3d.engine.report.section import Content, Facts, Headline, Section, Statements
 
 MOST_GATES = 6
@@ -63,9 +63,9 @@ def gates(study: Study) -> list[Statement]:
 def leaks(study: Study) -> list[str]:
     """Loud words on arms given by path that were pretrained on held-out subjects."""
     return [
-        f"{arm_name(p['arm'])}{on_encoder(p.get('encoder', ''))} was pretrained on subjects that "
-        f"this study holds out ({names_in_words(p['leaked'])}): its scores are not of unseen "
-        "subjects, and no comparison with it is fair."
+        f"{pretrained_arm(p)} was pretrained on subjects that this study holds out "
+        f"({names_in_words(p['leaked'])}): its scores are not of unseen subjects, and no "
+        "comparison with it is fair."
         for p in study.pretraining
         if p.get("leaked")
     ]

@@ -17,7 +17,7 @@ import numpy as np
 from mim3d.engine.analysis.ablation import DAGGER, Ablation
 from mim3d.engine.analysis.results import Group, Study, group_of
 from mim3d.engine.analysis.summary import GroupSummary
-from mim3d.engine.analysis.words import arm_name, on_encoder
+from mim3d.engine.analysis.words import arm_name, pretrained_arm
 from mim3d.engine.report.section import Picture
 from mim3d.engine.study.config import CLASSIFY, Row
 from mim3d.engine.study.plan import slug
@@ -84,11 +84,6 @@ def reconstructions(study: Study, figures: Path) -> list[Picture]:
     ]
 
 
-def pretrained_arm(pretraining: Row) -> str:
-    """`MAE`, or `MAE on Primus`."""
-    return arm_name(pretraining["arm"]) + on_encoder(pretraining.get("encoder", ""))
-
-
 def first_seed(study: Study) -> int | None:
     """The smallest seed of the scored runs."""
     return min((row["seed"] for row in study.scored), default=None)
@@ -99,10 +94,8 @@ def painted(study: Study, pretraining: Row, number: int, figures: Path) -> Pictu
     variant = str(pretraining.get("variant") or "").replace("_", " ")
     title = ", ".join(filter(None, [pretrained_arm(pretraining), variant]))
     source = study.folder / pretraining["picture"]
-    kept = (
-        figures
-        / f"reconstruction-{slug(pretraining['arm'], pretraining.get('encoder', ''), variant)}.png"
-    )
+    name = slug(pretraining["arm"], pretraining.get("encoder", ""), variant)
+    kept = figures / f"reconstruction-{name}.png"
     if source.exists():
         kept.parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(source, kept)

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from mim3d.engine.analysis.results import Study
-from mim3d.engine.analysis.words import arm_name, number, on_encoder
+from mim3d.engine.analysis.words import arm_name, number, on_encoder, pretrained_arm
 from mim3d.engine.report.ablation_curves import pretext_charts
 from mim3d.engine.report.palette import Palette
 from mim3d.engine.report.pictures import reconstructions
@@ -115,5 +115,4 @@ def pretraining_table(study: Study) -> Table | None:
 def pretraining_name(pretraining: Row) -> str:
     """Arm, encoder and variant in words."""
     variant = str(pretraining.get("variant") or "").replace("_", " ")
-    name = arm_name(pretraining["arm"]) + on_encoder(pretraining.get("encoder", ""))
-    return " ".join(filter(None, [name, variant]))
+    return " ".join(filter(None, [pretrained_arm(pretraining), variant]))
