@@ -76,17 +76,13 @@ def shaped_by_weights(config: FinetuneConfig, words: Sequence[str]) -> FinetuneC
     source = next(iter(values_of(["--init"], words)), "")
     if not source or any(word in {"-h", "--help"} for word in words):
         return config
-    from mim3d.engine.models.config import SwinConfig
-    from mim3d.engine.models.resenc.config import ResEncConfig
     from mim3d.engine.transfer.shape import encoder_shape, in_words
 
     shape = encoder_shape(source, config.vit, config.encoder.backbone)
     if is_first():
         for line in [in_words(source, shape), *shape.guesses]:
             print(line)
-    swin = shape.backbone if isinstance(shape.backbone, SwinConfig) else None
-    resenc = shape.backbone if isinstance(shape.backbone, ResEncConfig) else None
-    return replace(config, vit=shape.vit, swin=swin, resenc=resenc)
+    return replace(config, vit=shape.vit, swin=shape.swin, resenc=shape.resenc)
 
 
 def launched(args: FinetuneArgs, words: Sequence[str]) -> Outcome:

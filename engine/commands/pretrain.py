@@ -157,11 +157,7 @@ def next_command(args: PretrainArgs) -> str:
         found = {label.name for record in opened.records for label in record.labels}
     ignored = {word.removeprefix("label:") for word in getattr(config.method, "ignore", ())}
     labels = sorted(found - ignored)  # a mask of what is to be ignored is no target
-    fitting = [
-        name
-        for name, make in RECIPES.items()
-        if (made := make()).vit == config.vit and (made.swin or made.resenc) == config.backbone
-    ]
+    fitting = [name for name, make in RECIPES.items() if make().encoder == config.encoder]
     if not labels or not fitting:
         features = "features" if as_address(args.out) else str(args.out / "features")
         return shlex.join(["mim3d", "embed", place_text(args.out), corpus, features])

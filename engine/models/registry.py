@@ -156,6 +156,16 @@ class EncoderShape:
         return self.vit if self.backbone is None else self.backbone
 
     @property
+    def swin(self) -> SwinConfig | None:
+        """The Swin in the ViT's place, if one stands there."""
+        return self.backbone if isinstance(self.backbone, SwinConfig) else None
+
+    @property
+    def resenc(self) -> ResEncConfig | None:
+        """The U-Net in the ViT's place, if one stands there."""
+        return self.backbone if isinstance(self.backbone, ResEncConfig) else None
+
+    @property
     def kind(self) -> str:
         """Its name in the registry."""
         return encoder_kind(self.config)

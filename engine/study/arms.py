@@ -6,9 +6,8 @@ from itertools import product
 
 from mim3d.engine.errors import ConfigError
 from mim3d.engine.finetune.config import Head
-from mim3d.engine.models.config import MAEConfig, SwinConfig, ViTConfig
+from mim3d.engine.models.config import MAEConfig, ViTConfig
 from mim3d.engine.models.registry import EncoderShape
-from mim3d.engine.models.resenc.config import ResEncConfig
 from mim3d.engine.study.config import ENCODER_SETTINGS, StudyConfig, Variant
 from mim3d.engine.study.encoders import (
     METHODS,
@@ -289,13 +288,3 @@ def varied_vit(vit: ViTConfig, variant: Variant) -> ViTConfig:
     if variant.depth is not None:
         vit = replace(vit, depth=variant.depth)
     return vit
-
-
-def unet_of(shape: EncoderShape) -> ResEncConfig | None:
-    """The U-Net in the ViT's place, if one stands there."""
-    return shape.backbone if isinstance(shape.backbone, ResEncConfig) else None
-
-
-def swin_of(shape: EncoderShape) -> SwinConfig | None:
-    """The Swin in the ViT's place, if one stands there."""
-    return shape.backbone if isinstance(shape.backbone, SwinConfig) else None

@@ -14,7 +14,6 @@ from mim3d.engine.models.config import (
     MethodConfig,
     SimCLRConfig,
     SimMIMConfig,
-    ViTConfig,
 )
 from mim3d.engine.pretrain.config import PretrainConfig, PretrainLog
 from mim3d.engine.pretrain.data import DataConfig
@@ -25,10 +24,7 @@ from mim3d.engine.study.arms import (
     given_path,
     head_of,
     is_pretrained_here,
-    swin_of,
     turnable,
-    unet_of,
-    varied_vit,
 )
 from mim3d.engine.study.config import StudyConfig, Variant
 from mim3d.engine.study.encoders import StudyHead, label_of
@@ -147,11 +143,6 @@ def tuning_cells(config: StudyConfig) -> list[Cell]:
     ]
 
 
-def encoder_shape(config: StudyConfig, variant: Variant) -> ViTConfig:
-    """The transformer of a variant, of the study's own encoder."""
-    return varied_vit(config.vit, variant)
-
-
 def method_config(
     config: StudyConfig, arm: str, variant: Variant, encoder: str = ""
 ) -> MethodConfig:
@@ -202,8 +193,8 @@ def pretrain_config(
     return PretrainConfig(
         method=method_config(config, pretraining.arm, variant, pretraining.encoder),
         vit=shape.vit,
-        swin=swin_of(shape),
-        resenc=unet_of(shape),
+        swin=shape.swin,
+        resenc=shape.resenc,
         data=DataConfig(
             corpus=config.data.corpus,
             subjects=splits.pretrain,
@@ -255,8 +246,8 @@ def finetune_config(config: StudyConfig, cell: Cell, splits: Splits, out: Path) 
         init=init_of(config, cell, out),
         head=head_of(config, cell.head, cell.encoder),
         vit=shape.vit,
-        swin=swin_of(shape),
-        resenc=unet_of(shape),
+        swin=shape.swin,
+        resenc=shape.resenc,
         feature_size=plan.feature_size,
         freeze=plan.freeze,
         encoder_lr_scale=cell.encoder_lr_scale,

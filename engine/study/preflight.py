@@ -19,12 +19,11 @@ from mim3d.engine.finetune.network import build_segmentation
 from mim3d.engine.finetune.run_folder import RESULT
 from mim3d.engine.finetune.splits import Splits, labelled_subset
 from mim3d.engine.pretrain.config import PretrainConfig
-from mim3d.engine.study.arms import arms_of, encoder_of, refuse_arms
+from mim3d.engine.study.arms import arms_of, encoder_of, refuse_arms, varied_vit
 from mim3d.engine.study.config import StudyConfig, Variant
 from mim3d.engine.study.encoders import Arm
 from mim3d.engine.study.own_arms import own_encoder_kind, own_method
 from mim3d.engine.study.plan import (
-    encoder_shape,
     finetune_config,
     pretrain_config,
     pretrainings,
@@ -33,7 +32,7 @@ from mim3d.engine.study.plan import (
 )
 from mim3d.engine.training.corpus import corpus_fit
 from mim3d.engine.transfer.given_weights import open_encoder
-from mim3d.engine.transfer.shape import encoder_shape as shape_of_weights
+from mim3d.engine.transfer.shape import encoder_shape
 
 SHOWN = 3
 
@@ -91,7 +90,7 @@ def builds(
 def fit_corpus(config: StudyConfig, corpus: Corpus, splits: Splits, variant: Variant) -> None:
     """Whether the subjects that are trained on have the encoder's channels."""
     rows = choose_volumes(corpus.table, None, splits.pretrain)
-    corpus_fit(corpus.table, encoder_shape(config, variant), rows)
+    corpus_fit(corpus.table, varied_vit(config.vit, variant), rows)
 
 
 def fit_given(config: StudyConfig, arm: Arm, *, needed: bool) -> None:
@@ -102,7 +101,7 @@ def fit_given(config: StudyConfig, arm: Arm, *, needed: bool) -> None:
     wanted = encoder_of(config, arm.encoder, Variant())
     try:
         given = open_encoder(arm.path)
-        found = shape_of_weights(arm.path, wanted.vit, wanted.backbone, given)
+        found = encoder_shape(arm.path, wanted.vit, wanted.backbone, given)
     except (CheckpointError, OSError) as error:
         if not needed:
             return

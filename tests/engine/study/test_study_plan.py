@@ -10,11 +10,10 @@ from mim3d.engine.finetune.splits import Splits
 from mim3d.engine.models.config import MAEConfig
 from mim3d.engine.models.flops import crop_flops
 from mim3d.engine.runs.files import write_json
-from mim3d.engine.study.arms import arm_names
+from mim3d.engine.study.arms import arm_names, varied_vit
 from mim3d.engine.study.config import FinetunePlan, StudyConfig, Variant, plain
 from mim3d.engine.study.plan import (
     crops_seen,
-    encoder_shape,
     finetune_config,
     method_config,
     pretrain_config,
@@ -146,7 +145,7 @@ def test_variants_touch_only_arms_they_matter_to() -> None:
     config = replace(demo(), arms=("scratch", "mae"), variants=(variant, Variant(mask_ratio=0.9)))
     cells = scored_cells(config, {})
     assert {c.variant.name for c in cells if c.arm == "scratch"} == {"patch 4", ""}
-    assert encoder_shape(config, variant).patch_size == (4, 4, 4)
+    assert varied_vit(config.vit, variant).patch_size == (4, 4, 4)
     method = method_config(config, "mae", variant)
     assert isinstance(method, MAEConfig)
     assert (method.mask_ratio, method.decoder_depth, method.decoder_width) == (0.5, 1, 32)

@@ -6,8 +6,9 @@ import pytest
 
 from mim3d.engine.errors import ConfigError
 from mim3d.engine.finetune.splits import Splits
+from mim3d.engine.study.arms import varied_vit
 from mim3d.engine.study.config import StudyConfig
-from mim3d.engine.study.plan import encoder_shape, pretrain_config, pretrainings, scored_cells
+from mim3d.engine.study.plan import pretrain_config, pretrainings, scored_cells
 from mim3d.engine.study.recipes import demo, study
 from mim3d.engine.study.variation import varied
 
@@ -33,7 +34,7 @@ def test_every_combination_is_pretrained_and_scored_once() -> None:
 
 def test_settings_reach_what_they_name() -> None:
     config = varied(demo(), ["width=32,96", "depth=2"])
-    shapes = [encoder_shape(config, variant) for variant in config.variants]
+    shapes = [varied_vit(config.vit, variant) for variant in config.variants]
     assert [(s.width, s.heads, s.depth) for s in shapes] == [(32, 1, 2), (96, 3, 2)]
     assert config.ablation_axes == ("width",)
     config = varied(demo(), ["global_batch=16,64"])
