@@ -22,7 +22,7 @@ from mim3d.engine.analysis.summary import (
 )
 from mim3d.engine.analysis.verdict import Statement
 from mim3d.engine.analysis.words import arm_name, difference, plus_minus
-from mim3d.engine.study.config import ARM_SETTINGS, EARLIER_SETTINGS, ENCODER_SETTINGS
+from mim3d.engine.study.config import ARM_SETTINGS, EARLIER_SETTINGS, ENCODER_SETTINGS, OWN_SETTINGS
 from mim3d.engine.study.curves import Curve, Reach, best_trained
 from mim3d.engine.study.encoders import SCRATCH
 
@@ -138,11 +138,22 @@ def settings_of(study: Study, group: GroupSummary, varied: Sequence[str]) -> lis
     known |= {"labels": labelled(study, group), "head": group.group.head}
     found = []
     for arm in group.arms:
-        matter = ALWAYS | ARM_SETTINGS.get(method_of(arm.arm), set())
+        matter = ALWAYS | settings_of_arm(study, arm.arm)
         matter |= {old for old, name in EARLIER_SETTINGS.items() if name in matter}
         values = {name: known[name] for name in varied if name in matter and name in known}
         found.append(Setting(arm, values, group, arm.arm not in group.untrained))
     return found
+
+
+def settings_of_arm(study: Study, arm: str) -> set[str]:
+    """Settings that change an arm's pretraining.
+
+    A plugin's method is told by its runs: a report is made without its plugin too.
+    """
+    methods = {p["method"] for p in study.pretraining if p["arm"] == arm}
+    if methods - {"given", "", *ARM_SETTINGS}:
+        return OWN_SETTINGS
+    return ARM_SETTINGS.get(method_of(arm), set())
 
 
 def labelled(study: Study, group: GroupSummary) -> float:

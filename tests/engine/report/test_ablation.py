@@ -134,6 +134,20 @@ def test_a_target_at_the_untrained_score_is_refused(tmp_path: Path) -> None:
     assert [chart.name for chart in charts] == ["ablation-mask_ratio"]
 
 
+def test_settings_of_a_plugins_method_are_told_where_its_plugin_is_not(tmp_path: Path) -> None:
+    rows, pretraining, variants = [], [], {}
+    for lr in (0.001, 0.01):
+        name = f"lr {lr:g}"
+        variants[name] = {"lr": lr}
+        for arm in ("turns", "turns-flops"):
+            rows += rows_of(arm, 0, 1.0, variant=name) + rows_of(arm, 1, 1.0, variant=name)
+            pretraining.append(pretraining_of(arm, 0.4, 1.0, name) | {"method": "turns"})
+    write_ablation(tmp_path, rows, pretraining, ["lr"], variants)
+    _, ablation = read(tmp_path)
+    assert [s.values for s in ablation.of("turns")] == [{"lr": 0.001}, {"lr": 0.01}]
+    assert [s.values for s in ablation.of("turns-flops")] == [{"lr": 0.001}, {"lr": 0.01}]
+
+
 def decoder_study(folder: Path) -> Path:
     rows, pretraining, variants = [], [], {}
     for depth in (1, 4):
