@@ -37,6 +37,10 @@ class Family:
     size: int
     share: float
 
+    def on(self, encoder: str) -> list[Comparison]:
+        """The members whose arms have an encoder."""
+        return [comparison for comparison in self.members if comparison.encoder == encoder]
+
     def p_of(self, comparison: Comparison) -> float | None:
         """The corrected p of a member."""
         return self.p_values[self.members.index(comparison)]

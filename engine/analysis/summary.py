@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from itertools import product
 from statistics import fmean, stdev
 from typing import Any
@@ -122,9 +122,8 @@ def summarise_group(study: Study, group: Group) -> GroupSummary:
     score = fixed_target(study, group, reference, share, window)
     fixed = None if score is None else a_target(share, score, base)
     comparisons = tuple(
-        replace(
-            compare(settings, targets, fixed, sides[first], sides[second], base, planned),
-            encoder=group.encoder,
+        compare(
+            *(settings, targets, fixed, sides[first], sides[second], base, planned, group.encoder)
         )
         for first, second in pairs
     )
@@ -262,6 +261,7 @@ def compare(
     second: Side,
     base: float,
     planned: int,
+    encoder: str,
 ) -> Comparison:
     """Everything about one pair of arms."""
     tasks = int(settings.get("tasks", 10))
@@ -279,6 +279,7 @@ def compare(
         paired_difference(first.areas, second.areas),
         planned,
         ratio_at(first, second, fixed) if fixed else no_ratio("no tuning run set a score"),
+        encoder,
     )
 
 

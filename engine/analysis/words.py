@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from statistics import median
 
 from mim3d.engine.analysis.results import encoder_title
-from mim3d.engine.analysis.speedup import PairedRatio
+from mim3d.engine.analysis.speedup import PairedDifference, PairedRatio
 from mim3d.engine.analysis.summary import mean_and_std
 from mim3d.engine.study.config import Row
 from mim3d.engine.study.curves import Reach
@@ -38,6 +38,13 @@ def difference(mean: float | None, p_value: float | None) -> str:
     if mean is None:
         return "–"
     return f"{mean:+.3f}" + ("" if p_value is None else f"\n{p_in_words(p_value)}")
+
+
+def paired_in_words(found: PairedDifference | None) -> str:
+    """`+0.012`, with its interval below where there is one; a dash without a mean."""
+    if found is None or found.mean is None or found.low is None or found.high is None:
+        return difference(found and found.mean, None)
+    return f"{found.mean:+.3f}\n{found.low:+.3f} to {found.high:+.3f}"
 
 
 def number(value: float | None, digits: int) -> str:

@@ -1,8 +1,8 @@
 """The section of an ablation: charts, small multiples, table, pictures."""
 
-from mim3d.engine.analysis.ablation import DAGGER, Ablation, Setting
+from mim3d.engine.analysis.ablation import DAGGER, Ablation
 from mim3d.engine.analysis.speedup import MIN_PAIRS
-from mim3d.engine.analysis.words import arm_name, difference, median_reach, plus_minus
+from mim3d.engine.analysis.words import arm_name, median_reach, paired_in_words, plus_minus
 from mim3d.engine.report.ablation_charts import ablation_charts, scale_in_words
 from mim3d.engine.report.ablation_curves import curves_charts
 from mim3d.engine.report.pictures import ablation_segmentations
@@ -28,16 +28,6 @@ def ablation_sections(content: Content) -> list[Section]:
     return [Section(f"Ablation: {study.about.get('ablation', '')}", blocks)]
 
 
-def against_first(ablation: Ablation, setting: Setting) -> str:
-    """The paired difference from the first setting, with its interval where there is one."""
-    found = ablation.against_first(setting)
-    if found is None:
-        return "–"
-    if found.mean is None or found.low is None or found.high is None:
-        return difference(found.mean, None)
-    return f"{found.mean:+.3f}\n{found.low:+.3f} to {found.high:+.3f}"
-
-
 def ablation_table(ablation: Ablation, metric: str) -> Table:
     """Every setting with its final score, its steps, and whether its pretext task was learned."""
     rows, single = [], len(ablation.varied) == 1
@@ -48,7 +38,7 @@ def ablation_table(ablation: Ablation, metric: str) -> Table:
                 (
                     f"{arm_name(arm)}, {setting.name}",
                     plus_minus(setting.final),
-                    *([against_first(ablation, setting)] if single else []),
+                    *([paired_in_words(ablation.against_first(setting))] if single else []),
                     plus_minus(setting.summary.area),
                     median_reach(setting.reaches),
                     str(len(setting.curves)),

@@ -13,6 +13,7 @@ from mim3d.engine.analysis.words import (
     interval_in_words,
     on_encoder,
     p_of_ratio,
+    paired_in_words,
     ratio_in_words,
 )
 from mim3d.engine.report.palette import Palette
@@ -37,7 +38,7 @@ def speedup_sections(content: Content) -> list[Section]:
     firsts = first_groups(content.groups)
     family = read_family(study, *firsts)
     for group in firsts if content.ablation is None else ():
-        if any(c.encoder == group.group.encoder for c in family.members):
+        if family.on(group.group.encoder):
             chart = family_chart(study, group, family, content.plotter)
             blocks += [Charts((chart,))] if chart else []
             blocks.append(targets_table(group, family, content.metric))
@@ -51,7 +52,7 @@ def family_chart(
 ) -> Chart | None:
     """The headline's figure: the whole curve of ratio against target, with its band."""
     encoder = group.group.encoder
-    lines = ratio_lines_of([c for c in family.members if c.encoder == encoder])
+    lines = ratio_lines_of(family.on(encoder))
     if not lines:
         return None
     marks, fixed = target_lines(group), None
@@ -83,14 +84,12 @@ def targets_table(group: GroupSummary, family: Family, metric: str) -> Table:
     header = ("comparison", *columns, "lowest to highest", f"area, {metric}")
     rows = []
     encoder = group.group.encoder
-    for c in family.members:
-        if c.encoder != encoder:
-            continue
+    for c in family.on(encoder):
         ratios = [c.fixed] if fixed else []
         ratios += [c.at[target.share] for target in group.targets]
         name = f"{arm_name(c.first)} over {arm_name(c.second)}"
         cells = ["\n".join(ratio_and_interval(ratio)) for ratio in ratios]
-        rows.append((name, *cells, extremes(c), area_in_words(c)))
+        rows.append((name, *cells, extremes(c), paired_in_words(c.area)))
     note = (
         "The ratio depends on where the target is set, so the whole curve is the result: lowest "
         "to highest are its exact ratios over all scores drawn above. Area: mean difference of "
@@ -110,14 +109,6 @@ def extremes(comparison: Comparison) -> str:
     """`0.84× to 1.62×`: the smallest and largest exact ratio along the targets."""
     exact = [found.ratio for _, found in comparison.along if found.bound == "exact" and found.ratio]
     return f"{min(exact):.2f}× to {max(exact):.2f}×" if exact else "–"
-
-
-def area_in_words(comparison: Comparison) -> str:
-    """Mean difference of the area under the curve, with its interval."""
-    area = comparison.area
-    if area.mean is None or area.low is None or area.high is None:
-        return difference(area.mean, None)
-    return f"{area.mean:+.3f}\n{area.low:+.3f} to {area.high:+.3f}"
 
 
 def ratio_and_interval(found: PairedRatio) -> list[str]:
