@@ -33,13 +33,8 @@ def gathered_rows(volume: np.ndarray, sides: tuple[int, ...], dtype: str) -> Ite
 
 
 def fits_loop(volume: np.ndarray) -> bool:
-    """Whether rows lie in memory forward or backward, as in all but permuted volumes.
-
-    A row of one voxel has no stride: numpy hands the loop another than it shows, so it is numpy's.
-    """
-    size = volume.dtype.itemsize
-    rows = volume.size > 0 and volume.shape[2] > 1 and abs(volume.strides[2]) == size
-    return size in LOOP_ITEMSIZES and rows
+    """Whether the loop in C takes a volume: any strides and byte order, voxels of up to 8 bytes."""
+    return volume.dtype.itemsize in LOOP_ITEMSIZES and volume.size > 0
 
 
 def loop_rows(

@@ -36,68 +36,124 @@ class Statistics:
 
 @dataclass(frozen=True)
 class Distribution:
-    """Values in ascending order and how often each occurs; `below` is the running total."""
+    """Values in ascending order and how often each occurs, with the running total `below`; both
+    None where each stands for one voxel, as those of floats do."""
 
     values: np.ndarray
-    counts: np.ndarray
-    below: np.ndarray
+    counts: np.ndarray | None = None
+    below: np.ndarray | None = None
 
     @classmethod
-    def of(cls, values: np.ndarray, counts: np.ndarray) -> "Distribution":
+    def of(cls, values: np.ndarray, counts: np.ndarray | None) -> "Distribution":
         """With the running total worked out."""
-        return cls(values, counts, np.cumsum(counts))
+        return cls(values, counts, None if counts is None else np.cumsum(counts))
 
     @property
     def size(self) -> int:
         """Voxels in all."""
-        return int(self.below[-1])
+        return len(self.values) if self.below is None else int(self.below[-1])
+
+    def at(self, rank: int) -> float:
+        """The value of a voxel by its rank, from 0."""
+        if self.below is not None:
+            rank = int(np.searchsorted(self.below, rank, side="right"))
+        return float(self.values[rank])
 
     def percentile(self, share: float) -> float:
         """Linear-interpolation percentile, as numpy defines it."""
-        position = (self.size - 1) * share / 100
+        size = self.size
+        position = (size - 1) * share / 100
         first = int(position)
-        low, high = (
-            float(self.values[np.searchsorted(self.below, min(rank, self.size - 1), side="right")])
-            for rank in (first, first + 1)
-        )
+        low, high = self.at(min(first, size - 1)), self.at(min(first + 1, size - 1))
         return low + (high - low) * (position - first)
+
+    def times_counts(self, of_values: np.ndarray) -> np.ndarray:
+        """What is worked out for each value, as often as it occurs."""
+        return of_values if self.counts is None else of_values * self.counts
 
     def moments(self) -> tuple[float, float]:
         """Mean and standard deviation; sums, not dot products, which may start BLAS threads."""
-        mean = float((self.values * self.counts).sum()) / self.size
+        mean = float(self.times_counts(self.values).sum()) / self.size
         spread = self.values - mean
-        return mean, sqrt(float((spread * spread * self.counts).sum()) / self.size)
+        np.multiply(spread, spread, out=spread)
+        return mean, sqrt(float(self.times_counts(spread).sum()) / self.size)
 
     def clipped(self, low: float, high: float) -> "Distribution":
         """Of the values clipped to a range."""
-        return Distribution(np.clip(self.values, low, high), self.counts, self.below)
+        values = self.values.copy()
+        values[: np.searchsorted(values, low)] = low
+        values[np.searchsorted(values, high, side="right") :] = high
+        return Distribution(values, self.counts, self.below)
+
+    def excess(self, low: float, high: float) -> float:
+        """How far values lie beyond a range, the mean over all."""
+        first = int(np.searchsorted(self.values, low))
+        last = int(np.searchsorted(self.values, high, side="right"))
+        ends = [(slice(None, first), low), (slice(last, None), high)]
+        gaps = (self._part(part).total_gap(end) for part, end in ends)
+        return sum(gaps) / self.size
+
+    def total_gap(self, end: float) -> float:
+        """The sum of all voxels' distances from a value."""
+        return float(self.times_counts(np.abs(self.values - end)).sum())
+
+    def _part(self, part: slice) -> "Distribution":
+        counts = None if self.counts is None else self.counts[part]
+        return Distribution(self.values[part], counts)
 
     def mirrored(self) -> "Distribution":
         """Of the values' negatives."""
-        return self.of(-self.values[::-1], self.counts[::-1])
+        return self.of(-self.values[::-1], None if self.counts is None else self.counts[::-1])
 
     def above(self, threshold: float) -> "Distribution":
         """The part above a value; the whole where that would be nothing."""
         start = int(np.searchsorted(self.values, threshold, side="right"))
-        return (
-            self if start == len(self.values) else self.of(self.values[start:], self.counts[start:])
-        )
+        if start == len(self.values):
+            return self
+        part = self._part(slice(start, None))
+        return self.of(part.values, part.counts)
+
+    def running_totals(self) -> tuple[np.ndarray, np.ndarray]:
+        """Voxels and the sum of their values before each value, and in all."""
+        mass = np.concatenate([[0.0], np.cumsum(self.times_counts(self.values))])
+        if self.below is None:
+            return np.arange(len(mass)), mass
+        return np.concatenate([[0], self.below]), mass
 
 
-def lattice(voxels: np.ndarray) -> Distribution:
-    """Distribution of every k-th voxel in memory order.
+def lattice(voxels: np.ndarray, extremes: tuple[float, float] | None = None) -> Distribution:
+    """Distribution of every k-th voxel in memory order, all within the `extremes`.
 
     k is the smallest prime that leaves at most `SAMPLE`: a prime step visits all columns alike.
     """
     flat = voxels.reshape(-1)
     taken = flat[:: prime_from(-(-flat.size // SAMPLE))]
-    if taken.dtype.kind in "iu" and taken.dtype.itemsize <= 2:
-        lowest = int(np.iinfo(taken.dtype).min)
-        counts = np.bincount(taken.astype(np.int64) - lowest)
-        present = np.flatnonzero(counts)
-        return Distribution.of((present + lowest).astype(np.float64), counts[present])
-    ordered = np.sort(taken.astype(taken.dtype.newbyteorder("="))).astype(np.float64)
-    return Distribution.of(ordered, np.ones(ordered.size, np.int64))
+    if is_small_integer(taken.dtype):
+        return Distribution.of(*tallied(taken, extremes))
+    ordered = np.sort(taken.astype(taken.dtype.newbyteorder("=")))
+    return Distribution(ordered.astype(np.float64))
+
+
+def is_small_integer(dtype: np.dtype) -> bool:
+    """Whether values can be counted in a table of all there may be."""
+    return dtype.kind in "iu" and dtype.itemsize <= 2
+
+
+def tallied(
+    voxels: np.ndarray, extremes: tuple[float, float] | None = None
+) -> tuple[np.ndarray, np.ndarray]:
+    """Which float64 values there are among small integers (n,), ascending, and how often each is;
+    none is beyond the `extremes`. In C, or by numpy's bincount with the same result.
+    """
+    low, high = map(int, extremes or (voxels.min(), voxels.max()))
+    loop = chunk_loops()
+    if loop is not None and voxels.dtype.isnative and voxels.flags.aligned:
+        counts = np.zeros(high - low + 1, np.int64)
+        loop.tally(voxels, voxels.dtype.kind == "i", low, counts)
+    else:
+        counts = np.bincount(voxels.astype(np.int64) - low)
+    present = np.flatnonzero(counts)
+    return (present + low).astype(np.float64), counts[present]
 
 
 def prime_from(least: int) -> int:
@@ -118,14 +174,12 @@ def otsu(found: Distribution) -> float:
     low, high = found.percentile(0.1), found.percentile(99.9)
     if low == high:
         low, high = float(found.values[0]), float(found.values[-1])
-    inner = found.clipped(low, high)
-    excess = float((np.abs(found.values - inner.values) * found.counts).sum()) / found.size
-    if excess > FAR_OUT * (high - low):
-        found = inner
+    if found.excess(low, high) > FAR_OUT * (high - low):
+        found = found.clipped(low, high)
     edges = np.linspace(low, high, BINS + 1)[1:-1]
     rank = np.searchsorted(found.values, edges, side="right")
-    below = np.concatenate([[0], found.below])[rank].astype(np.float64)
-    mass = np.concatenate([[0.0], np.cumsum(found.values * found.counts)])
+    totals, mass = found.running_totals()
+    below = totals[rank].astype(np.float64)
     n, total, part = float(found.size), mass[-1], mass[rank]
     with np.errstate(divide="ignore", invalid="ignore"):
         between = (total * below / n - part) ** 2 / (below * (n - below))
@@ -184,7 +238,7 @@ def statistics(
     voxels: np.ndarray, extremes: tuple[float, float], slope: float, intercept: float
 ) -> Statistics:
     """Statistics of finite stored voxels with known extremes, scaled to real values."""
-    found, sign = lattice(voxels), 1
+    found, sign = lattice(voxels, extremes), 1
     if slope < 0:  # what is brighter is stored as less: its negatives are what rises
         found, sign, extremes = found.mirrored(), -1, (-extremes[1], -extremes[0])
     if extremes[0] == extremes[1]:

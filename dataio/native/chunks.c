@@ -1,119 +1,14 @@
-/* Chunks out of a volume, their frames, and the volume's profiles.
+/* Chunks out of a volume, their frames, and what is measured of the volume.
 
-   The volume's rows lie in memory forward or backward, its other axes anyhow, in either byte order
-   and at odd addresses. Rows are taken in the order of the memory and written into chunks that
-   stay in the cache. The GIL is released; shapes and starts are checked against the buffers. */
+   The volume's axes lie in memory anyhow, in either byte order and at odd addresses. It is read in
+   the order of the memory and written into chunks that stay in the cache. The GIL is released; shapes and starts are checked against the buffers. */
 
 #include "module.h"
 #include <stdint.h>
 #include <string.h>
 #include "crc32c.h"
-
-#if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__)
-#define FAST __attribute__((target_clones("avx2", "default")))
-#else
-#define FAST
-#endif
-
-#define ANYWHERE __attribute__((aligned(1), may_alias))
-
-typedef uint8_t u1 ANYWHERE;
-typedef uint16_t u2 ANYWHERE;
-typedef uint32_t u4 ANYWHERE;
-typedef uint64_t u8 ANYWHERE;
-
-/* Along an axis: how many steps, and the bytes of one in the source and in the chunks. */
-typedef struct {
-    Py_ssize_t n, from, to;
-} Steps;
-
-enum { AHEAD = 8 }; /* rows */
-
-static ALWAYS_INLINE u1 swapped_u1(u1 value) { return value; }
-static ALWAYS_INLINE u2 swapped_u2(u2 value) { return __builtin_bswap16(value); }
-static ALWAYS_INLINE u4 swapped_u4(u4 value) { return __builtin_bswap32(value); }
-static ALWAYS_INLINE u8 swapped_u8(u8 value) { return __builtin_bswap64(value); }
-
-/* A row of voxels of one type: a macro, as a function has its type once. The step is constant where
-   this is inlined, which lets the compiler vectorise it. */
-#define ROW(type)                                                                                  \
-    static ALWAYS_INLINE void row_##type(const char *restrict from, char *restrict to,             \
-                                         Py_ssize_t n, Py_ssize_t step, int swap) {                \
-        for (Py_ssize_t i = 0; i < n; i++) {                                                       \
-            type value = *(const type *)(from + i * step);                                         \
-            *(type *)(to + i * (Py_ssize_t)sizeof(type)) = swap ? swapped_##type(value) : value;   \
-        }                                                                                          \
-    }
-ROW(u1)
-ROW(u2)
-ROW(u4)
-ROW(u8)
-
-static ALWAYS_INLINE void row(const Py_ssize_t size, const char *from, char *to, Py_ssize_t n,
-                              Py_ssize_t step, int swap) {
-    if (size == 1) row_u1(from, to, n, step, swap);
-    else if (size == 2) row_u2(from, to, n, step, swap);
-    else if (size == 4) row_u4(from, to, n, step, swap);
-    else row_u8(from, to, n, step, swap);
-}
-
-static ALWAYS_INLINE void copy_rows(const Py_ssize_t size, const char *from, char *to,
-                                    const Steps *steps, Py_ssize_t n, int back, int swap) {
-    Steps a = steps[0], b = steps[1], c = steps[2];
-    for (Py_ssize_t i = 0; i < a.n; i++)
-        for (Py_ssize_t j = 0; j < b.n; j++)
-            for (Py_ssize_t k = 0; k < c.n; k++) {
-                const char *in = from + i * a.from + j * b.from + k * c.from;
-                char *out = to + i * a.to + j * b.to + k * c.to;
-                __builtin_prefetch(in + AHEAD * c.from);
-                if (!back && !swap) memcpy(out, in, n * size);
-                else if (!back) row(size, in, out, n, size, 1);
-                else if (!swap) row(size, in, out, n, -size, 0);
-                else row(size, in, out, n, -size, 1);
-            }
-}
-
-FAST static void copy_u1(const char *from, char *to, const Steps *steps, Py_ssize_t n, int back,
-                         int swap) {
-    copy_rows(1, from, to, steps, n, back, swap);
-}
-
-FAST static void copy_u2(const char *from, char *to, const Steps *steps, Py_ssize_t n, int back,
-                         int swap) {
-    copy_rows(2, from, to, steps, n, back, swap);
-}
-
-FAST static void copy_u4(const char *from, char *to, const Steps *steps, Py_ssize_t n, int back,
-                         int swap) {
-    copy_rows(4, from, to, steps, n, back, swap);
-}
-
-FAST static void copy_u8(const char *from, char *to, const Steps *steps, Py_ssize_t n, int back,
-                         int swap) {
-    copy_rows(8, from, to, steps, n, back, swap);
-}
-
-/* Copy the `n` chunks from `from` on, of each `size` (z, y, x) voxels. */
-static void copy(const Py_buffer *voxels, const Py_buffer *chunks, const char *from, char *to,
-                 Py_ssize_t n, const Py_ssize_t *size, int swap) {
-    Steps steps[3] = {{size[0], voxels->strides[0], chunks->strides[1]},
-                      {size[1], voxels->strides[1], chunks->strides[2]},
-                      {n, chunks->shape[3] * voxels->strides[2], chunks->strides[0]}};
-    int back = voxels->strides[2] < 0;
-    for (int i = 0; i < 3; i++) /* forward in memory, which the processor foresees */
-        if (steps[i].from < 0) {
-            from += (steps[i].n - 1) * steps[i].from;
-            to += (steps[i].n - 1) * steps[i].to;
-            steps[i].from = -steps[i].from;
-            steps[i].to = -steps[i].to;
-        }
-    switch (voxels->itemsize) {
-    case 1: copy_u1(from, to, steps, size[2], back, 0); break;
-    case 2: copy_u2(from, to, steps, size[2], back, swap); break;
-    case 4: copy_u4(from, to, steps, size[2], back, swap); break;
-    case 8: copy_u8(from, to, steps, size[2], back, swap); break;
-    }
-}
+#include "gather.h"
+#include "measures.h"
 
 /* gather(voxels (z, y, x), z, y, chunks (n, z, y, x), swap): the chunks along x that begin at z, y;
    zeros beyond the volume's edge. A whole row at once, for its memory is read in long runs. */
@@ -129,8 +24,7 @@ static PyObject *gather(PyObject *self, PyObject *args) {
     const Py_buffer voxels = views[0], chunks = views[1];
     Py_ssize_t bytes = voxels.itemsize;
     fits = voxels.ndim == 3 && chunks.ndim == 4 && chunks.itemsize == bytes && chunks.len &&
-           (bytes == 1 || bytes == 2 || bytes == 4 || bytes == 8) &&
-           (voxels.strides[2] == bytes || voxels.strides[2] == -bytes) && z >= 0 && y >= 0 &&
+           (bytes == 1 || bytes == 2 || bytes == 4 || bytes == 8) && z >= 0 && y >= 0 &&
            z < voxels.shape[0] && y < voxels.shape[1] && voxels.shape[2] > 0 &&
            (voxels.shape[2] - 1) / chunks.shape[3] + 1 == chunks.shape[0];
     if (!fits) {
@@ -238,41 +132,6 @@ done:
     return result;
 }
 
-/* The least voxel, and the largest of every plane across z, y and x: a macro for the types, as a
-   function has its type once. */
-#define PROFILER(type)                                                                             \
-    FAST static void profile_##type(const Py_buffer *voxels, char *const *out) {                   \
-        type *restrict along_z = (type *)out[1], *restrict along_y = (type *)out[2];               \
-        type *restrict along_x = (type *)out[3];                                                   \
-        const char *from = voxels->buf;                                                            \
-        /* Copies: bytes that are written might be these, as far as a compiler knows. */           \
-        const Py_ssize_t nz = voxels->shape[0], ny = voxels->shape[1], nx = voxels->shape[2];      \
-        const Py_ssize_t step_z = voxels->strides[0], step_y = voxels->strides[1];                 \
-        type least = *(const type *)from;                                                          \
-        memcpy(along_x, from, nx * sizeof(type));                                                  \
-        for (Py_ssize_t z = 0; z < nz; z++) {                                                      \
-            for (Py_ssize_t y = 0; y < ny; y++) {                                                  \
-                const type *restrict in = (const type *)(from + z * step_z + y * step_y);          \
-                type most = in[0], low = in[0];                                                    \
-                for (Py_ssize_t x = 0; x < nx; x++) {                                              \
-                    type value = in[x], before = along_x[x];                                       \
-                    along_x[x] = before > value ? before : value;                                  \
-                    most = most > value ? most : value;                                            \
-                    low = low < value ? low : value;                                               \
-                }                                                                                  \
-                if (z == 0 || most > along_y[y]) along_y[y] = most;                                \
-                if (y == 0 || most > along_z[z]) along_z[z] = most;                                \
-                if (low < least) least = low;                                                      \
-            }                                                                                      \
-        }                                                                                          \
-        *(type *)out[0] = least;                                                                   \
-    }
-
-PROFILER(uint8_t)
-PROFILER(int8_t)
-PROFILER(uint16_t)
-PROFILER(int16_t)
-
 /* profiles(voxels (z, y, x), signed, least (1), largest along z, y, x): integers of 1 or 2 bytes,
    aligned and native, with contiguous rows */
 static PyObject *profiles(PyObject *self, PyObject *args) {
@@ -307,10 +166,54 @@ done:
     Py_RETURN_NONE;
 }
 
+/* tally(voxels (n), signed, least, counts (m) int64): add to `counts` how often each value from
+   `least` on is among the voxels, integers of 1 or 2 bytes, aligned and native. ValueError where one
+   is none of these m values. */
+static PyObject *tally(PyObject *self, PyObject *args) {
+    (void)self;
+    PyObject *objects[2];
+    long long least;
+    int sign, held = 0, fits = 0;
+    if (!PyArg_ParseTuple(args, "OpLO", &objects[0], &sign, &least, &objects[1])) return NULL;
+    Py_buffer views[2];
+    const int flags[2] = {PyBUF_STRIDES, WRITE};
+    uint32_t *lanes = NULL;
+    if (!hold_buffers(objects, flags, 2, views, &held)) goto done;
+    const Py_buffer *voxels = &views[0], *counts = &views[1];
+    const Py_ssize_t size = voxels->itemsize, room = counts->len / (Py_ssize_t)sizeof(int64_t);
+    fits = voxels->ndim == 1 && (size == 1 || size == 2) && counts->itemsize == sizeof(int64_t) &&
+           room > 0 && room <= 1 << 16 && voxels->shape[0] <= UINT32_MAX && least >= INT16_MIN &&
+           least <= UINT16_MAX;
+    if (fits && !(lanes = calloc(LANES * room, sizeof *lanes))) {
+        fits = 0;
+        PyErr_NoMemory();
+        goto done;
+    }
+    if (fits) {
+        Py_BEGIN_ALLOW_THREADS
+        const Py_ssize_t n = voxels->shape[0], step = voxels->strides[0];
+        if (size == 1)
+            fits = (sign ? tally_int8_t : tally_uint8_t)(voxels->buf, n, step, least, lanes, room);
+        else
+            fits =
+                (sign ? tally_int16_t : tally_uint16_t)(voxels->buf, n, step, least, lanes, room);
+        for (Py_ssize_t i = 0; fits && i < room; i++)
+            for (int k = 0; k < LANES; k++) ((int64_t *)counts->buf)[i] += lanes[k * room + i];
+        Py_END_ALLOW_THREADS
+    }
+    if (!fits) PyErr_SetString(PyExc_ValueError, "voxels and counts do not fit each other");
+done:
+    free(lanes);
+    release_buffers(views, held);
+    if (!fits) return NULL;
+    Py_RETURN_NONE;
+}
+
 static PyMethodDef methods[] = {
     {"gather", gather, METH_VARARGS, "Write a row of chunks of a volume, each contiguous."},
     {"encode", encode, METH_VARARGS, "Frames and checksums of chunks, one after the other."},
     {"profiles", profiles, METH_VARARGS, "The least voxel, and the largest of every plane."},
+    {"tally", tally, METH_VARARGS, "How often each value is among small integers."},
     {NULL, NULL, 0, NULL},
 };
 static struct PyModuleDef module = {PyModuleDef_HEAD_INIT, .m_name = "_chunks", .m_size = -1,
