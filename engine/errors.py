@@ -15,6 +15,10 @@ class TrainingError(Mim3dError):
     """A run cannot go on: gradients stay non-finite, the corpus changed, a disk is full."""
 
 
+class StoppedError(TrainingError):
+    """A run of a study that a signal told to stop; it is saved, and the same command goes on."""
+
+
 class DivergedError(TrainingError):
     """Gradients stayed non-finite; the weights are those before the first such step."""
 

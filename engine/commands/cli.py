@@ -15,7 +15,7 @@ from mim3d.dataio.extras import extra
 from mim3d.dataio.plugins import load_plugin
 from mim3d.engine.commands.outcome import Outcome
 from mim3d.engine.distributed.parent import end_with_launcher, quieten_torch
-from mim3d.engine.errors import EXIT_USER_ERROR
+from mim3d.engine.errors import EXIT_USER_ERROR, StoppedError
 from mim3d.engine.runs.files import finite, refuse_address
 
 COMMANDS = {
@@ -86,7 +86,7 @@ def run(argv: Sequence[str] | None) -> int:
         for plugin in plugins:
             load_plugin(plugin)
         with extra():
-            outcome = run_command(name, rest)
+            outcome = run_or_stop(name, rest)
         if json_file is not None and outcome.writes_json:
             write_figures(json_file, outcome)
     except BrokenPipeError:
@@ -103,6 +103,15 @@ def run(argv: Sequence[str] | None) -> int:
         print(f"mim3d {name}: interrupted; {AFTER_INTERRUPT[name in GO_ON]}", file=sys.stderr)
         return 130
     return outcome.exit_code
+
+
+def run_or_stop(name: str, words: list[str]) -> Outcome:
+    """Run a command; one that a signal stopped, and that saved, ends well, as a single run does."""
+    try:
+        return run_command(name, words)
+    except StoppedError as stop:
+        print(f"mim3d {name}: {stop}")
+        return Outcome({"interrupted": True})
 
 
 def overview() -> str:

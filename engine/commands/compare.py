@@ -11,7 +11,7 @@ from mim3d.engine.commands.outcome import Outcome
 from mim3d.engine.errors import ConfigError
 from mim3d.engine.models.config import ALSO_SWINS, ViTConfig
 from mim3d.engine.study.arms import differences, with_own_decoders
-from mim3d.engine.study.config import StudyConfig
+from mim3d.engine.study.config import STUDY, StudyConfig
 from mim3d.engine.study.recipes import STUDIES, idle_fields, study
 from mim3d.engine.study.variation import NAMES, varied
 
@@ -49,6 +49,7 @@ def main(words: list[str]) -> Outcome:
     from mim3d.dataio.storage.store import writing
     from mim3d.engine.analysis.figures import figures_of
     from mim3d.engine.report.report import build_report
+    from mim3d.engine.runs.files import read_json
 
     failed, spent = {}, {}
     with writing(args.out):
@@ -65,10 +66,12 @@ def main(words: list[str]) -> Outcome:
             result = run_study(varied(asked, args.vary), args.out, args.dask)
             failed, spent = result.failed, {"seconds": result.seconds, "failed": result.failed}
         report = build_report(args.out)
-    figures = figures_of(report)
+    figures, left_out = figures_of(report), read_json(args.out / STUDY).get("left_out", [])
+    for note in left_out:
+        print(f"warning: {note}")
     print(figures["headline"])
     print(f"report: {report}")
-    return Outcome(figures | spent, lost=len(failed))
+    return Outcome(figures | spent, lost=len(failed) + len(left_out))
 
 
 def split_study(words: list[str]) -> tuple[str, list[str]]:

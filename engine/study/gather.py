@@ -163,7 +163,8 @@ def gather(out: Path) -> bool:
     write_jsonl(out / RESULTS, rows)
     write_jsonl(out / CASES, cases)
     write_json(out / PRETRAINING, pretraining_rows(plan, out))
-    write_json(out / STUDY, plan["about"] | {"notes": list(dict.fromkeys(notes))})
+    remarks_of_all = {"left_out": left_out, "notes": list(dict.fromkeys(notes))}
+    write_json(out / STUDY, plan["about"] | remarks_of_all)
     return True
 
 

@@ -11,6 +11,7 @@ from pathlib import Path
 from mim3d.engine.errors import CheckpointError, ConfigError
 from mim3d.engine.finetune.splits import Splits
 from mim3d.engine.pretrain.config import config_identity, identity_of
+from mim3d.engine.pretrain.run_folder import RESULT
 from mim3d.engine.runs.encoder_file import read_card
 from mim3d.engine.runs.files import file_sha256, json_sha256, read_json, write_json
 from mim3d.engine.study.arms import given_path
@@ -20,6 +21,7 @@ from mim3d.engine.study.plan import Cell, Pretraining, pretrain_config, pretrain
 from mim3d.engine.transfer.given_weights import sha256_of
 
 ORIGIN = "origin.json"
+UNFINISHED = "an encoder that no finished pretraining left"
 SHOWN = 16
 """Digits of a hash that rows carry."""
 
@@ -95,6 +97,14 @@ def foreign_source(wanted: Row, out: Path) -> str:
     return f"{folder} holds a pretraining of other settings"
 
 
+def unfinished_source(wanted: Row, out: Path) -> str:
+    """Why a cell's pretraining cannot be taken yet; empty where it can, or where there is none."""
+    if "pretraining" not in wanted:
+        return ""
+    folder = source_of(wanted, out)
+    return "" if (folder / RESULT).exists() else f"its pretraining in {folder} is not finished"
+
+
 def foreign_origin(wanted: Row, key: str, out: Path) -> str:
     """Why a cell's result is not of the pretraining asked for; empty where it may be."""
     kept = kept_origin(out / "cells" / key)
@@ -104,7 +114,8 @@ def foreign_origin(wanted: Row, key: str, out: Path) -> str:
         return foreign_source(wanted, out)
     settings = wanted.get("settings_sha256")
     if settings and kept["settings_sha256"] != settings:
-        return "started from a pretraining of other settings"
+        known = kept["settings_sha256"] is not None
+        return f"started from {'a pretraining of other settings' if known else UNFINISHED}"
     source = source_of(wanted, out)
     try:
         now = origin_of(str(source))

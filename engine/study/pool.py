@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any, Self
 
 from mim3d.dataio.errors import Mim3dError
+from mim3d.engine.errors import StoppedError
 
 Failures = dict[str, Exception]
 """Errors that a user can mend, by the task's name."""
@@ -27,7 +28,7 @@ class Pool(ABC):
     def run(self, tasks: Sequence[PoolTask], title: str) -> Failures:
         """Run all tasks; returns the error of each that a user can mend, by name.
 
-        Any other exception ends the rest.
+        Any other exception ends the rest, as does a signal that told this process to stop.
         """
 
     @abstractmethod
@@ -51,6 +52,8 @@ class InProcess(Pool):
             print(f"[{index + 1}/{len(tasks)}] {task.name}", flush=True)
             try:
                 task.call(*task.arguments)
+            except StoppedError:
+                raise  # the signal was meant for this process: for all that it runs
             except (Mim3dError, OSError) as error:
                 failed[task.name] = error
                 print(f"{task.name}: {error}", flush=True)

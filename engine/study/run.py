@@ -14,7 +14,7 @@ from statistics import fmean
 from typing import Any
 
 from mim3d.dataio.reader.corpus import Corpus, opened_corpus
-from mim3d.engine.errors import ConfigError, TrainingError
+from mim3d.engine.errors import ConfigError, StoppedError, TrainingError
 from mim3d.engine.finetune.config import FinetuneConfig
 from mim3d.engine.finetune.finetune import run_finetune
 from mim3d.engine.finetune.run_folder import RESULT, claim
@@ -29,7 +29,13 @@ from mim3d.engine.study.costs import clocked
 from mim3d.engine.study.curves import Curve, area_under
 from mim3d.engine.study.encoders import SCRATCH
 from mim3d.engine.study.gather import PLAN, gather, write_plan
-from mim3d.engine.study.origin import foreign_origin, foreign_source, keep_origin, wanted_origin
+from mim3d.engine.study.origin import (
+    foreign_origin,
+    foreign_source,
+    keep_origin,
+    unfinished_source,
+    wanted_origin,
+)
 from mim3d.engine.study.plan import (
     Cell,
     finetune_config,
@@ -103,28 +109,44 @@ def refuse_earlier_names(out: Path) -> None:
 def run_phases(
     config: StudyConfig, corpus: Corpus, splits: Splits, out: Path, pool: Pool
 ) -> StudyResult:
-    """The same with the folder's lock held."""
+    """The same with the folder's lock held; StoppedError where a signal ended it."""
     began = time.monotonic()
-    tuning = tuning_cells(config)
-    # Cells that wait for no pretraining and no tuning fill the cores beside the pretrainings.
-    free = [] if tuning else [c for c in scored_cells(config, {}) if waits_for_nothing(config, c)]
-    free = of_their_pretraining(config, free, splits, out)
-    first = [*pretrain_tasks(config, splits, out), *cell_tasks(config, free, splits, out)]
     failed: Failures = {}
-    keep_results(config, corpus, splits, failed, out)
-    failed |= pool.run(first, "pretraining")
-    keep_results(config, corpus, splits, failed, out)
-    tuning = of_their_pretraining(config, tuning, splits, out)
-    failed |= pool.run(cell_tasks(config, tuning, splits, out), "tuning")
-    keep_results(config, corpus, splits, failed, out)
-    cells = [c for c in scored_cells(config, choose_lr(tuning, out)) if c.key not in failed]
-    cells = of_their_pretraining(config, cells, splits, out)
-    failed |= pool.run(cell_tasks(config, cells, splits, out), "fine-tuning")
+    try:
+        run_missing(config, corpus, splits, failed, out, pool)
+    except StoppedError as stop:
+        if not keep_results(config, corpus, splits, failed, out):
+            raise
+        raise StoppedError(
+            f"{stop}; `mim3d compare --report --out {out}` draws the report of what is done"
+        ) from None
     if not keep_results(config, corpus, splits, failed, out):
         first_failure = next(iter(failed.items()), ("", "no cell was run"))
         raise TrainingError(f"nothing to report: {first_failure[0]}: {first_failure[1]}")
     errors = {name: str(error) for name, error in failed.items()}
     return StudyResult(out, time.monotonic() - began, errors)
+
+
+def run_missing(
+    config: StudyConfig, corpus: Corpus, splits: Splits, failed: Failures, out: Path, pool: Pool
+) -> None:
+    """Pretrainings, runs that tune the rates, then those that are scored; adds what failed."""
+    tuning = tuning_cells(config)
+    # Cells that wait for no pretraining and no tuning fill the cores beside the pretrainings.
+    free = [] if tuning else [c for c in scored_cells(config, {}) if waits_for_nothing(config, c)]
+    free = of_their_pretraining(config, free, splits, out)
+    first = [*pretrain_tasks(config, splits, out), *cell_tasks(config, free, splits, out)]
+    keep_results(config, corpus, splits, failed, out)
+    failed |= pool.run(first, "pretraining")
+    keep_results(config, corpus, splits, failed, out)
+    tuning = of_their_pretraining(config, tuning, splits, out)
+    tuning = pretrained(config, tuning, splits, failed, out)
+    failed |= pool.run(cell_tasks(config, tuning, splits, out), "tuning")
+    keep_results(config, corpus, splits, failed, out)
+    cells = [c for c in scored_cells(config, choose_lr(tuning, out)) if c.key not in failed]
+    cells = of_their_pretraining(config, cells, splits, out)
+    cells = pretrained(config, cells, splits, failed, out)
+    failed |= pool.run(cell_tasks(config, cells, splits, out), "fine-tuning")
 
 
 def keep_results(
@@ -167,7 +189,7 @@ def pretrain_one(config: Any, folder: Path) -> None:
     with clocked(folder):
         result = run_pretrain(config, folder)
     if result.interrupted:
-        raise TrainingError(f"{folder.name} was told to stop: run the same command to go on")
+        raise StoppedError(f"{folder.name} was told to stop: run the same command to go on")
     shutil.rmtree(folder / "checkpoints", ignore_errors=True)
 
 
@@ -188,6 +210,23 @@ def of_their_pretraining(
     return found
 
 
+def pretrained(
+    config: StudyConfig, cells: list[Cell], splits: Splits, failed: Failures, out: Path
+) -> list[Cell]:
+    """Cells whose pretraining is done; the others are added to what failed.
+
+    A run under way has an encoder in its newest checkpoint, which is not the one to compare.
+    """
+    ready = []
+    for cell in cells:
+        why = unfinished_source(wanted_origin(config, cell, splits), out)
+        if why and not (out / "cells" / cell.key / RESULT).exists():
+            failed[cell.key] = TrainingError(why)
+        else:
+            ready.append(cell)
+    return ready
+
+
 def cell_tasks(config: StudyConfig, cells: list[Cell], splits: Splits, out: Path) -> list[PoolTask]:
     """Cells without a result as tasks; ConfigError where a result is of other settings."""
     tasks = []
@@ -206,7 +245,7 @@ def run_cell(config: FinetuneConfig, out: Path, key: str) -> None:
     with clocked(out / "cells" / key):
         result = run_finetune(config, out / "cells" / key, title=key, keep_model=False)
     if result.interrupted:
-        raise TrainingError(f"{key} was told to stop: run the same command to go on")
+        raise StoppedError(f"{key} was told to stop: run the same command to go on")
 
 
 def choose_lr(tuning: list[Cell], out: Path) -> dict[tuple[str, str], tuple[float, float]]:

@@ -1,0 +1,98 @@
+"""A study told to stop: it ends there, what is done is kept, and the same command goes on."""
+
+import signal
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from small_finetune import make_labelled_corpus
+from small_study import small_simclr, small_study
+
+from mim3d.engine.commands.cli import main
+from mim3d.engine.errors import StoppedError
+from mim3d.engine.runs.files import read_json, read_jsonl
+from mim3d.engine.study.config import StudyConfig
+from mim3d.engine.study.origin import ORIGIN
+from mim3d.engine.study.run import run_study
+from mim3d.engine.training.trainer import Trainer
+
+
+@pytest.fixture(scope="module")
+def config(tmp_path_factory: pytest.TempPathFactory) -> StudyConfig:
+    plain = small_study(make_labelled_corpus(tmp_path_factory.mktemp("phantom")))
+    return replace(
+        plain,
+        arms=("scratch", "simclr", "mae"),
+        pretrain=replace(plain.pretrain, crops=16, simclr=small_simclr(), per_seed=False),
+        finetune=replace(plain.finetune, steps=2, eval_every=2),
+    )
+
+
+def signal_at(patch: pytest.MonkeyPatch, nth: int) -> None:
+    """Tell this process to stop when it is about to do its nth step."""
+    plain, done = Trainer.one_step, []
+
+    def one_step(self: Trainer) -> None:
+        done.append(1)
+        if len(done) == nth:
+            signal.raise_signal(signal.SIGTERM)
+        plain(self)
+
+    patch.setattr(Trainer, "one_step", one_step)
+
+
+def arms(out: Path) -> set[str]:
+    return {row["arm"] for row in read_jsonl(out / "results.jsonl")}
+
+
+def test_a_signal_ends_the_study_and_not_only_its_run(
+    config: StudyConfig,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    with monkeypatch.context() as patch, pytest.raises(StoppedError, match="same command"):
+        signal_at(patch, 1)  # of SimCLR's two
+        run_study(config, tmp_path)
+    assert "pretraining simclr" in (said := capsys.readouterr().out)
+    assert "pretraining mae" not in said
+    assert not (tmp_path / "cells").exists()
+
+    with monkeypatch.context() as patch, pytest.raises(StoppedError) as told:
+        signal_at(patch, 6)  # SimCLR's second, MAE's two, scratch's two; then SimCLR's first
+        run_study(config, tmp_path)
+    words = str(told.value).partition("`mim3d ")[2].partition("`")[0].split()
+    assert words == ["compare", "--report", "--out", str(tmp_path)]
+    assert main(words) == 0
+    assert arms(tmp_path) == {"scratch"}
+    assert run_study(config, tmp_path).failed == {}
+    assert arms(tmp_path) == set(config.arms)
+
+
+def test_the_command_ends_as_a_run_that_saved(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def stopped(name: str, words: list[str]) -> None:
+        raise StoppedError("mae was told to stop: run the same command to go on")
+
+    monkeypatch.setattr("mim3d.engine.commands.cli.run_command", stopped)
+    assert main(["compare", "demo"]) == 0
+    assert "told to stop: run the same command" in capsys.readouterr().out
+
+
+def test_no_cell_starts_from_a_pretraining_under_way(
+    config: StudyConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A worker that was told to stop leaves checkpoints, each with an encoder of its own."""
+    monkeypatch.setattr("mim3d.engine.study.pool.StoppedError", ZeroDivisionError)
+    with monkeypatch.context() as patch:
+        signal_at(patch, 1)
+        result = run_study(config, tmp_path)
+    assert (tmp_path / "pretrain" / "simclr" / "checkpoints").is_dir()
+    (cell,) = [key for key in result.failed if not key.startswith("pretraining")]
+    assert "pretrain/simclr is not finished" in result.failed[cell]
+    assert not (tmp_path / "cells" / cell / ORIGIN).exists()
+    assert arms(tmp_path) == {"scratch", "mae"}
+    assert [row["arm"] for row in read_json(tmp_path / "study.json")["failed"]] == ["simclr"]
+    assert run_study(config, tmp_path).failed == {}
+    assert arms(tmp_path) == set(config.arms)
