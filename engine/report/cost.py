@@ -12,7 +12,7 @@ from mim3d.engine.analysis.summary import GroupSummary, primary_target
 from mim3d.engine.analysis.words import arm_name, interval_in_words, number, ratio_in_words
 from mim3d.engine.report.pretext import pretraining_name
 from mim3d.engine.report.section import Content, Section, Table
-from mim3d.engine.study.config import Row
+from mim3d.engine.study.config import ENCODER_SETTINGS, Row
 
 
 def cost_sections(content: Content) -> list[Section]:
@@ -61,8 +61,11 @@ def ratio_in_line(found: PairedRatio) -> str:
     return f"{ratio_in_words(found)} ({interval_in_words(found).removeprefix('95 % interval ')})"
 
 
-def crop_voxels(study: Study, encoder: str) -> int:
-    """Voxels of an encoder's crops."""
+def crop_voxels(study: Study, encoder: str, variant: str) -> int:
+    """Voxels of an encoder's crops in a variant."""
+    varied = study.about.get("variants", {}).get(variant, {}).get("crop")
+    if varied and "crop" in study.about.get("ablation_axes", ()):
+        return varied**3
     own = (n["crop_size"] for n in study.about.get("networks", ()) if n["encoder"] == encoder)
     return math.prod(next(own, study.about.get("crop_size", (1, 1, 1))))
 
@@ -75,7 +78,7 @@ def throughput_table(study: Study, groups: Sequence[GroupSummary]) -> Table:
         rate = p.get("crops_per_s")
         if not rate:
             continue
-        voxels = crop_voxels(study, p.get("encoder", ""))
+        voxels = crop_voxels(study, p.get("encoder", ""), p.get("variant", ""))
         name = f"pretraining {pretraining_name(p)}"
         stall = p.get("data_stall_share")
         rows.append(
@@ -91,7 +94,7 @@ def throughput_table(study: Study, groups: Sequence[GroupSummary]) -> Table:
         runs = [r for arm in group.arms for r in study.select(group.group, arm.arm, "validation")]
         timed = [r for r in runs if r["seconds"] and r["crops"]]
         if timed:
-            voxels = crop_voxels(study, group.group.encoder)
+            voxels = crop_voxels(study, group.group.encoder, group.group.variant)
             rate = fmean(r["crops"] / r["seconds"] for r in timed)
             flops = fmean(r["flops"] / r["seconds"] for r in timed)
             rows.append(
@@ -117,10 +120,10 @@ def encoder_tables(content: Content) -> list[Table]:
 
 def network_table(study: Study, groups: Sequence[GroupSummary]) -> Table:
     """Parameters, FLOPs of a step and seconds of an encoder under a decoder."""
-    rows = []
+    rows, sized = [], of_first_shape(study, groups)
     for network in study.about["networks"]:
         same = (network["encoder"], network["head"])
-        own = [g for g in groups if (g.group.encoder, g.group.head) == same]
+        own = [g for g in sized if (g.group.encoder, g.group.head) == same]
         runs = [row for group in own for row in last_rows(study, group)]
         if not runs:
             continue
@@ -150,7 +153,19 @@ def network_table(study: Study, groups: Sequence[GroupSummary]) -> Table:
         "step, and the CPU seconds of a whole run with its evaluations. Seconds were measured "
         "while other cells shared the machine."
     )
+    if len(sized) < len(groups):
+        note += " Of the encoder's first setting alone, of those that the ablation varies."
     return Table("What each encoder costs", header, tuple(rows), note)
+
+
+def of_first_shape(study: Study, groups: Sequence[GroupSummary]) -> list[GroupSummary]:
+    """Groups whose encoder is as in the first variant, of which the study told the networks."""
+    variants = study.about.get("variants", {})
+    shapes = {
+        name: [settings.get(key) for key in ENCODER_SETTINGS] for name, settings in variants.items()
+    }
+    first = next(iter(shapes.values()), None)
+    return [group for group in groups if shapes.get(group.group.variant, first) == first]
 
 
 def pretraining_costs(study: Study) -> Table:

@@ -47,7 +47,7 @@ def cpu_seconds(folder: Path) -> Row:
 
 
 def network_sizes(config: StudyConfig, corpus: Corpus, splits: Splits) -> list[Row]:
-    """Of each encoder and decoder of the study's own settings: crop and parameters."""
+    """Of each encoder and decoder in the first variant: crop and parameters."""
     found: dict[tuple[str, str], Row] = {}
     for cell in scored_cells(config, {}):
         key = shown_encoder(config, cell.encoder), cell.head

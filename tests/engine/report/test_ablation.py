@@ -13,6 +13,7 @@ from mim3d.engine.analysis.summary import summarise
 from mim3d.engine.report.ablation import ablation_table
 from mim3d.engine.report.ablation_charts import NARROWEST, ablation_charts, scale_of
 from mim3d.engine.report.ablation_curves import curves_charts, pretext_charts
+from mim3d.engine.report.cost import network_table, throughput_table
 from mim3d.engine.report.plots import Plotter
 from mim3d.engine.report.report import build_report
 from mim3d.engine.runs.files import read_json, write_json, write_jsonl
@@ -146,6 +147,26 @@ def test_settings_of_a_plugins_method_are_told_where_its_plugin_is_not(tmp_path:
     _, ablation = read(tmp_path)
     assert [s.values for s in ablation.of("turns")] == [{"lr": 0.001}, {"lr": 0.01}]
     assert [s.values for s in ablation.of("turns-flops")] == [{"lr": 0.001}, {"lr": 0.01}]
+
+
+def test_costs_are_of_the_encoder_whose_size_is_told(tmp_path: Path) -> None:
+    """A crop of twice the edge costs eight times as much: their mean is of no network."""
+    rows, variants = [], {}
+    for crop, factor in ((16, 1), (32, 8)):
+        name = f"crop {crop}"
+        variants[name] = {"crop": crop}
+        own = rows_of("mae", 0, 1.0, variant=name) + rows_of("mae", 1, 1.0, variant=name)
+        rows += [{**row, "flops": factor * row["flops"]} for row in own]
+    write_ablation(tmp_path, rows, [], ["crop"], variants)
+    about = read_json(tmp_path / "study.json")
+    sizes = {"encoder_parameters": 2_000_000, "decoder_parameters": 1_000_000}
+    network = {"encoder": "", "kind": "vit", "head": "unetr", "crop_size": [16] * 3, **sizes}
+    study = Study(about | {"networks": [network]}, rows, [], [], tmp_path)
+    groups = summarise(study)
+    costs, (small, large) = network_table(study, groups), throughput_table(study, groups).rows
+    assert costs.rows == (("ViT, UNETR decoder", "16×16×16", "2.00", "1.00", "2.0", "0.050", "–"),)
+    assert "first setting alone" in costs.note
+    assert float(large[2]) == pytest.approx(8 * float(small[2]), abs=0.05)
 
 
 def decoder_study(folder: Path) -> Path:
