@@ -19,7 +19,7 @@ def unlike(table: ChunkTable, volumes: np.ndarray, labels: Sequence[str] = ()) -
     alike."""
     for name, rows in array_rows(table, volumes, labels).items():
         arrays = np.asarray(table.arrays)[rows]
-        kinds = sorted({str(kind.decode()) for kind in arrays["dtype"]})
+        kinds = sorted(np.dtype(kind.decode()).name for kind in np.unique(arrays["dtype"]))
         if len(kinds) > 1:
             return f"{name} of {', '.join(kinds)}"
         for field in ("chunk", "channels"):
@@ -27,6 +27,13 @@ def unlike(table: ChunkTable, volumes: np.ndarray, labels: Sequence[str] = ()) -
             if len(found) > 1:
                 return f"{name} with {field} {' and '.join(str(each.tolist()) for each in found)}"
     return ""
+
+
+def makes_alike(differing: str) -> str:
+    """What to do about what `unlike` found."""
+    if differing.startswith("labels"):  # whose dtype is the smallest that holds their classes
+        return "labels of classes 0 to 255 are alike: renumber them and convert anew"
+    return "`mim3d convert` with one --dtype, into a new folder, makes them alike"
 
 
 def array_rows(
@@ -59,7 +66,7 @@ def fitting_cache(
         return cache
     warnings.warn(
         f"{table.root}: {differing}: cache='device' needs all alike, so chunks are kept on the "
-        "host (`mim3d convert` with one --dtype, into a new folder, makes them alike)",
+        f"host ({makes_alike(differing)})",
         CorpusWarning,
         stacklevel=3,
     )

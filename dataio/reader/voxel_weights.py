@@ -41,6 +41,11 @@ def check_ignore(
         raise kind(f"{what}={' '.join(words)!r} names one of them twice: leave one")
 
 
+def ignored_labels(words: Sequence[str]) -> list[str]:
+    """Names of the labels that such words name."""
+    return [word.removeprefix(LABEL) for word in words if word.startswith(LABEL)]
+
+
 @dataclass(frozen=True)
 class VoxelWeights:
     """What tells of any crop which of its voxels count.
@@ -135,7 +140,7 @@ def voxel_weights(corpus: Corpus, words: Sequence[str], volumes: np.ndarray) -> 
     if not words:
         return None
     table = corpus.table
-    names = [word.removeprefix(LABEL) for word in words if word.startswith(LABEL)]
+    names = ignored_labels(words)
     labels = {name: label_arrays(table, name) for name in names}
     known = records_of(corpus, volumes) if AIR in words or names else []
     lacking = {name: int((rows[volumes] < 0).sum()) for name, rows in labels.items()}

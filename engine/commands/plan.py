@@ -97,7 +97,7 @@ def planned(args: PlanArgs) -> Outcome:
     gpus = args.gpus or 1
     config = args.config.for_ranks(gpus)
     facts = corpus_facts(config) if config.data.corpus else None
-    if facts is not None and facts.unlike and config.data.loader.cache == "device":
+    if facts is not None and facts.unlike:
         loader = dataclasses.replace(config.data.loader, cache="host")  # as the loader itself does
         config = dataclasses.replace(config, data=dataclasses.replace(config.data, loader=loader))
     plan = make_plan(config, gpus, machine, facts, measured)

@@ -5,17 +5,13 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from mim3d.dataio.device.device_fit import array_rows, unlike
+from mim3d.dataio.device.device_fit import array_rows, makes_alike, unlike
 from mim3d.dataio.device.holdings import voxel_places
 from mim3d.dataio.reader.corpus import opened_corpus
 from mim3d.dataio.reader.datasets import chosen
+from mim3d.dataio.reader.voxel_weights import ignored_labels
 from mim3d.engine.pretrain.config import PretrainConfig
 from mim3d.engine.training.corpus import corpus_fit
-
-NO_CACHE = (
-    "chunks will be kept on the host: `mim3d convert` with one --dtype, into a new folder, makes "
-    "them alike"
-)
 
 
 @dataclass(frozen=True)
@@ -31,11 +27,12 @@ class CorpusFacts:
     item_bytes: float
     """Of a decoded voxel, the mean over voxels where dtypes differ."""
     decoded_gb: float
-    """Of their stored chunks, decoded: what a device keeps where it keeps voxels."""
+    """Of all chunks that are read, decoded: what a device keeps where it keeps voxels; 0 where none
+    is asked to."""
     dtypes: tuple[str, ...]
     doubts: tuple[str, ...]
     unlike: str = ""
-    """In what volumes differ, so that no device keeps them; empty where they are alike."""
+    """In what they differ, so that a device that is asked to cannot keep them."""
 
     def row(self) -> str:
         """In words."""
@@ -44,6 +41,11 @@ class CorpusFacts:
             f"stored ({self.bytes_per_voxel:.2g} bytes a voxel); {self.crops_per_volume:.0f} "
             "crops of each in the run"
         )
+
+
+def item_bytes(facts: CorpusFacts | None) -> float:
+    """Of a decoded voxel; of int16 where no corpus is given."""
+    return facts.item_bytes if facts else 2.0
 
 
 def corpus_facts(config: PretrainConfig) -> CorpusFacts:
@@ -65,11 +67,18 @@ def corpus_facts(config: PretrainConfig) -> CorpusFacts:
                 f"{fit.padded} of {fit.volumes} volumes are smaller than the crop "
                 f"{config.vit.crop_size} on some axis: padding is learned"
             )
-        kept = voxel_places(table, array_rows(table, rows)["volumes"]).nbytes
-        differing = unlike(table, rows)
-        if config.data.loader.cache == "device" and differing:
+        kept, differing = 0, ""
+        if config.data.loader.cache == "device":
+            labels = ignored_labels(
+                config.data.loader_config(config.vit, config.method, 1, 0).ignore
+            )
+            arrays = np.concatenate([*array_rows(table, rows, labels).values()])
+            kept = voxel_places(table, arrays).nbytes
+            differing = unlike(table, rows, labels)
+        if differing:
             doubts.append(
-                f"data.cache device needs all alike, and there are {differing}; {NO_CACHE}"
+                f"data.cache device needs all alike, and there are {differing}: chunks will be "
+                f"kept on the host ({makes_alike(differing)})"
             )
     return CorpusFacts(
         volumes=fit.volumes,

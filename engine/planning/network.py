@@ -66,15 +66,11 @@ class Traffic:
         return self.scatters / self.shard_rate + self.between / self.replica_rate
 
 
-def network_bytes(config: PretrainConfig, shards: ShardSizes, gpus: int, width: int) -> float:
-    """Bytes a rank sends in a step."""
-    return sum(bytes_by_kind(config, shards, gpus, width))
-
-
 def bytes_by_kind(
     config: PretrainConfig, shards: ShardSizes, gpus: int, width: int
 ) -> tuple[float, float, float]:
-    """Bytes of gathers, of reduce-scatters, and of all-reduces between replicas."""
+    """Bytes that a rank sends in a step in gathers, in reduce-scatters, and in all-reduces between
+    replicas."""
     parallel, parameters = config.parallel, shards.parameters
     shard = gpus // parallel.replicate
     others = (shard - 1) / shard

@@ -8,11 +8,12 @@
 A GPU and its host work at once, so the longer of the two counts. On a CPU they are one.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 from mim3d.engine.models.activations import recompute_costs
-from mim3d.engine.planning.corpus import CorpusFacts
+from mim3d.engine.planning.corpus import CorpusFacts, item_bytes
 from mim3d.engine.planning.fusion import fused
 from mim3d.engine.planning.machine import Machine
 from mim3d.engine.planning.memory import compute_bytes, is_left_whole, keeps_voxels
@@ -29,8 +30,6 @@ KINDS = {
 }
 FAR = 8.0
 """How many times the largest operation of a law's fit another may be and still be told of."""
-CHUNK_ITEM = 2
-"""Bytes of a stored voxel, int16."""
 
 
 @dataclass(frozen=True)
@@ -108,7 +107,9 @@ def step_time(
         device["casts"] = cast_bytes(config, shards, whole) * byte_s(machine)
     loader = config.data.loader
     if loader.cache == "device" and not keeps_voxels(loader, facts, machine.memory_gb):
-        device["decoding"] = parts * decoded_bytes(config, gpus) / gb(machine, "decode_gb_per_s")
+        device["decoding"] = (
+            parts * decoded_bytes(config, gpus, facts) / gb(machine, "decode_gb_per_s")
+        )
     host_s = host_seconds(config, gpus, machine, work, whole)
     # Where the device waits for its host, collectives have as much longer to hide behind.
     slowed = max(1.0, host_s / sum(device.values()))
@@ -222,10 +223,10 @@ def cast_bytes(config: PretrainConfig, shards: ShardSizes, whole: bool) -> float
     return (6.0 * times + 10.0) * shards.parameters
 
 
-def decoded_bytes(config: PretrainConfig, gpus: int) -> float:
-    """Bytes of voxels that a micro-batch's chunks hold."""
-    z, y, x = config.vit.crop_size
-    return float(CHUNK_ITEM * z * y * x * config.vit.channels * config.micro_batch(gpus))
+def decoded_bytes(config: PretrainConfig, gpus: int, facts: CorpusFacts | None) -> float:
+    """Bytes of voxels, as stored, that a micro-batch's chunks hold."""
+    voxels = math.prod(config.vit.crop_size) * config.vit.channels
+    return item_bytes(facts) * voxels * config.micro_batch(gpus)
 
 
 def unknown_seconds(done: Sequence[Operation], machine: Machine) -> dict[str, float]:

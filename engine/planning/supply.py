@@ -4,13 +4,10 @@ import math
 from dataclasses import dataclass
 
 from mim3d.dataio.transforms.augment import Augmentation
-from mim3d.engine.planning.corpus import CorpusFacts
+from mim3d.engine.planning.corpus import CorpusFacts, item_bytes
 from mim3d.engine.planning.machine import Machine
 from mim3d.engine.pretrain.config import PretrainConfig
 from mim3d.engine.training.optim import MOMENTS
-
-DECODED_ITEM = 2.0
-"""Bytes of a voxel as read, int16, where no corpus is given."""
 
 
 @dataclass(frozen=True)
@@ -43,10 +40,9 @@ def supply_of(
     voxels = math.prod(config.vit.crop_size) * config.vit.channels
     rate = crops_per_s / gpus
     stored = facts.bytes_per_voxel if facts else machine.value("stored_bytes_per_voxel")
-    item = facts.item_bytes if facts else DECODED_ITEM
     keep = config.checkpoint
     return Supply(
-        gb_per_s=item * voxels * rate * config.method.views / 1e9,
+        gb_per_s=item_bytes(facts) * voxels * rate * config.method.views / 1e9,
         cores=rate * core_seconds(config, machine),
         stored_gb_per_s=stored * voxels * crops_per_s / 1e9,
         stored_tb=stored * voxels * config.steps * config.global_batch / 1e12,

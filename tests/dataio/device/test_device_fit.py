@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 
+from mim3d.bench.corpora import corpus_of
 from mim3d.dataio.convert.run import convert
 from mim3d.dataio.corpus.conversion import Conversion
 from mim3d.dataio.device.device_fit import unlike
@@ -37,7 +38,9 @@ def test_mixed_dtypes_go_on_with_the_hosts_cache_and_the_same_crops(tmp_path: Pa
     mixed = make(tmp_path, [np.int16, np.float32, np.uint8])
     options = {"crop_size": CROP, "micro_batch": 2, "threads": 1}
     with (
-        pytest.warns(CorpusWarning, match=r"volumes of <f4, <i2, \|u1: cache='device' needs"),
+        pytest.warns(
+            CorpusWarning, match=r"volumes of float32, int16, uint8: cache='device' needs"
+        ),
         Loader(mixed, LoaderConfig(**options, cache="device")) as device,
         Loader(mixed, LoaderConfig(**options, cache="host")) as host,
     ):
@@ -45,6 +48,23 @@ def test_mixed_dtypes_go_on_with_the_hosts_cache_and_the_same_crops(tmp_path: Pa
         for _ in range(3):
             one, two = next(device), next(host)
             assert torch.equal(one.image, two.image)
+
+
+def test_labels_that_are_unlike_are_alike_once_their_classes_are_few(tmp_path: Path) -> None:
+    volumes = [np.full((20, 24, 18), 7 + n, np.int16) for n in range(2)]
+    config = LoaderConfig(crop_size=CROP, micro_batch=2, threads=1, cache="device", label="seg")
+    for largest in (300, 255):
+        labels = [np.zeros(volume.shape, np.int16) for volume in volumes]
+        labels[0][::2], labels[1][::2] = largest, 1
+        corpus = corpus_of(tmp_path / f"{largest}.zarr", volumes, labels)
+        with warnings.catch_warnings(record=True) as told:
+            warnings.simplefilter("always", CorpusWarning)
+            with Loader(corpus, config) as loader:
+                next(loader)
+        if largest > 255:
+            assert "labels 'seg' of int16, uint8: cache='device'" in str(told[0].message)
+            assert "(labels of classes 0 to 255 are alike: renumber" in str(told[0].message)
+        assert loader.config.cache == ("host" if largest > 255 else "device")
 
 
 def test_what_the_warning_advises_is_taken_by_the_device(tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ from mim3d.engine.models.config import SwinConfig, ViTConfig
 from mim3d.engine.models.flops import run_flops
 from mim3d.engine.planning.machine import known_machine
 from mim3d.engine.planning.memory import accumulated_bytes, activation_values
-from mim3d.engine.planning.network import network_bytes
+from mim3d.engine.planning.network import bytes_by_kind
 from mim3d.engine.planning.plan import make_plan
 from mim3d.engine.planning.sharding import ShardSizes, sharding_dry_run
 from mim3d.engine.pretrain.recipes import RECIPES, recipe
@@ -109,11 +109,11 @@ def test_state_is_weights_gradients_and_the_moments_of_the_optimiser(kind, value
 def test_network_bytes_by_hand():
     config = recipe("btcv-mae")
     shards = ShardSizes(1000, 250, 1000, block_parameters=900)
-    assert network_bytes(config, shards, 1, 2) == 0
-    assert network_bytes(config, shards, 4, 2) == 0.75 * (2 * 1000 + 2 * 900 + 4 * 1000)
+    assert sum(bytes_by_kind(config, shards, 1, 2)) == 0
+    assert sum(bytes_by_kind(config, shards, 4, 2)) == 0.75 * (2 * 1000 + 2 * 900 + 4 * 1000)
     parallel = dataclasses.replace(config.parallel, replicate=2, reshard_after_forward=False)
     hybrid = dataclasses.replace(config, parallel=parallel)
-    assert network_bytes(hybrid, shards, 8, 2) == 0.75 * (2000 + 4000) + 8 * 250 * 0.5
+    assert sum(bytes_by_kind(hybrid, shards, 8, 2)) == 0.75 * (2000 + 4000) + 8 * 250 * 0.5
 
 
 def largest_bytes(arguments):
@@ -197,7 +197,7 @@ def test_network_bytes_are_those_of_fsdps_own_calls(gpus, change, monkeypatch):
     shards = sharding_dry_run(config, gpus)
     sent, kept = counted_bytes(config, gpus, monkeypatch)
     # Pieces are padded to equal sizes.
-    assert network_bytes(config, shards, gpus, 2) == pytest.approx(sent, rel=0.02)
+    assert sum(bytes_by_kind(config, shards, gpus, 2)) == pytest.approx(sent, rel=0.02)
     assert accumulated_bytes(config, shards, gpus) == pytest.approx(kept, rel=0.02)
 
 

@@ -264,6 +264,35 @@ def test_voxels_that_do_not_fit_the_device_are_not_planned_as_chunks(tmp_path, c
     assert "keeps less, or raise" not in told(capsys)
 
 
+def test_labels_that_are_ignored_lie_on_the_device_beside_the_volumes(tmp_path, capsys):
+    labels: list[np.ndarray] = [np.zeros((24, 24, 24), np.uint8) for _ in range(3)]
+    for label in labels:
+        label[::2] = 1
+    words = ["demo-mae", "--vit.depth", "1", "--gpus", "1", "--data.cache", "device"]
+    words += ["--vit.crop-size", "16", "16", "16", "--method.ignore", "label:seg", "--data.corpus"]
+    volumes = [np.full((24, 24, 24), 7 + n, np.int16) for n in range(3)]
+    corpus = corpus_of(tmp_path / "alike.zarr", volumes, labels)
+    outcome = main([*words, str(corpus)])
+    assert outcome.exit_code == 0
+    assert outcome.figures["cache_gb"] == 3 * 8 * 16**3 * (2 + 1) / 1e9
+    labels[1] = 300 * labels[1].astype(np.int16)
+    corpus = corpus_of(tmp_path / "unlike.zarr", volumes, labels)
+    outcome = main([*words, str(corpus)])
+    assert outcome.exit_code == 3
+    assert outcome.figures["cache_gb"] == 0.0
+    assert "needs all alike, and there are labels 'seg' of int16, uint8" in told(capsys)
+
+
+def test_decoding_on_the_device_takes_as_long_as_voxels_are_wide(tmp_path):
+    words = ["demo-mae", "--vit.depth", "1", "--gpus", "1", "--data.device-keeps", "chunks"]
+    words += ["--vit.crop-size", "16", "16", "16", "--data.cache", "device", "--data.corpus"]
+    seconds = {}
+    for dtype in ("int16", "float32"):
+        corpus = corpus_of(tmp_path / f"{dtype}.zarr", [np.full((24, 24, 24), 7, dtype)])
+        seconds[dtype] = main([*words, str(corpus)]).figures["device_s"]["decoding"]
+    assert seconds["float32"] == pytest.approx(2 * seconds["int16"])
+
+
 def test_every_line_fits_eighty_columns_and_names_what_is_assumed(capsys):
     main(["openmind-primus-m-mae", "--gpus", "8"])
     printed = capsys.readouterr().out
