@@ -11,6 +11,8 @@ LOOPS = {
     "_views": "crops to augmented views",
 }
 """Each module by name, and what it does."""
+NEWEST = {"_chunks": "tally"}
+"""A function that a module built from earlier sources lacks: it would not do."""
 
 
 def chunk_loops() -> Any:
@@ -40,8 +42,9 @@ def not_built() -> list[str]:
 
 @cache
 def loaded(name: str) -> Any:
-    """The module of that name; None where it was not built."""
+    """The module of that name; None where it was not built, or not from these sources."""
     try:
-        return importlib.import_module(f"mim3d.dataio.native.{name}")
+        module = importlib.import_module(f"mim3d.dataio.native.{name}")
     except ImportError:
         return None
+    return module if hasattr(module, NEWEST.get(name, "__name__")) else None

@@ -34,6 +34,13 @@ def test_every_source_is_a_module_that_is_loaded_and_told() -> None:
         assert loaded is None or loaded.__name__.endswith(name)
 
 
+def test_a_module_built_from_earlier_sources_is_left_aside(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, function in extension.NEWEST.items():
+        assert f'{{"{function}", ' in (NATIVE / f"{name[1:]}.c").read_text()
+    monkeypatch.setattr(extension, "NEWEST", {"_chunks": "a_later_function"})
+    assert extension.loaded.__wrapped__("_chunks") is None
+
+
 @pytest.mark.parametrize("name", sorted(MODULES))
 def test_a_change_of_any_header_builds_the_module_anew(name: str) -> None:
     depends = {Path(each).name for each in MODULES[name]["depends"]}
