@@ -245,11 +245,11 @@ def counted_share(weight: Tensor, masked_ids: Tensor, patch_size: Sequence[int])
 
     `weight` (b, c, z, y, x), bool or a number, over the crop.
     """
+    patches = patch_view(weight, patch_size).flatten(1, 3).flatten(2)  # copied: sums are faster
     whole = not weight.dtype.is_floating_point
-    patches = patch_view(weight, patch_size)
-    sums = patches.sum((4, 5, 6, 7), dtype=torch.int64 if whole else torch.float64).flatten(1)
+    sums = patches.sum(-1, dtype=torch.int64 if whole else torch.float64)
     total = sums.gather(1, masked_ids).sum(dtype=torch.float64)
-    return (total / (masked_ids.numel() * weight.shape[1] * math.prod(patch_size))).float()
+    return (total / (masked_ids.numel() * patches.shape[-1])).float()
 
 
 def reference_terms(difference: Tensor, kind: str, beta: float) -> tuple[Tensor, Tensor]:

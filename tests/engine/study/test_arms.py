@@ -106,7 +106,7 @@ def test_each_encoder_has_its_shape_and_its_own_decoder() -> None:
     assert isinstance(made["primus", "mae"].vit, PrimusConfig)
     for one in pretrainings(config):
         run, cell = pretrain_config(config, one, SPLITS), made[one.encoder, one.arm]
-        assert (run.vit, run.backbone) == (cell.vit, cell.swin or cell.resenc)
+        assert run.encoder == cell.encoder
         assert cell.init.endswith(one.key)
 
 
