@@ -7,7 +7,7 @@ every other frame, and where the extension was not built (`crop_loops()` tells).
 
 import math
 import threading
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import google_crc32c
 import numpy as np
@@ -97,13 +97,14 @@ class Decoded(NamedTuple):
 class Stored(NamedTuple):
     """Where the loop in C finds the chunks that a box meets, in C order.
 
-    `source` is a descriptor of the shard, memory that holds it (each chunk at its offset), or a
-    list of stored bytes, empty where absent. For the first two `sizes` are those of all chunks of
-    the shard (uint16 or uint32, 0 where absent), of which `first` is the channel's first; or
-    `offsets` (uint64) and `sizes` (int64) of the box's chunks are given.
+    `source` is a descriptor of the shard, memory that holds it (each chunk at its offset), runs of
+    its bytes with the offsets (uint64, ascending) at which they begin, or a list of the chunks'
+    stored bytes, empty where absent. For the first three `sizes` are those of all chunks of the
+    shard (uint16 or uint32, 0 where absent), of which `first` is the channel's first; or `offsets`
+    (uint64) and `sizes` (int64) of the box's chunks are given.
     """
 
-    source: int | memoryview | list[np.ndarray]
+    source: int | memoryview | tuple[list[Any], np.ndarray] | list[np.ndarray]
     sizes: np.ndarray | None = None
     first: int = 0
     offsets: np.ndarray | None = None
@@ -150,3 +151,11 @@ def fits_loop(dtype: np.dtype, target: np.ndarray, rescale: Rescale | None) -> b
     if crop_loops() is None or dtype.str not in LOOP_DTYPES:
         return False
     return target.dtype == dtype if rescale is None else target.dtype in CAST_TARGETS
+
+
+def as_written(rescale: Rescale | None, value: float, dtype: np.dtype) -> float | np.generic:
+    """One stored value as it is written into a target of that dtype."""
+    if rescale is None:
+        return value
+    changed = rescale.apply(np.array([value], np.float32))
+    return (to_bfloat16(changed) if dtype == np.uint16 else changed)[0]

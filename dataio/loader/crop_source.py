@@ -26,7 +26,8 @@ Labels = tuple[Request | None, ...]
 REPLACEMENTS = 16
 HELD = 4  # batches that a consumer holds at a time, as DALI's queue and a training step do
 STILL = (False, False, False)
-MOST_ANNOUNCED = 16  # batches, of which a store is asked for the chunks before anything else
+MOST_BATCHES, MOST_CROPS = 16, 128
+"""Of which a store is asked for the chunks before anything else: whichever are more."""
 
 
 class Wanted(NamedTuple):
@@ -92,7 +93,8 @@ class CropSource:
         announced: dict[int, Drawn] = {}
         number = submitted = 0
         while True:
-            self._announce(announced, drawn, max([*announced, submitted - 1]) + 1, number)
+            first = max([*announced, submitted - 1]) + 1
+            self._announce(announced, drawn, first, number + max(MOST_BATCHES, MOST_CROPS // count))
             while submitted < number + self._ahead:
                 what = announced.pop(submitted, None) or drawn(submitted)
                 self._submit(submitted, what, count)
@@ -128,10 +130,10 @@ class CropSource:
         return images.take(), None if labels is None else labels.take()
 
     def _announce(
-        self, announced: dict[int, Drawn], drawn: Callable[[int], Drawn], first: int, number: int
+        self, announced: dict[int, Drawn], drawn: Callable[[int], Drawn], first: int, end: int
     ) -> None:
-        """Have the chunks of batches from `first` on fetched, as far ahead as they may be."""
-        while first < number + MOST_ANNOUNCED and self._has_room():
+        """Have the chunks of batches from `first` to `end` fetched, as far as they may be."""
+        while first < end and self._has_room():
             what = announced[first] = drawn(first)
             rows = [self.job.image_rows, *self.job.label_rows]
             for i, volume in enumerate(what.samples.volume.tolist()):

@@ -73,8 +73,26 @@ static int point_to(Crop *crop, const Py_buffer *memory, Py_ssize_t n) {
     return 1;
 }
 
-/* read_crop(fd, list, or buffer of the shard, offsets, sizes, first, shape, chunk, start, out, kind,
-   itemsize, mode, rescale, scratch) -> (chunk, code, detail, ns of reading, bytes read); see chunks/decode.py. */
+/* Where the chunks lie in `n_runs` runs of their shard's bytes, which begin at ascending offsets. */
+static int point_into(Crop *crop, const Py_buffer *runs, const uint64_t *begins, Py_ssize_t n_runs,
+                      Py_ssize_t n) {
+    for (Py_ssize_t i = 0, run = 0; i < n; i++) {
+        uint64_t size = (uint64_t)crop->sizes[i], at = crop->offsets[i];
+        if (!size) continue;
+        while (run + 1 < n_runs && begins[run + 1] <= at) run++;
+        uint64_t held = n_runs ? (uint64_t)runs[run].len : 0;
+        if (size > held || at < begins[run] || at - begins[run] > held - size) {
+            PyErr_SetString(PyExc_ValueError, "a chunk lies in none of the runs");
+            return 0;
+        }
+        crop->stored[i] = (const uint8_t *)runs[run].buf + (at - begins[run]);
+        crop->read_bytes += (long long)size;
+    }
+    return 1;
+}
+
+/* read_crop(fd, list, buffer of the shard, or (list of runs, begins), offsets, sizes, first, shape,
+   chunk, start, out, kind, itemsize, mode, rescale, scratch) -> (chunk, code, detail, ns of reading, bytes read); see chunks/decode.py. */
 static PyObject *read_crop(PyObject *self, PyObject *args) {
     (void)self;
     PyObject *source, *offsets, *sizes, *out_object, *rescale;
@@ -93,6 +111,11 @@ static PyObject *read_crop(PyObject *self, PyObject *args) {
     Py_ssize_t n = 0, held = 0;
     int64_t *own_sizes = NULL;
     uint64_t *own_offsets = NULL;
+    PyObject *begins = NULL, *buffers = source;
+    if (PyTuple_Check(source) && !PyArg_ParseTuple(source, "O!O", &PyList_Type, &buffers, &begins)) {
+        PyBuffer_Release(&scratch);
+        return NULL;
+    }
     int listed = PyList_Check(source), code;
     cast->kind = kind[0];
     if (!PyArg_ParseTuple(rescale, "pffff", &cast->clip, &cast->low, &cast->high, &cast->scale,
@@ -115,7 +138,7 @@ static PyObject *read_crop(PyObject *self, PyObject *args) {
     crop.stored = PyMem_Calloc(n + 1, sizeof *crop.stored);
     own_sizes = PyMem_Calloc(n + 1, sizeof *own_sizes);
     own_offsets = PyMem_Calloc(listed ? 1 : n + 1, sizeof *own_offsets);
-    views = PyMem_Calloc(listed ? n + 1 : 1, sizeof *views);
+    views = PyMem_Calloc(PyList_Check(buffers) ? PyList_GET_SIZE(buffers) + 1 : 1, sizeof *views);
     crop.runs = PyMem_Calloc(crop.axes[2].count + 1, sizeof(Run));
     if (!crop.stored || !own_sizes || !own_offsets || !views || !crop.runs) {
         PyErr_NoMemory();
@@ -130,6 +153,16 @@ static PyObject *read_crop(PyObject *self, PyObject *args) {
         for (Py_ssize_t i = 0; i < n; i++)
             crop.stored[i] = views[i].buf, own_sizes[i] = views[i].len;
         crop.sizes = own_sizes;
+    } else if (begins) {
+        if (!hold_list(buffers, views, &held) ||
+            PyObject_GetBuffer(begins, &memory, PyBUF_C_CONTIGUOUS) ||
+            !find_chunks(&crop, offsets, sizes, first, shape, n, tables, own_sizes, own_offsets))
+            goto done;
+        if (memory.len != held * 8) {
+            PyErr_SetString(PyExc_ValueError, "not one beginning for each run");
+            goto done;
+        }
+        if (!point_into(&crop, views, memory.buf, held, n)) goto done;
     } else if (PyObject_CheckBuffer(source)) {
         if (PyObject_GetBuffer(source, &memory, PyBUF_SIMPLE) ||
             !find_chunks(&crop, offsets, sizes, first, shape, n, tables, own_sizes, own_offsets) ||
@@ -172,5 +205,8 @@ PyMODINIT_FUNC PyInit__crops(void) {
     crc_prepare();
     lz4_prepare();
     choose_instructions("");
-    return PyModule_Create(&module);
+    PyObject *made = PyModule_Create(&module);
+    /* That read_crop takes runs: modules of earlier sources lack it. */
+    if (made && PyModule_AddIntConstant(made, "RUNS", 1)) Py_CLEAR(made);
+    return made;
 }

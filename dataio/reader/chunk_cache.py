@@ -101,7 +101,7 @@ class ChunkCache:
         held: Held | None,
         chunks: np.ndarray,
         ranges: tuple[np.ndarray, np.ndarray],
-        read: Callable[[list[int], list[int]], list[Run]],
+        read: Callable[[np.ndarray, np.ndarray], list[Run]],
         asked: np.ndarray | None = None,
     ) -> list[np.ndarray]:
         """Bytes of stored chunks of a shard, which have these offsets and sizes (`ranges`).
@@ -123,7 +123,7 @@ class ChunkCache:
             places = np.flatnonzero(chosen).tolist()
             if not places:
                 continue
-            wanted = ranges[0][chosen].tolist(), ranges[1][chosen].tolist()
+            wanted = ranges[0][chosen], ranges[1][chosen]
             runs = read(*wanted)
             for place, view in zip(places, sliced(runs, *wanted), strict=True):
                 views[place] = view

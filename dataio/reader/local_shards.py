@@ -3,8 +3,8 @@
 import errno
 import os
 import threading
-from bisect import bisect_right
 from collections import OrderedDict
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -62,7 +62,7 @@ def mending(corpus: Path | str) -> str:
 class LocalShards:
     """Reads byte ranges of the shards under a corpus' root; safe for many threads.
 
-    Buffers are per thread and reused: what `read` returns is valid until the same thread reads
+    Buffers are per thread and reused: what `runs` returns is valid until the same thread reads
     again.
     """
 
@@ -74,7 +74,7 @@ class LocalShards:
         self._watch: TableWatch | None = None
 
     def open_file(self, path: str, nbytes: int) -> OpenFile:
-        """The open file of a shard; fails as `read` does."""
+        """The open file of a shard; fails as `runs` does."""
         with self._lock:
             file = self._open.get(path)
             if file is not None:
@@ -89,28 +89,21 @@ class LocalShards:
                 self._open.popitem(last=False)
         return file
 
-    def read(
-        self, path: str, nbytes: int, offsets: list[int], sizes: list[int]
-    ) -> list[np.ndarray]:
-        """Return the ranges of shard `path` (relative to the root) as uint8 views, in order.
+    def runs(
+        self,
+        path: str,
+        nbytes: int,
+        offsets: Sequence[int] | np.ndarray,
+        sizes: Sequence[int] | np.ndarray,
+    ) -> list[tuple[int, np.ndarray]]:
+        """Return the ranges of shard `path` (relative to the root) with what little lies between:
+        where runs of bytes begin, and their bytes, uint8.
 
         `nbytes` is the shard's size as the chunk table has it; another size, or a file that is
         gone or may not be read, raises CorpusError.
         """
-        runs = self.runs(path, nbytes, offsets, sizes)
-        views: list[np.ndarray] = [NOTHING] * len(offsets)
-        starts = [begin for begin, _ in runs]
-        for i, (offset, size) in enumerate(zip(offsets, sizes, strict=True)):
-            begin, data = runs[bisect_right(starts, offset) - 1]
-            views[i] = data[offset - begin : offset - begin + size]
-        return views
-
-    def runs(
-        self, path: str, nbytes: int, offsets: list[int], sizes: list[int]
-    ) -> list[tuple[int, np.ndarray]]:
-        """The same with what little lies between: where runs of bytes begin, and their bytes."""
         file = self.open_file(path, nbytes)
-        wanted = coalesce(offsets, sizes, GAP_BYTES)
+        wanted = coalesce(np.asarray(offsets).tolist(), np.asarray(sizes).tolist(), GAP_BYTES)
         buffer = self._buffer(sum(length for _, length, _ in wanted))
         window, at = buffer.data, 0
         found = []

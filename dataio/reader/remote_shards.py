@@ -13,7 +13,7 @@ from mim3d.dataio.corpus.names import OWN, TABLE, own_key
 from mim3d.dataio.corpus.replacing import REPLACING
 from mim3d.dataio.errors import CorpusError, StoreError
 from mim3d.dataio.reader.local_shards import mending
-from mim3d.dataio.reader.shards import Run, sliced
+from mim3d.dataio.reader.shards import Numbers, Run
 from mim3d.dataio.reader.table_watch import TableWatch, table_in
 from mim3d.dataio.remote.fetcher import Fetcher, RefusedError, UnavailableError
 from mim3d.dataio.remote.limits import RemoteLimits
@@ -81,28 +81,24 @@ class RemoteShards:
     def open_file(self, path: str, nbytes: int) -> None:
         """None: nothing is on a local disk."""
 
-    def read(
-        self, path: str, nbytes: int, offsets: list[int], sizes: list[int]
-    ) -> list[np.ndarray]:
-        """Return the ranges of shard `path` as uint8 arrays, in order; all are asked for at once,
-        or were when they were announced."""
-        return sliced(self.runs(path, nbytes, offsets, sizes), offsets, sizes)
-
-    def runs(self, path: str, nbytes: int, offsets: list[int], sizes: list[int]) -> list[Run]:
-        """The same with what was read between: where runs of bytes begin, and their bytes."""
-        ticket = self._landed(path, np.array(offsets, np.int64), np.array(sizes, np.int64))
-        runs = list(zip(ticket.runs.begins.tolist(), ticket.arrays(), strict=True))
-        short = [
-            (begin, len(data), end - begin)
-            for (begin, data), end in zip(runs, ticket.runs.ends.tolist(), strict=True)
-            if len(data) != end - begin
+    def runs(self, path: str, nbytes: int, offsets: Numbers, sizes: Numbers) -> list[Run]:
+        """The ranges of shard `path` with what was read between them: where runs of bytes begin,
+        and their bytes. All are asked for at once, or were when they were announced."""
+        ticket = self._landed(path, np.asarray(offsets, np.int64), np.asarray(sizes, np.int64))
+        begins = ticket.runs.begins.tolist()
+        lengths = (ticket.runs.ends - ticket.runs.begins).tolist()
+        runs = [
+            (begin, np.frombuffer(memoryview(each), np.uint8))
+            for begin, each in zip(begins, ticket.buffers(), strict=True)
         ]
-        self._check(path, at_once=bool(short))
-        for begin, there, wanted in short:
-            raise CorpusError(
-                f"{self.address}/{path}: has {there} of {wanted} bytes at {begin}; the chunk table "
-                f"says the shard has {nbytes}: {mending(self.address)}"
-            )
+        short = any(len(data) != n for (_, data), n in zip(runs, lengths, strict=True))
+        self._check(path, at_once=short)
+        for (begin, data), wanted in zip(runs if short else [], lengths, strict=False):
+            if len(data) != wanted:
+                raise CorpusError(
+                    f"{self.address}/{path}: has {len(data)} of {wanted} bytes at {begin}; the "
+                    f"chunk table says the shard has {nbytes}: {mending(self.address)}"
+                )
         return runs
 
     def has_room(self) -> bool:

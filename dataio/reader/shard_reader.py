@@ -28,6 +28,7 @@ from mim3d.dataio.chunks.decode import (
     Decoded,
     Rescale,
     Stored,
+    as_written,
     checked_frame,
     decode_frame,
     fits_loop,
@@ -40,8 +41,8 @@ from mim3d.dataio.geometry import Triple
 from mim3d.dataio.reader.chunk_cache import ChunkCache, Held
 from mim3d.dataio.reader.kept_shard import OpenForBoth
 from mim3d.dataio.reader.local_shards import LocalShards, OpenFile, cut_short, mending
-from mim3d.dataio.reader.shards import Shards
-from mim3d.dataio.reader.stored_array import Box, StoredArray, stored_array
+from mim3d.dataio.reader.shards import Shards, sliced
+from mim3d.dataio.reader.stored_array import Asked, AskedBoxes, StoredArray, stored_array
 
 Flip = tuple[bool, bool, bool]
 
@@ -84,7 +85,7 @@ class ShardReader:
         self.bytes_read = 0
         self._arrays: dict[int, StoredArray] = {}
         self._by_chunk: set[int] = set()
-        self._asked: dict[Box, np.ndarray] = {}
+        self._asked = AskedBoxes()
         self._local = threading.local()
 
     def array(self, row: int) -> StoredArray:
@@ -133,7 +134,7 @@ class ShardReader:
         if min(low_z, low_y, low_x) < 0 or high_z > nz or high_y > ny or high_x > nx:
             fills = _each(fill, Real, array)
             for channel in range(array.channels):
-                out[channel] = _through(rescales[channel], fills[channel], out.dtype)
+                out[channel] = as_written(rescales[channel], fills[channel], out.dtype)
             if low_z >= nz or low_y >= ny or low_x >= nx or min(high_z, high_y, high_x) <= 0:
                 return out
         if rescale is None and out.dtype == np.float32 != array.dtype:
@@ -164,18 +165,16 @@ class ShardReader:
 
     def announce_chunks(self, array: StoredArray, chunks: np.ndarray) -> None:
         """The same of chunks that `stored` will be asked for."""
-        if len(chunks) and array.box_of(chunks) in self._asked:
+        if not len(chunks) or array.box_of(chunks) in self._asked:
             return  # under way already: asking for what has come in since would orphan the rest
         offsets, sizes = self._ranges(array, chunks)
         wanted = sizes > 0
         held = self._held(array)
         if held is not None:
             wanted &= ~held.kept.present[chunks]
-        if not wanted.any():
-            return
-        if self.cache is not None:
-            self._asked[array.box_of(chunks)] = wanted[sizes > 0]
-        self.shards.announce(array.path, offsets[wanted].astype(np.int64), sizes[wanted])
+        if wanted.any():
+            self._asked.add(array, Asked(chunks, offsets, sizes, wanted))
+            self.shards.announce(array.path, offsets[wanted].astype(np.int64), sizes[wanted])
 
     def withdraw(self) -> None:
         """What was announced and not read will not be."""
@@ -184,19 +183,39 @@ class ShardReader:
 
     def stored(self, array: StoredArray, chunks: np.ndarray) -> tuple[np.ndarray, list[np.ndarray]]:
         """Those of `chunks` (ascending numbers in the array) that are stored, and their bytes."""
-        offsets, sizes = self._ranges(array, chunks)
+        _, offsets, sizes, asked = self._asked_of(array, chunks)
         chosen = np.flatnonzero(sizes)
         ranges = offsets[chosen].astype(np.int64), sizes[chosen]
         cache, views = self.cache, []
         read = partial(self.shards.runs, array.path, array.nbytes)
         if len(chosen) and cache is None:
-            wanted = (each.tolist() for each in ranges)
-            views = self.shards.read(array.path, array.nbytes, *wanted)
+            views = sliced(read(*ranges), *ranges)
         elif len(chosen) and cache is not None:
-            asked = self._asked.pop(array.box_of(chunks), None)
+            asked = None if asked is None else asked[chosen]
             views = cache.through(self._held(array), chunks[chosen], ranges, read, asked)
         self.bytes_read += int(ranges[1].sum())
         return chunks[chosen], views
+
+    def _fetched(self, array: StoredArray, chunks: np.ndarray) -> Stored:
+        """Chunks that no file or memory has at their offsets, as the loop in C takes them."""
+        if self.cache is None:
+            _, offsets, sizes, _ = self._asked_of(array, chunks)
+            there = sizes > 0
+            wanted = offsets[there].astype(np.int64), sizes[there]
+            runs = self.shards.runs(array.path, array.nbytes, *wanted) if there.any() else []
+            self.bytes_read += int(sizes.sum())
+            begins = np.array([begin for begin, _ in runs], np.uint64)
+            return Stored(([data for _, data in runs], begins), sizes, offsets=offsets)
+        present, views = self.stored(array, chunks)
+        frames = [NOTHING] * len(chunks)
+        for place, view in zip(np.searchsorted(chunks, present).tolist(), views, strict=True):
+            frames[place] = view
+        return Stored(frames)
+
+    def _asked_of(self, array: StoredArray, chunks: np.ndarray) -> Asked:
+        """Where chunks lie, and which of them were announced (None: these were not)."""
+        asked = self._asked.take(array, chunks)
+        return asked or Asked(chunks, *self._ranges(array, chunks))
 
     def _held(self, array: StoredArray) -> Held | None:
         """The array in the cache, which begins to keep it if it did not; None without room."""
@@ -257,13 +276,9 @@ class ShardReader:
             self.bytes_read += done.nbytes
         else:
             began = time.perf_counter()
-            chunks = array.chunks(channel, start, _size(target))
-            present, views = self.stored(array, chunks)
-            frames = [NOTHING] * len(chunks)
-            for place, view in zip(np.searchsorted(chunks, present).tolist(), views, strict=True):
-                frames[place] = view
+            stored = self._fetched(array, array.chunks(channel, start, _size(target)))
             waited = int((time.perf_counter() - began) * 1e9)
-            done = read_crop(Stored(frames), grid, target, array.dtype, rescale)
+            done = read_crop(stored, grid, target, array.dtype, rescale)
             done = done._replace(read_ns=waited)
         if done.code == DONE:
             return done
@@ -331,7 +346,7 @@ class ShardReader:
         scratch = self._scratch(array)
         for number, source, place in zip(chunks.tolist(), plan.sources, plan.targets, strict=True):
             if number not in stored:
-                target[place] = _through(rescale, 0.0, target.dtype)
+                target[place] = as_written(rescale, 0.0, target.dtype)
                 continue
             try:
                 decode_frame(checked_frame(stored[number]), scratch)
@@ -382,11 +397,3 @@ def _each(given: Any, one: Any, array: StoredArray) -> Sequence[Any]:
 def _size(target: np.ndarray) -> Triple:
     z, y, x = target.shape
     return z, y, x
-
-
-def _through(rescale: Rescale | None, value: float, dtype: np.dtype) -> float | np.generic:
-    """One stored value as it comes out."""
-    if rescale is None:
-        return value
-    changed = rescale.apply(np.array([value], np.float32))
-    return (to_bfloat16(changed) if dtype == np.uint16 else changed)[0]

@@ -8,14 +8,15 @@ import numpy as np
 from mim3d.dataio.corpus.chunk_table import ChunkTable
 from mim3d.dataio.reader.local_shards import OpenFile
 
+Numbers = Sequence[int] | np.ndarray
 Run = tuple[int, np.ndarray]
 """First byte in a shard, and the bytes from there on."""
 
 
-def sliced(runs: Sequence[Run], offsets: list[int], sizes: list[int]) -> list[np.ndarray]:
+def sliced(runs: Sequence[Run], offsets: np.ndarray, sizes: np.ndarray) -> list[np.ndarray]:
     """Ascending ranges out of the runs that hold them."""
     views, at = [], 0
-    for offset, size in zip(offsets, sizes, strict=True):
+    for offset, size in zip(offsets.tolist(), sizes.tolist(), strict=True):
         while offset >= runs[at][0] + len(runs[at][1]):
             at += 1
         begin, data = runs[at]
@@ -27,17 +28,12 @@ class Shards(Protocol):
     """Where compressed bytes come from: local files, an object store, or a cache before either."""
 
     def open_file(self, path: str, nbytes: int) -> OpenFile | None:
-        """The shard as an open local file; None where it is none, and is to be read by `read`."""
+        """The shard as an open local file; None where it is none, and is to be read by `runs`."""
         ...
 
-    def read(
-        self, path: str, nbytes: int, offsets: list[int], sizes: list[int]
-    ) -> list[np.ndarray]:
-        """Ranges of one shard as uint8 arrays, valid until the calling thread reads again."""
-        ...
-
-    def runs(self, path: str, nbytes: int, offsets: list[int], sizes: list[int]) -> list[Run]:
-        """The same with what lies between: where each run of bytes begins, and its bytes."""
+    def runs(self, path: str, nbytes: int, offsets: Numbers, sizes: Numbers) -> list[Run]:
+        """Ranges of one shard (ascending) with what was read between them: where each run of bytes
+        begins, and its bytes (uint8), valid until the calling thread reads again."""
         ...
 
     def has_room(self) -> bool:

@@ -77,6 +77,40 @@ class StoredArray:
         return Box(self.row, int(chunks[0]), int(chunks[-1]), len(chunks))
 
 
+class Asked(NamedTuple):
+    """Chunks, their offsets (uint64), sizes (int64, 0 where absent), and which were announced."""
+
+    chunks: np.ndarray
+    offsets: np.ndarray
+    sizes: np.ndarray
+    announced: np.ndarray | None = None
+
+
+class AskedBoxes:
+    """What was announced and not read, by box."""
+
+    def __init__(self) -> None:
+        self._of: dict[Box, Asked] = {}
+
+    def __contains__(self, box: Box) -> bool:
+        return box in self._of
+
+    def add(self, array: StoredArray, asked: Asked) -> None:
+        """Remember it until it is taken."""
+        self._of[array.box_of(asked.chunks)] = asked
+
+    def take(self, array: StoredArray, chunks: np.ndarray) -> Asked | None:
+        """What was announced of exactly these chunks, once."""
+        asked = self._of.get(array.box_of(chunks)) if len(chunks) else None
+        if asked is None or not np.array_equal(asked.chunks, chunks):  # others of the same ends
+            return None
+        return self._of.pop(array.box_of(chunks), None)
+
+    def clear(self) -> None:
+        """Forget all."""
+        self._of.clear()
+
+
 def stored_array(table: ChunkTable, row: int) -> StoredArray:
     """Describe row `row`; CorpusError where the table is damaged or its dtype is not known."""
     record = table.arrays[row]

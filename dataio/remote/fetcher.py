@@ -19,12 +19,13 @@ from mim3d.dataio.remote.background import Background
 from mim3d.dataio.remote.limits import RemoteLimits
 from mim3d.dataio.remote.link import Link
 from mim3d.dataio.remote.ranges import joined
-from mim3d.dataio.remote.ticket import Part, Ticket
+from mim3d.dataio.remote.ticket import TOGETHER, Part, Ticket
 from mim3d.dataio.storage.remote import is_beyond_end, is_plain_http, store_reason
 from mim3d.dataio.waiting import store_timeout_s, wait_for
 
-TOGETHER = 10
-"""Ranges that obstore asks for at the same time in one call."""
+A_CALL = 40
+"""Ranges given to obstore in one call, for a call costs as much CPU as a request; in as many calls
+as have them all in flight where someone waits already."""
 PIECE_BYTES = 4 << 20
 """Longer runs are asked for in several requests, for each has its own bandwidth."""
 PAUSE_S, LONGEST_PAUSE_S = 0.1, 8.0
@@ -40,11 +41,16 @@ class RefusedError(Exception):
 
 
 class Lane(Background):
-    """The thread of one process: what waits for its turn there, and how many requests fly."""
+    """The thread of one process: what waits for its turn there, and how many requests fly.
+
+    What was announced lies in `inbox`, where it is looked for once `rung`.
+    """
 
     def __init__(self) -> None:
+        self.inbox: deque[Ticket] = deque()
         self.queue: deque[Part] = deque()
         self.flying = 0
+        self.rung = False
         super().__init__()
 
 
@@ -64,18 +70,29 @@ class Fetcher:
         self._lanes: dict[int, Lane] = {}
 
     def has_room(self) -> bool:
-        """Whether more should be announced: to keep requests in flight, within the limits."""
-        waiting = nbytes = 0
+        """Whether more should be announced: as many requests as fly wait for their turn, so that
+        there are some whenever others have landed."""
+        flying = nbytes = 0
         for ticket in list(self._announced.values()):
             nbytes += ticket.nbytes
-            waiting += ticket.waiting
-        return waiting < self.limits.requests and nbytes < self.limits.nbytes
+            flying += ticket.flying
+        return flying < 2 * self._most and nbytes < self.limits.nbytes
+
+    @property
+    def _most(self) -> int:
+        """Requests in flight: what is of use to this store, within the limit."""
+        return min(self.limits.requests, self.link.useful)
 
     def announce(self, path: str, offsets: np.ndarray, sizes: np.ndarray) -> None:
         """Begin a read that `read` will ask for."""
         key = key_of(path, offsets)
         if key not in self._announced:
-            self._announced[key] = self._asked(path, offsets, sizes)
+            ticket = self._announced[key] = self._ticket(path, offsets, sizes, A_CALL)
+            lane = self._lane
+            lane.inbox.append(ticket)
+            if not lane.rung:  # an interrupt in between: `read` calls by itself
+                lane.rung = True
+                lane.call(self._empty, lane)
 
     def read(self, path: str, offsets: np.ndarray, sizes: np.ndarray) -> Ticket:
         """A read that has landed; its runs are short where the object is.
@@ -85,7 +102,7 @@ class Fetcher:
         """
         ticket = self._announced.pop(key_of(path, offsets), None)
         if ticket is None:
-            ticket = self._asked(path, offsets, sizes)
+            ticket = self._ticket(path, offsets, sizes, TOGETHER)
         began = time.perf_counter()
         if ticket.waiting:
             lane = self._lane
@@ -113,6 +130,7 @@ class Fetcher:
         self.withdraw()
         lane = self._lanes.pop(os.getpid(), None)
         if lane is not None:
+            lane.call(lane.inbox.clear)
             lane.call(lane.queue.clear)
             lane.end()
 
@@ -128,12 +146,9 @@ class Fetcher:
             "remote_mb_per_s": self.link.bytes_per_s / 1e6,
         }
 
-    def _asked(self, path: str, offsets: np.ndarray, sizes: np.ndarray) -> Ticket:
+    def _ticket(self, path: str, offsets: np.ndarray, sizes: np.ndarray, a_call: int) -> Ticket:
         runs = joined(offsets, sizes, self.link.latency_bytes)
-        ticket = Ticket(path, runs, int(sizes.sum()), PIECE_BYTES, TOGETHER)
-        lane = self._lane
-        lane.call(self._enqueue, lane, ticket)
-        return ticket
+        return Ticket(path, runs, int(sizes.sum()), PIECE_BYTES, a_call)
 
     @property
     def _lane(self) -> Lane:
@@ -144,28 +159,32 @@ class Fetcher:
 
     # What follows runs in the loop's thread.
 
-    def _enqueue(self, lane: Lane, ticket: Ticket) -> None:
-        lane.queue.extend(ticket.parts)
+    def _empty(self, lane: Lane) -> None:
+        """Take in what was announced."""
+        lane.rung = False
+        while lane.inbox:
+            lane.queue.extend(lane.inbox.popleft().parts)
         self._pump(lane)
 
     def _hurry(self, lane: Lane, ticket: Ticket) -> None:
         """Have what someone waits for go before what was only announced."""
         waiting = [part for part in ticket.parts if not part.begun]
-        if waiting and lane.queue and lane.queue[0] is not waiting[0]:
-            lane.queue.extendleft(reversed(waiting))  # their old places are passed over
-        self._pump(lane)
+        if waiting and not (lane.queue and lane.queue[0] is waiting[0]):
+            lane.queue.extendleft(reversed(waiting))  # their other places are passed over
+        self._empty(lane)
 
     def _pump(self, lane: Lane) -> None:
+        most = self._most
         while lane.queue:
             part = lane.queue[0]
             if part.begun or part.done.done():
                 lane.queue.popleft()
                 continue
-            if lane.flying and lane.flying + len(part.spans) > self.limits.requests:
+            if lane.flying and lane.flying + part.flying > most:
                 return
             lane.queue.popleft()
             part.begun = True
-            lane.flying += len(part.spans)
+            lane.flying += part.flying
             task = lane.loop.create_task(self._fetch(lane, part))
             part.done.add_done_callback(partial(_stop_if_cancelled, lane.loop, task))
 
@@ -181,7 +200,7 @@ class Fetcher:
         except BaseException as error:  # obstore's panics too: nobody else would hear of them
             part.fail(error)
         finally:
-            lane.flying -= len(part.spans)
+            lane.flying -= part.flying
             self._pump(lane)
 
     async def _insist(
@@ -201,9 +220,18 @@ class Fetcher:
             await asyncio.sleep(pause * random.uniform(0.5, 1.0))
             pause = min(2 * pause, LONGEST_PAUSE_S)
             if len(begins) > 1:  # one of them failed; those that would not are asked once more
-                spans = zip(begins, ends, strict=True)
-                each = [self._insist(path, [begin], [end], pause) for begin, end in spans]
-                return [found for (found,) in await asyncio.gather(*each)]
+                return await self._one_by_one(path, begins, ends, pause)
+
+    async def _one_by_one(
+        self, path: str, begins: list[int], ends: list[int], pause: float
+    ) -> list[Any]:
+        """The same, so many at a time as in one call; each is asked again by itself."""
+        found: list[Any] = []
+        spans = list(zip(begins, ends, strict=True))
+        for at in range(0, len(spans), TOGETHER):
+            each = [self._insist(path, [a], [b], pause) for a, b in spans[at : at + TOGETHER]]
+            found += [one for (one,) in await asyncio.gather(*each)]
+        return found
 
     async def _once(self, path: str, begins: list[int], ends: list[int]) -> list[Any]:
         import obstore
@@ -227,7 +255,8 @@ class Fetcher:
             kind = RefusedError if is_plain_http(error) else UnavailableError
             raise kind(store_reason(error)) from error
         nbytes = [len(each) for each in found]
-        self.link.record(max(nbytes), time.monotonic() - sent)
+        rounds = -(-len(found) // TOGETHER)
+        self.link.record(max(nbytes), (time.monotonic() - sent) / rounds)
         self.requests += len(found)
         self.bytes_read += sum(nbytes)
         return found

@@ -1,7 +1,9 @@
 """Which byte ranges of an object are fetched by one request: pure arithmetic."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
+from typing import NamedTuple
 
 import numpy as np
 
@@ -26,6 +28,14 @@ class Runs:
         return int((self.ends - self.begins).sum())
 
 
+class Spans(NamedTuple):
+    """Requests: number k asks for bytes `begins[k]` to `ends[k]`, of run `of[k]`."""
+
+    of: Sequence[int]
+    begins: list[int]
+    ends: list[int]
+
+
 def joined(offsets: np.ndarray, sizes: np.ndarray, latency_bytes: float) -> Runs:
     """Join ranges that touch, then the smallest gaps first.
 
@@ -48,11 +58,14 @@ def joined(offsets: np.ndarray, sizes: np.ndarray, latency_bytes: float) -> Runs
     return Runs(offsets[first], ends[last], np.cumsum(first) - 1)
 
 
-def cut(runs: Runs, most: int) -> list[tuple[int, int, int]]:
-    """Requests `(run, begin, end)` of at most `most` bytes each, about alike within a run."""
-    spans = []
-    for run, (begin, end) in enumerate(zip(runs.begins.tolist(), runs.ends.tolist(), strict=True)):
+def cut(runs: Runs, most: int) -> Spans:
+    """Requests of at most `most` bytes each, about alike within a run."""
+    begins, ends = runs.begins.tolist(), runs.ends.tolist()
+    if int((runs.ends - runs.begins).max()) <= most:
+        return Spans(range(len(begins)), begins, ends)
+    of, edges = [], []
+    for run, (begin, end) in enumerate(zip(begins, ends, strict=True)):
         n = max(-(-(end - begin) // most), 1)
-        edges = [begin + (end - begin) * i // n for i in range(n + 1)]
-        spans += [(run, a, b) for a, b in pairwise(edges)]
-    return spans
+        edges += list(pairwise([begin + (end - begin) * i // n for i in range(n + 1)]))
+        of += [run] * n
+    return Spans(of, [begin for begin, _ in edges], [end for _, end in edges])

@@ -2,6 +2,7 @@
 
 import errno
 import os
+from itertools import pairwise
 from pathlib import Path
 
 import google_crc32c
@@ -107,6 +108,14 @@ def call(crops, source, shape, side, start, target, dtype, rescale, ranges=(None
     )  # fmt: skip
 
 
+def runs_of(content, offsets, sizes, rng):
+    """A file's bytes cut between some of the chunks that lie there."""
+    ends = (offsets + sizes.astype(np.uint64))[:-1][rng.random(max(len(sizes) - 1, 0)) < 0.3]
+    begins = np.unique(np.concatenate([[0], ends])).astype(np.uint64)
+    edges = [*begins.tolist(), len(content)]
+    return [content[a:b] for a, b in pairwise(edges)], begins
+
+
 @pytest.mark.filterwarnings("ignore:overflow encountered")
 @settings(max_examples=120, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
@@ -121,12 +130,12 @@ def call(crops, source, shape, side, start, target, dtype, rescale, ranges=(None
         }
     ),
     seed=st.integers(0, 10**6),
-    way=st.sampled_from(["memory", "ranges", "<u2", "<u4"]),
+    way=st.sampled_from(["memory", "ranges", "runs", "<u2", "<u4"]),
 )
 def test_the_compiled_loop_equals_numpy(
     each_set, tmp_path_factory, dtype, kind, side, options, seed, way
 ):
-    """From memory, and from a file by ranges or by the sizes of all its chunks."""
+    """From memory, chunk by chunk or in runs, and from a file by ranges or by all chunks' sizes."""
     rng = np.random.default_rng(seed)
     shape, size = (triple(rng.integers(1, 45, 3)) for _ in range(2))
     volume = voxels_of(shape, dtype, kind, seed)
@@ -136,7 +145,7 @@ def test_the_compiled_loop_equals_numpy(
     frames = [every[i] for i in box_chunks(shape, (side, side, side), start, size)]
     source, ranges, first, opened = frames, (None, None), 0, -1
     if way != "memory":
-        looked_up = way != "ranges"
+        looked_up = way not in ("ranges", "runs")
         first = int(rng.integers(0, 4)) if looked_up else 0  # chunks of another channel before
         written = [frames[0]] * first + every if looked_up and frames else frames
         sizes = np.array([len(frame) for frame in written], np.int64)
@@ -151,6 +160,8 @@ def test_the_compiled_loop_equals_numpy(
         if looked_up and sizes.max(initial=0) > np.iinfo(way).max:
             way = "<u4"
         ranges = (None, sizes.astype(way)) if looked_up else (offsets, sizes)
+        if way == "runs":
+            source = runs_of(file.read_bytes(), offsets, sizes, rng)
     steps = tuple(slice(None, None, int(rng.choice([-1, 1]))) for _ in range(3))
     try:
         for rescale in (None, RESCALE, Rescale(-np.inf, np.inf, 2.0, -1.0)):
@@ -250,6 +261,24 @@ def test_sizes_that_are_not_the_shards_are_refused(crops, tmp_path):
         ranges = np.zeros(2, np.uint64), np.array([len(chunk)], np.int64)
         with pytest.raises(ValueError, match="not one offset and size"):
             call(crops, opened.fileno(), *arguments, ranges)
+
+
+@pytest.mark.parametrize(
+    ("begins", "lengths"),
+    [([1], [0]), ([0], [-1]), ([0, 1], [1, 0]), ([2**64 - 9], [0]), ([], [])],
+)
+def test_chunks_beyond_their_runs_are_refused(crops, begins, lengths):
+    chunk = stored(np.ones((16, 16, 16), "u1")).tobytes()
+    target = np.zeros((16, 16, 16), "u1")
+    arguments = (16, 16, 16), 16, (0, 0, 0), target, target.dtype, None
+    runs = [chunk[: len(chunk) - 1] if n < 0 else chunk[:n] if n else chunk for n in lengths]
+    ranges = np.zeros(1, np.uint64), np.array([len(chunk)], np.int64)
+    with pytest.raises(ValueError, match="in none of the runs"):
+        call(crops, (runs, np.array(begins, np.uint64)), *arguments, ranges)
+    with pytest.raises(ValueError, match="not one beginning"):
+        call(crops, ([chunk], np.zeros(2, np.uint64)), *arguments, ranges)
+    with pytest.raises(TypeError):
+        call(crops, (chunk, np.zeros(1, np.uint64)), *arguments, ranges)
 
 
 def test_zstd_frames_are_left_to_numcodecs(crops):

@@ -121,6 +121,21 @@ def test_a_box_announced_twice_leaves_nothing_unread(corpus, make):
     reader.close()
 
 
+@pytest.mark.parametrize("cached", [False, True])
+def test_sets_of_chunks_of_the_same_ends_are_told_apart(corpus, cached):
+    """As where a device asks for what it lacks of several boxes."""
+    reader, _ = reader_of(corpus, ChunkCache(1 << 26) if cached else None)
+    array = reader.array(0)
+    reader.announce_chunks(array, np.array([0, 1, 5]))
+    for chunks in ([0, 2, 5], [0, 1, 5]):
+        alone, _ = reader_of(corpus, None)
+        numbers, views = reader.stored(array, np.array(chunks))
+        np.testing.assert_array_equal(numbers, chunks)
+        for number, view in zip(chunks, views, strict=True):
+            (sound,) = alone.stored(array, np.array([number]))[1]
+            np.testing.assert_array_equal(view, sound)
+
+
 def test_what_lies_between_is_kept_too(corpus, make):
     class Generous(Counted):
         def runs(self, path, nbytes, offsets, sizes):

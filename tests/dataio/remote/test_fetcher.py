@@ -11,6 +11,7 @@ import pytest
 from mim3d.dataio.remote import fetcher as fetching
 from mim3d.dataio.remote.fetcher import Fetcher, RefusedError, UnavailableError
 from mim3d.dataio.remote.limits import RemoteLimits
+from mim3d.dataio.remote.ticket import TOGETHER
 from mim3d.dataio.waiting import StalledError
 
 obstore = pytest.importorskip("obstore")
@@ -24,6 +25,7 @@ class Store:
         self.gate = threading.Event()
         self.now = self.most = self.dropped = 0
         self.asked: list[int] = []
+        self.calls: list[int] = []
         self.faults: list[BaseException] = []
 
     async def get_ranges(
@@ -31,7 +33,9 @@ class Store:
     ) -> list[bytes]:
         assert coalesce == 0
         self.asked += starts
-        self.now += len(starts)
+        self.calls.append(len(starts))
+        flying = min(len(starts), TOGETHER)
+        self.now += flying
         self.most = max(self.most, self.now)
         try:
             while not self.gate.is_set():
@@ -39,10 +43,10 @@ class Store:
             if self.faults:
                 raise self.faults.pop(0)
         except asyncio.CancelledError:
-            self.dropped += len(starts)
+            self.dropped += flying
             raise
         finally:
-            self.now -= len(starts)
+            self.now -= flying
         return [
             bytes((np.arange(a, b) % 251).astype(np.uint8))
             for a, b in zip(starts, ends, strict=True)
@@ -78,8 +82,9 @@ def ranges(first: int, n: int, size: int = 100) -> tuple[np.ndarray, np.ndarray]
 
 def check(fetcher: Fetcher, path: str, offsets: np.ndarray, sizes: np.ndarray) -> None:
     ticket = fetcher.read(path, offsets, sizes)
-    for run, begin, each in zip(*spread(ticket), ticket.arrays(), strict=True):
-        np.testing.assert_array_equal(each, np.arange(begin, ticket.runs.ends[run]) % 251)
+    for run, begin, each in zip(*spread(ticket), ticket.buffers(), strict=True):
+        got = np.frombuffer(memoryview(each), np.uint8)
+        np.testing.assert_array_equal(got, np.arange(begin, ticket.runs.ends[run]) % 251)
 
 
 def spread(ticket: Any) -> tuple[range, list[int]]:
@@ -89,14 +94,14 @@ def spread(ticket: Any) -> tuple[range, list[int]]:
 def test_what_is_announced_is_in_flight_together_within_the_bound(store, fetcher):
     for first in (0, 12, 24, 36):
         fetcher.announce("a", *ranges(first, 12))
-    store.wait_for(18)  # three parts of six; a fourth does not fit
+    store.wait_for(24)  # two calls, of which the client has ten each in flight
     time.sleep(0.1)
-    assert store.now == store.most == 18
+    assert store.now == store.most == 20
     assert not fetcher.has_room()
     store.gate.set()
     for first in (0, 12, 24, 36):
         check(fetcher, "a", *ranges(first, 12))
-    assert store.most == 18
+    assert store.most == 20
     assert fetcher.has_room()
     assert store.asked == [i * FAR for i in range(48)]
     metrics = fetcher.metrics()
@@ -124,6 +129,48 @@ def test_what_someone_waits_for_goes_before_what_is_only_announced(store, fetche
     reader.join()
     store.wait_for(45)
     assert [at // FAR for at in store.asked[20:25]] == list(range(90, 95))
+
+
+def test_what_is_announced_goes_in_few_calls_and_what_is_waited_for_all_at_once(store, fetcher):
+    store.gate.set()
+    fetcher.announce("a", *ranges(0, 90))
+    check(fetcher, "a", *ranges(0, 90))
+    check(fetcher, "b", *ranges(0, 40))
+    assert store.calls == [30, 30, 30, 10, 10, 10, 10]
+
+
+def test_those_of_a_call_that_failed_are_asked_one_by_one_within_the_bound(store, fetcher):
+    store.gate.set()
+    store.faults = [OSError("reset")]
+    fetcher.announce("a", *ranges(0, 30))
+    check(fetcher, "a", *ranges(0, 30))
+    assert store.calls == [30] + [1] * 30
+    assert store.most == 10
+    assert fetcher.retries == 1
+
+
+def test_an_announcement_that_an_interrupt_cut_off_is_read_all_the_same(store, fetcher):
+    store.gate.set()
+    check(fetcher, "a", *ranges(0, 1))
+    (lane,) = fetcher._lanes.values()
+    lane.rung = True  # as if Ctrl-C fell between ringing and the call
+    fetcher.announce("a", *ranges(1, 5))
+    check(fetcher, "a", *ranges(1, 5))
+    assert not lane.rung
+    assert not lane.inbox
+
+
+def test_a_store_next_door_has_fewer_requests_in_flight(store):
+    store.gate.set()
+    fetcher = Fetcher(store, "s3://there", RemoteLimits(requests=300, nbytes=1 << 30))
+    fetcher.link._earlier = 0.0  # as if it had answered at once
+    for first in range(0, 400, 10):
+        fetcher.announce("a", *ranges(first, 10))
+    assert not fetcher.has_room()
+    for first in range(0, 400, 10):
+        check(fetcher, "a", *ranges(first, 10))
+    assert store.most <= 64
+    fetcher.close()
 
 
 def test_what_is_withdrawn_is_dropped_and_may_be_asked_for_again(store, fetcher):

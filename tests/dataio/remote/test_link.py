@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from mim3d.dataio.remote.link import Link
+from mim3d.dataio.remote.link import FEW, REQUEST_BYTES, WINDOW, Link
 
 
 @pytest.mark.parametrize(("latency_s", "bytes_per_s"), [(0.001, 500e6), (0.03, 80e6), (0.2, 10e6)])
@@ -30,3 +30,19 @@ def test_it_follows_a_store_that_changes():
     for _ in range(1000):
         link.record(20_000, 0.01)
     assert link.latency_s < 0.012
+
+
+def test_the_quickest_answers_say_how_many_in_flight_are_of_use():
+    link = Link()
+    assert link.useful > 900  # nothing is known yet
+    for seconds, useful in ((0.0004, FEW + 12), (0.03, FEW + 900), (0.0004, FEW + 12)):
+        for n in range(2 * WINDOW):
+            link.record(20_000, seconds * (1 + n % 7))  # most wait in a queue of ours
+        assert link.useful == useful
+
+
+def test_gaps_that_cost_less_than_a_request_are_never_asked_around():
+    link = Link()
+    for _ in range(1000):
+        link.record(20_000, 0.0)
+    assert link.latency_bytes == REQUEST_BYTES

@@ -58,7 +58,8 @@ def test_a_whole_small_volume_is_one_request():
 def test_long_runs_are_cut_without_a_byte_lost(pairs, most):
     offsets, sizes = ranges_of(pairs)
     runs = Runs(offsets, offsets + sizes, np.arange(len(offsets)))
-    spans = cut(runs, most)
+    found = cut(runs, most)
+    spans = list(zip(found.of, found.begins, found.ends, strict=True))
     assert max(end - begin for _, begin, end in spans) <= most
     for run, (begin, end) in enumerate(zip(offsets, offsets + sizes, strict=True)):
         mine = [span[1:] for span in spans if span[0] == run]
