@@ -107,17 +107,40 @@ def small_config(corpus: Path | str, method: str = "mae", **changes: object) -> 
     return dataclasses.replace(config, **changes)
 
 
-def before_step(step: int, rank: int, act: Callable[[Trainer], object]) -> None:
-    """Call `act` on that rank when it is about to do that step, in the first round only."""
+def at_step(
+    step: int,
+    act: Callable[[Trainer], object],
+    setattr: Callable[[object, str, object], None] = setattr,
+) -> None:
+    """Call `act` when a run is about to do that step."""
     plain = Trainer.one_step
 
     def one_step(self: Trainer) -> None:
-        first_round = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") == "0"
-        if self.step + 1 == step and self.stepper.ranks.rank == rank and first_round:
+        if self.step + 1 == step:
             act(self)
         plain(self)
 
-    Trainer.one_step = one_step
+    setattr(Trainer, "one_step", one_step)
+
+
+def signal_at(
+    step: int,
+    setattr: Callable[[object, str, object], None],
+    number: signal.Signals = signal.SIGTERM,
+) -> None:
+    """Send this process a signal when a run is about to do that step."""
+    at_step(step, lambda _: signal.raise_signal(number), setattr)
+
+
+def before_step(step: int, rank: int, act: Callable[[Trainer], object]) -> None:
+    """As `at_step` on that rank, in the first round only."""
+
+    def in_first_round(trainer: Trainer) -> None:
+        first_round = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") == "0"
+        if trainer.stepper.ranks.rank == rank and first_round:
+            act(trainer)
+
+    at_step(step, in_first_round)
 
 
 def kill(*_: object) -> None:

@@ -9,14 +9,13 @@ import torch
 from s3_server import ask
 from safetensors.torch import load_file
 from small_finetune import make_labelled_corpus, small_finetune
-from small_run import small_config
+from small_run import at_step, small_config
 
 from mim3d.dataio.storage.object_store import RemoteStore
 from mim3d.engine.commands.cli import main
 from mim3d.engine.finetune.finetune import run_finetune
 from mim3d.engine.pretrain.pretrain import run_pretrain
 from mim3d.engine.runs.encoder_file import load_encoder
-from mim3d.engine.training.trainer import Trainer
 
 ADDRESS, TUNED = "s3://runs/team/pretrained", "s3://runs/team/tuned"
 
@@ -38,15 +37,8 @@ class Crash(Exception):
     """What ends a run in a test."""
 
 
-def crash_at(patch, step):
-    plain = Trainer.one_step
-
-    def one_step(self: Trainer) -> None:
-        if self.step + 1 == step:
-            raise Crash
-        plain(self)
-
-    patch.setattr(Trainer, "one_step", one_step)
+def crash(_):
+    raise Crash
 
 
 def test_weights_there_are_started_from_and_exported(pretrained, tmp_path, capfd):
@@ -78,7 +70,7 @@ def test_weights_there_are_started_from_and_exported(pretrained, tmp_path, capfd
 def test_fine_tuning_there(pretrained, labelled, tmp_path, monkeypatch):
     config = small_finetune(labelled, vit=pretrained.vit, init=ADDRESS)
     with monkeypatch.context() as patch:
-        crash_at(patch, 4)
+        at_step(4, crash, patch.setattr)
         with pytest.raises(Crash):
             run_finetune(config, TUNED, staging=str(tmp_path / "one"))
     store = RemoteStore(TUNED)

@@ -2,7 +2,6 @@
 
 import dataclasses
 import re
-import signal
 import threading
 from pathlib import Path
 
@@ -11,7 +10,7 @@ import torch
 from gcs_server import gcs_environment, gcs_server
 from s3_server import make_bucket
 from safetensors.torch import load_file
-from small_run import poison_samples, small_config
+from small_run import at_step, poison_samples, signal_at, small_config
 
 from mim3d.dataio.errors import CorpusError, StoreError
 from mim3d.dataio.storage import lease
@@ -26,7 +25,6 @@ from mim3d.engine.runs.checkpoint_reader import verified
 from mim3d.engine.runs.encoder_file import load_encoder
 from mim3d.engine.training.config import DivergenceConfig
 from mim3d.engine.training.metrics import read_rows
-from mim3d.engine.training.trainer import Trainer
 
 ADDRESS = "s3://runs/team/run"
 PART = "__0_0.distcp"
@@ -60,25 +58,13 @@ def crash(*_):
     raise Crash
 
 
-def at_step(patch, step, act):
-    """Call `act` when that step is about to be done."""
-    plain = Trainer.one_step
-
-    def one_step(self: Trainer) -> None:
-        if self.step + 1 == step:
-            act()
-        plain(self)
-
-    patch.setattr(Trainer, "one_step", one_step)
-
-
 @pytest.fixture
 def crashed_at(monkeypatch):
     """Begin the run and crash when it is about to do that step."""
 
     def run(config, step, staging=""):
         with monkeypatch.context() as patch:
-            at_step(patch, step, crash)
+            at_step(step, crash, patch.setattr)
             with pytest.raises(Crash):
                 run_pretrain(config, ADDRESS, str(staging))
 
@@ -151,7 +137,7 @@ def test_a_copy_goes_on_either_way(store, corpus, folder_run, tmp_path, crashed_
 def test_a_stopped_run_goes_on_where_it_was(store, corpus, folder_run, tmp_path, monkeypatch):
     config = waiting_config(corpus, asynchronous=True)
     with monkeypatch.context() as patch:
-        at_step(patch, 5, lambda: signal.raise_signal(signal.SIGTERM))
+        signal_at(5, patch.setattr)
         stopped = run_pretrain(config, ADDRESS)
     assert (stopped.interrupted, stopped.step) == (True, 5)
     assert steps_there(store)[-1] == 5
@@ -271,8 +257,8 @@ def test_training_does_not_wait_for_the_bucket(store, corpus, monkeypatch, capsy
         assert reached.wait(120)
         plain(self, key, file)
 
-    at_step(monkeypatch, 1, lambda: monkeypatch.setattr(RemoteStore, "send", send))
-    at_step(monkeypatch, 7, reached.set)
+    at_step(1, lambda _: monkeypatch.setattr(RemoteStore, "send", send), monkeypatch.setattr)
+    at_step(7, lambda _: reached.set(), monkeypatch.setattr)
     run_pretrain(waiting_config(corpus, asynchronous=True, every=1, keep=9), ADDRESS)
     told = capsys.readouterr().out
     assert "no checkpoint of step 2, nor of later ones until the one before is in s3://runs" in told
@@ -315,7 +301,7 @@ def test_googles_buckets_too(corpus, folder_run, tmp_path, monkeypatch):
             monkeypatch.setenv(name, value)
         config, address = waiting_config(corpus, keep=1), "gs://google/run"
         with monkeypatch.context() as patch:
-            at_step(patch, 7, crash)
+            at_step(7, crash, patch.setattr)
             with pytest.raises(Crash):
                 run_pretrain(config, address, str(tmp_path / "here"))
         store = RemoteStore(address)
@@ -367,11 +353,11 @@ def test_a_run_that_was_taken_over_commits_nothing(store, corpus, monkeypatch, t
     plain = lease.Lease.take
     monkeypatch.setattr(lease.Lease, "take", lambda self: (held.append(self), plain(self)))
 
-    def taken_over():
+    def taken_over(_):
         store.put(".lock", b"process 7 on elsewhere, seen 0\n")
         assert held[0].lost.wait(60)
 
-    at_step(monkeypatch, 5, taken_over)
+    at_step(5, taken_over, monkeypatch.setattr)
     with pytest.raises(TrainingError, match="was taken over by another process while this one"):
         run_pretrain(waiting_config(corpus), ADDRESS)
     assert steps_there(store) == [3]

@@ -2,7 +2,6 @@
 
 import shutil
 import signal
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
@@ -10,7 +9,7 @@ from typing import Any, Literal
 import pytest
 import torch
 from small_finetune import VIT, make_labelled_corpus, small_finetune
-from small_run import poison_samples
+from small_run import at_step, poison_samples, signal_at
 
 from mim3d.dataio.reader.corpus import Corpus
 from mim3d.engine.distributed.config import ParallelConfig
@@ -29,7 +28,6 @@ from mim3d.engine.training.metrics import METRICS, read_rows
 from mim3d.engine.training.optim import ShardedOptimiser
 from mim3d.engine.training.sharding import shard_objective
 from mim3d.engine.training.train_step import Stepper
-from mim3d.engine.training.trainer import Trainer
 
 
 @pytest.fixture(scope="module")
@@ -82,25 +80,13 @@ def test_norms_biases_and_positions_are_not_decayed(config: FinetuneConfig, tmp_
     assert {"encoder.pos_embed", "encoder.norm.weight", "encoder.norm.bias"} <= nets[0.0].keys()
 
 
-def cut_at(step: int, patch: pytest.MonkeyPatch, act: Callable[[], object]) -> None:
-    """Do something when the run is about to do that step."""
-    plain = Trainer.one_step
-
-    def one_step(self: Trainer) -> None:
-        if self.step + 1 == step:
-            act()
-        plain(self)
-
-    patch.setattr(Trainer, "one_step", one_step)
-
-
 def assert_same_result(one: FinetuneResult, other: FinetuneResult) -> None:
     timeless = [[{**row, "seconds": 0} for row in run.rows] for run in (one, other)]
     assert timeless[0] == timeless[1]
     assert one.cases == other.cases
 
 
-def interrupt() -> None:
+def interrupt(_: object) -> None:
     raise KeyboardInterrupt
 
 
@@ -110,7 +96,7 @@ def test_killed_and_resumed_equals_uninterrupted(
 ) -> None:
     whole = run_finetune(config, tmp_path / "whole")
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        cut_at(step, patch, interrupt)
+        at_step(step, interrupt, patch.setattr)
         run_finetune(config, tmp_path / "cut")
     assert_same_result(run_finetune(config, tmp_path / "cut"), whole)
     assert not (tmp_path / "cut" / "checkpoints").exists()
@@ -120,7 +106,7 @@ def test_a_first_interrupt_saves(
     config: FinetuneConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with monkeypatch.context() as patch:
-        cut_at(3, patch, lambda: signal.raise_signal(signal.SIGINT))
+        signal_at(3, patch.setattr, signal.SIGINT)
         assert run_finetune(config, tmp_path / "cut").interrupted
     assert (tmp_path / "cut" / "checkpoints" / "step-00000003").is_dir()
     assert run_finetune(config, tmp_path / "cut").rows[-1]["step"] == config.steps
@@ -141,7 +127,7 @@ def test_told_to_stop_between_scores_and_resumed_is_bitwise_the_same(
     config = replace(config, head=head, steps=6, eval_every=3, parallel=parallel)
     whole = run_finetune(config, tmp_path / "whole")
     with monkeypatch.context() as patch:
-        cut_at(5, patch, lambda: signal.raise_signal(signal.SIGTERM))
+        signal_at(5, patch.setattr)
         stopped = run_finetune(config, tmp_path / "cut")
     assert stopped.interrupted
     assert [row["step"] for row in stopped.rows] == [0, 3]

@@ -3,18 +3,16 @@
 import dataclasses
 import json
 import shutil
-import signal
 
 import pytest
 import torch
 from safetensors.torch import load_file
-from small_run import make_corpus, small_config
+from small_run import make_corpus, signal_at, small_config
 
 from mim3d.engine.errors import CheckpointError, TrainingError
 from mim3d.engine.pretrain.pretrain import run_pretrain
 from mim3d.engine.runs.encoder_file import read_card
 from mim3d.engine.training.metrics import read_rows
-from mim3d.engine.training.trainer import Trainer
 
 
 @pytest.fixture(scope="module")
@@ -30,17 +28,6 @@ def scheduled(corpus, kind, steps, **changes):
 
 def history(out):
     return json.loads((out / "config.json").read_text())["history"]
-
-
-def stop_before(step, monkeypatch):
-    plain = Trainer.one_step
-
-    def one_step(self):
-        if self.step + 1 == step:
-            signal.raise_signal(signal.SIGTERM)
-        plain(self)
-
-    monkeypatch.setattr(Trainer, "one_step", one_step)
 
 
 def assert_same_run(out, other):
@@ -70,7 +57,7 @@ def test_a_finished_constant_run_grows_into_the_longer_one(corpus, tmp_path):
 def test_wsd_grows_before_its_decay_only_and_then_starts_anew(corpus, tmp_path, monkeypatch):
     out = tmp_path / "grown"
     with monkeypatch.context() as patch:
-        stop_before(2, patch)
+        signal_at(2, patch.setattr)
         run_pretrain(scheduled(corpus, "wsd", 4), out)
     run_pretrain(scheduled(corpus, "wsd", 6), out)
     run_pretrain(scheduled(corpus, "wsd", 6), tmp_path / "whole")
@@ -85,7 +72,7 @@ def test_wsd_grows_before_its_decay_only_and_then_starts_anew(corpus, tmp_path, 
 def test_cosine_does_not_grow(corpus, tmp_path, monkeypatch):
     out = tmp_path / "run"
     with monkeypatch.context() as patch:
-        stop_before(3, patch)
+        signal_at(3, patch.setattr)
         run_pretrain(scheduled(corpus, "cosine", 4), out)
     with pytest.raises(CheckpointError, match=r"cosine rate has fallen since.*--init") as refused:
         run_pretrain(scheduled(corpus, "cosine", 8), out)
@@ -102,7 +89,7 @@ def test_a_grown_corpus_goes_on_when_accepted(corpus, tmp_path, monkeypatch):
     held = dataclasses.replace(small_config(corpus).data, held_out=0.25, held_out_crops=1)
     config = scheduled(corpus, "constant", 4, data=held)
     with monkeypatch.context() as patch:
-        stop_before(2, patch)
+        signal_at(2, patch.setattr)
         run_pretrain(config, out)
     dealt = json.loads((out / "config.json").read_text())["dealt"]
     grown = dataclasses.replace(config, data=dataclasses.replace(held, corpus=str(more)))
@@ -136,7 +123,7 @@ def test_settings_change_on_the_way_and_the_history_tells(corpus, tmp_path, monk
 
     def sitting(config, until):
         with monkeypatch.context() as patch:
-            stop_before(until, patch)
+            signal_at(until, patch.setattr)
             return run_pretrain(config, out)
 
     sitting(config, 2)

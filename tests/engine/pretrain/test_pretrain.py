@@ -15,7 +15,7 @@ import torch
 import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
 from safetensors.torch import load_file
-from small_run import make_corpus, small_config
+from small_run import make_corpus, signal_at, small_config
 from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 
 from mim3d.dataio.corpus.names import own_file
@@ -28,7 +28,6 @@ from mim3d.engine.pretrain.pretrain import run_pretrain
 from mim3d.engine.runs.encoder_file import load_encoder, load_swin
 from mim3d.engine.training import metrics
 from mim3d.engine.training.metrics import read_rows
-from mim3d.engine.training.trainer import Trainer
 
 # What resuming must not change; the rest of a row is time.
 EXACT = ("step", "lr", "loss", "patch_mean", "nearest_patch", "grad_norm")
@@ -76,18 +75,6 @@ def unfinish(finished, out, *, drop=()):
         shutil.rmtree(out / "checkpoints" / f"step-{step:08d}")
 
 
-def interrupt_at(monkeypatch, step, number=signal.SIGTERM):
-    """Send this process a signal when it is about to do that step."""
-    plain = Trainer.one_step
-
-    def one_step(self):
-        if self.step + 1 == step:
-            signal.raise_signal(number)
-        plain(self)
-
-    monkeypatch.setattr(Trainer, "one_step", one_step)
-
-
 def test_a_run_leaves_what_it_promises(finished, corpus):
     assert not dist.is_initialized()
     rows = read_rows(finished / "metrics.jsonl")
@@ -125,7 +112,7 @@ def test_a_first_interrupt_saves_and_says_how_to_go_on(
 ):
     before = signal.getsignal(signal.SIGINT)
     with monkeypatch.context() as patch:
-        interrupt_at(patch, 5, signal.SIGINT)
+        signal_at(5, patch.setattr, signal.SIGINT)
         result = run_pretrain(small_config(corpus), tmp_path / "broken")
     assert (result.interrupted, result.step) == (True, 5)
     assert 5 in steps_saved(tmp_path / "broken")
@@ -139,7 +126,7 @@ def test_an_interrupt_is_left_to_whoever_has_a_handler_of_his_own(corpus, tmp_pa
     seen = []
     before = signal.signal(signal.SIGINT, lambda *_: seen.append(1))
     try:
-        interrupt_at(monkeypatch, 5, signal.SIGINT)
+        signal_at(5, monkeypatch.setattr, signal.SIGINT)
         assert not run_pretrain(small_config(corpus), tmp_path / "run").interrupted
     finally:
         signal.signal(signal.SIGINT, before)
@@ -155,7 +142,7 @@ def test_resume_after_sigterm_is_bitwise_exact(
     saving = dataclasses.replace(config.checkpoint, asynchronous=asynchronous)
     config = dataclasses.replace(config, checkpoint=saving)
     with monkeypatch.context() as patch:
-        interrupt_at(patch, 5)
+        signal_at(5, patch.setattr)
         result = run_pretrain(config, tmp_path / "broken")
     assert result.interrupted
     assert result.step == 5
@@ -365,7 +352,7 @@ def test_a_trace_is_written_though_the_run_ends_first(corpus, tmp_path, monkeypa
     config = small_config(corpus)
     log = dataclasses.replace(config.log, profile_step=4 if signalled else 7, profile_steps=50)
     if signalled:
-        interrupt_at(monkeypatch, 5)
+        signal_at(5, monkeypatch.setattr)
     run_pretrain(dataclasses.replace(config, log=log), tmp_path / "run")
     trace = tmp_path / "run" / f"trace-step-0000000{4 if signalled else 7}.json.gz"
     assert trace.stat().st_size > 1000
@@ -379,7 +366,7 @@ def changed(config, part, **fields):
 
 def stopped_at(config, out, step, monkeypatch):
     with monkeypatch.context() as patch:
-        interrupt_at(patch, step)
+        signal_at(step, patch.setattr)
         assert run_pretrain(config, out).interrupted
 
 
