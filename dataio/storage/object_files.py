@@ -5,6 +5,7 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
+from mim3d.dataio.errors import StoreError
 from mim3d.dataio.storage.bucket import Bucket
 from mim3d.dataio.waiting import asking_threads
 
@@ -82,10 +83,18 @@ def fetch_file(bucket: Bucket, key: str, file: Path, nbytes: int) -> None:
                 spans = [(at, min(PART_BYTES, nbytes - at)) for at in range(0, nbytes, PART_BYTES)]
 
                 def fetch(span: tuple[int, int]) -> None:
-                    data = bucket.get_range(key, start=span[0], length=span[1])
-                    os.pwrite(out.fileno(), data, span[0])
+                    at, length = span
+                    data = memoryview(bucket.get_range(key, start=at, length=length))
+                    while data:  # a disk that is almost full takes a part
+                        written = os.pwrite(out.fileno(), data, at)
+                        data, at = data[written:], at + written
 
                 list(pool.map(fetch, spans))
+        if partial.stat().st_size != nbytes:
+            raise StoreError(
+                f"{bucket.origin}/{key}: is not of {nbytes} bytes any more, so it was written "
+                "while it was read: run the same command again"
+            )
         partial.replace(file)
     finally:
         partial.unlink(missing_ok=True)

@@ -89,39 +89,23 @@ class RemoteStore:
 
     def walk(self, prefix: str = "") -> Iterator[str]:
         """Keys under a prefix, relative to the corpus."""
-        base = self.key(prefix) + "/" if prefix else (self.prefix and self.prefix + "/")
-        skip = len(self.prefix) + 1 if self.prefix else 0
-        for key in self._listed(base):
-            if PARTS not in key:
-                yield key[skip:]
+        return (key for key, _ in self._below(prefix) if PARTS not in key)
 
     def sizes(self, prefix: str = "") -> dict[str, int]:
         """Bytes of the objects under a prefix, a thousand a request."""
-        base = self.key(prefix) + "/" if prefix else (self.prefix and self.prefix + "/")
-        skip = len(self.prefix) + 1 if self.prefix else 0
-        return {
-            found["path"][skip:]: int(found["size"])
-            for found in self._objects(base)
-            if PARTS not in found["path"]
-        }
+        return {key: int(found["size"]) for key, found in self._below(prefix) if PARTS not in key}
 
     def listed(self, prefix: str = "") -> dict[str, Listed]:
         """Size and ETag of the objects under a prefix (a folder), by key."""
-        base = self.key(prefix) + "/" if prefix else (self.prefix and self.prefix + "/")
-        skip = len(self.prefix) + 1 if self.prefix else 0
-        return {
-            found["path"][skip:]: Listed(int(found["size"]), str(found["e_tag"] or "").strip('"'))
-            for found in self._objects(base)
-        }
+        return {key: as_listed(found) for key, found in self._below(prefix)}
 
     def about(self, key: str) -> Listed | None:
         """Size and ETag of one object, None where it is absent."""
         with self._as_store_errors(key):
             try:
-                found = self.store.head(self.key(key))
+                return as_listed(self.store.head(self.key(key)))
             except FileNotFoundError:
                 return None
-        return Listed(int(found["size"]), str(found["e_tag"] or "").strip('"'))
 
     def send(self, key: str, file: Path) -> None:
         """Write an object from a file of any size, in parts."""
@@ -184,6 +168,12 @@ class RemoteStore:
                     with suppress(FileNotFoundError):
                         self.store.delete(key)
 
+    def _below(self, prefix: str) -> Iterator[tuple[str, Any]]:
+        """Objects under a prefix (a folder) with their keys relative to the corpus."""
+        base = self.key(prefix) + "/" if prefix else (self.prefix and self.prefix + "/")
+        skip = len(self.prefix) + 1 if self.prefix else 0
+        return ((found["path"][skip:], found) for found in self._objects(base))
+
     def _listed(self, prefix: str) -> Iterator[str]:
         """Keys that begin with a prefix."""
         return (found["path"] for found in self._objects(prefix))
@@ -207,3 +197,8 @@ class RemoteStore:
                 raise no_bucket(self.url) from error
             kind = StoreRefusedError if is_denied(error) else StoreError
             raise kind(f"{self.url} ({key}): {reason}; {access_remedy(error)}") from error
+
+
+def as_listed(found: Any) -> Listed:
+    """What obstore tells of an object."""
+    return Listed(int(found["size"]), str(found["e_tag"] or "").strip('"'))

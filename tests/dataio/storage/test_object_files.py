@@ -56,8 +56,29 @@ def test_what_is_not_there(store, tmp_path):
             act()
 
 
-def test_an_object_shorter_than_it_was_listed(store, tmp_path):
-    store.put("short", b"x" * 100)
-    with pytest.raises(StoreError, match="short"):
-        store.fetch("short", tmp_path / "short", PART_BYTES + 1)
+@pytest.mark.parametrize(
+    ("nbytes", "listed"),
+    [(100, PART_BYTES + 1), (100, 101), (PART_BYTES + 1, PART_BYTES + 2), (101, 100)],
+)
+def test_an_object_that_is_not_as_it_was_listed(nbytes, listed, store, tmp_path):
+    store.put("short", b"x" * nbytes)
+    with pytest.raises(StoreError, match=r"short.* run the same command again"):
+        store.fetch("short", tmp_path / "short", listed)
     assert not list(tmp_path.iterdir())
+
+
+def test_a_disk_that_takes_a_part_of_what_it_is_given(store, tmp_path, monkeypatch):
+    whole, plain = os.urandom(PART_BYTES + 7), os.pwrite
+    store.put("object", whole)
+    monkeypatch.setattr(os, "pwrite", lambda fd, data, at: plain(fd, data[: 3 << 20], at))
+    store.fetch("object", tmp_path / "back", len(whole))
+    assert (tmp_path / "back").read_bytes() == whole
+
+
+def test_folders_named_as_what_is_appended(address, monkeypatch):
+    use_s3(address, monkeypatch)
+    store = RemoteStore("s3://large/x.parts/corpus")
+    store.replace("a", [b"12"])
+    store.append("a", b"3")
+    assert list(store.walk()) == ["a"]
+    assert store.sizes() == {"a": 2}
