@@ -34,9 +34,10 @@ def bias_field(size: Sequence[int], coefficients: Sequence[float], like: Tensor)
     weights = torch.zeros(ORDER + 1, ORDER + 1, ORDER + 1, dtype=torch.float64)
     for term, coefficient in zip(TERMS, coefficients, strict=True):
         weights[term] = coefficient
-    planes = torch.einsum("ijk,jy,kx->iyx", weights, along_y, along_x).to(like)
+    planes = torch.einsum("ijk,jy,kx->iyx", weights, along_y, along_x).to(like.dtype)
     field = torch.zeros(*size, dtype=like.dtype, device=like.device)
-    for power, plane in zip(along_z.to(like), planes, strict=True):
+    powers_z = moved(along_z.to(like.dtype), like)
+    for power, plane in zip(powers_z, moved(planes, like), strict=True):
         field.addcmul_(power[:, None, None], plane[None])
     return field.exp_()
 
@@ -52,7 +53,7 @@ def powered(image: Tensor, gammas: Sequence[float]) -> Tensor:
     low, high = image.amin((1, 2, 3), keepdim=True), image.amax((1, 2, 3), keepdim=True)
     span = high - low
     share = ((image - low) / torch.where(span > 0, span, 1.0)).clamp_(0, 1)
-    exponents = torch.tensor(gammas, dtype=image.dtype, device=image.device)
+    exponents = moved(torch.tensor(gammas, dtype=image.dtype), image)
     return share ** exponents[:, None, None, None] * span + low
 
 
@@ -68,12 +69,19 @@ def low_resolution(image: Tensor, axis: int, factor: float) -> Tensor:
     middle, low = (n - 1) / 2, (taken - 1) / 2
     steps = (torch.arange(taken, dtype=torch.float64) - low) * factor + middle
     places = (steps + 0.5).floor().long().clamp_(0, n - 1)
-    thick = image.index_select(axis + 1, places.to(image.device))
+    thick = image.index_select(axis + 1, moved(places, image))
     back = ((torch.arange(n, dtype=torch.float64) - middle) / factor + low).clamp_(0, taken - 1)
     first = back.floor().long()
-    share = (back - first).to(image)
-    second = (first + 1).clamp_(max=taken - 1).to(image.device)
+    share = moved((back - first).to(image.dtype), image)
+    second = (first + 1).clamp_(max=taken - 1)
     shape = [1, 1, 1, 1]
     shape[axis + 1] = n
-    near, far = (thick.index_select(axis + 1, ends) for ends in (first.to(image.device), second))
+    near, far = (thick.index_select(axis + 1, moved(ends, image)) for ends in (first, second))
     return torch.lerp(near, far, share.view(shape))
+
+
+def moved(made: Tensor, like: Tensor) -> Tensor:
+    """What the host made, on the device of `like`: queued there, so that the host need not wait."""
+    if like.device.type == "cpu":
+        return made
+    return made.pin_memory().to(like.device, non_blocking=True)

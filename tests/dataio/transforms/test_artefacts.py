@@ -7,6 +7,7 @@ import pytest
 import torch
 from monai.transforms.intensity.array import GibbsNoise
 from scipy.ndimage import map_coordinates
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from mim3d.dataio.errors import Mim3dError
 from mim3d.dataio.transforms.artefacts import NAMES, NO_ARTEFACTS, parsed_artefacts
@@ -128,6 +129,36 @@ def test_a_power_is_torchios_of_the_range_from_0_to_1():
         wanted = ((image[channel] - low) / (high - low)) ** gamma * (high - low) + low
         np.testing.assert_allclose(got[channel], wanted, atol=1e-6)
     assert (got[2] == 4).all()
+
+
+class Copies(TorchDispatchMode):
+    """Writes down of each copy from a device to another whether it is queued."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.queued: list[bool] = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        result, options = func(*args, **(kwargs or {})), kwargs or {}
+        crosses = func is torch.ops.aten._to_copy.default and args[0].device != result.device
+        if crosses:
+            self.queued.append(options.get("non_blocking", False))
+        return result
+
+
+def test_the_host_does_not_wait_for_the_device_it_changes_a_crop_on(monkeypatch):
+    pinned: list[torch.Tensor] = []
+    monkeypatch.setattr(torch.Tensor, "pin_memory", lambda made: pinned.append(made) or made)
+    kind = parsed_artefacts([f"{name}=1" for name in NAMES])
+    with Copies() as copies:
+        found = with_artefacts(
+            torch.empty(2, 8, 9, 10, device="meta"), kind, np.full(n_draws(2), 0.4)
+        )
+    assert found.device.type == "meta"
+    assert copies.queued == [True] * len(pinned)
+    assert len(pinned) == 7
+    with_artefacts(torch.zeros(2, 8, 9, 10), kind, np.full(n_draws(2), 0.4))
+    assert len(pinned) == 7
 
 
 def test_chances_of_one_and_none_and_numbers_decide():
