@@ -26,7 +26,7 @@ from mim3d.engine.finetune.dice import (
     mean_over_cases,
 )
 from mim3d.engine.finetune.network import build_segmentation
-from mim3d.engine.finetune.sliding_window import CHANNELS_LAST, Windows, blended
+from mim3d.engine.finetune.sliding_window import CHANNELS_LAST, Windows, best_class, blended
 from mim3d.engine.finetune.task import Evaluation, Task
 
 with extra():
@@ -123,7 +123,7 @@ class SegmentationTask(Task):
         windows = Windows((z, y, x), self.config.vit.crop_size, self.config.overlap)
         image = case.image.to(self.device)
         planes = blended(net, lambda start, end: image[:, start:end], windows, self.device)
-        labels = [logits.argmax(0).to(torch.uint8).cpu() for _, logits in planes]
+        labels = [best_class(logits).cpu() for _, logits in planes]
         return torch.cat(labels).numpy()
 
     def case(self, volume: str) -> Case:

@@ -14,7 +14,7 @@ from mim3d.dataio.nifti.containers import is_container
 from mim3d.dataio.nifti.file import read_header
 from mim3d.dataio.nifti.header import HeaderTrust
 from mim3d.dataio.nifti.writing import made_header, own_header, write_image
-from mim3d.engine.finetune.sliding_window import Network, Windows, blended
+from mim3d.engine.finetune.sliding_window import Network, Windows, best_class, blended
 from mim3d.engine.predict.own_grid import OwnGrid, Placed, own_grid, placed
 from mim3d.engine.predict.scans import OpenVolume
 from mim3d.engine.runs.tensor_files import mapped_array
@@ -45,7 +45,7 @@ class LabelMap:
         """Write the classes with the largest score, and the scores themselves as probabilities."""
         n = part.scores.shape[1]
         place = (slice(part.first, part.first + n), part.rows, part.columns)
-        self.grid.turned(self.labels)[place] = part.scores.argmax(0).to(torch.uint8).cpu().numpy()
+        self.grid.turned(self.labels)[place] = best_class(part.scores).cpu().numpy()
         if self.probabilities is None:
             return
         shares = part.scores if not self.grid.is_exact else part.scores.softmax(0)

@@ -9,7 +9,14 @@ from hypothesis import strategies as st
 from monai.inferers.utils import sliding_window_inference
 from torch import Tensor, nn
 
-from mim3d.engine.finetune.sliding_window import WINDOWS_AT_ONCE, Sums, Windows, blended, mirrored
+from mim3d.engine.finetune.sliding_window import (
+    WINDOWS_AT_ONCE,
+    Sums,
+    Windows,
+    best_class,
+    blended,
+    mirrored,
+)
 
 CPU = torch.device("cpu")
 SIDE = st.integers(1, 23)
@@ -101,3 +108,9 @@ def test_mirroring_is_the_mean_over_eight_reflections() -> None:
         assert not torch.allclose(net(crops).float(), found)
         same = mirrored(lambda c: c)(crops)
     assert torch.allclose(same, crops.float())
+
+
+def test_the_best_class_is_the_first_of_equals_as_argmax_has_it() -> None:
+    logits = torch.randn(5, 3, 7, 4).round()  # many ties
+    logits[2, 0, 0, 0] = torch.nan
+    assert torch.equal(best_class(logits).long(), logits.argmax(0))
