@@ -112,7 +112,8 @@ static PyObject *read_crop(PyObject *self, PyObject *args) {
     int64_t *own_sizes = NULL;
     uint64_t *own_offsets = NULL;
     PyObject *begins = NULL, *buffers = source;
-    if (PyTuple_Check(source) && !PyArg_ParseTuple(source, "O!O", &PyList_Type, &buffers, &begins)) {
+    if (PyTuple_Check(source) &&
+        !PyArg_ParseTuple(source, "O!O", &PyList_Type, &buffers, &begins)) {
         PyBuffer_Release(&scratch);
         return NULL;
     }
