@@ -37,6 +37,7 @@ class BucketShelf(FolderShelf):
     """Checkpoints below `store`, by way of the folder `root`.
 
     `push` has the bucket hold the run's other files: they stand before the commit of a step.
+    `check_ours` raises TrainingError where another process took the run over.
     """
 
     waits = False
@@ -46,10 +47,11 @@ class BucketShelf(FolderShelf):
         root: Path,
         store: RemoteStore,
         push: Callable[[], None],
+        check_ours: Callable[[], None],
         note: Callable[[str], None],
     ) -> None:
         super().__init__(root)
-        self.store, self.push, self.note = store, push, note
+        self.store, self.push, self.check_ours, self.note = store, push, check_ours, note
         self.where, self.run = f"{store.url}/{CHECKPOINTS}", store.url
         self.remedy = f"see to it that {store.url} can be written and {root} has room"
 
@@ -204,7 +206,8 @@ class BucketShelf(FolderShelf):
         self._fetched(folder)
 
     def _make_room(self, name: str) -> None:
-        """Take down a checkpoint of the same step: a run may come back to it."""
+        """Take down a checkpoint of the same step, if it is ours: a run may come back to it."""
+        self.check_ours()
         if (self.root / name).exists():
             self._discard(name)
 

@@ -150,7 +150,7 @@ class BucketPlace:
         return self._shelf(note)
 
     def _shelf(self, note: Callable[[str], None]) -> BucketShelf:
-        return BucketShelf(self.folder / CHECKPOINTS, self.store, self.push, note)
+        return BucketShelf(self.folder / CHECKPOINTS, self.store, self.push, self.check_ours, note)
 
     def leave(self) -> None:
         """Send what changed, however long a store may be away."""
@@ -158,12 +158,16 @@ class BucketPlace:
 
     def push(self) -> None:
         """Send what changed; TrainingError where another process took the run over."""
+        self.check_ours()
+        self.mirror.push()
+
+    def check_ours(self) -> None:
+        """A TrainingError where another process took the run over."""
         if self._lease is not None and self._lease.lost.is_set():
             raise TrainingError(
                 f"{self.where} was taken over by another process while this one kept silent: look "
                 "which of the two is to go on, and end the other"
             )
-        self.mirror.push()
 
 
 def place_of(out: str | Path, staging: str = "") -> RunPlace:

@@ -349,18 +349,21 @@ def test_a_dead_machines_lease_is_waited_for(store, corpus, crashed_at, monkeypa
 
 def test_a_run_that_was_taken_over_commits_nothing(store, corpus, monkeypatch, tmp_path):
     monkeypatch.setattr(lease, "LEASE_S", 0.2)
+    part = "checkpoints/step-00000006/__0_0.distcp"
     held = []
     plain = lease.Lease.take
     monkeypatch.setattr(lease.Lease, "take", lambda self: (held.append(self), plain(self)))
 
     def taken_over(_):
         store.put(".lock", b"process 7 on elsewhere, seen 0\n")
+        store.put(part, b"theirs")
         assert held[0].lost.wait(60)
 
     at_step(5, taken_over, monkeypatch.setattr)
     with pytest.raises(TrainingError, match="was taken over by another process while this one"):
         run_pretrain(waiting_config(corpus), ADDRESS)
     assert steps_there(store) == [3]
+    assert store.get(part) == b"theirs"
     assert store.get(".lock").startswith(b"process 7")
 
 
