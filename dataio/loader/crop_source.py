@@ -36,7 +36,7 @@ class Wanted(NamedTuple):
     is the crop)."""
 
     image: Request
-    labels: tuple[Request | None, ...]
+    labels: Labels
     placement: Placement | None
 
 
@@ -296,9 +296,9 @@ class CropSource:
     def _room(self, shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
         """This thread's array of that shape, undefined: kept, for fresh memory is slow."""
         nbytes = int(np.prod(shape)) * dtype.itemsize
-        if nbytes > len(getattr(self._own, "room", b"")):
-            self._own.room = np.empty(nbytes, np.uint8)
-        room: np.ndarray = self._own.__dict__.get("room", np.empty(0, np.uint8))
+        room: np.ndarray | None = getattr(self._own, "room", None)
+        if room is None or nbytes > len(room):
+            room = self._own.room = np.empty(nbytes, np.uint8)
         return room[:nbytes].view(dtype).reshape(shape)
 
 

@@ -13,19 +13,21 @@ for the device within `hot()` is a fault as well.
 """
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
+import pytest
 import torch
 from torch import Tensor
 from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 from torch.utils._pytree import tree_leaves
 
-from mim3d.dataio.device.inflate import inflate_on_host
+from mim3d.dataio.device.inflate import Inflate, inflate_on_host
+from mim3d.dataio.loader import loader, source_choice
 
 HOST, COMPUTE, SIDE = "host", "compute", "side"
 WAITING = {"_local_scalar_dense", "nonzero", "masked_select", "_unique2", "equal", "is_nonzero"}
@@ -312,6 +314,17 @@ class RaceInflate:
 
     def settle(self) -> None:
         pass
+
+
+@contextmanager
+def a_device(
+    free: int | None = None, inflate: Callable[[RaceDevice], Inflate] = RaceInflate
+) -> Iterator[RaceDevice]:
+    """What loaders made in here are for; torch's work in here is that of its compute lane."""
+    with pytest.MonkeyPatch.context() as patch, RaceDevice(free) as device:
+        patch.setattr(loader, "lanes_of", lambda _device: device)
+        patch.setattr(source_choice, "inflate_on_host", inflate(device))
+        yield device
 
 
 def span(tensor: Tensor) -> tuple[int, int]:

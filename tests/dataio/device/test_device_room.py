@@ -2,14 +2,12 @@
 
 import numpy as np
 import pytest
-from race_device import RaceDevice, RaceInflate
+from race_device import a_device
 
 from mim3d.bench.corpora import anatomy_like, corpus_of
 from mim3d.dataio.device.device_fit import DeviceRoom, array_rows, keeping, stored_dtype
 from mim3d.dataio.device.holdings import HeldChunks, HeldVoxels, voxel_places
 from mim3d.dataio.errors import Mim3dError
-from mim3d.dataio.loader import loader as loader_module
-from mim3d.dataio.loader import source_choice
 from mim3d.dataio.loader.loader import Loader, LoaderConfig
 from mim3d.dataio.reader.corpus import Corpus
 
@@ -131,27 +129,24 @@ def test_the_line_says_how_much_of_the_corpus_stays_compressed(root):
         (0, "auto", HeldChunks, 16),
     ],
 )
-def test_the_loader_asks_the_device_and_tells_in_a_line(root, free, keeps, kind, room, monkeypatch):
+def test_the_loader_asks_the_device_and_tells_in_a_line(root, free, keeps, kind, room):
     config = LoaderConfig(CROP, micro_batch=2, cache="device", device_keeps=keeps)
     with Loader(root, LoaderConfig(CROP, micro_batch=2)) as loader:
         wanted = [next(loader).image for _ in range(4)]
-    with RaceDevice(free) as device:
-        monkeypatch.setattr(loader_module, "lanes_of", lambda _device: device)
-        monkeypatch.setattr(source_choice, "inflate_on_host", RaceInflate(device))
-        with Loader(root, config) as loader:
-            (line,) = loader.notes
-            assert "\n" not in line
-            assert ("decoded voxels" in line) == (kind is HeldVoxels)
-            holding = loader._source.device_reader.holding  # pyright: ignore[reportAttributeAccessIssue]
-            assert isinstance(holding, kind)
-            if room is not None:
-                assert isinstance(holding, HeldChunks)
-                assert len(holding.arena) == room
-            for expected in wanted:
-                image = next(loader).image
-                device.synchronize()
-                np.testing.assert_array_equal(image.numpy(), expected.numpy())
-            assert holding.nbytes <= max(room or GIB, 16)
+    with a_device(free) as device, Loader(root, config) as loader:
+        (line,) = loader.notes
+        assert "\n" not in line
+        assert ("decoded voxels" in line) == (kind is HeldVoxels)
+        holding = loader._source.device_reader.holding  # pyright: ignore[reportAttributeAccessIssue]
+        assert isinstance(holding, kind)
+        if room is not None:
+            assert isinstance(holding, HeldChunks)
+            assert len(holding.arena) == room
+        for expected in wanted:
+            image = next(loader).image
+            device.synchronize()
+            np.testing.assert_array_equal(image.numpy(), expected.numpy())
+        assert holding.nbytes <= max(room or GIB, 16)
 
 
 def test_volumes_of_one_dtype_are_known_by_it(root, tmp_path):

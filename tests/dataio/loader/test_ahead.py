@@ -5,8 +5,7 @@ The device is `RaceDevice`: what a GPU might do wrong is a fault there, and so i
 
 import gc
 import threading
-from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import nullcontext
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -14,13 +13,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from race_device import COMPUTE, SIDE, RaceDevice, RaceError, RaceInflate
+from race_device import COMPUTE, SIDE, RaceDevice, RaceError, a_device
 
 from mim3d.bench.corpora import anatomy_like, corpus_of
 from mim3d.dataio.device.staged import Staged
 from mim3d.dataio.errors import ChunkError
-from mim3d.dataio.loader import loader as loader_module
-from mim3d.dataio.loader import source_choice
 from mim3d.dataio.loader.batch import Batch
 from mim3d.dataio.loader.loader import Loader, LoaderConfig
 from mim3d.dataio.loader.staged_source import StagedSource
@@ -72,15 +69,6 @@ def corpus(folder: Path, *dtypes: str) -> Path:
 def config(path: str, kind: str = "plain", **more: Any) -> LoaderConfig:
     given = {"crop_size": CROP, "micro_batch": 3, "threads": 2, "snap": 4}
     return LoaderConfig(**{**given, **PATHS[path], **(KINDS | MOVES)[kind], **more})
-
-
-@contextmanager
-def a_device(free: int | None = None) -> Iterator[RaceDevice]:
-    """What loaders made in here are for; torch's work in here is that of its compute lane."""
-    with pytest.MonkeyPatch.context() as patch, RaceDevice(free) as device:
-        patch.setattr(loader_module, "lanes_of", lambda _device: device)
-        patch.setattr(source_choice, "inflate_on_host", RaceInflate(device))
-        yield device
 
 
 def taken(loader: Loader, device: RaceDevice) -> Batch:

@@ -7,13 +7,11 @@ from typing import Any
 
 import pytest
 from nvcomp_library import Library, installed
-from race_device import RaceDevice
+from race_device import a_device
 
 from mim3d.bench.corpora import anatomy_like, corpus_of
 from mim3d.dataio.device.inflate import NvcompInflate
 from mim3d.dataio.errors import ChunkError
-from mim3d.dataio.loader import loader as loader_module
-from mim3d.dataio.loader import source_choice
 from mim3d.dataio.loader.loader import Loader, LoaderConfig
 
 CONFIG = LoaderConfig((16, 16, 16), micro_batch=2, cache="device", prefetch=1)
@@ -28,13 +26,12 @@ def root(tmp_path) -> Path:
 @contextmanager
 def opened(root: Path, spoilt: Callable[[int], int], **more: Any) -> Iterator[Loader]:
     """A loader over nvCOMP's stand-in, on a device where one stream of those of `take` fails."""
-    with pytest.MonkeyPatch.context() as patch, RaceDevice() as device:
+    with pytest.MonkeyPatch.context() as patch:
         library = installed(patch)
-        patch.setattr(loader_module, "lanes_of", lambda _device: device)
-        patch.setattr(source_choice, "inflate_on_host", NvcompInflate(device))
-        loader = Loader(root, CONFIG, **more)
-        library.spoilt = Last(library, spoilt)  # type: ignore[assignment]
-        yield loader
+        with a_device(inflate=NvcompInflate):
+            loader = Loader(root, CONFIG, **more)
+            library.spoilt = Last(library, spoilt)  # type: ignore[assignment]
+            yield loader
 
 
 class Last:

@@ -1,6 +1,7 @@
 """Crops turned within their volumes, through the loader: scipy's voxels, exactly their boxes read,
 the same samples at any world size and after a resume."""
 
+import shutil
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -235,8 +236,6 @@ def test_foreground_stays_in_the_middle(plain, always):
 def test_a_crop_that_cannot_be_read_gives_way_to_one_that_is_turned_too(
     plain, tmp_path, always, spoil
 ):
-    import shutil
-
     root = Path(shutil.copytree(plain, tmp_path / "c.zarr"))
     spoil(root, 2)
     with Loader(root, options(on_error="replace", label="seg")) as loader:
