@@ -14,8 +14,29 @@ TOLERANCE_VOXELS = 0.1
 
 def obliquity_deg(affine: np.ndarray) -> float:
     """Largest angle between a voxel axis and its closest world axis, in degrees."""
-    axes = affine[:3, :3] / np.linalg.norm(affine[:3, :3], axis=0)
+    return _obliquity_of(linear_part(affine))
+
+
+def linear_part(affine: np.ndarray) -> bytes:
+    """Directions and sizes of the axes. What follows from them alone is kept by them: it is asked
+    for many times a volume, and the volumes of a scanner share theirs."""
+    return np.ascontiguousarray(affine[:3, :3], np.float64).tobytes()
+
+
+def _columns(linear: bytes) -> np.ndarray:
+    return np.frombuffer(linear).reshape(3, 3)
+
+
+@lru_cache(maxsize=1024)
+def _obliquity_of(linear: bytes) -> float:
+    axes = _columns(linear) / np.linalg.norm(_columns(linear), axis=0)
     return float(np.degrees(np.arccos(np.clip(np.abs(axes).max(axis=0), -1, 1)).max()))
+
+
+@lru_cache(maxsize=1024)
+def _sizes_of(linear: bytes) -> tuple[float, float, float]:
+    x, y, z = np.linalg.norm(_columns(linear), axis=0).tolist()
+    return (z, y, x)
 
 
 Triple = tuple[int, int, int]
@@ -32,13 +53,12 @@ class Grid:
     @property
     def spacing_mm(self) -> tuple[float, float, float]:
         """Voxel sides in array order (z, y, x)."""
-        x, y, z = np.linalg.norm(self.affine[:3, :3], axis=0).tolist()
-        return (z, y, x)
+        return _sizes_of(linear_part(self.affine))
 
     @property
     def nested_affine(self) -> Affine:
         """The affine as plain tuples."""
-        return tuple(tuple(float(v) + 0.0 for v in row) for row in self.affine)
+        return tuple(tuple(v + 0.0 for v in row) for row in self.affine.astype(np.float64).tolist())
 
     def corners(self) -> np.ndarray:
         """World coordinates (8, 3) of the corner voxels' centres, x slowest."""
@@ -104,15 +124,15 @@ class Reorientation:
 
 def axis_codes(affine: np.ndarray) -> str:
     """Closest anatomical direction of each axis, such as "LPS"."""
+    return _codes_of(linear_part(affine))
+
+
+@lru_cache(maxsize=1024)
+def _codes_of(linear: bytes) -> str:
     from nibabel.orientations import ornt2axcodes  # nibabel takes long to load
 
-    codes = ornt2axcodes(_closest_axes(affine))
+    codes = ornt2axcodes(_closest_axes_of(linear))
     return "".join(code or "?" for code in codes)
-
-
-def _closest_axes(affine: np.ndarray) -> np.ndarray:
-    """nibabel's io_orientation, kept: it is an SVD, and the volumes of a scanner share theirs."""
-    return _closest_axes_of(np.ascontiguousarray(affine[:3, :3], np.float64).tobytes())
 
 
 @lru_cache(maxsize=1024)
@@ -120,7 +140,7 @@ def _closest_axes_of(linear: bytes) -> np.ndarray:
     from nibabel.orientations import io_orientation
 
     affine = np.eye(4)
-    affine[:3, :3] = np.frombuffer(linear).reshape(3, 3)
+    affine[:3, :3] = _columns(linear)
     return io_orientation(affine)
 
 
@@ -138,10 +158,15 @@ def reorientation(affine: np.ndarray, target: str) -> Reorientation:
     """Permutation and flips that bring the closest axes of `affine` to `target`."""
     if target == KEEP:
         return Reorientation((0, 1, 2), (False, False, False))
+    return _reorientation_of(linear_part(affine), target)
+
+
+@lru_cache(maxsize=1024)
+def _reorientation_of(linear: bytes, target: str) -> Reorientation:
     from nibabel.orientations import axcodes2ornt, ornt_transform
 
     wanted = axcodes2ornt(tuple(target))
-    change = ornt_transform(_closest_axes(affine), wanted)
+    change = ornt_transform(_closest_axes_of(linear), wanted)
     axes, flips = [0, 0, 0], [False, False, False]
     for source, (destination, sign) in enumerate(change):
         axes[int(destination)] = source

@@ -6,7 +6,7 @@ read differently by each program, and only a person knows which is right.
 """
 
 from dataclasses import dataclass
-from math import prod
+from math import hypot, isfinite, prod
 from typing import Literal
 
 import nibabel as nib
@@ -128,12 +128,15 @@ def directions(sform: np.ndarray, header: nib.Nifti1Header, path: str) -> str:
 
 
 def is_usable(affine: np.ndarray) -> bool:
-    """Whether an affine has finite axes that span a volume."""
-    if not np.isfinite(affine).all():
+    """Whether an affine has finite axes that span a volume; by numbers, as numpy's calls cost more
+    than they do for nine."""
+    rows = affine.tolist()
+    if not all(isfinite(value) for row in rows for value in row):
         return False
-    lengths = np.linalg.norm(affine[:3, :3], axis=0)
-    volume = abs(float(np.linalg.det(affine[:3, :3])))
-    return bool(lengths.all()) and volume >= SINGULAR * prod(lengths.tolist())
+    (a, b, c), (d, e, f), (g, h, i) = (row[:3] for row in rows[:3])
+    lengths = hypot(a, d, g), hypot(b, e, h), hypot(c, f, i)
+    volume = abs(a * (e * i - f * h) - b * (d * i - f * g) + c * (d * h - e * g))
+    return all(lengths) and volume >= SINGULAR * prod(lengths)
 
 
 def by_axis(values: np.ndarray) -> str:

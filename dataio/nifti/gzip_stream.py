@@ -20,6 +20,7 @@ MAX_RATIO = 1032
 # Bytes after the voxels that some writers leave; more than this is not a NIfTI file's tail.
 SLACK = 1 << 20
 STEP = 1 << 20
+PEEKED = (1 << 11, 1 << 16)
 
 
 def is_gzip(data: bytes | memoryview) -> bool:
@@ -30,9 +31,13 @@ def is_gzip(data: bytes | memoryview) -> bool:
 def peek(data: bytes | memoryview, nbytes: int, path: str) -> bytes:
     """The first bytes inside, unverified: enough to know how much room the whole may take."""
     try:
-        return isal_zlib.decompressobj(GZIP_WBITS).decompress(data[: 64 * 1024], nbytes)
+        for given in PEEKED:  # what is left over is copied: not of more than is needed
+            found = isal_zlib.decompressobj(GZIP_WBITS).decompress(data[:given], nbytes)
+            if len(found) == nbytes:
+                break
     except IsalError as error:
         raise SourceError("corrupt-gzip", path, f"the gzip stream is damaged: {error}") from error
+    return found
 
 
 def inflate(data: bytes | memoryview, expected: int, path: str) -> memoryview:

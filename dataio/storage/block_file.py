@@ -10,7 +10,6 @@ import fcntl
 import os
 from collections.abc import Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
-from io import FileIO
 from types import TracebackType
 from typing import Self
 
@@ -25,8 +24,8 @@ DIRECT = getattr(os, "O_DIRECT", 0)
 class BlockFile:
     """Takes parts of any size and writes them as blocks, two in turn; errors come with the next."""
 
-    def __init__(self, file: FileIO) -> None:
-        self._descriptor = file.fileno()
+    def __init__(self, descriptor: int) -> None:
+        self._descriptor = descriptor
         self._blocks = [scratch(BLOCK_BYTES).data]
         self._used = 0
         self._writer: ThreadPoolExecutor | None = None
@@ -81,11 +80,18 @@ class BlockFile:
         write_all(self._descriptor, self._blocks[0][: self._used])
 
 
-def write_parts(file: FileIO, parts: Iterable[Buffer]) -> None:
-    """Write parts one after the other."""
-    with BlockFile(file) as blocks:
-        for part in parts:
-            blocks.add(part)
+def write_file(path: str, parts: Iterable[Buffer]) -> None:
+    """Make a file, or write it anew, of parts one after the other; a tuple holds small ones."""
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o666)
+    try:
+        if isinstance(parts, tuple):
+            write_all(descriptor, memoryview(b"".join(parts)))
+            return
+        with BlockFile(descriptor) as blocks:
+            for part in parts:
+                blocks.add(part)
+    finally:
+        os.close(descriptor)
 
 
 def set_direct(descriptor: int, wanted: bool) -> None:

@@ -13,7 +13,7 @@ from typing import Protocol
 from typing_extensions import Buffer
 
 from mim3d.dataio.errors import CorpusError, StoreError
-from mim3d.dataio.storage.block_file import write_parts
+from mim3d.dataio.storage.block_file import write_file
 from mim3d.dataio.storage.file_lock import sign, take_lock
 
 LOCK = ".lock"
@@ -23,6 +23,8 @@ UNWRITABLE = {
     *(errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM),
     *(errno.ENOTDIR, errno.EEXIST),
 }
+TAKEN = {errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR}
+"""What a rename says where something stands already."""
 TEMPORARY = re.compile(r"\..+\.\d+\.partial")
 
 
@@ -102,17 +104,24 @@ class LocalStore:
         return self.root.joinpath(*parts)
 
     def put_folder(self, folder: str, objects: Mapping[str, Iterable[Buffer]]) -> None:
-        """Write beside the place, then rename the whole folder into place."""
+        """Write beside the place, then rename the whole folder into place.
+
+        Paths are text here: small volumes feel what pathlib takes.
+        """
         target = self.path(folder)
-        partial = target.parent / f".{target.name}.{os.getpid()}{PARTIAL}"
+        partial = f"{target.parent}/.{target.name}.{os.getpid()}{PARTIAL}"
         try:
             for inner in _folders_of(objects):
-                (partial / inner).mkdir(parents=not inner)
+                _make_folder(f"{partial}/{inner}" if inner else partial)
             for key, parts in objects.items():
-                with (partial / key).open("wb", buffering=0) as out:
-                    write_parts(out, parts)
-            self.delete(folder)
-            partial.rename(target)
+                write_file(f"{partial}/{key}", parts)
+            try:
+                os.rename(partial, target)  # noqa: PTH104
+            except OSError as error:
+                if error.errno not in TAKEN:
+                    raise
+                self.delete(folder)
+                os.rename(partial, target)  # noqa: PTH104
         except OSError as error:
             shutil.rmtree(partial, ignore_errors=True)
             raise store_error(target, error) from error
@@ -270,6 +279,14 @@ def sync_file_system(folder: Path) -> None:
             raise store_error(folder, OSError(code, os.strerror(code)))
     finally:
         os.close(descriptor)
+
+
+def _make_folder(path: str) -> None:
+    """Make a folder, and the corpus above it where that is not there."""
+    try:
+        os.mkdir(path)  # noqa: PTH102
+    except FileNotFoundError:
+        os.makedirs(path)  # noqa: PTH103
 
 
 def _folders_of(keys: Iterable[str]) -> list[str]:

@@ -79,9 +79,10 @@ def die_at(monkeypatch, n: int, error: BaseException) -> list[int]:
 
         return wrapped
 
-    for name in ("rename", "replace", "mkdir", "unlink"):
-        monkeypatch.setattr(Path, name, hook(getattr(Path, name)))
-    original_open = Path.open
+    monkeypatch.setattr(Path, "unlink", hook(Path.unlink))
+    for name in ("rename", "replace", "mkdir"):  # which those of Path call
+        monkeypatch.setattr(os, name, hook(getattr(os, name)))
+    original_open, plain_open = Path.open, os.open
 
     def opened(path, mode="r", *args, **kwargs):
         if "r" in mode:
@@ -94,7 +95,18 @@ def die_at(monkeypatch, n: int, error: BaseException) -> list[int]:
             raise error
         return original_open(path, mode, *args, **kwargs)
 
+    def opened_plainly(path, flags, *args, **kwargs):
+        if not flags & os.O_CREAT:
+            return plain_open(path, flags, *args, **kwargs)
+        count[0] += 1
+        if count[0] == n:
+            Path(path).write_bytes(b"half of wh")
+        if count[0] >= n:
+            raise error
+        return plain_open(path, flags, *args, **kwargs)
+
     monkeypatch.setattr(Path, "open", opened)
+    monkeypatch.setattr(os, "open", opened_plainly)
     return count
 
 

@@ -10,13 +10,12 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from mim3d.dataio.storage import block_file
-from mim3d.dataio.storage.block_file import BLOCK_BYTES, DIRECT, set_direct, write_all, write_parts
+from mim3d.dataio.storage.block_file import BLOCK_BYTES, DIRECT, set_direct, write_all, write_file
 
 
 def written(folder: Path, parts) -> bytes:
     file = folder / "out"
-    with file.open("wb", buffering=0) as out:
-        write_parts(out, parts)
+    write_file(str(file), parts)
     return file.read_bytes()
 
 
@@ -34,6 +33,7 @@ def written(folder: Path, parts) -> bytes:
 def test_every_byte_arrives_in_order(tmp_path, sizes):
     parts = [os.urandom(size) for size in sizes]
     assert written(tmp_path, parts) == b"".join(parts)
+    assert written(tmp_path, tuple(parts[:2])) == b"".join(parts[:2])  # shorter than what stood
 
 
 @settings(
