@@ -38,11 +38,15 @@ from mim3d.dataio.corpus.table_rows import (
     section_of,
 )
 from mim3d.dataio.errors import CorpusError
+from mim3d.dataio.storage.remote import ADDRESS
 from mim3d.dataio.storage.store import Store
 from mim3d.dataio.waiting import asking_threads
 
 READERS = 8
 BATCH = 1024
+TOGETHER = 32
+"""Arrays of a local corpus that a thread reads one after the other: their indexes were written just
+now, and asking a thread for one costs more than reading it."""
 # (array path, shard key, chunks) -> (n, 2) offsets and lengths; label path -> class -> (n, 3)
 # points.
 IndexReader = Callable[[str, str, int], np.ndarray]
@@ -64,7 +68,8 @@ def table_objects(
     Formats before the last are how tables were once written, for comparison with one.
     """
     readers = readers or (index_reader(store), point_reader(store))
-    table = build_table(records, chunk, *readers, format)
+    together = 1 if ADDRESS.match(store.url) else TOGETHER
+    table = build_table(records, chunk, *readers, format, together)
     body: dict[str, Any] = {
         "format": format,
         "label_names": label_names(records),
@@ -107,8 +112,9 @@ def build_table(
     read_index: IndexReader,
     read_points: PointReader,
     format: int = TABLE_FORMAT,
+    together: int = 1,
 ) -> dict[str, np.ndarray]:
-    """All tables by file name; `records` sorted by id."""
+    """All tables by file name; `records` sorted by id. A thread reads `together` arrays."""
     names = label_names(records)
     subjects = sorted({record.subject for record in records})
     volumes = np.zeros(len(records), VOLUME_DTYPE)
@@ -116,7 +122,7 @@ def build_table(
     rows = _fill_rows(records, chunk, names, subjects, volumes, arrays)
     chunks = np.zeros(int(arrays["n_chunks"].sum()), CHUNK_DTYPE if format == 1 else "<u4")
     points: list[np.ndarray] = []
-    for row, index, found in _indexes(rows, arrays, read_index, read_points):
+    for row, index, found in _indexes(rows, arrays, read_index, read_points, together):
         first, count = int(arrays["first_chunk"][row]), int(arrays["n_chunks"][row])
         if format == 1:
             chunks["offset"][first : first + count] = index[:, 0]
@@ -234,6 +240,7 @@ def _indexes(
     arrays: np.ndarray,
     read_index: IndexReader,
     read_points: PointReader,
+    together: int,
 ) -> Iterator[tuple[int, np.ndarray, dict[int, np.ndarray]]]:
     """Index and points of every array, read by a few threads as small reads mostly wait."""
 
@@ -244,9 +251,14 @@ def _indexes(
         index = read_index(path, key, int(arrays["n_chunks"][row]))
         return row, index, read_points(path) if is_label else {}
 
+    def read_group(first: int) -> list[tuple[int, np.ndarray, dict[int, np.ndarray]]]:
+        return list(map(read, range(first, min(first + together, len(rows)))))
+
     with asking_threads(READERS) as readers:
         for start in range(0, len(rows), BATCH):
-            yield from readers.map(read, range(start, min(start + BATCH, len(rows))))
+            firsts = range(start, min(start + BATCH, len(rows)), together)
+            for group in readers.map(read_group, firsts):
+                yield from group
 
 
 def _point_rows(row: int, found: dict[int, np.ndarray]) -> Iterator[np.ndarray]:

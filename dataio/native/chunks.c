@@ -172,9 +172,8 @@ done:
 static PyObject *tally(PyObject *self, PyObject *args) {
     (void)self;
     PyObject *objects[2];
-    long long least;
-    int sign, held = 0, fits = 0;
-    if (!PyArg_ParseTuple(args, "OpLO", &objects[0], &sign, &least, &objects[1])) return NULL;
+    int least, sign, held = 0, fits = 0;
+    if (!PyArg_ParseTuple(args, "OpiO", &objects[0], &sign, &least, &objects[1])) return NULL;
     Py_buffer views[2];
     const int flags[2] = {PyBUF_STRIDES, WRITE};
     uint32_t *lanes = NULL;
@@ -184,7 +183,7 @@ static PyObject *tally(PyObject *self, PyObject *args) {
     fits = voxels->ndim == 1 && (size == 1 || size == 2) && counts->itemsize == sizeof(int64_t) &&
            room > 0 && room <= 1 << 16 && voxels->shape[0] <= UINT32_MAX && least >= INT16_MIN &&
            least <= UINT16_MAX;
-    if (fits && !(lanes = calloc(LANES * room, sizeof *lanes))) {
+    if (fits && !(lanes = calloc(LANES * (room + 1), sizeof *lanes))) {
         fits = 0;
         PyErr_NoMemory();
         goto done;
@@ -193,12 +192,12 @@ static PyObject *tally(PyObject *self, PyObject *args) {
         Py_BEGIN_ALLOW_THREADS
         const Py_ssize_t n = voxels->shape[0], step = voxels->strides[0];
         if (size == 1)
-            fits = (sign ? tally_int8_t : tally_uint8_t)(voxels->buf, n, step, least, lanes, room);
-        else
-            fits =
-                (sign ? tally_int16_t : tally_uint16_t)(voxels->buf, n, step, least, lanes, room);
+            (sign ? tally_int8_t : tally_uint8_t)(voxels->buf, n, step, least, lanes, room);
+        else (sign ? tally_int16_t : tally_uint16_t)(voxels->buf, n, step, least, lanes, room);
+        for (int k = 0; k < LANES; k++) fits &= !lanes[k * (room + 1) + room];
         for (Py_ssize_t i = 0; fits && i < room; i++)
-            for (int k = 0; k < LANES; k++) ((int64_t *)counts->buf)[i] += lanes[k * room + i];
+            for (int k = 0; k < LANES; k++)
+                ((int64_t *)counts->buf)[i] += lanes[k * (room + 1) + i];
         Py_END_ALLOW_THREADS
     }
     if (!fits) PyErr_SetString(PyExc_ValueError, "voxels and counts do not fit each other");

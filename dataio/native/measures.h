@@ -40,19 +40,22 @@ PROFILER(int16_t)
 
 enum { LANES = 4 }; /* counts beside each other: equal voxels in a row would wait for one another */
 
-/* Add how often each value from `least` on is among n voxels, `step` bytes apart, into the `room`
-   counts; `lanes` is (LANES, room) of zeros. 0 where a voxel is none of these: a macro for the types. */
+/* Add how often each value from `least` on is among n voxels, `step` bytes apart, to the `room`
+   counts of lanes in turn, and any other value to the one behind: a macro for the types. `lanes` is
+   (LANES, room + 1). */
 #define TALLIER(type)                                                                              \
-    static int tally_##type(const char *from, Py_ssize_t n, Py_ssize_t step, int64_t least,        \
-                            uint32_t *restrict lanes, Py_ssize_t room) {                           \
-        size_t beyond = 0;                                                                         \
-        for (Py_ssize_t i = 0; i < n; i++) {                                                       \
-            const int64_t at = (int64_t)*(const type *)(from + i * step) - least;                  \
-            const int is_inside = at >= 0 && at < room;                                            \
-            lanes[(i % LANES) * room + (is_inside ? at : 0)]++;                                    \
-            beyond += !is_inside;                                                                  \
-        }                                                                                          \
-        return !beyond;                                                                            \
+    static ALWAYS_INLINE void count_##type(const char *at, int32_t least, uint32_t *lane,          \
+                                           uint32_t room) {                                        \
+        const uint32_t above = (uint32_t)(*(const type *)at - least); /* huge, if it is less */    \
+        lane[above < room ? above : room]++;                                                       \
+    }                                                                                              \
+    static void tally_##type(const char *from, Py_ssize_t n, Py_ssize_t step, int32_t least,       \
+                             uint32_t *lanes, uint32_t room) {                                     \
+        Py_ssize_t i = 0;                                                                          \
+        for (; i + LANES <= n; i += LANES)                                                         \
+            for (int k = 0; k < LANES; k++)                                                        \
+                count_##type(from + (i + k) * step, least, lanes + k * (room + 1), room);          \
+        for (; i < n; i++) count_##type(from + i * step, least, lanes, room);                      \
     }
 TALLIER(uint8_t)
 TALLIER(int8_t)

@@ -30,6 +30,7 @@ def is_gzip(data: bytes | memoryview) -> bool:
 
 def peek(data: bytes | memoryview, nbytes: int, path: str) -> bytes:
     """The first bytes inside, unverified: enough to know how much room the whole may take."""
+    found = b""
     try:
         for given in PEEKED:  # what is left over is copied: not of more than is needed
             found = isal_zlib.decompressobj(GZIP_WBITS).decompress(data[:given], nbytes)
