@@ -27,6 +27,7 @@ from urllib.request import urlopen
 
 RANGE = re.compile(rb"\r\nrange: *bytes=(\d*)-(\d*)", re.IGNORECASE)
 PIECE_BYTES = 1 << 18  # that a bandwidth is told by
+REQUEST_BYTES = 1 << 13  # taken in at a time
 HEAD = b'Content-Length: %d\r\nETag: "1"\r\nLast-Modified: Sat, 21 Nov 2026 00:00:00 GMT\r\n\r\n'
 MISSING = b"HTTP/1.1 404 Not Found\r\nContent-Length: 0\r\n\r\n"
 READ, BOTH = selectors.EVENT_READ, selectors.EVENT_READ | selectors.EVENT_WRITE
@@ -40,6 +41,8 @@ class Connection:
     received: bytes = b""
     out: deque[memoryview] = field(default_factory=deque)
     is_open: bool = True
+    is_full: bool = False
+    """Whether the kernel takes no more for now."""
 
 
 class Usage(NamedTuple):
@@ -90,7 +93,7 @@ class SlowServer:
 
     def _receive(self, connection: Connection) -> None:
         try:
-            data = connection.sock.recv(1 << 16)
+            data = connection.sock.recv(REQUEST_BYTES)
         except BlockingIOError:
             return
         except OSError:
@@ -119,9 +122,10 @@ class SlowServer:
         if content is None:
             self._push(due, connection, [memoryview(MISSING)])
             return
-        begin, end = span_of(request, len(content))
+        asked = RANGE.search(request)
+        begin, end = span_of(asked, len(content))
         status = b"200 OK\r\n"
-        if RANGE.search(request):
+        if asked:
             span = (begin, end - 1, len(content))
             status = b"206 Partial Content\r\nContent-Range: bytes %d-%d/%d\r\n" % span
         head = memoryview(b"HTTP/1.1 " + status + HEAD % (end - begin))
@@ -142,6 +146,10 @@ class SlowServer:
         return self._files[path]
 
     def _push(self, due: float, connection: Connection, parts: list[memoryview]) -> None:
+        if not self.latency_s and due <= time.perf_counter():
+            connection.out.extend(parts)
+            self._send(connection)
+            return
         self._pushed += 1  # in this order where two are due at once
         heappush(self._due, (due, self._pushed, connection, parts))
 
@@ -157,11 +165,16 @@ class SlowServer:
                 if sent:
                     out[0] = out[0][sent:]
         except BlockingIOError:
-            self._selector.modify(connection.sock, BOTH, connection)
+            self._wait_for_room(connection, is_full=True)
         except OSError:
             self._close(connection)
         else:
-            self._selector.modify(connection.sock, READ, connection)
+            self._wait_for_room(connection, is_full=False)
+
+    def _wait_for_room(self, connection: Connection, *, is_full: bool) -> None:
+        if is_full != connection.is_full:
+            connection.is_full = is_full
+            self._selector.modify(connection.sock, BOTH if is_full else READ, connection)
 
     def _close(self, connection: Connection) -> None:
         if connection.is_open:
@@ -170,9 +183,8 @@ class SlowServer:
             connection.sock.close()
 
 
-def span_of(request: bytes, size: int) -> tuple[int, int]:
-    """First byte, and the one after the last, of what a request wants of `size` bytes."""
-    found = RANGE.search(request)
+def span_of(found: re.Match[bytes] | None, size: int) -> tuple[int, int]:
+    """First byte, and the one after the last, of what a request's range wants of `size` bytes."""
     if found is None:
         return 0, size
     if not found[1]:

@@ -1,9 +1,10 @@
 """Who reads crops from the store: each reads ahead as it likes and gives a batch at a time."""
 
+import asyncio
 from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -11,19 +12,32 @@ from typing import Any
 import numpy as np
 
 from mim3d.bench.loader.crops import CROP, Crops
+from mim3d.dataio.geometry import Triple
 from mim3d.dataio.loader.loader import Loader, LoaderConfig
+from mim3d.dataio.reader.corpus import opened_corpus
+from mim3d.dataio.reader.shard_reader import ShardReader
+from mim3d.dataio.remote.fetcher import PIECE_BYTES
+from mim3d.dataio.remote.link import Link
+from mim3d.dataio.remote.ranges import Spans, cut, joined
+from mim3d.dataio.storage.remote import locate
 
+OURS, CLIENT = "mim3d", "obstore, nothing decoded"
 BATCH = 8
 AHEAD = 8 * BATCH  # crops that peers ask for before they are needed
+NEAR_MS, CALLS_NEAR, CALLS_FAR = 3.0, 8, 48
+"""Crops that obstore alone has under way, of ten requests each: more cost a near store's client CPU
+and give nothing."""
 ZARR_THREADS, ZARR_CONCURRENCY = 16, 64
 Batches = Iterator[object]
 
 
 @dataclass(frozen=True)
 class Place:
-    """A corpus at an address, the arrays in it, and which crops are read."""
+    """A corpus at an address that answers after `latency_ms`, the arrays in it (one a row of its
+    table), and which crops are read."""
 
     address: str
+    latency_ms: float
     arrays: tuple[str, ...]
     crops: Crops
 
@@ -96,6 +110,53 @@ def from_zarr(place: Place) -> Iterator[Batches]:
                 each.cancel()
 
 
+@contextmanager
+def from_obstore(place: Place, calls: int) -> Iterator[Batches]:
+    """What the loader's client can do at most: the ranges that it asks for, by obstore alone, with
+    so many crops under way; what comes is dropped, nothing is decoded."""
+    import obstore
+
+    corpus = f"{place.address}/{place.arrays[0].split('/')[0]}"
+    with opened_corpus(corpus) as (opened, shards):
+        reader = ShardReader(opened.table, corpus, shards)
+        wanted = [(reader.array(volume).path, spans_of(reader, volume, start))
+                  for volume, start in place.crops]  # fmt: skip
+    bucket, prefix = locate(corpus)
+    client, loop = bucket.without_retries(), asyncio.new_event_loop()
+
+    async def fetch(path: str, spans: Spans) -> None:
+        starts, ends = spans.begins, spans.ends
+        key = f"{prefix}/{path}"
+        await obstore.get_ranges_async(client, key, starts=starts, ends=ends, coalesce=0)
+
+    def landed() -> Batches:
+        begun: deque[Any] = deque()
+        for number, crop in enumerate(wanted):
+            begun.append(loop.create_task(fetch(*crop)))
+            if len(begun) == calls:
+                loop.run_until_complete(begun.popleft())
+            if number % BATCH == BATCH - 1 and number >= calls:
+                yield None
+
+    try:
+        yield landed()
+    finally:
+        for task in asyncio.all_tasks(loop):
+            task.cancel()
+            with suppress(asyncio.CancelledError):
+                loop.run_until_complete(task)
+        loop.close()
+
+
+def spans_of(reader: ShardReader, row: int, start: Triple) -> Spans:
+    """The requests for a crop, as the loader makes them."""
+    array = reader.array(row)
+    chunks = array.chunks(0, start, CROP)
+    offsets, sizes = (each[chunks].astype(np.int64) for each in reader.table.ranges(row))
+    runs = joined(offsets[sizes > 0], sizes[sizes > 0], Link().latency_bytes)
+    return cut(runs, PIECE_BYTES)
+
+
 def batches(crops: Crops, begin: Callable[[int, tuple[slice, ...]], Any]) -> Batches:
     """Float32 batches of crops, each begun `AHEAD` crops before it is due."""
     out = np.empty((BATCH, *CROP), np.float32)
@@ -116,9 +177,11 @@ def batches(crops: Crops, begin: Callable[[int, tuple[slice, ...]], Any]) -> Bat
 
 def contestants(place: Place, first: int, peers: bool) -> dict[str, Callable[[], Any]]:
     """Everyone's stream over the same crops, by name."""
+    calls = CALLS_NEAR if place.latency_ms < NEAR_MS else CALLS_FAR
     corpus = place.arrays[0].split("/")[0]
     found: dict[str, Callable[[], Any]] = {
-        "mim3d": partial(from_loader, f"{place.address}/{corpus}", first, cache="none"),
+        OURS: partial(from_loader, f"{place.address}/{corpus}", first, cache="none"),
+        CLIENT: partial(from_obstore, place, calls),
     }
     if peers:
         for requests in (32, 128, 512):

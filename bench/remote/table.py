@@ -5,8 +5,9 @@ from collections.abc import Callable, Mapping, Sequence
 
 from mim3d.bench.noise import Compared, compared, spread
 from mim3d.bench.remote.rounds import Rate
+from mim3d.bench.remote.streams import CLIENT, OURS
 
-OURS, LOCAL, RESIDENT = "mim3d", "mim3d, local disk", "mim3d, resident"
+LOCAL, RESIDENT = "mim3d, local disk", "mim3d, resident"
 Rounds = Mapping[str, Sequence[Rate]]
 
 
@@ -34,6 +35,7 @@ def ratios(rounds: Rounds) -> dict[str, Compared]:
     """What the targets are about; of tensorstore's settings the fastest counts."""
     found = {
         "over_local": over(rounds, OURS, LOCAL),
+        "over_client": over(rounds, OURS, CLIENT),
         "resident_over_local": over(rounds, RESIDENT, LOCAL),
     }
     others = [name for name in rounds if name.startswith("tensorstore")]

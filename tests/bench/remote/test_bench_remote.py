@@ -60,7 +60,10 @@ def test_everyone_reads_and_the_ratios_are_told(tmp_path, capsys):
     figures = main([*words.split(), "--data", str(tmp_path), "--work", str(tmp_path)]).figures
     found = figures["latencies"]["2"]
     assert {"mim3d", "mim3d, local disk", "mim3d, resident"} < set(found["rounds"])
-    assert len(found["rounds"]) == 7
+    assert len(found["rounds"]) == 8
+    ours, client = (found["rounds"][name][0] for name in ("mim3d", "obstore, nothing decoded"))
+    assert client["requests"] == pytest.approx(ours["requests"], rel=0.3)
+    assert found["ratios"]["over_client"]["value"] > 0
     assert found["rounds"]["mim3d"][0]["requests"] > 1
     assert found["ratios"]["over_tensorstore"]["value"] > 0
     assert found["needed_bytes"] > 0
