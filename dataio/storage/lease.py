@@ -5,6 +5,7 @@ import threading
 import time
 import uuid
 from collections.abc import Callable
+from contextlib import suppress
 from datetime import UTC, datetime
 from typing import Any
 
@@ -162,6 +163,19 @@ class Lease:
             self._write(version_of(meta))
             return True
         return False
+
+    def is_ours(self) -> bool:
+        """Whether the lock is still held; asked of the store where its last sign of life is old.
+
+        The thread that renews may wake later than a caller after the machine stood still. A store
+        that does not answer is not asked twice: what the caller writes next will tell.
+        """
+        import obstore
+
+        with suppress(obstore.exceptions.BaseError, StoreError, OSError):
+            if not self.lost.is_set() and time.time() > self.seen + LEASE_S and not self.renewed():
+                self.lost.set()
+        return not self.lost.is_set()
 
     def give_up(self) -> None:
         """Remove the lock if it is still ours."""

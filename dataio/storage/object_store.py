@@ -9,8 +9,8 @@ from typing import Any
 
 from typing_extensions import Buffer
 
-from mim3d.dataio.errors import StoreError, StoreRefusedError
-from mim3d.dataio.storage.lease import Lease, no_bucket
+from mim3d.dataio.errors import CorpusError, StoreError, StoreRefusedError
+from mim3d.dataio.storage.lease import LEASE_S, Lease, no_bucket
 from mim3d.dataio.storage.object_files import Listed, fetch_file, send_file
 from mim3d.dataio.storage.remote import LOCK, access_remedy, is_denied, locate, store_reason
 from mim3d.dataio.waiting import asking_threads
@@ -27,6 +27,7 @@ class RemoteStore:
             raise StoreError(f"{url}: an http address can be read, not written; use s3:// or gs://")
         self.url = url.rstrip("/")
         self.store, self.prefix = locate(self.url)
+        self._held: Lease | None = None
 
     def key(self, key: str) -> str:
         """Key in the bucket; never outside the corpus."""
@@ -137,15 +138,30 @@ class RemoteStore:
 
     @contextmanager
     def lock(self) -> Iterator[None]:
-        """Hold `.lock`, renewed while held; one left by a dead process is taken after its lease."""
+        """Hold `.lock`, renewed while held; one left by a dead process is taken after its lease.
+
+        Where another took it over, after a pause longer than that, nothing more is written.
+        """
         held = Lease(self.store, self.key(LOCK), self.url)
         held.take()
+        self._held = held
         try:
             yield
         finally:
+            self._held = None
             held.give_up()
 
+    def _check_held(self) -> None:
+        """A CorpusError where another process took over the lock that is held here."""
+        if self._held is not None and not self._held.is_ours():
+            raise CorpusError(
+                f"{self.url}: another process took it over while this one stood still for more "
+                f"than {LEASE_S:.0f} s; it writes nothing more: let the other end, then run the "
+                "same command again"
+            )
+
     def _put(self, key: str, data: bytes) -> None:
+        self._check_held()
         with self._as_store_errors(key):
             try:
                 self.store.put(key, data)
@@ -160,6 +176,7 @@ class RemoteStore:
         doomed = list(keys)
         if not doomed:
             return
+        self._check_held()
         with self._as_store_errors(doomed[0]):
             try:
                 self.store.delete(doomed)

@@ -163,7 +163,7 @@ class BucketPlace:
 
     def check_ours(self) -> None:
         """A TrainingError where another process took the run over."""
-        if self._lease is not None and self._lease.lost.is_set():
+        if self._lease is not None and not self._lease.is_ours():
             raise TrainingError(
                 f"{self.where} was taken over by another process while this one kept silent: look "
                 "which of the two is to go on, and end the other"

@@ -207,6 +207,27 @@ def test_a_held_lock_is_renewed_and_a_lost_one_left_alone(bucket, monkeypatch):
     assert store.get(".lock").startswith(b"process 2")
 
 
+def test_who_stood_still_and_lost_the_lock_writes_nothing_more(bucket):
+    """Though the thread that renews has not looked yet."""
+    store = RemoteStore(f"{bucket}/corpus")
+    with store.lock():
+        store.put("a", b"mine")
+        assert store._held is not None
+        store.put(".lock", b"process 2 on elsewhere, seen 0\n")
+        store._held.seen -= lease.LEASE_S + 1
+        for write in (
+            lambda: store.put("a", b"mine too"),
+            lambda: store.put_folder("b", {"c": [b"1"]}),
+            lambda: store.delete("a"),
+            lambda: store.append("a", b"2"),
+        ):
+            with pytest.raises(CorpusError, match=r"took it over.*run the same command again"):
+                write()
+    assert store.get("a") == b"mine"
+    with pytest.raises(CorpusError, match="process 2"), store.lock():
+        pass
+
+
 @pytest.mark.parametrize("lost_answer", [True, False])
 def test_a_lock_that_nobody_took_over_is_kept(bucket, lost_answer):
     """Of a write whose answer is lost the store has another version than its holder knows."""
