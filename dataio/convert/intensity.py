@@ -113,12 +113,14 @@ class Distribution:
         part = self._part(slice(start, None))
         return self.of(part.values, part.counts)
 
-    def running_totals(self) -> tuple[np.ndarray, np.ndarray]:
-        """Voxels and the sum of their values before each value, and in all."""
-        mass = np.concatenate([[0.0], np.cumsum(self.times_counts(self.values))])
-        if self.below is None:
-            return np.arange(len(mass)), mass
-        return np.concatenate([[0], self.below]), mass
+    def before(self, ranks: np.ndarray) -> tuple[np.ndarray, np.ndarray, float]:
+        """Voxels and the sum of their values before each of the values at `ranks`; the whole sum.
+
+        Ranks are those of distinct values, and one more for what is behind the last.
+        """
+        mass = np.cumsum(self.times_counts(self.values))
+        below = ranks if self.below is None else np.where(ranks > 0, self.below[ranks - 1], 0)
+        return below.astype(np.float64), np.where(ranks > 0, mass[ranks - 1], 0.0), float(mass[-1])
 
 
 def lattice(voxels: np.ndarray, extremes: tuple[float, float] | None = None) -> Distribution:
@@ -178,9 +180,8 @@ def otsu(found: Distribution) -> float:
         found = found.clipped(low, high)
     edges = np.linspace(low, high, BINS + 1)[1:-1]
     rank = np.searchsorted(found.values, edges, side="right")
-    totals, mass = found.running_totals()
-    below = totals[rank].astype(np.float64)
-    n, total, part = float(found.size), mass[-1], mass[rank]
+    below, part, total = found.before(rank)
+    n = float(found.size)
     with np.errstate(divide="ignore", invalid="ignore"):
         between = (total * below / n - part) ** 2 / (below * (n - below))
     return float(edges[int(np.argmax(np.where(np.isfinite(between), between, -1.0)))])

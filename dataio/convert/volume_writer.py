@@ -1,8 +1,7 @@
 """One volume and its labels to one folder of the store, and the manifest record that commits it."""
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from typing_extensions import Buffer
@@ -29,6 +28,14 @@ from mim3d.dataio.nifti.file import NiftiFile
 from mim3d.dataio.sources.source import Source
 
 Objects = dict[str, Iterable[Buffer]]
+
+
+class _Shards(NamedTuple):
+    """What was written of a volume: its image, its labels, its coarser scales."""
+
+    image: ShardStream
+    labels: tuple[LabelRecord, ...]
+    scales: tuple[ScaleRecord, ...]
 
 
 def volume_objects(
@@ -60,10 +67,13 @@ def volume_objects(
             for label, each in zip(labels, shards, strict=True)
             for values in [conversion.values_of_label(label.name)]
         )
-        made = _record(id, source, files, volume, label_records, shard, metadata_sha256(objects))
-        made = replace(made, layout=conversion.layout, scales=tuple(map(_scale_record, scales)))
         notes = (note for label in labels for note in label.notes)
-        return replace(made, warnings=(*made.warnings, *notes))
+        written = _Shards(shard, label_records, tuple(map(_scale_record, scales)))
+        metadata = metadata_sha256(objects)
+        return _record(
+            *(id, source, files, volume, written, metadata, conversion.layout),
+            (*volume.warnings, *notes),
+        )
 
     return objects, record
 
@@ -174,9 +184,10 @@ def _record(
     source: Source,
     files: Sequence[NiftiFile],
     volume: Volume,
-    labels: tuple[LabelRecord, ...],
-    shard: ShardStream,
+    written: _Shards,
     metadata: str,
+    layout: int,
+    warnings: tuple[str, ...],
 ) -> VolumeRecord:
     header, values, found = files[0].header, volume.values, volume.statistics
     return VolumeRecord(
@@ -208,13 +219,13 @@ def _record(
         n_inf=values.n_inf,
         source_dtype=header.dtype.name,
         cast_max_error=values.max_error,
-        labels=labels,
-        shard_sha256=shard.sha256,
-        shard_bytes=shard.nbytes,
+        labels=written.labels,
+        shard_sha256=written.image.sha256,
+        shard_bytes=written.image.nbytes,
         metadata_sha256=metadata,
         frame=volume.frame,
         n_frames=volume.n_frames,
-        warnings=volume.warnings,
+        warnings=warnings,
         by_channel=tuple(
             ChannelRecord(each.whole, each.foreground, each.rule, each.threshold, i in volume.lost)
             for i, each in enumerate(volume.measures.by_channel)
@@ -224,5 +235,7 @@ def _record(
         channel_names=channel_names(source, volume),
         n_values=volume.n_values,
         header_doubt=header.doubt,
+        layout=layout,
         session=source.session,
+        scales=written.scales,
     )
