@@ -4,6 +4,7 @@ import math
 from dataclasses import dataclass
 
 from mim3d.dataio.geometry import Triple
+from mim3d.dataio.remote.ticket import TOGETHER
 
 CHUNK = 16
 """Voxels of a side of a chunk, as conversion has them by default."""
@@ -31,12 +32,19 @@ class StoreNeed:
     @property
     def in_flight(self) -> int:
         """Requests that must be in flight for the speed."""
-        return math.ceil(self.crops_per_s * self.requests_per_crop * self.request_s)
+        return math.ceil(self.crops_per_s * self._places * self.request_s)
 
     @property
     def most_crops_per_s(self) -> float:
         """What the requests that it may have give, where nothing else is in the way."""
-        return self.requests / (self.requests_per_crop * self.request_s)
+        return self.requests / (self._places * self.request_s)
+
+    @property
+    def _places(self) -> int:
+        """Of those in flight that a crop takes, times the requests it has in a row at each: a call
+        holds its `TOGETHER` until the last of its requests is answered."""
+        n = self.requests_per_crop
+        return n if n < TOGETHER else TOGETHER * math.ceil(n / TOGETHER)
 
 
 def store_need(

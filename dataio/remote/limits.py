@@ -10,7 +10,7 @@ class RemoteLimits:
     """Bounds of one reader: `requests` in flight, and `nbytes` of what was asked for and not yet
     read. What someone waits for is fetched whatever its size."""
 
-    requests: int = 384
+    requests: int = 512
     nbytes: int = 256 << 20
 
     def __post_init__(self) -> None:

@@ -152,9 +152,9 @@ def test_a_store_with_latency_is_planned_for_and_its_remedy_suffices(capsys):
     words = ["mae-vit-b-96", "--vit.depth", "1", "--gpus", "8", "--store-latency-ms", "30"]
     assert "store" not in main(words[:5]).figures
     store = main(words).figures["store"]
-    assert store["in_flight"] > store["requests"] == 384
+    assert store["in_flight"] > store["requests"] == 512
     text = told(capsys)
-    found = re.search(r"384 give [\d.]+ crops/s: raise (--data\.remote-requests) to (\d+)", text)
+    found = re.search(r"512 give [\d.]+ crops/s: raise (--data\.remote-requests) to (\d+)", text)
     assert found is not None
     enough = main([*words, found[1], found[2]]).figures["store"]
     assert enough["in_flight"] == enough["requests"] == int(found[2])
