@@ -7,7 +7,7 @@ every other frame, and where the extension was not built (`crop_loops()` tells).
 
 import math
 import threading
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import google_crc32c
 import numpy as np
@@ -94,17 +94,25 @@ class Decoded(NamedTuple):
     nbytes: int
 
 
+class HasDescriptor(Protocol):
+    """An open file, which stays open while the loop in C reads it."""
+
+    def fileno(self) -> int:
+        """Its descriptor."""
+        ...
+
+
 class Stored(NamedTuple):
     """Where the loop in C finds the chunks that a box meets, in C order.
 
-    `source` is a descriptor of the shard, memory that holds it (each chunk at its offset), runs of
-    its bytes with the offsets (uint64, ascending) at which they begin, or a list of the chunks'
-    stored bytes, empty where absent. For the first three `sizes` are those of all chunks of the
-    shard (uint16 or uint32, 0 where absent), of which `first` is the channel's first; or `offsets`
-    (uint64) and `sizes` (int64) of the box's chunks are given.
+    `source` is a descriptor of the shard, or what has one, memory that holds it (each chunk at its
+    offset), runs of its bytes with the offsets (uint64, ascending) at which they begin, or a list
+    of the chunks' stored bytes, empty where absent. For the first three `sizes` are those of all
+    chunks of the shard (uint16 or uint32, 0 where absent), of which `first` is the channel's first;
+    or `offsets` (uint64) and `sizes` (int64) of the box's chunks are given.
     """
 
-    source: int | memoryview | tuple[list[Any], np.ndarray] | list[np.ndarray]
+    source: "int | HasDescriptor | memoryview | tuple[list[Any], np.ndarray] | list[np.ndarray]"
     sizes: np.ndarray | None = None
     first: int = 0
     offsets: np.ndarray | None = None

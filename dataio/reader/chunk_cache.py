@@ -13,7 +13,7 @@ to save requests is kept with them.
 import threading
 import warnings
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 
@@ -21,10 +21,12 @@ from mim3d.dataio.errors import CorpusWarning, Mim3dError
 from mim3d.dataio.geometry import Triple
 from mim3d.dataio.reader.kept_shard import PAGE, Kept, MemoryShard, OpenForBoth
 from mim3d.dataio.reader.shards import Run, sliced
-from mim3d.dataio.reader.stored_array import StoredArray
+from mim3d.dataio.reader.stored_array import StoredArray, Wanted
 
 POLICIES = ("keep", "lru")
 NOTHING = np.empty(0, np.uint8)
+Read = Callable[[np.ndarray, np.ndarray], list[Run]]
+SPARE = 2  # times what is missing may come, with what lies between and by whole pages
 Make = Callable[[StoredArray, np.ndarray], Kept]
 
 
@@ -44,12 +46,13 @@ class Held:
         """Whether all chunks that a box meets are there."""
         return bool(self.grid[channel][array.places(start, size)].all())
 
-    def mark(self, begin: int, end: int) -> None:
-        """Chunks within these bytes are there from now on."""
-        first = int(np.searchsorted(self.offsets, begin, "left"))
-        last = int(np.searchsorted(self.ends, end, "right"))
-        if first < last:
-            self.kept.mark(slice(first, last), there=True)
+    def within(self, runs: Sequence[Run]) -> Iterator[slice]:
+        """The chunks that lie in each run."""
+        begins = np.array([begin for begin, _ in runs], np.int64)
+        ends = begins + [len(data) for _, data in runs]
+        first = np.searchsorted(self.offsets, begins, "left").tolist()
+        last = np.searchsorted(self.ends, ends, "right").tolist()
+        return map(slice, first, last)
 
 
 class ChunkCache:
@@ -96,19 +99,13 @@ class ChunkCache:
             self._shards[array.name] = held
             return held
 
-    def through(
-        self,
-        held: Held | None,
-        chunks: np.ndarray,
-        ranges: tuple[np.ndarray, np.ndarray],
-        read: Callable[[np.ndarray, np.ndarray], list[Run]],
-        asked: np.ndarray | None = None,
-    ) -> list[np.ndarray]:
-        """Bytes of stored chunks of a shard, which have these offsets and sizes (`ranges`).
+    def through(self, held: Held | None, wanted: Wanted, read: Read) -> list[np.ndarray]:
+        """Bytes of stored chunks of a shard.
 
-        What is not there is `read` and kept as far as there is room. `asked` says which chunks
-        were announced: what is under way is taken in, even if it came another way meanwhile.
+        What is not there is `read` and kept as far as there is room. What was announced is taken
+        in, for it is under way, even if it came another way meanwhile.
         """
+        _, chunks, ranges, asked = wanted
         there = np.zeros(len(chunks), bool)
         views = [NOTHING] * len(chunks)
         if held is not None:
@@ -118,23 +115,43 @@ class ChunkCache:
                     views[place] = held.kept.view(int(ranges[0][place]), int(ranges[1][place]))
                 except OSError:  # another thread or process removed the file
                     there[place] = False
-        first = ~there if asked is None else asked
-        for chosen in (first, ~there & ~first):
-            places = np.flatnonzero(chosen).tolist()
-            if not places:
-                continue
-            wanted = ranges[0][chosen], ranges[1][chosen]
-            runs = read(*wanted)
-            for place, view in zip(places, sliced(runs, *wanted), strict=True):
+        for chosen, runs in self._read(held, there, wanted, read):
+            found = sliced(runs, ranges[0][chosen], ranges[1][chosen])
+            for place, view in zip(np.flatnonzero(chosen).tolist(), found, strict=True):
                 views[place] = view
-            if held is not None:
-                self.admit(held, runs)
-        self.count(int(there.sum()), int((~there).sum()))
         return views
+
+    def take_in(
+        self, array: StoredArray, held: Held, wanted: Wanted, read: Read
+    ) -> memoryview | OpenForBoth | None:
+        """The same, kept: where all of them lie at their offsets from here on.
+
+        None where there may not be room for what is missing: nothing is read then.
+        """
+        there = held.kept.present[wanted.chunks]
+        sizes = wanted.ranges[1][~there if wanted.asked is None else wanted.asked | ~there]
+        if self.used_bytes + SPARE * (int(sizes.sum()) + PAGE * len(sizes)) > self.budget:
+            return None
+        for _ in self._read(held, there, wanted, read):
+            pass
+        return self.source(array, held) if held.kept.present[wanted.chunks].all() else None
+
+    def _read(
+        self, held: Held | None, there: np.ndarray, wanted: Wanted, read: Read
+    ) -> Iterator[tuple[np.ndarray, list[Run]]]:
+        """Read what was announced, then what is not there, and keep it: which chunks, in runs."""
+        first = ~there if wanted.asked is None else wanted.asked
+        for chosen in (first, ~there & ~first):
+            if chosen.any():
+                runs = read(wanted.ranges[0][chosen], wanted.ranges[1][chosen])
+                if held is not None:
+                    self.admit(held, runs)
+                yield chosen, runs
+        self.count(int(there.sum()), int((~there).sum()))
 
     def admit(self, held: Held, runs: Sequence[Run]) -> None:
         """Keep what was read, as far as there is room."""
-        for begin, data in runs:
+        for (begin, data), chunks in zip(runs, held.within(runs), strict=True):
             end = begin + len(data)
             pages = slice(begin // PAGE, -(-end // PAGE))
             with self._lock:
@@ -146,7 +163,8 @@ class ChunkCache:
                 self.used_bytes += cost
             try:
                 held.kept.write(begin, data)
-                held.mark(begin, end)
+                if chunks.start < chunks.stop:
+                    held.kept.mark(chunks, there=True)
             except FileNotFoundError:
                 return  # another thread or process removed it
             except OSError as error:

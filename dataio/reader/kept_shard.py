@@ -81,6 +81,10 @@ class OpenForBoth:
     def __init__(self, file: Path, *, make: bool) -> None:
         self.fd = os.open(file, os.O_RDWR | os.O_CLOEXEC | (os.O_CREAT if make else 0), 0o644)
 
+    def fileno(self) -> int:
+        """Its descriptor, open as long as this is held."""
+        return self.fd
+
     def __del__(self) -> None:
         fd, self.fd = getattr(self, "fd", -1), -1
         if fd >= 0:

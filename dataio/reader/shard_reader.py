@@ -42,7 +42,7 @@ from mim3d.dataio.reader.chunk_cache import ChunkCache, Held
 from mim3d.dataio.reader.kept_shard import OpenForBoth
 from mim3d.dataio.reader.local_shards import LocalShards, OpenFile, cut_short, mending
 from mim3d.dataio.reader.shards import Shards, sliced
-from mim3d.dataio.reader.stored_array import Asked, AskedBoxes, StoredArray, stored_array
+from mim3d.dataio.reader.stored_array import Asked, AskedBoxes, StoredArray, Wanted, stored_array
 
 Flip = tuple[bool, bool, bool]
 
@@ -183,39 +183,43 @@ class ShardReader:
 
     def stored(self, array: StoredArray, chunks: np.ndarray) -> tuple[np.ndarray, list[np.ndarray]]:
         """Those of `chunks` (ascending numbers in the array) that are stored, and their bytes."""
-        _, offsets, sizes, asked = self._asked_of(array, chunks)
-        chosen = np.flatnonzero(sizes)
-        ranges = offsets[chosen].astype(np.int64), sizes[chosen]
-        cache, views = self.cache, []
-        read = partial(self.shards.runs, array.path, array.nbytes)
-        if len(chosen) and cache is None:
-            views = sliced(read(*ranges), *ranges)
-        elif len(chosen) and cache is not None:
-            asked = None if asked is None else asked[chosen]
-            views = cache.through(self._held(array), chunks[chosen], ranges, read, asked)
-        self.bytes_read += int(ranges[1].sum())
-        return chunks[chosen], views
+        wanted = self._wanted(array, chunks)
+        return wanted.chunks, self._views(array, wanted)
 
     def _fetched(self, array: StoredArray, chunks: np.ndarray) -> Stored:
-        """Chunks that no file or memory has at their offsets, as the loop in C takes them."""
+        """Chunks that nothing has at their offsets as yet, as the loop in C takes them."""
+        wanted = self._wanted(array, chunks)
+        if not len(wanted.chunks):
+            return Stored([NOTHING] * len(chunks))
+        read, held = partial(self.shards.runs, array.path, array.nbytes), self._held(array)
+        at = wanted.box.sizes, 0, wanted.box.offsets
         if self.cache is None:
-            _, offsets, sizes, _ = self._asked_of(array, chunks)
-            there = sizes > 0
-            wanted = offsets[there].astype(np.int64), sizes[there]
-            runs = self.shards.runs(array.path, array.nbytes, *wanted) if there.any() else []
-            self.bytes_read += int(sizes.sum())
+            runs = read(*wanted.ranges)
             begins = np.array([begin for begin, _ in runs], np.uint64)
-            return Stored(([data for _, data in runs], begins), sizes, offsets=offsets)
-        present, views = self.stored(array, chunks)
+            return Stored(([data for _, data in runs], begins), *at)
+        source = None if held is None else self.cache.take_in(array, held, wanted, read)
+        if source is not None:
+            return Stored(source, *at)
         frames = [NOTHING] * len(chunks)
-        for place, view in zip(np.searchsorted(chunks, present).tolist(), views, strict=True):
+        places = np.flatnonzero(wanted.box.sizes).tolist()
+        for place, view in zip(places, self._views(array, wanted), strict=True):
             frames[place] = view
         return Stored(frames)
 
-    def _asked_of(self, array: StoredArray, chunks: np.ndarray) -> Asked:
-        """Where chunks lie, and which of them were announced (None: these were not)."""
-        asked = self._asked.take(array, chunks)
-        return asked or Asked(chunks, *self._ranges(array, chunks))
+    def _views(self, array: StoredArray, wanted: Wanted) -> list[np.ndarray]:
+        """Bytes of each chunk."""
+        read = partial(self.shards.runs, array.path, array.nbytes)
+        if not len(wanted.chunks):
+            return []
+        if self.cache is None:
+            return sliced(read(*wanted.ranges), *wanted.ranges)
+        return self.cache.through(self._held(array), wanted, read)
+
+    def _wanted(self, array: StoredArray, chunks: np.ndarray) -> Wanted:
+        """What is to be read of a box, which is counted, as it was announced if it was."""
+        asked = self._asked.take(array, chunks) or Asked(chunks, *self._ranges(array, chunks))
+        self.bytes_read += int(asked.sizes.sum())
+        return asked.stored()
 
     def _held(self, array: StoredArray) -> Held | None:
         """The array in the cache, which begins to keep it if it did not; None without room."""
@@ -375,12 +379,9 @@ class ShardReader:
     def chunk_error(self, array: StoredArray, chunk: int, error: ValueError) -> ChunkError:
         """The error that names a damaged chunk, which no cache keeps from here on."""
         self._forget(array, chunk)
-        channel, place = divmod(chunk, array.chunks_per_channel)
-        grid = [-(-n // c) for n, c in zip(array.shape, array.chunk, strict=True)]
-        z, y, x = (int(i) for i in np.unravel_index(place, grid))
         volume = self.table.volume_id(int(self.table.arrays[array.row]["volume"]))
         return ChunkError(
-            f"volume {volume}, shard {array.path}, chunk (c {channel}, z {z}, y {y}, x {x}): "
+            f"volume {volume}, shard {array.path}, chunk ({array.place(chunk)}): "
             f"{error}; {mending(self.table.root)}"
         )
 

@@ -62,6 +62,12 @@ class StoredArray:
             slice(max(x, 0) // dx, -(-min(x + size[2], nx) // dx)),
         )
 
+    def place(self, chunk: int) -> str:
+        """Where a chunk lies, in words."""
+        channel, number = divmod(chunk, self.chunks_per_channel)
+        z, y, x = (int(i) for i in np.unravel_index(number, self.grid))
+        return f"c {channel}, z {z}, y {y}, x {x}"
+
     def box(self, channel: int, start: Triple, size: Triple) -> Box:
         """The box of one channel, which meets the array."""
         z, y, x = self.places(start, size)
@@ -84,6 +90,22 @@ class Asked(NamedTuple):
     offsets: np.ndarray
     sizes: np.ndarray
     announced: np.ndarray | None = None
+
+    def stored(self) -> "Wanted":
+        """Those of them that are stored."""
+        chosen = np.flatnonzero(self.sizes)
+        ranges = self.offsets[chosen].astype(np.int64), self.sizes[chosen]
+        asked = None if self.announced is None else self.announced[chosen]
+        return Wanted(self, self.chunks[chosen], ranges, asked)
+
+
+class Wanted(NamedTuple):
+    """Chunks of a box that are stored, offsets and sizes (int64), and which were announced."""
+
+    box: Asked
+    chunks: np.ndarray
+    ranges: tuple[np.ndarray, np.ndarray]
+    asked: np.ndarray | None
 
 
 class AskedBoxes:

@@ -121,6 +121,29 @@ def test_a_box_announced_twice_leaves_nothing_unread(corpus, make):
     reader.close()
 
 
+@pytest.mark.parametrize("announced", [False, True])
+def test_what_has_room_is_kept_first_and_decoded_where_it_lies(
+    corpus, make, monkeypatch, announced
+):
+    """Chunk by chunk goes only what may not fit."""
+    box = (0, (3, 5, 7), (30, 30, 30))
+    want = reader_of(corpus, None)[0].read_box(*box)
+    by_chunk = []
+    through = ChunkCache.through
+    monkeypatch.setattr(
+        ChunkCache, "through", lambda *given: by_chunk.append(given) or through(*given)
+    )
+    for budget, steps in ((1 << 26, 0), (40_000, 1)):
+        cache = make(budget)
+        reader, _ = reader_of(corpus, cache)
+        if announced:
+            reader.announce(*box)
+        np.testing.assert_array_equal(reader.read_box(*box), want)
+        assert len(by_chunk) == steps
+        assert cache.misses == 27  # chunks of 16
+        reader.close()
+
+
 @pytest.mark.parametrize("cached", [False, True])
 def test_sets_of_chunks_of_the_same_ends_are_told_apart(corpus, cached):
     """As where a device asks for what it lacks of several boxes."""
