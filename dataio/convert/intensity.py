@@ -210,21 +210,24 @@ class Profiles:
 
 
 def profiles(voxels: np.ndarray, *, falling: bool = False) -> Profiles:
-    """Profiles of a (z, y, x) array; fastest where planes are contiguous, each is read once."""
+    """Profiles of a (z, y, x) array; fastest where planes are contiguous, each is read once.
+
+    NaN anywhere makes both extremes NaN.
+    """
     loop = chunk_loops()
     if loop is not None and not falling and fits_profiles(voxels):
         found = [np.empty(n, voxels.dtype) for n in (1, *voxels.shape)]
         loop.profiles(voxels, voxels.dtype.kind == "i", *found)
         return Profiles(float(found[0][0]), float(found[1].max()), (found[1], found[2], found[3]))
     furthest = np.minimum if falling else np.maximum
-    flat, first = np.array(voxels[0]), np.empty(len(voxels), voxels.dtype)
-    low, high = voxels[0].min(), voxels[0].max()
+    flat = np.array(voxels[0])
+    low, high = np.empty(len(voxels), voxels.dtype), np.empty(len(voxels), voxels.dtype)
     for z, plane in enumerate(voxels):
         furthest(flat, plane, out=flat)
-        least, most = plane.min(), plane.max()
-        low, high, first[z] = min(low, least), max(high, most), least if falling else most
+        low[z], high[z] = plane.min(), plane.max()
     y, x = furthest.reduce(flat, axis=1), furthest.reduce(flat, axis=0)
-    return Profiles(float(low), float(high), (first, y, x), falling)
+    along = (low if falling else high, y, x)
+    return Profiles(float(low.min()), float(high.max()), along, falling)
 
 
 def fits_profiles(voxels: np.ndarray) -> bool:

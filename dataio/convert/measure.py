@@ -1,6 +1,7 @@
 """What is measured of a volume to be stored: statistics of each channel, the foreground's box."""
 
 from dataclasses import dataclass
+from math import isfinite
 from typing import NamedTuple
 
 import numpy as np
@@ -61,18 +62,19 @@ class Channel(NamedTuple):
 def _measured_channel(voxels: np.ndarray, values: Values) -> Channel:
     """Measure a channel (z, y, x); where it is flat its box is the whole."""
     falling, scaling = values.slope < 0, (values.slope, values.intercept)
-    finite = finite_only(voxels)
-    if not finite.size:
-        finite = np.zeros(1, voxels.dtype)  # a missing modality told by NaN, where these are kept
-    if finite.ndim == 1:
+    with np.errstate(invalid="ignore"):
+        shown = _profiles_in_memory_order(voxels, falling)
+    extremes = shown.minimum, shown.maximum
+    if all(map(isfinite, extremes)):  # as one voxel that is not would be among them
+        found = statistics(memory_order(voxels)[0], extremes, *scaling)
+    else:
+        finite = finite_only(voxels)
+        if not finite.size:
+            finite = np.zeros(1, voxels.dtype)  # a missing modality told by NaN, where it is kept
         extremes = (float(finite.min()), float(finite.max()))
         found = statistics(finite, extremes, *scaling)
         with np.errstate(invalid="ignore"):
             shown = profiles(np.nan_to_num(voxels, nan=extremes[falling]), falling=falling)
-    else:
-        shown = _profiles_in_memory_order(voxels, falling)
-        extremes = shown.minimum, shown.maximum
-        found = statistics(memory_order(voxels)[0], extremes, *scaling)
     if found.rule == "all":
         z, y, x = voxels.shape
         return Channel(found, extremes, ((0, 0, 0), (z, y, x)))

@@ -254,6 +254,9 @@ def _indexes(
     def read_group(first: int) -> list[tuple[int, np.ndarray, dict[int, np.ndarray]]]:
         return list(map(read, range(first, min(first + together, len(rows)))))
 
+    if len(rows) <= together > 1:
+        yield from read_group(0)
+        return
     with asking_threads(READERS) as readers:
         for start in range(0, len(rows), BATCH):
             firsts = range(start, min(start + BATCH, len(rows)), together)

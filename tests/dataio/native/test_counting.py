@@ -10,7 +10,15 @@ from hypothesis import strategies as st
 
 from mim3d.dataio.convert import intensity
 from mim3d.dataio.convert.few_values import FEW, MANY, VOXELS_A_VALUE, counted_values, few_values
-from mim3d.dataio.convert.intensity import Distribution, otsu, tallied
+from mim3d.dataio.convert.intensity import (
+    Distribution,
+    otsu,
+    profiles,
+    statistics,
+    tallied,
+)
+from mim3d.dataio.convert.measure import measured
+from mim3d.dataio.convert.values import Values
 from mim3d.dataio.native import extension
 
 SOURCE = Path(extension.__file__).with_name("chunks.c")
@@ -126,3 +134,21 @@ def test_values_that_stand_for_one_voxel_need_no_counts(n, far, seed):
     assert bare.mirrored().moments() == counted.mirrored().moments()
     if values[0] < values[-1]:
         assert otsu(bare) == otsu(counted)
+
+
+@settings(max_examples=60)
+@given(
+    bad=st.sampled_from([np.nan, np.inf, -np.inf]),
+    where=st.tuples(st.integers(0, 4), st.integers(0, 5), st.integers(0, 6)),
+    slope=st.sampled_from([1.0, -2.0]),
+    order=st.permutations([0, 1, 2]),
+    seed=st.integers(0, 10**6),
+)
+def test_what_is_not_finite_is_in_no_statistic_wherever_it_is(bad, where, slope, order, seed):
+    voxels = np.random.default_rng(seed).normal(0, 9, (5, 6, 7)).astype(np.float32)
+    voxels[where] = bad
+    found = measured(Values(voxels.transpose(order), slope, 1.0)).whole
+    finite = voxels.transpose(order)[np.isfinite(voxels.transpose(order))]
+    assert found == statistics(finite, (float(finite.min()), float(finite.max())), slope, 1.0)
+    extremes = profiles(voxels)
+    assert not np.isfinite([extremes.minimum, extremes.maximum]).all()
