@@ -19,6 +19,7 @@ from mim3d.bench.corpora import anatomy_like, corpus_of
 from mim3d.dataio.device.staged import Staged
 from mim3d.dataio.errors import ChunkError
 from mim3d.dataio.loader.batch import Batch
+from mim3d.dataio.loader.crop_source import CropSource
 from mim3d.dataio.loader.loader import Loader, LoaderConfig
 from mim3d.dataio.loader.staged_source import StagedSource
 from mim3d.dataio.loader.upload_source import UploadSource
@@ -82,7 +83,11 @@ def taken(loader: Loader, device: RaceDevice) -> Batch:
 
 
 def let_reads_end(loader: Loader) -> None:
-    for _, work in list(loader._source._pending.values()):
+    wait_for_reads(loader._source)
+
+
+def wait_for_reads(source: CropSource) -> None:
+    for _, work in list(source._pending.values()):
         work.wait()
 
 
@@ -199,14 +204,28 @@ def test_each_part_of_the_order_is_needed(root, path, left_out, monkeypatch):
 
 @pytest.mark.parametrize("path", ["voxels", "chunks"])
 @pytest.mark.parametrize("whose", ["side", "compute"])
-def test_what_is_kept_is_the_side_lanes_memory(root, path, whose):
-    """Another lane's would be used again at once when the loader goes, with work still queued."""
+def test_what_is_kept_is_the_side_lanes_memory(root, path, whose, monkeypatch):
+    """Another lane's would be used again at once when the loader goes, with work still queued.
+
+    So the second batch must have been begun, whose chunks are the last to be kept.
+    """
+    plain = StagedSource._is_read
+
+    def read_by_then(source: StagedSource, number: int) -> bool:
+        wait_for_reads(source)
+        return plain(source, number)
+
+    monkeypatch.setattr(StagedSource, "_is_read", read_by_then)
     with a_device() as device:
         if whose == "compute":
             device.side = nullcontext  # type: ignore[method-assign]
         loader = Loader(root, config(path))
         vars(device).pop("side", None)
         taken(loader, device)
+        source = loader._source
+        assert isinstance(source, StagedSource)
+        assert list(source._begun) == [1]
+        del source
         loader.close()
         del loader
         gc.collect()
