@@ -237,10 +237,13 @@ def ablation_statement(study: Study, ablation: Ablation) -> Statement:
 def untested(ablation: Ablation) -> str:
     """That no lead was tested, beside how far the seeds of one setting spread."""
     seeds = min((len(s.curves) for s in ablation.settings), default=0)
-    few = f"{seeds} seed{'s' if seeds != 1 else ''}, too few to test: " * (seeds < MIN_PAIRS)
     if ablation.noise is None:
-        return f"{few}how far seeds of one setting spread is not known."
-    return f"{few}no lead was tested, and seeds of one setting spread by ± {ablation.noise:.3f}."
+        text = "how far seeds of one setting spread is not known."
+    else:
+        text = f"no lead was tested, and seeds of one setting spread by ± {ablation.noise:.3f}."
+    if seeds < MIN_PAIRS:
+        return f"{seeds} seed{'s' if seeds != 1 else ''}, too few to test: {text}"
+    return text[0].upper() + text[1:]
 
 
 def growth(settings: Sequence[Setting]) -> str:

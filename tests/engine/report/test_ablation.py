@@ -59,7 +59,9 @@ def test_the_highest_of_those_that_learned_is_named_with_its_lead(tmp_path: Path
     said = ablation_statement(*read(mask_study(tmp_path)))
     assert said.kind == "neutral"
     assert "MAE with mask ratio 0.75, patch 8 (0." in said.detail
-    assert "before mask ratio 0.5, patch 8." in said.detail
+    assert "before mask ratio 0.5, patch 8. 3 seeds, too few to test: no lead" in said.detail
+    enough = ablation_statement(*read(mask_study(tmp_path / "more", seeds=5)))
+    assert "before mask ratio 0.5, patch 8. No lead was tested" in enough.detail
 
 
 def test_a_setting_that_failed_the_gate_is_never_named_best(tmp_path: Path) -> None:
