@@ -21,7 +21,7 @@ from mim3d.engine.pretrain.config import PretrainConfig
 ROOT = Path(__file__).parents[2]
 ENDS = ("Config", "Args", "Plan", "Options", "Conversion", "Variant", "Bench")
 """How the classes whose fields are options are named."""
-NO_OPTIONS = {"BoxPlan", "ViewPlan", "Plan", "GpuBench"}
+NO_OPTIONS = {"BoxPlan", "ReadPlan", "ViewPlan", "Plan", "GpuBench"}
 """Of these names, but filled by the program."""
 NEEDED: dict[str, dict[str, Any]] = {
     "ConvertArgs": {"source": "a", "destination": "b"},

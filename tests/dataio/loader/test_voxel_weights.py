@@ -281,7 +281,7 @@ def test_bfloat16_crops_have_the_weights_of_float32(corpora):
 
 def test_masks_of_two_kinds_send_the_cache_to_the_host(corpora):
     with (
-        pytest.warns(match="labels 'anonymization_mask' of <i2, \\|u1"),
+        pytest.warns(match="labels 'anonymization_mask' of int16, uint8"),
         Loader(corpora["int16"], config(ignore=ALL, cache="device")) as loader,
     ):
         assert loader.config.cache == "host"

@@ -3,6 +3,7 @@
 import asyncio
 import threading
 import time
+from contextlib import closing
 from typing import Any
 
 import numpy as np
@@ -161,16 +162,16 @@ def test_an_announcement_that_an_interrupt_cut_off_is_read_all_the_same(store, f
 
 
 def test_a_store_next_door_has_fewer_requests_in_flight(store):
-    store.gate.set()
     fetcher = Fetcher(store, "s3://there", RemoteLimits(requests=300, nbytes=1 << 30))
-    fetcher.link._earlier = 0.0  # as if it had answered at once
-    for first in range(0, 400, 10):
-        fetcher.announce("a", *ranges(first, 10))
-    assert not fetcher.has_room()
-    for first in range(0, 400, 10):
-        check(fetcher, "a", *ranges(first, 10))
-    assert store.most <= 64
-    fetcher.close()
+    with closing(fetcher):
+        fetcher.link._earlier = 0.0  # as if it had answered at once
+        for first in range(0, 400, 10):
+            fetcher.announce("a", *ranges(first, 10))
+        assert not fetcher.has_room()
+        store.gate.set()
+        for first in range(0, 400, 10):
+            check(fetcher, "a", *ranges(first, 10))
+        assert store.most <= 64
 
 
 def test_what_is_withdrawn_is_dropped_and_may_be_asked_for_again(store, fetcher):
