@@ -48,7 +48,7 @@ class RemoteBench:
     volumes: int = 4
     """Generated int16 volumes of 336 x 500 x 480 voxels, as a CT of chest and abdomen."""
     crops: int = 192
-    """Crops timed per round."""
+    """Crops timed per round; near a store few are flattered by what was read ahead."""
     warm: int = 128
     """Crops taken before: as many as are read ahead."""
     rounds: int = 3
