@@ -10,7 +10,6 @@ from typing import Any
 
 from mim3d.engine.analysis.family import primary_share
 from mim3d.engine.analysis.results import Study
-from mim3d.engine.analysis.speedup import MIN_PAIRS, PairedDifference, paired_difference
 from mim3d.engine.analysis.summary import (
     MIN_GAIN,
     ArmSummary,
@@ -20,8 +19,6 @@ from mim3d.engine.analysis.summary import (
     primary_target,
     reaches_of,
 )
-from mim3d.engine.analysis.verdict import Statement
-from mim3d.engine.analysis.words import arm_name, difference, plus_minus
 from mim3d.engine.study.config import ARM_SETTINGS, EARLIER_SETTINGS, ENCODER_SETTINGS, OWN_SETTINGS
 from mim3d.engine.study.curves import Curve, Reach, best_trained
 from mim3d.engine.study.encoders import SCRATCH
@@ -96,16 +93,6 @@ class Ablation:
         own = [setting for setting in self.settings if setting.arm == arm]
         return sorted(own, key=lambda setting: tuple(setting.values.values()))
 
-    def against_first(self, setting: Setting) -> PairedDifference | None:
-        """Final scores of a setting less those of its arm's first as listed, paired by seed.
-
-        None of that one itself, and where two settings are varied, for a grid has no first.
-        """
-        first = next(s for s in self.settings if s.arm == setting.arm)
-        if len(self.varied) > 1 or setting is first:
-            return None
-        return paired_difference(setting.final, first.final)
-
     def varied_of(self, arm: str) -> list[str]:
         """The settings that take several values for an arm."""
         own = self.of(arm)
@@ -138,11 +125,16 @@ def settings_of(study: Study, group: GroupSummary, varied: Sequence[str]) -> lis
     known |= {"labels": labelled(study, group), "head": group.group.head}
     found = []
     for arm in group.arms:
-        matter = ALWAYS | settings_of_arm(study, arm.arm)
-        matter |= {old for old, name in EARLIER_SETTINGS.items() if name in matter}
+        matter = what_matters(study, arm.arm)
         values = {name: known[name] for name in varied if name in matter and name in known}
         found.append(Setting(arm, values, group, arm.arm not in group.untrained))
     return found
+
+
+def what_matters(study: Study, arm: str) -> set[str]:
+    """Settings that change an arm's encoder, pretraining or fine-tuning, by any of their names."""
+    matter = ALWAYS | settings_of_arm(study, arm)
+    return matter | {old for old, name in EARLIER_SETTINGS.items() if name in matter}
 
 
 def settings_of_arm(study: Study, arm: str) -> set[str]:
@@ -215,58 +207,3 @@ def value_in_words(name: str, value: Any) -> str:
 def words(setting: str) -> str:
     """`mask ratio` of `mask_ratio`."""
     return "labelled subjects" if setting == "labels" else setting.replace("_", " ")
-
-
-def ablation_statement(study: Study, ablation: Ablation) -> Statement:
-    """Which setting of each arm ended highest, or how the score grows with the labels."""
-    metric = study.about.get("metric", "Dice")
-    title = str(study.about.get("ablation", "")).capitalize()
-    if ablation.varied == ("labels",):
-        text = f"{title} varied: final {metric} from the fewest labels to the most."
-        sentences = [growth(ablation.of(arm)) for arm in ablation.arms]
-        return Statement("neutral", text, " ".join(sentences))
-    sentences = [best_of(ablation.of(arm)) for arm in ablation.arms]
-    sentences.append(untested(ablation))
-    if not any(setting.learned for setting in ablation.settings):
-        text = f"{title} varied: no setting learned its pretext task, so none is named best."
-        return Statement("warning", text, " ".join(sentences))
-    text = f"{title} varied: where final {metric} was largest."
-    return Statement("neutral", text, " ".join(sentences))
-
-
-def untested(ablation: Ablation) -> str:
-    """That no lead was tested, beside how far the seeds of one setting spread."""
-    seeds = min((len(s.curves) for s in ablation.settings), default=0)
-    if ablation.noise is None:
-        text = "how far seeds of one setting spread is not known."
-    else:
-        text = f"no lead was tested, and seeds of one setting spread by ± {ablation.noise:.3f}."
-    if seeds < MIN_PAIRS:
-        return f"{seeds} seed{'s' if seeds != 1 else ''}, too few to test: {text}"
-    return text[0].upper() + text[1:]
-
-
-def growth(settings: Sequence[Setting]) -> str:
-    """`MAE 0.412 ± 0.020 (4 labelled subjects) to 0.780 ± 0.004 (180).`"""
-    first, last = settings[0], settings[-1]
-    failed = "" if last.learned else ", whose pretext task was not learned,"
-    few, many = (value_in_words("labels", s.values["labels"]) for s in (first, last))
-    name = f"{arm_name(first.arm)}{failed}"
-    return f"{name} from {plus_minus(first.final)} ({few}) to {plus_minus(last.final)} ({many})."
-
-
-def best_of(settings: Sequence[Setting]) -> str:
-    """The setting of an arm with the largest final score among those that learned, and its lead."""
-    name = arm_name(settings[0].arm)
-    valid = [s for s in settings if s.learned and s.score is not None]
-    failed = sum(not s.learned for s in settings)
-    gate = f" {failed} of {len(settings)} did not learn the pretext task." if failed else ""
-    if not valid:
-        return f"{name}:{gate or ' no score.'}"
-    ranked = sorted(valid, key=lambda s: s.score or 0.0, reverse=True)
-    lead_in = f"{name} with {ranked[0].name} ({plus_minus(ranked[0].final)})"
-    if len(ranked) == 1:
-        return f"{lead_in}.{gate}"
-    lead = paired_difference(ranked[0].final, ranked[1].final)
-    shown = difference(lead.mean, None)
-    return f"{lead_in}, {shown} before {ranked[1].name}.{gate}"

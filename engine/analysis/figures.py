@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from mim3d.engine.analysis.ablation import Ablation, read_ablation
+from mim3d.engine.analysis.ablation_family import SettingComparison, read_ablation_family
 from mim3d.engine.analysis.family import primary_share
 from mim3d.engine.analysis.results import Study
 from mim3d.engine.analysis.speedup import PairedDifference, PairedRatio, bootstrap_interval
@@ -23,7 +24,7 @@ def figures_of(report: Path) -> dict[str, Any]:
         "groups": {g.group.title: group_figures(g) for g in groups},
         "pretraining": pretraining_figures(study),
     }
-    return found | ({"ablation": ablation_figures(ablation)} if ablation else {})
+    return found | ({"ablation": ablation_figures(study, ablation)} if ablation else {})
 
 
 PRETRAINING = ("arm", "encoder", "variant", "seed", "loss", "floor", "trained", "crops", "leaked")
@@ -104,22 +105,29 @@ def difference_figures(found: PairedDifference) -> dict[str, Any]:
     }
 
 
-def ablation_figures(ablation: Ablation) -> list[dict[str, Any]]:
-    """Every setting of an ablation with its scores and steps."""
-    against = ablation.against_first
+def ablation_figures(study: Study, ablation: Ablation) -> list[dict[str, Any]]:
+    """Every setting of an ablation with its scores and steps, and its area against its rival's."""
+    family = read_ablation_family(study, ablation)
     return [
         {
             "arm": setting.arm,
             "settings": dict(setting.values),
             "learned": setting.learned,
             "final": dict(setting.final),
-            "against_first": difference_figures(d) if (d := against(setting)) else None,
+            "area": dict(setting.summary.area),
+            "against": comparison_figures(c) if (c := family.of(setting)) else None,
             "reached": sum(run.reached for run in setting.reaches.values()),
             "steps": {str(seed): run.cost for seed, run in setting.reaches.items()},
         }
         for arm in ablation.arms
         for setting in ablation.of(arm)
     ]
+
+
+def comparison_figures(found: SettingComparison) -> dict[str, Any]:
+    """A setting's area less its rival's, both as they were run, with the corrected p."""
+    rival = {"arm": found.rival.arm, "settings": dict(found.rival.values)}
+    return {"rival": rival, "area": difference_figures(found.area), "p_holm": found.p_value}
 
 
 def pretraining_figures(study: Study) -> list[dict[str, Any]]:

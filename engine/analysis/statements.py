@@ -2,7 +2,8 @@
 
 from collections.abc import Sequence
 
-from mim3d.engine.analysis.ablation import Ablation, ablation_statement
+from mim3d.engine.analysis.ablation import Ablation
+from mim3d.engine.analysis.ablation_statement import ablation_statement
 from mim3d.engine.analysis.description import lost_statement, secondary_statements
 from mim3d.engine.analysis.results import Study
 from mim3d.engine.analysis.summary import GroupSummary
