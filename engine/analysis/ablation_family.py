@@ -1,33 +1,36 @@
 """What an ablation tests: areas under validation curves, paired by seed, corrected together.
 
-The area (mean validation score over the steps) is the outcome, for it needs no target. Each setting
-is held against one rival: SimCLR at the same setting where the study has it, else scratch; where
-neither is there, the setting of its arm that is listed first. All comparisons that the plan names
-are one family (Holm). Everything else that a report says of an ablation is description.
+The area (mean of the smoothed validation curve over the steps, step 0 included) is the outcome, for
+it needs no target. All comparisons that the plan names are one family (Holm). Everything else that
+a report says of an ablation is description.
 """
 
-from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from math import prod
 
-from mim3d.engine.analysis.ablation import Ablation, Setting, what_matters
+from mim3d.engine.analysis.ablation import Ablation, Setting
+from mim3d.engine.analysis.ablation_plan import Planned, planned_comparisons
+from mim3d.engine.analysis.naming import shares_pretraining
 from mim3d.engine.analysis.results import Group, Study
 from mim3d.engine.analysis.speedup import ALPHA, PairedDifference, holm, paired_difference
-from mim3d.engine.analysis.summary import MIM, method_of
-from mim3d.engine.study.encoders import SCRATCH
 
 
 @dataclass(frozen=True)
 class SettingComparison:
-    """A setting's area less its rival's; `p_value` is corrected for the family."""
+    """A setting's area less its rival's; `p_value` is corrected for the family.
+
+    `planned` is how many seeds both were to have; `shared` says that seeds of one of them start
+    from one pretraining.
+    """
 
     setting: Setting
     rival: Setting
     area: PairedDifference
+    planned: int
+    shared: bool
     p_value: float | None = None
 
     @property
-    def certain(self) -> bool:
+    def significant(self) -> bool:
         """Whether they differ with the family's errors at 5 %."""
         return self.p_value is not None and self.p_value < ALPHA
 
@@ -38,10 +41,16 @@ class AblationFamily:
 
     members: tuple[SettingComparison, ...]
     size: int
+    awaited: bool = False
+    """Whether runs of any comparison are still to come."""
 
     def of(self, setting: Setting) -> SettingComparison | None:
         """A setting's comparison; None of a rival and of what could not be compared."""
         return next((member for member in self.members if member.setting is setting), None)
+
+    def is_rival(self, setting: Setting) -> bool:
+        """Whether others are held against a setting."""
+        return any(member.rival is setting for member in self.members)
 
 
 def read_ablation_family(study: Study, ablation: Ablation) -> AblationFamily:
@@ -50,88 +59,26 @@ def read_ablation_family(study: Study, ablation: Ablation) -> AblationFamily:
     A setting that did not learn its pretext task, or whose rival did not, is not compared; it
     counts in the number that the p values are corrected for.
     """
-    first = ablation.settings[0].group.group
-    ours = [s for s in ablation.settings if one_question(s.group.group, first, ablation.varied)]
-    made = [
-        SettingComparison(s, rival, paired_difference(s.summary.area, rival.summary.area))
-        for s, rival in rivals(ours)
-        if s.learned and rival.learned
-    ]
-    size = max(planned(study, ablation), len(made))
-    found = [member.area.p_value for member in made]
-    corrected = holm(found + [None] * (size - len(made)))
-    members = (replace(m, p_value=p) for m, p in zip(made, corrected, strict=False))
-    return AblationFamily(tuple(members), size)
+    there = {(s.arm, s.group.group): s for s in ablation.settings}
+    plan = planned_comparisons(study, [s.group.group for s in ablation.settings])
+    found = [comparison_of(study, there, planned) for planned in plan]
+    made = [f for f in found if f is not None and f.setting.learned and f.rival.learned]
+    awaited = any(study.awaited(*side) for planned in plan for side in planned.sides)
+    p_values = [member.area.p_value for member in made] + [None] * (len(plan) - len(made))
+    corrected = holm(p_values)[: len(made)]
+    members = (replace(m, p_value=p) for m, p in zip(made, corrected, strict=True))
+    return AblationFamily(tuple(members), len(plan), awaited)
 
 
-def one_question(group: Group, first: Group, varied: Sequence[str]) -> bool:
-    """Whether a group belongs to the family: the first decoder and labels, if not varied."""
-    same_head = "head" in varied or group.head == first.head
-    return same_head and ("labels" in varied or group.labels == first.labels)
-
-
-def rivals(settings: Sequence[Setting]) -> Iterator[tuple[Setting, Setting]]:
-    """Every setting that has a rival, with it."""
-    by_arm = {s.arm: [t for t in settings if t.arm == s.arm] for s in settings}
-    control = control_of(list(by_arm))
-    for arm, own in by_arm.items():
-        if arm in (control, SCRATCH):
-            continue
-        if is_held_against(arm, control):
-            matched = [(s, match) for s in own if (match := matching(s, by_arm[control]))]
-            if matched:
-                yield from matched
-                continue
-        yield from ((s, own[0]) for s in own[1:])
-
-
-def control_of(arms: Sequence[str]) -> str:
-    """SimCLR where it is an arm, else scratch, else nobody."""
-    return next((arm for arm in ("simclr", SCRATCH) if arm in arms), "")
-
-
-def is_held_against(arm: str, control: str) -> bool:
-    """Whether an arm is compared with the control: masked ones with SimCLR, all with scratch."""
-    if not control or arm == control:
-        return False
-    return control == SCRATCH or method_of(arm) in MIM
-
-
-def matching(setting: Setting, controls: Sequence[Setting]) -> Setting | None:
-    """The control at the same values of what matters to it; None where there is no single one."""
-
-    def same(control: Setting) -> bool:
-        return all(setting.values.get(name) == value for name, value in control.values.items())
-
-    found = [control for control in controls if same(control)]
-    return found[0] if len(found) == 1 else None
-
-
-def planned(study: Study, ablation: Ablation) -> int:
-    """Comparisons that the study's plan names, whatever became of its runs.
-
-    Settings that another arm alone has may be counted too, which corrects by more.
-    """
-    config = study.about.get("config", {})
-    arms: Sequence[str] = study.about.get("arms") or ablation.arms
-    given = {"labels": config.get("labels"), "head": config.get("heads")}
-    times = prod(len(given[name] or [0]) for name in given if name in ablation.varied)
-    control = control_of(arms)
-    return sum(
-        number_planned(arm, control, times * settings_planned(study, arm, ablation.varied))
-        for arm in arms
-    )
-
-
-def settings_planned(study: Study, arm: str, varied: Sequence[str]) -> int:
-    """How many settings the study's variants are to an arm; 1 where nothing varies for it."""
-    names = sorted(what_matters(study, arm).intersection(varied))
-    variants = study.about.get("variants", {})
-    return len({tuple(v.get(n) for n in names) for name, v in variants.items() if name}) or 1
-
-
-def number_planned(arm: str, control: str, settings: int) -> int:
-    """Comparisons of an arm of so many settings."""
-    if is_held_against(arm, control):
-        return settings
-    return 0 if arm in (control, SCRATCH) else settings - 1
+def comparison_of(
+    study: Study, there: dict[tuple[str, Group], Setting], planned: Planned
+) -> SettingComparison | None:
+    """A comparison of the plan as far as its runs are there; None where either has none."""
+    setting = there.get((planned.arm, planned.group))
+    rival = there.get((planned.rival_arm, planned.rival_group))
+    if setting is None or rival is None:
+        return None
+    seeds = {*study.planned(planned.group), *study.planned(planned.rival_group)}
+    shared = any(shares_pretraining(study, side.group, side.arm) for side in (setting, rival))
+    area = paired_difference(setting.summary.area, rival.summary.area)
+    return SettingComparison(setting, rival, area, len(seeds), shared)

@@ -1,4 +1,4 @@
-"""What an ablation found, in words: which areas certainly differ; all else is description."""
+"""What an ablation found, in words: which areas differ; all else is description."""
 
 from collections.abc import Sequence
 
@@ -8,83 +8,141 @@ from mim3d.engine.analysis.ablation_family import (
     SettingComparison,
     read_ablation_family,
 )
+from mim3d.engine.analysis.ablation_plan import planned_settings
+from mim3d.engine.analysis.naming import capital, interim
 from mim3d.engine.analysis.results import Study
-from mim3d.engine.analysis.speedup import MIN_PAIRS, paired_difference
-from mim3d.engine.analysis.verdict import Statement
+from mim3d.engine.analysis.speedup import CLAIM_PAIRS, MIN_PAIRS, paired_difference
+from mim3d.engine.analysis.verdict import Statement, seeds_in_words
 from mim3d.engine.analysis.words import arm_name, difference, p_in_words, plus_minus
-
-OUTCOME = "area under the validation curve"
 
 
 def ablation_statement(study: Study, ablation: Ablation) -> Statement:
-    """Which settings certainly differ in area, and, as description, where scores were largest."""
-    metric = study.about.get("metric", "Dice")
-    title = f"{str(study.about.get('ablation', '')).capitalize()} varied"
+    """Which settings differ from their rival in area, and, as description, how scores stand."""
+    title = f"{capital(str(study.about.get('ablation', '')))} varied"
+    more = described(study, ablation)
     if not any(setting.learned for setting in ablation.settings):
-        return Statement(
-            "warning",
-            f"{title}: no setting learned its pretext task, so none is named best.",
-            described(ablation, metric),
-        )
-    seeds = min((len(setting.curves) for setting in ablation.settings), default=0)
+        text = f"{title}: no setting learned its pretext task, so none is named best."
+        return Statement("warning", text, more)
     family = read_ablation_family(study, ablation)
-    if seeds < MIN_PAIRS or not family.members:
-        number = f"{seeds} seed{'s' if seeds != 1 else ''}"
-        why = f"{number}, too few to test" if seeds < MIN_PAIRS else "nothing could be compared"
-        return Statement("neutral", f"{title}: {why}.", described(ablation, metric))
-    detail = f"{tested(family)} {described(ablation, metric)}"
-    certain = sum(member.certain for member in family.members)
-    if not certain:
-        return Statement("neutral", f"{title}: no certain difference in the {OUTCOME}.", detail)
-    of = f"{certain} of {family.size} comparison{'s' if family.size != 1 else ''}"
-    text = f"{title}: the {OUTCOME} certainly differs in {of}."
-    return Statement("finding", text, detail)
+    tested = [member for member in family.members if member.p_value is not None]
+    if not tested:
+        return Statement("neutral", f"{title}: {why_untested(family)}.", more)
+    found = [member for member in tested if member.significant]
+    text = (
+        f"{title}: {whose(tested)} under the validation curve differs significantly from "
+        f"{of_rival(tested)} in {len(found) or 'none'} of {number_of(family)}"
+        f"{' so far' if family.awaited else ''}."
+    )
+    open_question = family.awaited or any(member.shared for member in found)
+    kind = "finding" if found and not open_question else "neutral"
+    return Statement(kind, text, f"{compared(family)} {more}")
 
 
-def tested(family: AblationFamily) -> str:
-    """What certainly differs, how far the rest may, and how that was tested."""
-    certain = [member for member in family.members if member.certain]
-    others = [member for member in family.members if not member.certain]
-    sentences = [f"{compared_in_words(member)}." for member in certain]
-    sentences.append(rest_in_words(others, "other " if certain else ""))
-    comparisons = f"{family.size} comparison{'s' if family.size != 1 else ''}"
-    sentences.append(f"Paired by seed; p by Holm over {comparisons} named beforehand.")
+def why_untested(family: AblationFamily) -> str:
+    """Why a family has no p value."""
+    if not family.members:
+        return "nothing could be compared"
+    pairs = max(member.area.pairs for member in family.members)
+    if pairs < MIN_PAIRS:
+        return f"{pairs} seed{'s' if pairs != 1 else ''}, too few to test"
+    return "no comparison could be tested, for every seed gives the same difference"
+
+
+def whose(members: Sequence[SettingComparison]) -> str:
+    """`MAE's area`, or `the area` where several arms are compared."""
+    arms = {member.setting.arm for member in members}
+    return f"{arm_name(*arms)}'s area" if len(arms) == 1 else "the area"
+
+
+def of_rival(members: Sequence[SettingComparison]) -> str:
+    """`that of mask ratio 0.6`, `scratch's`, or `its rival's` where rivals are of several kinds."""
+    rivals = {id(member.rival): member for member in members}
+    own = {member.rival.arm == member.setting.arm for member in members}
+    if own == {True} and len(rivals) == 1:
+        return f"that of {members[0].rival.name}"
+    arms = {member.rival.arm for member in members}
+    return f"{arm_name(*arms)}'s" if own == {False} and len(arms) == 1 else "its rival's"
+
+
+def number_of(family: AblationFamily) -> str:
+    """`2 comparisons`."""
+    return f"{family.size} comparison{'s' if family.size != 1 else ''}"
+
+
+def compared(family: AblationFamily) -> str:
+    """What differs, how far the rest may, how that was tested, and what it rests on."""
+    found = [member for member in family.members if member.significant]
+    others = [member for member in family.members if not member.significant]
+    sentences = [f"{compared_in_words(member)}." for member in found]
+    sentences.append(rest_in_words(others, "other " if found else ""))
+    sentences.append(
+        f"Paired by seed; p by Holm over {number_of(family)} of the plan, intervals each by itself."
+    )
+    if absent := family.size - len(family.members):
+        sentences.append(
+            f"{absent} of {number_of(family)} could not be made (runs are to come or failed, or a "
+            "pretext task was not learned), and count all the same."
+        )
+    sentences.append(interim(family.awaited).strip())
+    if any(member.shared for member in family.members):
+        sentences.append(
+            "Seeds of a setting share one pretraining, so what differs are these encoders: another "
+            "pretraining of the same setting may stand otherwise, and no interval or p counts that."
+        )
+    if any(member.area.pairs < CLAIM_PAIRS for member in found):
+        sentences.append(f"A claim would want {CLAIM_PAIRS} seeds.")
     return " ".join(filter(None, sentences))
 
 
 def compared_in_words(member: SettingComparison) -> str:
-    """`MAE, mask ratio 0.9: -0.021 (-0.030 to -0.012) against mask ratio 0.6, p = 0.004`."""
-    found, setting, rival = member.area, member.setting, member.rival
+    """`MAE, mask ratio 0.9: -0.021 (95 % interval -0.030 to -0.012; 5 seeds), p = 0.004`."""
+    found, setting = member.area, member.setting
     name = f"{arm_name(setting.arm)}, {setting.name}"
-    against = rival.name if rival.arm == setting.arm else arm_name(rival.arm)
-    test = "" if member.p_value is None else f", {p_in_words(member.p_value)}"
-    return f"{name}: {interval(found.mean, found.low, found.high)} against {against}{test}"
-
-
-def interval(mean: float | None, low: float | None, high: float | None) -> str:
-    """`-0.021 (-0.030 to -0.012)`."""
-    if low is None or high is None:
-        return difference(mean, None)
-    return f"{difference(mean, None)} ({low:+.3f} to {high:+.3f})"
+    if found.low is None or found.high is None or member.p_value is None:
+        return f"{name}: {difference(found.mean, None)} ({found.why}), not tested"
+    interval = f"95 % interval {found.low:+.3f} to {found.high:+.3f}"
+    seeds = seeds_in_words(found.pairs, member.planned)
+    test = p_in_words(member.p_value) if member.significant else "not significant"
+    return f"{name}: {difference(found.mean, None)} ({interval}; {seeds}), {test}"
 
 
 def rest_in_words(members: Sequence[SettingComparison], other: str) -> str:
-    """How far differences that are not certain may reach, each by its own interval."""
-    lows = [m.area.low for m in members if m.area.low is not None]
-    highs = [m.area.high for m in members if m.area.high is not None]
-    if not lows or not highs:
+    """How far differences that are not significant may reach, each by its own interval."""
+    ends = [
+        (m.area.low, m.area.high)
+        for m in members
+        if m.area.low is not None and m.area.high is not None
+    ]
+    if not members:
         return ""
-    reach = f"{min(lows):+.3f} to {max(highs):+.3f}"
-    return f"All {other}intervals lie in {reach}." if len(lows) > 1 else f"Interval {reach}."
+    if len(members) == 1:
+        return f"{compared_in_words(members[0])}."
+    if not ends:
+        return f"None of the {other}{len(members)} differences has an interval."
+    low, high = min(low for low, _ in ends), max(high for _, high in ends)
+    none = f"; {len(members) - len(ends)} have none" if len(members) > len(ends) else ""
+    return (
+        f"The {other}{len(members)} differences: 95 % intervals from {low:+.3f} to {high:+.3f}"
+        f"{none}."
+    )
 
 
-def described(ablation: Ablation, metric: str) -> str:
+def described(study: Study, ablation: Ablation) -> str:
     """Where final scores were largest, or how they grow with the labels; never a test."""
+    metric = study.about.get("metric", "Dice")
     if ablation.varied == ("labels",):
         sentences = [growth(ablation.of(arm)) for arm in ablation.arms]
         return " ".join([f"Final {metric} from the fewest labels to the most:", *sentences])
-    sentences = [best_of(ablation.of(arm)) for arm in ablation.arms]
-    return " ".join([f"Largest final {metric}, not tested:", *sentences, spread(ablation)])
+    groups = [s.group.group for s in ablation.settings]
+    asked = {(head, labels) for head, labels, _ in planned_settings(study, groups)}
+    of_arms = [
+        [s for s in ablation.of(arm) if (s.group.group.head, s.group.group.labels) in asked]
+        for arm in ablation.arms
+    ]
+    sentences = [best_of(settings) for settings in of_arms if settings]
+    some = any(s.learned and s.score is not None for settings in of_arms for s in settings)
+    lead_in = [f"Largest final {metric}, not tested:"] * some
+    return " ".join([*lead_in, *sentences, spread(ablation)])
 
 
 def spread(ablation: Ablation) -> str:

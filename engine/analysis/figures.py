@@ -106,7 +106,10 @@ def difference_figures(found: PairedDifference) -> dict[str, Any]:
 
 
 def ablation_figures(study: Study, ablation: Ablation) -> list[dict[str, Any]]:
-    """Every setting of an ablation with its scores and steps, and its area against its rival's."""
+    """Every setting of an ablation with its scores and steps, and its area against its rival's.
+
+    `against` is None of a rival and of what could not be compared.
+    """
     family = read_ablation_family(study, ablation)
     return [
         {
@@ -115,7 +118,7 @@ def ablation_figures(study: Study, ablation: Ablation) -> list[dict[str, Any]]:
             "learned": setting.learned,
             "final": dict(setting.final),
             "area": dict(setting.summary.area),
-            "against": comparison_figures(c) if (c := family.of(setting)) else None,
+            "against": comparison_figures(c, family.size) if (c := family.of(setting)) else None,
             "reached": sum(run.reached for run in setting.reaches.values()),
             "steps": {str(seed): run.cost for seed, run in setting.reaches.items()},
         }
@@ -124,10 +127,15 @@ def ablation_figures(study: Study, ablation: Ablation) -> list[dict[str, Any]]:
     ]
 
 
-def comparison_figures(found: SettingComparison) -> dict[str, Any]:
-    """A setting's area less its rival's, both as they were run, with the corrected p."""
+def comparison_figures(found: SettingComparison, size: int) -> dict[str, Any]:
+    """A setting's area less its rival's, with p corrected for so many comparisons of the plan."""
     rival = {"arm": found.rival.arm, "settings": dict(found.rival.values)}
-    return {"rival": rival, "area": difference_figures(found.area), "p_holm": found.p_value}
+    return {
+        "rival": rival,
+        "area": difference_figures(found.area),
+        "p_holm": found.p_value,
+        "of": size,
+    }
 
 
 def pretraining_figures(study: Study) -> list[dict[str, Any]]:

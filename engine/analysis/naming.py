@@ -44,6 +44,13 @@ def one_pretraining(study: Study, group: GroupSummary, comparison: Comparison) -
     )
 
 
+def interim(awaited: bool) -> str:
+    """That a study is not finished, where runs that are compared are still to come."""
+    if not awaited:
+        return ""
+    return " Runs are still to come, so p is interim: nothing corrects for looking more than once."
+
+
 def capital(text: str) -> str:
     """The text with a capital first letter."""
     return text[:1].upper() + text[1:]

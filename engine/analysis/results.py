@@ -91,9 +91,19 @@ class Study:
         return [row for row in self.rows if not row.get("tuning")]
 
     def groups(self) -> list[Group]:
-        """Groups in the order of the configuration."""
-        found = dict.fromkeys(group_of(row) for row in self.scored)
-        return list(found)
+        """Groups in the order of the configuration, whichever runs are there."""
+        found = list(dict.fromkeys(group_of(row) for row in self.scored))
+        config = self.about.get("config", {})
+        heads, labels = (
+            {v: i for i, v in enumerate(config.get(k, ()))} for k in ("heads", "labels")
+        )
+        variants = {name: i for i, name in enumerate(self.about.get("variants", ()))}
+
+        def place(group: Group) -> tuple[int, ...]:
+            places = heads.get(group.head), labels.get(group.labels), variants.get(group.variant)
+            return tuple(len(found) if at is None else at for at in places)
+
+        return sorted(found, key=place)
 
     def arms(self, group: Group) -> list[str]:
         """Arms of a group, in the order run; also one whose runs all diverged."""
@@ -120,6 +130,12 @@ class Study:
         asked = self.about.get("config", {}).get("seeds", ())
         rows = (row for row in [*self.scored, *self.failed] if group_of(row) == group)
         return sorted({*(asked if isinstance(asked, list) else ()), *seeds_of(rows)})
+
+    def awaited(self, group: Group, arm: str) -> list[int]:
+        """Seeds of an arm in a group that neither ended nor failed: they are still to run."""
+        rows = [row for row in [*self.scored, *self.failed] if row["arm"] == arm]
+        done = seeds_of(row for row in rows if group_of(row) == group)
+        return [seed for seed in self.planned(group) if seed not in done]
 
     def chance(self, group: Group) -> float:
         """Score of a model that knows nothing: 1 / classes for balanced accuracy, else 0.

@@ -10,7 +10,7 @@ from mim3d.engine.analysis.family import (
     planned_family,
     read_family,
 )
-from mim3d.engine.analysis.naming import capital, one_pretraining, pair_names
+from mim3d.engine.analysis.naming import capital, interim, one_pretraining, pair_names
 from mim3d.engine.analysis.results import Study
 from mim3d.engine.analysis.speedup import CLAIM_PAIRS, MIN_PAIRS
 from mim3d.engine.analysis.summary import MIM, Comparison, GroupSummary, method_of
@@ -100,12 +100,15 @@ def speed_statement(
     measured = measured_in_words(family, comparison, goal)
     measured += excluded_in_words(family, comparison)
     measured += one_pretraining(study, group, comparison)
+    pair = comparison.first, comparison.second
+    awaited = any(study.awaited(group.group, arm) for arm in pair)
+    measured += interim(awaited)
     certain = family.certain(comparison)
     if found.above_one and certain:
         if found.pairs < CLAIM_PAIRS:
             measured += f" A claim would want {CLAIM_PAIRS} seeds."
         text = f"{capital(first)} converged {ratio_in_words(found)} as fast as {second}."
-        return Statement("finding", text, measured)
+        return Statement("neutral" if awaited else "finding", text, measured)
     if found.below_one and certain:
         text = f"{capital(first)} converged more slowly than {second}."
         return Statement("warning", text, measured)
@@ -156,16 +159,15 @@ def seeds_in_words(pairs: int, planned: int) -> str:
 
 def fixed_beforehand(study: Study) -> str:
     """What was fixed before any run was seen, as far as the study's own files show it."""
+    ablation = bool(study.about.get("ablation"))
+    hangs_on = "outcome and comparisons" if ablation else "target, smoothing and setting"
     rest = (
-        "All other ratios, intervals and p values describe: nothing was asked of them beforehand "
+        "All other figures, intervals and p values describe: nothing was asked of them beforehand "
         "and none is corrected for their number."
     )
     first = study.about.get("asked_first")
-    if first is None:
-        return (
-            "Nothing in these results shows when the headline's target, smoothing and setting were "
-            f"chosen. {rest}"
-        )
+    if first is None or (ablation and "outcome" not in first):
+        return f"Nothing in these results shows when the headline's {hangs_on} were chosen. {rest}"
     first = {"encoders": []} | first  # studies from before they could be named
     now = headline_settings(study.about["settings"], study.about.get("config", {}))
     changed = [
@@ -176,7 +178,12 @@ def fixed_beforehand(study: Study) -> str:
     if changed:
         return (
             f"Changed after the study had begun: {', '.join(changed)}. So the headline is "
-            "exploratory, as all other ratios and p values are; nothing corrects for that."
+            "exploratory, as all other figures and p values are; nothing corrects for that."
+        )
+    if ablation:
+        return (
+            "The headline's outcome, comparisons and smoothing were on file before the first run, "
+            f"and its p is corrected for their number. {rest}"
         )
     return (
         "The headline's setting, target and smoothing were on file before the first run, and its p "

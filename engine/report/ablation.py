@@ -1,9 +1,15 @@
 """The section of an ablation: charts, small multiples, table, pictures."""
 
-from mim3d.engine.analysis.ablation import DAGGER, Ablation
+from mim3d.engine.analysis.ablation import DAGGER, Ablation, Setting
 from mim3d.engine.analysis.ablation_family import AblationFamily, read_ablation_family
 from mim3d.engine.analysis.speedup import MIN_PAIRS
-from mim3d.engine.analysis.words import arm_name, median_reach, paired_in_words, plus_minus
+from mim3d.engine.analysis.words import (
+    arm_name,
+    median_reach,
+    p_in_words,
+    paired_in_words,
+    plus_minus,
+)
 from mim3d.engine.report.ablation_charts import ablation_charts, scale_in_words
 from mim3d.engine.report.ablation_curves import curves_charts
 from mim3d.engine.report.pictures import ablation_segmentations
@@ -35,38 +41,40 @@ def ablation_table(ablation: Ablation, family: AblationFamily, metric: str) -> T
     for arm in ablation.arms:
         for setting in ablation.of(arm):
             learned = "–" if arm == SCRATCH else "yes" if setting.learned else f"no {DAGGER}"
-            member = family.of(setting)
             rows.append(
                 (
                     f"{arm_name(arm)}, {setting.name}",
                     plus_minus(setting.summary.area),
-                    paired_in_words(member and member.area),
-                    "–" if member is None or member.p_value is None else f"{member.p_value:.3f}",
+                    *against_rival(family, setting),
                     plus_minus(setting.final),
                     median_reach(setting.reaches),
                     str(len(setting.curves)),
                     learned,
                 )
             )
-    header = ("setting", "area under curve", f"against {rivals_in_words(family)}", "p (Holm)")
+    header = ("setting", "area under curve", "against its rival", "p (Holm)")
     header += (f"final {metric}", "steps to target", "seeds", "learned")
     note = (
-        "Mean ± standard deviation over seeds. The area is the mean validation score over the "
-        "steps, and alone is tested: its mean difference from the rival, paired by seed, with a "
-        f"95 % interval by itself from {MIN_PAIRS} seeds on, and p corrected (Holm) for "
-        f"{family.size} comparisons named beforehand. All else is described: a lead within the "
-        "seeds' spread is no finding. Steps are the median over seeds with how many reached the "
-        f"target: {ablation.target}."
+        "Mean ± standard deviation over seeds. The area is the mean of the smoothed validation "
+        "curve over the steps, step 0 included, and alone is tested: its mean difference from the "
+        f"rival, paired by seed, with a 95 % interval by itself from {MIN_PAIRS} seeds on, and p "
+        f"corrected (Holm) for {family.size} comparisons of the plan. All else is described: a "
+        "lead within the seeds' spread is no finding. Steps are the median over seeds with how "
+        f"many reached the target: {ablation.target}."
     )
     if any(not setting.learned for setting in ablation.settings):
         note += f" {DAGGER} did not learn its pretext task: shown, but neither ranked nor compared."
     return Table("What each setting gave", header, tuple(rows), note)
 
 
-def rivals_in_words(family: AblationFamily) -> str:
-    """Whom settings are held against, for a heading."""
-    rivals = {member.rival.arm for member in family.members}
-    own = {member.setting.arm for member in family.members}
-    return (
-        " or ".join(sorted(map(arm_name, rivals))) if rivals and not rivals & own else "the first"
+def against_rival(family: AblationFamily, setting: Setting) -> tuple[str, str]:
+    """Difference from the rival, which is named, and p; dashes of what is not compared."""
+    member = family.of(setting)
+    if member is None:
+        return ("(rival)" if family.is_rival(setting) else "–"), "–"
+    rival = member.rival
+    name = rival.name if rival.arm == setting.arm else arm_name(rival.arm)
+    p_value = "–" if member.p_value is None else p_in_words(member.p_value)
+    return f"{paired_in_words(member.area)}\nagainst {name}", p_value.removeprefix("p ").lstrip(
+        "= "
     )

@@ -46,7 +46,7 @@ def group_section(content: Content, group: GroupSummary, index: int) -> Section:
         blocks.append(Charts(found, paired=True))
     blocks.append(reaches_table(group))
     if group.comparisons:
-        blocks.append(speedup_table(group))
+        blocks.append(speedup_table(group, content.ablation is not None))
     scores = final_table(study, group)
     blocks += [scores] if scores else []
     blocks += segmentations(study, group, index, plotter.folder)

@@ -15,6 +15,7 @@ from mim3d.engine.study.encoders import SCRATCH
 def limits(study: Study, groups: list[GroupSummary]) -> list[str]:
     """What this study cannot show, said before somebody else does."""
     seeds = len({row["seed"] for row in study.scored})
+    ablation = bool(study.about.get("ablation"))
     found = []
     if study.about.get("synthetic"):
         found.append("The images are generated, not acquired: nothing here is about anatomy.")
@@ -24,14 +25,16 @@ def limits(study: Study, groups: list[GroupSummary]) -> list[str]:
             f"supported below {MIN_PAIRS}."
         )
     elif seeds < CLAIM_PAIRS:
+        normal = "differences" if ablation else "logarithms of ratios"
         found.append(
             f"{seeds} seeds: a claim would want {CLAIM_PAIRS}. Of so few pairs t intervals lean on "
-            "logarithms of ratios being about normal, and bootstrap intervals are too narrow."
+            f"{normal} being about normal, and bootstrap intervals are too narrow."
         )
     if all(p.get("seed") is None for p in study.pretraining) and study.pretraining:
         found.append(
-            "Each arm was pretrained once: seeds vary the fine-tuning, not the pretraining, so "
-            "what is compared are these encoders, not their methods."
+            f"Each {'setting' if ablation else 'arm'} was pretrained once: seeds vary the "
+            "fine-tuning, not the pretraining, so what is compared are these encoders, not their "
+            "methods."
         )
     unknown = [pretraining_name(p) for p in study.pretraining if not p["crops"]]
     if unknown:
@@ -40,12 +43,12 @@ def limits(study: Study, groups: list[GroupSummary]) -> list[str]:
             "ledgers with pretraining are a dash."
         )
     scratch = any(arm.arm == SCRATCH for group in groups for arm in group.arms)
-    if not scratch and not study.about.get("ablation"):
+    if not scratch and not ablation:
         found.append("No scratch arm was run: targets are shares of the first arm's best score.")
     found += convergence_limits(study, groups)
     found.append(fixed_beforehand(study))
     found += added_later(study)
-    if not study.about.get("ablation"):
+    if not ablation:
         found += unequal_tuning(study)
     found.append(validation_limit(study))
     found += leak_limits(study)
@@ -109,7 +112,10 @@ def validation_limit(study: Study) -> str:
     """What the validation subjects were used for, besides being scored."""
     tuned = any(row.get("tuning") for row in study.rows)
     chose = "chose the learning rates and also " if tuned else ""
-    words = f"The validation subjects {chose}make the curves that speed-ups are read off"
+    read = (
+        "whose areas are compared" if study.about.get("ablation") else "that speed-ups are read off"
+    )
+    words = f"The validation subjects {chose}make the curves {read}"
     if any(row["split"] == "test" for row in study.scored):
         return f"{words}; final scores are of test subjects, which nothing was chosen by."
     return f"{words}, and the final scores too: no test subjects were scored."

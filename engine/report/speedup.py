@@ -155,11 +155,14 @@ def overview_table(study: Study, groups: Sequence[GroupSummary]) -> Table | None
             cells.append("\n".join([*ratio_lines(found), *seeds]))
         rows.append(tuple(cells))
     each = " of each encoder" if any(group.group.encoder for group in groups) else ""
+    first = f"The first setting{each} is the headline's"
+    if study.about.get("ablation"):
+        first = "All of it describes: what the ablation tests has its own table"
     header = ("setting", *(f"{arm_name(one)} over\n{arm_name(other)}" for one, other in pairs))
     note = (
         f"Steps to {100 * share:g} % of the reference's best score, as ratios, with 95 % intervals "
-        "and p of a paired t test on logarithms where at least 5 seeds support them. The first "
-        f"setting{each} is the headline's; no p here is corrected for the number of comparisons."
+        "and p of a paired t test on logarithms where at least 5 seeds support them. "
+        f"{first}; no p here is corrected for the number of comparisons."
     )
     return Table("Every setting at the primary target", header, tuple(rows), note)
 
@@ -191,8 +194,8 @@ def target_lines(group: GroupSummary) -> list[tuple[str, float]]:
     return [(f"{100 * t.share:g} %", t.score) for t in group.targets if not t.refused]
 
 
-def speedup_table(group: GroupSummary) -> Table:
-    """Paired ratios at every target."""
+def speedup_table(group: GroupSummary, ablation: bool = False) -> Table:
+    """Paired ratios at every target; of an ablation, whose words rest on areas, described."""
     header = ("comparison", *(f"at {100 * t.share:g} %" for t in group.targets), "area", "final")
     rows = []
     for comparison in group.comparisons:
@@ -211,10 +214,11 @@ def speedup_table(group: GroupSummary) -> Table:
                 difference(comparison.final.mean, comparison.final.p_value),
             )
         )
+    rests = "which describes here" if ablation else "on which the words above rest"
     note = (
         "Steps of the second arm over steps of the first, paired by seed, geometric mean; above 1 "
         "the first is faster. Below: the 95 % interval and p of a paired t test on the logarithms, "
-        "where at least 5 seeds support them, on which the words above rest; in how many of the "
+        f"where at least 5 seeds support them, {rests}; in how many of the "
         "seeds both arms reached the target; and the 95 % bootstrap interval (BCa), which decides "
         "nothing: of 5 pairs it covers the truth in 84 % of cases, of 10 in 90 %. Of a bound the "
         "bounds are tested, more strictly the more seeds are censored. Area and final: mean "

@@ -48,17 +48,32 @@ from mim3d.engine.training.corpus import corpus_sha256
 from mim3d.engine.transfer.given_weights import sha256_of
 
 PLAN = "plan.json"
+AREA = "area under the validation curve"
+"""What an ablation compares settings by."""
 HELD_OUT = ("validation", "test")
 
 
 def headline_settings(settings: Row, config: Row) -> Row:
     """What the headline hangs on: target, smoothing, seeds, arms, encoders, first decoder, labels.
 
-    JSON values. Seeds, arms and encoders added once results were seen are a choice too.
+    JSON values. Seeds, arms and encoders added once results were seen are a choice too. Of an
+    ablation also its outcome and its settings in their order, for the first is the others' rival.
     """
-    found = {name: settings.get(name) for name in ("targets", "primary", "smoothing")}
+    if "outcome" in settings:
+        outcome = {"outcome": settings["outcome"], "settings": variant_names(config)}
+    else:
+        outcome = {}
+    found = outcome | {name: settings.get(name) for name in ("targets", "primary", "smoothing")}
     found |= {name: config[name][0] for name in ("heads", "labels") if config.get(name)}
     return found | {name: config[name] for name in ("seeds", "arms", "encoders") if name in config}
+
+
+def variant_names(config: Row) -> list[str]:
+    """`mask_ratio 0.5, patch 8` of each variant in their order."""
+    return [
+        settings_in_words({k: v for k, v in variant.items() if v is not None})
+        for variant in config.get("variants", ())
+    ]
 
 
 def write_plan(
@@ -292,6 +307,7 @@ def about_study(config: StudyConfig, corpus: Corpus, splits: Splits) -> Row:
             "targets": config.targets,
             "primary": config.primary,
             "tasks": config.tasks,
+            **({"outcome": AREA} if config.ablation else {}),
         },
         "search": search_tried(config.pretext_search),
         "ablation": config.ablation,

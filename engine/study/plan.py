@@ -107,7 +107,8 @@ def scored_cells(
 ) -> list[Cell]:
     """Every scored cell; `chosen` has the lr and encoder_lr_scale of (arm's label, head)."""
     arms, default = arms_of(config), config.finetune.lr_grid[0]
-    # Seed by seed, so that an interrupted study has whole pairs.
+    # The headline's decoder and labels first, and there seed by seed: an interrupted study has
+    # whole pairs of what it tests.
     wanted = (
         Cell(
             arm.name,
@@ -118,8 +119,8 @@ def scored_cells(
             *chosen.get((arm.label, head), default),
             encoder=arm.encoder,
         )
-        for seed, head, labels, variant, arm in product(
-            config.seeds, config.heads, config.labels, config.variants, arms
+        for head, labels, seed, variant, arm in product(
+            config.heads, config.labels, config.seeds, config.variants, arms
         )
     )
     return list(dict.fromkeys(wanted))

@@ -1,6 +1,7 @@
 """What a study's statistics answer where the truth is known: null studies, gates, lost runs."""
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -132,6 +133,26 @@ def test_an_arm_whose_runs_all_diverged_is_shown(tmp_path: Path) -> None:
     assert mae[2] == f"> {BUDGET} (0/5)"
     assert headline(study, groups).kind in ("warning", "neutral")
     assert build_report(folder).exists()
+
+
+def test_a_study_that_is_not_finished_is_interim(tmp_path: Path) -> None:
+    """Stopped after six of eight seeds; a seed that failed is not waited for."""
+    folder = write_study(tmp_path, seeds=6, config={"seeds": list(range(8))})
+    study = Study.load(folder)
+    found = headline(study, summarise(study))
+    assert " converged 1.49× as fast as " in found.text
+    assert found.kind == "neutral"
+    assert "p is interim: nothing corrects for looking more than once" in found.detail
+    lost = [
+        {**row, "seed": seed, "error": "out of memory", "diverged": False}
+        for row in study.rows
+        if row["seed"] == 0 and row["step"] == 0
+        for seed in (6, 7)
+    ]
+    ended = replace(study, about=study.about | {"failed": lost})
+    found = headline(ended, summarise(ended))
+    assert found.kind == "finding"
+    assert "interim" not in found.detail
 
 
 def test_runs_that_are_missing_are_told(tmp_path: Path) -> None:
