@@ -105,8 +105,13 @@ class Ablation:
     @property
     def noise(self) -> float | None:
         """Standard deviation over seeds of one setting's final score, pooled over settings."""
-        several = [s.final.values() for s in self.settings if len(s.final) > 1]
-        return fmean(map(variance, several)) ** 0.5 if several else None
+        return pooled_spread([s.final for s in self.settings])
+
+
+def pooled_spread(of_settings: Sequence[Mapping[int, float]]) -> float | None:
+    """Standard deviation over seeds within a setting, pooled; None where each has one seed."""
+    several = [values.values() for values in of_settings if len(values) > 1]
+    return fmean(map(variance, several)) ** 0.5 if several else None
 
 
 def read_ablation(study: Study, groups: Sequence[GroupSummary]) -> Ablation | None:

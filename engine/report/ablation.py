@@ -2,6 +2,7 @@
 
 from mim3d.engine.analysis.ablation import DAGGER, Ablation, Setting
 from mim3d.engine.analysis.ablation_family import AblationFamily, read_ablation_family
+from mim3d.engine.analysis.ablation_statement import number_of
 from mim3d.engine.analysis.speedup import MIN_PAIRS
 from mim3d.engine.analysis.words import (
     arm_name,
@@ -58,7 +59,7 @@ def ablation_table(ablation: Ablation, family: AblationFamily, metric: str) -> T
         "Mean ± standard deviation over seeds. The area is the mean of the smoothed validation "
         "curve over the steps, step 0 included, and alone is tested: its mean difference from the "
         f"rival, paired by seed, with a 95 % interval by itself from {MIN_PAIRS} seeds on, and p "
-        f"corrected (Holm) for {family.size} comparisons of the plan. All else is described: a "
+        f"corrected (Holm) for {number_of(family)} of the plan. All else is described: a "
         "lead within the seeds' spread is no finding. Steps are the median over seeds with how "
         f"many reached the target: {ablation.target}."
     )

@@ -5,12 +5,13 @@ allows; a setting that did not learn its pretext task is left uncoloured, in a d
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from statistics import median, stdev
+from statistics import fmean, median, stdev
 from typing import TYPE_CHECKING, Any
 
-from mim3d.engine.analysis.ablation import DAGGER, Ablation, Setting, words
+from mim3d.engine.analysis.ablation import DAGGER, Ablation, Setting, pooled_spread, words
+from mim3d.engine.analysis.naming import capital
 from mim3d.engine.analysis.results import Study
 from mim3d.engine.analysis.words import arm_name, median_reach
 from mim3d.engine.report.palette import Palette
@@ -39,13 +40,33 @@ class Scale:
         return min(max((score - self.low) / (self.high - self.low), 0.0), 1.0)
 
 
-def scale_of(ablation: Ablation) -> Scale:
+@dataclass(frozen=True)
+class Outcome:
+    """What a chart shows of each setting, by seed; `name` is in the chart's."""
+
+    name: str
+    words: str
+    of: Callable[[Setting], Mapping[int, float]]
+
+    def mean(self, setting: Setting) -> float | None:
+        """Over the seeds; None without any."""
+        return fmean(self.of(setting).values()) if self.of(setting) else None
+
+
+def outcomes(metric: str) -> tuple[Outcome, Outcome]:
+    """The area, which is tested, and the final score."""
+    area = Outcome("area-", f"area under the {metric} curve", lambda setting: setting.summary.area)
+    return area, Outcome("", f"final {metric}", lambda setting: setting.final)
+
+
+def scale_of(ablation: Ablation, outcome: Outcome) -> Scale:
     """One scale for every arm: from the lowest to the highest score, widened where that is little.
 
     A scale stretched over differences within the seeds' noise would make them look decisive.
     """
-    scores = [s.score for s in ablation.settings if s.score is not None] or [0.0]
-    low, high, noise = min(scores), max(scores), ablation.noise
+    scores = [m for s in ablation.settings if (m := outcome.mean(s)) is not None] or [0.0]
+    noise = pooled_spread([outcome.of(setting) for setting in ablation.settings])
+    low, high = min(scores), max(scores)
     wanted = max(high - low, NARROWEST, NOISES * (noise or 0.0))
     low = max(0.0, min((low + high - wanted) / 2, 1.0 - wanted))
     return Scale(low, low + wanted, noise)
@@ -55,11 +76,12 @@ def scale_in_words(ablation: Ablation, metric: str) -> str:
     """How to read the charts of an ablation."""
     parts = []
     if any(len(ablation.varied_of(arm)) == 2 for arm in ablation.arms):
-        scale = scale_of(ablation)
+        scales = [(outcome.words, scale_of(ablation, outcome)) for outcome in outcomes(metric)]
+        shown = ", ".join(f"{what} {s.low:.3f} to {s.high:.3f}" for what, s in scales)
         parts.append(
-            f"All maps of final {metric} share one colour scale, {scale.low:.3f} to "
-            f"{scale.high:.3f}, at least {NARROWEST:g} and {NOISES:g} standard deviations over "
-            "seeds wide, so that noise does not look like a difference; ± is the deviation over "
+            f"All maps of one outcome share one colour scale ({shown}), at least {NARROWEST:g} and "
+            f"{NOISES:g} standard deviations over seeds wide, so that noise does not look like a "
+            "difference; ± is the deviation over "
             "seeds. Outlined: the highest of those that learned, whatever its lead. Steps are "
             "coloured from the whole budget (pale) to none."
         )
@@ -77,38 +99,40 @@ def scale_in_words(ablation: Ablation, metric: str) -> str:
 
 
 def ablation_charts(study: Study, ablation: Ablation, plotter: Plotter) -> list[Chart]:
-    """Final score and steps: a heat map for each arm that two settings vary, lines of one."""
+    """Area, final score and steps: a heat map for each arm that two settings vary, else lines."""
     metric = str(study.about.get("metric", "Dice"))
     charts = []
     crossed = [arm for arm in ablation.arms if len(ablation.varied_of(arm)) == 2]
     for arm in crossed:
-        charts.append(score_map(ablation, arm, metric, plotter))
+        charts += [score_map(ablation, arm, outcome, plotter) for outcome in outcomes(metric)]
         charts += [steps_map(ablation, arm, plotter)] * any(s.reaches for s in ablation.of(arm))
     names = {tuple(v) for arm in ablation.arms if len(v := ablation.varied_of(arm)) == 1}
     for (name,) in sorted(names):
-        charts.append(score_lines(ablation, name, metric, plotter))
+        charts += [score_lines(ablation, name, outcome, plotter) for outcome in outcomes(metric)]
         charts += [steps_lines(ablation, name, plotter)] * any(s.reaches for s in ablation.settings)
     return charts
 
 
-def score_map(ablation: Ablation, arm: str, metric: str, plotter: Plotter) -> Chart:
-    """Final score of an arm over its two settings; the highest that learned is outlined."""
-    scale = scale_of(ablation)
-    learned = [s for s in ablation.of(arm) if s.learned and s.score is not None]
-    highest = max(learned, key=lambda s: s.score or 0.0) if len(learned) > 1 else None
+def score_map(ablation: Ablation, arm: str, outcome: Outcome, plotter: Plotter) -> Chart:
+    """An outcome of an arm over its two settings; the highest that learned is outlined."""
+    scale = scale_of(ablation, outcome)
+    learned = [s for s in ablation.of(arm) if s.learned and outcome.of(s)]
+    highest = max(learned, key=lambda s: outcome.mean(s) or 0.0) if len(learned) > 1 else None
 
     def cell(setting: Setting) -> tuple[str, float | None]:
-        if setting.score is None:
+        mean, values = outcome.mean(setting), outcome.of(setting).values()
+        if mean is None:
             return "–", None
-        deviation = f"\n± {stdev(setting.final.values()):.3f}" if len(setting.final) > 1 else ""
-        return f"{setting.score:.3f}{deviation}", scale.share(setting.score)
+        deviation = f"\n± {stdev(values):.3f}" if len(values) > 1 else ""
+        return f"{mean:.3f}{deviation}", scale.share(mean)
 
     def below(axes: "Axes", palette: Palette) -> None:
-        draw_scale(axes, palette, arm, scale, metric)
+        draw_scale(axes, palette, arm, scale)
 
     across, down = ablation.varied_of(arm)
-    alt = f"{arm_name(arm)}: final {metric} by {words(across)} and {words(down)}"
-    return heat_map(ablation, arm, f"ablation-{arm}", alt, cell, plotter, below, highest)
+    alt = f"{arm_name(arm)}: {outcome.words} by {words(across)} and {words(down)}"
+    name = f"ablation-{outcome.name}{arm}"
+    return heat_map(ablation, arm, name, alt, cell, plotter, below, highest)
 
 
 def steps_map(ablation: Ablation, arm: str, plotter: Plotter) -> Chart:
@@ -208,7 +232,7 @@ def daggered(text: str) -> str:
     return f"{first} {DAGGER}\n{rest}"
 
 
-def draw_scale(axes: "Axes", palette: Palette, arm: str, scale: Scale, metric: str) -> None:
+def draw_scale(axes: "Axes", palette: Palette, arm: str, scale: Scale) -> None:
     """The colour scale with its ends, and how far seeds of one setting stand apart on it."""
     from matplotlib.patches import Rectangle
 
@@ -220,7 +244,7 @@ def draw_scale(axes: "Axes", palette: Palette, arm: str, scale: Scale, metric: s
     axes.set_ylim(-1.5, 1.1)
     axes.set_axis_off()
     small = {"fontsize": 7.5, "color": palette["muted"], "va": "top"}
-    axes.text(0.0, -0.25, f"{metric} {scale.low:.3f}", ha="left", **small)
+    axes.text(0.0, -0.25, f"{scale.low:.3f}", ha="left", **small)
     axes.text(1.0, -0.25, f"{scale.high:.3f}", ha="right", **small)
     label = "one seed: noise not known"
     if scale.noise is not None:
@@ -230,27 +254,27 @@ def draw_scale(axes: "Axes", palette: Palette, arm: str, scale: Scale, metric: s
     axes.text(0.5, -0.25, label, ha="center", **small)
 
 
-def score_lines(ablation: Ablation, name: str, metric: str, plotter: Plotter) -> Chart:
-    """Final score of every arm over one setting, a dot per seed and bars of one deviation."""
+def score_lines(ablation: Ablation, name: str, outcome: Outcome, plotter: Plotter) -> Chart:
+    """An outcome of every arm over one setting, a dot per seed and bars of one deviation."""
 
     def draw(figure: Any, palette: Palette) -> None:
         axes = figure.subplots()
-        style_axes(axes, palette, words(name), f"final {metric}")
+        style_axes(axes, palette, words(name), outcome.words)
 
         def point(x: float, setting: Setting, colour: str) -> float | None:
-            if setting.score is None:
+            mean, numbers = outcome.mean(setting), list(outcome.of(setting).values())
+            if mean is None:
                 return None
-            numbers = list(setting.final.values())
             if len(numbers) > 1:
-                axes.errorbar(x, setting.score, stdev(numbers), color=colour, lw=1.1, capsize=2)
+                axes.errorbar(x, mean, stdev(numbers), color=colour, lw=1.1, capsize=2)
             axes.plot([x] * len(numbers), numbers, ".", color=colour, alpha=0.45, ms=4)
-            return setting.score
+            return mean
 
         draw_lines(figure, axes, palette, ablation, name, point)
         axes.set_ylim(bottom=0)
 
-    alt = f"Final {metric} by {words(name)}"
-    return plotter.chart(f"ablation-{name}", alt, HALF, draw, Drawing(NARROW, draw))
+    alt = f"{capital(outcome.words)} by {words(name)}"
+    return plotter.chart(f"ablation-{outcome.name}{name}", alt, HALF, draw, Drawing(NARROW, draw))
 
 
 def steps_lines(ablation: Ablation, name: str, plotter: Plotter) -> Chart:

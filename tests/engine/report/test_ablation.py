@@ -13,7 +13,7 @@ from mim3d.engine.analysis.figures import figures_of
 from mim3d.engine.analysis.results import Study
 from mim3d.engine.analysis.summary import summarise
 from mim3d.engine.report.ablation import ablation_table
-from mim3d.engine.report.ablation_charts import NARROWEST, ablation_charts, scale_of
+from mim3d.engine.report.ablation_charts import NARROWEST, ablation_charts, outcomes, scale_of
 from mim3d.engine.report.ablation_curves import curves_charts, pretext_charts
 from mim3d.engine.report.cost import network_table, throughput_table
 from mim3d.engine.report.plots import Plotter
@@ -101,7 +101,7 @@ def test_the_colour_scale_does_not_stretch_noise(tmp_path: Path) -> None:
     pretraining = [pretraining_of("mae", 0.4, 1.0, name) for name in variants]
     write_ablation(tmp_path, rows, pretraining, ["mask_ratio"], variants)
     _, ablation = read(tmp_path)
-    scale = scale_of(ablation)
+    scale = scale_of(ablation, outcomes("Dice")[1])
     scores = sorted(s.score for s in ablation.settings if s.score is not None)
     assert scale.high - scale.low == pytest.approx(NARROWEST)
     assert scale.share(scores[1]) - scale.share(scores[0]) < 0.1
@@ -114,7 +114,7 @@ def test_the_colour_scale_does_not_stretch_noise(tmp_path: Path) -> None:
 def test_one_seed_tells_no_noise(tmp_path: Path) -> None:
     study, ablation = read(mask_study(tmp_path, seeds=1))
     assert ablation.noise is None
-    (score, *_) = ablation_charts(study, ablation, Plotter(tmp_path / "figures"))
+    (_, score, *_) = ablation_charts(study, ablation, Plotter(tmp_path / "figures"))
     assert "one seed: noise not known" in score.svg
 
 
@@ -136,7 +136,7 @@ def test_a_target_at_the_untrained_score_is_refused(tmp_path: Path) -> None:
     assert ablation.target.startswith("none, for 90 %")
     assert all(s.reaches == {} for s in ablation.settings)
     charts = ablation_charts(study, ablation, Plotter(tmp_path / "figures"))
-    assert [chart.name for chart in charts] == ["ablation-mask_ratio"]
+    assert [chart.name for chart in charts] == ["ablation-area-mask_ratio", "ablation-mask_ratio"]
 
 
 def test_settings_of_a_plugins_method_are_told_where_its_plugin_is_not(tmp_path: Path) -> None:
@@ -193,8 +193,10 @@ def test_simmims_linear_head_stands_beside_the_grid(tmp_path: Path) -> None:
     (simmim,) = ablation.of("simmim")
     assert simmim.values == {}
     assert simmim.name == "linear head"
-    score, steps = ablation_charts(study, ablation, Plotter(tmp_path / "figures"))
-    assert (score.name, steps.name) == ("ablation-mae", "ablation-steps-mae")
+    area, score, steps = ablation_charts(study, ablation, Plotter(tmp_path / "figures"))
+    names = ["ablation-area-mae", "ablation-mae", "ablation-steps-mae"]
+    assert [area.name, score.name, steps.name] == names
+    assert "linear head" in area.svg
     assert "linear head" in score.svg
     assert "linear head" in steps.svg
     assert "SimMIM with linear head (0." in ablation_statement(study, ablation).detail
@@ -229,7 +231,7 @@ def test_label_counts_are_in_order_and_named(tmp_path: Path) -> None:
     said = ablation_statement(study, ablation)
     assert "(4 labelled subjects) to 0." in said.detail
     assert "(256 labelled subjects)" in said.detail
-    score = ablation_charts(study, ablation, Plotter(tmp_path / "figures"))[0]
+    score = ablation_charts(study, ablation, Plotter(tmp_path / "figures"))[1]
     ticks = [score.svg.index(f">{count}</text>") for count in (4, 16, 64, 128, 256)]
     assert ticks == sorted(ticks)
     scores = [s.score or 0.0 for s in ablation.of("scratch")]
@@ -254,7 +256,7 @@ def test_shares_become_numbers_of_the_training_subjects(tmp_path: Path) -> None:
 def test_the_page_and_the_figures_of_an_ablation(tmp_path: Path) -> None:
     report = build_report(decoder_study(tmp_path))
     page = report.read_text()
-    assert "share one colour scale" in page
+    assert "share one colour scale (area under the Dice curve 0." in page
     assert "What each setting gave" in page
     assert "every setting" in page
     assert "No picture: no run kept slices" in page
