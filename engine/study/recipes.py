@@ -102,7 +102,9 @@ def head_neck_ct() -> StudyConfig:
     The hippocampus recipe finds no organ here (Dice 0.000): of a window's voxels 0.06 to 0.1 % are
     of each, so crops are drawn on organs and the decoder is wider. Validation is small because
     a scan has ten times a hippocampus' voxels; what convergence compares is paired by seed.
-    24,000 crops tile the training scans ten times; 9,600 at rate 5e-4 taught MAE nothing.
+    24,000 crops tile the training scans ten times; 9,600 at rate 5e-4 taught MAE nothing. Rates,
+    batches, mask ratios and temperature are what study `pretext-ct` found, eight settings of each
+    method (bench/results/2026-11-30-pretext-search-ct).
     """
     base = hippocampus()
     return replace(
@@ -115,7 +117,13 @@ def head_neck_ct() -> StudyConfig:
         heads=("unetr", "tokens"),
         labels=(1.0, 8.0, 16.0, 32.0),
         matching=("crops",),
-        pretrain=replace(base.pretrain, crops=24_000),
+        pretrain=replace(
+            base.pretrain,
+            crops=24_000,
+            mae=replace(base.pretrain.mae, lr=3e-3),
+            simmim=replace(base.pretrain.simmim, lr=3e-3),
+            simclr=replace(base.pretrain.simclr, lr=1e-3, global_batch=16),
+        ),
         finetune=replace(
             base.finetune,
             steps=1_000,
