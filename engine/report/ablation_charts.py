@@ -15,7 +15,15 @@ from mim3d.engine.analysis.naming import capital
 from mim3d.engine.analysis.results import Study
 from mim3d.engine.analysis.words import arm_name, median_reach
 from mim3d.engine.report.palette import Palette
-from mim3d.engine.report.plots import NARROW, Chart, Drawing, Plotter, arms_legend, style_axes
+from mim3d.engine.report.plots import (
+    NARROW,
+    Chart,
+    Drawing,
+    Plotter,
+    arms_legend,
+    is_narrow,
+    style_axes,
+)
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -195,7 +203,7 @@ def heat_map(
         if below:
             below(parts[1], palette)
 
-    return plotter.chart(name, alt, size, draw)
+    return plotter.chart(name, alt, size, draw, Drawing((NARROW[0], size[1]), draw))
 
 
 def draw_cell(
@@ -211,6 +219,7 @@ def draw_cell(
     """One setting: coloured where it learned, in a dashed frame with a dagger where not."""
     from matplotlib.patches import Rectangle
 
+    size = 6.5 if is_narrow(axes.get_figure()) else 8  # five columns fit a phone
     corner = place[0] - 0.47, place[1] - 0.46
     ink = palette["ink"]
     if not setting.learned:
@@ -223,7 +232,7 @@ def draw_cell(
     axes.add_patch(Rectangle(corner, 0.94, 0.92, **frame))
     if outlined:
         axes.add_patch(Rectangle(corner, 0.94, 0.92, fill=False, ec=palette["ink"], lw=1.6))
-    axes.text(*place, text, ha="center", va="center", color=ink, fontsize=8, linespacing=1.15)
+    axes.text(*place, text, ha="center", va="center", color=ink, fontsize=size, linespacing=1.15)
 
 
 def daggered(text: str) -> str:
