@@ -164,10 +164,12 @@ def test_a_clean_environment_runs_what_is_installed(wheel: Path, tmp_path: Path)
     venv.create(tmp_path / "venv", with_pip=False)
     python = tmp_path / "venv" / "bin" / "python"
     words = ("install", "--quiet", "--no-deps", str(wheel))
-    subprocess.run([sys.executable, "-m", "pip", "--python", str(python), *words], check=True)
+    # Of a PYTHONPATH with mim3d in it pip would think that nothing is to be installed.
+    environment = {k: v for k, v in os.environ.items() if not k.startswith("PYTHON")}
+    pip = [sys.executable, "-m", "pip", "--python", str(python)]
+    subprocess.run([*pip, *words], check=True, env=environment)
     site = next((tmp_path / "venv" / "lib").glob("python*/site-packages"))
     (site / "lent.pth").write_text(sysconfig.get_paths()["purelib"] + "\n")
-    environment = {k: v for k, v in os.environ.items() if not k.startswith("PYTHON")}
     code = f"""
 import mim3d, importlib.metadata
 from pathlib import Path
