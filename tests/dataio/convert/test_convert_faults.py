@@ -15,8 +15,9 @@ import numpy as np
 import pytest
 from small_disk import small_disk
 
+from mim3d.dataio.convert import pool
 from mim3d.dataio.convert.job import Job
-from mim3d.dataio.convert.pool import Pool, run_jobs
+from mim3d.dataio.convert.pool import Pool, Worker, run_jobs
 from mim3d.dataio.convert.run import convert
 from mim3d.dataio.convert.work import run_job
 from mim3d.dataio.corpus.conversion import Conversion
@@ -226,17 +227,20 @@ def test_a_lock_removed_in_between_is_noticed(tmp_path, monkeypatch):
 
 
 def test_a_worker_that_dies_costs_a_retry_and_then_its_source(made, tmp_path, monkeypatch):
-    # The second job's worker is killed from outside each time it starts on it.
+    # The second job's worker is killed from outside each time it is given it; it is stopped before,
+    # or it might have done the job by then.
     jobs = [Job(s, s.id, (), str(tmp_path / "c"), Conversion()) for s in made[:4]]
-    original = Pool._hand_out
+    original = Worker.give
 
-    def hand_out(self):
-        original(self)
-        for worker in self._busy():
-            if worker.jobs and worker.jobs[0][0].id == "v1":
-                worker.process.kill()
+    def give(self, job, tries):
+        if job.id == "v1":
+            self.process.send_signal(signal.SIGSTOP)
+        original(self, job, tries)
+        if job.id == "v1":
+            self.process.kill()
 
-    monkeypatch.setattr(Pool, "_hand_out", hand_out)
+    monkeypatch.setattr(pool, "AHEAD", 0)
+    monkeypatch.setattr(Worker, "give", give)
     results = {result.id: result for result in run_jobs(jobs, 2)}
     assert results["v1"].rejections[0].code == "worker-lost"
     assert "--workers 1" in results["v1"].rejections[0].detail
