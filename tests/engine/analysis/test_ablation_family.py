@@ -25,7 +25,7 @@ from mim3d.engine.runs.files import read_json, write_json, write_jsonl
 from mim3d.engine.study.gather import headline_settings
 
 Settings = dict[str, float]
-SCRATCH_LOSS = {"simclr": (2.2, 3.43)}
+CONTRASTIVE_LOSS = {"simclr": (2.2, 3.43)}
 
 
 def name_of(settings: Settings) -> str:
@@ -84,7 +84,7 @@ class Plan:
         ]
 
     def losses(self, arm: str, variant: str) -> tuple[float, float]:
-        return SCRATCH_LOSS.get(arm, (0.99 if f"{arm} {variant}" in self.failed else 0.4, 1.0))
+        return CONTRASTIVE_LOSS.get(arm, (0.99 if f"{arm} {variant}" in self.failed else 0.4, 1.0))
 
     def write(self, folder: Path) -> tuple[Study, Ablation]:
         write_study(folder)
