@@ -102,7 +102,7 @@ def head_neck_ct() -> StudyConfig:
     The hippocampus recipe finds no organ here (Dice 0.000): of a window's voxels 0.06 to 0.1 % are
     of each, so crops are drawn on organs and the decoder is wider. Validation is small because
     a scan has ten times a hippocampus' voxels; what convergence compares is paired by seed.
-    24,000 crops tile the training scans ten times; 9,600 at rate 5e-4 taught MAE nothing. Rates,
+    24,000 crops tile the training scans nine times; 9,600 at rate 5e-4 taught MAE nothing. Rates,
     batches, mask ratios and temperature are what study `pretext-ct` found, eight settings of each
     method (bench/results/2026-11-30-pretext-search-ct).
     """
