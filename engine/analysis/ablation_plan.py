@@ -15,6 +15,7 @@ from mim3d.engine.analysis.ablation import what_matters
 from mim3d.engine.analysis.results import Group, Study
 from mim3d.engine.study.config import settings_in_words
 from mim3d.engine.study.encoders import SCRATCH
+from mim3d.engine.study.gather import variant_settings
 
 Settings = dict[str, Any]
 
@@ -65,8 +66,8 @@ def of_arm(study: Study, arm: str, control: str, groups: Sequence[Group]) -> Ite
     if control and all(len(found) == 1 for found in controls.values()):
         yield from (Planned(arm, own, control, *found) for own, found in controls.items())
         return
-    first, *others = controls
-    yield from (Planned(arm, own, arm, first) for own in others)
+    settings = list(controls)
+    yield from (Planned(arm, own, arm, settings[0]) for own in settings[1:])
 
 
 def group_at(
@@ -94,9 +95,8 @@ def planned_settings(
 
 def planned_variants(study: Study) -> list[Settings]:
     """The settings of every variant; from their names' own where the results have no plan."""
-    given = study.about.get("config", {}).get("variants")
-    if given is not None:
-        return [{k: v for k, v in variant.items() if v is not None} for variant in given]
+    if given := variant_settings(study.about.get("config", {})):
+        return given
     varied = study.about.get("ablation_axes", ())
     known = study.about.get("variants", {})
     found = [

@@ -1,6 +1,6 @@
 """Charts of ablations: heat maps of two varied settings, lines of one.
 
-All heat maps of a report share one colour scale, which is never narrower than the seeds' noise
+All heat maps of one outcome share one colour scale, which is never narrower than the seeds' noise
 allows; a setting that did not learn its pretext task is left uncoloured, in a dashed frame.
 """
 

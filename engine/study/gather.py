@@ -59,21 +59,18 @@ def headline_settings(settings: Row, config: Row) -> Row:
     JSON values. Seeds, arms and encoders added once results were seen are a choice too. Of an
     ablation also its outcome and its settings in their order, for the first is the others' rival.
     """
+    found = {name: settings.get(name) for name in ("targets", "primary", "smoothing")}
     if "outcome" in settings:
-        outcome = {"outcome": settings["outcome"], "settings": variant_names(config)}
-    else:
-        outcome = {}
-    found = outcome | {name: settings.get(name) for name in ("targets", "primary", "smoothing")}
+        names = list(map(settings_in_words, variant_settings(config)))
+        found |= {"outcome": settings["outcome"], "settings": names}
     found |= {name: config[name][0] for name in ("heads", "labels") if config.get(name)}
     return found | {name: config[name] for name in ("seeds", "arms", "encoders") if name in config}
 
 
-def variant_names(config: Row) -> list[str]:
-    """`mask_ratio 0.5, patch 8` of each variant in their order."""
-    return [
-        settings_in_words({k: v for k, v in variant.items() if v is not None})
-        for variant in config.get("variants", ())
-    ]
+def variant_settings(config: Row) -> list[Row]:
+    """Of each variant in their order, the settings that are set; JSON keeps the others as None."""
+    variants = config.get("variants", ())
+    return [{k: v for k, v in variant.items() if v is not None} for variant in variants]
 
 
 def write_plan(

@@ -187,24 +187,32 @@ def test_every_phase_of_a_study_has_the_same_workers(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_workers_end_with_a_study_that_was_killed(tmp_path: Path) -> None:
-    script = f"""
-import time
+    script = """
+import sys
 from pathlib import Path
 from mim3d.engine.study.pool import PoolTask
 from mim3d.engine.study.processes import Processes
 from mim3d.engine.runs.files import write_json
 if __name__ == "__main__":
-    tasks = [PoolTask(f"sleep {{n}}", time.sleep, (600 + n,)) for n in range(2)]
-    tasks += [PoolTask("late", write_json, (Path({str(tmp_path)!r}) / "late.json", 1))]
+    folder = Path(sys.argv[1])
+    sleep = "import pathlib, time; pathlib.Path({!r}).touch(); time.sleep(600)"
+    files = [str(folder / f"started-{n}") for n in range(2)]
+    tasks = [PoolTask(f"sleep for {file}", exec, (sleep.format(file),)) for file in files]
+    tasks += [PoolTask("late", write_json, (folder / "late.json", 1))]
     with Processes(2) as pool:
         pool.run(tasks, "sleeping")
 """
     (tmp_path / "parent.py").write_text(script)
-    parent = subprocess.Popen([sys.executable, str(tmp_path / "parent.py")])
-    workers = wait_for(lambda: children_of(parent.pid, "spawn_main"), 2)
+    parent = subprocess.Popen([sys.executable, str(tmp_path / "parent.py"), str(tmp_path)])
+
+    def at_work() -> list[int]:
+        started = len(list(tmp_path.glob("started-*"))) == 2
+        return children_of(parent.pid, "spawn_main") if started else []
+
+    workers = wait_for(at_work, 2)
     parent.kill()
     parent.wait()
-    deadline = time.monotonic() + 120  # they notice once their imports are done
+    deadline = time.monotonic() + 30
     while any(map(running, workers)) and time.monotonic() < deadline:
         time.sleep(0.1)
     assert not any(map(running, workers))
@@ -215,7 +223,6 @@ def wait_for(look: Callable[[], list[int]], wanted: int) -> list[int]:
     deadline = time.monotonic() + 60
     while len(found := look()) < wanted and time.monotonic() < deadline:
         time.sleep(0.1)
-    time.sleep(3)  # imports are done, the tasks run
     assert len(found) == wanted
     return found
 
