@@ -26,6 +26,9 @@ from mim3d.engine.study.config import (
 from mim3d.engine.study.curves import Curve, smooth
 from mim3d.engine.study.encoders import TITLES
 
+TOLERATED = 0.1
+"""Share of an arm's scored pretrainings that may fail to learn before the arm is not compared."""
+
 
 def decoder_name(head: str) -> str:
     """`UNETR decoder`, `tokens decoder`."""
@@ -188,6 +191,19 @@ class Study:
         seeds = seeds_of(self.select(group, arm, "validation"))
         found = {seed: self.pretraining_of(group, arm, seed) for seed in seeds}
         return [seed for seed, row in found.items() if row is not None and row["trained"] is False]
+
+    def is_untrained(self, group: Group, arm: str) -> bool:
+        """Whether an arm is compared with nobody, as more than `TOLERATED` did not learn.
+
+        Where fewer did not, their seeds count as all others: a method that fails now and then is
+        judged with its failures, and no seed is left out for what became of it.
+        """
+        failed = self.untrained(group, arm)
+        rows = [self.pretraining_of(group, arm, seed) for seed in failed]
+        if any(row is not None and row.get("seed") is None for row in rows):
+            return True
+        wanted = {*self.planned(group), *seeds_of(self.select(group, arm, "validation"))}
+        return len(failed) > TOLERATED * len(wanted)
 
     def spending(self, group: Group, arm: str) -> Spending:
         """Cost of the arm's pretraining and of one fine-tuning step, by seed.

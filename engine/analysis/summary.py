@@ -99,7 +99,7 @@ class GroupSummary:
 
 
 def summarise(study: Study) -> list[GroupSummary]:
-    """Every group of the study; arms whose pretext was not learned are compared with nobody."""
+    """Every group of the study; arms that did not learn their pretext are compared with nobody."""
     return [summarise_group(study, group) for group in study.groups()]
 
 
@@ -113,7 +113,7 @@ def summarise_group(study: Study, group: Group) -> GroupSummary:
     base = untrained_score(study.chance(group), curves)
     targets = make_targets(curves[reference], settings.get("targets", TARGETS), base)
     arms = tuple(summarise_arm(study, group, arm, curves, targets) for arm in names)
-    untrained = tuple(arm for arm in names if study.untrained(group, arm))
+    untrained = tuple(arm for arm in names if study.is_untrained(group, arm))
     flops_of = study.about.get("config", {}).get("flops_of", "mae")
     pairs = [pair for pair in pairs_of(names, flops_of) if not set(pair) & set(untrained)]
     sides = {arm: side(study, group, arm, curves) for arm in names}

@@ -11,7 +11,7 @@ from mim3d.engine.analysis.family import (
     read_family,
 )
 from mim3d.engine.analysis.naming import capital, interim, one_pretraining, pair_names
-from mim3d.engine.analysis.results import Study
+from mim3d.engine.analysis.results import TOLERATED, Study, is_of
 from mim3d.engine.analysis.speedup import CLAIM_PAIRS, MIN_PAIRS
 from mim3d.engine.analysis.summary import MIM, Comparison, GroupSummary, method_of
 from mim3d.engine.analysis.words import (
@@ -100,6 +100,7 @@ def speed_statement(
     measured = measured_in_words(family, comparison, goal)
     measured += excluded_in_words(family, comparison)
     measured += one_pretraining(study, group, comparison)
+    measured += failed_and_counted(study, group, comparison)
     pair = comparison.first, comparison.second
     awaited = any(study.awaited(group.group, arm) for arm in pair)
     measured += interim(awaited)
@@ -115,6 +116,19 @@ def speed_statement(
     if (found.above_one or found.below_one) and family.size > 1:
         measured += f" That is too little for the better of {family.size} masked arms."
     return Statement("neutral", undecided(first, second, family, comparison), measured)
+
+
+def failed_and_counted(study: Study, group: GroupSummary, comparison: Comparison) -> str:
+    """Which seeds count although their pretraining learned nothing."""
+    failed = {
+        arm: study.untrained(group.group, arm) for arm in (comparison.first, comparison.second)
+    }
+    return "".join(
+        f" Of {arm_name(arm)}'s pretrainings seed {', '.join(map(str, seeds))} did not learn the "
+        "pretext task, and counts all the same."
+        for arm, seeds in failed.items()
+        if seeds
+    )
 
 
 def undecided(first: str, second: str, family: Family, comparison: Comparison) -> str:
@@ -205,11 +219,22 @@ def named_family(study: Study) -> str:
 
 def gate_statements(study: Study) -> list[Statement]:
     """One sentence for each pretraining: learned or not, loss against the baseline."""
-    return [gate_statement(pretraining) for pretraining in study.pretraining]
+    return [gate_statement(p, is_tolerated(study, p)) for p in study.pretraining]
 
 
-def gate_statement(pretraining: Row) -> Statement:
-    """Whether a pretext task was learned, with the loss and what knowing nothing gives."""
+def is_tolerated(study: Study, pretraining: Row) -> bool:
+    """Whether the arm of a pretraining is compared, should this one have learned nothing."""
+    arm = pretraining["arm"]
+    its = [group for group in study.groups() if is_of(pretraining, group)]
+    its = [group for group in its if arm in study.arms(group)]
+    return bool(its) and not any(study.is_untrained(group, arm) for group in its)
+
+
+def gate_statement(pretraining: Row, tolerated: bool = False) -> Statement:
+    """Whether a pretext task was learned, with the loss and what knowing nothing gives.
+
+    `tolerated` says that the arm is compared all the same, with the seeds of those that failed.
+    """
     name = pretrained_arm(pretraining)
     if pretraining.get("variant"):
         name = f"{name} ({pretraining['variant']})"
@@ -234,5 +259,11 @@ def gate_statement(pretraining: Row) -> Statement:
     if behind := pretraining.get("behind"):
         which = f"Channel{'s' if len(behind) > 1 else ''} {', '.join(map(str, behind))} (from 0)"
         figures += f" {which} predicted no better than by each patch's own mean."
+    if tolerated:
+        figures += (
+            f" {capital(who)} is compared with all its seeds: of those that are scored no more "
+            f"than {100 * TOLERATED:g} % failed."
+        )
+        return Statement("warning", f"{name} did not learn its pretext task.", figures)
     text = f"{name} did not learn its pretext task, so {who} is not compared."
     return Statement("warning", text, figures)

@@ -56,21 +56,27 @@ class StopSignal:
 
 @contextmanager
 def stop_on_signal(ranks: Ranks) -> Iterator[StopSignal]:
-    """Turn SIGTERM, SIGUSR1 and a first Ctrl-C into a stop between steps.
+    """Turn SIGTERM, SIGUSR1 and a first Ctrl-C into a stop between steps."""
+    stop = StopSignal(ranks)
+    with signals_set(stop.signalled, SAVING if ranks.first else b""):
+        yield stop
+
+
+@contextmanager
+def signals_set(halt: threading.Event, said: bytes) -> Iterator[None]:
+    """Have SIGTERM, SIGUSR1 and a first Ctrl-C, which is answered by `said`, set an event.
 
     Only the main thread can listen. A second Ctrl-C ends the process, in whatever call it stands.
     """
-    stop = StopSignal(ranks)
 
     def listen(number: int, frame: FrameType | None) -> None:
-        stop.signalled.set()
+        halt.set()
         if number == signal.SIGINT:
             signal.signal(number, second)
-            if ranks.first:
-                os.write(2, SAVING)
+            os.write(2, said)
 
     if threading.current_thread() is not threading.main_thread():
-        yield stop
+        yield
         return
     interrupts = signal.getsignal(signal.SIGINT)
     # A notebook's second interrupt must not end its kernel.
@@ -79,7 +85,7 @@ def stop_on_signal(ranks: Ranks) -> Iterator[StopSignal]:
     mine = (signal.SIGINT,) * (interrupts is signal.default_int_handler)
     before = {number: signal.signal(number, listen) for number in (*SIGNALS, *mine)}
     try:
-        yield stop
+        yield
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import replace
 
-from mim3d.engine.analysis.results import Study
+from mim3d.engine.analysis.results import TOLERATED, Study
 from mim3d.engine.analysis.words import arm_name, number, on_encoder, pretrained_arm
 from mim3d.engine.report.ablation_curves import pretext_charts
 from mim3d.engine.report.palette import Palette
@@ -107,7 +107,8 @@ def pretraining_table(study: Study) -> Table | None:
         )
     note = (
         "Knowing nothing: each hidden patch's mean for masked methods, ln(2b − 1) for NT-Xent. An "
-        "arm has learned where its loss over the last fifth is below 0.95 of that."
+        "arm has learned where its loss over the last fifth is below 0.95 of that, and is compared "
+        f"unless more than {100 * TOLERATED:g} % of the pretrainings of its scored seeds did not."
     )
     return Table("What each pretraining saw and learned", header, tuple(rows), note)
 

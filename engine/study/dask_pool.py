@@ -1,6 +1,7 @@
 """Tasks over an existing Dask cluster whose workers see the same files: one task a worker."""
 
 import os
+import threading
 from collections.abc import Callable, Sequence
 from contextlib import chdir
 from pathlib import Path
@@ -10,8 +11,12 @@ from typing import Any
 from mim3d.dataio.convert.dask_runner import connect
 from mim3d.dataio.errors import Mim3dError
 from mim3d.dataio.progress import progress
-from mim3d.engine.errors import ConfigError, TrainingError
+from mim3d.engine.distributed.stop import signals_set
+from mim3d.engine.errors import ConfigError, StoppedError, TrainingError
 from mim3d.engine.study.pool import Failures, Pool, PoolTask
+
+LOOK_S = 0.1
+SAVING = b"\nstopping; runs under way on the cluster go on; Ctrl-C again ends at once\n"
 
 
 class DaskPool(Pool):
@@ -32,22 +37,31 @@ class DaskPool(Pool):
             raise
 
     def run(self, tasks: Sequence[PoolTask], title: str) -> Failures:
-        """As `Pool.run`."""
+        """As `Pool.run`; StoppedError where a signal ends it, while the cluster's runs go on."""
         if not tasks:
             return {}
         from distributed import as_completed
 
         failed: Failures = {}
-        with progress(title, len(tasks), "runs") as shown:
+        halt = threading.Event()
+        with progress(title, len(tasks), "runs") as shown, signals_set(halt, SAVING):
             names = {self._submit(task): task.name for task in tasks}
-            for future in as_completed(names, loop=self._client.loop):
-                name = names[future]
-                try:
-                    result_of(future, name)
-                except (Mim3dError, OSError) as error:
-                    failed[name] = error
-                    shown.note(f"{name}: {error}")
-                shown.advance(1, name)
+            ended = as_completed(names, loop=self._client.loop)
+            while not ended.is_empty():
+                if halt.is_set():
+                    raise StoppedError(
+                        "told to stop; runs under way on the cluster go on to their end: run the "
+                        "same command for the rest when they have ended"
+                    )
+                for future in ended.next_batch(block=False):
+                    name = names[future]
+                    try:
+                        result_of(future, name)
+                    except (Mim3dError, OSError) as error:
+                        failed[name] = error
+                        shown.note(f"{name}: {error}")
+                    shown.advance(1, name)
+                halt.wait(LOOK_S)
         return failed
 
     def _submit(self, task: PoolTask) -> Any:

@@ -1,4 +1,7 @@
-"""Tasks in spawned processes with one thread each; the lines they print reach us."""
+"""Tasks in spawned processes with one thread each; the lines they print reach us.
+
+Told to stop (SIGTERM, SIGUSR1, a first Ctrl-C), they save what they are at; what waits is dropped.
+"""
 
 import io
 import os
@@ -7,20 +10,25 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future, ProcessPoolExecutor, as_completed
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from multiprocessing import get_context, parent_process
+from multiprocessing.connection import Connection
 from typing import Any
 
 from mim3d.dataio.errors import Mim3dError
 from mim3d.dataio.progress import Progress, progress
-from mim3d.engine.errors import TrainingError
+from mim3d.engine.distributed.stop import signals_set
+from mim3d.engine.errors import StoppedError, TrainingError
 from mim3d.engine.study.pool import Failures, Pool, PoolTask
 
 STOP = None
 SAVE_S = 60.0
 """Seconds that a worker whose parent died has to save a checkpoint."""
+LOOK_S = 0.5
+"""How often is looked for a signal, and how often a worker's run is told of one."""
+SAVING = b"\nstopping after the steps under way, and saving them; Ctrl-C again ends at once\n"
 
 
 class Processes(Pool):
@@ -32,36 +40,56 @@ class Processes(Pool):
     def __init__(self, workers: int) -> None:
         context = get_context("spawn")
         self._lines = context.Queue()
-        self._pool = ProcessPoolExecutor(workers, context, _begin_worker, (self._lines,))
+        # Workers have the other end alone, so closing this one reaches them all, as our death does.
+        self._ending, self._stop = context.Pipe(duplex=False)
+        self._pool = ProcessPoolExecutor(
+            workers, context, _begin_worker, (self._lines, self._ending)
+        )
 
     def run(self, tasks: Sequence[PoolTask], title: str) -> Failures:
-        """As `Pool.run`; TrainingError where a worker dies."""
+        """As `Pool.run`; TrainingError where a worker dies, StoppedError where a signal ends it."""
         if not tasks:
             return {}
-        with progress(title, len(tasks), "runs") as shown, self._lines_to(shown.note):
-            return self._run(tasks, shown)
+        halt = threading.Event()
+        with (
+            progress(title, len(tasks), "runs") as shown,
+            self._lines_to(shown.note),
+            signals_set(halt, SAVING),
+        ):
+            failed = self._run(tasks, shown, halt)
+        if halt.is_set():
+            raise StoppedError(
+                "told to stop, and what was under way is saved: run the same command to go on"
+            )
+        return failed
 
-    def _run(self, tasks: Sequence[PoolTask], shown: Progress) -> Failures:
+    def _run(self, tasks: Sequence[PoolTask], shown: Progress, halt: threading.Event) -> Failures:
         failed: Failures = {}
         with _one_thread_each():
             futures: dict[Future[None], str] = {
                 self._pool.submit(_run_task, task.call, *task.arguments): task.name
                 for task in tasks
             }
-        for future in as_completed(futures):
-            name = futures[future]
-            try:
-                future.result()
-            except BrokenProcessPool as error:
-                raise TrainingError(
-                    f"a worker process died during {name} or a run beside it, perhaps for want "
-                    "of memory: run the same command again, with --workers 1 if it recurs"
-                ) from error
-            except (Mim3dError, OSError) as error:
-                failed[name] = error
-                shown.note(f"{name}: {error}")
-            shown.advance(1, name)
+        running = set(futures)
+        while running:
+            done, running = wait(running, LOOK_S, FIRST_COMPLETED)
+            for future in done:
+                if not future.cancelled() and not _was_stopped(future, futures[future], halt):
+                    self._note(future, futures[future], failed, shown)
+            if halt.is_set() and not self._stop.closed:
+                self._stop.close()
+                running = {future for future in running if not future.cancel()}
         return failed
+
+    def _note(self, future: Future[None], name: str, failed: Failures, shown: Progress) -> None:
+        """Say that a task has ended, and how."""
+        error = future.exception()
+        if isinstance(error, (Mim3dError, OSError)):
+            failed[name] = error
+            shown.note(f"{name}: {error}")
+        elif error is not None:
+            raise error
+        shown.advance(1, name)
 
     @contextmanager
     def _lines_to(self, note: Callable[[str], None]) -> Iterator[None]:
@@ -76,6 +104,8 @@ class Processes(Pool):
     def close(self) -> None:
         """Wait for running tasks; those that wait are dropped."""
         self._pool.shutdown(wait=True, cancel_futures=True)
+        self._ending.close()
+        self._stop.close()
 
 
 def default_workers(device: str) -> int:
@@ -102,12 +132,57 @@ def _one_thread_each() -> Iterator[None]:
             os.environ["OMP_NUM_THREADS"] = before
 
 
+def _was_stopped(future: Future[None], name: str, halt: threading.Event) -> bool:
+    """Whether a task ended because we were told to stop; TrainingError where its worker died.
+
+    A scheduler signals all processes of a job, of which an idle worker dies, and we may hear of
+    that first.
+    """
+    error = future.exception()
+    if not isinstance(error, BrokenProcessPool):
+        return isinstance(error, StoppedError)
+    if halt.wait(LOOK_S):
+        return True
+    raise TrainingError(
+        f"a worker process died during {name} or a run beside it, perhaps for want of memory: run "
+        "the same command again, with --workers 1 if it recurs"
+    ) from error
+
+
+_halt = threading.Event()
+"""Set in a worker whose study was told to stop, or is gone."""
+
+
 def _run_task(call: Callable[..., None], *arguments: Any) -> None:
-    """Run a task, unless the study that asked for it is gone: then nobody waits for more."""
-    parent = parent_process()
-    if parent is not None and not parent.is_alive():
+    """Run a task, unless the study that asked for it is told to stop, or gone."""
+    if _is_orphan():
         os._exit(1)
-    call(*arguments)
+    if _halt.is_set():
+        raise StoppedError("not begun")
+    try:
+        call(*arguments)
+    except StoppedError:
+        # By somebody else: the executor does so when a worker beside us died, and then waits for
+        # our end while we would wait for a task.
+        if _is_orphan() or not _halt.is_set():
+            os._exit(1)
+        raise
+
+
+def _is_orphan() -> bool:
+    """Whether the study's process is gone."""
+    parent = parent_process()
+    return parent is not None and not parent.is_alive()
+
+
+def _follow_stop(ending: Connection) -> None:
+    """Wait for the study's word to stop; pass it on to the run under way, or about to begin."""
+    with suppress(EOFError, OSError):
+        ending.recv_bytes()
+    _halt.set()
+    while True:
+        os.kill(os.getpid(), signal.SIGUSR1)
+        time.sleep(LOOK_S)
 
 
 def _follow_parent() -> None:
@@ -120,13 +195,16 @@ def _follow_parent() -> None:
     os._exit(1)
 
 
-def _begin_worker(lines: Any) -> None:
+def _begin_worker(lines: Any, ending: Connection) -> None:
     import torch
 
+    # A terminal's Ctrl-C reaches us too: what it means is for the study to say. SIGUSR1 is how we
+    # pass that on; a run listens to it.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGUSR1, signal.SIG_IGN)
     threading.Thread(target=_follow_parent, daemon=True).start()
-
+    threading.Thread(target=_follow_stop, args=(ending,), daemon=True).start()
     torch.set_num_threads(1)
-    signal.signal(signal.SIGINT, signal.SIG_DFL)
     sys.stdout = LineSender(lines.put)
 
 

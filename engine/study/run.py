@@ -132,8 +132,9 @@ def run_missing(
 ) -> None:
     """Pretrainings, runs that tune the rates, then those that are scored; adds what failed."""
     tuning = tuning_cells(config)
-    # Cells that wait for no pretraining and no tuning fill the cores beside the pretrainings.
-    free = [] if tuning else [c for c in scored_cells(config, {}) if waits_for_nothing(config, c)]
+    # The headline's cells that wait for no pretraining and no tuning fill the cores beside the
+    # pretrainings; other decoders and labels come after the headline of all arms.
+    free = [] if tuning else [c for c in headline_cells(config) if waits_for_nothing(config, c)]
     free = of_their_pretraining(config, free, splits, out)
     first = [*pretrain_tasks(config, splits, out), *cell_tasks(config, free, splits, out)]
     keep_results(config, corpus, splits, failed, out)
@@ -165,6 +166,12 @@ def named_corpus(config: StudyConfig) -> str:
     if not config.data.corpus:
         raise ConfigError("no corpus: set --data.corpus to a folder that `mim3d convert` wrote")
     return config.data.corpus
+
+
+def headline_cells(config: StudyConfig) -> list[Cell]:
+    """Scored cells of the decoder and labels that come first, where rates need no tuning."""
+    cells = scored_cells(config, {})
+    return [c for c in cells if (c.head, c.labels) == (cells[0].head, cells[0].labels)]
 
 
 def waits_for_nothing(config: StudyConfig, cell: Cell) -> bool:

@@ -43,16 +43,16 @@ def test_silence_is_told_bounded_and_waited_out_with_the_remedy(gate, local, mon
     gate.close()
     with pytest.raises(StoreError, match=r"zarr\.json: .*not answered for 1\.5 s.*") as caught:
         read_remote_bytes(address, 1 << 20)
-    told = capsys.readouterr().err
-    assert told.count("\n") == 1
-    assert f"mim3d: {gate.address}: no answer for " in told
+    lines = capsys.readouterr().err.splitlines()
+    (told,) = [line for line in lines if gate.address in line]
+    assert told.startswith(f"mim3d: {gate.address}: no answer for ")
     assert "(c.zarr/zarr.json); waiting for at most 1.5 s (MIM3D_STORE_TIMEOUT_S)" in told
     name, value = str(caught.value).rsplit(" with ", 1)[1].split("=")
     monkeypatch.setenv(name, value)
     threading.Timer(2.0, gate.open.set).start()
     data = read_remote_bytes(address, 1 << 20)
     assert data == (local / "zarr.json").read_bytes()
-    assert capsys.readouterr().err.endswith(f"mim3d: {gate.address}: answers again\n")
+    assert f"mim3d: {gate.address}: answers again\n" in capsys.readouterr().err
 
 
 def test_many_threads_tell_it_once(gate, monkeypatch, capsys):
@@ -62,7 +62,8 @@ def test_many_threads_tell_it_once(gate, monkeypatch, capsys):
         gate.close()
         with pytest.raises(StalledError, match=r"c\.zarr/v000\d/0/c\.0\.0\.0: the store has not"):
             next(loader)
-    assert capsys.readouterr().err.count("no answer for") == 1
+    # Of this store: another test's lock, say, may still be renewed in a slow one.
+    assert capsys.readouterr().err.count(f"{gate.address}: no answer for") == 1
 
 
 def test_a_loader_closes_while_its_store_keeps_silent(gate, monkeypatch):

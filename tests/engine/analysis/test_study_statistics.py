@@ -188,6 +188,32 @@ def test_the_gate_looks_at_the_pretraining_of_every_scored_seed(tmp_path: Path) 
     assert "SimCLR, seed 3, did not learn its pretext task, so SimCLR is not compared." in said
 
 
+def test_an_arm_counts_with_the_few_seeds_that_learned_nothing(tmp_path: Path) -> None:
+    """One of ten: no seed is dropped for what became of it. Of two the arm is not compared."""
+    folder = write_study(tmp_path, seeds=10)
+    learned = read_json(folder / "pretraining.json")
+    entries = [{**entry, "seed": seed} for entry in learned for seed in range(10)]
+
+    def failing(*seeds: int) -> tuple[Study, list[GroupSummary], list[str]]:
+        failed = [e | {"trained": e["arm"] != "mae" or e["seed"] not in seeds} for e in entries]
+        write_json(folder / "pretraining.json", failed)
+        study, groups = edited(folder)
+        return study, groups, [s.whole for s in gate_statements(study) if s.kind == "warning"]
+
+    study, groups, (said,) = failing(3)
+    found = groups[0].comparison("mae", "simclr")
+    assert found is not None
+    assert found.at[0.9].pairs == 10
+    assert "MAE, seed 3, did not learn its pretext task." in said
+    assert "MAE is compared with all its seeds: of those that are scored no more than 10 %" in said
+    counted = "Of MAE's pretrainings seed 3 did not learn the pretext task, and counts all the same"
+    assert counted in headline(study, groups).detail
+
+    study, groups, said = failing(3, 4)
+    assert groups[0].comparison("mae", "simclr") is None
+    assert [line.count("so MAE is not compared") for line in said] == [1, 1]
+
+
 def test_the_gate_names_the_channels_that_were_not_learned(tmp_path: Path) -> None:
     """Their loss as a whole is far below the patch mean's, which would else look like a mistake."""
     folder = write_study(tmp_path)
