@@ -65,7 +65,7 @@ class Processes(Pool):
 
     def _run(self, tasks: Sequence[PoolTask], shown: Progress, halt: threading.Event) -> Failures:
         failed: Failures = {}
-        with _one_thread_each():
+        with _one_thread_each(), _interrupts_held():
             futures: dict[Future[None], str] = {
                 self._pool.submit(_run_task, task.call, *task.arguments): task.name
                 for task in tasks
@@ -130,6 +130,16 @@ def _one_thread_each() -> Iterator[None]:
             del os.environ["OMP_NUM_THREADS"]
         else:
             os.environ["OMP_NUM_THREADS"] = before
+
+
+@contextmanager
+def _interrupts_held() -> Iterator[None]:
+    """Children are deaf to a terminal's Ctrl-C from birth, and die of none while they import."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _was_stopped(future: Future[None], name: str, halt: threading.Event) -> bool:
@@ -198,8 +208,8 @@ def _follow_parent() -> None:
 def _begin_worker(lines: Any, ending: Connection) -> None:
     import torch
 
-    # A terminal's Ctrl-C reaches us too: what it means is for the study to say. SIGUSR1 is how we
-    # pass that on; a run listens to it.
+    # What a terminal's Ctrl-C means is for the study to say. SIGUSR1 is how we pass that on to a
+    # run, which listens to it.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGUSR1, signal.SIG_IGN)
     threading.Thread(target=_follow_parent, daemon=True).start()
