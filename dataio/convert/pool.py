@@ -1,5 +1,6 @@
 """Jobs over worker processes; a worker that dies costs one retry, never the run."""
 
+import ctypes
 import os
 import pickle
 import signal
@@ -34,6 +35,7 @@ def run_jobs(jobs: Sequence[Job], workers: int) -> Iterator[JobResult]:
 
 SINGLE_THREAD = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
 PARENT_POLL_S = 0.2
+PR_SET_PDEATHSIG = 1  # of Linux's prctl
 
 
 class Worker:
@@ -153,6 +155,9 @@ def blocked(number: signal.Signals) -> Iterator[None]:
 def serve(descriptor: int, parent: int) -> None:
     """Loop of a worker process."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    _killed_with_parent()
+    if os.getppid() != parent:  # it was gone before
+        return
     threading.Thread(target=_die_with, args=(parent,), daemon=True).start()
     connection = Connection(descriptor)
     jobs: SimpleQueue[Job | None] = SimpleQueue()
@@ -174,8 +179,16 @@ def _receive(connection: Connection, jobs: "SimpleQueue[Job | None]") -> None:
         jobs.put(None)
 
 
+def _killed_with_parent() -> None:
+    """Have Linux end this process at once when its parent is killed, so that it writes nothing
+    beside whoever runs the same command again."""
+    prctl = getattr(ctypes.CDLL(None), "prctl", None)
+    if prctl is not None:
+        prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+
+
 def _die_with(parent: int) -> None:
-    """A worker whose parent was killed must not go on writing."""
+    """The same where the kernel does not do it."""
     while os.getppid() == parent:
         time.sleep(PARENT_POLL_S)
     os._exit(1)

@@ -191,9 +191,10 @@ class Fetcher:
     async def _fetch(self, lane: Lane, part: Part) -> None:
         try:
             ticket = part.ticket
-            part.land(await self._insist(ticket.path, part.begins, part.ends))
-            if not ticket.waiting:
+            answers = await self._insist(ticket.path, part.begins, part.ends)
+            if ticket.waiting == len(part.spans):  # before whoever waits hears of the last
                 self.bytes_needed += ticket.needed
+            part.land(answers)
         except asyncio.CancelledError:
             part.done.cancel()
             raise

@@ -4,6 +4,7 @@ import os
 import threading
 import time
 import uuid
+import weakref
 from collections.abc import Callable
 from contextlib import suppress
 from datetime import UTC, datetime
@@ -12,7 +13,7 @@ from typing import Any
 from mim3d.dataio.errors import CorpusError, StoreError, StoreRefusedError
 from mim3d.dataio.storage.bucket import Bucket
 from mim3d.dataio.storage.remote import access_remedy, is_plain_http, store_reason
-from mim3d.dataio.waiting import StalledError, patience
+from mim3d.dataio.waiting import GivenUpError, StalledError, patience
 
 LEASE_S = 90.0
 LOOK_S = 0.5
@@ -21,7 +22,8 @@ SEEN = ", seen "
 
 
 class Lease:
-    """The lock `key` of what is at `url`, written again every quarter of `LEASE_S`.
+    """The lock `key` of what is at `url`, written again every quarter of `LEASE_S`, for as long as
+    somebody holds this object.
 
     With `waits` a lock without a sign of life is waited for until it runs out, which `note` tells.
     A lock with the `token` that the caller knows to have been a dead process's, `before`, is taken
@@ -61,7 +63,9 @@ class Lease:
             raise kind(
                 f"{self.url}: cannot be written ({store_reason(error)}); {access_remedy(error)}"
             ) from error
-        threading.Thread(target=self._renew, daemon=True).start()
+        threading.Thread(
+            target=_renew, args=(weakref.ref(self), self.stop), name="mim3d-lease", daemon=True
+        ).start()
 
     def _created(self) -> bool:
         import obstore
@@ -131,17 +135,6 @@ class Lease:
         self.version = version_of(self.store.put(self.key, text, mode=mode))
         self.seen = now
 
-    def _renew(self) -> None:
-        import obstore
-
-        while not self.stop.wait(LEASE_S / 4):
-            try:
-                if not self.renewed():
-                    self.lost.set()
-                    return  # taken over after a pause longer than the lease: never fight for it
-            except (obstore.exceptions.BaseError, StoreError, OSError):
-                continue  # the network may come back before the lease ends
-
     def renewed(self) -> bool:
         """Write the lock again; whether it is ours.
 
@@ -188,6 +181,27 @@ class Lease:
                     self.store.delete(self.key)
         except (obstore.exceptions.BaseError, StalledError, OSError):
             return  # it frees itself when its lease ends
+
+
+def _renew(held: "weakref.ref[Lease]", stop: threading.Event) -> None:
+    """Renew a lease until it is given up or lost, or nobody holds it any more."""
+    import obstore
+
+    while not stop.wait(LEASE_S / 4):
+        lease = held()
+        if lease is None:
+            return
+        try:
+            with patience(left=stop.is_set):
+                if not lease.renewed():
+                    lease.lost.set()
+                    return  # taken over after a pause longer than the lease: never fight for it
+        except GivenUpError:
+            return  # by who held it, while the store kept silent
+        except (obstore.exceptions.BaseError, StoreError, OSError):
+            continue  # the network may come back before the lease ends
+        finally:
+            del lease  # or this thread would hold it while it waits
 
 
 def no_bucket(url: str) -> StoreRefusedError:

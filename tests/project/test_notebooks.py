@@ -1,10 +1,12 @@
 """The notebooks run from top to bottom, on small data; what is committed holds no outputs."""
 
 import os
+import tempfile
 from pathlib import Path
 
 import nbformat
 import pytest
+from traitlets.config import Config
 
 FOLDER = Path(__file__).resolve().parents[2] / "examples/notebooks"
 EXPECTED = {"loader_and_mae": "crops a second", "pretraining_to_prediction": "MAE: Dice"}
@@ -24,6 +26,7 @@ def test_no_outputs_are_committed(file: Path) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1700)
 @pytest.mark.parametrize("file", NOTEBOOKS, ids=lambda file: file.stem)
 def test_it_runs(file: Path, tmp_path: Path, monkeypatch) -> None:
     nbclient = pytest.importorskip("nbclient")
@@ -32,7 +35,14 @@ def test_it_runs(file: Path, tmp_path: Path, monkeypatch) -> None:
         monkeypatch.setitem(os.environ, name, value)
     notebook = nbformat.read(file, 4)
     where = {"metadata": {"path": tmp_path}}
-    nbclient.NotebookClient(notebook, timeout=500, resources=where).execute()
+    # Sockets of a folder: of ports that are free now, another process may take one before the
+    # kernel listens there.
+    config = Config({"KernelManager": {"transport": "ipc"}})
+    with tempfile.TemporaryDirectory(prefix="nb-") as sockets:  # their paths must be short
+        monkeypatch.setitem(os.environ, "JUPYTER_RUNTIME_DIR", sockets)
+        nbclient.NotebookClient(
+            notebook, timeout=500, startup_timeout=300, resources=where, config=config
+        ).execute()
     outputs = (output for cell in notebook.cells for output in cell.get("outputs", []))
     found = "".join(output.get("text", "") for output in outputs)
     assert EXPECTED[file.stem] in found

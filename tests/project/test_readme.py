@@ -23,6 +23,10 @@ def name(page: Path) -> str:
     return str(page.relative_to(ROOT))
 
 
+LONG = pytest.mark.timeout(1700)
+"""Whichever test comes first takes README's whole walk, each block of which has minutes."""
+
+
 @pytest.fixture(scope="module")
 def world(tmp_path_factory) -> Path:
     """A folder where README's walk has been taken: nifti/, corpus.zarr, runs/."""
@@ -41,6 +45,7 @@ def carry_out(block: Block, page: Path, folder: Path) -> None:
 
 
 @pytest.mark.slow
+@LONG
 def test_the_readme_runs_from_top_to_bottom(world: Path) -> None:
     assert (world / "runs/mae/pretext.json").exists()
     assert (world / "encoder.safetensors").exists()
@@ -56,6 +61,7 @@ def test_the_walk_works_on_the_hippocampi_of_the_decathlon(tmp_path: Path, real_
 
 
 @pytest.mark.slow
+@LONG
 @pytest.mark.parametrize("page", [page for page in DOCS if runnable(page)], ids=name)
 def test_blocks_of_the_docs_run(page: Path, world: Path) -> None:
     for block in runnable(page):

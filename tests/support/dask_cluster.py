@@ -33,7 +33,7 @@ def stop(process: subprocess.Popen[bytes]) -> None:
     """End a process, by force if need be."""
     process.send_signal(signal.SIGTERM)
     try:
-        process.wait(20)
+        process.wait(60)
     except subprocess.TimeoutExpired:
         process.kill()
         process.wait()
@@ -58,7 +58,7 @@ def cluster(folder: Path) -> Iterator[str]:
 
 def awaited(log: Path, process: subprocess.Popen[bytes]) -> str:
     """The address that a scheduler wrote to its log."""
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 240
     while time.monotonic() < deadline and process.poll() is None:
         found = re.search(r"(tcp://127\.0\.0\.1:\d+)", log.read_text())
         if found:
@@ -71,6 +71,6 @@ def connect_when_ready(address: str, n_workers: int) -> Any:
     """Client of the cluster once so many workers have joined."""
     from distributed import Client
 
-    client = Client(address, timeout=60, set_as_default=False)
-    client.wait_for_workers(n_workers, timeout=60)
+    client = Client(address, timeout=240, set_as_default=False)
+    client.wait_for_workers(n_workers, timeout=240)
     return client

@@ -67,7 +67,7 @@ def test_work_of_others_is_told_from_ones_own():
     began = time.monotonic()
     with OtherWork() as other:
         stranger = subprocess.Popen(burn)
-        until = time.monotonic() + 60
+        until = time.monotonic() + 400
         while Path(f"/proc/{stranger.pid}/stat").read_text().split()[2] != "Z":
             assert time.monotonic() < until
             time.sleep(0.02)

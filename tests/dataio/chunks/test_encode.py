@@ -197,8 +197,8 @@ def test_other_threads_run_meanwhile():
     out, seen = np.zeros(128 + OVERHEAD, "u1"), []
 
     def encode():
-        with pytest.raises(RuntimeError):  # usleep(300_000) makes no frame
-            LOOP.encode(sleep, "lz4", 300_000, 1, 65536, chunks, out, marks)
+        with pytest.raises(RuntimeError):  # usleep(900_000) makes no frame
+            LOOP.encode(sleep, "lz4", 900_000, 1, 65536, chunks, out, marks)
 
     thread = threading.Thread(target=encode)
     thread.start()

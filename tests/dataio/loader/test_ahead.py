@@ -181,7 +181,7 @@ def test_a_batch_that_is_still_read_keeps_no_other_waiting(root, monkeypatch):
 
     def slow(source: Any, batch: Any, i: int, requests: Any) -> None:
         if int(batch.samples.sample[0]) >= 3:
-            gate.wait(30)
+            assert gate.wait(300), "the first batch waited for the second"
         plain(source, batch, i, requests)
 
     monkeypatch.setattr(UploadSource, "_load", slow)
@@ -238,7 +238,7 @@ def test_what_is_kept_is_the_side_lanes_memory(root, path, whose, monkeypatch):
 def test_it_may_be_closed_or_set_back_at_any_moment(root, path, seen):
     """With a batch begun and others read; the bits after a return are those of the place."""
     wanted = on_cpu(root, "labelled", 5)
-    before = threading.active_count()
+    others = set(threading.enumerate())  # of which any may end meanwhile
     with a_device() as device:
         with Loader(root, config(path, "labelled")) as loader:
             for _ in range(seen):
@@ -255,7 +255,7 @@ def test_it_may_be_closed_or_set_back_at_any_moment(root, path, seen):
         with Loader(root, config(path, "labelled")) as other:
             other.load_state_dict(place)
             check_same(on_device(other, device, 2), wanted[seen : seen + 2])
-    assert threading.active_count() == before
+    assert not set(threading.enumerate()) - others
 
 
 @pytest.mark.parametrize("path", PATHS)

@@ -4,12 +4,13 @@ import threading
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from stalling_server import Server
 
 from mim3d.bench.corpora import anatomy_like, corpus_of
 from mim3d.dataio.errors import CorpusError
@@ -92,7 +93,7 @@ def faults() -> Faults:
 @pytest.fixture
 def address(local, faults) -> Iterator[str]:
     """Address of the corpus on a server that fails as `faults` says."""
-    server = ThreadingHTTPServer(("127.0.0.1", 0), handler_of(local.parent, faults))
+    server = Server(("127.0.0.1", 0), handler_of(local.parent, faults))
     thread = threading.Thread(target=server.serve_forever)
     thread.start()
     yield f"http://127.0.0.1:{server.server_port}/c.zarr"
@@ -115,7 +116,7 @@ def test_crops_come_through_faults_that_pass(address, local, faults, kind):
 @pytest.mark.parametrize("kind", ["503", "drop", "cut"])
 def test_a_store_that_stays_down_is_told(address, faults, kind, monkeypatch):
     faults.kind, faults.times = kind, 10**6
-    monkeypatch.setattr(fetcher, "RETRY_SHARE", 0.005)  # of two minutes
+    monkeypatch.setattr(fetcher, "RETRY_SHARE", 0.02)  # of two minutes
     with (
         Loader(address, CONFIG) as loader,
         pytest.raises(CorpusError, match=r"c\.zarr/v000\d/0/c.0.0.0: .*after \d+ attempts"),

@@ -78,8 +78,7 @@ def test_chunks_of_a_bucket_are_kept_unless_told_otherwise(bucket, monkeypatch):
     with Loader(bucket[0], replace(CONFIG, cache="none")) as loader:
         next(loader)
         # What is needed counts once a read has landed whole, and batches ahead are under way.
-        until(lambda: over_read(loader) <= 1 << 16)
-        assert over_read(loader) <= 1 << 16
+        assert until(lambda: over_read(loader) <= 1 << 16)
         assert "cache_bytes" not in loader.metrics()
 
 
@@ -89,10 +88,12 @@ def over_read(loader: Loader) -> float:
     return metrics["remote_bytes_read"] - 1.5 * metrics["remote_bytes_needed"]
 
 
-def until(happened: Callable[[], bool], seconds: float = 20.0) -> None:
+def until(happened: Callable[[], bool], seconds: float = 120.0) -> bool:
+    """Whether it happened; a moment later it may be otherwise again."""
     deadline = time.monotonic() + seconds
-    while not happened() and time.monotonic() < deadline:
+    while not (found := happened()) and time.monotonic() < deadline:
         time.sleep(0.02)
+    return found
 
 
 def test_what_is_missing_is_named(bucket):

@@ -3,12 +3,14 @@
 import asyncio
 import threading
 import time
+from collections.abc import Callable
 from contextlib import closing
 from typing import Any
 
 import numpy as np
 import pytest
 
+from mim3d.dataio.remote import background
 from mim3d.dataio.remote import fetcher as fetching
 from mim3d.dataio.remote.fetcher import Fetcher, RefusedError, UnavailableError
 from mim3d.dataio.remote.limits import RemoteLimits
@@ -55,10 +57,14 @@ class Store:
 
     def wait_for(self, n: int) -> None:
         """Until so many requests were made."""
-        until = time.monotonic() + 20
-        while len(self.asked) < n:
-            assert time.monotonic() < until, self.asked
-            time.sleep(0.005)
+        wait_until(lambda: len(self.asked) >= n)
+
+
+def wait_until(happened: Callable[[], object], seconds: float = 120.0) -> None:
+    until = time.monotonic() + seconds
+    while not happened():
+        assert time.monotonic() < until
+        time.sleep(0.005)
 
 
 @pytest.fixture
@@ -66,7 +72,19 @@ def store(monkeypatch):
     store = Store()
     monkeypatch.setattr(obstore, "get_ranges_async", store.get_ranges)
     monkeypatch.setattr(fetching, "PAUSE_S", 0.01)
+    monkeypatch.setattr(background, "END_S", 120.0)
     return store
+
+
+@pytest.fixture
+def own_threads():
+    """Threads of fetchers; those that other tests left in this process are none of ours."""
+    others = set(threading.enumerate())
+
+    def found() -> list[threading.Thread]:
+        return [t for t in set(threading.enumerate()) - others if t.name == "mim3d-remote"]
+
+    return found
 
 
 @pytest.fixture
@@ -125,7 +143,8 @@ def test_what_someone_waits_for_goes_before_what_is_only_announced(store, fetche
     store.wait_for(20)
     reader = threading.Thread(target=check, args=(fetcher, "b", *ranges(90, 5)))
     reader.start()
-    time.sleep(0.1)
+    (lane,) = fetcher._lanes.values()
+    wait_until(lambda: lane.queue and lane.queue[0].ticket.path == "b")
     store.gate.set()
     reader.join()
     store.wait_for(45)
@@ -178,9 +197,7 @@ def test_what_is_withdrawn_is_dropped_and_may_be_asked_for_again(store, fetcher)
     fetcher.announce("a", *ranges(0, 10))
     store.wait_for(10)
     fetcher.withdraw()
-    until = time.monotonic() + 20
-    while store.dropped < 10 and time.monotonic() < until:
-        time.sleep(0.005)
+    wait_until(lambda: store.dropped >= 10)
     assert store.dropped == 10
     store.gate.set()
     check(fetcher, "a", *ranges(0, 10))
@@ -216,11 +233,11 @@ def test_a_panic_of_the_client_reaches_who_waits(store, fetcher):
 
 def test_a_silent_store_ends_a_read_and_its_requests(store, fetcher, monkeypatch):
     monkeypatch.setenv("MIM3D_STORE_TIMEOUT_S", "0.5")
+    fetcher.announce("a", *ranges(0, 5))
+    store.wait_for(5)  # or the read might end before they were sent
     with pytest.raises(StalledError, match="s3://there/a"):
         fetcher.read("a", *ranges(0, 5))
-    until = time.monotonic() + 20
-    while store.dropped < 5 and time.monotonic() < until:
-        time.sleep(0.005)
+    wait_until(lambda: store.dropped >= 5)
     assert store.dropped == 5
 
 
@@ -231,24 +248,23 @@ def test_long_reads_are_cut_and_put_together(store, fetcher, monkeypatch):
     assert len(store.asked) == 14
 
 
-def test_closing_ends_the_thread_and_a_later_read_begins_another(store, fetcher):
+def test_closing_ends_the_thread_and_a_later_read_begins_another(store, own_threads, fetcher):
     fetcher.announce("a", *ranges(0, 10))
     store.wait_for(10)
+    assert own_threads()
     fetcher.close()
-    assert not [t for t in threading.enumerate() if t.name == "mim3d-remote"]
+    assert not own_threads()
     store.gate.set()
     check(fetcher, "a", *ranges(0, 10))
 
 
-def test_nobody_who_forgets_to_close_leaves_a_thread(store):
+def test_nobody_who_forgets_to_close_leaves_a_thread(store, own_threads):
     store.gate.set()
     fetcher = Fetcher(store, "s3://there", RemoteLimits())
     check(fetcher, "a", *ranges(0, 10))
+    assert own_threads()
     del fetcher
-    until = time.monotonic() + 20
-    while [t for t in threading.enumerate() if t.name == "mim3d-remote"]:
-        assert time.monotonic() < until
-        time.sleep(0.005)
+    wait_until(lambda: not own_threads())
 
 
 def test_unlike_reads_with_the_same_ends_are_told_apart(store, fetcher):

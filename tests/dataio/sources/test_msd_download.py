@@ -8,6 +8,7 @@ import threading
 
 import pytest
 from monai.apps import DecathlonDataset
+from stalling_server import Server
 
 from mim3d.dataio.errors import SourceError
 from mim3d.dataio.sources.discover import discover
@@ -25,15 +26,21 @@ def server(tmp_path, monkeypatch):
     served.mkdir()
     with tarfile.open(served / f"{TASK}.tar", "w") as archive:
         archive.add(tmp_path / "made" / TASK, TASK)
-    handler = functools.partial(http.server.SimpleHTTPRequestHandler, directory=str(served))
-    running = http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler)
-    threading.Thread(target=running.serve_forever, daemon=True).start()
+
+    class Quiet(http.server.SimpleHTTPRequestHandler):
+        def log_message(self, format: str, *args: object) -> None:
+            """Keep quiet."""
+
+    running = Server(("127.0.0.1", 0), functools.partial(Quiet, directory=str(served)))
+    thread = threading.Thread(target=running.serve_forever)
+    thread.start()
     address = f"http://127.0.0.1:{running.server_port}/{TASK}.tar"
     digest = hashlib.md5((served / f"{TASK}.tar").read_bytes()).hexdigest()
     monkeypatch.setitem(DecathlonDataset.resource, TASK, address)
     monkeypatch.setitem(DecathlonDataset.md5, TASK, digest)
     yield running
     running.shutdown()
+    thread.join()
     running.server_close()
 
 

@@ -13,7 +13,9 @@ import numpy as np
 import pytest
 from gcs_server import gcs_environment, gcs_server
 from s3_server import make_bucket, s3_server, use_s3
+from stalling_server import Server
 
+from mim3d.dataio import waiting
 from mim3d.dataio.convert.run import convert
 from mim3d.dataio.corpus.quarantine import parse_quarantine
 from mim3d.dataio.errors import CorpusError, Mim3dError, SourceError, StoreError
@@ -30,6 +32,14 @@ from mim3d.engine.commands.cli import main
 
 pytest.importorskip("obstore")
 pytest.importorskip("moto.server")
+
+
+@pytest.fixture(autouse=True)
+def no_hurry(monkeypatch) -> None:
+    """On a busy machine answers take seconds: locks are taken down all the same, rather than left
+    to free themselves, and nobody is told of it on the standard error."""
+    monkeypatch.setattr(lease, "GIVE_UP_S", 120.0)
+    monkeypatch.setattr(waiting, "TELL_S", 600.0)
 
 
 @pytest.fixture(scope="module")
@@ -89,13 +99,17 @@ def upload(s3):
 def http_root(tmp_path) -> Iterator[str]:
     """Address of a plain HTTP server that serves tmp_path/served."""
     (tmp_path / "served").mkdir()
-    handler = functools.partial(
-        http.server.SimpleHTTPRequestHandler, directory=str(tmp_path / "served")
-    )
-    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
+
+    class Quiet(http.server.SimpleHTTPRequestHandler):
+        def log_message(self, format: str, *args: object) -> None:
+            """Keep quiet."""
+
+    server = Server(("127.0.0.1", 0), functools.partial(Quiet, directory=str(tmp_path / "served")))
+    thread = threading.Thread(target=server.serve_forever)
+    thread.start()
     yield f"http://127.0.0.1:{server.server_port}"
     server.shutdown()
+    thread.join()
     server.server_close()
 
 
@@ -199,7 +213,7 @@ def test_a_held_lock_is_renewed_and_a_lost_one_left_alone(bucket, monkeypatch):
     store = RemoteStore(f"{bucket}/corpus")
     with store.lock():
         first = store.get(".lock")
-        deadline = time.monotonic() + 20
+        deadline = time.monotonic() + 120
         while store.get(".lock") == first and time.monotonic() < deadline:
             time.sleep(0.05)
         assert store.get(".lock") != first
@@ -260,6 +274,26 @@ def test_a_lock_that_another_may_have_held_is_not_made_anew(bucket):
     held.seen -= lease.LEASE_S
     assert not held.renewed()
     assert not store.exists(".lock")
+    held.give_up()
+
+
+def test_a_lock_whose_holder_forgot_it_is_not_renewed_for_ever(bucket, monkeypatch):
+    monkeypatch.setattr(lease, "LEASE_S", 0.4)
+    store = RemoteStore(f"{bucket}/corpus")
+    others = set(threading.enumerate())
+
+    def renewing() -> list[threading.Thread]:
+        return [t for t in set(threading.enumerate()) - others if t.name == "mim3d-lease"]
+
+    held = lease.Lease(store.store, store.key(".lock"), store.url)
+    held.take()
+    assert renewing()
+    del held
+    deadline = time.monotonic() + 120
+    while renewing() and time.monotonic() < deadline:
+        time.sleep(0.02)
+    assert not renewing()
+    store.delete(".lock")
 
 
 def test_sources_by_address(s3, upload, tmp_path):

@@ -52,6 +52,7 @@ def dialect(server, monkeypatch) -> GcsDialect:
     for name, value in gcs_environment(address).items():
         monkeypatch.setenv(name, value)
     monkeypatch.setattr(dialect, "writes_left", None)
+    monkeypatch.setattr(lease, "GIVE_UP_S", 120.0)  # of a busy machine's server
     return dialect
 
 

@@ -97,10 +97,12 @@ def gcs_server() -> Iterator[tuple[str, GcsDialect]]:
     server = make_server("127.0.0.1", 0, dialect, threaded=True, request_handler=Quiet)
     thread = threading.Thread(target=server.serve_forever)
     thread.start()
-    yield f"http://127.0.0.1:{server.server_port}", dialect
-    server.shutdown()
-    thread.join()
-    server.server_close()
+    try:
+        yield f"http://127.0.0.1:{server.server_port}", dialect
+    finally:
+        server.shutdown()
+        thread.join()
+        server.server_close()
 
 
 def gcs_environment(address: str) -> dict[str, str]:

@@ -1,27 +1,64 @@
 """moto's S3 server on loopback, and the environment in which clients find it."""
 
+import io
+import threading
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import pytest
+
+
+class OneByOne:
+    """A WSGI application whose writes are made one after the other.
+
+    moto looks whether a condition holds and then writes, as two steps: of two writers at once both
+    might find it so, where a store lets one of them through.
+    """
+
+    def __init__(self, application: Callable[..., Iterable[bytes]]) -> None:
+        self._application = application
+        self._writing = threading.Lock()
+
+    def __call__(self, environ: dict[str, Any], respond: Callable[..., Any]) -> Iterable[bytes]:
+        if environ["REQUEST_METHOD"] in ("GET", "HEAD"):
+            return self._application(environ, respond)
+        if length := environ.get("CONTENT_LENGTH"):  # a slow client keeps nobody waiting
+            environ["wsgi.input"] = io.BytesIO(environ["wsgi.input"].read(int(length)))
+        with self._writing:
+            return list(self._application(environ, respond))
 
 
 @contextmanager
 def s3_server(*buckets: str) -> Iterator[str]:
     """Address of a server with these buckets; all servers of a process share one store."""
     pytest.importorskip("obstore")
-    moto = pytest.importorskip("moto.server")
-    server = moto.ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
-    server.start()
-    host, port = server.get_host_and_port()
-    address = f"http://{host}:{port}"
+    pytest.importorskip("moto.server")
+    from moto.moto_server.werkzeug_app import (
+        DomainDispatcherApplication,
+        MotoRequestHandler,
+        create_backend_app,
+    )
+    from werkzeug.serving import make_server
+
+    class Quiet(MotoRequestHandler):
+        def log(self, type: str, message: str, *args: Any) -> None:
+            """Keep quiet."""
+
+    application = OneByOne(DomainDispatcherApplication(create_backend_app))
+    server = make_server("127.0.0.1", 0, application, threaded=True, request_handler=Quiet)
+    thread = threading.Thread(target=server.serve_forever)
+    thread.start()
+    address = f"http://127.0.0.1:{server.server_port}"
     try:
         for bucket in buckets:
             make_bucket(address, bucket)
         yield address
     finally:
-        server.stop()
+        server.shutdown()
+        thread.join()
+        server.server_close()
 
 
 def use_s3(address: str, patch: pytest.MonkeyPatch) -> None:
