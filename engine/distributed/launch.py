@@ -33,6 +33,8 @@ SAVING = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
 """Signals on which ranks save and end; the other handled ones only end them."""
 HANDLED = (signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP, signal.SIGQUIT)
 """What the agent listens for; Ctrl-C, of which the second means another thing, we do."""
+VARIABLES = ("OMP_NUM_THREADS", LAUNCHER, "TORCHELASTIC_SIGNALS_TO_HANDLE")
+"""What this module, and the agent, set for the ranks."""
 GO_ON = (
     "The same command goes on from the last checkpoint, --max-restarts N would have done so by "
     "itself"
@@ -53,10 +55,6 @@ def launch_ranks(
 
     Raises SystemExit where a rank has told the error, Mim3dError where one died without a word.
     """
-    os.environ.setdefault("OMP_NUM_THREADS", "1")
-    os.environ[LAUNCHER] = str(os.getpid())
-    # What went wrong is told in one line, by a rank or below; the agent's own account adds nothing.
-    logging.disable(logging.CRITICAL)
     # Left to itself the agent kills ranks 30 s after a signal, in the middle of a large checkpoint,
     # and dies of SIGUSR1. Older torch cannot be told.
     wanted: dict[str, Any] = {
@@ -75,8 +73,34 @@ def launch_ranks(
         monitor_interval=0.2,
         **{name: value for name, value in wanted.items() if name in known},
     )
-    with watched(nproc) as watch, ended_in_one_line(watch, nproc), interrupts_passed_on():
+    with (
+        left_as_it_was(),
+        watched(nproc) as watch,
+        ended_in_one_line(watch, nproc),
+        interrupts_passed_on(),
+    ):
+        os.environ.setdefault("OMP_NUM_THREADS", "1")
+        os.environ[LAUNCHER] = str(os.getpid())
+        # What went wrong is told in one line, by a rank or above; the agent's account adds nothing.
+        logging.disable(logging.CRITICAL)
         elastic_launch(config, sys.executable)("-m", "mim3d.engine.commands.cli", *words)
+
+
+@contextmanager
+def left_as_it_was() -> Iterator[None]:
+    """Take back what the agent and this module set in this process, but for the silence."""
+    variables = {name: os.environ.get(name) for name in VARIABLES}
+    handlers = {number: signal.getsignal(number) for number in HANDLED}
+    try:
+        yield
+    finally:
+        for number, handler in handlers.items():
+            if handler is not None:  # of C's, which Python can neither tell nor set
+                signal.signal(number, handler)
+        for name, value in variables.items():
+            os.environ.pop(name, None)
+            if value is not None:
+                os.environ[name] = value
 
 
 @contextmanager

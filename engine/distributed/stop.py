@@ -69,8 +69,14 @@ def signals_set(halt: threading.Event, said: bytes) -> Iterator[None]:
     Only the main thread can listen. A second Ctrl-C ends the process, in whatever call it stands.
     """
 
+    heard = False
+
     def listen(number: int, frame: FrameType | None) -> None:
-        halt.set()
+        nonlocal heard
+        if not heard:
+            # Before the event is set, which holds a lock: a signal amid that would wait for ever.
+            heard = True
+            halt.set()
         if number == signal.SIGINT:
             signal.signal(number, second)
             os.write(2, said)

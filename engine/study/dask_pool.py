@@ -2,6 +2,7 @@
 
 import os
 import threading
+import time
 from collections.abc import Callable, Sequence
 from contextlib import chdir
 from pathlib import Path
@@ -61,7 +62,8 @@ class DaskPool(Pool):
                         failed[name] = error
                         shown.note(f"{name}: {error}")
                     shown.advance(1, name)
-                halt.wait(LOOK_S)
+                # A signal amid halt.wait, which holds its lock, could not set it.
+                time.sleep(LOOK_S)
         return failed
 
     def _submit(self, task: PoolTask) -> Any:

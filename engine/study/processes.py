@@ -40,11 +40,13 @@ class Processes(Pool):
     def __init__(self, workers: int) -> None:
         context = get_context("spawn")
         self._lines = context.Queue()
+        # A worker that is killed amid a line leaves the queue locked: our end must not wait for it.
+        self._lines.cancel_join_thread()
         # Workers have the other end alone, so closing this one reaches them all, as our death does.
         self._ending, self._stop = context.Pipe(duplex=False)
-        self._pool = ProcessPoolExecutor(
-            workers, context, _begin_worker, (self._lines, self._ending)
-        )
+        self._breaking, self._broken = context.Pipe(duplex=False)
+        given = self._lines, self._ending, self._breaking
+        self._pool = ProcessPoolExecutor(workers, context, _begin_worker, given)
 
     def run(self, tasks: Sequence[PoolTask], title: str) -> Failures:
         """As `Pool.run`; TrainingError where a worker dies, StoppedError where a signal ends it."""
@@ -74,12 +76,31 @@ class Processes(Pool):
         while running:
             done, running = wait(running, LOOK_S, FIRST_COMPLETED)
             for future in done:
-                if not future.cancelled() and not _was_stopped(future, futures[future], halt):
+                if not self._was_stopped(future, futures[future], halt):
                     self._note(future, futures[future], failed, shown)
-            if halt.is_set() and not self._stop.closed:
-                self._stop.close()
-                running = {future for future in running if not future.cancel()}
+            if halt.is_set():
+                self._stop.close()  # workers drop what waits; to cancel it here would race a break
         return failed
+
+    def _was_stopped(self, future: Future[None], name: str, halt: threading.Event) -> bool:
+        """Whether a task ended because we were told to stop; TrainingError where its worker died.
+
+        A scheduler signals all processes of a job, of which an idle worker dies, and we may hear of
+        that first.
+        """
+        error = future.exception()
+        if not isinstance(error, BrokenProcessPool):
+            return isinstance(error, StoppedError)
+        self._broken.close()
+        if not halt.is_set():
+            # A signal amid halt.wait, which holds its lock, could not set it.
+            time.sleep(LOOK_S)
+        if halt.is_set():
+            return True
+        raise TrainingError(
+            f"a worker process died during {name} or a run beside it, perhaps for want of memory: "
+            "run the same command again, with --workers 1 if it recurs"
+        ) from error
 
     def _note(self, future: Future[None], name: str, failed: Failures, shown: Progress) -> None:
         """Say that a task has ended, and how."""
@@ -104,8 +125,8 @@ class Processes(Pool):
     def close(self) -> None:
         """Wait for running tasks; those that wait are dropped."""
         self._pool.shutdown(wait=True, cancel_futures=True)
-        self._ending.close()
-        self._stop.close()
+        for end in (self._ending, self._stop, self._breaking, self._broken):
+            end.close()
 
 
 def default_workers(device: str) -> int:
@@ -140,23 +161,6 @@ def _interrupts_held() -> Iterator[None]:
         yield
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
-
-
-def _was_stopped(future: Future[None], name: str, halt: threading.Event) -> bool:
-    """Whether a task ended because we were told to stop; TrainingError where its worker died.
-
-    A scheduler signals all processes of a job, of which an idle worker dies, and we may hear of
-    that first.
-    """
-    error = future.exception()
-    if not isinstance(error, BrokenProcessPool):
-        return isinstance(error, StoppedError)
-    if halt.wait(LOOK_S):
-        return True
-    raise TrainingError(
-        f"a worker process died during {name} or a run beside it, perhaps for want of memory: run "
-        "the same command again, with --workers 1 if it recurs"
-    ) from error
 
 
 _halt = threading.Event()
@@ -195,6 +199,19 @@ def _follow_stop(ending: Connection) -> None:
         time.sleep(LOOK_S)
 
 
+def _follow_break(breaking: Connection) -> None:
+    """Where a worker beside us died: end, as soon as the run under way has saved.
+
+    The executor says so by one SIGTERM, which a run takes for its own, and then waits for our end
+    while we wait for a task, behind the lock of a queue that the dead worker may have held.
+    """
+    with suppress(EOFError, OSError):
+        breaking.recv_bytes()
+    while True:
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(LOOK_S)
+
+
 def _follow_parent() -> None:
     """Wait for the parent's end; then let this worker save what it has, and end it too."""
     parent = parent_process()
@@ -205,7 +222,7 @@ def _follow_parent() -> None:
     os._exit(1)
 
 
-def _begin_worker(lines: Any, ending: Connection) -> None:
+def _begin_worker(lines: Any, ending: Connection, breaking: Connection) -> None:
     import torch
 
     # What a terminal's Ctrl-C means is for the study to say. SIGUSR1 is how we pass that on to a
@@ -214,6 +231,7 @@ def _begin_worker(lines: Any, ending: Connection) -> None:
     signal.signal(signal.SIGUSR1, signal.SIG_IGN)
     threading.Thread(target=_follow_parent, daemon=True).start()
     threading.Thread(target=_follow_stop, args=(ending,), daemon=True).start()
+    threading.Thread(target=_follow_break, args=(breaking,), daemon=True).start()
     torch.set_num_threads(1)
     sys.stdout = LineSender(lines.put)
 

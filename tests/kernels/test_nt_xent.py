@@ -100,7 +100,7 @@ def run_rank(store, results, rank):
 def test_two_ranks_agree_with_one_process(tmp_path):
     command = [sys.executable, __file__, str(tmp_path / "store"), str(tmp_path)]
     processes = [subprocess.Popen([*command, str(rank)]) for rank in range(2)]
-    assert [process.wait(120) for process in processes] == [0, 0]
+    assert [process.wait(400) for process in processes] == [0, 0]
     first, second = views(6, 5)
     loss = by_definition(first, second, 0.3)
     loss.backward()

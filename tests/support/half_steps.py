@@ -60,7 +60,7 @@ def course(stepper: Stepper, steps: int) -> list[float]:
 def main() -> None:
     """Both paths over the ranks; the same losses, and gradients that were summed."""
     torch.set_num_threads(1)
-    with process_ranks(60.0) as ranks:
+    with process_ranks(240.0) as ranks:
         found = []
         for how in ("sharded", "whole"):
             parallel = {"replicate": ranks.world, "grad_accum": 2}

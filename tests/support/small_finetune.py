@@ -69,7 +69,7 @@ def main(corpus: str, out: str, head: str = "unetr", accum: str = "1", stop_at: 
     if stop_at:
         last = int(os.environ.get("WORLD_SIZE", "1")) - 1
         before_step(int(stop_at), last, lambda _: signal.raise_signal(signal.SIGTERM))
-    parallel = ParallelConfig(min_block_parameters=100, timeout_s=60.0, grad_accum=int(accum))
+    parallel = ParallelConfig(min_block_parameters=100, timeout_s=120.0, grad_accum=int(accum))
     config = small_finetune(Path(corpus), head=head, global_batch=4, steps=6, parallel=parallel)
     result = run_finetune(config, out)
     print(f"rank {os.environ.get('RANK', '0')} rows {len(result.rows)} {result.interrupted}")

@@ -80,7 +80,7 @@ def small_config(corpus: Path | str, method: str = "mae", **changes: object) -> 
         parallel=dataclasses.replace(
             base.parallel,
             min_block_parameters=100,
-            timeout_s=60.0,
+            timeout_s=120.0,
             precision="fp32",
             deterministic=True,
         ),

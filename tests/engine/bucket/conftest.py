@@ -22,7 +22,7 @@ def server():
 def endpoint(server, monkeypatch, tmp_path):
     """Address of the server, which clients of this process find; it has one bucket, `runs`."""
     use_s3(server, monkeypatch)
-    monkeypatch.setenv(TIMEOUT, "3")
+    monkeypatch.setenv(TIMEOUT, "60")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     ask(f"{server}/moto-api/reset", "POST")
     make_bucket(server, "runs")

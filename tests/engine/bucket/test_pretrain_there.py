@@ -196,7 +196,7 @@ def test_no_commit_stands_without_what_it_names(
 
     monkeypatch.setattr(RemoteStore, "send", send)
     monkeypatch.setattr(RemoteStore, "put", put)
-    monkeypatch.setattr(bucket_shelf, "AGAIN_S", 9.0)
+    monkeypatch.setattr(bucket_shelf, "AGAIN_S", 600.0)  # past the patience: once is all
     crashed_at(waiting_config(corpus), 8)
     told = capsys.readouterr().out
     assert "CHECKPOINT OF STEP 3 WAS NOT SAVED" in told
@@ -326,7 +326,7 @@ def test_the_probes_best_encoder_is_there(store, corpus, tmp_path):
 
 
 def test_another_writer_is_named(store, corpus, tmp_path, monkeypatch):
-    monkeypatch.setattr(lease, "LEASE_S", 6.0)
+    monkeypatch.setattr(lease, "LEASE_S", 20.0)
     monkeypatch.setattr(lease, "LOOK_S", 0.05)
     config = waiting_config(corpus)
     with sole_writer_there(store, tmp_path / "first", print):
@@ -339,7 +339,7 @@ def test_another_writer_is_named(store, corpus, tmp_path, monkeypatch):
 
 
 def test_a_dead_machines_lease_is_waited_for(store, corpus, crashed_at, monkeypatch, capfd):
-    monkeypatch.setattr(lease, "LEASE_S", 3.0)  # a store tells whole seconds
+    monkeypatch.setattr(lease, "LEASE_S", 9.0)  # not over before it is looked at
     monkeypatch.setattr(lease, "LOOK_S", 0.05)
     store.put(".lock", b"process 7 on elsewhere, seen 0\n")
     crashed_at(waiting_config(corpus), 2)

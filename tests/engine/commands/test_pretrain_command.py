@@ -1,5 +1,6 @@
 """`mim3d pretrain` as a person calls it."""
 
+import contextlib
 import json
 import os
 import re
@@ -123,7 +124,7 @@ def test_nproc_starts_ranks(corpus, tmp_path):
     ]
     command += ["--data.corpus", str(corpus), "--out", str(tmp_path / "run"), *SMALL]
     command += ["--json", str(tmp_path / "figures.json")]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=240, check=False)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=540, check=False)
     assert done.returncode == 0, done.stderr[-2000:]
     row = json.loads((tmp_path / "run" / "metrics.jsonl").read_text().splitlines()[-1])
     assert row["world"] == 2
@@ -160,18 +161,33 @@ def test_an_error_of_one_rank_is_one_line_of_the_whole_run(corpus, tmp_path):
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("PYTHONPATH", str(tmp_path))
         run = small_ranks(corpus, tmp_path / "run", "--log.wandb")
-    printed = run.communicate(timeout=240)[1].strip().splitlines()
+    printed = run.communicate(timeout=540)[1].strip().splitlines()
     assert run.returncode == 2
     assert len(printed) == 1, printed
     assert "pip install wandb" in printed[0]
 
 
 def wait_for_rows(run, file):
-    deadline = time.monotonic() + 200
+    deadline = time.monotonic() + 400
     while not (file.exists() and len(read_rows(file)) > 3):
         assert run.poll() is None, run.communicate()[1][-2000:]
         assert time.monotonic() < deadline
         time.sleep(0.1)
+
+
+def wait_for_the_end_of(ranks):
+    """A zombie has ended too, that nobody collects after its launcher."""
+    deadline = time.monotonic() + 120
+    while any(map(runs, ranks)):
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+
+
+def runs(rank):
+    try:
+        return rank.is_running() and rank.status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
 
 
 @pytest.mark.slow
@@ -187,7 +203,7 @@ def test_signals_to_launcher_and_rank(corpus, tmp_path, number):
         run.send_signal(number)
     else:
         psutil.Process(run.pid).children()[0].send_signal(number)
-    printed = run.communicate(timeout=100)[1].strip().splitlines()
+    printed = run.communicate(timeout=300)[1].strip().splitlines()
     saved = list((tmp_path / "run" / "checkpoints").glob("step-*"))
     if number != signal.SIGKILL:
         assert run.returncode == 0, printed
@@ -210,15 +226,15 @@ def test_ranks_end_with_a_launcher_that_is_killed(corpus, tmp_path, stopped):
     if stopped:
         ranks[1].suspend()
     run.kill()
-    gone, alive = psutil.wait_procs(ranks, timeout=30)
-    assert len(gone) == 2, alive
+    wait_for_the_end_of(ranks)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("restarts", [0, 1])
 def test_a_rank_that_hangs_is_named(corpus, tmp_path, restarts):
     """It is told where it stands, and killed; where restarts are allowed, all go on."""
-    words = ["--steps", "100000", "--checkpoint.every", "2", "--parallel.timeout-s", "12"]
+    words = ["--steps", "100000", "--checkpoint.every", "2"]
+    words += ["--parallel.timeout-s", "30"]  # in which they must meet, too
     run = small_ranks(corpus, tmp_path / "run", *words, "--max-restarts", str(restarts))
     wait_for_rows(run, tmp_path / "run" / "metrics.jsonl")
     _, second = sorted(psutil.Process(run.pid).children(), key=lambda rank: rank.pid)
@@ -227,9 +243,9 @@ def test_a_rank_that_hangs_is_named(corpus, tmp_path, restarts):
         assert run.stderr is not None
         line = run.stderr.readline()
         run.send_signal(signal.SIGTERM)
-        run.communicate(timeout=100)
+        run.communicate(timeout=300)
     else:
-        line = run.communicate(timeout=100)[1]
+        line = run.communicate(timeout=300)[1]
         assert run.returncode == 2
         assert line.count("\n") == 1
         assert "mim3d pretrain: rank" in line
@@ -246,13 +262,18 @@ def test_a_second_interrupt_of_the_launcher_leaves_no_rank(corpus, tmp_path):
     run = small_ranks(corpus, tmp_path / "run", "--steps", "100000", "--checkpoint.every", "50000")
     wait_for_rows(run, tmp_path / "run" / "metrics.jsonl")
     ranks = psutil.Process(run.pid).children()
+    assert len(ranks) == 2
     for rank in ranks:
         rank.suspend()  # as one that hangs in a collective
-    for _ in range(2):
+    run.send_signal(signal.SIGINT)
+    # A second is none where the launcher has not taken the first yet: the two are one to it.
+    for _ in range(12):
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            run.wait(timeout=5)
+            break
         run.send_signal(signal.SIGINT)
-        time.sleep(0.5)
-    assert run.wait(timeout=20) == -signal.SIGINT
-    assert not [rank for rank in ranks if rank.is_running() and rank.status() != "zombie"]
+    assert run.wait(timeout=60) == -signal.SIGINT
+    wait_for_the_end_of(ranks)
 
 
 def test_ranks_have_time_to_save_before_they_are_killed(tmp_path, monkeypatch):

@@ -2,7 +2,6 @@
 
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -10,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import small_run
+from ports import free_port
 from small_run import make_corpus
 
 from mim3d.engine.training.metrics import read_rows
@@ -36,12 +36,6 @@ def environment(**more: str) -> dict[str, str]:
     return {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", **more}
 
 
-def free_port() -> int:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        return free.getsockname()[1]
-
-
 def node(port: int, log: Path, *words: str, restarts: int = 2, **env: str) -> subprocess.Popen:
     """One of two agents that meet at a port, with a rank each."""
     command = [
@@ -66,7 +60,7 @@ def test_a_rank_that_dies_on_either_node_is_started_again(corpus, single, tmp_pa
     logs = [tmp_path / f"node-{number}" for number in range(2)]
     nodes = [node(port, log, *words, **env) for log in logs]
     try:
-        codes = [one.wait(200) for one in nodes]
+        codes = [one.wait(400) for one in nodes]
     finally:
         for one in nodes:
             one.kill()
@@ -88,7 +82,7 @@ def slurm_tasks(corpus, out) -> list[subprocess.Popen]:
     words += ["--vit.width", "12", "--vit.depth", "1", "--vit.heads", "2", "--global-batch", "4"]
     words += ["--method.decoder-width", "12", "--method.decoder-depth", "1"]
     words += ["--method.decoder-heads", "2", "--steps", "100000", "--log.every", "1"]
-    words += ["--log.no-tensorboard", "--parallel.timeout-s", "10"]
+    words += ["--log.no-tensorboard", "--parallel.timeout-s", "30"]  # to meet, too
     return [
         subprocess.Popen(
             [sys.executable, "-m", "mim3d.engine.commands.cli", *words],

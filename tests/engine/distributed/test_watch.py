@@ -2,7 +2,9 @@
 
 import subprocess
 import sys
+import threading
 import time
+from types import SimpleNamespace
 
 import psutil
 import pytest
@@ -32,19 +34,32 @@ def process():
     one.wait()
 
 
+NOW = 1e6
+"""By the clock of these tests, which stands still."""
+
+
 def leave(folder, rank, process, step, doing, ago=0.0):
     """A heartbeat of another process."""
     Heart(folder / f"rank-{rank}").beat(doing, step)
     page = bytearray((folder / f"rank-{rank}").read_bytes())
-    HEAD.pack_into(page, 0, process, time.monotonic() - ago, step, len(doing))
+    HEAD.pack_into(page, 0, process, NOW - ago, step, len(doing))
     (folder / f"rank-{rank}").write_bytes(page)
 
 
 def verdict_of(folder, ranks, monkeypatch):
-    monkeypatch.setattr(watching, "GRACE_S", 0.3)
+    """What is found where the grace is just over, by three looks."""
+    looks, plain = threading.Semaphore(0), RankWatch._look
+
+    def look(self):
+        plain(self)
+        looks.release()
+
+    monkeypatch.setattr(RankWatch, "_look", look)
     monkeypatch.setattr(watching, "POLL_S", 0.05)
+    monkeypatch.setattr(watching, "GRACE_S", 0.3)
+    monkeypatch.setattr(watching, "time", SimpleNamespace(monotonic=lambda: NOW + 0.4))
     watch = RankWatch(folder, ranks)
-    time.sleep(1.0)
+    assert all(looks.acquire(timeout=60) for _ in range(3))
     watch.close()
     return watch.verdict
 
@@ -73,6 +88,10 @@ def test_nothing_is_left_without_a_launcher(tmp_path, monkeypatch):
 
 def test_the_rank_that_says_nothing_is_named_and_killed(tmp_path, monkeypatch, process):
     psutil.Process(process.pid).suspend()
+    deadline = time.monotonic() + 60
+    while psutil.Process(process.pid).status() != psutil.STATUS_STOPPED:
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
     leave(tmp_path, 0, 1, 12, LOST)
     leave(tmp_path, 1, process.pid, 12, COMPUTING, ago=31)
     found = verdict_of(tmp_path, 2, monkeypatch)

@@ -31,7 +31,7 @@ def launch(ranks: int, corpus: Path, out: Path, *words: str) -> str:
     ]  # fmt: skip
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
     done = subprocess.run(
-        command, env=environment, capture_output=True, text=True, timeout=240, check=False
+        command, env=environment, capture_output=True, text=True, timeout=540, check=False
     )
     assert done.returncode == 0, done.stderr[-2000:]
     return done.stdout

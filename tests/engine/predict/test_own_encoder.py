@@ -37,9 +37,10 @@ register_encoder("twice", TwiceConfig, Twice)
 
 
 @pytest.fixture
-def plugin(tmp_path):
+def plugin(tmp_path, monkeypatch):
     registry: Registry[Any] = ENCODERS
     kept = dict(registry._parts), dict(registry._makers)
+    monkeypatch.setenv("MIM3D_PLUGINS", "")  # which it adds to
     file = tmp_path / f"twice_{tmp_path.name}.py"
     file.write_text(PLUGIN)
     load_plugin(str(file))

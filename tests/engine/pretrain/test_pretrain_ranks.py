@@ -61,7 +61,7 @@ def launch(ranks, corpus, out, fault="", method="mae", replicate=1, accum=1, res
         "TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "0",
     }
     return subprocess.run(
-        command, env=environment, capture_output=True, text=True, timeout=240, check=False
+        command, env=environment, capture_output=True, text=True, timeout=540, check=False
     )
 
 
@@ -206,7 +206,7 @@ def test_slurms_tasks_form_one_run(corpus, single, tmp_path):
         subprocess.Popen(command, env={**shared, "SLURM_PROCID": str(i), "SLURM_LOCALID": str(i)})
         for i in range(2)
     ]
-    assert [task.wait(240) for task in tasks] == [0, 0]
+    assert [task.wait(540) for task in tasks] == [0, 0]
     assert_same_curve(tmp_path / "run", single())
 
 
@@ -296,7 +296,7 @@ def run_alone(corpus, out, fault=""):
         env={**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""},
         capture_output=True,
         text=True,
-        timeout=240,
+        timeout=540,
         check=False,
     )
 

@@ -47,7 +47,7 @@ def without_clocks(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 def kill_when(process: Any, cells: Path) -> None:
     """Kill a worker once cells have begun."""
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + 240
     while not any(cells.glob("*")) and time.monotonic() < deadline:
         time.sleep(0.05)
     process.kill()

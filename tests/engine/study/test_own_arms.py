@@ -97,8 +97,10 @@ def plugin(tmp_path_factory):
     kept = [(each, dict(each._parts), dict(each._makers)) for each in registries]
     file = tmp_path_factory.mktemp("plugin") / "bright_plugin.py"
     file.write_text(PLUGIN)
-    assert cli.main(["env", "--plugin", str(file)]) == 0
-    yield file
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("MIM3D_PLUGINS", "")  # which it adds to
+        assert cli.main(["env", "--plugin", str(file)]) == 0
+        yield file
     for each, parts, makers in kept:
         vars(each).update(_parts=parts, _makers=makers)
 

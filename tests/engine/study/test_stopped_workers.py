@@ -55,19 +55,72 @@ def cells(out: Path) -> list[Path]:
     return list(out.glob("cells/*"))
 
 
-def wait_until(there: Any, seconds: float = 120) -> None:
+def results(out: Path) -> list[Path]:
+    return list(out.glob("cells/*/result.json"))
+
+
+def wait_until(there: Any, seconds: float = 240) -> None:
     deadline = time.monotonic() + seconds
     while not there() and time.monotonic() < deadline:
         time.sleep(0.02)
     assert there()
 
 
-SCRIPT = """
-import pickle, sys
+def ended(processes: list[psutil.Process]) -> bool:
+    """Whether they all have; a zombie has, that nobody collects where its parent went first."""
+    return not any(map(runs, processes))
+
+
+def runs(process: psutil.Process) -> bool:
+    try:
+        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
+
+
+def workers_of(parent: Any) -> list[psutil.Process]:
+    children = psutil.Process(parent.pid).children(recursive=True)
+    return [child for child in children if "spawn_main" in " ".join(child.cmdline())]
+
+
+def has_saved(cell: Path) -> bool:
+    return any(cell.glob("checkpoints/*"))
+
+
+# Workers import this script as well. So that the test finds every worker at a run, whichever was
+# up first and however fast the machine, a run waits before step HELD, which is before its first
+# evaluation and checkpoint, until it is told to stop; or until the test lets its worker go on. Told
+# by whom (a signal of the job, or the study's word), the test may say too.
+HELD = 10
+SCRIPT = f"""
+import os, pickle, sys, time
+from pathlib import Path
 from mim3d.engine.commands import cli
+from mim3d.engine.distributed.stop import StopSignal
+from mim3d.engine.study import processes
 from mim3d.engine.study.run import run_study
 
+agreed, here = StopSignal.agreed, Path(__file__).parent
+
+def told(self):
+    word = processes._halt.is_set() or not (here / "by-the-study").exists()
+    return self.signalled.is_set() and word
+
+def held(self):
+    self.steps = getattr(self, "steps", 0) + 1
+    while self.steps == {HELD} and not (told(self) or (here / f"go-{{os.getpid()}}").exists()):
+        time.sleep(0.02)
+    return agreed(self)
+
+StopSignal.agreed = held
+note = processes.Processes._note
+
+def noted(self, future, name, *rest):
+    note(self, future, name, *rest)
+    (here / f"noted-{{name}}").touch()
+
 if __name__ == "__main__":
+    processes.Processes._note = noted
     config = pickle.load(open(sys.argv[1], "rb"))
     cli.run_command = lambda name, words: run_study(config, sys.argv[2])
     sys.exit(cli.main(["compare", "small"]))
@@ -113,55 +166,80 @@ def test_a_signal_saves_what_is_under_way_and_the_same_command_goes_on(
 ) -> None:
     out = tmp_path / "out"
     wait_until(lambda: begun(out, 2))
-    workers = psutil.Process(start.pid).children(recursive=True)
+    children = psutil.Process(start.pid).children(recursive=True)
+    assert not any(map(has_saved, cells(out)))
     if whom == "the command":
         os.kill(start.pid, number)
     else:
         os.killpg(start.pid, number)
-    said = start.communicate(timeout=120)[0]
+    said = start.communicate(timeout=240)[0]
     assert start.returncode == 0, said
     assert "told to stop, and what was under way is saved: run the same command to go on" in said
     assert "Traceback" not in said
-    assert not psutil.wait_procs(workers, 30)[1]
-    saved = list(out.glob("cells/*/checkpoints/*"))
-    assert saved
+    wait_until(lambda: ended(children))
+    assert all(map(has_saved, cells(out)))
     assert len(cells(out)) == 2  # the third is not begun
     if number == signal.SIGUSR1:
         assert run_study(config, out).failed == {}
         assert rows(out) == whole
 
 
+def test_a_worker_without_a_run_dies_of_the_jobs_signal_and_the_other_saves(
+    start: Any, tmp_path: Path
+) -> None:
+    """It dies where it waits for a task, and holds the lock of those that wait for one: the other,
+    which stops at the study's word and not for want of it, must not wait for a task as well."""
+    out = tmp_path / "out"
+    (tmp_path / "by-the-study").touch()
+    wait_until(lambda: begun(out, 2))
+    idle, *_ = workers = workers_of(start)
+    (tmp_path / f"go-{idle.pid}").touch()
+    # Its own run, and the third: then it waits for another.
+    wait_until(lambda: len(list(tmp_path.glob("noted-*"))) == 2)
+    wait_until(lambda: idle.status() == psutil.STATUS_SLEEPING)
+    os.killpg(start.pid, signal.SIGTERM)
+    said = start.communicate(timeout=240)[0]
+    assert start.returncode == 0, said
+    assert "what was under way is saved" in said
+    assert "Traceback" not in said
+    wait_until(lambda: ended(workers))
+    assert len(results(out)) == 2
+    (left,) = {*cells(out)} - {file.parent for file in results(out)}
+    assert has_saved(left)
+
+
 def test_a_second_interrupt_ends_it_at_once(start: Any, tmp_path: Path) -> None:
     wait_until(lambda: begun(tmp_path / "out", 2))
-    workers = psutil.Process(start.pid).children(recursive=True)
+    workers = workers_of(start)
+    assert len(workers) == 2
     for worker in workers:
         worker.suspend()  # so that it cannot save
     os.killpg(start.pid, signal.SIGINT)
     assert start.stdout is not None
     said = ""
     while "Ctrl-C again" not in said:
-        said += start.stdout.readline()
+        said += (line := start.stdout.readline())
+        assert line, said
     os.killpg(start.pid, signal.SIGINT)
     assert start.wait(60) == -signal.SIGINT
     for worker in workers:
         worker.resume()
-    gone, alive = psutil.wait_procs(workers, 60)
-    assert gone
-    assert not alive
+    wait_until(lambda: ended(workers))
+    assert all(map(has_saved, cells(tmp_path / "out")))
 
 
 def test_workers_end_where_one_of_them_dies(start: Any, tmp_path: Path) -> None:
     """One is killed as for want of memory; what the other was at is saved."""
     out = tmp_path / "out"
     wait_until(lambda: begun(out, 2))
-    children = psutil.Process(start.pid).children(recursive=True)
-    workers = [c for c in children if "spawn_main" in " ".join(c.cmdline())]
+    workers = workers_of(start)
     assert len(workers) == 2
     workers[0].kill()
-    said = start.communicate(timeout=120)[0]
+    said = start.communicate(timeout=240)[0]
     assert start.returncode == 2
     assert "a worker process died" in said
-    assert list(out.glob("cells/*/checkpoints/*"))
+    wait_until(lambda: ended(workers))
+    assert [has_saved(cell) for cell in cells(out)].count(True) == 1
 
 
 def test_a_study_on_a_cluster_leaves_it_the_runs_under_way(
@@ -180,6 +258,6 @@ def test_a_study_on_a_cluster_leaves_it_the_runs_under_way(
             run_study(config, out, dask=address)
         teller.join()
         # A worker takes up what it was sent, and no more once we have left.
-        wait_until(lambda: len(list(out.glob("cells/*/result.json"))) == len(cells(out)))
+        wait_until(lambda: len(results(out)) == len(cells(out)))
         assert run_study(config, out, dask=address).failed == {}
     assert rows(out) == whole
