@@ -11,7 +11,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -105,12 +105,10 @@ def wait_for(future: Future[Answer], place: str, key: str, *, bounded: bool = Tr
     began = time.monotonic()
     try:
         while True:
-            try:
-                answer = future.result(LOOK_S)
-            except TimeoutError:
-                if future.done():
-                    raise
-            else:
+            with suppress(TimeoutError):
+                future.exception(LOOK_S)
+            if future.done():  # also where it came just after the look
+                answer = future.result()
                 NOTICES.answered(place)
                 return answer
             waited = time.monotonic() - began
