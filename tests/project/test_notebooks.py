@@ -1,12 +1,10 @@
 """The notebooks run from top to bottom, on small data; what is committed holds no outputs."""
 
 import os
-import tempfile
 from pathlib import Path
 
 import nbformat
 import pytest
-from traitlets.config import Config
 
 FOLDER = Path(__file__).resolve().parents[2] / "examples/notebooks"
 EXPECTED = {"loader_and_mae": "crops a second", "pretraining_to_prediction": "MAE: Dice"}
@@ -35,14 +33,7 @@ def test_it_runs(file: Path, tmp_path: Path, monkeypatch) -> None:
         monkeypatch.setitem(os.environ, name, value)
     notebook = nbformat.read(file, 4)
     where = {"metadata": {"path": tmp_path}}
-    # Sockets of a folder: of ports that are free now, another process may take one before the
-    # kernel listens there.
-    config = Config({"KernelManager": {"transport": "ipc"}})
-    with tempfile.TemporaryDirectory(prefix="nb-") as sockets:  # their paths must be short
-        monkeypatch.setitem(os.environ, "JUPYTER_RUNTIME_DIR", sockets)
-        nbclient.NotebookClient(
-            notebook, timeout=500, startup_timeout=300, resources=where, config=config
-        ).execute()
+    nbclient.NotebookClient(notebook, timeout=500, startup_timeout=300, resources=where).execute()
     outputs = (output for cell in notebook.cells for output in cell.get("outputs", []))
     found = "".join(output.get("text", "") for output in outputs)
     assert EXPECTED[file.stem] in found
