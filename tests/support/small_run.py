@@ -10,6 +10,7 @@ import errno
 import os
 import signal
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Collection
 from pathlib import Path
@@ -289,5 +290,29 @@ def main(corpus: str, out: str, fault: str = "", method: str = "mae", *counts: s
     print(f"rank {os.environ.get('RANK', '0')} step {result.step} {result.interrupted}")
 
 
+def wait_for_peers(deadline_s: float = 30) -> None:
+    """Wait until every rank of a launch has said what ended it.
+
+    The agent kills all others as soon as one has gone, and those may be about to speak.
+    """
+    if "TORCHELASTIC_RUN_ID" not in os.environ:
+        return
+    run, attempt, rank, world = (
+        os.environ[name]
+        for name in ("TORCHELASTIC_RUN_ID", "TORCHELASTIC_RESTART_COUNT", "RANK", "WORLD_SIZE")
+    )
+    folder, name = Path(tempfile.gettempdir()), f"mim3d-said-{run}-{attempt}"
+    (folder / f"{name}-{rank}").touch()
+    deadline = time.monotonic() + deadline_s
+    while time.monotonic() < deadline and len(list(folder.glob(f"{name}-*"))) < int(world):
+        time.sleep(0.05)
+
+
 if __name__ == "__main__":
-    main(*sys.argv[1:])
+    try:
+        main(*sys.argv[1:])
+    except Exception:
+        sys.excepthook(*sys.exc_info())  # type: ignore[arg-type]
+        sys.stderr.flush()
+        wait_for_peers()
+        raise SystemExit(1) from None
