@@ -1,6 +1,7 @@
 """Models, FSDP training, checkpoints, fine-tuning, the convergence study, the command line.
 
-Loose files: errors (and exit codes), environment (what this machine has).
+Loose files: errors (and exit codes), environment (what this machine has),
+variables (of the environment, given back after a block).
 
 Folders, each importing only what stands above it:
     arithmetic   how a step is computed on a device

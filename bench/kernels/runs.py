@@ -21,6 +21,7 @@ from mim3d.bench.kernels.cases import OURS, Case, Operation, Shape
 from mim3d.bench.kernels.device_time import CallTime, call_time
 from mim3d.bench.timing import WARMUP, Flush, captured, cold_timer, graph_instant, once
 from mim3d.engine.errors import ConfigError
+from mim3d.engine.variables import variables_kept
 
 TIMINGS = Path(__file__).with_name("timings.py")
 LEAST_ROUNDS = 5
@@ -211,13 +212,9 @@ def only_named_plugins() -> Iterator[None]:
     """Keep a user's pytest settings and installed plugins out of the timings."""
     # A worker of pytest-xdist may be the caller: pytest-benchmark would time nothing there.
     names = ("PYTEST_ADDOPTS", "PYTEST_PLUGINS", "PYTEST_XDIST_WORKER")
-    kept = {name: os.environ.pop(name, None) for name in names}
-    kept["PYTEST_DISABLE_PLUGIN_AUTOLOAD"] = os.environ.get("PYTEST_DISABLE_PLUGIN_AUTOLOAD")
-    os.environ["PYTEST_DISABLE_PLUGIN_AUTOLOAD"] = "1"
-    try:
-        yield
-    finally:
-        for name, value in kept.items():
+    without = "PYTEST_DISABLE_PLUGIN_AUTOLOAD"
+    with variables_kept(*names, without):
+        for name in names:
             os.environ.pop(name, None)
-            if value is not None:
-                os.environ[name] = value
+        os.environ[without] = "1"
+        yield

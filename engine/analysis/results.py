@@ -202,8 +202,7 @@ class Study:
         rows = [self.pretraining_of(group, arm, seed) for seed in failed]
         if any(row is not None and row.get("seed") is None for row in rows):
             return True
-        wanted = {*self.planned(group), *seeds_of(self.select(group, arm, "validation"))}
-        return len(failed) > TOLERATED * len(wanted)
+        return len(failed) > TOLERATED * len(self.planned(group))
 
     def spending(self, group: Group, arm: str) -> Spending:
         """Cost of the arm's pretraining and of one fine-tuning step, by seed.

@@ -22,6 +22,7 @@ from mim3d.engine.analysis.words import (
     p_of_ratio,
     pretrained_arm,
     ratio_in_words,
+    seed_list,
 )
 from mim3d.engine.study.config import Row
 from mim3d.engine.study.gather import headline_settings
@@ -124,8 +125,8 @@ def failed_and_counted(study: Study, group: GroupSummary, comparison: Comparison
         arm: study.untrained(group.group, arm) for arm in (comparison.first, comparison.second)
     }
     return "".join(
-        f" Of {arm_name(arm)}'s pretrainings seed {', '.join(map(str, seeds))} did not learn the "
-        "pretext task, and counts all the same."
+        f" Of {arm_name(arm)}'s pretrainings {seed_list(seeds)} did not learn the pretext task, "
+        f"and count{'s' * (len(seeds) == 1)} all the same."
         for arm, seeds in failed.items()
         if seeds
     )
@@ -219,11 +220,14 @@ def named_family(study: Study) -> str:
 
 def gate_statements(study: Study) -> list[Statement]:
     """One sentence for each pretraining: learned or not, loss against the baseline."""
-    return [gate_statement(p, is_tolerated(study, p)) for p in study.pretraining]
+    return [
+        gate_statement(p, p["trained"] is False and is_tolerated(study, p))
+        for p in study.pretraining
+    ]
 
 
 def is_tolerated(study: Study, pretraining: Row) -> bool:
-    """Whether the arm of a pretraining is compared, should this one have learned nothing."""
+    """Whether the arm of a pretraining that learned nothing is compared all the same."""
     arm = pretraining["arm"]
     its = [group for group in study.groups() if is_of(pretraining, group)]
     its = [group for group in its if arm in study.arms(group)]

@@ -28,12 +28,13 @@ from mim3d.engine.distributed.heartbeat import FOLDER
 from mim3d.engine.distributed.parent import LAUNCHER
 from mim3d.engine.distributed.watch import RankWatch
 from mim3d.engine.errors import EXIT_USER_ERROR
+from mim3d.engine.variables import variables_kept
 
 SAVING = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
 """Signals on which ranks save and end; the other handled ones only end them."""
 HANDLED = (signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP, signal.SIGQUIT)
 """What the agent listens for; Ctrl-C, of which the second means another thing, we do."""
-VARIABLES = ("OMP_NUM_THREADS", LAUNCHER, "TORCHELASTIC_SIGNALS_TO_HANDLE")
+VARIABLES = ("OMP_NUM_THREADS", LAUNCHER, FOLDER, "TORCHELASTIC_SIGNALS_TO_HANDLE")
 """What this module, and the agent, set for the ranks."""
 GO_ON = (
     "The same command goes on from the last checkpoint, --max-restarts N would have done so by "
@@ -74,7 +75,8 @@ def launch_ranks(
         **{name: value for name, value in wanted.items() if name in known},
     )
     with (
-        left_as_it_was(),
+        variables_kept(*VARIABLES),
+        handlers_kept(),
         watched(nproc) as watch,
         ended_in_one_line(watch, nproc),
         interrupts_passed_on(),
@@ -87,9 +89,8 @@ def launch_ranks(
 
 
 @contextmanager
-def left_as_it_was() -> Iterator[None]:
-    """Take back what the agent and this module set in this process, but for the silence."""
-    variables = {name: os.environ.get(name) for name in VARIABLES}
+def handlers_kept() -> Iterator[None]:
+    """Take back what the agent does to signals of this process."""
     handlers = {number: signal.getsignal(number) for number in HANDLED}
     try:
         yield
@@ -97,10 +98,6 @@ def left_as_it_was() -> Iterator[None]:
         for number, handler in handlers.items():
             if handler is not None:  # of C's, which Python can neither tell nor set
                 signal.signal(number, handler)
-        for name, value in variables.items():
-            os.environ.pop(name, None)
-            if value is not None:
-                os.environ[name] = value
 
 
 @contextmanager
@@ -132,7 +129,6 @@ def watched(nproc: int) -> Iterator[RankWatch]:
         try:
             yield watch
         finally:
-            del os.environ[FOLDER]
             watch.close()
 
 

@@ -17,6 +17,21 @@ SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
 SAVING = b"\nstopping after this step, and saving it; Ctrl-C again ends at once, without saving\n"
 
 
+class Flag:
+    """What a signal's handler may set: an event's lock could be held by what it interrupts."""
+
+    def __init__(self) -> None:
+        self._is_set = False
+
+    def set(self) -> None:
+        """Once and for all."""
+        self._is_set = True
+
+    def is_set(self) -> bool:
+        """Whether it was set."""
+        return self._is_set
+
+
 class StopSignal:
     """Whether any rank was signalled, known to all ranks one step later, without waiting.
 
@@ -26,7 +41,7 @@ class StopSignal:
 
     def __init__(self, ranks: Ranks) -> None:
         self.ranks = ranks
-        self.signalled = threading.Event()
+        self.signalled = Flag()
         self._flag = torch.zeros(1, dtype=torch.int32)
         self._work: dist.Work | None = None
 
@@ -63,20 +78,14 @@ def stop_on_signal(ranks: Ranks) -> Iterator[StopSignal]:
 
 
 @contextmanager
-def signals_set(halt: threading.Event, said: bytes) -> Iterator[None]:
-    """Have SIGTERM, SIGUSR1 and a first Ctrl-C, which is answered by `said`, set an event.
+def signals_set(halt: Flag, said: bytes) -> Iterator[None]:
+    """Have SIGTERM, SIGUSR1 and a first Ctrl-C, which is answered by `said`, set a flag.
 
     Only the main thread can listen. A second Ctrl-C ends the process, in whatever call it stands.
     """
 
-    heard = False
-
     def listen(number: int, frame: FrameType | None) -> None:
-        nonlocal heard
-        if not heard:
-            # Before the event is set, which holds a lock: a signal amid that would wait for ever.
-            heard = True
-            halt.set()
+        halt.set()
         if number == signal.SIGINT:
             signal.signal(number, second)
             os.write(2, said)

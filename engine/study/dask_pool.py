@@ -1,7 +1,6 @@
 """Tasks over an existing Dask cluster whose workers see the same files: one task a worker."""
 
 import os
-import threading
 import time
 from collections.abc import Callable, Sequence
 from contextlib import chdir
@@ -12,7 +11,7 @@ from typing import Any
 from mim3d.dataio.convert.dask_runner import connect
 from mim3d.dataio.errors import Mim3dError
 from mim3d.dataio.progress import progress
-from mim3d.engine.distributed.stop import signals_set
+from mim3d.engine.distributed.stop import Flag, signals_set
 from mim3d.engine.errors import ConfigError, StoppedError, TrainingError
 from mim3d.engine.study.pool import Failures, Pool, PoolTask
 
@@ -44,7 +43,7 @@ class DaskPool(Pool):
         from distributed import as_completed
 
         failed: Failures = {}
-        halt = threading.Event()
+        halt = Flag()
         with progress(title, len(tasks), "runs") as shown, signals_set(halt, SAVING):
             names = {self._submit(task): task.name for task in tasks}
             ended = as_completed(names, loop=self._client.loop)
@@ -62,7 +61,6 @@ class DaskPool(Pool):
                         failed[name] = error
                         shown.note(f"{name}: {error}")
                     shown.advance(1, name)
-                # A signal amid halt.wait, which holds its lock, could not set it.
                 time.sleep(LOOK_S)
         return failed
 

@@ -17,13 +17,16 @@ from multiprocessing import get_context, parent_process
 from multiprocessing.connection import Connection
 from typing import Any
 
+from mim3d.dataio.convert.pool import blocked
 from mim3d.dataio.errors import Mim3dError
 from mim3d.dataio.progress import Progress, progress
-from mim3d.engine.distributed.stop import signals_set
+from mim3d.engine.distributed.stop import Flag, signals_set
 from mim3d.engine.errors import StoppedError, TrainingError
 from mim3d.engine.study.pool import Failures, Pool, PoolTask
+from mim3d.engine.variables import variables_kept
 
 STOP = None
+THREADS = "OMP_NUM_THREADS"
 SAVE_S = 60.0
 """Seconds that a worker whose parent died has to save a checkpoint."""
 LOOK_S = 0.5
@@ -52,7 +55,7 @@ class Processes(Pool):
         """As `Pool.run`; TrainingError where a worker dies, StoppedError where a signal ends it."""
         if not tasks:
             return {}
-        halt = threading.Event()
+        halt = Flag()
         with (
             progress(title, len(tasks), "runs") as shown,
             self._lines_to(shown.note),
@@ -65,9 +68,11 @@ class Processes(Pool):
             )
         return failed
 
-    def _run(self, tasks: Sequence[PoolTask], shown: Progress, halt: threading.Event) -> Failures:
+    def _run(self, tasks: Sequence[PoolTask], shown: Progress, halt: Flag) -> Failures:
         failed: Failures = {}
-        with _one_thread_each(), _interrupts_held():
+        # Workers inherit both: no Ctrl-C of a terminal ends them while they import.
+        with variables_kept(THREADS), blocked(signal.SIGINT):
+            os.environ[THREADS] = "1"  # several would fight over the cores
             futures: dict[Future[None], str] = {
                 self._pool.submit(_run_task, task.call, *task.arguments): task.name
                 for task in tasks
@@ -82,7 +87,7 @@ class Processes(Pool):
                 self._stop.close()  # workers drop what waits; to cancel it here would race a break
         return failed
 
-    def _was_stopped(self, future: Future[None], name: str, halt: threading.Event) -> bool:
+    def _was_stopped(self, future: Future[None], name: str, halt: Flag) -> bool:
         """Whether a task ended because we were told to stop; TrainingError where its worker died.
 
         A scheduler signals all processes of a job, of which an idle worker dies, and we may hear of
@@ -93,7 +98,6 @@ class Processes(Pool):
             return isinstance(error, StoppedError)
         self._broken.close()
         if not halt.is_set():
-            # A signal amid halt.wait, which holds its lock, could not set it.
             time.sleep(LOOK_S)
         if halt.is_set():
             return True
@@ -139,30 +143,6 @@ def default_workers(device: str) -> int:
     return max(1, min(cores or 1, 8))
 
 
-@contextmanager
-def _one_thread_each() -> Iterator[None]:
-    """Children inherit one OpenMP thread: several would fight over the cores."""
-    before = os.environ.get("OMP_NUM_THREADS")
-    os.environ["OMP_NUM_THREADS"] = "1"
-    try:
-        yield
-    finally:
-        if before is None:
-            del os.environ["OMP_NUM_THREADS"]
-        else:
-            os.environ["OMP_NUM_THREADS"] = before
-
-
-@contextmanager
-def _interrupts_held() -> Iterator[None]:
-    """Children are deaf to a terminal's Ctrl-C from birth, and die of none while they import."""
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
-
-
 _halt = threading.Event()
 """Set in a worker whose study was told to stop, or is gone."""
 
@@ -176,9 +156,7 @@ def _run_task(call: Callable[..., None], *arguments: Any) -> None:
     try:
         call(*arguments)
     except StoppedError:
-        # By somebody else: the executor does so when a worker beside us died, and then waits for
-        # our end while we would wait for a task.
-        if _is_orphan() or not _halt.is_set():
+        if not _halt.is_set():  # not by the study, which must hear of it: by our end
             os._exit(1)
         raise
 
@@ -199,26 +177,20 @@ def _follow_stop(ending: Connection) -> None:
         time.sleep(LOOK_S)
 
 
-def _follow_break(breaking: Connection) -> None:
-    """Where a worker beside us died: end, as soon as the run under way has saved.
+def _follow_end(breaking: Connection) -> None:
+    """Where a worker beside us died, or the study: end, as soon as the run under way has saved.
 
-    The executor says so by one SIGTERM, which a run takes for its own, and then waits for our end
-    while we wait for a task, behind the lock of a queue that the dead worker may have held.
+    Of a worker's death the executor tells by one SIGTERM, which a run takes for its own, and then
+    waits for our end while we wait for a task, behind the lock of a queue that the dead one may
+    have held.
     """
     with suppress(EOFError, OSError):
         breaking.recv_bytes()
-    while True:
+    left_s = SAVE_S
+    while left_s > 0:
         os.kill(os.getpid(), signal.SIGTERM)
         time.sleep(LOOK_S)
-
-
-def _follow_parent() -> None:
-    """Wait for the parent's end; then let this worker save what it has, and end it too."""
-    parent = parent_process()
-    assert parent is not None
-    parent.join()
-    os.kill(os.getpid(), signal.SIGTERM)
-    time.sleep(SAVE_S)
+        left_s -= LOOK_S * _is_orphan()
     os._exit(1)
 
 
@@ -229,9 +201,8 @@ def _begin_worker(lines: Any, ending: Connection, breaking: Connection) -> None:
     # run, which listens to it.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGUSR1, signal.SIG_IGN)
-    threading.Thread(target=_follow_parent, daemon=True).start()
     threading.Thread(target=_follow_stop, args=(ending,), daemon=True).start()
-    threading.Thread(target=_follow_break, args=(breaking,), daemon=True).start()
+    threading.Thread(target=_follow_end, args=(breaking,), daemon=True).start()
     torch.set_num_threads(1)
     sys.stdout = LineSender(lines.put)
 

@@ -10,7 +10,6 @@ import errno
 import os
 import signal
 import sys
-import tempfile
 import time
 from collections.abc import Callable, Collection
 from pathlib import Path
@@ -295,16 +294,13 @@ def wait_for_peers(deadline_s: float = 30) -> None:
 
     The agent kills all others as soon as one has gone, and those may be about to speak.
     """
-    if "TORCHELASTIC_RUN_ID" not in os.environ:
+    if "TORCHELASTIC_ERROR_FILE" not in os.environ:
         return
-    run, attempt, rank, world = (
-        os.environ[name]
-        for name in ("TORCHELASTIC_RUN_ID", "TORCHELASTIC_RESTART_COUNT", "RANK", "WORLD_SIZE")
-    )
-    folder, name = Path(tempfile.gettempdir()), f"mim3d-said-{run}-{attempt}"
-    (folder / f"{name}-{rank}").touch()
-    deadline = time.monotonic() + deadline_s
-    while time.monotonic() < deadline and len(list(folder.glob(f"{name}-*"))) < int(world):
+    own = Path(os.environ["TORCHELASTIC_ERROR_FILE"]).with_name("said")
+    own.touch()
+    world, deadline = int(os.environ["WORLD_SIZE"]), time.monotonic() + deadline_s
+    # The agent has a folder for this attempt, and in it one for each rank.
+    while time.monotonic() < deadline and len(list(own.parents[1].glob("*/said"))) < world:
         time.sleep(0.05)
 
 

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 import torch
-from stalling_server import Server
+from loopback import HOST, Server, serving
 
 from mim3d.bench.corpora import anatomy_like, corpus_of
 from mim3d.dataio.errors import CorpusError
@@ -95,13 +95,8 @@ def faults() -> Faults:
 @pytest.fixture
 def address(local, faults) -> Iterator[str]:
     """Address of the corpus on a server that fails as `faults` says."""
-    server = Server(("127.0.0.1", 0), handler_of(local.parent, faults))
-    thread = threading.Thread(target=server.serve_forever)
-    thread.start()
-    yield f"http://127.0.0.1:{server.server_port}/c.zarr"
-    server.shutdown()
-    thread.join()
-    server.server_close()
+    with serving(Server((HOST, 0), handler_of(local.parent, faults))) as address:
+        yield f"{address}/c.zarr"
 
 
 @pytest.mark.slow

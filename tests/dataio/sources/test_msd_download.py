@@ -1,14 +1,11 @@
 """Decathlon tasks: from a server on loopback, from the cache, and the errors without a network."""
 
-import functools
 import hashlib
-import http.server
 import tarfile
-import threading
 
 import pytest
+from loopback import folder_server, serving
 from monai.apps import DecathlonDataset
-from stalling_server import Server
 
 from mim3d.dataio.errors import SourceError
 from mim3d.dataio.sources.discover import discover
@@ -26,22 +23,12 @@ def server(tmp_path, monkeypatch):
     served.mkdir()
     with tarfile.open(served / f"{TASK}.tar", "w") as archive:
         archive.add(tmp_path / "made" / TASK, TASK)
-
-    class Quiet(http.server.SimpleHTTPRequestHandler):
-        def log_message(self, format: str, *args: object) -> None:
-            """Keep quiet."""
-
-    running = Server(("127.0.0.1", 0), functools.partial(Quiet, directory=str(served)))
-    thread = threading.Thread(target=running.serve_forever)
-    thread.start()
-    address = f"http://127.0.0.1:{running.server_port}/{TASK}.tar"
     digest = hashlib.md5((served / f"{TASK}.tar").read_bytes()).hexdigest()
-    monkeypatch.setitem(DecathlonDataset.resource, TASK, address)
     monkeypatch.setitem(DecathlonDataset.md5, TASK, digest)
-    yield running
-    running.shutdown()
-    thread.join()
-    running.server_close()
+    running = folder_server(served)
+    with serving(running) as address:
+        monkeypatch.setitem(DecathlonDataset.resource, TASK, f"{address}/{TASK}.tar")
+        yield running
 
 
 def test_a_task_is_fetched_once_and_discovered(tmp_path, server, monkeypatch):

@@ -1,7 +1,5 @@
 """Object stores: S3, GCS (both by moto's server) and a plain HTTP server on loopback."""
 
-import functools
-import http.server
 import re
 import threading
 import time
@@ -12,8 +10,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 from gcs_server import gcs_environment, gcs_server
+from loopback import folder_server, serving
 from s3_server import make_bucket, s3_server, use_s3
-from stalling_server import Server
 
 from mim3d.dataio import waiting
 from mim3d.dataio.convert.run import convert
@@ -99,18 +97,8 @@ def upload(s3):
 def http_root(tmp_path) -> Iterator[str]:
     """Address of a plain HTTP server that serves tmp_path/served."""
     (tmp_path / "served").mkdir()
-
-    class Quiet(http.server.SimpleHTTPRequestHandler):
-        def log_message(self, format: str, *args: object) -> None:
-            """Keep quiet."""
-
-    server = Server(("127.0.0.1", 0), functools.partial(Quiet, directory=str(tmp_path / "served")))
-    thread = threading.Thread(target=server.serve_forever)
-    thread.start()
-    yield f"http://127.0.0.1:{server.server_port}"
-    server.shutdown()
-    thread.join()
-    server.server_close()
+    with serving(folder_server(tmp_path / "served")) as address:
+        yield address
 
 
 @pytest.fixture(params=["local", "s3", "gs"])

@@ -213,6 +213,11 @@ def test_an_arm_counts_with_the_few_seeds_that_learned_nothing(tmp_path: Path) -
     assert groups[0].comparison("mae", "simclr") is None
     assert [line.count("so MAE is not compared") for line in said] == [1, 1]
 
+    edited(folder, config={"seeds": list(range(20))})  # of twenty two may
+    study, groups, _ = failing(3, 4)
+    counted = "MAE's pretrainings seeds 3, 4 did not learn the pretext task, and count all the same"
+    assert counted in headline(study, groups).detail
+
 
 def test_the_gate_names_the_channels_that_were_not_learned(tmp_path: Path) -> None:
     """Their loss as a whole is far below the patch mean's, which would else look like a mistake."""

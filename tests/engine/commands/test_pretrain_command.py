@@ -14,6 +14,7 @@ from pathlib import Path
 import psutil
 import pytest
 import torch.distributed as dist
+from live_processes import wait_for_end
 from small_run import make_corpus
 
 from mim3d.engine.commands import cli
@@ -175,21 +176,6 @@ def wait_for_rows(run, file):
         time.sleep(0.1)
 
 
-def wait_for_the_end_of(ranks):
-    """A zombie has ended too, that nobody collects after its launcher."""
-    deadline = time.monotonic() + 120
-    while any(map(runs, ranks)):
-        assert time.monotonic() < deadline
-        time.sleep(0.1)
-
-
-def runs(rank):
-    try:
-        return rank.is_running() and rank.status() != psutil.STATUS_ZOMBIE
-    except psutil.NoSuchProcess:
-        return False
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1, signal.SIGINT, signal.SIGKILL])
 def test_signals_to_launcher_and_rank(corpus, tmp_path, number):
@@ -226,7 +212,7 @@ def test_ranks_end_with_a_launcher_that_is_killed(corpus, tmp_path, stopped):
     if stopped:
         ranks[1].suspend()
     run.kill()
-    wait_for_the_end_of(ranks)
+    wait_for_end(ranks)
 
 
 @pytest.mark.slow
@@ -273,7 +259,7 @@ def test_a_second_interrupt_of_the_launcher_leaves_no_rank(corpus, tmp_path):
             break
         run.send_signal(signal.SIGINT)
     assert run.wait(timeout=60) == -signal.SIGINT
-    wait_for_the_end_of(ranks)
+    wait_for_end(ranks)
 
 
 def test_ranks_have_time_to_save_before_they_are_killed(tmp_path, monkeypatch):

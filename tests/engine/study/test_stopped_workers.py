@@ -1,6 +1,7 @@
 """A study of several workers told to stop, in every way that users and schedulers do it."""
 
 import os
+import pickle
 import signal
 import subprocess
 import sys
@@ -14,6 +15,7 @@ from typing import Any
 import dask_cluster
 import psutil
 import pytest
+from live_processes import wait_for_end
 from small_finetune import make_labelled_corpus
 from small_study import small_study
 
@@ -64,18 +66,6 @@ def wait_until(there: Any, seconds: float = 240) -> None:
     while not there() and time.monotonic() < deadline:
         time.sleep(0.02)
     assert there()
-
-
-def ended(processes: list[psutil.Process]) -> bool:
-    """Whether they all have; a zombie has, that nobody collects where its parent went first."""
-    return not any(map(runs, processes))
-
-
-def runs(process: psutil.Process) -> bool:
-    try:
-        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
-    except psutil.NoSuchProcess:
-        return False
 
 
 def workers_of(parent: Any) -> list[psutil.Process]:
@@ -130,8 +120,6 @@ if __name__ == "__main__":
 @pytest.fixture
 def start(config: StudyConfig, tmp_path: Path) -> Iterator[Any]:
     """Starts the study as a command of its own process group, which ends with the test."""
-    import pickle
-
     (tmp_path / "study.py").write_text(SCRIPT)
     (tmp_path / "config.pickle").write_bytes(pickle.dumps(config))
     words = [sys.executable, *(str(tmp_path / name) for name in ("study.py", "config.pickle"))]
@@ -176,7 +164,7 @@ def test_a_signal_saves_what_is_under_way_and_the_same_command_goes_on(
     assert start.returncode == 0, said
     assert "told to stop, and what was under way is saved: run the same command to go on" in said
     assert "Traceback" not in said
-    wait_until(lambda: ended(children))
+    wait_for_end(children)
     assert all(map(has_saved, cells(out)))
     assert len(cells(out)) == 2  # the third is not begun
     if number == signal.SIGUSR1:
@@ -202,7 +190,7 @@ def test_a_worker_without_a_run_dies_of_the_jobs_signal_and_the_other_saves(
     assert start.returncode == 0, said
     assert "what was under way is saved" in said
     assert "Traceback" not in said
-    wait_until(lambda: ended(workers))
+    wait_for_end(workers)
     assert len(results(out)) == 2
     (left,) = {*cells(out)} - {file.parent for file in results(out)}
     assert has_saved(left)
@@ -224,7 +212,7 @@ def test_a_second_interrupt_ends_it_at_once(start: Any, tmp_path: Path) -> None:
     assert start.wait(60) == -signal.SIGINT
     for worker in workers:
         worker.resume()
-    wait_until(lambda: ended(workers))
+    wait_for_end(workers)
     assert all(map(has_saved, cells(tmp_path / "out")))
 
 
@@ -238,7 +226,7 @@ def test_workers_end_where_one_of_them_dies(start: Any, tmp_path: Path) -> None:
     said = start.communicate(timeout=240)[0]
     assert start.returncode == 2
     assert "a worker process died" in said
-    wait_until(lambda: ended(workers))
+    wait_for_end(workers)
     assert [has_saved(cell) for cell in cells(out)].count(True) == 1
 
 

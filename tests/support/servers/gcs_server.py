@@ -14,6 +14,8 @@ from contextlib import contextmanager
 from typing import Any
 from urllib.parse import parse_qs, quote
 
+from loopback import wsgi_server
+
 ABSENT = 0  # the generation of an object that is not there
 # Whom moto takes requests to come from, in place of "Bearer " and no token. It checks no signature.
 SIGNED = "AWS4-HMAC-SHA256 Credential=test/20260101/us-east-1/s3/aws4_request"
@@ -87,22 +89,11 @@ def refused(respond: Respond, status: str, code: str) -> Iterable[bytes]:
 def gcs_server() -> Iterator[tuple[str, GcsDialect]]:
     """Address and dialect of a server that lives as long as the context."""
     from moto.moto_server.werkzeug_app import DomainDispatcherApplication, create_backend_app
-    from werkzeug.serving import WSGIRequestHandler, make_server
-
-    class Quiet(WSGIRequestHandler):
-        def log(self, type: str, message: str, *args: Any) -> None:
-            """Keep quiet."""
+    from werkzeug.serving import WSGIRequestHandler
 
     dialect = GcsDialect(DomainDispatcherApplication(create_backend_app))
-    server = make_server("127.0.0.1", 0, dialect, threaded=True, request_handler=Quiet)
-    thread = threading.Thread(target=server.serve_forever)
-    thread.start()
-    try:
-        yield f"http://127.0.0.1:{server.server_port}", dialect
-    finally:
-        server.shutdown()
-        thread.join()
-        server.server_close()
+    with wsgi_server(dialect, WSGIRequestHandler) as address:
+        yield address, dialect
 
 
 def gcs_environment(address: str) -> dict[str, str]:

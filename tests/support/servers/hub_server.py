@@ -8,13 +8,14 @@ import base64
 import hashlib
 import json
 import re
-import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 from urllib.parse import urlsplit
+
+import loopback
 
 TOKEN = "hf_good"
 COMMIT = "c" * 40
@@ -50,14 +51,9 @@ class FakeHub(ThreadingHTTPServer):
 @contextmanager
 def serving() -> Iterator[FakeHub]:
     """A hub while the block runs."""
-    with FakeHub() as hub:
-        thread = threading.Thread(target=hub.serve_forever, args=(0.01,), daemon=True)
-        thread.start()
-        try:
-            yield hub
-        finally:
-            hub.shutdown()
-            thread.join()
+    hub = FakeHub()
+    with loopback.serving(hub):
+        yield hub
 
 
 class Handler(BaseHTTPRequestHandler):

@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import pytest
+from loopback import wsgi_server
 
 
 class OneByOne:
@@ -40,25 +41,12 @@ def s3_server(*buckets: str) -> Iterator[str]:
         MotoRequestHandler,
         create_backend_app,
     )
-    from werkzeug.serving import make_server
-
-    class Quiet(MotoRequestHandler):
-        def log(self, type: str, message: str, *args: Any) -> None:
-            """Keep quiet."""
 
     application = OneByOne(DomainDispatcherApplication(create_backend_app))
-    server = make_server("127.0.0.1", 0, application, threaded=True, request_handler=Quiet)
-    thread = threading.Thread(target=server.serve_forever)
-    thread.start()
-    address = f"http://127.0.0.1:{server.server_port}"
-    try:
+    with wsgi_server(application, MotoRequestHandler) as address:
         for bucket in buckets:
             make_bucket(address, bucket)
         yield address
-    finally:
-        server.shutdown()
-        thread.join()
-        server.server_close()
 
 
 def use_s3(address: str, patch: pytest.MonkeyPatch) -> None:

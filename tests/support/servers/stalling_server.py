@@ -4,8 +4,10 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 from pathlib import Path
+
+from loopback import HOST, Server, serving
 
 
 @dataclass
@@ -62,28 +64,13 @@ def handler_of(root: Path, gate: Gate) -> type[BaseHTTPRequestHandler]:
     return Handler
 
 
-class Server(ThreadingHTTPServer):
-    """One whose clients may leave."""
-
-    daemon_threads = True
-
-    def handle_error(self, request: object, client_address: object) -> None:
-        """A client that left is no error."""
-
-
 @contextmanager
 def stalling_server(root: Path) -> Iterator[Gate]:
     """Serve `root` on a free port; the gate is open."""
     gate = Gate()
     gate.open.set()
-    server = Server(("127.0.0.1", 0), handler_of(root, gate))
-    thread = threading.Thread(target=server.serve_forever)
-    thread.start()
-    gate.address = f"http://127.0.0.1:{server.server_port}"
-    try:
-        yield gate
-    finally:
-        gate.open.set()
-        server.shutdown()
-        thread.join()
-        server.server_close()
+    with serving(Server((HOST, 0), handler_of(root, gate))) as gate.address:
+        try:
+            yield gate
+        finally:
+            gate.open.set()
