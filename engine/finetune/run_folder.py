@@ -1,5 +1,6 @@
 """A fine-tuning run's folder: whose it is, what it came to, and what an earlier version left."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -70,17 +71,7 @@ def claim(config: FinetuneConfig, out: Path) -> Claim:
         write_json(file, about)
         return Claim(finished)
     found = stored_identity(read_json(file))
-    refuse_other_inputs(found, inputs_sha256(config), out)
-    known = [*wanted, *(key for key in OFF if key in found and key not in wanted)]
-    differing = differences({key: found.get(key) for key in known}, wanted)
-    if not finished:
-        differing = [one for one in differing if not stands_in(one[0], MAY_CHANGE)]
-    if differing:
-        name, before, now = differing[0]
-        raise ConfigError(
-            f"{out} holds a run with {name} {before}, not {now}: choose another --out or delete "
-            "that folder"
-        )
+    refuse_other_settings(config, out, () if finished else MAY_CHANGE)
     if not finished:
         refuse_earlier_state(out)
         facts = newest_facts(out / CHECKPOINTS)
@@ -90,6 +81,27 @@ def claim(config: FinetuneConfig, out: Path) -> Claim:
         write_json(file, {**found, **about, "history": history})
         return Claim(changed=changed, remarks=changed_parts(found.get("plugins", []), parts))
     return Claim(finished)
+
+
+def refuse_other_settings(config: FinetuneConfig, out: Path, spared: Sequence[str] = ()) -> None:
+    """A ConfigError where a folder holds a run on other data, or of settings not in `spared`."""
+    if not (out / CONFIG).exists():
+        return
+    found, wanted = stored_identity(read_json(out / CONFIG)), identity(config)
+    refuse_other_inputs(found, inputs_sha256(config), out)
+    known = [*wanted, *(key for key in OFF if key in found and key not in wanted)]
+    differing = differences({key: found.get(key) for key in known}, wanted)
+    for name, before, now in differing:
+        if not stands_in(name, spared):
+            raise ConfigError(
+                f"{out} holds a run with {name} {in_words(before)}, not {in_words(now)}: choose "
+                "another --out or delete that folder"
+            )
+
+
+def in_words(value: object) -> str:
+    """A setting's value as it is told; text that is empty would be no word."""
+    return "empty" if value == "" else str(value)
 
 
 def plugin_parts(config: FinetuneConfig) -> list[dict[str, Any]]:

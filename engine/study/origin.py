@@ -8,12 +8,21 @@ have none; of them only the pretraining that lies there now can be checked.
 from collections.abc import Iterable
 from pathlib import Path
 
+from mim3d.dataio.corpus.names import MANIFEST, own_file
 from mim3d.engine.errors import CheckpointError, ConfigError
 from mim3d.engine.finetune.splits import Splits
-from mim3d.engine.pretrain.config import config_identity, identity_of
-from mim3d.engine.pretrain.run_folder import RESULT
-from mim3d.engine.runs.encoder_file import read_card
-from mim3d.engine.runs.files import file_sha256, json_sha256, read_json, write_json
+from mim3d.engine.pretrain.config import PretrainConfig, config_identity, identity_of
+from mim3d.engine.pretrain.run_folder import CONFIG, RESULT
+from mim3d.engine.runs.checkpoint_files import CHECKPOINTS, newest_facts
+from mim3d.engine.runs.encoder_file import read_card, refuse_changed_weights
+from mim3d.engine.runs.files import (
+    differences,
+    file_sha256,
+    json_sha256,
+    local_sha256,
+    read_json,
+    write_json,
+)
 from mim3d.engine.study.arms import given_path
 from mim3d.engine.study.config import Row, StudyConfig
 from mim3d.engine.study.encoders import label_of
@@ -103,6 +112,53 @@ def unfinished_source(wanted: Row, out: Path) -> str:
         return ""
     folder = source_of(wanted, out)
     return "" if (folder / RESULT).exists() else f"its pretraining in {folder} is not finished"
+
+
+def refuse_other_pretraining(config: PretrainConfig, folder: Path) -> None:
+    """ConfigError where a pretraining of other settings lies there, be it finished or under way.
+
+    A single run may go on with another rate or length; an arm of a study is of one setting.
+    """
+    if not (folder / CONFIG).exists():
+        return
+    try:
+        stored = identity_of(read_json(folder / CONFIG))
+    except (CheckpointError, KeyError, TypeError, ValueError):
+        return  # the run itself tells what it cannot read
+    differing = differences(stored, config_identity(config))
+    differing += other_corpus(config.data.corpus, folder)
+    for name, before, now in differing:
+        raise ConfigError(
+            f"{folder} holds a pretraining with {name} {before}, not {now}: delete that folder to "
+            "pretrain anew, or choose another --out"
+        )
+
+
+def other_corpus(corpus: str, folder: Path) -> list[tuple[str, str, str]]:
+    """The first digits of a corpus's hash then and now, where a pretraining began with another."""
+    now = local_sha256(own_file(corpus, MANIFEST))
+    if (folder / RESULT).exists():
+        before = read_card(folder)[1].get("corpus_sha256")
+    else:
+        facts = newest_facts(folder / CHECKPOINTS)
+        before = facts and facts.corpus_sha256
+    if not now or not before or before == now:
+        return []
+    return [("a corpus of sha256", before[:SHOWN], now[:SHOWN])]
+
+
+def refuse_damaged(folder: Path) -> None:
+    """CheckpointError where a finished pretraining's encoder is gone or not what its card tells."""
+    if not (folder / RESULT).exists():
+        return
+    try:
+        refuse_changed_weights(*read_card(folder))
+    except CheckpointError as error:
+        found = str(error).partition(": ")[0]
+        raise CheckpointError(
+            f"{found}, though its pretraining is finished: restore it, or delete {folder} and run "
+            "the same command to pretrain it anew"
+        ) from error
 
 
 def foreign_origin(wanted: Row, key: str, out: Path) -> str:

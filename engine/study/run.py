@@ -17,7 +17,7 @@ from mim3d.dataio.reader.corpus import Corpus, opened_corpus
 from mim3d.engine.errors import ConfigError, StoppedError, TrainingError
 from mim3d.engine.finetune.config import FinetuneConfig
 from mim3d.engine.finetune.finetune import run_finetune
-from mim3d.engine.finetune.run_folder import RESULT, claim
+from mim3d.engine.finetune.run_folder import RESULT, claim, refuse_other_settings
 from mim3d.engine.finetune.splits import Splits, make_splits
 from mim3d.engine.finetune.targets import read_targets
 from mim3d.engine.pretrain.pretrain import run_pretrain
@@ -33,6 +33,8 @@ from mim3d.engine.study.origin import (
     foreign_origin,
     foreign_source,
     keep_origin,
+    refuse_damaged,
+    refuse_other_pretraining,
     unfinished_source,
     wanted_origin,
 )
@@ -132,6 +134,7 @@ def run_missing(
 ) -> None:
     """Pretrainings, runs that tune the rates, then those that are scored; adds what failed."""
     tuning = tuning_cells(config)
+    refuse_other_cells(config, splits, out)  # before results are gathered under these settings
     # The headline's cells that wait for no pretraining and no tuning fill the cores beside the
     # pretrainings; other decoders and labels come after the headline of all arms.
     free = [] if tuning else [c for c in headline_cells(config) if waits_for_nothing(config, c)]
@@ -148,6 +151,13 @@ def run_missing(
     cells = of_their_pretraining(config, cells, splits, out)
     cells = pretrained(config, cells, splits, failed, out)
     failed |= pool.run(cell_tasks(config, cells, splits, out), "fine-tuning")
+
+
+def refuse_other_cells(config: StudyConfig, splits: Splits, out: Path) -> None:
+    """ConfigError where a finished cell is of other settings or another corpus."""
+    tuning = of_their_pretraining(config, tuning_cells(config), splits, out)
+    for cells in (tuning, scored_cells(config, choose_lr(tuning, out))):
+        cell_tasks(config, of_their_pretraining(config, cells, splits, out), splits, out)
 
 
 def keep_results(
@@ -193,6 +203,8 @@ def pretrain_tasks(config: StudyConfig, splits: Splits, out: Path) -> list[PoolT
 
 def pretrain_one(config: Any, folder: Path) -> None:
     """One pretraining; its checkpoints go once the encoder is there."""
+    refuse_damaged(folder)
+    refuse_other_pretraining(config, folder)
     with clocked(folder):
         result = run_pretrain(config, folder)
     if result.interrupted:
@@ -220,13 +232,15 @@ def of_their_pretraining(
 def pretrained(
     config: StudyConfig, cells: list[Cell], splits: Splits, failed: Failures, out: Path
 ) -> list[Cell]:
-    """Cells whose pretraining is done; the others are added to what failed.
+    """Cells whose pretraining is done and whole; the others are added to what failed.
 
     A run under way has an encoder in its newest checkpoint, which is not the one to compare.
     """
     ready = []
     for cell in cells:
-        why = unfinished_source(wanted_origin(config, cell, splits), out)
+        wanted = wanted_origin(config, cell, splits)
+        damaged = failed.get(f"pretraining {wanted.get('pretraining')}", "")
+        why = unfinished_source(wanted, out) or str(damaged)
         if why and not (out / "cells" / cell.key / RESULT).exists():
             failed[cell.key] = TrainingError(why)
         else:
@@ -247,7 +261,8 @@ def cell_tasks(config: StudyConfig, cells: list[Cell], splits: Splits, out: Path
 
 
 def run_cell(config: FinetuneConfig, out: Path, key: str) -> None:
-    """One fine-tuning run."""
+    """One fine-tuning run, under the same settings from its first step to its last."""
+    refuse_other_settings(config, out / "cells" / key)
     keep_origin(config.init, out / "cells" / key)
     with clocked(out / "cells" / key):
         result = run_finetune(config, out / "cells" / key, title=key, keep_model=False)
