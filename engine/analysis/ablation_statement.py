@@ -9,11 +9,11 @@ from mim3d.engine.analysis.ablation_family import (
     read_ablation_family,
 )
 from mim3d.engine.analysis.ablation_plan import planned_settings
-from mim3d.engine.analysis.naming import capital, interim
+from mim3d.engine.analysis.naming import capital, interim, so_far
 from mim3d.engine.analysis.results import Study
 from mim3d.engine.analysis.speedup import CLAIM_PAIRS, MIN_PAIRS, paired_difference
 from mim3d.engine.analysis.verdict import Statement, seeds_in_words
-from mim3d.engine.analysis.words import arm_name, difference, p_in_words, plus_minus
+from mim3d.engine.analysis.words import arm_name, difference, ends_in_words, p_in_words, plus_minus
 
 
 def ablation_statement(study: Study, ablation: Ablation) -> Statement:
@@ -26,12 +26,13 @@ def ablation_statement(study: Study, ablation: Ablation) -> Statement:
     family = read_ablation_family(study, ablation)
     tested = [member for member in family.members if member.p_value is not None]
     if not tested:
-        return Statement("neutral", f"{title}: {why_untested(family)}.", more)
+        text = f"{title}: {why_untested(family)}{so_far(family.awaited)}."
+        return Statement("neutral", text, more)
     found = [member for member in tested if member.significant]
     text = (
         f"{title}: {whose(tested)} under the validation curve differs significantly from "
         f"{of_rival(tested)} in {len(found) or 'none'} of {number_of(family)}"
-        f"{' so far' if family.awaited else ''}."
+        f"{so_far(family.awaited)}."
     )
     open_question = family.awaited or any(member.shared for member in found)
     kind = "finding" if found and not open_question else "neutral"
@@ -100,7 +101,7 @@ def compared_in_words(member: SettingComparison) -> str:
     name = f"{arm_name(setting.arm)}, {setting.name}"
     if found.low is None or found.high is None or member.p_value is None:
         return f"{name}: {difference(found.mean, None)} ({found.why}), not tested"
-    interval = f"95 % interval {found.low:+.3f} to {found.high:+.3f}"
+    interval = f"95 % interval {ends_in_words(found.low, found.high)}"
     seeds = seeds_in_words(found.pairs, member.planned)
     test = p_in_words(member.p_value) if member.significant else "not significant"
     return f"{name}: {difference(found.mean, None)} ({interval}; {seeds}), {test}"
@@ -122,7 +123,7 @@ def rest_in_words(members: Sequence[SettingComparison], other: str) -> str:
     low, high = min(low for low, _ in ends), max(high for _, high in ends)
     none = f"; {len(members) - len(ends)} have none" if len(members) > len(ends) else ""
     return (
-        f"The {other}{len(members)} differences: 95 % intervals from {low:+.3f} to {high:+.3f}"
+        f"The {other}{len(members)} differences: 95 % intervals from {ends_in_words(low, high)}"
         f"{none}."
     )
 

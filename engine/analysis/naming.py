@@ -48,7 +48,15 @@ def interim(awaited: bool) -> str:
     """That a study is not finished, where runs that are compared are still to come."""
     if not awaited:
         return ""
-    return " Runs are still to come, so p is interim: nothing corrects for looking more than once."
+    return (
+        " Runs are still to come, so every figure is interim: no interval or p is corrected for "
+        "looking more than once."
+    )
+
+
+def so_far(awaited: bool) -> str:
+    """` so far` where runs that are compared are still to come, for the sentence alone."""
+    return " so far" if awaited else ""
 
 
 def capital(text: str) -> str:

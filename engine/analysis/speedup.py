@@ -123,8 +123,11 @@ def holm(p_values: Sequence[float | None]) -> list[float | None]:
     """p values corrected for their number; a comparison without one counts in the number.
 
     Formula: in rising order, the largest of (m - i) p_i so far, i from 0, at most 1. Holm, A simple
-    sequentially rejective multiple test procedure, Scand. J. Statist. 6 (1979).
+    sequentially rejective multiple test procedure, Scand. J. Statist. 6 (1979). ValueError for what
+    is no probability, as NaN, which has no place in an order.
     """
+    if any(p is not None and not 0 <= p <= 1 for p in p_values):
+        raise ValueError(f"p values must be from 0 to 1: {list(p_values)}")
     known = sorted((p, index) for index, p in enumerate(p_values) if p is not None)
     corrected: list[float | None] = [None] * len(p_values)
     largest = 0.0

@@ -23,5 +23,5 @@ def further_statements(
     """What else was found; of an ablation only what is missing, for its settings have a table."""
     if ablation is None:
         return secondary_statements(study, groups)
-    lost = (lost_statement(group, arm) for group in groups for arm in group.arms)
+    lost = (lost_statement(study, group, arm) for group in groups for arm in group.arms)
     return [statement for statement in lost if statement is not None]

@@ -9,16 +9,17 @@ from mim3d.engine.analysis.family import (
     first_groups,
     planned_family,
     read_family,
+    runs_awaited,
 )
-from mim3d.engine.analysis.naming import capital, interim, one_pretraining, pair_names
+from mim3d.engine.analysis.naming import capital, interim, one_pretraining, pair_names, so_far
 from mim3d.engine.analysis.results import TOLERATED, Study, is_of
-from mim3d.engine.analysis.speedup import CLAIM_PAIRS, MIN_PAIRS
+from mim3d.engine.analysis.speedup import CLAIM_PAIRS, MIN_PAIRS, joint_interval
 from mim3d.engine.analysis.summary import MIM, Comparison, GroupSummary, method_of
 from mim3d.engine.analysis.words import (
     arm_name,
+    beside,
     interval_in_words,
     on_encoder,
-    p_in_words,
     p_of_ratio,
     pretrained_arm,
     ratio_in_words,
@@ -51,23 +52,32 @@ def headline(study: Study, groups: Sequence[GroupSummary]) -> Statement:
     family = read_family(study, *firsts)
     if not family.members:
         return nothing_to_compare(firsts)
-    group = next(g for g in firsts if g.group.encoder == family.chosen.encoder)
-    statement = speed_statement(study, group, family, family.chosen)
+    of_encoder = {group.group.encoder: group for group in firsts}
+    group = of_encoder[family.chosen.encoder]
+    awaited = runs_awaited(study, *firsts)
+    statement = speed_statement(study, group, family, family.chosen, awaited)
     extra = [f"{capital(group.group.title)}."] if len(groups) > 1 else []
-    extra += [rival_in_words(family, c) for c in family.members if c is not family.chosen]
+    rivals = [c for c in family.members if c is not family.chosen]
+    extra += [rival_in_words(study, of_encoder[c.encoder], family, c) for c in rivals]
     return replace(statement, detail=" ".join(filter(None, [statement.detail, *extra])))
 
 
-def rival_in_words(family: Family, comparison: Comparison) -> str:
+def rival_in_words(
+    study: Study, group: GroupSummary, family: Family, comparison: Comparison
+) -> str:
     """Another member of the family, so that the choice can be judged."""
     found = family.ratio_of(comparison)
-    name = arm_name(comparison.first) + on_encoder(comparison.encoder)
+    first, _ = pair_names(study, group, comparison)
+    name = capital(first) + on_encoder(comparison.encoder)
     if found.ratio is None:
         return f"{name}: no ratio ({found.why})."
-    p_value = family.p_of(comparison)
-    test = "" if p_value is None else f", {p_in_words(p_value)} by Holm"
-    excluded = excluded_in_words(family, comparison, brief=True)
-    return f"{name}: {ratio_in_words(found)}{test}.{excluded}"
+    corrected = family.p_of(comparison)
+    if corrected is None:
+        return f"{name}: {ratio_in_words(found)} ({interval_in_words(found)})."
+    rests_on = f"{interval_in_words(found)}; {seeds_in_words(found.pairs, comparison.planned)}"
+    text = f"{name}: {ratio_in_words(found)} ({rests_on}), {p_of_ratio(found, corrected)} by Holm."
+    text += excluded_in_words(family, comparison)
+    return text + failed_and_counted(study, group, comparison.first)
 
 
 def nothing_to_compare(groups: Sequence[GroupSummary]) -> Statement:
@@ -86,44 +96,52 @@ def nothing_to_compare(groups: Sequence[GroupSummary]) -> Statement:
 
 
 def speed_statement(
-    study: Study, group: GroupSummary, family: Family, comparison: Comparison
+    study: Study, group: GroupSummary, family: Family, comparison: Comparison, awaited: bool
 ) -> Statement:
-    """Whether one arm was faster than another at the primary target, as far as the pairs carry."""
+    """Whether one arm was faster than another at the primary target, as far as the pairs carry.
+
+    `awaited` says that runs which the family rests on are still to come.
+    """
     found = family.ratio_of(comparison)
     first, second = pair_names(study, group, comparison)
     goal = f"{100 * family.share:g} % of {arm_name(group.reference)}'s best score"
+    now = so_far(awaited)
     if found.ratio is None:
         few = 0 < found.pairs < MIN_PAIRS
-        text = f"No speed-up of {first} over {second} can be stated."
+        text = f"No speed-up of {first} over {second} can be stated{now}."
         if few:
-            text = undecided(first, second, family, comparison)
-        return Statement("neutral" if few else "warning", text, f"To {goal}: {found.why}.")
+            text = f"{undecided(first, second, family, comparison)}{now}."
+        why = f"To {goal}: {found.why}.{interim(awaited)}"
+        return Statement("neutral" if few else "warning", text, why)
     measured = measured_in_words(family, comparison, goal)
     measured += excluded_in_words(family, comparison)
     measured += one_pretraining(study, group, comparison)
-    measured += failed_and_counted(study, group, comparison)
-    pair = comparison.first, comparison.second
-    awaited = any(study.awaited(group.group, arm) for arm in pair)
+    measured += failed_and_counted(study, group, comparison.first, comparison.second)
     measured += interim(awaited)
     certain = family.certain(comparison)
     if found.above_one and certain:
         if found.pairs < CLAIM_PAIRS:
             measured += f" A claim would want {CLAIM_PAIRS} seeds."
-        text = f"{capital(first)} converged {ratio_in_words(found)} as fast as {second}."
+        text = f"{capital(first)} converged {ratio_in_words(found)} as fast as {second}{now}."
         return Statement("neutral" if awaited else "finding", text, measured)
     if found.below_one and certain:
-        text = f"{capital(first)} converged more slowly than {second}."
-        return Statement("warning", text, measured)
+        text = f"{capital(first)} converged more slowly than {second}{now}."
+        return Statement("neutral" if awaited else "warning", text, measured)
     if (found.above_one or found.below_one) and family.size > 1:
-        measured += f" That is too little for the better of {family.size} masked arms."
-    return Statement("neutral", undecided(first, second, family, comparison), measured)
+        measured += f" That is too little for the better of {members_in_words(family)}."
+    text = f"{undecided(first, second, family, comparison)}{now}."
+    return Statement("neutral", text, measured)
 
 
-def failed_and_counted(study: Study, group: GroupSummary, comparison: Comparison) -> str:
-    """Which seeds count although their pretraining learned nothing."""
-    failed = {
-        arm: study.untrained(group.group, arm) for arm in (comparison.first, comparison.second)
-    }
+def members_in_words(family: Family) -> str:
+    """`2 masked arms`, or `2 arms` where others are compared too."""
+    masked = all(method_of(member.first) in MIM for member in family.members)
+    return f"{family.size} {'masked ' * masked}arms"
+
+
+def failed_and_counted(study: Study, group: GroupSummary, *arms: str) -> str:
+    """Which seeds of some arms count although their pretraining learned nothing."""
+    failed = {arm: study.untrained(group.group, arm) for arm in arms}
     return "".join(
         f" Of {arm_name(arm)}'s pretrainings {seed_list(seeds)} did not learn the pretext task, "
         f"and count{'s' * (len(seeds) == 1)} all the same."
@@ -136,18 +154,22 @@ def undecided(first: str, second: str, family: Family, comparison: Comparison) -
     """Why nothing is said of a speed-up: too few seeds, no test, or nothing found."""
     found = family.ratio_of(comparison)
     if found.pairs < MIN_PAIRS:
-        return f"Too few seeds to test a speed-up of {first} over {second}."
+        return f"Too few seeds to test a speed-up of {first} over {second}"
     if found.p_value is None:
-        return f"A speed-up of {first} over {second} cannot be tested."
-    return f"No significant speed-up of {first} over {second}."
+        return f"A speed-up of {first} over {second} cannot be tested"
+    return f"No significant speed-up of {first} over {second}"
 
 
-def excluded_in_words(family: Family, comparison: Comparison, brief: bool = False) -> str:
+def excluded_in_words(family: Family, comparison: Comparison) -> str:
     """That the interval excludes the speed-up that was reported elsewhere, where it does."""
     contrastive = method_of(comparison.second) == "simclr" and method_of(comparison.first) in MIM
     if not contrastive or not family.excludes(comparison, PAPER_RATIO):
         return ""
-    joint = "" if family.size == 1 or brief else f", widened for {family.size} comparisons,"
+    joint = ""
+    if family.size > 1:
+        ends = joint_interval(family.ratio_of(comparison), family.size)
+        low, high = (beside(end, PAPER_RATIO, 2) for end in ends if end is not None)
+        joint = f", widened for {family.size} comparisons to {low} to {high},"
     return f" The interval{joint} excludes {PAPER_RATIO:.2f}×."
 
 
@@ -159,7 +181,8 @@ def measured_in_words(family: Family, comparison: Comparison, goal: str) -> str:
         return f"Measured {ratio} to {goal}; {interval}."
     test = p_of_ratio(found)
     if family.size > 1 and corrected is not None:
-        test += f" ({p_in_words(corrected)} by Holm as one of {family.size} masked arms)"
+        by_holm = p_of_ratio(found, corrected)
+        test += f" ({by_holm} by Holm as one of {members_in_words(family)})"
     why = "" if found.bound == "exact" else f" {capital(found.why)}"
     seeds = seeds_in_words(found.pairs, comparison.planned)
     return f"{ratio} to {goal}: {interval}, {test}; {seeds}.{why}"

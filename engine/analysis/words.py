@@ -12,13 +12,20 @@ from mim3d.engine.study.curves import Reach
 
 
 def median_reach(reaches: Mapping[int, Reach]) -> str:
-    """`120 (5/5)`, or `> 400 (2/5)` where the median run is censored."""
+    """`120 (5/5)`, or `> 400 (2/5)` where the median run is censored.
+
+    Of two middle runs of which one is censored the mean is a lower bound: `> 300 (1/2)`.
+    """
     runs = list(reaches.values())
     if not runs:
         return "–"
     hit = sum(run.reached for run in runs)
     middle = median(run.cost if run.reached else math.inf for run in runs)
-    shown = f"{middle:.0f}" if math.isfinite(middle) else f"> {max(r.cost for r in runs):.0f}"
+    shown = f"{middle:.0f}"
+    if not math.isfinite(middle):
+        # One that was there early may have needed nothing.
+        least = median(0.0 if run.early else run.cost for run in runs)
+        shown = f"> {least:.0f}"
     if any(run.early and run.cost >= middle for run in runs):
         shown = f"≤ {shown}"
     return f"{shown} ({hit}/{len(runs)})"
@@ -37,14 +44,19 @@ def difference(mean: float | None, p_value: float | None) -> str:
     """`+0.012`, with its p value where there is one."""
     if mean is None:
         return "–"
-    return f"{mean:+.3f}" + ("" if p_value is None else f"\n{p_in_words(p_value)}")
+    return beside(mean, 0.0, 3, "+") + ("" if p_value is None else f"\n{p_in_words(p_value)}")
 
 
 def paired_in_words(found: PairedDifference | None) -> str:
     """`+0.012`, with its interval below where there is one; a dash without a mean."""
     if found is None or found.mean is None or found.low is None or found.high is None:
         return difference(found and found.mean, None)
-    return f"{found.mean:+.3f}\n{found.low:+.3f} to {found.high:+.3f}"
+    return f"{difference(found.mean, None)}\n{ends_in_words(found.low, found.high)}"
+
+
+def ends_in_words(low: float, high: float) -> str:
+    """`-0.016 to +0.0003`: the ends of a difference's interval, each on its side of 0."""
+    return f"{beside(low, 0.0, 3, '+')} to {beside(high, 0.0, 3, '+')}"
 
 
 def number(value: float | None, digits: int) -> str:
@@ -74,10 +86,22 @@ def pretrained_arm(pretraining: Row) -> str:
     return arm_name(pretraining["arm"]) + on_encoder(pretraining.get("encoder", ""))
 
 
-def p_of_ratio(found: PairedRatio) -> str:
-    """The p of a ratio's t test on logarithms; of a bound it is itself an upper bound."""
-    words = p_in_words(found.p_value or 0.0)
-    return words if found.bound == "exact" else words.replace("p =", "p ≤")
+def p_of_ratio(found: PairedRatio, corrected: float | None = None) -> str:
+    """The p of a ratio's t test, its own or `corrected`; of a bound it is itself an upper bound."""
+    p_value = (found.p_value or 0.0) if corrected is None else corrected
+    if found.bound == "exact" or p_value < 0.001:
+        return p_in_words(p_value)
+    return f"p ≤ {rounded_up(p_value)}"
+
+
+def rounded_up(p_value: float) -> str:
+    """An upper bound of p that rounding leaves one, with digits that show its side of 0.05."""
+    for digits in range(3, 9):
+        scale = 10.0**digits
+        up = min(1.0, math.ceil(p_value * scale - 1e-6) / scale)
+        if (up < 0.05) == (p_value < 0.05):
+            return f"{up:.{digits}f}"
+    return f"{p_value:g}"
 
 
 def ratio_in_words(found: PairedRatio) -> str:
@@ -90,13 +114,26 @@ def ratio_in_words(found: PairedRatio) -> str:
 
 def interval_in_words(found: PairedRatio) -> str:
     """The 95 % interval as far as it is supported, or why there is none."""
-    if found.low is not None and found.high is not None:
-        return f"95 % interval {found.low:.2f} to {found.high:.2f}"
-    if found.low is not None:
-        return f"95 % interval from {found.low:.2f} up"
-    if found.high is not None:
-        return f"95 % interval up to {found.high:.2f}"
+    low, high = (None if end is None else beside(end, 1.0, 2) for end in (found.low, found.high))
+    if low is not None and high is not None:
+        return f"95 % interval {low} to {high}"
+    if low is not None:
+        return f"95 % interval from {low} up"
+    if high is not None:
+        return f"95 % interval up to {high}"
     return found.why
+
+
+def beside(value: float, line: float, digits: int, sign: str = "") -> str:
+    """A number with as many digits as show on which side of `line` it lies.
+
+    `1.002`, for an interval from 1.00 up would not tell whether it leaves 1 out.
+    """
+    for more in range(digits, digits + 6):
+        shown = f"{value:{sign}.{more}f}"
+        if float(shown) != line:
+            return shown
+    return f"{value:{sign}.{digits}f}"
 
 
 def seed_list(seeds: Sequence[int]) -> str:
@@ -105,5 +142,5 @@ def seed_list(seeds: Sequence[int]) -> str:
 
 
 def p_in_words(p_value: float) -> str:
-    """`p = 0.012`, or `p < 0.001`."""
-    return "p < 0.001" if p_value < 0.001 else f"p = {p_value:.3f}"
+    """`p = 0.012`, `p < 0.001`, or `p = 0.0496`: rounding hides no side of 0.05."""
+    return "p < 0.001" if p_value < 0.001 else f"p = {beside(p_value, 0.05, 3)}"

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable, Sequence
-from statistics import fmean
+from statistics import fmean, median
 
 from mim3d.engine.analysis.family import primary_share
 from mim3d.engine.analysis.ledger import LEDGERS, UNITS
@@ -13,6 +13,9 @@ from mim3d.engine.analysis.words import arm_name, interval_in_words, number, rat
 from mim3d.engine.report.pretext import pretraining_name
 from mim3d.engine.report.section import Content, Section, Table
 from mim3d.engine.study.config import ENCODER_SETTINGS, Row
+
+STILL = 3.0
+"""Times the median of a group's seconds a step from which a run is named as a slow one."""
 
 
 def cost_sections(content: Content) -> list[Section]:
@@ -46,12 +49,33 @@ def ledger_table(study: Study, group: GroupSummary, several: bool = False) -> Ta
         f"Ratios at {100 * share:g} %, with the 95 % interval of the same t test. A dash: no "
         "ratio, as in the table of speed-ups, or a pretraining whose cost is not known. Evaluation "
         "and compile time are left out of the seconds, which were measured while other cells "
-        "shared the machine."
+        f"shared the machine.{stood_still(study, group)}"
     )
     caption = "Speed-up by three ledgers"
     if several:
         caption += f", {group.group.title}"
     return Table(caption, header, rows, note)
+
+
+def stood_still(study: Study, group: GroupSummary) -> str:
+    """Runs whose steps took far longer than those of the others, which train the same network."""
+    seconds = {
+        (arm.arm, seed): cost.seconds
+        for arm in group.arms
+        for seed, cost in study.spending(group.group, arm.arm).step.items()
+    }
+    usual = median(seconds.values()) if seconds else 0.0
+    slow = {run: spent / usual for run, spent in seconds.items() if spent > STILL * usual > 0}
+    if not slow:
+        return ""
+    runs = ", ".join(
+        f"{arm_name(arm)}, seed {seed} ({times:.1f})" for (arm, seed), times in slow.items()
+    )
+    return (
+        f" Steps that took over {STILL:g} times the median (in brackets how many times): {runs}. "
+        "All runs here train the same network, so that tells of the machine, and with it do the "
+        "ratios of seconds of these arms."
+    )
 
 
 def ratio_in_line(found: PairedRatio) -> str:
@@ -135,7 +159,7 @@ def network_table(study: Study, groups: Sequence[GroupSummary]) -> Table:
                 number(network["encoder_parameters"] / 1e6, 2),
                 millions(network["decoder_parameters"]),
                 number(mean_of(runs, lambda r: r["flops"] / r["step"] / 1e9), 1),
-                number(mean_of(runs, lambda r: r["seconds"] / r["step"]), 3),
+                number(median(r["seconds"] / r["step"] for r in runs), 3),
                 number(mean_of([r for r in runs if "cpu_seconds" in r], cpu), 0),
             )
         )
@@ -149,9 +173,9 @@ def network_table(study: Study, groups: Sequence[GroupSummary]) -> Table:
         "CPU seconds\na run",
     )
     note = (
-        "Of fine-tuning, mean over the runs of all arms: FLOPs and wall seconds of a training "
-        "step, and the CPU seconds of a whole run with its evaluations. Seconds were measured "
-        "while other cells shared the machine."
+        "Of fine-tuning, over the runs of all arms: mean FLOPs and median wall seconds of a "
+        "training step, mean CPU seconds of a whole run with its evaluations. Seconds were "
+        "measured while other cells shared the machine."
     )
     if len(sized) < len(groups):
         note += " Of the encoder's first setting alone, of those that the ablation varies."

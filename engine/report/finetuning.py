@@ -17,7 +17,7 @@ from mim3d.engine.report.plots import (
     panel_title,
     style_axes,
 )
-from mim3d.engine.report.scores import final_table
+from mim3d.engine.report.scores import final_table, seeds_differ
 from mim3d.engine.report.section import Block, Charts, Content, Section, Table
 from mim3d.engine.report.speedup import ratios_chart, speedup_table, target_lines
 
@@ -121,8 +121,9 @@ def reaches_table(group: GroupSummary) -> Table:
     rows = tuple(_arm_row(arm, group) for arm in group.arms)
     note = (
         "Median over seeds of the first crossing of the smoothed validation curve, and how many "
-        "seeds reached it; unreached counts as more than the budget, ≤ marks a median run that was "
-        "there by the first evaluation. Final scores are of "
+        "seeds reached it; unreached counts as more than the budget (of two middle runs, one of "
+        "them unreached, > stands before their mean), ≤ marks a median run that was there by the "
+        "first evaluation. Final scores are of "
         "the test subjects where there are any, mean ± standard deviation over seeds."
     )
     refused = list(dict.fromkeys(t.refused for t in group.targets if t.refused))
@@ -130,7 +131,7 @@ def reaches_table(group: GroupSummary) -> Table:
         note += f" No steps where a share {'; '.join(refused)}."
     if group.untrained:
         note += " † did not learn its pretext task, so it is shown but compared with nobody."
-    return Table("What each arm needed", header, rows, note)
+    return Table("What each arm needed", header, rows, note + seeds_differ(group))
 
 
 def _arm_row(arm: ArmSummary, group: GroupSummary) -> tuple[str, ...]:

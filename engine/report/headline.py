@@ -45,7 +45,7 @@ def facts(study: Study, groups: Sequence[GroupSummary]) -> list[tuple[str, str]]
     ]
     if crops:
         shown = f"{min(crops):,}" if min(crops) == max(crops) else f"{min(crops):,}–{max(crops):,}"
-        found.append(("pretraining", f"{shown} crops per arm"))
+        found.append(("pretraining", f"{len(crops)} × {shown} crops"))
     found.append(("machine", str(study.about.get("machine_line", ""))))
     return found
 

@@ -1,27 +1,31 @@
 """What a study cannot show, said before somebody else does."""
 
+from mim3d.engine.analysis.ablation import read_ablation
+from mim3d.engine.analysis.ablation_family import read_ablation_family
 from mim3d.engine.analysis.convergence import never_found, unconverged
+from mim3d.engine.analysis.family import first_groups, read_family, runs_awaited
+from mim3d.engine.analysis.naming import interim
 from mim3d.engine.analysis.results import Study
 from mim3d.engine.analysis.speedup import CLAIM_PAIRS, MIN_PAIRS
 from mim3d.engine.analysis.summary import GroupSummary
 from mim3d.engine.analysis.verdict import fixed_beforehand
 from mim3d.engine.analysis.words import arm_name
 from mim3d.engine.report.pretext import pretraining_name
-from mim3d.engine.report.rates import unequal_tuning
+from mim3d.engine.report.rates import one_choice, unequal_tuning
 from mim3d.engine.study.config import Row
 from mim3d.engine.study.encoders import SCRATCH
 
 
 def limits(study: Study, groups: list[GroupSummary]) -> list[str]:
     """What this study cannot show, said before somebody else does."""
-    seeds = len({row["seed"] for row in study.scored})
+    seeds, awaited = tested_seeds(study, groups)
     ablation = bool(study.about.get("ablation"))
-    found = []
+    found = [interim(awaited).strip()] * awaited
     if study.about.get("synthetic"):
         found.append("The images are generated, not acquired: nothing here is about anatomy.")
     if seeds < MIN_PAIRS:
         found.append(
-            f"{seeds} seed{'s' if seeds > 1 else ''}, too few to test anything: no interval is "
+            f"{seeds} seed{'s' if seeds != 1 else ''}, too few to test anything: no interval is "
             f"supported below {MIN_PAIRS}."
         )
     elif seeds < CLAIM_PAIRS:
@@ -49,18 +53,50 @@ def limits(study: Study, groups: list[GroupSummary]) -> list[str]:
     found.append(fixed_beforehand(study))
     found += added_later(study)
     if not ablation:
-        found += unequal_tuning(study)
-    found.append(validation_limit(study))
+        found += [*unequal_tuning(study), *one_choice(study)]
+    found += [validation_limit(study), subjects_limit(study)]
     found += leak_limits(study)
-    found.append(encoder_limit(groups))
+    found.append(encoder_limit(study, groups))
     return found
 
 
-def encoder_limit(groups: list[GroupSummary]) -> str:
+def tested_seeds(study: Study, groups: list[GroupSummary]) -> tuple[int, bool]:
+    """How many seeds the tested comparison of fewest has, and whether more are to come.
+
+    Of what compares nothing, all seeds that were run: scratch may have more than any pair has.
+    """
+    ablation = read_ablation(study, groups)
+    if ablation is not None:
+        tested = read_ablation_family(study, ablation)
+        pairs, awaited = [member.area.pairs for member in tested.members], tested.awaited
+    else:
+        firsts = first_groups(groups)
+        family = read_family(study, *firsts)
+        ratios = [family.ratio_of(member).pairs for member in family.members]
+        pairs = list(map(max, ratios, [member.area.pairs for member in family.members]))
+        awaited = runs_awaited(study, *firsts)
+    everyone = len({row["seed"] for row in study.scored})
+    return min(pairs, default=everyone), awaited
+
+
+def subjects_limit(study: Study) -> str:
+    """That one division of the subjects stands behind every seed."""
+    splits = study.about.get("splits", {})
+    parts = [(name, len(splits.get(name, ()))) for name in ("train", "validation", "test")]
+    words = ", ".join(f"{number} {name}" for name, number in parts if number)
+    return (
+        f"All seeds share one division of the subjects{f' ({words})' if words else ''}: intervals "
+        "count the luck of seeds, not that of this division."
+    )
+
+
+def encoder_limit(study: Study, groups: list[GroupSummary]) -> str:
     """How far the encoders go."""
     encoders = dict.fromkeys(group.group.encoder for group in groups)
     if len(encoders) == 1:
-        return "One corpus, one encoder size: other data and models may answer otherwise."
+        sizes = {n["encoder_parameters"] for n in study.about.get("networks", ())}
+        size = f" of {min(sizes) / 1e6:.2f} M parameters" if len(sizes) == 1 else " size"
+        return f"One corpus, one encoder{size}: other data and models may answer otherwise."
     return (
         f"One corpus, {len(encoders)} encoders of one size each: other data and models may answer "
         "otherwise. Encoders are not compared with one another: they differ in size, decoder and "
@@ -112,13 +148,20 @@ def validation_limit(study: Study) -> str:
     """What the validation subjects were used for, besides being scored."""
     tuned = any(row.get("tuning") for row in study.rows)
     chose = "chose the learning rates and also " if tuned else ""
+    searched = bool(study.about.get("search"))
+    before = (
+        " The validation subjects served the search for pretext settings too, where that had the "
+        "same division."
+    )
     read = (
         "whose areas are compared" if study.about.get("ablation") else "that speed-ups are read off"
     )
     words = f"The validation subjects {chose}make the curves {read}"
     if any(row["split"] == "test" for row in study.scored):
-        return f"{words}; final scores are of test subjects, which nothing was chosen by."
-    return f"{words}, and the final scores too: no test subjects were scored."
+        words += "; final scores are of test subjects, which nothing in this study was chosen by."
+    else:
+        words += ", and the final scores too: no test subjects were scored."
+    return words + before * searched
 
 
 def leak_limits(study: Study) -> list[str]:

@@ -77,6 +77,26 @@ def unequal_tuning(study: Study) -> list[str]:
     return found
 
 
+def one_choice(study: Study) -> list[str]:
+    """Choices that rest on one seed, or that were made for all arms alike without a search."""
+    found = []
+    searches = study.about.get("search", {}).values()
+    seeds = {seed for search in searches for seed in search.get("seeds", ())}
+    if len(seeds) == 1:
+        found.append(
+            "Pretext settings were chosen with one seed: a choice between close settings is one of "
+            "chance."
+        )
+    rates = {(row["lr"], row.get("encoder_lr_scale", 1.0)) for row in study.scored}
+    if not tried_rates(study) and len(rates) == 1:
+        ((lr, scale),) = rates
+        found.append(
+            f"All arms fine-tune at one rate ({lr:g}, the encoder at {scale:g} of it), which no "
+            "search chose: it may suit one arm better than another."
+        )
+    return found
+
+
 def rates_table(study: Study) -> Table | None:
     """Mean area under the validation curve of each rate by decoder and arm, the chosen marked."""
     areas = tuned_areas(study)

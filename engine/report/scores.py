@@ -5,7 +5,7 @@ from typing import Any
 
 from mim3d.engine.analysis.results import Group, Study, group_of
 from mim3d.engine.analysis.summary import GroupSummary
-from mim3d.engine.analysis.words import arm_name, plus_minus
+from mim3d.engine.analysis.words import arm_name, plus_minus, seed_list
 from mim3d.engine.report.section import Table
 from mim3d.engine.study.config import CLASSIFY, Row
 
@@ -40,6 +40,23 @@ def titled(arm: str, group: GroupSummary) -> str:
     return arm_name(arm) + " †" * (arm in group.untrained)
 
 
+def seeds_differ(group: GroupSummary) -> str:
+    """That means of arms are over different seeds, where they are, and which."""
+    arms_of: dict[tuple[int, ...], list[str]] = {}
+    for arm in group.arms:
+        arms_of.setdefault(arm.seeds, []).append(arm_name(arm.arm))
+    if len(arms_of) < 2:
+        return ""
+    parts = [
+        f"{', '.join(arms)} {seed_list(seeds) if seeds else 'none'}"
+        for seeds, arms in arms_of.items()
+    ]
+    return (
+        f" Arms have different seeds ({'; '.join(parts)}), so their means cannot be held against "
+        "each other: only paired differences can."
+    )
+
+
 def classification_table(rows: Mapping[str, Mapping[int, Row]], group: GroupSummary) -> Table:
     """Balanced accuracy, accuracy and AUROC."""
     columns = {"balanced accuracy": "score", "accuracy": "accuracy", "AUROC": "auroc"}
@@ -50,7 +67,7 @@ def classification_table(rows: Mapping[str, Mapping[int, Row]], group: GroupSumm
     note = (
         f"Of the {whose_scores(rows)}, mean ± standard deviation over seeds. Balanced accuracy is "
         "the mean over classes of the share found; of several classes AUROC is the mean of each "
-        "against the rest. A dash: the subjects are all of one class."
+        f"against the rest. A dash: the subjects are all of one class.{seeds_differ(group)}"
     )
     return Table("Final scores", ("arm", *columns), body, note)
 
@@ -80,6 +97,7 @@ def segmentation_table(
         "many (case, class) pairs of all seeds the prediction lacks a class that the truth has, or "
         "has one that it lacks. Dice counts these as 0, but they have no distance and HD95 leaves "
         "them out, so an arm that misses more looks better by HD95 than it is."
+        f"{seeds_differ(group)}"
     )
     return Table("Final scores", header, tuple(body), note)
 

@@ -171,13 +171,13 @@ def test_the_rival_is_the_plans_first_whichever_runs_are_there(tmp_path: Path) -
     assert found.text.endswith("in 2 of 3 comparisons so far.")
     assert found.kind == "neutral"
     assert "5 of 6 seeds" in found.detail
-    assert "p is interim: nothing corrects for looking more than once" in found.detail
+    assert "every figure is interim: no interval or p is corrected" in found.detail
     none, family = said(
         replace(plan, lacking=[("mae mask_ratio 0.6, patch 8", None)]), tmp_path / "none"
     )
     assert family.members == ()
     assert family.size == 3
-    assert none.text == "Some varied: nothing could be compared."
+    assert none.text == "Some varied: nothing could be compared so far."
 
 
 def test_a_run_that_is_lost_silences_only_its_own_comparison(tmp_path: Path) -> None:
@@ -215,7 +215,7 @@ def test_a_control_whose_runs_are_to_come_is_not_replaced(tmp_path: Path) -> Non
     )
     assert family.members == ()
     assert family.size == 2
-    assert found.text == "Some varied: nothing could be compared."
+    assert found.text == "Some varied: nothing could be compared so far."
 
 
 def test_scratch_that_a_setting_does_not_change_is_the_rival_of_all(tmp_path: Path) -> None:

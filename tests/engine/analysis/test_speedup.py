@@ -269,6 +269,9 @@ def test_holm_by_hand() -> None:
     assert holm([0.02, None]) == [pytest.approx(0.04), None]
     assert holm([0.9, 0.8]) == [1.0, 1.0]
     assert holm([]) == []
+    for wrong in (float("nan"), -0.1, 1.1):
+        with pytest.raises(ValueError, match="from 0 to 1"):
+            holm([0.01, wrong, 0.03])
 
 
 @given(st.lists(st.floats(0, 1), min_size=1, max_size=6))

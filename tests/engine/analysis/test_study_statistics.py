@@ -111,7 +111,7 @@ def test_a_diverged_run_never_reaches_and_is_not_dropped(tmp_path: Path) -> None
     assert "5/6 seeds" in speedup_table(groups[0]).rows[0][2]
     said = [s.whole for s in secondary_statements(study, groups)]
     assert any("MAE" in s and "Seed 0 diverged" in s for s in said)
-    assert any("over 5 of 6 seeds" in s for s in said)
+    assert any("Final Dice" in s and "5 of 6 seeds" in s for s in said)
     assert build_report(folder).exists()
 
 
@@ -142,7 +142,8 @@ def test_a_study_that_is_not_finished_is_interim(tmp_path: Path) -> None:
     found = headline(study, summarise(study))
     assert " converged 1.49× as fast as " in found.text
     assert found.kind == "neutral"
-    assert "p is interim: nothing corrects for looking more than once" in found.detail
+    assert found.text.endswith(" so far.")
+    assert "every figure is interim: no interval or p is corrected" in found.detail
     lost = [
         {**row, "seed": seed, "error": "out of memory", "diverged": False}
         for row in study.rows
@@ -160,10 +161,12 @@ def test_runs_that_are_missing_are_told(tmp_path: Path) -> None:
     drop(folder, "mae", 0)
     study, groups = edited(folder, failed=[lost("mae", 0, diverged=False)])
     assert "5 of 6 seeds" in headline(study, groups).detail
-    assert any("Seed 0 not run or failed" in s.detail for s in secondary_statements(study, groups))
+    assert any("Seed 0 failed" in s.detail for s in secondary_statements(study, groups))
     asked, whole = edited(folder, config={"seeds": list(range(8))}, failed=[])
     assert "5 of 8 seeds" in headline(asked, whole).detail
-    assert "5/8 seeds" in speedup_table(whole[0]).rows[0][2]
+    assert "5/5 seeds of 8 planned" in speedup_table(whole[0]).rows[0][2]
+    said = [s.detail for s in secondary_statements(asked, whole)]
+    assert "Seeds 0, 6, 7 not run so far, which no figure counts." in said
 
 
 def per_seed(folder: Path, untrained: Mapping[str, int]) -> None:
@@ -322,7 +325,7 @@ def test_a_rival_without_a_ratio_is_not_called_worse(tmp_path: Path) -> None:
             row["score"] *= 0.5
     write_jsonl(folder / "results.jsonl", rows)
     said = headline(*edited(folder))
-    assert "SimMIM: no ratio (no single ratio" in said.detail
+    assert "This SimMIM encoder: no ratio (no single ratio" in said.detail
     assert "better of" not in said.detail
 
 
