@@ -238,9 +238,17 @@ def group_of(row: Row) -> Group:
 
 
 def is_of(pretraining: Row, group: Group) -> bool:
-    """Whether a pretraining is of a group's encoder and variant."""
-    own = pretraining.get("variant", ""), pretraining.get("encoder", "")
-    return own == (group.variant, group.encoder)
+    """Whether a pretraining is of a group's encoder and variant.
+
+    One given by path is the same in every variant.
+    """
+    here = is_given(pretraining) or pretraining.get("variant", "") == group.variant
+    return here and pretraining.get("encoder", "") == group.encoder
+
+
+def is_given(pretraining: Row) -> bool:
+    """Whether the study did not pretrain the arm itself."""
+    return "given" in pretraining or pretraining.get("method") == "given"
 
 
 def seeds_of(rows: Iterable[Row]) -> list[int]:

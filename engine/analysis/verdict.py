@@ -223,9 +223,12 @@ def fixed_beforehand(study: Study) -> str:
             "The headline's outcome, comparisons and smoothing were on file before the first run, "
             f"and its p is corrected for their number. {rest}"
         )
+    on_file = "The headline's setting, target and smoothing were on file before the first run"
+    if not planned_family(study, ()):
+        return f"{on_file}; its arms name no comparison to test. {rest}"
     return (
-        "The headline's setting, target and smoothing were on file before the first run, and its p "
-        f"is corrected for the masked arms it was chosen from{named_family(study)}. {rest}"
+        f"{on_file}, and its p is corrected for the masked arms it was chosen from"
+        f"{named_family(study)}. {rest}"
     )
 
 

@@ -49,7 +49,7 @@ def ledger_table(study: Study, group: GroupSummary, several: bool = False) -> Ta
         f"Ratios at {100 * share:g} %, with the 95 % interval of the same t test. A dash: no "
         "ratio, as in the table of speed-ups, or a pretraining whose cost is not known. Evaluation "
         "and compile time are left out of the seconds, which were measured while other cells "
-        f"shared the machine.{stood_still(study, group)}"
+        f"may have shared the machine.{stood_still(study, group)}"
     )
     caption = "Speed-up by three ledgers"
     if several:
@@ -175,7 +175,7 @@ def network_table(study: Study, groups: Sequence[GroupSummary]) -> Table:
     note = (
         "Of fine-tuning, over the runs of all arms: mean FLOPs and median wall seconds of a "
         "training step, mean CPU seconds of a whole run with its evaluations. Seconds were "
-        "measured while other cells shared the machine."
+        "measured while other cells may have shared the machine."
     )
     if len(sized) < len(groups):
         note += " Of the encoder's first setting alone, of those that the ablation varies."

@@ -5,14 +5,13 @@ from mim3d.engine.analysis.ablation_family import read_ablation_family
 from mim3d.engine.analysis.convergence import never_found, unconverged
 from mim3d.engine.analysis.family import first_groups, read_family, runs_awaited
 from mim3d.engine.analysis.naming import interim
-from mim3d.engine.analysis.results import Study
+from mim3d.engine.analysis.results import Study, is_given
 from mim3d.engine.analysis.speedup import CLAIM_PAIRS, MIN_PAIRS
 from mim3d.engine.analysis.summary import GroupSummary
 from mim3d.engine.analysis.verdict import fixed_beforehand
 from mim3d.engine.analysis.words import arm_name
 from mim3d.engine.report.pretext import pretraining_name
 from mim3d.engine.report.rates import one_choice, unequal_tuning
-from mim3d.engine.study.config import Row
 from mim3d.engine.study.encoders import SCRATCH
 
 
@@ -172,8 +171,3 @@ def leak_limits(study: Study) -> list[str]:
         "holds out is not known."
         for p in unknown
     ]
-
-
-def is_given(pretraining: Row) -> bool:
-    """Whether the study did not pretrain the arm itself."""
-    return "given" in pretraining or pretraining.get("method") == "given"

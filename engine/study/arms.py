@@ -8,7 +8,7 @@ from mim3d.engine.errors import ConfigError
 from mim3d.engine.finetune.config import Head
 from mim3d.engine.models.config import MAEConfig, ViTConfig
 from mim3d.engine.models.registry import EncoderShape
-from mim3d.engine.study.config import ENCODER_SETTINGS, StudyConfig, Variant
+from mim3d.engine.study.config import ENCODER_SETTINGS, StudyConfig, Variant, arm_settings
 from mim3d.engine.study.encoders import (
     METHODS,
     OWN,
@@ -157,6 +157,7 @@ def turnable(method: MAEConfig) -> MAEConfig:
 def refuse_arms(config: StudyConfig) -> list[str]:
     """ConfigError where arms, encoders and heads do not go together; else the `differences`."""
     notes = differences(config)
+    refuse_varied_given(config)
     if not several(config):
         return notes
     by_encoder: dict[str, set[str]] = {}
@@ -180,6 +181,21 @@ def refuse_arms(config: StudyConfig) -> list[str]:
                 f"or leave {kind} out"
             )
     return notes
+
+
+def refuse_varied_given(config: StudyConfig) -> None:
+    """ConfigError where settings of a method are varied and a given encoder bears its name.
+
+    It would be fine-tuned once for each setting, as though it had been pretrained so.
+    """
+    varied = {name for variant in config.variants for name in variant.settings}
+    for word in config.arms:
+        arm = read_arm(word)
+        if arm.path and (idle := varied & arm_settings(arm.name)):
+            raise ConfigError(
+                f"arms: {word!r} is an encoder as it is, and its name is that of a method whose "
+                f"{', '.join(sorted(idle))} is varied: call it given-{word}"
+            )
 
 
 def refuse_settings_of_others(kinds: Iterable[str], names: Set[str]) -> None:

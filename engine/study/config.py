@@ -308,7 +308,8 @@ class StudyConfig:
         refuse_outside(self, "labels", above=0, kind=ConfigError)
         refuse_outside(self, "tasks", 1, kind=ConfigError)
         refuse_outside(self, "workers", 0, MOST_WORKERS, kind=ConfigError)
-        for what, values in (("arms", self.arms), ("seeds", self.seeds), ("heads", self.heads)):
+        for what in ("arms", "seeds", "heads", "labels", "matching", "targets"):
+            values = getattr(self, what)
             if not values or len(set(values)) < len(values):
                 raise ConfigError(f"{what} {values} must name at least one, each once")
         check_arms(self.arms)
@@ -336,8 +337,15 @@ class StudyConfig:
         both = set(self.seeds) & set(self.finetune.tuning_seeds)
         if both:
             raise ConfigError(f"seeds {sorted(both)} would tune the rate and be scored: keep apart")
+        refuse_outside(self, "targets", above=0, most=1, kind=ConfigError)
         if self.primary not in self.targets:
             raise ConfigError(f"primary {self.primary} must be one of targets {self.targets}")
+        settings = {name for variant in self.variants for name in variant.settings} | {"labels"}
+        if idle := set(self.ablation_axes) - settings:
+            raise ConfigError(
+                f"ablation_axes {', '.join(sorted(idle))} is varied by no variant: leave it out, "
+                f"and vary by --vary {min(idle)}=VALUE,VALUE"
+            )
         if self.smoothing < 1 or self.smoothing % 2 == 0:
             raise ConfigError(f"smoothing {self.smoothing} must be odd")
 

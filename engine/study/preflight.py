@@ -5,7 +5,7 @@ would otherwise show after hours of other pretrainings.
 """
 
 from collections.abc import Callable, Iterator
-from dataclasses import replace
+from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 
@@ -19,11 +19,14 @@ from mim3d.engine.finetune.network import build_segmentation
 from mim3d.engine.finetune.run_folder import RESULT
 from mim3d.engine.finetune.splits import Splits, labelled_subset
 from mim3d.engine.pretrain.config import PretrainConfig
+from mim3d.engine.runs.files import differences
 from mim3d.engine.study.arms import arms_of, encoder_of, refuse_arms, varied_vit
 from mim3d.engine.study.config import StudyConfig, Variant
 from mim3d.engine.study.encoders import Arm
 from mim3d.engine.study.own_arms import own_encoder_kind, own_method
 from mim3d.engine.study.plan import (
+    Cell,
+    Pretraining,
     finetune_config,
     pretrain_config,
     pretrainings,
@@ -40,6 +43,7 @@ SHOWN = 3
 def refuse_impossible(config: StudyConfig, corpus: Corpus, splits: Splits, out: Path) -> None:
     """A ConfigError that names the runs which cannot be built, each kind of problem once."""
     refuse_arms(config)
+    refuse_shared_folders(config)
     arms = arms_of(config)
     problems: dict[str, str] = {}
     for name, build in builds(config, corpus, splits, out):
@@ -59,6 +63,19 @@ def refuse_impossible(config: StudyConfig, corpus: Corpus, splits: Splits, out: 
             + "; ".join(found)
             + (f"; and {more} more" if more > 0 else "")
         )
+
+
+def refuse_shared_folders(config: StudyConfig) -> None:
+    """ConfigError where two runs would lie in one folder, whose name has six digits of a number."""
+    found: dict[tuple[type, str], Pretraining | Cell] = {}
+    for run in [*pretrainings(config), *tuning_cells(config), *scored_cells(config, {})]:
+        other = found.setdefault((type(run), run.key), run)
+        if other != run:
+            (name, one, two), *_ = differences(asdict(other), asdict(run))
+            raise ConfigError(
+                f"{name} {one} and {name} {two} would both be run in folder {run.key}: names have "
+                "letters, digits and six figures of a number, so let them differ there"
+            )
 
 
 def builds(

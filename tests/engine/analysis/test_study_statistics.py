@@ -341,6 +341,40 @@ def test_what_was_fixed_beforehand_is_claimed_only_where_it_is_on_file(tmp_path:
     assert fixed_beforehand(changed) in limits(changed, groups)
 
 
+def test_no_correction_is_claimed_where_no_comparison_is_named(tmp_path: Path) -> None:
+    config = {"seeds": 5, "heads": ["unetr"], "labels": [1.0]}
+    known = {"targets": [0.8, 0.9, 0.95], "primary": 0.9, "smoothing": 3}
+    first = headline_settings(known, config)
+    write_study(tmp_path, speeds={"scratch": 1.0}, config=config, asked_first=first)
+    said = fixed_beforehand(Study.load(tmp_path))
+    assert "on file before the first run; its arms name no comparison" in said
+    assert "its p" not in said
+
+
+def test_a_given_encoder_is_the_same_in_every_variant(tmp_path: Path) -> None:
+    """One that learned nothing is compared nowhere, and its cost is nowhere taken for scratch's."""
+    write_study(tmp_path, speeds={"scratch": 1.0, "mae": 1.5})
+    sizes = ("crop 16", "crop 24")
+    rows = [
+        row
+        for size in sizes
+        for seed in range(5)
+        for arm in ("scratch", "mine")
+        for row in rows_of(arm, seed, 1.0, variant=size)
+    ]
+    write_jsonl(tmp_path / "results.jsonl", rows)
+    (entry,) = read_json(tmp_path / "pretraining.json")
+    given = entry | {"arm": "mine", "given": "runs/mine", "trained": False}
+    write_json(tmp_path / "pretraining.json", [given])
+    study, groups = edited(tmp_path, arms=["scratch", "mine"])
+    assert [group.untrained for group in groups] == [("mine",), ("mine",)]
+    assert not any(group.comparisons for group in groups)
+    for size in sizes:
+        cost = study.pretraining_cost(Group("unetr", 1.0, size), "mine", 0)
+        assert cost is not None
+        assert cost.flops == entry["flops"]
+
+
 def test_an_arm_without_any_score_still_makes_a_page(tmp_path: Path) -> None:
     folder = write_study(tmp_path, seeds=2)
     rows = read_jsonl(folder / "results.jsonl")

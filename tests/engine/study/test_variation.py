@@ -1,14 +1,16 @@
 """Settings that a user varies: every combination is planned, and what cannot be is refused."""
 
 from dataclasses import replace
+from typing import Any
 
 import pytest
 
 from mim3d.engine.errors import ConfigError
 from mim3d.engine.finetune.splits import Splits
-from mim3d.engine.study.arms import varied_vit
-from mim3d.engine.study.config import StudyConfig
+from mim3d.engine.study.arms import refuse_arms, varied_vit
+from mim3d.engine.study.config import StudyConfig, Variant
 from mim3d.engine.study.plan import pretrain_config, pretrainings, scored_cells
+from mim3d.engine.study.preflight import refuse_shared_folders
 from mim3d.engine.study.recipes import demo, study
 from mim3d.engine.study.variation import varied
 
@@ -82,3 +84,43 @@ def test_a_setting_that_changes_no_arm_is_refused() -> None:
     swin: StudyConfig = study("swin")
     with pytest.raises(ConfigError, match="trains Swin"):
         varied(swin, ["patch=8,16"])
+
+
+@pytest.mark.parametrize("name", ["mae-big", "mae"])
+def test_a_given_encoder_is_not_varied_as_though_it_were_a_method(name: str) -> None:
+    config = replace(demo(), arms=("scratch", "simmim", f"{name}=runs/big"))
+    refuse_arms(varied(config, ["crop=24,32"]))  # that is of the encoder, whose crops may differ
+    with pytest.raises(ConfigError, match="mask_ratio is varied: call it ") as told:
+        refuse_arms(varied(config, ["mask_ratio=0.3,0.6"]))
+    renamed = str(told.value).rpartition(" ")[2]
+    config = varied(replace(config, arms=("scratch", "simmim", renamed)), ["mask_ratio=0.3,0.6"])
+    refuse_arms(config)
+    assert [cell.arm for cell in scored_cells(config, {})].count(f"given-{name}") == 2  # seeds
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        ({"labels": (0.5, 0.5000001)}, "labels 0.5 and labels 0.5000001"),
+        ({"arms": ("scratch", "a=one", "a-=two")}, "arm a and arm a-"),
+        ({"variants": (Variant(lr=1e-3), Variant(lr=1.0000001e-3))}, "lr 0.001 and variant.lr"),
+    ],
+)
+def test_two_runs_are_never_of_one_folder(changes: dict[str, Any], expected: str) -> None:
+    with pytest.raises(ConfigError, match=expected):
+        refuse_shared_folders(replace(demo(), **changes))
+    refuse_shared_folders(demo())
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        ({"labels": ()}, "labels .* at least one"),
+        ({"matching": ()}, "matching .* at least one"),
+        ({"targets": (80.0, 90.0), "primary": 90.0}, "targets 80.0 must be above 0 and at most 1"),
+        ({"ablation_axes": ("mask_ratio",)}, "by --vary mask_ratio=VALUE,VALUE"),
+    ],
+)
+def test_what_would_be_run_for_nothing_is_refused(changes: dict[str, Any], expected: str) -> None:
+    with pytest.raises(ConfigError, match=expected):
+        replace(demo(), **changes)
