@@ -52,7 +52,8 @@ def limits(study: Study, groups: list[GroupSummary]) -> list[str]:
     found.append(fixed_beforehand(study))
     found += added_later(study)
     if not ablation:
-        found += [*unequal_tuning(study), *one_choice(study)]
+        found += unequal_tuning(study)
+    found += one_choice(study)
     found += [validation_limit(study), subjects_limit(study)]
     found += leak_limits(study)
     found.append(encoder_limit(study, groups))

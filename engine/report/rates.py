@@ -78,7 +78,7 @@ def unequal_tuning(study: Study) -> list[str]:
 
 
 def one_choice(study: Study) -> list[str]:
-    """Choices that rest on one seed, or that were made for all arms alike without a search."""
+    """Choices that rest on one seed, or that were made for all runs alike without a search."""
     found = []
     searches = study.about.get("search", {}).values()
     seeds = {seed for search in searches for seed in search.get("seeds", ())}
@@ -90,9 +90,10 @@ def one_choice(study: Study) -> list[str]:
     rates = {(row["lr"], row.get("encoder_lr_scale", 1.0)) for row in study.scored}
     if not tried_rates(study) and len(rates) == 1:
         ((lr, scale),) = rates
+        which = "setting" if study.about.get("ablation") else "arm"
         found.append(
-            f"All arms fine-tune at one rate ({lr:g}, the encoder at {scale:g} of it), which no "
-            "search chose: it may suit one arm better than another."
+            f"All runs fine-tune at one rate ({lr:g}, the encoder at {scale:g} of it), which no "
+            f"search chose: it may suit one {which} better than another."
         )
     return found
 
