@@ -66,12 +66,13 @@ def main(words: list[str]) -> Outcome:
             result = run_study(varied(asked, args.vary), args.out, args.dask)
             failed, spent = result.failed, {"seconds": result.seconds, "failed": result.failed}
         report = build_report(args.out)
-    figures, left_out = figures_of(report), read_json(args.out / STUDY).get("left_out", [])
-    for note in left_out:
-        print(f"warning: {note}")
+    figures, about = figures_of(report), read_json(args.out / STUDY)
+    warnings = [*about.get("left_out", []), *about.get("doubts", [])]
+    for warning in warnings:
+        print(f"warning: {warning}")
     print(figures["headline"])
     print(f"report: {report}")
-    return Outcome(figures | spent, lost=len(failed) + len(left_out))
+    return Outcome(figures | spent, lost=len(failed) + len(warnings))
 
 
 def split_study(words: list[str]) -> tuple[str, list[str]]:

@@ -33,6 +33,7 @@ from mim3d.engine.study.config import (
     settings_in_words,
 )
 from mim3d.engine.study.costs import cpu_seconds, network_sizes
+from mim3d.engine.study.encoders import label_of
 from mim3d.engine.study.origin import (
     SHOWN,
     foreign_source,
@@ -42,7 +43,7 @@ from mim3d.engine.study.origin import (
     wanted_settings,
 )
 from mim3d.engine.study.plan import Cell, pretraining_key, pretrainings
-from mim3d.engine.study.pretext import external_row, pretraining_row
+from mim3d.engine.study.pretext import Given, about_given, external_row, pretraining_row
 from mim3d.engine.study.search import search_tried
 from mim3d.engine.training.corpus import corpus_sha256
 from mim3d.engine.transfer.given_weights import sha256_of
@@ -51,6 +52,7 @@ PLAN = "plan.json"
 AREA = "area under the validation curve"
 """What an ablation compares settings by."""
 HELD_OUT = ("validation", "test")
+FEW_PARTS = 3
 
 
 def headline_settings(settings: Row, config: Row) -> Row:
@@ -91,6 +93,7 @@ def write_plan(
         "began_with": began_with(about, out),
         "failed": failed_rows(config, cells, failed),
     }
+    given = given_arms(config, corpus, splits)
     plan = {
         "about": about | known,
         "cells": {cell.key: cell_fields(config, cell) for cell in cells},
@@ -107,10 +110,22 @@ def write_plan(
         ],
         "origins": {cell.key: wanted_origin(config, cell, splits) for cell in cells},
         "given": {arm.label: arm.path for arm in arms_of(config) if arm.path},
+        "seen": {label: found.seen for label, found in given.items()},
+        "doubts": [f"{label}: {line}" for label, found in given.items() for line in found.doubts],
         "corpus_sha256": corpus_sha256(corpus),
         "notes": notes,
     }
     write_json(out / PLAN, plan)
+
+
+def given_arms(config: StudyConfig, corpus: Corpus, splits: Splits) -> dict[str, Given]:
+    """By label, what is known of every arm given by path whose weights are there."""
+    held_out = {name: getattr(splits, name) for name in HELD_OUT}
+    return {
+        arm.label: about_given(arm.path, config.data.normalise, corpus.records, held_out)
+        for arm in arms_of(config)
+        if arm.path and is_encoder(arm.path)
+    }
 
 
 def asked_first(about: Row, out: Path) -> Row | None:
@@ -160,6 +175,7 @@ def gather(out: Path) -> bool:
     rows: list[Row] = []
     cases: list[Row] = []
     remarks: dict[str, list[Row]] = {}
+    doubts: list[str] = list(plan.get("doubts", []))
     for key, fields in done.items():
         result = read_result(result_file(out, key).parent)
         about = fields | {"n_labelled": len(result.subjects["train"])} | origin_fields(out, key)
@@ -168,16 +184,31 @@ def gather(out: Path) -> bool:
         shown = {"pictures": str(pictures)} if (out / pictures).exists() else {}
         rows += [{**about, **row, **shown} for row in result.rows]
         cases += [{**about, **case} for case in result.cases]
-        for note in result.notes:
+        notes_of_cell = [*result.notes, *unlike(fields, result.doubts)]
+        doubts += unlike(fields, result.doubts)
+        for note in notes_of_cell:
             remarks.setdefault(note, []).append(fields)
     notes = [*plan["notes"], *left_out]
     notes += cell_notes(remarks, list(done.values()), plan["notes"])
     write_jsonl(out / RESULTS, rows)
     write_jsonl(out / CASES, cases)
     write_json(out / PRETRAINING, pretraining_rows(plan, out))
-    remarks_of_all = {"left_out": left_out, "notes": list(dict.fromkeys(notes))}
+    remarks_of_all = {
+        "left_out": left_out,
+        "doubts": list(dict.fromkeys(doubts)),
+        "notes": list(dict.fromkeys(notes)),
+    }
     write_json(out / STUDY, plan["about"] | remarks_of_all)
     return True
+
+
+def unlike(cell: Row, doubts: Sequence[str]) -> list[str]:
+    """That a cell's encoder is only in part that of its weights."""
+    if not doubts:
+        return []
+    label, more = label_of(cell["arm"], cell["encoder"]), len(doubts) - FEW_PARTS
+    parts = ", ".join(doubts[:FEW_PARTS]) + f" and {more} more" * (more > 0)
+    return [f"{label}: the encoder is only in part that of its weights: {parts}"]
 
 
 def result_file(out: Path, key: str) -> Path:
@@ -215,9 +246,9 @@ def pretraining_rows(plan: Row, out: Path) -> list[Row]:
         if (out / "pretrain" / one["key"] / "pretext.json").exists()
         and not foreign_source({"pretraining": one["key"], **one}, out)
     ]
-    own = plan["about"].get("encoder", "")
+    own, seen = plan["about"].get("encoder", ""), plan.get("seen", {})
     return rows + [
-        external_row(label, Path(path), held_out, plan["corpus_sha256"], out, own)
+        external_row(label, Path(path), held_out, plan["corpus_sha256"], out, own, seen.get(label))
         for label, path in plan["given"].items()
         if is_encoder(path)
     ]

@@ -14,13 +14,13 @@ from mim3d.dataio.errors import Mim3dError, first_line
 from mim3d.dataio.reader.corpus import Corpus
 from mim3d.engine.errors import CheckpointError, ConfigError
 from mim3d.engine.finetune.config import WHOLE_VOLUME, FinetuneConfig
-from mim3d.engine.finetune.encoder import build_encoder
+from mim3d.engine.finetune.encoder import build_encoder, require_same_shape
 from mim3d.engine.finetune.network import build_segmentation
 from mim3d.engine.finetune.run_folder import RESULT
 from mim3d.engine.finetune.splits import Splits, labelled_subset
 from mim3d.engine.pretrain.config import PretrainConfig
 from mim3d.engine.runs.files import differences
-from mim3d.engine.study.arms import arms_of, encoder_of, refuse_arms, varied_vit
+from mim3d.engine.study.arms import arms_of, refuse_arms, varied_vit
 from mim3d.engine.study.config import StudyConfig, Variant
 from mim3d.engine.study.encoders import Arm
 from mim3d.engine.study.own_arms import own_encoder_kind, own_method
@@ -90,12 +90,12 @@ def builds(
     for labels in config.labels:
         yield f"labels {labels:g}", partial(labelled_subset, splits.train, labels, 0)
     cells = [*tuning_cells(config), *scored_cells(config, {})]
-    unfinished = {cell.label for cell in cells if not (out / "cells" / cell.key / RESULT).exists()}
-    for arm in arms_of(config):
-        if arm.path:
-            needed = arm.label in unfinished
-            yield f"arm {arm.label}", partial(fit_given, config, arm, needed=needed)
     tried: set[object] = set()
+    given = {arm.label: arm for arm in arms_of(config) if arm.path}
+    for cell in cells:  # weights that none waits for any more may have gone
+        if cell.label in given and not (out / "cells" / cell.key / RESULT).exists():
+            made = partial(finetune_config, config, cell, splits, out)
+            yield f"arm {cell.label}", partial(fit_given, made, given[cell.label], tried)
     for wanted in pretrainings(config):
         made = partial(pretrain_config, config, wanted, splits)
         yield f"pretraining {wanted.key}", partial(build_pretext, made, tried)
@@ -110,26 +110,26 @@ def fit_corpus(config: StudyConfig, corpus: Corpus, splits: Splits, variant: Var
     corpus_fit(corpus.table, varied_vit(config.vit, variant), rows)
 
 
-def fit_given(config: StudyConfig, arm: Arm, *, needed: bool) -> None:
-    """Whether weights given by path can be read, and are of the arm's kind of encoder.
-
-    Those that no cell waits for any more (not `needed`) may have gone.
-    """
-    wanted = encoder_of(config, arm.encoder, Variant())
+def fit_given(make: Callable[[], FinetuneConfig], arm: Arm, tried: set[object]) -> None:
+    """Whether weights given by path can be read, and fit the network of a cell of theirs."""
+    config = make()
+    if (config.init, config.encoder) in tried:
+        return
+    tried.add((config.init, config.encoder))
+    wanted = config.encoder
     try:
-        given = open_encoder(arm.path)
-        found = encoder_shape(arm.path, wanted.vit, wanted.backbone, given)
-    except (CheckpointError, OSError) as error:
-        if not needed:
-            return
-        if isinstance(error, CheckpointError):
-            raise
+        found = encoder_shape(config.init, wanted.vit, wanted.backbone, open_encoder(config.init))
+    except OSError as error:
         raise CheckpointError(f"{arm.path} cannot be read ({error})") from error
     if found.kind != wanted.kind:
         raise ConfigError(
             f"{arm.path} holds a {found.kind} encoder and the arm has a {wanted.kind}: write "
             f"{arm.name}@{found.kind}={arm.path} in --arms, beside scratch@{found.kind}"
         )
+    where = "vit" if wanted.backbone is None else wanted.kind
+    where = f"shapes.{arm.encoder}" if arm.encoder and arm.encoder != "vit" else where
+    require_same_shape(arm.path, found.config, wanted.config, where)
+    build_encoder(config)
 
 
 def build_pretext(make: Callable[[], PretrainConfig], tried: set[object]) -> None:

@@ -1,7 +1,8 @@
 """What a study keeps of each pretraining: cost, loss curve, verdict, picture."""
 
 import shutil
-from collections.abc import Collection
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,8 @@ from mim3d.engine.study.config import Row
 from mim3d.engine.study.costs import cpu_seconds
 from mim3d.engine.study.encoders import parted
 from mim3d.engine.study.plan import slug
+from mim3d.engine.transfer.intensities import intensity_mismatch
+from mim3d.engine.transfer.seen import Volume, seen_among, seen_lines, trained_on
 
 CURVE_POINTS = 80
 
@@ -33,14 +36,43 @@ def pretraining_row(wanted: Row, out: Path) -> Row:
     }
 
 
+@dataclass(frozen=True)
+class Given:
+    """What is known of weights given by path: held-out subjects that they were trained on, by the
+    files of these subjects (None: not kept with the weights), and what is doubtful about them."""
+
+    seen: list[str] | None
+    doubts: list[str]
+
+
+def about_given(
+    path: str, normalise: str, volumes: Sequence[Volume], held_out: Mapping[str, Collection[str]]
+) -> Given:
+    """What is known of weights, held against the study's intensities and held-out splits."""
+    subjects = {subject for part in held_out.values() for subject in part}
+    seen, _ = seen_among(path, volumes, subjects)
+    lines = [
+        line for split, part in held_out.items() for line in seen_lines(path, volumes, part, split)
+    ]
+    doubts = [*intensity_mismatch(path, normalise), *lines]
+    return Given(None if trained_on(path) is None else sorted(seen), doubts)
+
+
 def external_row(
-    label: str, given: Path, held_out: Collection[str], corpus_hash: str, out: Path, own: str = ""
+    label: str,
+    given: Path,
+    held_out: Collection[str],
+    corpus_hash: str,
+    out: Path,
+    own: str = "",
+    seen: list[str] | None = None,
 ) -> dict[str, Any]:
     """The entry of an arm given by path: its own verdict where it is a run, else none is known.
 
     `own` is what rows call the study's own encoder, which an arm without @ has.
 
-    `leaked` names the held-out subjects that its pretraining saw; None where that is not known.
+    `leaked` names the held-out subjects that its pretraining saw: `seen` where that is known by
+    their files, else by the names that its configuration tells; None where it is not known.
     """
     folder = run_of(given)
     arm, encoder = parted(label)
@@ -48,7 +80,9 @@ def external_row(
     if folder is not None:
         row = run_row(folder)
         picture = keep_picture(folder, out / "pictures" / f"{slug(arm, encoder)}.png", out)
-    leaked = None if folder is None else leaked_subjects(folder, held_out, corpus_hash)
+    leaked = seen
+    if seen is None and folder is not None:
+        leaked = leaked_subjects(folder, held_out, corpus_hash)
     return {
         "arm": arm,
         "encoder": encoder or own,

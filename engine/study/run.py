@@ -28,7 +28,7 @@ from mim3d.engine.study.config import EARLIER_SETTINGS, StudyConfig
 from mim3d.engine.study.costs import clocked
 from mim3d.engine.study.curves import Curve, area_under
 from mim3d.engine.study.encoders import SCRATCH
-from mim3d.engine.study.gather import PLAN, gather, write_plan
+from mim3d.engine.study.gather import PLAN, gather, given_arms, write_plan
 from mim3d.engine.study.origin import (
     foreign_origin,
     foreign_source,
@@ -72,6 +72,9 @@ def run_study(config: StudyConfig, out: str | Path, dask: str = "") -> StudyResu
         refuse_earlier_names(out)
         splits = splits_of(config, corpus)
         refuse_impossible(config, corpus, splits, out)  # before anything is written
+        for label, given in given_arms(config, corpus, splits).items():
+            for line in given.doubts:
+                print(f"warning: {label}: {line}", flush=True)
         with sole_writer(out), open_pool(workers, dask, out) as pool:
             return run_phases(config, corpus, splits, out, pool)
 

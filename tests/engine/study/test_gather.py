@@ -16,6 +16,7 @@ from mim3d.engine.analysis.results import Study
 from mim3d.engine.analysis.summary import pairs_of, summarise
 from mim3d.engine.analysis.verdict import gate_statements, headline
 from mim3d.engine.commands import compare as command
+from mim3d.engine.commands.cli import main
 from mim3d.engine.errors import ConfigError, DivergedError
 from mim3d.engine.finetune.config import LabelledData
 from mim3d.engine.finetune.splits import Splits
@@ -41,6 +42,7 @@ class Record:
 
     def __init__(self, subject: str, classes: dict[int, int]) -> None:
         self.subject = self.id = subject
+        self.source_hash = (f"file of {subject}",)
         self.labels = (LabelRecord("seg", "|u1", classes, "x", "0", "0", 1),)
 
 
@@ -225,6 +227,37 @@ def test_a_given_run_that_saw_held_out_subjects_is_told_loudly(
     page = (tmp_path / "report.html").read_text()
     assert '<p class="banner">mine was pretrained on subjects that this study holds out (c)' in page
     assert outcome.figures["pretraining"][0]["leaked"] == ["c"]
+
+
+def test_what_is_doubtful_about_a_given_encoder_is_a_warning(
+    config: StudyConfig, corpus: Corpus, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Who was seen is known by files: a name that another corpus has too is only a doubt."""
+    run = given_run(tmp_path / "run", ["c", "d"])
+    write_json(run / "trained_on.json", {"subjects": ["c", "d"], "sources": ["file of d"]})
+    card = read_json(run / "encoder.json")
+    write_json(run / "encoder.json", card | {"normalise": "percentile"})
+    cells = plan(replace(config, arms=("scratch", f"mine={run}")), corpus, tmp_path)
+    for cell in cells:
+        finish(tmp_path, cell)
+    file = tmp_path / "cells" / cells[-1].key / "result.json"
+    result = read_json(file) | {"doubts": [f"encoder.blocks.{i} keeps" for i in range(5)]}
+    write_json(file, result)
+    assert main(["compare", "--report", "--out", str(tmp_path)]) == 3
+    said = capsys.readouterr().out
+    for words in (
+        "warning: mine: the encoder is only in part that of its weights: encoder.blocks.0 keeps, ",
+        " and 2 more",
+        "was pretrained with normalise percentile and is fine-tuned with zscore",
+        "1 OF 1 TEST SUBJECTS WERE PRETRAINED ON",
+        "1 of 1 validation subjects bear names",
+    ):
+        assert words in said
+    (entry,) = read_json(tmp_path / "pretraining.json")
+    assert entry["leaked"] == ["d"]
+    page = (tmp_path / "report.html").read_text()
+    assert "mine was pretrained on subjects that this study holds out (d)" in page
+    assert "only in part that of its weights" in page
 
 
 def test_who_a_given_run_saw(tmp_path: Path) -> None:

@@ -15,11 +15,17 @@ from mim3d.engine.commands.compare import StudyArgs
 from mim3d.engine.errors import ConfigError
 from mim3d.engine.finetune.config import LabelledData
 from mim3d.engine.finetune.splits import SplitConfig, make_splits
-from mim3d.engine.models.config import SwinConfig
+from mim3d.engine.models.config import SwinConfig, ViTConfig
+from mim3d.engine.models.primus.config import PrimusConfig
+from mim3d.engine.models.registry import EncoderShape
+from mim3d.engine.runs.encoder_file import save_encoder
 from mim3d.engine.study.config import StudyConfig, Variant
+from mim3d.engine.study.encoders import TINY_SHAPES
 from mim3d.engine.study.plan import scored_cells, tuning_cells
 from mim3d.engine.study.preflight import refuse_impossible
 from mim3d.engine.study.run import run_study
+
+PRIMUS = PrimusConfig((16, 16, 16), (8, 8, 8), width=24, depth=2, heads=2)
 
 
 @pytest.fixture(scope="module")
@@ -131,3 +137,30 @@ def test_swins_crop_is_an_option_of_swin(
     crop = ["--swin.crop-size", "64", "64", "96", "--out", str(tmp_path / "run")]
     assert main([name, *words, *crop]) == 2
     assert "none.zarr" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("own", "word"),
+    [(replace(VIT, width=24), "mine"), (PRIMUS, "mine@primus")],
+)
+def test_a_given_encoder_of_another_size_is_refused_with_options_that_fit_it(
+    corpus: Path, tmp_path: Path, own: ViTConfig, word: str
+) -> None:
+    """Before: once scratch and the pretrainings were done, which may take days."""
+    given = tmp_path / "given"
+    given.mkdir()
+    save_encoder(given, own, EncoderShape(own).make().state_dict(), {"method": "mae"})
+    config = study_of(corpus, arms=("scratch", f"{word}={given}"), heads=("own",))
+    config = replace(config, shapes=replace(TINY_SHAPES, primus=replace(PRIMUS, depth=3)))
+    if "@" in word:
+        config = replace(config, arms=("scratch@primus", f"{word}={given}"))
+    with pytest.raises(ConfigError, match=r"nothing was started.*instead of") as told:
+        run_study(config, tmp_path / "study")
+    assert not (tmp_path / "study").exists()
+    options = re.findall(r"--[a-z.-]+ [\d.]+", str(told.value))
+    assert options
+    words = [word for option in options for word in option.split()]
+    asked = parse(StudyArgs, words, "mim3d compare", default=StudyArgs(config=config)).config
+    opened = Corpus.open(corpus)
+    splits = make_splits(opened.records, "seg", config.data.split)
+    refuse_impossible(asked, opened, splits, tmp_path / "study")

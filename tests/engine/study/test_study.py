@@ -54,6 +54,7 @@ def test_a_study_with_an_arm_that_cannot_run(
 ) -> None:
     odd = other_encoder(tmp_path / "odd")
     config = replace(config, arms=(*config.arms, f"odd={odd}"))
+    monkeypatch.setattr(study_run, "refuse_impossible", lambda *_: None)  # exchanged meanwhile
     result = run_study(config, tmp_path / "study")
     rows = read_jsonl(tmp_path / "study" / "results.jsonl")
     assert {row["arm"] for row in rows} == {"scratch", "simclr", "mae"}
@@ -115,6 +116,7 @@ def test_a_cell_that_failed_is_not_run_twice_and_results_come_with_every_phase(
 ) -> None:
     odd = other_encoder(tmp_path / "odd")
     config = replace(config, arms=("scratch", f"odd={odd}"))
+    monkeypatch.setattr(study_run, "refuse_impossible", lambda *_: None)  # exchanged meanwhile
     out, asked, there = tmp_path / "study", [], []
 
     class Watched(InProcess):
