@@ -5,7 +5,12 @@ from typing import Any
 
 from mim3d.engine.analysis.ablation import Ablation, read_ablation
 from mim3d.engine.analysis.ablation_family import SettingComparison, read_ablation_family
-from mim3d.engine.analysis.family import primary_share
+from mim3d.engine.analysis.family import (
+    first_groups,
+    primary_share,
+    read_family,
+    runs_awaited,
+)
 from mim3d.engine.analysis.results import Study
 from mim3d.engine.analysis.speedup import PairedDifference, PairedRatio, bootstrap_interval
 from mim3d.engine.analysis.statements import first_statement
@@ -24,7 +29,26 @@ def figures_of(report: Path) -> dict[str, Any]:
         "groups": {g.group.title: group_figures(g) for g in groups},
         "pretraining": pretraining_figures(study),
     }
-    return found | ({"ablation": ablation_figures(study, ablation)} if ablation else {})
+    if ablation:
+        return found | {"ablation": ablation_figures(study, ablation)}
+    return found | {"tested": tested_figures(study, groups)}
+
+
+def tested_figures(study: Study, groups: list[GroupSummary]) -> dict[str, Any]:
+    """The family of the headline: p corrected (Holm) for so many comparisons of the plan.
+
+    `interim` says that runs are still to come. All p outside are of one test by itself.
+    """
+    firsts = first_groups(groups)
+    family = read_family(study, *firsts)
+    return {
+        "of": family.size,
+        "interim": runs_awaited(study, *firsts),
+        "p_holm": {
+            "/".join(filter(None, (c.first, c.second, c.encoder))): p
+            for c, p in zip(family.members, family.p_values, strict=True)
+        },
+    }
 
 
 PRETRAINING = ("arm", "encoder", "variant", "seed", "loss", "floor", "trained", "crops", "leaked")

@@ -76,7 +76,7 @@ def rival_in_words(
         return f"{name}: {ratio_in_words(found)} ({interval_in_words(found)})."
     rests_on = f"{interval_in_words(found)}; {seeds_in_words(found.pairs, comparison.planned)}"
     text = f"{name}: {ratio_in_words(found)} ({rests_on}), {p_of_ratio(found, corrected)} by Holm."
-    text += excluded_in_words(family, comparison)
+    text += why_a_bound(family, comparison) + excluded_in_words(family, comparison)
     return text + failed_and_counted(study, group, comparison.first)
 
 
@@ -183,9 +183,19 @@ def measured_in_words(family: Family, comparison: Comparison, goal: str) -> str:
     if family.size > 1 and corrected is not None:
         by_holm = p_of_ratio(found, corrected)
         test += f" ({by_holm} by Holm as one of {members_in_words(family)})"
-    why = "" if found.bound == "exact" else f" {capital(found.why)}"
     seeds = seeds_in_words(found.pairs, comparison.planned)
-    return f"{ratio} to {goal}: {interval}, {test}; {seeds}.{why}"
+    return f"{ratio} to {goal}: {interval}, {test}; {seeds}.{why_a_bound(family, comparison)}"
+
+
+def why_a_bound(family: Family, comparison: Comparison) -> str:
+    """In how many seeds which arm was censored, where the ratio is a bound."""
+    found = family.ratio_of(comparison)
+    if found.bound == "exact":
+        return ""
+    why = found.why
+    for place, arm in (("first", comparison.first), ("second", comparison.second)):
+        why = why.replace(f"the {place} arm", arm_name(arm))
+    return f" {capital(why)}"
 
 
 def seeds_in_words(pairs: int, planned: int) -> str:

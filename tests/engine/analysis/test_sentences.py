@@ -8,8 +8,9 @@ import pytest
 from synthetic_study import own_pretrainings, write_study
 
 from mim3d.engine.analysis.description import secondary_statements
+from mim3d.engine.analysis.figures import figures_of
 from mim3d.engine.analysis.results import Study
-from mim3d.engine.analysis.speedup import PairedRatio
+from mim3d.engine.analysis.speedup import PairedRatio, holm
 from mim3d.engine.analysis.summary import GroupSummary, summarise
 from mim3d.engine.analysis.verdict import headline
 from mim3d.engine.analysis.words import (
@@ -104,6 +105,18 @@ def test_the_rival_has_its_interval_its_seeds_and_its_bound(tmp_path: Path) -> N
     assert "(95 % interval up to 0." in rival
     assert "; 6 of 7 seeds), p" in rival
     assert "p =" not in rival
+    assert "SimMIM did not reach it in 6 of 6 seeds. Only the upper end" in rival
+
+
+def test_json_tells_the_corrected_p_from_the_others(tmp_path: Path) -> None:
+    study_of(tmp_path, lacking=[("simmim", 6)])
+    found = figures_of(tmp_path / "report.html")
+    tested = found["tested"]
+    assert (tested["of"], tested["interim"]) == (2, True)
+    (group,) = found["groups"].values()
+    by_itself = {pair: group["speedup"][pair]["0.9"]["p"] for pair in tested["p_holm"]}
+    assert list(by_itself) == ["mae/simclr", "simmim/simclr"]
+    assert list(tested["p_holm"].values()) == holm(list(by_itself.values()))
 
 
 def test_the_widened_interval_is_shown(tmp_path: Path) -> None:
