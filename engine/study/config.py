@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import product
+from pathlib import Path
 from typing import Annotated, Any, Generic, Literal, TypeVar
 
 import tyro
@@ -18,7 +19,7 @@ from mim3d.dataio.finite import (
     refuse_outside,
 )
 from mim3d.engine.distributed.config import DeviceKind
-from mim3d.engine.errors import ConfigError
+from mim3d.engine.errors import CheckpointError, ConfigError
 from mim3d.engine.finetune.config import LabelledData
 from mim3d.engine.models.config import (
     MAEConfig,
@@ -28,6 +29,7 @@ from mim3d.engine.models.config import (
     SwinConfig,
     ViTConfig,
 )
+from mim3d.engine.runs.files import read_json
 from mim3d.engine.study.encoders import (
     METHODS,
     EncoderShapes,
@@ -355,14 +357,30 @@ def plain(config: StudyConfig) -> dict[str, Any]:
     return json.loads(json.dumps(dataclasses.asdict(config)))
 
 
-STUDY, RESULTS, CASES, PRETRAINING = (
+STUDY, RESULTS, CASES, PRETRAINING, PLAN = (
     "study.json",
     "results.jsonl",
     "cases.jsonl",
     "pretraining.json",
+    "plan.json",
 )
+PLANNED = ("about", "cells", "pretrainings", "given", "corpus_sha256", "notes")
+"""What a plan has."""
 CLASSIFY = "classify"
 Row = dict[str, Any]
+
+
+def read_plan(folder: Path) -> Row:
+    """A study's plan.json; CheckpointError where it is none."""
+    plan = read_json(folder / PLAN)
+    found = plan if isinstance(plan, dict) else {}
+    if lacking := [name for name in PLANNED if name not in found]:
+        raise CheckpointError(
+            f"{folder / PLAN} is no plan of a study (it has no {', '.join(lacking)}): delete it, "
+            "and the study's own command writes it anew; without it --report draws what was "
+            "gathered last"
+        )
+    return plan
 
 
 def labels_in_words(labels: float) -> str:

@@ -18,10 +18,11 @@ from mim3d.engine.finetune.run_folder import PICTURES, RESULT, read_result
 from mim3d.engine.finetune.segmentation import absent_classes
 from mim3d.engine.finetune.splits import Splits
 from mim3d.engine.finetune.targets import read_targets
-from mim3d.engine.runs.files import read_json, write_json, write_jsonl
+from mim3d.engine.runs.files import write_json, write_jsonl
 from mim3d.engine.study.arms import arm_names, arms_of, encoder_arms, refuse_arms, shown_encoder
 from mim3d.engine.study.config import (
     CASES,
+    PLAN,
     PRETRAINING,
     RESULTS,
     STUDY,
@@ -30,6 +31,7 @@ from mim3d.engine.study.config import (
     Variant,
     labels_in_words,
     plain,
+    read_plan,
     settings_in_words,
 )
 from mim3d.engine.study.costs import cpu_seconds, network_sizes
@@ -44,11 +46,10 @@ from mim3d.engine.study.origin import (
 )
 from mim3d.engine.study.plan import Cell, pretraining_key, pretrainings
 from mim3d.engine.study.pretext import Given, about_given, external_row, pretraining_row
-from mim3d.engine.study.search import search_tried
+from mim3d.engine.study.search import search_notes, search_tried
 from mim3d.engine.training.corpus import corpus_sha256
 from mim3d.engine.transfer.given_weights import sha256_of
 
-PLAN = "plan.json"
 AREA = "area under the validation curve"
 """What an ablation compares settings by."""
 HELD_OUT = ("validation", "test")
@@ -85,6 +86,7 @@ def write_plan(
 ) -> None:
     """Write plan.json: every cell and pretraining that may leave results, and what is known."""
     notes = [*splits.notes, *held_out_notes(config, corpus, splits), *refuse_arms(config)]
+    notes += search_notes(config.pretext_search, corpus_sha256(corpus))
     notes += [f"{name} was not run: {error}" for name, error in failed.items()]
     cells = list(cells)
     about = about_study(config, corpus, splits)
@@ -131,7 +133,7 @@ def given_arms(config: StudyConfig, corpus: Corpus, splits: Splits) -> dict[str,
 def asked_first(about: Row, out: Path) -> Row | None:
     """What the headline hung on when the study began; None where runs were there before a plan."""
     if (out / PLAN).exists():
-        return read_json(out / PLAN)["about"].get("asked_first")
+        return read_plan(out)["about"].get("asked_first")
     if any((out / "cells").glob(f"*/{RESULT}")):
         return None
     return headline_settings(about["settings"], about["config"])
@@ -140,7 +142,7 @@ def asked_first(about: Row, out: Path) -> Row | None:
 def began_with(about: Row, out: Path) -> Row:
     """The decoders and numbers of labels of the first plan: others were added after looking."""
     if (out / PLAN).exists() and any((out / "cells").glob(f"*/{RESULT}")):
-        return read_json(out / PLAN)["about"].get("began_with", {})
+        return read_plan(out)["about"].get("began_with", {})
     return {name: about["config"][name] for name in ("heads", "labels")}
 
 
@@ -166,7 +168,7 @@ def gather(out: Path) -> bool:
     """
     if not (out / PLAN).exists():
         return False
-    plan = read_json(out / PLAN)
+    plan = read_plan(out)
     finished = [key for key in plan["cells"] if result_file(out, key).exists()]
     own, left_out = own_cells(plan, finished, out)
     done = {key: plan["cells"][key] for key in own}

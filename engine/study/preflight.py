@@ -33,6 +33,7 @@ from mim3d.engine.study.plan import (
     scored_cells,
     tuning_cells,
 )
+from mim3d.engine.study.search import refuse_scored_seeds
 from mim3d.engine.training.corpus import corpus_fit
 from mim3d.engine.transfer.given_weights import open_encoder
 from mim3d.engine.transfer.shape import encoder_shape
@@ -44,6 +45,7 @@ def refuse_impossible(config: StudyConfig, corpus: Corpus, splits: Splits, out: 
     """A ConfigError that names the runs which cannot be built, each kind of problem once."""
     refuse_arms(config)
     refuse_shared_folders(config)
+    refuse_scored_seeds(config.pretext_search, config.seeds)
     arms = arms_of(config)
     problems: dict[str, str] = {}
     for name, build in builds(config, corpus, splits, out):

@@ -24,11 +24,11 @@ from mim3d.engine.pretrain.pretrain import run_pretrain
 from mim3d.engine.runs.files import read_json
 from mim3d.engine.runs.folder_lock import sole_writer
 from mim3d.engine.study.arms import given_path
-from mim3d.engine.study.config import EARLIER_SETTINGS, StudyConfig
+from mim3d.engine.study.config import EARLIER_SETTINGS, PLAN, StudyConfig, read_plan
 from mim3d.engine.study.costs import clocked
 from mim3d.engine.study.curves import Curve, area_under
 from mim3d.engine.study.encoders import SCRATCH
-from mim3d.engine.study.gather import PLAN, gather, given_arms, write_plan
+from mim3d.engine.study.gather import gather, given_arms, write_plan
 from mim3d.engine.study.origin import (
     foreign_origin,
     foreign_source,
@@ -100,7 +100,7 @@ def open_pool(workers: int, dask: str, out: Path) -> Pool:
 
 def refuse_earlier_names(out: Path) -> None:
     """A ConfigError where folders of the study bear names of settings from before 0.2."""
-    plan = read_json(out / PLAN) if (out / PLAN).exists() else {"pretrainings": []}
+    plan = read_plan(out) if (out / PLAN).exists() else {"pretrainings": []}
     settings = [p["variant"] for p in plan["pretrainings"] if isinstance(p["variant"], dict)]
     varied = set(EARLIER_SETTINGS) & {name for variant in settings for name in variant}
     if varied:

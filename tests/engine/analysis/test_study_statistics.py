@@ -23,9 +23,9 @@ from mim3d.engine.report.rates import rates_table
 from mim3d.engine.report.report import build_report
 from mim3d.engine.report.speedup import overview_table, ratios_chart, speedup_table
 from mim3d.engine.runs.files import read_json, read_jsonl, write_json, write_jsonl
-from mim3d.engine.study.config import StudyConfig, Variant
+from mim3d.engine.study.config import PLAN, StudyConfig, Variant
 from mim3d.engine.study.curves import Curve, Reach
-from mim3d.engine.study.gather import PLAN, asked_first, failed_rows, headline_settings
+from mim3d.engine.study.gather import asked_first, failed_rows, headline_settings
 from mim3d.engine.study.plan import Cell
 
 WHOLE = Group("unetr", 1.0, "")
