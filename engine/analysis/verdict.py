@@ -169,7 +169,7 @@ def excluded_in_words(family: Family, comparison: Comparison) -> str:
     if family.size > 1:
         ends = joint_interval(family.ratio_of(comparison), family.size)
         low, high = (beside(end, PAPER_RATIO, 2) for end in ends if end is not None)
-        joint = f", widened for {family.size} comparisons to {low} to {high},"
+        joint = f", widened for {family.size} comparisons ({low} to {high}),"
     return f" The interval{joint} excludes {PAPER_RATIO:.2f}×."
 
 
