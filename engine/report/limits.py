@@ -12,6 +12,7 @@ from mim3d.engine.analysis.verdict import fixed_beforehand
 from mim3d.engine.analysis.words import arm_name
 from mim3d.engine.report.pretext import pretraining_name
 from mim3d.engine.report.rates import one_choice, unequal_tuning
+from mim3d.engine.study.config import ENCODER_SETTINGS
 from mim3d.engine.study.encoders import SCRATCH
 
 
@@ -95,7 +96,9 @@ def encoder_limit(study: Study, groups: list[GroupSummary]) -> str:
     encoders = dict.fromkeys(group.group.encoder for group in groups)
     if len(encoders) == 1:
         sizes = {n["encoder_parameters"] for n in study.about.get("networks", ())}
-        size = f" of {min(sizes) / 1e6:.2f} M parameters" if len(sizes) == 1 else " size"
+        varied = ENCODER_SETTINGS & set(study.about.get("ablation_axes", ()))
+        alone = len(sizes) == 1 and not varied
+        size = f" of {min(sizes) / 1e6:.2f} M parameters" if alone else " size"
         return f"One corpus, one encoder{size}: other data and models may answer otherwise."
     return (
         f"One corpus, {len(encoders)} encoders of one size each: other data and models may answer "

@@ -172,6 +172,9 @@ def test_choices_and_subjects_that_no_interval_counts_are_limits(tmp_path: Path)
         "one encoder of 0.72 M parameters",
     ):
         assert words in found
+    patches = {"networks": networks, "ablation": "mask", "ablation_axes": ["patch"]}
+    varied = limits(*study_of(tmp_path / "varied", **patches))
+    assert any("one encoder size" in line for line in varied)  # the networks of the first patch
     plain = " ".join(limits(*study_of(tmp_path / "plain")))
     assert "search for pretext settings" not in plain
 
