@@ -2,7 +2,7 @@
 
 import dataclasses
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import product
@@ -370,11 +370,11 @@ CLASSIFY = "classify"
 Row = dict[str, Any]
 
 
-def read_plan(folder: Path) -> Row:
-    """A study's plan.json; CheckpointError where it is none."""
+def read_plan(folder: Path, parts: Sequence[str] = PLANNED) -> Row:
+    """A study's plan.json; CheckpointError where it has not all these parts."""
     plan = read_json(folder / PLAN)
     found = plan if isinstance(plan, dict) else {}
-    if lacking := [name for name in PLANNED if name not in found]:
+    if lacking := [name for name in parts if name not in found]:
         raise CheckpointError(
             f"{folder / PLAN} is no plan of a study (it has no {', '.join(lacking)}): delete it, "
             "and the study's own command writes it anew; without it --report draws what was "

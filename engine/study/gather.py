@@ -133,7 +133,7 @@ def given_arms(config: StudyConfig, corpus: Corpus, splits: Splits) -> dict[str,
 def asked_first(about: Row, out: Path) -> Row | None:
     """What the headline hung on when the study began; None where runs were there before a plan."""
     if (out / PLAN).exists():
-        return read_plan(out)["about"].get("asked_first")
+        return read_plan(out, ["about"])["about"].get("asked_first")
     if any((out / "cells").glob(f"*/{RESULT}")):
         return None
     return headline_settings(about["settings"], about["config"])
@@ -142,7 +142,7 @@ def asked_first(about: Row, out: Path) -> Row | None:
 def began_with(about: Row, out: Path) -> Row:
     """The decoders and numbers of labels of the first plan: others were added after looking."""
     if (out / PLAN).exists() and any((out / "cells").glob(f"*/{RESULT}")):
-        return read_plan(out)["about"].get("began_with", {})
+        return read_plan(out, ["about"])["about"].get("began_with", {})
     return {name: about["config"][name] for name in ("heads", "labels")}
 
 
