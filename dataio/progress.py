@@ -17,6 +17,10 @@ class Progress(Protocol):
         """Count `items` more as done; `status` is free text such as a loss or a rate."""
         ...
 
+    def move(self, items: float, status: str = "") -> None:
+        """Shift the count by what was done before, or undone (< 0): neither enters the rate."""
+        ...
+
     def note(self, line: str) -> None:
         """Print a line that stays."""
         ...
@@ -27,7 +31,7 @@ class PlainProgress:
 
     def __init__(self, name: str, total: float, unit: str) -> None:
         self.name, self.total, self.unit = name, total, unit
-        self.done, self._status = 0.0, ""
+        self.done, self._moved, self._status = 0.0, 0.0, ""
         self._began = self._shown_at = time.monotonic()
 
     def __enter__(self) -> Self:
@@ -50,16 +54,22 @@ class PlainProgress:
         if now - self._shown_at >= PLAIN_INTERVAL_S:
             self._show(now, self._status)
 
+    def move(self, items: float, status: str = "") -> None:
+        """Shift the count; the rate stays that of the items worked for since the beginning."""
+        self._moved += items
+        self.advance(items, status)
+
     def note(self, line: str) -> None:
         """Print a line at once."""
         print(line, flush=True)
 
     def _show(self, now: float, status: str) -> None:
         self._shown_at = now
-        rate = self.done / max(now - self._began, 1e-9)
+        worked = self.done - self._moved
+        rate = worked / max(now - self._began, 1e-9)
         share = 100.0 * self.done / max(self.total, 1e-9)
         parts = [f"{self.name} {round(self.done, 1):g}/{self.total:g} ({share:.0f} %)"]
-        if self.done:  # before the first item nothing can be said about the rest
+        if worked:  # before the first item nothing can be said about the rest
             left_s = max(self.total - self.done, 0.0) / rate
             parts.append(f"{rate:.3g} {self.unit}/s, {left_s:.0f} s left")
         print(", ".join([*parts, status] if status else parts), flush=True)
@@ -87,7 +97,7 @@ class RichProgress:
         )
         self._unit = unit
         self._began = time.monotonic()
-        self._done, self._status = 0.0, ""
+        self._worked, self._rate, self._status = 0.0, "", ""
         self._task = self._bar.add_task(name, total=total, rate="", status="")
 
     def __enter__(self) -> Self:
@@ -104,12 +114,17 @@ class RichProgress:
 
     def advance(self, items: float = 1.0, status: str = "") -> None:
         """Count items and redraw. The last status stays."""
-        self._done += items
+        self._worked += items
         self._status = status or self._status
-        rate = self._done / max(time.monotonic() - self._began, 1e-9)
-        self._bar.update(
-            self._task, advance=items, rate=f"{rate:.3g} {self._unit}/s", status=self._status
-        )
+        rate = self._worked / max(time.monotonic() - self._began, 1e-9)
+        self._rate = f"{rate:.3g} {self._unit}/s"
+        self._bar.update(self._task, advance=items, rate=self._rate, status=self._status)
+
+    def move(self, items: float, status: str = "") -> None:
+        """Shift the count; the time left is estimated anew from there."""
+        self._status = status or self._status
+        done = round(self._bar.tasks[0].completed + items)
+        self._bar.reset(self._task, completed=done, rate=self._rate, status=self._status)
 
     def note(self, line: str) -> None:
         """Print a line above the bar."""

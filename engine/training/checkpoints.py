@@ -88,7 +88,7 @@ class Checkpoints(Hook):
             self.checkpointer.discard_after(facts.step)
         self.take_up(trainer, facts)
         trainer.seconds_before = facts.seconds
-        self.log.shown.advance(facts.step, "resumed")
+        self.log.shown.move(facts.step, "resumed")
         scaled = ""
         if len(self.rewinds):
             scaled = (

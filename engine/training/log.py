@@ -125,7 +125,7 @@ class Log(Hook):
         for sink in self._sinks:
             sink.go_back(trainer.step)
         self.window, self._since_save = Window(trainer.clock.seconds), []
-        self.shown.advance(trainer.step - before, "rewound")
+        self.shown.move(trainer.step - before, "rewound")
 
     def rank_state(self) -> dict[str, Tensor]:
         """The part of a mean that a row has not had yet."""

@@ -78,6 +78,9 @@ class Silent:
     def advance(self, items: float = 1.0, status: str = "") -> None:
         """Show nothing."""
 
+    def move(self, items: float, status: str = "") -> None:
+        """Shift nothing."""
+
     def note(self, line: str) -> None:
         """Say nothing: the first rank does."""
 

@@ -1,5 +1,7 @@
 """Progress on something that is no terminal: plain lines, nothing silly before the first item."""
 
+from types import SimpleNamespace
+
 import pytest
 
 from mim3d.dataio import progress as module
@@ -56,3 +58,32 @@ def test_a_terminals_bar_keeps_it_too() -> None:
     shown.advance(1, "loss 0.5")
     shown.advance()
     assert shown._bar.tasks[0].fields["status"] == "loss 0.5"
+
+
+def test_what_an_earlier_run_did_or_a_rewind_undid_is_no_work(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    now = iter([0.0, 0.0, 10.0, 20.0, 30.0])
+    monkeypatch.setattr(module, "PLAIN_INTERVAL_S", 0.0)
+    monkeypatch.setattr(module, "time", SimpleNamespace(monotonic=lambda: next(now)))
+    with PlainProgress("pretrain", 1000, "steps") as shown:
+        shown.move(900, "resumed")
+        shown.advance(20, "loss 0.5")
+        shown.move(-10, "rewound")
+    resumed, worked, rewound, last = capsys.readouterr().out.splitlines()
+    assert resumed == "pretrain 900/1000 (90 %), resumed"
+    assert worked == "pretrain 920/1000 (92 %), 2 steps/s, 40 s left, loss 0.5"
+    assert rewound == "pretrain 910/1000 (91 %), 1 steps/s, 90 s left, rewound"
+    assert last.startswith("pretrain 910/1000 (91 %), 0.667 steps/s")
+
+
+def test_a_terminals_bar_moves_without_a_rate(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = iter([0.0, 10.0])
+    monkeypatch.setattr(module, "time", SimpleNamespace(monotonic=lambda: next(now)))
+    shown = module.RichProgress("pretrain", 1000, "steps")
+    shown.move(900, "resumed")
+    assert shown._bar.tasks[0].completed == 900
+    assert shown._bar.tasks[0].speed is None
+    shown.advance(20, "loss 0.5")
+    assert shown._bar.tasks[0].completed == 920
+    assert shown._bar.tasks[0].fields["rate"] == "2 steps/s"
