@@ -50,6 +50,8 @@ class PairedRatio:
     why: str
     per_pair: tuple[float, ...] = ()
     p_value: float | None = None
+    one_sided: int = 0
+    """Pairs that only bound their ratio."""
 
     @property
     def above_one(self) -> bool:
@@ -89,7 +91,8 @@ def paired_ratio(first: Sequence[Reach], second: Sequence[Reach]) -> PairedRatio
     low, high, p_value, interval_why = _tested(logs, bound, one_sided)
     why = " ".join(part for part in (why, interval_why) if part)
     ratio = math.exp(float(logs.mean()))
-    return PairedRatio(pairs, complete, *reached, bound, ratio, low, high, why, ratios, p_value)
+    ends = (low, high, why, ratios, p_value, one_sided)
+    return PairedRatio(pairs, complete, *reached, bound, ratio, *ends)
 
 
 def paired_by_seed(first: Mapping[int, Reach], second: Mapping[int, Reach]) -> PairedRatio:
@@ -138,14 +141,17 @@ def holm(p_values: Sequence[float | None]) -> list[float | None]:
 
 
 def joint_interval(found: PairedRatio, comparisons: int) -> tuple[End, End]:
-    """The t interval of an exact ratio that holds together with those of so many comparisons.
+    """The t interval of a ratio that holds together with those of so many comparisons.
 
-    Formula: Bonferroni, each interval at 1 - 0.05 / comparisons. Of a bound there is none.
+    Formula: Bonferroni, each interval at 1 - 0.05 / comparisons. Of a bound the end that it
+    supports, as in `_tested`. The level is that of all studies; of those alone in which a bound
+    came out, more are wrong (a true 1.40 that gives "at most" has had an odd seed).
     """
-    if found.bound != "exact" or found.p_value is None:
+    if found.p_value is None:
         return None, None
-    low, high = _t_ends(np.log(found.per_pair), ALPHA / 2 / comparisons)
-    return math.exp(low), math.exp(high)
+    tail = ALPHA / 2 / comparisons / _selected(found.one_sided)
+    low, high = map(math.exp, _t_ends(np.log(found.per_pair), tail))
+    return None if found.low is None else low, None if found.high is None else high
 
 
 def bootstrap_interval(found: PairedRatio) -> tuple[End, End]:
@@ -242,7 +248,7 @@ def _tested(logs: np.ndarray, bound: str, one_sided: int) -> tuple[End, End, flo
     if np.ptp(logs) <= TIED:
         return None, None, None, no_variation("ratio")
     mean = float(logs.mean())
-    selected = 2.0 ** max(one_sided - 1, 0)
+    selected = _selected(one_sided)
     low, high = map(math.exp, _t_ends(logs, (1 - LEVEL) / 2 / selected))
     if bound == "exact":
         return low, high, 2 * _tail(logs, abs(mean)), ""
@@ -250,6 +256,11 @@ def _tested(logs: np.ndarray, bound: str, one_sided: int) -> tuple[End, End, flo
     p_value = min(1.0, 2 * selected * _tail(logs, mean if least else -mean))
     why = f"Only the {'lower' if least else 'upper'} end of the interval is supported."
     return low if least else None, None if least else high, p_value, why
+
+
+def _selected(one_sided: int) -> float:
+    """2^(k - 1) of k one-sided pairs, by which a tail is divided; 1 of none."""
+    return 2.0 ** max(one_sided - 1, 0)
 
 
 def _t_ends(values: np.ndarray, tail: float) -> tuple[float, float]:

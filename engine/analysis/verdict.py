@@ -168,8 +168,9 @@ def excluded_in_words(family: Family, comparison: Comparison) -> str:
     joint = ""
     if family.size > 1:
         ends = joint_interval(family.ratio_of(comparison), family.size)
-        low, high = (beside(end, PAPER_RATIO, 2) for end in ends if end is not None)
-        joint = f", widened for {family.size} comparisons ({low} to {high}),"
+        found = [beside(end, PAPER_RATIO, 2) for end in ends if end is not None]
+        reach = " to ".join(found) if len(found) > 1 else f"up to {found[0]}"
+        joint = f", widened for {family.size} comparisons ({reach}),"
     return f" The interval{joint} excludes {PAPER_RATIO:.2f}×."
 
 

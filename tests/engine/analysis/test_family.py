@@ -98,19 +98,39 @@ def test_pairs_with_pretrainings_of_their_own_cover_both_kinds_of_seeds(seeds: i
     assert covered(seeds, own=False) < 0.75  # why one encoder pair stands for no method
 
 
-def test_the_widened_intervals_hold_together() -> None:
-    rng, wrong, rounds = np.random.default_rng(0), 0, 1500
+@pytest.mark.parametrize(("budget", "noise"), [(np.inf, 0.05), (250.0, 0.3), (190.0, 0.3)])
+def test_the_widened_intervals_hold_together(budget: float, noise: float) -> None:
+    """Also where runs do not reach the target in time, and the ratio is a bound."""
+    rng, wrong, bounds, rounds = np.random.default_rng(0), 0, 0, 1500
     for _ in range(rounds):
-        both = [paired_ratio(*pairs(rng, 5, PAPER_RATIO, True, 0.05)) for _ in range(2)]
+        studies = [pairs(rng, 5, PAPER_RATIO, True, noise) for _ in range(2)]
+        both = [paired_ratio(*within(budget, *arms)) for arms in studies]
         highs = [joint_interval(found, 2)[1] for found in both]
         wrong += any(high is not None and high < PAPER_RATIO for high in highs)
+        bounds += any(found.bound == "at most" for found in both)
     assert wrong <= stats.binom.ppf(0.999, rounds, 0.025)
     assert wrong > 0
+    assert (bounds > 30) is (budget < np.inf)
 
 
-def test_a_bound_has_no_widened_interval() -> None:
-    first = [Reach(50.0 + k, True) for k in range(5)]
-    assert joint_interval(paired_ratio(first, [Reach(100.0, False)] * 5), 2) == (None, None)
+def within(budget: float, *arms: list[Reach]) -> list[list[Reach]]:
+    """The same runs, each ended by the budget."""
+    return [[Reach(min(r.cost, budget), r.cost <= budget) for r in arm] for arm in arms]
+
+
+@pytest.mark.parametrize("late", [1, 3])
+def test_a_bound_is_widened_at_the_end_that_it_supports(late: int) -> None:
+    first = [Reach(110.0 + 3 * k, k >= late) for k in range(8)]
+    second = [Reach(100.0 + k, True) for k in range(8)]
+    slower, faster = paired_ratio(first, second), paired_ratio(second, first)
+    assert (slower.bound, faster.bound) == ("at most", "at least")
+    assert joint_interval(slower, 1) == pytest.approx((None, slower.high))
+    assert joint_interval(faster, 1) == pytest.approx((faster.low, None))
+    low, high = joint_interval(slower, 2)
+    assert low is None
+    assert high is not None
+    assert high > (slower.high or 0)
+    assert joint_interval(faster, 2) == pytest.approx((1 / high, None))
 
 
 def test_the_method_is_named_only_where_every_seed_has_its_own_pretraining(tmp_path: Path) -> None:
@@ -150,6 +170,10 @@ def test_what_the_interval_excludes_is_said(tmp_path: Path) -> None:
     same = {"scratch": 1.0, "simclr": 1.0, "mae": 1.0}
     study = Study.load(write_study(tmp_path, seeds=6, speeds=same))
     assert "The interval excludes 1.40×." in headline(study, summarise(study)).detail
+    both = {"scratch": 1.0, "simclr": 1.0, "mae": 1.0, "simmim": 0.95}
+    study = Study.load(write_study(tmp_path / "both", seeds=6, speeds=both))
+    found = headline(study, summarise(study)).detail
+    assert found.count(" excludes 1.40×.") == found.count(", widened for 2 comparisons (0.") == 2
     study = Study.load(write_study(tmp_path / "fast", seeds=6))
     assert "excludes" not in headline(study, summarise(study)).detail
     alone = {"scratch": 1.0, "mae": 1.0}  # the paper's ratio is over contrastive pretraining
