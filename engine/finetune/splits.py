@@ -98,10 +98,15 @@ def make_splits(
     """
     kept_together: dict[str, str] = {}
     labelled: set[str] = set()
+    alone: set[str] = set()
+    known: set[str] = set()
     n_volumes = 0
     for record in records:
         n_volumes += 1
         kept_together[record.subject] = _key(record, config)
+        if kept_together[record.subject] == record.subject:
+            alone.add(record.subject)
+        known.update(found.name for found in record.labels)
         volumes = any(found.name == label for found in record.labels)
         if volumes if targets is None else record.subject in targets:
             labelled.add(record.subject)
@@ -118,6 +123,8 @@ def make_splits(
     test = tuple(sorted(dealt["test"] - left_out))
     if not train or not validation:
         what, more = f"label {label!r}", "convert more labelled volumes"
+        if known and label not in known:
+            more = f"set --data.label {' or '.join(sorted(known))}, which the corpus has, or {more}"
         if targets is not None:
             what, more = "a target", f"name more of the corpus's {len(kept_together)} in targets"
             if not labelled:
@@ -130,6 +137,7 @@ def make_splits(
     pretrain = tuple(sorted(set(train) | (unlabelled - left_out)))
     what = f"label {label!r}" if targets is None else "target"
     notes = _notes(labelled, unlabelled, left_out, what) + _foreign_note(targets, kept_together)
+    notes += _otherwise(config, len(labelled), alone)
     notes = (*notes, f"{n_volumes} volumes of {len(kept_together)} subjects are dealt")
     if classes:
         notes = (*notes, _class_note(classes, train, validation, test))
@@ -263,6 +271,23 @@ def _notes(
     if left_out:
         notes.append(
             f"{len(left_out)} subjects are left out because they stand next to a held-out one"
+        )
+    return tuple(notes)
+
+
+def _otherwise(config: SplitConfig, labelled: int, alone: Collection[str]) -> tuple[str, ...]:
+    """How subjects are dealt otherwise than asked; nothing keeps those `alone` together."""
+    notes = [
+        f"{part}: {labelled // 4} of {labelled} labelled subjects, a quarter, in the place of the "
+        f"{getattr(config, part):g} asked for"
+        for part in ("validation", "test")
+        if getattr(config, part) >= 1 and round(getattr(config, part)) > labelled // 4
+    ]
+    if config.keep != "subject" and alone:
+        lacks = "group in the manifest" if config.keep == "group" else "number in their name"
+        notes.append(
+            f"{len(alone)} subjects have no {lacks}, and are each dealt alone though split.keep is "
+            f"{config.keep}: {few(sorted(alone))}"
         )
     return tuple(notes)
 

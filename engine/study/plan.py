@@ -6,7 +6,6 @@ from itertools import product
 from pathlib import Path
 
 from mim3d.dataio.loader.config import LoaderConfig
-from mim3d.engine.errors import ConfigError
 from mim3d.engine.finetune.config import FinetuneConfig
 from mim3d.engine.finetune.splits import Splits
 from mim3d.engine.models.config import (
@@ -239,8 +238,6 @@ def pretraining_of(config: StudyConfig, cell: Cell) -> Pretraining | None:
 
 def finetune_config(config: StudyConfig, cell: Cell, splits: Splits, out: Path) -> FinetuneConfig:
     """The whole configuration of a cell."""
-    if cell.head == "classify" and not config.data.targets:
-        raise ConfigError("head classify needs --data.targets FILE.csv (columns subject,target)")
     plan, shape = config.finetune, encoder_of(config, cell.encoder, cell.variant)
     return FinetuneConfig(
         data=config.data,

@@ -9,9 +9,10 @@ from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 
-from mim3d.dataio.corpus.chunk_table import choose_volumes
+from mim3d.dataio.corpus.chunk_table import choose_volumes, label_arrays
 from mim3d.dataio.errors import Mim3dError, first_line
 from mim3d.dataio.reader.corpus import Corpus
+from mim3d.dataio.reader.voxel_weights import LABEL
 from mim3d.engine.errors import CheckpointError, ConfigError
 from mim3d.engine.finetune.config import WHOLE_VOLUME, FinetuneConfig
 from mim3d.engine.finetune.encoder import build_encoder, require_same_shape
@@ -20,7 +21,7 @@ from mim3d.engine.finetune.run_folder import RESULT
 from mim3d.engine.finetune.splits import Splits, labelled_subset
 from mim3d.engine.pretrain.config import PretrainConfig
 from mim3d.engine.runs.files import differences
-from mim3d.engine.study.arms import arms_of, refuse_arms, varied_vit
+from mim3d.engine.study.arms import arms_of, is_pretrained_here, refuse_arms, varied_vit
 from mim3d.engine.study.config import StudyConfig, Variant
 from mim3d.engine.study.encoders import Arm
 from mim3d.engine.study.own_arms import own_encoder_kind, own_method
@@ -84,6 +85,9 @@ def builds(
     config: StudyConfig, corpus: Corpus, splits: Splits, out: Path
 ) -> Iterator[tuple[str, Callable[[], object]]]:
     """What is to be tried, with the name of a run that needs it."""
+    for name in dict.fromkeys(arm.name for arm in arms_of(config)):
+        if is_pretrained_here(config, name):
+            yield f"arm {name}", partial(find_labels, config, corpus, name)
     for variant in dict.fromkeys(config.variants):
         yield (
             variant.name or "this study",
@@ -110,6 +114,13 @@ def fit_corpus(config: StudyConfig, corpus: Corpus, splits: Splits, variant: Var
     """Whether the subjects that are trained on have the encoder's channels."""
     rows = choose_volumes(corpus.table, None, splits.pretrain)
     corpus_fit(corpus.table, varied_vit(config.vit, variant), rows)
+
+
+def find_labels(config: StudyConfig, corpus: Corpus, arm: str) -> None:
+    """Whether the corpus has the labels in which an arm's voxels are not scored."""
+    for word in getattr(config.pretrain.arm(arm).method, "ignore", ()):
+        if word.startswith(LABEL):
+            label_arrays(corpus.table, word.removeprefix(LABEL))
 
 
 def fit_given(make: Callable[[], FinetuneConfig], arm: Arm, tried: set[object]) -> None:

@@ -14,6 +14,7 @@ from statistics import fmean
 from typing import Any
 
 from mim3d.dataio.reader.corpus import Corpus, opened_corpus
+from mim3d.engine.distributed.process_group import local_device
 from mim3d.engine.errors import ConfigError, StoppedError, TrainingError
 from mim3d.engine.finetune.config import FinetuneConfig
 from mim3d.engine.finetune.finetune import run_finetune
@@ -68,10 +69,14 @@ def run_study(config: StudyConfig, out: str | Path, dask: str = "") -> StudyResu
     """
     out, place = Path(out), named_corpus(config)
     workers = config.workers or default_workers(config.device)
+    if config.device == "cuda" and not dask:
+        local_device("cuda")  # refuses, before pretrainings take a CPU, which they can
     with opened_corpus(place) as (corpus, _):
         refuse_earlier_names(out)
         splits = splits_of(config, corpus)
         refuse_impossible(config, corpus, splits, out)  # before anything is written
+        for note in splits.notes:
+            print(note, flush=True)
         for label, given in given_arms(config, corpus, splits).items():
             for line in given.doubts:
                 print(f"warning: {label}: {line}", flush=True)
@@ -82,8 +87,20 @@ def run_study(config: StudyConfig, out: str | Path, dask: str = "") -> StudyResu
 def splits_of(config: StudyConfig, corpus: Corpus) -> Splits:
     """How the corpus's subjects are dealt, once for all cells."""
     classified = "classify" in config.heads
+    refuse_no_targets(config)
     targets = read_targets(Path(config.data.targets)).by_subject if classified else None
     return make_splits(corpus.records, config.data.label, config.data.split, targets)
+
+
+def refuse_no_targets(config: StudyConfig) -> None:
+    """ConfigError where head classify has no table of targets, or a table has no such head."""
+    if "classify" in config.heads and not config.data.targets:
+        raise ConfigError("head classify needs --data.targets FILE.csv (columns subject,target)")
+    if config.data.targets and "classify" not in config.heads:
+        raise ConfigError(
+            f"data.targets {config.data.targets} is what head classify learns, and heads are "
+            f"{', '.join(config.heads)}: add --heads classify, or leave the table out"
+        )
 
 
 def open_pool(workers: int, dask: str, out: Path) -> Pool:

@@ -99,6 +99,30 @@ def test_subjects_without_a_target_are_told_as_such() -> None:
         make_splits(cohort(list(range(40))), "seg", SplitConfig(), {"stranger": "x"})
 
 
+def test_a_label_that_the_corpus_has_not_is_answered_with_those_it_has() -> None:
+    with pytest.raises(ConfigError) as told:
+        make_splits(cohort(list(range(40))), "liver", SplitConfig())
+    found = re.search(r"set --data\.label (\S+), which the corpus has", str(told.value))
+    assert found is not None
+    assert make_splits(cohort(list(range(40))), found[1], SplitConfig()).train
+
+
+@pytest.mark.parametrize(
+    ("split", "note"),
+    [
+        (SplitConfig(30, 2), "validation: 10 of 40 labelled subjects, a quarter, in the place of"),
+        (SplitConfig(2, 11), "test: 10 of 40 labelled subjects, a quarter, in the place of the 11"),
+        (SplitConfig(keep="group"), "40 subjects have no group in the manifest, and are each"),
+    ],
+)
+def test_what_is_dealt_otherwise_than_asked_is_told(split: SplitConfig, note: str) -> None:
+    assert any(
+        one.startswith(note) for one in make_splits(cohort(list(range(40))), "seg", split).notes
+    )
+    plain = make_splits(cohort(list(range(40))), "seg", SplitConfig(10, 2, keep="number"))
+    assert not any("in the place of" in one or "alone" in one for one in plain.notes)
+
+
 def test_volumes_of_one_subject_go_together() -> None:
     records = cohort(list(range(30)))
     twice = records + [replace(record, id=record.id + "_t2") for record in records]

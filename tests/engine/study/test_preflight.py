@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 from small_finetune import VIT, make_labelled_corpus
 
+from mim3d.dataio.errors import Mim3dError
 from mim3d.dataio.reader.corpus import Corpus
 from mim3d.engine.commands import compare, finetune, pretrain
 from mim3d.engine.commands.arguments import parse
@@ -23,7 +24,7 @@ from mim3d.engine.study.config import StudyConfig, Variant
 from mim3d.engine.study.encoders import TINY_SHAPES
 from mim3d.engine.study.plan import scored_cells, tuning_cells
 from mim3d.engine.study.preflight import refuse_impossible
-from mim3d.engine.study.run import run_study
+from mim3d.engine.study.run import run_study, splits_of
 
 PRIMUS = PrimusConfig((16, 16, 16), (8, 8, 8), width=24, depth=2, heads=2)
 
@@ -164,3 +165,32 @@ def test_a_given_encoder_of_another_size_is_refused_with_options_that_fit_it(
     opened = Corpus.open(corpus)
     splits = make_splits(opened.records, "seg", config.data.split)
     refuse_impossible(asked, opened, splits, tmp_path / "study")
+
+
+def test_what_a_study_learns_from_is_asked_for_before_anything_is_written(
+    corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    study, table = tmp_path / "study", str(corpus.parent / "targets.csv")
+    plain = study_of(corpus)
+    for config, words in (
+        (study_of(corpus, heads=("classify",)), "needs --data.targets FILE.csv"),
+        (replace(plain, data=replace(plain.data, targets=table)), "add --heads classify, or leave"),
+        (replace(plain, device="cuda"), "no CUDA device is visible: set --device cpu"),
+        (with_ignored(plain, "label:mask"), "has no label 'mask'; its labels: seg"),
+    ):
+        with pytest.raises(Mim3dError, match=re.escape(words)):
+            run_study(config, study)
+        assert not study.exists()
+    opened = Corpus.open(corpus)
+    for config in (with_ignored(plain, "label:seg"), with_ignored(plain, "padding")):
+        refuse_impossible(config, opened, splits_of(config, opened), study)
+    split = SplitConfig(0.3, 0.2)
+    data = replace(plain.data, targets=table, split=split)
+    splits_of(study_of(corpus, heads=("classify",), data=data), opened)
+
+
+def with_ignored(config: StudyConfig, word: str) -> StudyConfig:
+    simmim = config.pretrain.simmim
+    simmim = replace(simmim, method=replace(simmim.method, ignore=(word,)))
+    return replace(config, pretrain=replace(config.pretrain, simmim=simmim))
