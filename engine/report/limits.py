@@ -5,22 +5,24 @@ from mim3d.engine.analysis.ablation_family import read_ablation_family
 from mim3d.engine.analysis.convergence import never_found, unconverged
 from mim3d.engine.analysis.family import first_groups, read_family, runs_awaited
 from mim3d.engine.analysis.naming import interim
-from mim3d.engine.analysis.results import Study, is_given
+from mim3d.engine.analysis.results import Study, group_of, is_given
 from mim3d.engine.analysis.speedup import CLAIM_PAIRS, MIN_PAIRS
 from mim3d.engine.analysis.summary import GroupSummary
 from mim3d.engine.analysis.verdict import fixed_beforehand
 from mim3d.engine.analysis.words import arm_name
 from mim3d.engine.report.pretext import pretraining_name
 from mim3d.engine.report.rates import one_choice, unequal_tuning
-from mim3d.engine.study.config import ENCODER_SETTINGS
+from mim3d.engine.study.config import ENCODER_SETTINGS, Row
 from mim3d.engine.study.encoders import SCRATCH
+
+FEW_SETTINGS = 4
 
 
 def limits(study: Study, groups: list[GroupSummary]) -> list[str]:
     """What this study cannot show, said before somebody else does."""
     seeds, awaited = tested_seeds(study, groups)
     ablation = bool(study.about.get("ablation"))
-    found = [interim(awaited).strip()] * awaited
+    found = [interim(awaited).strip()] * awaited + to_come(study)
     if study.about.get("synthetic"):
         found.append("The images are generated, not acquired: nothing here is about anatomy.")
     if seeds < MIN_PAIRS:
@@ -78,6 +80,25 @@ def tested_seeds(study: Study, groups: list[GroupSummary]) -> tuple[int, bool]:
         awaited = runs_awaited(study, *firsts)
     everyone = len({row["seed"] for row in study.scored})
     return min(pairs, default=everyone), awaited
+
+
+def to_come(study: Study) -> list[str]:
+    """How many planned runs have no result yet, and of which settings."""
+    left = study.about.get("to_come", [])
+    if not left:
+        return []
+    places = [group_of(row).title + few_of(row) for row in left[:FEW_SETTINGS]]
+    more = len(left) - FEW_SETTINGS
+    places += [f"{more} more setting{'s' * (more > 1)}"] * (more > 0)
+    runs = sum(row["runs"] for row in left)
+    are = "runs that were planned have" if runs > 1 else "run that was planned has"
+    return [f"{runs} {are} no result yet, and nothing here counts them: {'; '.join(places)}."]
+
+
+def few_of(row: Row) -> str:
+    """How many of a setting's planned runs are done, where some are."""
+    done = row["planned"] - row["runs"]
+    return f" ({done} of {row['planned']} ended)" if done else ""
 
 
 def subjects_limit(study: Study) -> str:

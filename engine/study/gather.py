@@ -9,6 +9,7 @@ from datetime import UTC, datetime
 from importlib.metadata import version
 from itertools import product
 from pathlib import Path
+from typing import Any
 
 from mim3d.dataio.reader.corpus import Corpus
 from mim3d.engine import environment
@@ -54,6 +55,8 @@ AREA = "area under the validation curve"
 """What an ablation compares settings by."""
 HELD_OUT = ("validation", "test")
 FEW_PARTS = 3
+SETTING = ("head", "labels", "variant", "encoder")
+"""What cells that are compared with each other have in common."""
 
 
 def headline_settings(settings: Row, config: Row) -> Row:
@@ -196,12 +199,34 @@ def gather(out: Path) -> bool:
     write_jsonl(out / CASES, cases)
     write_json(out / PRETRAINING, pretraining_rows(plan, out))
     remarks_of_all = {
+        "to_come": to_come(plan, done),
         "left_out": left_out,
         "doubts": list(dict.fromkeys(doubts)),
         "notes": list(dict.fromkeys(notes)),
     }
     write_json(out / STUDY, plan["about"] | remarks_of_all)
     return True
+
+
+def to_come(plan: Row, done: Mapping[str, Row]) -> list[Row]:
+    """Planned settings of which runs have neither ended nor failed, how many, and of how many."""
+    failed = [scored_as(row) for row in plan["about"].get("failed", [])]
+    planned: dict[tuple[Any, ...], list[bool]] = {}
+    for key, fields in plan["cells"].items():
+        if not fields["tuning"]:
+            ended = key in done or scored_as(fields) in failed
+            place = tuple(fields.get(name, "") for name in SETTING)
+            planned.setdefault(place, []).append(ended)
+    return [
+        dict(zip(SETTING, place, strict=True)) | {"runs": ends.count(False), "planned": len(ends)}
+        for place, ends in planned.items()
+        if not all(ends)
+    ]
+
+
+def scored_as(row: Row) -> tuple[Any, ...]:
+    """What a row of results or of failures is about."""
+    return tuple(row.get(name, "") for name in (*SETTING, "arm", "seed", "tuning"))
 
 
 def unlike(cell: Row, doubts: Sequence[str]) -> list[str]:

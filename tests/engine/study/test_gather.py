@@ -23,7 +23,7 @@ from mim3d.engine.finetune.splits import Splits
 from mim3d.engine.models.config import MAEConfig, ViTConfig
 from mim3d.engine.models.vit import ViT3D
 from mim3d.engine.report.headline import leaks
-from mim3d.engine.report.limits import leak_limits
+from mim3d.engine.report.limits import leak_limits, limits
 from mim3d.engine.runs.encoder_file import save_encoder
 from mim3d.engine.runs.files import read_json, read_jsonl, write_json, write_jsonl
 from mim3d.engine.study import gather as gathering
@@ -120,6 +120,36 @@ def test_a_study_that_was_killed_is_reported_from_what_is_done(
     finish(tmp_path, cells[2])
     command.main(["--report", "--out", str(tmp_path)])
     assert {row["seed"] for row in read_jsonl(tmp_path / "results.jsonl")} == {0, 1}
+
+
+def test_what_is_still_to_come_is_a_limit(
+    config: StudyConfig, corpus: Corpus, tmp_path: Path
+) -> None:
+    tuned = FinetunePlan(steps=40, eval_every=20, lr=(1e-3, 1e-4), tuning_seeds=(100,))
+    config = replace(config, heads=("unetr", "linear"), labels=(1.0, 8.0), finetune=tuned)
+    scored = [cell for cell in plan(config, corpus, tmp_path) if not cell.tuning]
+    first = [c for c in scored if (c.head, c.labels) == ("unetr", 1.0)]
+    assert (len(scored), len(first)) == (16, 4)
+    for cell in first[:3]:
+        finish(tmp_path, cell)
+    plan(config, corpus, tmp_path, **{scored[-1].key: DivergedError("no")})
+
+    def told() -> list[str]:
+        assert gather(tmp_path)
+        study = Study.load(tmp_path)
+        return [line for line in limits(study, summarise(study)) if "no result yet" in line]
+
+    assert told() == [
+        "12 runs that were planned have no result yet, and nothing here counts them: UNETR "
+        "decoder, all labels (3 of 4 ended); UNETR decoder, 8 labelled subjects; linear decoder, "
+        "all labels; linear decoder, 8 labelled subjects (1 of 4 ended)."
+    ]
+    for cell in scored[:-2]:
+        finish(tmp_path, cell)
+    (one,) = told()
+    assert one.startswith("1 run that was planned has no result yet")
+    finish(tmp_path, scored[-2])
+    assert told() == []
 
 
 def test_results_alone_are_left_as_they_are(
