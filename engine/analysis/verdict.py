@@ -185,7 +185,8 @@ def measured_in_words(family: Family, comparison: Comparison, goal: str) -> str:
         by_holm = p_of_ratio(found, corrected)
         test += f" ({by_holm} by Holm as one of {members_in_words(family)})"
     seeds = seeds_in_words(found.pairs, comparison.planned)
-    return f"{ratio} to {goal}: {interval}, {test}; {seeds}.{why_a_bound(family, comparison)}"
+    why = why_a_bound(family, comparison)
+    return f"{capital(ratio)} to {goal}: {interval}, {test}; {seeds}.{why}"
 
 
 def why_a_bound(family: Family, comparison: Comparison) -> str:

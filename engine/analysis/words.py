@@ -100,7 +100,7 @@ def rounded_up(p_value: float) -> str:
         scale = 10.0**digits
         up = min(1.0, math.ceil(p_value * scale - 1e-6) / scale)
         if (up < 0.05) == (p_value < 0.05):
-            return f"{up:.{digits}f}"
+            return "1" if up == 1.0 else f"{up:.{digits}f}"
     return f"{p_value:g}"
 
 

@@ -194,7 +194,7 @@ def test_rounding_hides_no_side_of_a_limit() -> None:
 
 def test_an_upper_bound_of_p_is_not_rounded_down() -> None:
     shown = [p_of_ratio(ratio("at least", p_value=p)) for p in (0.0012, 0.0496, 0.0504, 0.9999)]
-    assert shown == ["p ≤ 0.002", "p ≤ 0.0496", "p ≤ 0.051", "p ≤ 1.000"]
+    assert shown == ["p ≤ 0.002", "p ≤ 0.0496", "p ≤ 0.051", "p ≤ 1"]
     assert p_of_ratio(ratio("at least", p_value=0.0002)) == "p < 0.001"
     assert p_of_ratio(ratio("at most", p_value=0.02), 0.04) == "p ≤ 0.040"
     assert p_of_ratio(ratio(p_value=0.0012)) == "p = 0.001"
