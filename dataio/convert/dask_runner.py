@@ -41,7 +41,10 @@ def connect(address: str) -> Any:
     """Client of the scheduler; Mim3dError where it cannot be used, in one line."""
     with extra():
         from distributed import Client
+        from distributed.comm import get_address_host
     try:
+        # A client that was refused its address is closed at our end, for 30 s and with a traceback.
+        get_address_host(address)
         client = Client(address, timeout=CONNECT_S, set_as_default=False)
     except (OSError, ValueError, TimeoutError) as error:
         raise Mim3dError(

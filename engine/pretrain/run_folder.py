@@ -13,7 +13,7 @@ import torch
 from mim3d.dataio.corpus.names import MANIFEST, own_file
 from mim3d.engine.arithmetic.precision import choose_precision
 from mim3d.engine.distributed.process_group import Ranks
-from mim3d.engine.errors import CheckpointError, ConfigError
+from mim3d.engine.errors import CheckpointError
 from mim3d.engine.pretrain.config import PretrainConfig, config_dict, identity_of
 from mim3d.engine.pretrain.lengthening import (
     MAY_CHANGE,
@@ -24,6 +24,7 @@ from mim3d.engine.pretrain.lengthening import (
 from mim3d.engine.runs.checkpoint_files import CHECKPOINTS, newest_facts
 from mim3d.engine.runs.encoder_file import read_card
 from mim3d.engine.runs.files import differences, local_sha256, read_json, value_at, write_json
+from mim3d.engine.runs.folder_lock import refuse_store
 from mim3d.engine.runs.history import stands_in
 from mim3d.engine.runs.own_parts import own_parts
 from mim3d.engine.training.corpus import refuse_changed_corpus
@@ -81,8 +82,7 @@ def open_run(
     What it leaves open stands beside it: who was dealt to be held out, on what it is computed, the
     weights it began with, and what later sittings changed.
     """
-    if (out / "zarr.json").exists():
-        raise ConfigError(f"{out} is a Zarr store: choose an --out that is not a corpus")
+    refuse_store(out)
     out.mkdir(parents=True, exist_ok=True)
     file = out / CONFIG
     if file.exists() and any((out / CHECKPOINTS).glob("step-*")):

@@ -1,11 +1,13 @@
 """From a study's configuration to its pretrainings and cells; pure, so it can be counted first."""
 
+import math
 import re
 from dataclasses import dataclass, replace
 from itertools import product
 from pathlib import Path
 
 from mim3d.dataio.loader.config import LoaderConfig
+from mim3d.engine.errors import ConfigError
 from mim3d.engine.finetune.config import FinetuneConfig
 from mim3d.engine.finetune.splits import Splits
 from mim3d.engine.models.config import (
@@ -167,9 +169,14 @@ def method_config(
 
 def crops_seen(config: StudyConfig, pretraining: Pretraining) -> int:
     """Crops of a pretraining: the study's number, or what the FLOPs of `flops_of` pay for."""
-    crops = pretraining.variant.crops or config.pretrain.crops
+    own, paid = flops_of_crops(config, pretraining)
+    return round((pretraining.variant.crops or config.pretrain.crops) * paid / own)
+
+
+def flops_of_crops(config: StudyConfig, pretraining: Pretraining) -> tuple[float, float]:
+    """FLOPs of a crop, and what is paid for each crop asked for; the same but for equal FLOPs."""
     if not pretraining.arm.endswith("-flops"):
-        return crops
+        return 1.0, 1.0
     from mim3d.engine.models.flops import crop_flops  # loads torch
 
     encoder, variant = pretraining.encoder, pretraining.variant
@@ -178,7 +185,20 @@ def crops_seen(config: StudyConfig, pretraining: Pretraining) -> int:
         crop_flops(method_config(config, arm, variant, encoder), shape.vit, shape.backbone).training
         for arm in (pretraining.arm, config.flops_of)
     )
-    return round(crops * paid / own)
+    return own, paid
+
+
+def steps_of(config: StudyConfig, pretraining: Pretraining, global_batch: int) -> int:
+    """Steps of a pretraining; ConfigError where its crops are fewer than one takes."""
+    crops = crops_seen(config, pretraining)
+    if crops < global_batch:
+        own, paid = flops_of_crops(config, pretraining)
+        least = math.ceil(global_batch * own / paid)
+        raise ConfigError(
+            f"{crops} crops for {pretraining.arm} are fewer than one step takes, {global_batch}: "
+            f"set --pretrain.crops {least} at least, or a smaller batch"
+        )
+    return crops // global_batch
 
 
 def pretrain_config(
@@ -188,7 +208,7 @@ def pretrain_config(
     plan, variant = config.pretrain, pretraining.variant
     arm = plan.arm(pretraining.arm)
     global_batch = variant.global_batch or arm.global_batch
-    steps = max(crops_seen(config, pretraining) // global_batch, 1)
+    steps = steps_of(config, pretraining, global_batch)
     shape = encoder_of(config, pretraining.encoder, variant)
     return PretrainConfig(
         method=method_config(config, pretraining.arm, variant, pretraining.encoder),

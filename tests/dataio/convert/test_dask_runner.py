@@ -95,3 +95,11 @@ def test_no_scheduler_is_one_line(monkeypatch, capsys, tmp_path):
         connect("tcp://127.0.0.1:9")
     with pytest.raises(Mim3dError, match="no Dask scheduler answers"):
         connect("not an address")
+
+
+@pytest.mark.parametrize("address", ["nonsense", "nonsense:abc", "http://here:8786", "tcp://here"])
+def test_a_client_is_not_made_of_what_is_no_address(monkeypatch, address):
+    """One that is refused hangs for half a minute where the command ends, and shows a traceback."""
+    monkeypatch.setattr("distributed.Client", lambda *_, **__: pytest.fail("a client was made"))
+    with pytest.raises(Mim3dError, match="no Dask scheduler answers"):
+        connect(address)

@@ -5,7 +5,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from small_finetune import VIT, make_labelled_corpus
+from small_finetune import VIT, make_labelled_corpus, small_finetune
 
 from mim3d.dataio.errors import Mim3dError
 from mim3d.dataio.reader.corpus import Corpus
@@ -15,6 +15,7 @@ from mim3d.engine.commands.cli import main
 from mim3d.engine.commands.compare import StudyArgs
 from mim3d.engine.errors import ConfigError
 from mim3d.engine.finetune.config import LabelledData
+from mim3d.engine.finetune.finetune import run_finetune
 from mim3d.engine.finetune.splits import SplitConfig, make_splits
 from mim3d.engine.models.config import SwinConfig, ViTConfig
 from mim3d.engine.models.primus.config import PrimusConfig
@@ -194,3 +195,30 @@ def with_ignored(config: StudyConfig, word: str) -> StudyConfig:
     simmim = config.pretrain.simmim
     simmim = replace(simmim, method=replace(simmim.method, ignore=(word,)))
     return replace(config, pretrain=replace(config.pretrain, simmim=simmim))
+
+
+def test_fewer_crops_than_a_step_takes_are_refused_with_how_many_do(
+    corpus: Path, tmp_path: Path
+) -> None:
+    """They would be made up to one step in silence, and two numbers of crops be one."""
+    plain = study_of(corpus, arms=("scratch", "mae"), matching=("crops", "flops"))
+    plain = replace(plain, flops_of="simclr", pretrain=replace(plain.pretrain, crops=3))
+    opened = Corpus.open(corpus)
+    splits = splits_of(plain, opened)
+    with pytest.raises(ConfigError, match="fewer than one step takes") as told:
+        refuse_impossible(plain, opened, splits, tmp_path)
+    least = re.findall(r"set (--pretrain.crops \d+) at least", str(told.value))
+    assert len(least) == 2
+    words, default = max(least, key=lambda option: int(option.split()[1])), StudyArgs(config=plain)
+    asked = parse(StudyArgs, words.split(), "mim3d compare", default=default).config
+    refuse_impossible(asked, opened, splits, tmp_path)
+
+
+@pytest.mark.parametrize("inside", ["", "runs/study"])
+def test_a_corpus_is_no_place_for_a_study(corpus: Path, inside: str) -> None:
+    before = sorted(corpus.rglob("*"))
+    with pytest.raises(ConfigError, match="is a Zarr store: choose an --out that is not a corpus"):
+        run_study(study_of(corpus), corpus / inside)
+    with pytest.raises(ConfigError, match="is a Zarr store"):
+        run_finetune(small_finetune(corpus), corpus / inside)
+    assert sorted(corpus.rglob("*")) == before
