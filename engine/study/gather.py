@@ -13,7 +13,7 @@ from typing import Any
 
 from mim3d.dataio.reader.corpus import Corpus
 from mim3d.engine import environment
-from mim3d.engine.errors import CheckpointError, DivergedError
+from mim3d.engine.errors import DivergedError
 from mim3d.engine.finetune.classification import absent_targets
 from mim3d.engine.finetune.run_folder import PICTURES, RESULT, read_result
 from mim3d.engine.finetune.segmentation import absent_classes
@@ -46,14 +46,18 @@ from mim3d.engine.study.origin import (
     wanted_settings,
 )
 from mim3d.engine.study.plan import Cell, pretraining_key, pretrainings
-from mim3d.engine.study.pretext import Given, about_given, external_row, pretraining_row
+from mim3d.engine.study.pretext import (
+    HELD_OUT,
+    external_row,
+    given_arms,
+    is_encoder,
+    pretraining_row,
+)
 from mim3d.engine.study.search import search_notes, search_tried
 from mim3d.engine.training.corpus import corpus_sha256
-from mim3d.engine.transfer.given_weights import sha256_of
 
 AREA = "area under the validation curve"
 """What an ablation compares settings by."""
-HELD_OUT = ("validation", "test")
 FEW_PARTS = 3
 SETTING = ("head", "labels", "variant", "encoder")
 """What cells that are compared with each other have in common."""
@@ -99,6 +103,7 @@ def write_plan(
         "failed": failed_rows(config, cells, failed),
     }
     given = given_arms(config, corpus, splits)
+    notes += [f"{label}: {line}" for label, found in given.items() for line in found.guesses]
     plan = {
         "about": about | known,
         "cells": {cell.key: cell_fields(config, cell) for cell in cells},
@@ -121,16 +126,6 @@ def write_plan(
         "notes": notes,
     }
     write_json(out / PLAN, plan)
-
-
-def given_arms(config: StudyConfig, corpus: Corpus, splits: Splits) -> dict[str, Given]:
-    """By label, what is known of every arm given by path whose weights are there."""
-    held_out = {name: getattr(splits, name) for name in HELD_OUT}
-    return {
-        arm.label: about_given(arm.path, config.data.normalise, corpus.records, held_out)
-        for arm in arms_of(config)
-        if arm.path and is_encoder(arm.path)
-    }
 
 
 def asked_first(about: Row, out: Path) -> Row | None:
@@ -288,15 +283,6 @@ def named(pretraining: Row) -> Row:
     arm, seed = pretraining["arm"], pretraining["seed"]
     name = settings_in_words(pretraining["variant"])
     return pretraining | {"variant": name, "key": pretraining_key(arm, name, seed)}
-
-
-def is_encoder(path: str) -> bool:
-    """Whether there is an encoder to read at a path; without one the arm's cells say why."""
-    try:
-        sha256_of(path)
-    except (CheckpointError, OSError):
-        return False
-    return True
 
 
 def held_out_notes(config: StudyConfig, corpus: Corpus, splits: Splits) -> list[str]:

@@ -3,19 +3,29 @@
 import shutil
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+from mim3d.dataio.reader.corpus import Corpus
+from mim3d.engine.errors import CheckpointError
+from mim3d.engine.finetune.splits import Splits
+from mim3d.engine.models.config import ViTConfig
+from mim3d.engine.models.registry import EncoderShape
 from mim3d.engine.runs.encoder_file import CARD, WEIGHTS
 from mim3d.engine.runs.files import read_json, read_jsonl
-from mim3d.engine.study.config import Row
+from mim3d.engine.study.arms import arms_of, encoder_of
+from mim3d.engine.study.config import Row, StudyConfig, Variant
 from mim3d.engine.study.costs import cpu_seconds
 from mim3d.engine.study.encoders import parted
 from mim3d.engine.study.plan import slug
+from mim3d.engine.transfer.given_weights import sha256_of
 from mim3d.engine.transfer.intensities import intensity_mismatch
 from mim3d.engine.transfer.seen import Volume, seen_among, seen_lines, trained_on
+from mim3d.engine.transfer.shape import encoder_shape
 
 CURVE_POINTS = 80
+HELD_OUT = ("validation", "test")
 
 
 def pretraining_row(wanted: Row, out: Path) -> Row:
@@ -39,23 +49,64 @@ def pretraining_row(wanted: Row, out: Path) -> Row:
 @dataclass(frozen=True)
 class Given:
     """What is known of weights given by path: held-out subjects that they were trained on, by the
-    files of these subjects (None: not kept with the weights), and what is doubtful about them."""
+    files of these subjects (None: not kept with the weights), what is doubtful about them, and what
+    of their shape is the study's, for they do not tell it."""
 
     seen: list[str] | None
     doubts: list[str]
+    guesses: tuple[str, ...]
+
+
+def given_arms(config: StudyConfig, corpus: Corpus, splits: Splits) -> dict[str, Given]:
+    """By label, what is known of every arm given by path whose weights are there."""
+    held_out = {name: getattr(splits, name) for name in HELD_OUT}
+    return {
+        arm.label: about_given(
+            arm.path,
+            encoder_of(config, arm.encoder, Variant()),
+            config.data.normalise,
+            corpus.records,
+            held_out,
+        )
+        for arm in arms_of(config)
+        if arm.path and is_encoder(arm.path)
+    }
+
+
+def is_encoder(path: str) -> bool:
+    """Whether there is an encoder to read at a path; without one the arm's cells say why."""
+    try:
+        sha256_of(path)
+    except (CheckpointError, OSError):
+        return False
+    return True
 
 
 def about_given(
-    path: str, normalise: str, volumes: Sequence[Volume], held_out: Mapping[str, Collection[str]]
+    path: str,
+    shape: EncoderShape,
+    normalise: str,
+    volumes: Sequence[Volume],
+    held_out: Mapping[str, Collection[str]],
 ) -> Given:
-    """What is known of weights, held against the study's intensities and held-out splits."""
+    """What is known of weights, held against the arm's encoder, its intensities and the splits."""
     subjects = {subject for part in held_out.values() for subject in part}
     seen, _ = seen_among(path, volumes, subjects)
     lines = [
         line for split, part in held_out.items() for line in seen_lines(path, volumes, part, split)
     ]
     doubts = [*intensity_mismatch(path, normalise), *lines]
-    return Given(None if trained_on(path) is None else sorted(seen), doubts)
+    known = None if trained_on(path) is None else sorted(seen)
+    return Given(known, doubts, guesses_of(path, shape.vit, shape.backbone))
+
+
+@lru_cache
+def guesses_of(path: str, vit: ViTConfig, backbone: Any) -> tuple[str, ...]:
+    """What of an encoder its weights do not tell; read once, for it may take the weights."""
+    try:
+        return encoder_shape(path, vit, backbone).guesses
+    except CheckpointError:
+        return ()  # told by the run that takes them
 
 
 def external_row(

@@ -29,7 +29,7 @@ from mim3d.engine.study.config import EARLIER_SETTINGS, PLAN, StudyConfig, read_
 from mim3d.engine.study.costs import clocked
 from mim3d.engine.study.curves import Curve, area_under
 from mim3d.engine.study.encoders import SCRATCH
-from mim3d.engine.study.gather import gather, given_arms, write_plan
+from mim3d.engine.study.gather import gather, write_plan
 from mim3d.engine.study.origin import (
     foreign_origin,
     foreign_source,
@@ -49,6 +49,7 @@ from mim3d.engine.study.plan import (
 )
 from mim3d.engine.study.pool import Failures, InProcess, Pool, PoolTask
 from mim3d.engine.study.preflight import refuse_impossible
+from mim3d.engine.study.pretext import given_arms
 from mim3d.engine.study.processes import Processes, default_workers
 
 
@@ -78,8 +79,8 @@ def run_study(config: StudyConfig, out: str | Path, dask: str = "") -> StudyResu
         for note in splits.notes:
             print(note, flush=True)
         for label, given in given_arms(config, corpus, splits).items():
-            for line in given.doubts:
-                print(f"warning: {label}: {line}", flush=True)
+            for line in (*given.guesses, *(f"warning: {doubt}" for doubt in given.doubts)):
+                print(f"{label}: {line}", flush=True)
         with sole_writer(out), open_pool(workers, dask, out) as pool:
             return run_phases(config, corpus, splits, out, pool)
 

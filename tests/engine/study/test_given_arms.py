@@ -3,6 +3,7 @@
 from dataclasses import replace
 from pathlib import Path
 
+import pytest
 import torch
 from monai.networks.nets.vit import ViT
 from small_finetune import VIT, make_labelled_corpus
@@ -11,11 +12,13 @@ from mim3d.engine.finetune.config import LabelledData
 from mim3d.engine.finetune.splits import SplitConfig
 from mim3d.engine.runs.files import file_sha256, read_json, read_jsonl
 from mim3d.engine.study.config import FinetunePlan, StudyConfig
-from mim3d.engine.study.gather import is_encoder
+from mim3d.engine.study.pretext import is_encoder
 from mim3d.engine.study.run import run_study
 
 
-def test_a_monai_encoder_is_compared_with_scratch(tmp_path: Path) -> None:
+def test_a_monai_encoder_is_compared_with_scratch(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     corpus = make_labelled_corpus(tmp_path / "phantom")
     torch.manual_seed(3)
     net = ViT(1, (16, 16, 16), (8, 8, 8), 12, 48, num_layers=2, num_heads=2, qkv_bias=True)
@@ -37,5 +40,10 @@ def test_a_monai_encoder_is_compared_with_scratch(tmp_path: Path) -> None:
     assert arms == {"scratch", "theirs"}
     (cell,) = (tmp_path / "study" / "cells").glob("theirs*")
     assert read_json(cell / "origin.json")["weights_sha256"] == file_sha256(file)
+    about = read_json(tmp_path / "study" / "study.json")
+    assert about["doubts"] == []
+    (guess,) = (note for note in about["notes"] if note.startswith("theirs: "))
+    assert "does not tell its attention heads: 2 is a guess; --vit.heads N otherwise" in guess
+    assert guess in capsys.readouterr().out
     assert is_encoder(str(file))
     assert not is_encoder(str(tmp_path / "none.pt"))
