@@ -70,6 +70,7 @@ from mim3d.engine.training.run_context import explain_full_disk, run_ranks, show
 from mim3d.engine.training.run_state import full_weights
 from mim3d.engine.training.sharding import shard_objective
 from mim3d.engine.transfer.seen import seen_lines
+from mim3d.engine.transfer.start_report import Start
 
 
 def run_finetune(
@@ -215,6 +216,15 @@ def opening_lines(config: FinetuneConfig, task: Task, splits: Splits) -> list[st
     return [*found, *flipped_sides(config, task.names), *seen_before(config, task.corpus, splits)]
 
 
+def fitted(starts: Sequence[Start]) -> list[str]:
+    """What of the weights was resized to this run's patches, crops and channels."""
+    return [
+        f"{start.source}: resized to fit: {', '.join(start.resized)}"
+        for start in starts
+        if start.resized
+    ]
+
+
 def flipped_sides(config: FinetuneConfig, names: Sequence[str]) -> list[str]:
     """A loud line where classes differ by their side and crops are flipped, which keeps the class.
 
@@ -248,6 +258,7 @@ def seen_before(config: FinetuneConfig, corpus: Corpus, splits: Splits) -> list[
 def notes_of(config: FinetuneConfig, task: Task, splits: Splits) -> list[str]:
     """What a reader must know of the subjects: who is left out, which classes a split lacks."""
     found = [
+        *fitted(task.starts),
         *input_mismatch(config),
         *target_notes(config),
         *flipped_sides(config, task.names),

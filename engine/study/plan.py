@@ -194,9 +194,10 @@ def steps_of(config: StudyConfig, pretraining: Pretraining, global_batch: int) -
     if crops < global_batch:
         own, paid = flops_of_crops(config, pretraining)
         least = math.ceil(global_batch * own / paid)
+        how = f"vary crops from {least} up" if pretraining.variant.crops else ""
         raise ConfigError(
             f"{crops} crops for {pretraining.arm} are fewer than one step takes, {global_batch}: "
-            f"set --pretrain.crops {least} at least, or a smaller batch"
+            f"{how or f'set --pretrain.crops {least} at least'}, or a smaller batch"
         )
     return crops // global_batch
 

@@ -26,6 +26,7 @@ from mim3d.engine.transfer.shape import encoder_shape
 
 CURVE_POINTS = 80
 HELD_OUT = ("validation", "test")
+DEAL_OTHERS = "deal others by --data.split.seed N"
 
 
 def pretraining_row(wanted: Row, out: Path) -> Row:
@@ -93,7 +94,9 @@ def about_given(
     subjects = {subject for part in held_out.values() for subject in part}
     seen, _ = seen_among(path, volumes, subjects)
     lines = [
-        line for split, part in held_out.items() for line in seen_lines(path, volumes, part, split)
+        line
+        for split, part in held_out.items()
+        for line in seen_lines(path, volumes, part, split, DEAL_OTHERS)
     ]
     doubts = [*intensity_mismatch(path, normalise), *lines]
     known = None if trained_on(path) is None else sorted(seen)

@@ -79,8 +79,9 @@ def run_study(config: StudyConfig, out: str | Path, dask: str = "") -> StudyResu
         for note in splits.notes:
             print(note, flush=True)
         for label, given in given_arms(config, corpus, splits).items():
-            for line in (*given.guesses, *(f"warning: {doubt}" for doubt in given.doubts)):
-                print(f"{label}: {line}", flush=True)
+            lines = [f"{label}: {line}" for line in given.guesses]
+            lines += [f"warning: {label}: {line}" for line in given.doubts]
+            print(*lines, sep="\n", end="\n" * bool(lines), flush=True)
         with sole_writer(out), open_pool(workers, dask, out) as pool:
             return run_phases(config, corpus, splits, out, pool)
 

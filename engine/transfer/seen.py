@@ -71,16 +71,19 @@ def seen_among(
 
 
 def seen_lines(
-    source: str, volumes: Sequence[Volume], subjects: Collection[str], split: str
+    source: str, volumes: Sequence[Volume], subjects: Collection[str], split: str, others: str = ""
 ) -> list[str]:
-    """Loud lines where subjects of a split were pretrained on, by their files or by name alone."""
+    """Loud lines where subjects of a split were pretrained on, by their files or by name alone.
+
+    `others` is how to have other subjects in the split; by default the option of that name.
+    """
     seen, alike = seen_among(source, volumes, subjects)
     lines = []
     if seen:
         lines.append(
             f"{len(seen)} OF {len(subjects)} {split.upper()} SUBJECTS WERE PRETRAINED ON by "
             f"{source}: {few(seen)}. Their scores are not those of subjects never seen: pretrain "
-            f"with --data.held-out-subjects, or name others with --{split}"
+            f"with --data.held-out-subjects, or {others or f'name others with --{split}'}"
         )
     if alike:
         lines.append(

@@ -16,7 +16,7 @@ from mim3d.engine.distributed.process_group import process_ranks
 from mim3d.engine.errors import ConfigError
 from mim3d.engine.finetune.config import FinetuneConfig, identity
 from mim3d.engine.finetune.encoder import build_encoder
-from mim3d.engine.finetune.finetune import make_task, run_finetune
+from mim3d.engine.finetune.finetune import fitted, make_task, run_finetune
 from mim3d.engine.finetune.rates import is_held, layer_of, lr_scale
 from mim3d.engine.finetune.trained import load_network, read_trained
 from mim3d.engine.models.config import SwinConfig, ViTConfig
@@ -86,6 +86,8 @@ def test_positions_channels_and_patches_are_fitted_and_told(tmp_path: Path) -> N
         "pos_embed ((2, 2, 2) to (1, 1, 2))",
     ]
     assert not starts[0].doubts
+    (note,) = fitted(starts)  # which reports list
+    assert note.startswith(f"{source}: resized to fit: patch_embed (1 channel inflated to 4), ")
     assert encoder(torch.zeros(1, 4, 16, 16, 32)).shape == (1, 2, 12)
     with pytest.raises(ConfigError, match=r"width 12 instead of 24; set --vit.width 12, or"):
         build_encoder(replace(config, vit=replace(vit, width=24)))

@@ -280,6 +280,7 @@ def test_what_is_doubtful_about_a_given_encoder_is_a_warning(
         " and 2 more",
         "was pretrained with normalise percentile and is fine-tuned with zscore",
         "1 OF 1 TEST SUBJECTS WERE PRETRAINED ON",
+        "or deal others by --data.split.seed N",
         "1 of 1 validation subjects bear names",
     ):
         assert words in said

@@ -112,6 +112,14 @@ def test_two_runs_are_never_of_one_folder(changes: dict[str, Any], expected: str
     refuse_shared_folders(demo())
 
 
+def test_crops_that_are_varied_below_a_step_are_refused_by_that_name() -> None:
+    config = varied(replace(demo(), arms=("scratch", "mae")), ["crops=4,64"])
+    few, enough = pretrainings(config)
+    with pytest.raises(ConfigError, match=r"4 crops for mae .*: vary crops from 8 up"):
+        pretrain_config(config, few, SPLITS)
+    assert pretrain_config(config, enough, SPLITS).steps == 8
+
+
 @pytest.mark.parametrize(
     ("changes", "expected"),
     [
