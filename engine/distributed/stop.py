@@ -32,6 +32,10 @@ class Flag:
         return self._is_set
 
 
+_listening: list[Flag] = []
+"""Flags of the blocks that listen, the innermost last: a run's, within a study's."""
+
+
 class StopSignal:
     """Whether any rank was signalled, known to all ranks one step later, without waiting.
 
@@ -81,11 +85,13 @@ def stop_on_signal(ranks: Ranks) -> Iterator[StopSignal]:
 def signals_set(halt: Flag, said: bytes) -> Iterator[None]:
     """Have SIGTERM, SIGUSR1 and a first Ctrl-C, which is answered by `said`, set a flag.
 
-    Only the main thread can listen. A second Ctrl-C ends the process, in whatever call it stands.
+    A block around this one hears of it too. Only the main thread can listen. A second Ctrl-C ends
+    the process, in whatever call it stands.
     """
 
     def listen(number: int, frame: FrameType | None) -> None:
-        halt.set()
+        for flag in _listening:
+            flag.set()
         if number == signal.SIGINT:
             signal.signal(number, second)
             os.write(2, said)
@@ -98,9 +104,11 @@ def signals_set(halt: Flag, said: bytes) -> Iterator[None]:
     second = interrupts if hasattr(sys, "ps1") or "ipykernel" in sys.modules else signal.SIG_DFL
     # Where another part of the program has a mind of its own (a study's workers) it is left to it.
     mine = (signal.SIGINT,) * (interrupts is signal.default_int_handler)
+    _listening.append(halt)
     before = {number: signal.signal(number, listen) for number in (*SIGNALS, *mine)}
     try:
         yield
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+        _listening.remove(halt)

@@ -6,8 +6,10 @@ from dataclasses import dataclass
 from typing import Any, Self
 
 from mim3d.dataio.errors import Mim3dError
+from mim3d.engine.distributed.stop import SAVING, Flag, signals_set
 from mim3d.engine.errors import StoppedError
 
+STOPPED = "told to stop, and what was under way is saved: run the same command to go on"
 Failures = dict[str, Exception]
 """Errors that a user can mend, by the task's name."""
 
@@ -48,15 +50,19 @@ class InProcess(Pool):
     def run(self, tasks: Sequence[PoolTask], title: str) -> Failures:
         """As `Pool.run`."""
         failed: Failures = {}
-        for index, task in enumerate(tasks):
-            print(f"[{index + 1}/{len(tasks)}] {task.name}", flush=True)
-            try:
-                task.call(*task.arguments)
-            except StoppedError:
-                raise  # the signal was meant for this process: for all that it runs
-            except (Mim3dError, OSError) as error:
-                failed[task.name] = error
-                print(f"{task.name}: {error}", flush=True)
+        halt = Flag()  # of its own: a run hears of a signal in its very last step too late
+        with signals_set(halt, SAVING):
+            for index, task in enumerate(tasks):
+                print(f"[{index + 1}/{len(tasks)}] {task.name}", flush=True)
+                try:
+                    task.call(*task.arguments)
+                except StoppedError:
+                    raise  # the signal was meant for this process: for all that it runs
+                except (Mim3dError, OSError) as error:
+                    failed[task.name] = error
+                    print(f"{task.name}: {error}", flush=True)
+                if halt.is_set():
+                    raise StoppedError(STOPPED)
         return failed
 
     def close(self) -> None:

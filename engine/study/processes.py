@@ -22,7 +22,7 @@ from mim3d.dataio.errors import Mim3dError
 from mim3d.dataio.progress import Progress, progress
 from mim3d.engine.distributed.stop import Flag, signals_set
 from mim3d.engine.errors import StoppedError, TrainingError
-from mim3d.engine.study.pool import Failures, Pool, PoolTask
+from mim3d.engine.study.pool import STOPPED, Failures, Pool, PoolTask
 from mim3d.engine.variables import variables_kept
 
 STOP = None
@@ -63,9 +63,7 @@ class Processes(Pool):
         ):
             failed = self._run(tasks, shown, halt)
         if halt.is_set():
-            raise StoppedError(
-                "told to stop, and what was under way is saved: run the same command to go on"
-            )
+            raise StoppedError(STOPPED)
         return failed
 
     def _run(self, tasks: Sequence[PoolTask], shown: Progress, halt: Flag) -> Failures:

@@ -1,6 +1,7 @@
 """A study told to stop: it ends there, what is done is kept, and the same command goes on."""
 
 import signal
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from mim3d.engine.errors import StoppedError
 from mim3d.engine.runs.files import read_json, read_jsonl
 from mim3d.engine.study.config import StudyConfig
 from mim3d.engine.study.origin import ORIGIN
+from mim3d.engine.study.pool import InProcess, PoolTask
 from mim3d.engine.study.run import run_study
 from mim3d.engine.training.trainer import Trainer
 
@@ -28,14 +30,14 @@ def config(tmp_path_factory: pytest.TempPathFactory) -> StudyConfig:
     )
 
 
-def signal_at(patch: pytest.MonkeyPatch, nth: int) -> None:
+def signal_at(patch: pytest.MonkeyPatch, nth: int, number: signal.Signals = signal.SIGTERM) -> None:
     """Tell this process to stop when it is about to do its nth step."""
     plain, done = Trainer.one_step, []
 
     def one_step(self: Trainer) -> None:
         done.append(1)
         if len(done) == nth:
-            signal.raise_signal(signal.SIGTERM)
+            signal.raise_signal(number)
         plain(self)
 
     patch.setattr(Trainer, "one_step", one_step)
@@ -69,6 +71,33 @@ def test_a_signal_ends_the_study_and_not_only_its_run(
     assert arms(tmp_path) == set(config.arms)
 
 
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_in_a_runs_last_step_or_between_two_ends_the_study_too(
+    config: StudyConfig, number: signal.Signals, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def pretrained(name: str) -> bool:
+        return (tmp_path / "pretrain" / name / "pretext.json").exists()
+
+    with monkeypatch.context() as patch, pytest.raises(StoppedError, match="same command"):
+        signal_at(patch, 2, number)  # SimCLR's last
+        run_study(config, tmp_path)
+    assert not pretrained("mae")
+    assert not (tmp_path / "cells").exists()
+
+    done = []
+
+    def between(*arguments: object) -> None:
+        done.append(arguments)
+        signal.raise_signal(number)
+
+    tasks = [PoolTask(name, between, (name,)) for name in "ab"]
+    with pytest.raises(StoppedError, match="same command"):
+        InProcess().run(tasks, "")
+    assert done == [("a",)]
+    assert run_study(config, tmp_path).failed == {}
+    assert arms(tmp_path) == set(config.arms)
+
+
 def test_the_command_ends_as_a_run_that_saved(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -85,6 +114,7 @@ def test_no_cell_starts_from_a_pretraining_under_way(
 ) -> None:
     """A worker that was told to stop leaves checkpoints, each with an encoder of its own."""
     monkeypatch.setattr("mim3d.engine.study.pool.StoppedError", ZeroDivisionError)
+    monkeypatch.setattr("mim3d.engine.study.pool.signals_set", lambda *_: nullcontext())
     with monkeypatch.context() as patch:
         signal_at(patch, 1)
         result = run_study(config, tmp_path)
