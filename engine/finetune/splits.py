@@ -7,8 +7,8 @@ import math
 import re
 from collections import Counter
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Literal, Protocol
+from dataclasses import dataclass, replace
+from typing import Any, Literal, Protocol
 
 import numpy as np
 
@@ -96,32 +96,12 @@ def make_splits(
     With `targets`, the subjects named there count as labelled, not those with label volumes; each
     class that they map to is dealt by itself where `config.stratify`.
     """
-    kept_together: dict[str, str] = {}
-    labelled: set[str] = set()
-    alone: set[str] = set()
-    known: set[str] = set()
-    n_volumes = 0
-    for record in records:
-        n_volumes += 1
-        kept_together[record.subject] = _key(record, config)
-        if kept_together[record.subject] == record.subject:
-            alone.add(record.subject)
-        known.update(found.name for found in record.labels)
-        volumes = any(found.name == label for found in record.labels)
-        if volumes if targets is None else record.subject in targets:
-            labelled.add(record.subject)
-    classes = targets if config.stratify and targets is not None else {}
-    dealt = _deal(kept_together, labelled, config, classes)
-    unlabelled = kept_together.keys() - labelled
-    held_out_keys = {kept_together[s] for part in ("validation", "test") for s in dealt[part]}
-    with_held_out = {s for s in unlabelled if kept_together[s] in held_out_keys}
-    left_out = set(with_held_out)
-    if config.keep == "number":
-        left_out |= _adjacent(dealt, unlabelled)
-    train = tuple(sorted(dealt["train"] - left_out))
-    validation = tuple(sorted(dealt["validation"] - left_out))
-    test = tuple(sorted(dealt["test"] - left_out))
+    records = list(records)
+    dealing = _dealing(records, label, config, targets)
+    labelled, kept_together = dealing.labelled, dealing.kept_together
+    train, validation, test = (dealing.part(name) for name in ("train", "validation", "test"))
     if not train or not validation:
+        known = {found.name for record in records for found in record.labels}
         what, more = f"label {label!r}", "convert more labelled volumes"
         if known and label not in known:
             more = f"set --data.label {' or '.join(sorted(known))}, which the corpus has, or {more}"
@@ -132,24 +112,81 @@ def make_splits(
                 more += f" as the corpus does ({names})"
         raise ConfigError(
             f"{len(labelled)} subjects with {what} give {len(train)} to train and "
-            f"{len(validation)} to validate: {more}{other_split(len(labelled), len(train))}"
+            f"{len(validation)} to validate: {more}{other_split(records, label, config, targets)}"
         )
+    unlabelled, left_out = kept_together.keys() - labelled, dealing.left_out
     pretrain = tuple(sorted(set(train) | (unlabelled - left_out)))
     what = f"label {label!r}" if targets is None else "target"
     notes = _notes(labelled, unlabelled, left_out, what) + _foreign_note(targets, kept_together)
-    notes += _otherwise(config, len(labelled), alone)
-    notes = (*notes, f"{n_volumes} volumes of {len(kept_together)} subjects are dealt")
-    if classes:
-        notes = (*notes, _class_note(classes, train, validation, test))
+    notes += _otherwise(config, dealing)
+    notes = (*notes, f"{len(records)} volumes of {len(kept_together)} subjects are dealt")
+    if dealing.classes:
+        notes = (*notes, _class_note(dealing.classes, train, validation, test))
     return Splits(train, validation, test, pretrain, tuple(sorted(left_out)), notes)
 
 
-def other_split(labelled: int, train: int) -> str:
-    """The option that leaves subjects on both sides, where it is not their number that lacks."""
-    if labelled < 2:
-        return ""
-    share = "validation 0.15" if train else "test 0"
-    return f", or set --data.split.{share}"
+@dataclass(frozen=True)
+class _Dealing:
+    """What becomes of each subject: its key (those of one are kept together), and its part."""
+
+    kept_together: dict[str, str]
+    labelled: set[str]
+    classes: Mapping[str, str]
+    dealt: dict[str, set[str]]
+    left_out: set[str]
+
+    def part(self, name: str) -> tuple[str, ...]:
+        """Subjects of train, validation or test."""
+        return tuple(sorted(self.dealt[name] - self.left_out))
+
+
+def _dealing(
+    records: Sequence[Dealt], label: str, config: SplitConfig, targets: Mapping[str, str] | None
+) -> _Dealing:
+    kept_together = {record.subject: _key(record, config) for record in records}
+    labelled = {
+        record.subject
+        for record in records
+        if (
+            any(found.name == label for found in record.labels)
+            if targets is None
+            else record.subject in targets
+        )
+    }
+    classes = targets if config.stratify and targets is not None else {}
+    dealt = _deal(kept_together, labelled, config, classes)
+    unlabelled = kept_together.keys() - labelled
+    held_out_keys = {kept_together[s] for part in ("validation", "test") for s in dealt[part]}
+    left_out = {s for s in unlabelled if kept_together[s] in held_out_keys}
+    if config.keep == "number":
+        left_out |= _adjacent(dealt, unlabelled)
+    return _Dealing(kept_together, labelled, classes, dealt, left_out)
+
+
+OTHERS: tuple[dict[str, Any], ...] = (
+    {"validation": 0.15},
+    {"test": 0},
+    {"validation": 0.15, "test": 0},
+    {"block": 2},
+    {"block": 2, "validation": 0.15, "test": 0},
+    {"keep": "subject"},
+    {"keep": "subject", "validation": 0.15, "test": 0},
+)
+"""Other ways to deal, those first that change less."""
+
+
+def other_split(
+    records: Sequence[Dealt], label: str, config: SplitConfig, targets: Mapping[str, str] | None
+) -> str:
+    """The first other way that leaves subjects to train and to validate; empty where none does."""
+    for changes in OTHERS:
+        if changes.get("block") and config.keep != "number":
+            continue
+        found = _dealing(records, label, replace(config, **changes), targets)
+        if found.part("train") and found.part("validation"):
+            options = (f"--data.split.{name} {value}" for name, value in changes.items())
+            return f", or set {' '.join(options)}"
+    return ""
 
 
 def labelled_subset(train: Sequence[str], labels: float, seed: int) -> tuple[str, ...]:
@@ -275,8 +312,10 @@ def _notes(
     return tuple(notes)
 
 
-def _otherwise(config: SplitConfig, labelled: int, alone: Collection[str]) -> tuple[str, ...]:
-    """How subjects are dealt otherwise than asked; nothing keeps those `alone` together."""
+def _otherwise(config: SplitConfig, dealing: _Dealing) -> tuple[str, ...]:
+    """How subjects are dealt otherwise than asked."""
+    labelled, keys = len(dealing.labelled), dealing.kept_together
+    alone = [subject for subject, key in keys.items() if key == subject]
     notes = [
         f"{part}: {labelled // 4} of {labelled} labelled subjects, a quarter, in the place of the "
         f"{getattr(config, part):g} asked for"

@@ -2,6 +2,7 @@
 
 import re
 from dataclasses import dataclass, replace
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
@@ -135,6 +136,22 @@ def test_too_few_labels_are_an_error_that_names_the_label() -> None:
         make_splits(cohort([1, 2], unlabelled=(1, 2)), "seg", SplitConfig())
     with pytest.raises(ConfigError, match=r"split\.validation"):
         SplitConfig(validation=0.6, test=0.4)
+
+
+@pytest.mark.parametrize("keep", ["number", "group"])
+@pytest.mark.parametrize("test", [0, 2])
+def test_the_split_that_is_named_for_few_blocks_deals_them(keep: Any, test: float) -> None:
+    """Ten neighbouring numbers are one block, and one site is one group."""
+    records = [replace(record, group="one site") for record in cohort(list(range(10)))]
+    split = SplitConfig(2, test, keep=keep)
+    with pytest.raises(ConfigError) as told:
+        make_splits(records, "seg", split)
+    found = dict(re.findall(r"--data\.split\.(\w+) ([\w.]+)", str(told.value)))
+    assert found
+    changes = {k: float(v) if v[0].isdigit() else v for k, v in found.items()}
+    mended = make_splits(records, "seg", replace(split, **changes))
+    assert mended.train
+    assert mended.validation
 
 
 @pytest.mark.parametrize("split", [SplitConfig(), SplitConfig(1, 0), SplitConfig(0, 0)])
