@@ -68,6 +68,9 @@ def main(words: list[str]) -> Outcome:
         report = build_report(args.out)
     figures, about = figures_of(report), read_json(args.out / STUDY)
     warnings = [*about.get("left_out", []), *about.get("doubts", [])]
+    if args.report and (lost := about.get("failed")):
+        runs = "1 run" if len(lost) == 1 else f"{len(lost)} runs"
+        warnings.append(f"{runs} ended in an error, the first: {lost[0]['error']}")
     for warning in warnings:
         print(f"warning: {warning}")
     print(figures["headline"])

@@ -12,6 +12,8 @@ from mim3d.engine.errors import CheckpointError
 from mim3d.engine.finetune.splits import Splits
 from mim3d.engine.models.config import ViTConfig
 from mim3d.engine.models.registry import EncoderShape
+from mim3d.engine.pretrain.run_folder import CONFIG, RESULT
+from mim3d.engine.runs.checkpoint_files import CHECKPOINTS, newest_facts
 from mim3d.engine.runs.encoder_file import CARD, WEIGHTS
 from mim3d.engine.runs.files import read_json, read_jsonl
 from mim3d.engine.study.arms import arms_of, encoder_of
@@ -98,9 +100,22 @@ def about_given(
         for split, part in held_out.items()
         for line in seen_lines(path, volumes, part, split, DEAL_OTHERS)
     ]
-    doubts = [*intensity_mismatch(path, normalise), *lines]
+    doubts = [*under_way(Path(path)), *intensity_mismatch(path, normalise), *lines]
     known = None if trained_on(path) is None else sorted(seen)
     return Given(known, doubts, guesses_of(path, shape.vit, shape.backbone))
+
+
+def under_way(run: Path) -> list[str]:
+    """That a run is not finished, of which the newest checkpoint is taken."""
+    if not (run / CONFIG).is_file() or (run / RESULT).is_file():
+        return []
+    facts = newest_facts(run / CHECKPOINTS)
+    if facts is None:
+        return []
+    return [
+        f"{run} is a run that is not finished: its encoder of step {facts.step} is taken, and a "
+        "later one by cells that begin once it has another; let it end first"
+    ]
 
 
 @lru_cache

@@ -6,6 +6,7 @@ A finished pretraining or cell is never repeated: each is a folder with a result
 Results are gathered after every phase, and by `--report` at any time.
 """
 
+import shlex
 import shutil
 import time
 from dataclasses import dataclass
@@ -126,8 +127,13 @@ def refuse_earlier_names(out: Path) -> None:
         raise ConfigError(
             f"{out} holds a study of mim3d before 0.2 that varied {', '.join(sorted(varied))}, and "
             "its folders bear those names: run it into another --out; "
-            f"`mim3d compare --report --out {out}` still draws its report"
+            f"`{report_command(out)}` still draws its report"
         )
+
+
+def report_command(out: Path) -> str:
+    """The command that draws a study's report again."""
+    return shlex.join(["mim3d", "compare", "--report", "--out", str(out)])
 
 
 def run_phases(
@@ -142,7 +148,7 @@ def run_phases(
         if not keep_results(config, corpus, splits, failed, out):
             raise
         raise StoppedError(
-            f"{stop}; `mim3d compare --report --out {out}` draws the report of what is done"
+            f"{stop}; `{report_command(out)}` draws the report of what is done"
         ) from None
     if not keep_results(config, corpus, splits, failed, out):
         first_failure = next(iter(failed.items()), ("", "no cell was run"))

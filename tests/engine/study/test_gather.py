@@ -213,7 +213,9 @@ def test_places() -> None:
     ]
 
 
-def test_failed_cells_are_told(config: StudyConfig, corpus: Corpus, tmp_path: Path) -> None:
+def test_failed_cells_are_told(
+    config: StudyConfig, corpus: Corpus, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     cells = scored_cells(config, {})
     failed = {
         cells[1].key: DivergedError("the gradient was not finite in 10 steps in a row"),
@@ -227,6 +229,8 @@ def test_failed_cells_are_told(config: StudyConfig, corpus: Corpus, tmp_path: Pa
         ("mae", 0, True)
     ]
     assert "pretraining mae was not run: no memory" in about["notes"]
+    assert main(["compare", "--report", "--out", str(tmp_path)]) == 3
+    assert "warning: 1 run ended in an error, the first: the gradient" in capsys.readouterr().out
 
 
 def given_run(folder: Path, subjects: list[str] | None, trained: bool = True) -> Path:

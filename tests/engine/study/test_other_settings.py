@@ -14,6 +14,7 @@ from mim3d.engine.finetune.run_folder import CONFIG
 from mim3d.engine.runs.encoder_file import WEIGHTS
 from mim3d.engine.runs.files import read_json, read_jsonl, write_json
 from mim3d.engine.study.config import StudyConfig
+from mim3d.engine.study.pretext import under_way
 from mim3d.engine.study.run import run_study
 from mim3d.engine.training.trainer import Trainer
 
@@ -71,12 +72,15 @@ def test_a_pretraining_under_way_is_of_one_rate(
     with monkeypatch.context() as patch, pytest.raises(StoppedError):
         stop_at(patch, 1)
         run_study(config, tmp_path)
+    (doubt,) = under_way(tmp_path / "pretrain" / "mae")  # as an encoder given to another study
+    assert "is not finished: its encoder of step 1 is taken" in doubt
     other = with_rate(replace(config, arms=("scratch", "mae")), 1e-3)
     failed = run_study(other, tmp_path).failed
     assert "schedule.lr 0.002, not 0.001: delete that folder" in failed[MAE]
     shutil.rmtree(tmp_path / "pretrain" / "mae")
     assert run_study(other, tmp_path).failed == {}
     assert {row["arm"] for row in read_jsonl(tmp_path / "results.jsonl")} == {"scratch", "mae"}
+    assert under_way(tmp_path / "pretrain" / "mae") == []
 
 
 def test_a_cell_under_way_is_of_one_setting(config: StudyConfig, tmp_path: Path) -> None:

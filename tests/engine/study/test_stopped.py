@@ -1,5 +1,6 @@
 """A study told to stop: it ends there, what is done is kept, and the same command goes on."""
 
+import shlex
 import signal
 from contextlib import nullcontext
 from dataclasses import replace
@@ -53,6 +54,7 @@ def test_a_signal_ends_the_study_and_not_only_its_run(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
+    tmp_path /= "a study with spaces"
     with monkeypatch.context() as patch, pytest.raises(StoppedError, match="same command"):
         signal_at(patch, 1)  # of SimCLR's two
         run_study(config, tmp_path)
@@ -63,7 +65,7 @@ def test_a_signal_ends_the_study_and_not_only_its_run(
     with monkeypatch.context() as patch, pytest.raises(StoppedError) as told:
         signal_at(patch, 6)  # SimCLR's second, MAE's two, scratch's two; then SimCLR's first
         run_study(config, tmp_path)
-    words = str(told.value).partition("`mim3d ")[2].partition("`")[0].split()
+    words = shlex.split(str(told.value).partition("`mim3d ")[2].partition("`")[0])
     assert words == ["compare", "--report", "--out", str(tmp_path)]
     assert main(words) == 0
     assert arms(tmp_path) == {"scratch"}
