@@ -20,6 +20,7 @@ from mim3d.engine.arithmetic.attention import attention_of
 from mim3d.engine.arithmetic.float8 import refuse_float8
 from mim3d.engine.arithmetic.precision import choose_precision
 from mim3d.engine.bucket.place import place_of
+from mim3d.engine.distributed.config import DeviceKind
 from mim3d.engine.distributed.process_group import Ranks, first_decides
 from mim3d.engine.distributed.shared import refuse_other_corpora
 from mim3d.engine.distributed.stop import stop_on_signal
@@ -74,10 +75,13 @@ from mim3d.engine.transfer.start import StartRequest, start_from
 from mim3d.engine.transfer.start_report import Start
 
 
-def run_pretrain(config: PretrainConfig, out: str | Path, staging: str = "") -> PretrainResult:
+def run_pretrain(
+    config: PretrainConfig, out: str | Path, staging: str = "", device: DeviceKind = "auto"
+) -> PretrainResult:
     """Train to `config.steps`, or until a signal; leaves the process group as it was found.
 
     `out` is a folder, or the address of one in a bucket, which is made in the folder `staging`.
+    `device` is where it is computed: auto takes a GPU where there is one.
 
     Raises CorpusError, ConfigError, CheckpointError or TrainingError, each with its remedy; of
     many ranks one does, and the others raise PeerError.
@@ -87,7 +91,7 @@ def run_pretrain(config: PretrainConfig, out: str | Path, staging: str = "") -> 
     if place.is_here and (done := finished_result(out, config)) is not None:
         return done
     with ExitStack() as stack:
-        ranks = stack.enter_context(run_ranks(config.parallel, seed=config.seed))
+        ranks = stack.enter_context(run_ranks(config.parallel, device, config.seed))
         config = config.for_ranks(ranks.world)
         stack.enter_context(place.opened(ranks))
         if not place.is_here:

@@ -158,6 +158,7 @@ def refuse_arms(config: StudyConfig) -> list[str]:
     """ConfigError where arms, encoders and heads do not go together; else the `differences`."""
     notes = differences(config)
     refuse_varied_given(config)
+    refuse_same_decoder(config)
     if not several(config):
         return notes
     by_encoder: dict[str, set[str]] = {}
@@ -196,6 +197,15 @@ def refuse_varied_given(config: StudyConfig) -> None:
                 f"arms: {word!r} is an encoder as it is, and its name is that of a method whose "
                 f"{', '.join(sorted(idle))} is varied: call it given-{word}"
             )
+
+
+def refuse_same_decoder(config: StudyConfig) -> None:
+    """ConfigError where `own` is another of the heads on every encoder: all would be run twice."""
+    kinds = dict.fromkeys(arm.encoder for arm in arms_of(config))
+    own = [head_of(config, OWN, kind) for kind in kinds]
+    if OWN in config.heads and own and all(decoder in config.heads for decoder in own):
+        names = ", ".join(dict.fromkeys(own))
+        raise ConfigError(f"heads {OWN} is {names} here, which is a head too: leave {OWN} out")
 
 
 def refuse_settings_of_others(kinds: Iterable[str], names: Set[str]) -> None:

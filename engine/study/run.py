@@ -15,6 +15,7 @@ from statistics import fmean
 from typing import Any
 
 from mim3d.dataio.reader.corpus import Corpus, opened_corpus
+from mim3d.engine.distributed.config import DeviceKind
 from mim3d.engine.distributed.process_group import local_device
 from mim3d.engine.errors import ConfigError, StoppedError, TrainingError
 from mim3d.engine.finetune.config import FinetuneConfig
@@ -22,6 +23,7 @@ from mim3d.engine.finetune.finetune import run_finetune
 from mim3d.engine.finetune.run_folder import RESULT, claim, refuse_other_settings
 from mim3d.engine.finetune.splits import Splits, make_splits
 from mim3d.engine.finetune.targets import read_targets
+from mim3d.engine.pretrain.config import PretrainConfig
 from mim3d.engine.pretrain.pretrain import run_pretrain
 from mim3d.engine.runs.files import read_json
 from mim3d.engine.runs.folder_lock import sole_writer
@@ -223,18 +225,18 @@ def pretrain_tasks(config: StudyConfig, splits: Splits, out: Path) -> list[PoolT
         PoolTask(
             f"pretraining {wanted.key}",
             pretrain_one,
-            (pretrain_config(config, wanted, splits), out / "pretrain" / wanted.key),
+            (pretrain_config(config, wanted, splits), out / "pretrain" / wanted.key, config.device),
         )
         for wanted in pretrainings(config)
     ]
 
 
-def pretrain_one(config: Any, folder: Path) -> None:
+def pretrain_one(config: PretrainConfig, folder: Path, device: DeviceKind = "auto") -> None:
     """One pretraining; its checkpoints go once the encoder is there."""
     refuse_damaged(folder)
     refuse_other_pretraining(config, folder)
     with clocked(folder):
-        result = run_pretrain(config, folder)
+        result = run_pretrain(config, folder, device=device)
     if result.interrupted:
         raise StoppedError(f"{folder.name} was told to stop: run the same command to go on")
     shutil.rmtree(folder / "checkpoints", ignore_errors=True)

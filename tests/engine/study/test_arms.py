@@ -165,6 +165,14 @@ def test_the_remedies_that_refusals_name_are_accepted() -> None:
         refuse_arms(replace(base, arms=arms, encoders=encoders))
 
 
+def test_one_decoder_under_two_names_is_refused() -> None:
+    both = replace(demo(), heads=("own", "unetr"))
+    with pytest.raises(ConfigError, match=r"heads own is unetr here, .*: leave own out"):
+        refuse_arms(both)
+    refuse_arms(replace(both, heads=("unetr",)))
+    refuse_arms(replace(both, encoders=("vit", "primus"), arms=("scratch", "mae")))
+
+
 @pytest.mark.parametrize("word", ["mae@unet", "mae@", "@primus", "moco@primus", "a@b=c", "@vit=c"])
 def test_arms_that_are_none_are_refused(word: str) -> None:
     with pytest.raises(ConfigError, match="arms"):

@@ -9,13 +9,14 @@ import pytest
 from small_finetune import make_labelled_corpus
 from small_study import small_study
 
+from mim3d.dataio.reader.corpus import Corpus
 from mim3d.engine.errors import ConfigError, StoppedError, TrainingError
 from mim3d.engine.finetune.run_folder import CONFIG
 from mim3d.engine.runs.encoder_file import WEIGHTS
 from mim3d.engine.runs.files import read_json, read_jsonl, write_json
 from mim3d.engine.study.config import StudyConfig
 from mim3d.engine.study.pretext import under_way
-from mim3d.engine.study.run import run_study
+from mim3d.engine.study.run import pretrain_tasks, run_study, splits_of
 from mim3d.engine.training.trainer import Trainer
 
 MAE = "pretraining mae"
@@ -131,3 +132,13 @@ def test_a_damaged_encoder_is_told_and_pretrained_anew(
         assert f"delete {weights.parent} and run the same command" in why
     shutil.rmtree(weights.parent)
     assert run_study(config, tmp_path).failed == {}
+
+
+def test_pretrainings_are_computed_where_the_study_is(
+    config: StudyConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    splits = splits_of(config, Corpus.open(config.data.corpus))
+    (task,) = pretrain_tasks(replace(config, device="cuda"), splits, tmp_path)
+    with pytest.raises(ConfigError, match="device cuda, but no CUDA device is visible"):
+        task.call(*task.arguments)
