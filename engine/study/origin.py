@@ -119,12 +119,18 @@ def refuse_other_pretraining(config: PretrainConfig, folder: Path) -> None:
 
     A single run may go on with another rate or length; an arm of a study is of one setting.
     """
-    if not (folder / CONFIG).exists():
+    finished = (folder / RESULT).exists()
+    if not finished and not (folder / CONFIG).exists():
         return
     try:
         stored = identity_of(read_json(folder / CONFIG))
-    except (CheckpointError, KeyError, TypeError, ValueError):
-        return  # the run itself tells what it cannot read
+    except (CheckpointError, OSError, KeyError, TypeError, ValueError) as error:
+        if not finished:
+            return  # the run itself tells what it cannot read
+        raise CheckpointError(
+            f"{folder / CONFIG} does not tell of what settings the pretraining there is "
+            f"({error}): restore it, or delete {folder} to pretrain anew"
+        ) from error
     differing = differences(stored, config_identity(config))
     differing += other_corpus(config.data.corpus, folder)
     for name, before, now in differing:

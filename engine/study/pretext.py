@@ -37,7 +37,13 @@ def pretraining_row(wanted: Row, out: Path) -> Row:
     Its last picture is copied beside.
     """
     folder = out / "pretrain" / wanted["key"]
-    row = run_row(folder) | cpu_seconds(folder)
+    try:
+        row = run_row(folder) | cpu_seconds(folder)
+    except (CheckpointError, OSError) as error:
+        raise CheckpointError(
+            f"{folder} does not tell what its pretraining was ({error}): restore the file, or "
+            f"delete {folder} to pretrain anew"
+        ) from error
     return {
         "arm": wanted["arm"],
         "encoder": wanted.get("encoder", ""),

@@ -9,7 +9,7 @@ Results are gathered after every phase, and by `--report` at any time.
 import shlex
 import shutil
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -17,10 +17,10 @@ from typing import Any
 from mim3d.dataio.reader.corpus import Corpus, opened_corpus
 from mim3d.engine.distributed.config import DeviceKind
 from mim3d.engine.distributed.process_group import local_device
-from mim3d.engine.errors import ConfigError, StoppedError, TrainingError
+from mim3d.engine.errors import CheckpointError, ConfigError, StoppedError, TrainingError
 from mim3d.engine.finetune.config import FinetuneConfig
 from mim3d.engine.finetune.finetune import run_finetune
-from mim3d.engine.finetune.run_folder import RESULT, claim, refuse_other_settings
+from mim3d.engine.finetune.run_folder import CONFIG, RESULT, refuse_other_settings
 from mim3d.engine.finetune.splits import Splits, make_splits
 from mim3d.engine.finetune.targets import read_targets
 from mim3d.engine.pretrain.config import PretrainConfig
@@ -52,7 +52,7 @@ from mim3d.engine.study.plan import (
 )
 from mim3d.engine.study.pool import Failures, InProcess, Pool, PoolTask
 from mim3d.engine.study.preflight import refuse_impossible
-from mim3d.engine.study.pretext import given_arms
+from mim3d.engine.study.pretext import given_arms, is_encoder
 from mim3d.engine.study.processes import Processes, default_workers
 
 
@@ -76,6 +76,7 @@ def run_study(config: StudyConfig, out: str | Path, dask: str = "") -> StudyResu
     if config.device == "cuda" and not dask:
         local_device("cuda")  # refuses, before pretrainings take a CPU, which they can
     with opened_corpus(place) as (corpus, _):
+        refuse_run_folder(out)
         refuse_earlier_names(out)
         splits = splits_of(config, corpus)
         refuse_impossible(config, corpus, splits, out)  # before anything is written
@@ -118,6 +119,15 @@ def open_pool(workers: int, dask: str, out: Path) -> Pool:
 
         return DaskPool(dask, out)
     return InProcess() if workers <= 1 else Processes(workers)
+
+
+def refuse_run_folder(out: Path) -> None:
+    """A ConfigError where the folder is that of one run: a study has runs in folders of theirs."""
+    if (out / CONFIG).exists():
+        raise ConfigError(
+            f"{out} holds a single run ({CONFIG}), of `mim3d pretrain` or `finetune`: choose "
+            "another --out"
+        )
 
 
 def refuse_earlier_names(out: Path) -> None:
@@ -284,10 +294,26 @@ def cell_tasks(config: StudyConfig, cells: list[Cell], splits: Splits, out: Path
     for cell in cells:
         wanted, folder = finetune_config(config, cell, splits, out), out / "cells" / cell.key
         if (folder / RESULT).exists():
-            claim(wanted, folder)
+            refuse_other_result(wanted, folder)
         else:
             tasks.append(PoolTask(cell.key, run_cell, (wanted, out, cell.key)))
     return tasks
+
+
+def refuse_other_result(wanted: FinetuneConfig, folder: Path) -> None:
+    """ConfigError where a finished cell is of other settings, or of which is not known.
+
+    What it began with may have gone since: then its own record of that stands.
+    """
+    if not (folder / CONFIG).exists():
+        raise CheckpointError(
+            f"{folder} has a result and no {CONFIG}, which would tell of what settings: delete "
+            "that folder to run it anew, or restore the file"
+        )
+    if wanted.init and not is_encoder(wanted.init):
+        refuse_other_settings(replace(wanted, init=""), folder, ("init",))
+    else:
+        refuse_other_settings(wanted, folder)
 
 
 def run_cell(config: FinetuneConfig, out: Path, key: str) -> None:

@@ -10,7 +10,7 @@ from small_finetune import make_labelled_corpus
 from small_study import small_study
 
 from mim3d.dataio.reader.corpus import Corpus
-from mim3d.engine.errors import ConfigError, StoppedError, TrainingError
+from mim3d.engine.errors import CheckpointError, ConfigError, StoppedError, TrainingError
 from mim3d.engine.finetune.run_folder import CONFIG
 from mim3d.engine.runs.encoder_file import WEIGHTS
 from mim3d.engine.runs.files import read_json, read_jsonl, write_json
@@ -142,3 +142,48 @@ def test_pretrainings_are_computed_where_the_study_is(
     (task,) = pretrain_tasks(replace(config, device="cuda"), splits, tmp_path)
     with pytest.raises(ConfigError, match="device cuda, but no CUDA device is visible"):
         task.call(*task.arguments)
+
+
+def test_results_whose_settings_are_lost_are_not_taken_for_those_asked_for(
+    config: StudyConfig, tmp_path: Path
+) -> None:
+    run_study(config, tmp_path)
+    (cell,) = (tmp_path / "cells").iterdir()
+    made = tmp_path / "pretrain" / "mae"
+    for text in ("{", ""):
+        for folder in (cell, made):
+            kept = (folder / CONFIG).read_bytes()
+            (folder / CONFIG).write_text(text)
+            if not text:
+                (folder / CONFIG).unlink()  # as other files are made anew
+            with pytest.raises(CheckpointError, match="delete") as told:
+                run_study(config, tmp_path)
+            assert str(folder) in str(told.value)
+            (folder / CONFIG).write_bytes(kept)
+    (made / CONFIG).unlink()
+    shutil.rmtree(made)
+    assert run_study(config, tmp_path).failed == {}
+
+
+def test_a_finished_cell_stands_without_what_it_began_with(
+    config: StudyConfig, tmp_path: Path
+) -> None:
+    """Whose pretraining was deleted, to save space or as a remedy told, and whose given weights."""
+    run_study(config, tmp_path / "first")
+    given = tmp_path / "first" / "pretrain" / "mae"
+    other = replace(config, arms=("mine=" + str(given),))
+    run_study(other, tmp_path / "second")
+    kept = (tmp_path / "second" / "results.jsonl").read_bytes()
+    shutil.rmtree(given)
+    assert run_study(other, tmp_path / "second").failed == {}
+    assert (tmp_path / "second" / "results.jsonl").read_bytes() == kept
+    longer = replace(other, finetune=replace(other.finetune, steps=2))
+    with pytest.raises(ConfigError, match="steps 1, not 2"):
+        run_study(longer, tmp_path / "second")
+    assert run_study(config, tmp_path / "first").failed == {}  # it pretrains anew
+
+
+def test_the_folder_of_a_single_run_is_no_studys(config: StudyConfig, tmp_path: Path) -> None:
+    write_json(tmp_path / "run" / CONFIG, {})
+    with pytest.raises(ConfigError, match=r"holds a single run .*: choose another --out"):
+        run_study(config, tmp_path / "run")
