@@ -74,7 +74,7 @@ def run_study(config: StudyConfig, out: str | Path, dask: str = "") -> StudyResu
     out, place = Path(out), named_corpus(config)
     workers = config.workers or default_workers(config.device)
     if config.device == "cuda" and not dask:
-        local_device("cuda")  # refuses, before pretrainings take a CPU, which they can
+        refuse_no_gpu()
     with opened_corpus(place) as (corpus, _):
         refuse_run_folder(out)
         refuse_earlier_names(out)
@@ -88,6 +88,14 @@ def run_study(config: StudyConfig, out: str | Path, dask: str = "") -> StudyResu
             print(*lines, sep="\n", end="\n" * bool(lines), flush=True)
         with sole_writer(out), open_pool(workers, dask, out) as pool:
             return run_phases(config, corpus, splits, out, pool)
+
+
+def refuse_no_gpu() -> None:
+    """A ConfigError where no GPU is visible; where one is, this process does not open it."""
+    import torch
+
+    if not torch.cuda.is_available():
+        local_device("cuda")
 
 
 def splits_of(config: StudyConfig, corpus: Corpus) -> Splits:
