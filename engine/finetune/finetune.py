@@ -69,7 +69,7 @@ from mim3d.engine.training.run import Run, RunSettings, Sitting
 from mim3d.engine.training.run_context import explain_full_disk, run_ranks, shown_progress
 from mim3d.engine.training.run_state import full_weights
 from mim3d.engine.training.sharding import shard_objective
-from mim3d.engine.transfer.seen import seen_lines
+from mim3d.engine.transfer.seen import keep_trained_on, seen_lines
 from mim3d.engine.transfer.start_report import Start
 
 
@@ -159,6 +159,9 @@ def train(
             if keep_model and ranks.first:
                 trained = describe(config, sitting.loader.corpus, splits.train, task.dtype)
                 write_trained(out, trained)
+                own = set(splits.train)
+                seen = [one for one in task.corpus.records if one.subject in own]
+                keep_trained_on(out, seen, config.init)
             run.checkpoints.finish()
     if finished and ranks.first:
         write_json(out / RESULT, asdict(result))

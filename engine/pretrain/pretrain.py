@@ -135,9 +135,9 @@ def run_pretrain(
         for remark in [*about, *(start.lines() if start else [])]:
             shown.note(remark)
         if ranks.first:
-            table = loader.corpus.table
+            table, records = loader.corpus.table, loader.corpus.records
             drawn = {table.volume_id(int(row)) for row in loader.sampler.volumes}
-            keep_trained_on(out, [one for one in loader.corpus.records if one.id in drawn])
+            keep_trained_on(out, [one for one in records if one.id in drawn], config.init)
             if probe is not None:
                 normalise = config.data.loader.normalise
                 for line in probe_remarks(out, loader.corpus, probe.cohort, normalise):

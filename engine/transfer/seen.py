@@ -2,15 +2,17 @@
 
 import json
 from collections.abc import Collection, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
+from mim3d.engine.errors import CheckpointError
 from mim3d.engine.runs.address import local_run
 from mim3d.engine.runs.files import read_json, write_json
 
 TRAINED_ON = "trained_on.json"
-"""File of a pretraining run's folder: its subjects, and hashes of the files they came from."""
+"""File of a run's folder: its subjects, and hashes of the files they came from."""
 SHOWN = 5
 
 
@@ -28,12 +30,15 @@ class Volume(Protocol):
         ...
 
 
-def keep_trained_on(run: Path, volumes: Sequence[Volume]) -> None:
-    """Add volumes to those that a run was trained on."""
+def keep_trained_on(run: Path, volumes: Sequence[Volume], source: str = "") -> None:
+    """Add volumes to those that a run was trained on, and those of the weights it began with."""
     file = run / TRAINED_ON
     before = read_json(file) if file.exists() else {"subjects": [], "sources": []}
     subjects = {*before["subjects"], *(volume.subject for volume in volumes)}
     sources = {*before["sources"], *(one for volume in volumes for one in volume.source_hash)}
+    with suppress(CheckpointError, OSError):  # what it began with may have gone since
+        if source and (began := trained_on(source)) is not None:
+            subjects, sources = subjects | began.subjects, sources | began.sources
     write_json(file, {"subjects": sorted(subjects), "sources": sorted(sources)})
 
 

@@ -227,6 +227,23 @@ def test_who_was_pretrained_on_is_told_by_files_and_by_names(
     )
 
 
+def test_a_fine_tuned_run_tells_whom_it_and_its_weights_were_trained_on(
+    corpus: Path, tmp_path: Path
+) -> None:
+    """As an encoder of the next run: it knows more of these subjects than a pretraining does."""
+    records = Corpus.open(corpus).records
+    names = sorted({record.subject for record in records})
+    began = encoder_of(tmp_path / "began", VIT)
+    keep_trained_on(began, [record for record in records if record.subject == names[0]])
+    config = small_finetune(corpus, steps=1, eval_every=1, init=str(began), labels=2.0)
+    config = replace(config, train=tuple(names[1:4]), validation=(names[4],), test=())
+    run_finetune(config, tmp_path / "run")
+    seen = set(read_json(tmp_path / "run" / "result.json")["subjects"]["train"]) | {names[0]}
+    for source in (tmp_path / "run", tmp_path / "run" / "model.pt"):
+        told = {n for n in names if seen_lines(str(source), records, [n], "test")}
+        assert told == seen
+
+
 REMEDIES: dict[str, Callable[[DataConfig, tuple[str, ...]], DataConfig]] = {
     "--data.held-out-subjects": lambda data, names: replace(data, held_out_subjects=names)
 }
