@@ -187,15 +187,22 @@ def refuse_arms(config: StudyConfig) -> list[str]:
 def refuse_varied_given(config: StudyConfig) -> None:
     """ConfigError where settings of a method are varied and a given encoder bears its name.
 
-    It would be fine-tuned once for each setting, as though it had been pretrained so.
+    It would be fine-tuned once for each setting, as though it had been pretrained so. Sizes are
+    varied where nothing is given, for weights have one.
     """
     varied = {name for variant in config.variants for name in variant.settings}
+    sizes = {n for n in ("width", "depth") if len({getattr(v, n) for v in config.variants}) > 1}
     for word in config.arms:
         arm = read_arm(word)
         if arm.path and (idle := varied & arm_settings(arm.name)):
             raise ConfigError(
                 f"arms: {word!r} is an encoder as it is, and its name is that of a method whose "
                 f"{', '.join(sorted(idle))} is varied: call it given-{word}"
+            )
+        if arm.path and sizes:
+            raise ConfigError(
+                f"vary {', '.join(sorted(sizes))} makes other encoders than the one that arm "
+                f"{word!r} is: leave the arm out, or vary another setting"
             )
 
 

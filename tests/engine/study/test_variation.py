@@ -98,6 +98,15 @@ def test_a_given_encoder_is_not_varied_as_though_it_were_a_method(name: str) -> 
     assert [cell.arm for cell in scored_cells(config, {})].count(f"given-{name}") == 2  # seeds
 
 
+def test_weights_that_are_given_have_one_size() -> None:
+    config = replace(demo(), arms=("scratch", "mine=runs/big"))
+    with pytest.raises(ConfigError, match=r"vary depth makes other encoders .* leave the arm out"):
+        refuse_arms(varied(config, ["depth=2,3"]))
+    refuse_arms(varied(config, ["depth=2", "labels=4,8"]))
+    refuse_arms(varied(replace(config, arms=("scratch",)), ["depth=2,3"]))
+    refuse_arms(varied(config, ["patch=4,8"]))
+
+
 @pytest.mark.parametrize(
     ("changes", "expected"),
     [
