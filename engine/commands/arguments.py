@@ -57,6 +57,8 @@ def parse(
         )
     for field in dataclasses.fields(cast(Any, given)):
         place = getattr(given, field.name)
+        if isinstance(place, Path):
+            refuse_empty(f"--{field.name.replace('_', '-')}", words)
         if isinstance(place, Path) and field.name in addresses:
             bucket_address(place, f"--{field.name}")
         elif isinstance(place, Path):
@@ -149,6 +151,14 @@ def refuse_without_value(option: str, values: Collection[str], words: Sequence[s
     """UsageError where an option of one or more values stands there with none."""
     if not values and any(word.partition("=")[0] == option for word in words):
         raise UsageError(f"{option} takes NAME=VALUE, one or more, got nothing")
+
+
+def refuse_empty(option: str, words: Sequence[str]) -> None:
+    """UsageError where a place is empty, which would be the folder one is in."""
+    if "" in values_of([option], words):
+        raise UsageError(
+            f"{option} is empty, as of a variable that is not set: name a place; . is this folder"
+        )
 
 
 def metavar(argument: Any) -> str:

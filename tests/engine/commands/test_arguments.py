@@ -1,6 +1,7 @@
 """Words to arguments: every way in which tyro refuses words is one line that says what to write."""
 
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import pytest
@@ -64,6 +65,21 @@ def test_wrong_words_are_told_in_one_line(words: tuple[str, ...], wanted: str) -
     message = str(refused.value)
     assert message.startswith(wanted) and message.endswith("; see mim3d x --help")
     assert "\n" not in message
+
+
+@dataclass(frozen=True)
+class Writing:
+    """Where it is written."""
+
+    out: Path = Path("run")
+
+
+@pytest.mark.parametrize("words", [("--out", ""), ("--out=",)])
+def test_a_place_that_is_empty_is_not_this_folder(words: tuple[str, ...]) -> None:
+    with pytest.raises(UsageError, match=r"--out is empty, .* \. is this folder"):
+        parse(Writing, words, "mim3d x")
+    assert parse(Writing, ("--out", "."), "mim3d x").out == Path()
+    assert parse(Writing, (), "mim3d x").out == Path("run")
 
 
 def test_every_event_of_tyro_is_known_or_told_in_general() -> None:
