@@ -96,9 +96,9 @@ def to_come(study: Study) -> list[str]:
 
 
 def few_of(row: Row) -> str:
-    """How many of a setting's planned runs are done, where some are."""
-    done = row["planned"] - row["runs"]
-    return f" ({done} of {row['planned']} ended)" if done else ""
+    """How many of a setting's planned runs have ended, failed ones too, where some have."""
+    ended = row["planned"] - row["runs"]
+    return f" ({ended} of {row['planned']} ended)" if ended else ""
 
 
 def subjects_limit(study: Study) -> str:

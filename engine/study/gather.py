@@ -184,9 +184,9 @@ def gather(out: Path) -> bool:
         shown = {"pictures": str(pictures)} if (out / pictures).exists() else {}
         rows += [{**about, **row, **shown} for row in result.rows]
         cases += [{**about, **case} for case in result.cases]
-        notes_of_cell = [*result.notes, *unlike(fields, result.doubts)]
-        doubts += unlike(fields, result.doubts)
-        for note in notes_of_cell:
+        in_part = unlike(fields, result.doubts)
+        doubts += in_part
+        for note in [*result.notes, *in_part]:
             remarks.setdefault(note, []).append(fields)
     notes = [*plan["notes"], *left_out]
     notes += cell_notes(remarks, list(done.values()), plan["notes"])
