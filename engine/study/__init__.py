@@ -1,5 +1,5 @@
-"""A convergence study, run: own_arms (of plugins), encoders, config, arms, recipes, variation,
-plan, preflight, origin, pool, processes, dask_pool, pretext, search, costs, gather, curves, run.
+"""A convergence study, run: encoders, config, arms, recipes, variation, plan, preflight, origin,
+pool, processes, dask_pool, costs, pretext, search, gather, kept (results alone), curves, run.
 """
 
 import lazy_loader

@@ -7,6 +7,13 @@ from itertools import product
 from mim3d.engine.errors import ConfigError
 from mim3d.engine.finetune.config import Head
 from mim3d.engine.models.config import MAEConfig, ViTConfig
+from mim3d.engine.models.own_fields import (
+    encoder_config_of,
+    method_of,
+    own_encoder_kind,
+    own_method,
+    refuse_idle,
+)
 from mim3d.engine.models.registry import EncoderShape
 from mim3d.engine.study.config import ENCODER_SETTINGS, StudyConfig, Variant, arm_settings
 from mim3d.engine.study.encoders import (
@@ -19,13 +26,6 @@ from mim3d.engine.study.encoders import (
     label_of,
     read_arm,
     why_not,
-)
-from mim3d.engine.study.own_arms import (
-    encoder_config_of,
-    method_of,
-    own_encoder_kind,
-    own_method,
-    refuse_idle,
 )
 
 NO_TOKENS = {"resenc": ("tokens", "patch", "linear"), "swin": ("patch", "linear")}

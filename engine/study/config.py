@@ -29,6 +29,13 @@ from mim3d.engine.models.config import (
     SwinConfig,
     ViTConfig,
 )
+from mim3d.engine.models.own_fields import (
+    method_config_of,
+    method_of,
+    own_method,
+    read_words,
+    with_fields,
+)
 from mim3d.engine.runs.files import read_json
 from mim3d.engine.study.encoders import (
     METHODS,
@@ -36,13 +43,6 @@ from mim3d.engine.study.encoders import (
     StudyHead,
     check_arms,
     check_encoders,
-)
-from mim3d.engine.study.own_arms import (
-    method_config_of,
-    method_of,
-    own_method,
-    read_words,
-    with_fields,
 )
 
 ARM_SETTINGS = {

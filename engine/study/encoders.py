@@ -11,12 +11,12 @@ from mim3d.dataio.registry import Registry
 from mim3d.engine.errors import ConfigError
 from mim3d.engine.finetune.config import Head
 from mim3d.engine.models.config import SwinConfig
+from mim3d.engine.models.own_fields import read_words
 from mim3d.engine.models.primus.config import PrimusConfig, primus
 from mim3d.engine.models.registry import ANY
 from mim3d.engine.models.registry import ENCODERS as ENCODER_KINDS
 from mim3d.engine.models.registry import METHODS as REGISTERED
 from mim3d.engine.models.resenc.config import RESENC_S, RESENC_TINY, ResEncConfig
-from mim3d.engine.study.own_arms import read_words
 
 EncoderName = Literal["vit", "primus", "resenc", "swin"]
 ENCODERS: tuple[EncoderName, ...] = ("vit", "primus", "resenc", "swin")

@@ -37,6 +37,7 @@ from mim3d.engine.study.config import (
 )
 from mim3d.engine.study.costs import cpu_seconds, network_sizes
 from mim3d.engine.study.encoders import label_of
+from mim3d.engine.study.kept import kept_pretraining, kept_remarks, vanished
 from mim3d.engine.study.origin import (
     SHOWN,
     foreign_source,
@@ -188,7 +189,9 @@ def gather(out: Path) -> bool:
         doubts += in_part
         for note in [*result.notes, *in_part]:
             remarks.setdefault(note, []).append(fields)
-    notes = [*plan["notes"], *left_out]
+    left_out += vanished(plan, finished, out)
+    doubts += kept_remarks(out, "doubts")
+    notes = [*plan["notes"], *left_out, *kept_remarks(out, "notes")]
     notes += cell_notes(remarks, list(done.values()), plan["notes"])
     write_jsonl(out / RESULTS, rows)
     write_jsonl(out / CASES, cases)
@@ -260,14 +263,16 @@ def cell_fields(config: StudyConfig, cell: Cell) -> Row:
 
 
 def pretraining_rows(plan: Row, out: Path) -> list[Row]:
-    """One entry per finished pretraining, and per readable encoder given by path."""
+    """One entry per pretraining that is finished, and per readable encoder given by path."""
     held_out = {s for name in HELD_OUT for s in plan["about"]["splits"][name]}
-    rows = [
-        pretraining_row(one, out)
-        for one in map(named, plan["pretrainings"])
-        if (out / "pretrain" / one["key"] / "pretext.json").exists()
-        and not foreign_source({"pretraining": one["key"], **one}, out)
-    ]
+    rows: list[Row] = []
+    for one in map(named, plan["pretrainings"]):
+        folder = out / "pretrain" / one["key"]
+        if (row := kept_pretraining(one, folder)) is not None:
+            rows.append(row)
+        elif (folder / "pretext.json").exists():
+            foreign = foreign_source({"pretraining": one["key"], **one}, out)
+            rows += [] if foreign else [pretraining_row(one, out)]
     own, seen = plan["about"].get("encoder", ""), plan.get("seen", {})
     return rows + [
         external_row(label, Path(path), held_out, plan["corpus_sha256"], out, own, seen.get(label))

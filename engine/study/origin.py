@@ -163,7 +163,7 @@ def refuse_damaged(folder: Path) -> None:
         found = str(error).partition(": ")[0]
         raise CheckpointError(
             f"{found}, though its pretraining is finished: restore it, or delete {folder} and run "
-            "the same command to pretrain it anew"
+            "the same command, which pretrains it anew where a run still needs it"
         ) from error
 
 

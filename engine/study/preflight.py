@@ -4,7 +4,7 @@ A crop that an encoder cannot take, a width that no head divides or channels tha
 would otherwise show after hours of other pretrainings.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
@@ -19,12 +19,12 @@ from mim3d.engine.finetune.encoder import build_encoder, require_same_shape
 from mim3d.engine.finetune.network import build_segmentation
 from mim3d.engine.finetune.run_folder import RESULT
 from mim3d.engine.finetune.splits import Splits, labelled_subset
+from mim3d.engine.models.own_fields import own_encoder_kind, own_method
 from mim3d.engine.pretrain.config import PretrainConfig
 from mim3d.engine.runs.files import differences
 from mim3d.engine.study.arms import arms_of, is_pretrained_here, refuse_arms, varied_vit
 from mim3d.engine.study.config import StudyConfig, Variant
 from mim3d.engine.study.encoders import Arm
-from mim3d.engine.study.own_arms import own_encoder_kind, own_method
 from mim3d.engine.study.plan import (
     Cell,
     Pretraining,
@@ -93,8 +93,9 @@ def builds(
             variant.name or "this study",
             partial(fit_corpus, config, corpus, splits, variant),
         )
+    taken: dict[int, float] = {}
     for labels in config.labels:
-        yield f"labels {labels:g}", partial(labelled_subset, splits.train, labels, 0)
+        yield f"labels {labels:g}", partial(new_subset, splits.train, labels, taken)
     cells = [*tuning_cells(config), *scored_cells(config, {})]
     tried: set[object] = set()
     given = {arm.label: arm for arm in arms_of(config) if arm.path}
@@ -108,6 +109,16 @@ def builds(
     for cell in cells:
         made = partial(finetune_config, config, cell, splits, out)
         yield f"cell {cell.key}", partial(build_network, made, tried)
+
+
+def new_subset(train: Sequence[str], labels: float, taken: dict[int, float]) -> None:
+    """Whether there are as many subjects, and no other share or number has the same: `taken`."""
+    n = len(labelled_subset(train, labels, 0))
+    if (other := taken.setdefault(n, labels)) != labels:
+        raise ConfigError(
+            f"labels {other:g} and {labels:g} are the same {n} of {len(train)} subjects, and would "
+            "be run twice: leave one of them out of --labels"
+        )
 
 
 def fit_corpus(config: StudyConfig, corpus: Corpus, splits: Splits, variant: Variant) -> None:

@@ -33,6 +33,12 @@ from mim3d.engine.study.costs import clocked
 from mim3d.engine.study.curves import Curve, area_under
 from mim3d.engine.study.encoders import SCRATCH
 from mim3d.engine.study.gather import gather, write_plan
+from mim3d.engine.study.kept import (
+    is_results_alone,
+    keep_pretrainings,
+    kept_pretraining,
+    lay_out,
+)
 from mim3d.engine.study.origin import (
     foreign_origin,
     foreign_source,
@@ -41,11 +47,14 @@ from mim3d.engine.study.origin import (
     refuse_other_pretraining,
     unfinished_source,
     wanted_origin,
+    wanted_settings,
 )
 from mim3d.engine.study.plan import (
     Cell,
+    Pretraining,
     finetune_config,
     pretrain_config,
+    pretraining_of,
     pretrainings,
     scored_cells,
     tuning_cells,
@@ -87,6 +96,10 @@ def run_study(config: StudyConfig, out: str | Path, dask: str = "") -> StudyResu
             lines += [f"warning: {label}: {line}" for line in given.doubts]
             print(*lines, sep="\n", end="\n" * bool(lines), flush=True)
         with sole_writer(out), open_pool(workers, dask, out) as pool:
+            if is_results_alone(out):
+                for line in lay_out(config, corpus, splits, out):
+                    print(line, flush=True)
+            keep_pretrainings(out)
             return run_phases(config, corpus, splits, out, pool)
 
 
@@ -238,7 +251,7 @@ def waits_for_nothing(config: StudyConfig, cell: Cell) -> bool:
 
 
 def pretrain_tasks(config: StudyConfig, splits: Splits, out: Path) -> list[PoolTask]:
-    """Pretrainings as tasks."""
+    """Pretrainings as tasks; one that is gone, and all of whose cells are done, is not repeated."""
     return [
         PoolTask(
             f"pretraining {wanted.key}",
@@ -246,7 +259,26 @@ def pretrain_tasks(config: StudyConfig, splits: Splits, out: Path) -> list[PoolT
             (pretrain_config(config, wanted, splits), out / "pretrain" / wanted.key, config.device),
         )
         for wanted in pretrainings(config)
+        if wanted in awaited(config, out) or not is_kept(config, wanted, splits, out)
     ]
+
+
+def awaited(config: StudyConfig, out: Path) -> set[Pretraining | None]:
+    """Pretrainings that a cell without a result starts from."""
+    tuning = tuning_cells(config)
+    cells = [*tuning, *scored_cells(config, choose_lr(tuning, out))]
+    return {
+        pretraining_of(config, cell)
+        for cell in cells
+        if not (out / "cells" / cell.key / RESULT).exists()
+    }
+
+
+def is_kept(config: StudyConfig, wanted: Pretraining, splits: Splits, out: Path) -> bool:
+    """Whether of a pretraining, whose run is gone, the row is there."""
+    folder = out / "pretrain" / wanted.key
+    row = {"settings_sha256": wanted_settings(config, wanted, splits)}
+    return not (folder / CONFIG).exists() and kept_pretraining(row, folder) is not None
 
 
 def pretrain_one(config: PretrainConfig, folder: Path, device: DeviceKind = "auto") -> None:

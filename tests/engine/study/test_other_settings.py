@@ -103,6 +103,7 @@ def test_a_pretraining_on_another_corpus_is_told_with_what_a_study_can_do(
 ) -> None:
     run_study(config, tmp_path / "study")
     shutil.rmtree(tmp_path / "study" / "cells")
+    (tmp_path / "study" / "results.jsonl").unlink()
     other = make_labelled_corpus(tmp_path / "other")
     manifest = next(other.rglob("manifest.jsonl"))
     manifest.write_text(manifest.read_text() + "\n")
@@ -125,6 +126,7 @@ def test_a_damaged_encoder_is_told_and_pretrained_anew(
     else:
         weights.write_bytes(weights.read_bytes()[:-1] + b"?")
     shutil.rmtree(tmp_path / "cells")
+    (tmp_path / "results.jsonl").unlink()
     config = replace(config, arms=("scratch", "mae"))
     failed = run_study(config, tmp_path).failed
     assert len(failed) == 2

@@ -9,10 +9,10 @@ from small_finetune import make_labelled_corpus
 from mim3d.dataio.registry import Registry
 from mim3d.engine.commands import cli
 from mim3d.engine.errors import ConfigError
+from mim3d.engine.models.own_fields import read_words
 from mim3d.engine.models.registry import ENCODERS, METHODS
 from mim3d.engine.study.arms import differences, encoder_of
 from mim3d.engine.study.config import PretrainPlan, StudyConfig, Variant
-from mim3d.engine.study.own_arms import read_words
 from mim3d.engine.study.plan import method_config, pretrain_config, pretrainings
 from mim3d.engine.study.variation import varied
 

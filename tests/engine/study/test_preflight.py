@@ -92,6 +92,22 @@ def test_the_options_that_give_enough_labels_do(corpus: Path, tmp_path: Path) ->
     refuse_impossible(held, opened, make_splits(opened.records, "seg", held.data.split), tmp_path)
 
 
+def test_the_same_subjects_by_two_names_are_refused_and_one_name_is_not(
+    corpus: Path, tmp_path: Path
+) -> None:
+    """A share and a number that come to the same would be run and reported as two."""
+    found = Corpus.open(corpus)
+    several = study_of(corpus, labels=(1.0, 2.0, 0.4, 4.0))
+    splits = splits_of(several, found)
+    assert len(splits.train) == 4
+    with pytest.raises(ConfigError, match=r"nothing was started") as refused:
+        refuse_impossible(several, found, splits, tmp_path)
+    assert "labels 2 and 0.4 are the same 2 of 4 subjects" in str(refused.value)
+    assert "labels 1 and 4 are the same 4 of 4 subjects" in str(refused.value)
+    for labels in ((1.0, 2.0), (4.0, 0.4)):
+        refuse_impossible(study_of(corpus, labels=labels), found, splits, tmp_path)
+
+
 def test_weights_that_have_gone_are_not_asked_of_an_arm_that_is_done(
     corpus: Path, tmp_path: Path
 ) -> None:
