@@ -44,6 +44,10 @@ SETTINGS = ("data", "vit", "swin", "shapes", "pretrain", "finetune", "score_test
 ABOUT_CELL = ("arm", "encoder", "variant", "head", "labels", "seed", "lr", "encoder_lr_scale")
 BESIDE = {*ABOUT_CELL, "tuning", "n_labelled", "pretraining_sha256", "cpu_seconds", "pictures"}
 """Columns of a row that gathering added to the run's own."""
+CUT_SHORT = f"not all their rows are in {RESULTS}"
+NO_ENCODER = (
+    f"nothing tells with which encoder they began ({PRETRAINING} of then, or the weights given)"
+)
 
 
 def as_kept(file: Path) -> Path:
@@ -92,19 +96,19 @@ def lay_out(config: StudyConfig, corpus: Corpus, splits: Splits, out: Path) -> l
     refuse_not_asked(rows, out)
     write_json(out / KEPT, {"complete": False})
     cases, sources = grouped(kept_rows(out / CASES)), weights_of(out)
-    began = {
-        cell: origin_of_row(wanted_origin(config, cell, splits), own[0], sources)
-        for cell, own in found.items()
-    }
+    anew: dict[str, list[str]] = {}
     for cell, own in found.items():
-        if (origin := began[cell]) is not None:
-            scored = cases.get(name_of(own[0]), [])
-            write_run(
-                finetune_config(config, cell, splits, out), cell.key, out, own, scored, origin
-            )
-    anew = [cell.key for cell, origin in began.items() if origin is None]
-    keep_remarks(plan, len(found) - len(anew), out)
-    return lines_of(len(found) - len(anew), anew, out)
+        made = finetune_config(config, cell, splits, out)
+        began = origin_of_row(wanted_origin(config, cell, splits), own[0], sources)
+        if not is_whole(made, own):
+            anew.setdefault(CUT_SHORT, []).append(cell.key)
+        elif began is None:
+            anew.setdefault(NO_ENCODER, []).append(cell.key)
+        else:
+            write_run(made, cell.key, out, own, cases.get(name_of(own[0]), []), began)
+    laid = len(found) - sum(map(len, anew.values()))
+    keep_remarks(plan, laid, out)
+    return lines_of(laid, anew, out)
 
 
 def possible_cells(config: StudyConfig) -> list[Cell]:
@@ -239,6 +243,14 @@ def write_run(
     write_json(folder / RESULT, result)
 
 
+def is_whole(config: FinetuneConfig, rows: list[Row]) -> bool:
+    """Whether rows are of a run from its first evaluation to its last, and scored as is asked."""
+    steps = {row["step"] for row in rows if row["split"] == "validation"}
+    return steps.issuperset(config.evaluation_steps) and (
+        not config.test or any(row["split"] == "test" for row in rows)
+    )
+
+
 def own_part(row: Row) -> Row:
     """A row as the run wrote it."""
     return {name: value for name, value in row.items() if name not in BESIDE}
@@ -327,18 +339,15 @@ def runs(n: int) -> str:
     return "1 run is" if n == 1 else f"{n} runs are"
 
 
-def lines_of(laid: int, anew: list[str], out: Path) -> list[str]:
-    """What the user is told."""
+def lines_of(laid: int, anew: dict[str, list[str]], out: Path) -> list[str]:
+    """What the user is told; `anew` has by their reason the runs that are not taken."""
     lines = []
     if laid:
         lines.append(
             f"{runs(laid)} taken from {as_kept(out / RESULTS)}, for there is no {out / 'cells'} "
             "(delete both to run all anew)"
         )
-    if anew:
-        more = f" and {len(anew) - 2} more" * (len(anew) > 2)
-        lines.append(
-            f"{runs(len(anew))} made anew, for nothing tells with which encoder they began "
-            f"({PRETRAINING} of then, or the weights given by path): {', '.join(anew[:2])}{more}"
-        )
+    for why, keys in anew.items():
+        more = f" and {len(keys) - 2} more" * (len(keys) > 2)
+        lines.append(f"{runs(len(keys))} made anew, for {why}: {', '.join(keys[:2])}{more}")
     return lines

@@ -11,6 +11,7 @@ import pytest
 from small_finetune import VIT, make_labelled_corpus
 from small_study import small_simclr, small_study
 
+from mim3d.dataio.reader.corpus import Corpus
 from mim3d.engine.errors import CheckpointError, ConfigError
 from mim3d.engine.models.vit import ViT3D
 from mim3d.engine.report.report import build_report
@@ -18,7 +19,8 @@ from mim3d.engine.runs.encoder_file import save_encoder
 from mim3d.engine.runs.files import read_json, read_jsonl, write_json, write_jsonl
 from mim3d.engine.study.config import Row, StudyConfig
 from mim3d.engine.study.gather import gather
-from mim3d.engine.study.run import run_study
+from mim3d.engine.study.kept import lay_out
+from mim3d.engine.study.run import run_study, splits_of
 
 FILES = ("results.jsonl", "cases.jsonl", "pretraining.json", "plan.json", "study.json")
 BESIDE = {"pictures", "picture"}
@@ -194,6 +196,39 @@ def test_runs_of_which_no_encoder_is_known_are_made_anew(
     assert {row["pretraining_sha256"] for row in rows(alone) if row["arm"] == "simclr"} == {
         row["pretraining_sha256"] for row in rows(whole) if row["arm"] == "simclr"
     }
+
+
+@pytest.mark.parametrize("lost", ["the test", "the last evaluation", "the first"])
+def test_runs_whose_rows_were_cut_short_are_made_anew(
+    config: StudyConfig, whole: Path, alone: Path, capsys: pytest.CaptureFixture[str], lost: str
+) -> None:
+    def is_lost(row: Row) -> bool:
+        if row["arm"] != "scratch" or row["seed"] != 1:
+            return False
+        places = {"the test": ("test", 1), "the first": ("validation", 0)}
+        return (row["split"], row["step"]) == places.get(lost, ("validation", 1))
+
+    as_of_some(alone, lambda row: not is_lost(row) if "step" in row else True)
+    run_study(config, alone)
+    assert "1 run is made anew, for not all their rows are in results.jsonl: scratch" in (
+        capsys.readouterr().out
+    )
+    clocks = {"seconds", "cpu_seconds"}
+    found, expected = (
+        [{k: v for k, v in row.items() if k not in clocks} for row in rows(folder)]
+        for folder in (alone, whole)
+    )
+    assert found == expected
+
+
+def test_what_classes_were_learned_is_not_known_of_results_alone(
+    config: StudyConfig, alone: Path
+) -> None:
+    data = replace(config.data, targets="who.csv")
+    asked = replace(config, heads=("classify",), data=data)
+    corpus = Corpus.open(config.data.corpus)
+    with pytest.raises(ConfigError, match="of what table of targets they are: restore these"):
+        lay_out(asked, corpus, splits_of(config, corpus), alone)
 
 
 def test_an_encoder_given_by_path(config: StudyConfig, tmp_path: Path) -> None:
