@@ -302,6 +302,7 @@ def keep_remarks(plan: Row, laid: int, out: Path) -> None:
     about = read_json(out / STUDY) if (out / STUDY).exists() else {}
     date, line = (plan["about"].get(name, "?") for name in ("date", "machine_line"))
     origin = f"{runs(laid)} taken from the results of {date} ({line}), without their folders"
+    origin += "" if as_kept(out / CASES).exists() else f" and scores of single cases ({CASES})"
     found = {
         name: [note for note in about.get(name, []) if note not in plan.get(name, [])]
         for name in ("notes", "doubts")
@@ -347,6 +348,8 @@ def lines_of(laid: int, anew: dict[str, list[str]], out: Path) -> list[str]:
             f"{runs(laid)} taken from {as_kept(out / RESULTS)}, for there is no {out / 'cells'} "
             "(delete both to run all anew)"
         )
+    if laid and not as_kept(out / CASES).exists():
+        lines.append(f"of these the scores of single cases are lost, for there is no {out / CASES}")
     for why, keys in anew.items():
         more = f" and {len(keys) - 2} more" * (len(keys) > 2)
         lines.append(f"{runs(len(keys))} made anew, for {why}: {', '.join(keys[:2])}{more}")

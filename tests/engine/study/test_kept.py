@@ -123,6 +123,16 @@ def test_results_that_were_put_away_packed(
     assert f"8 runs are taken from {alone / 'results.jsonl.gz'}, for" in capsys.readouterr().out
 
 
+def test_scores_of_single_cases_that_are_lost_are_told(
+    config: StudyConfig, whole: Path, alone: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (alone / "cases.jsonl").unlink()
+    run_study(config, alone)
+    assert "the scores of single cases are lost" in capsys.readouterr().out
+    assert rows(alone) == rows(whole)
+    assert any("single cases (cases.jsonl)" in n for n in read_json(alone / "study.json")["notes"])
+
+
 def test_results_that_cannot_be_read_are_refused(config: StudyConfig, alone: Path) -> None:
     whole = gzip.compress((alone / "results.jsonl").read_bytes())
     (alone / "results.jsonl").unlink()
