@@ -1,7 +1,7 @@
 """Named recipes: functions that return the whole configuration of a pretraining run.
 
 `demo-*` train a tiny ViT in a minute on two CPU cores, so that all parts can be seen at work.
-`btcv-*` and `brats-*` are the settings of Chen et al. 2023, "Masked image modeling advances 3D
+`btcv-*` and `brats-*` are the settings of Chen et al. 2022, "Masked image modeling advances 3D
 medical image analysis" (WACV): ViT-B, crops of 96^3, patches of 16, mask ratio 0.75, L1 on raw
 voxels, a decoder 512 wide and 8 deep, AdamW; SimCLR is their contrastive control. `mae-vit-*` are
 plain starting points by size, `primus-*` and `resenc-*` the same for Primus and the U-Net,

@@ -154,7 +154,7 @@ def swin() -> StudyConfig:
 
 
 def paper() -> StudyConfig:
-    """Chen et al. 2023: ViT-B, 96^3, patch 16, mask ratio 0.75, UNETR; for a GPU."""
+    """Chen et al. 2022: ViT-B, 96^3, patch 16, mask ratio 0.75, UNETR; for a GPU."""
     return StudyConfig(
         name="paper",
         vit=ViTConfig(),

@@ -2,7 +2,7 @@
 
     mim3d  blocks.0.attn.qkv.weight, patch_embed.weight (a linear layer over patch rows)
     monai  blocks.0.mlp.linear1.weight, attn.out_proj, patch_embedding.*: MONAI's ViT and UNETR,
-           and the MAE of Chen et al. 2023 (MIM-Med3D), whose encoder is MONAI's
+           and the MAE of Chen et al. 2022 (MIM-Med3D), whose encoder is MONAI's
     timm   blocks.0.mlp.fc1.weight, patch_embed.proj.* (a 3D convolution), pos_embed with a class
            token before it; q_bias, v_bias and gamma_1 as BEiT has them (MIM-Med3D's SimMIM)
 
