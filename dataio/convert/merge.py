@@ -17,6 +17,13 @@ from mim3d.dataio.convert.upkeep import check_manifest_lines
 from mim3d.dataio.convert.volume_ids import safe_id, short_hash
 from mim3d.dataio.corpus.arrays import expected_keys
 from mim3d.dataio.corpus.conversion import Conversion
+from mim3d.dataio.corpus.history import (
+    Barred,
+    Event,
+    history_text,
+    parse_history,
+    removed_before,
+)
 from mim3d.dataio.corpus.manifest import VolumeRecord, read_manifest
 from mim3d.dataio.corpus.names import OWN
 from mim3d.dataio.corpus.root import recipe_of
@@ -28,42 +35,124 @@ from mim3d.dataio.storage.store import LocalStore, store_error
 
 @dataclass(frozen=True)
 class Merged:
-    """Volumes by the corpus they came from, those already there, and subjects renamed apart."""
+    """Volumes by the corpus they came from, those already there, and subjects renamed apart.
+
+    `left_out` says what was removed on request, and therefore is not taken.
+    """
 
     volumes: dict[str, int]
     n_known: int
     renamed: tuple[str, ...]
+    left_out: tuple[str, ...] = ()
 
 
 def merge(corpora: Sequence[str | Path], destination: str | Path) -> Merged:
     """Make one corpus of several on the same file system; one that exists gets what it lacks.
 
     Ids and subjects that occur in several corpora get the name of theirs in front: the same name
-    need not be the same person. CorpusError where corpora were made with other options, lie in a
-    bucket or on another file system, or where the manifest of one is damaged.
+    need not be the same person. What was removed on request from the destination or from a part
+    stays out, by its name and by its files, and the destination's history tells of it from then on.
+    CorpusError where corpora were made with other options, name one number of a label otherwise,
+    lie in a bucket or on another file system, or where the manifest of one is damaged.
     """
     names = corpus_names([str(corpus) for corpus in corpora], str(destination))
     conversion = common_recipe(corpora)
     listed = {name: read_manifest(Path(c)) for name, c in zip(names, corpora, strict=True)}
     clashes = shared([{r.subject for r in records} for records in listed.values()])
     doubled = shared([{r.id.casefold() for r in records} for records in listed.values()])
+    refuse_other_classes(listed)
     store = LocalStore(destination)
     volumes: dict[str, int] = {}
+    left_out: list[str] = []
     n_known = 0
     with store.lock():
         writer = CorpusWriter(store, conversion)
         writer.open()
+        refuse_other_classes({str(destination): [*writer.records.values()], **listed})
+        for name, corpus in zip(names, corpora, strict=True):
+            take_over(removals_of(corpus), name, listed, writer)
+        barred = Barred(writer.events)
+        there = {place(record) for record in writer.records.values()}
         for (name, records), corpus in zip(listed.items(), corpora, strict=True):
             for record in records:
                 made = renamed(record, name, clashes, doubled)
-                if same_voxels(writer.records.get(made.id), made):
+                if same_voxels(writer.records.get(made.id), made) or place(made) in there:
                     n_known += 1
+                    continue
+                if event := barred.event(
+                    subject=made.subject, paths=made.sources, files=made.source_hash
+                ):
+                    left_out.append(f"{corpus}: {removed_before(made.subject, event, store.url)}")
                     continue
                 link_volume(Path(corpus), record, store, made.id)
                 writer.take([made], [])
                 volumes[name] = volumes.get(name, 0) + 1
+        left_out += still_there(writer, barred)
         writer.close(set())
-    return Merged(volumes, n_known, tuple(sorted(clashes)))
+    return Merged(volumes, n_known, tuple(sorted(clashes)), tuple(left_out))
+
+
+def removals_of(corpus: str | Path) -> list[Event]:
+    """What was removed on request from a part, and not readmitted there."""
+    return Barred(parse_history(history_text(LocalStore(corpus)))).events
+
+
+def take_over(
+    events: Sequence[Event],
+    corpus: str,
+    listed: dict[str, list[VolumeRecord]],
+    writer: CorpusWriter,
+) -> None:
+    """Let the destination know what was removed from a part.
+
+    A name that another part has too is another person's there: then the name gets the part's in
+    front, and files alone tell who was meant.
+    """
+    others = [r for name, records in listed.items() if name != corpus for r in records]
+    subjects, ids = {r.subject for r in others}, {r.id for r in others}
+    for event in events:
+        known = replace(
+            event,
+            subjects=tuple(f"{corpus}/{s}" if s in subjects else s for s in event.subjects),
+            volumes=tuple(f"{corpus}_{v}" if v in ids else v for v in event.volumes),
+        )
+        if known not in writer.events:
+            writer.add_event(known)
+
+
+def still_there(writer: CorpusWriter, barred: Barred) -> list[str]:
+    """Volumes of an earlier merge whose person was removed from a part since."""
+    found = []
+    for record in writer.records.values():
+        event = barred.event(subject=record.subject, paths=record.sources, files=record.source_hash)
+        if event is not None:
+            corpus = writer.store.url
+            found.append(
+                f"{record.id} was removed from a part on {event.time[:10]} and is still in "
+                f"{corpus}: `mim3d remove {corpus} --volume {record.id}` takes it out"
+            )
+    return found
+
+
+def place(record: VolumeRecord) -> tuple[object, ...]:
+    """What knows a volume again under another name: its files and its shards."""
+    shards = (record.shard_sha256, *(label.shard_sha256 for label in record.labels))
+    return (tuple(record.sources), tuple(record.source_hash), record.frame, shards)
+
+
+def refuse_other_classes(listed: dict[str, list[VolumeRecord]]) -> None:
+    """CorpusError where a number of a label has one name in a corpus and another in the next."""
+    known: dict[tuple[str, str], tuple[str, str]] = {}
+    for corpus, records in listed.items():
+        for label in (label for record in records for label in record.labels):
+            for number, name in (label.class_names or {}).items():
+                other, first = known.setdefault((label.name, str(number)), (name, corpus))
+                if other.strip().casefold() != name.strip().casefold():
+                    raise CorpusError(
+                        f"label {label.name}: {number} is {other!r} in {first} and {name!r} in "
+                        f"{corpus}: keep them apart, or convert one of them anew with the "
+                        "numbers and names of the other"
+                    )
 
 
 def corpus_names(corpora: Sequence[str], destination: str) -> list[str]:
@@ -78,6 +167,14 @@ def corpus_names(corpora: Sequence[str], destination: str) -> list[str]:
             )
         if not os.path.isdir(corpus) and corpus != destination:  # noqa: PTH112
             raise CorpusError(f"{corpus}: no such folder; `mim3d convert SRC {corpus}` makes one")
+    places = [Path(corpus).resolve() for corpus in corpora]
+    if twice := [corpus for corpus, n in Counter(places).items() if n > 1]:
+        raise CorpusError(f"{twice[0]}: is named twice; name each corpus once")
+    if Path(destination).resolve() in places:
+        raise CorpusError(
+            f"{destination}: is one of the corpora to be merged, which stay as they are; name "
+            "another folder with --into"
+        )
     names = [safe_id(Path(corpus).resolve().name.removesuffix(".zarr")) for corpus in corpora]
     twice = {name for name, n in Counter(map(str.casefold, names)).items() if n > 1}
     return [

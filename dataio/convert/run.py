@@ -13,7 +13,7 @@ from mim3d.dataio.convert.pool import run_jobs
 from mim3d.dataio.convert.volume_ids import unique_ids
 from mim3d.dataio.corpus.arrays import missized, stored_arrays
 from mim3d.dataio.corpus.conversion import Conversion, Rerun
-from mim3d.dataio.corpus.history import Barred, removal
+from mim3d.dataio.corpus.history import Barred, Event, removal, removed_before
 from mim3d.dataio.corpus.manifest import VolumeRecord
 from mim3d.dataio.corpus.writer import CorpusWriter
 from mim3d.dataio.errors import CorpusError, Rejection
@@ -119,16 +119,14 @@ class Run:
         kept, rejections = [], []
         for source in sources:
             subject = source.subject or source.id
-            if when := self._barred.when(subject=subject, paths=source.images):
-                rejections.append(self._removed(source.images[0], subject, when))
+            if event := self._barred.event(subject=subject, paths=source.images):
+                rejections.append(self._removed(source.images[0], subject, event))
             else:
                 kept.append(source)
         return kept, rejections
 
-    def _removed(self, path: str, name: str, when: str) -> Rejection:
-        corpus = self.writer.store.url
-        detail = f"{name!r} was removed on {when}; `mim3d remove {corpus} --readmit NAME`"
-        return Rejection(path, "removed", f"{detail} lets what was removed by that name in again")
+    def _removed(self, path: str, name: str, event: Event) -> Rejection:
+        return Rejection(path, "removed", removed_before(name, event, self.writer.store.url))
 
     def _job_of(self, rerun: Rerun) -> Callable[[Source, str, Group], Job]:
         """What makes a job; of a bucket's volumes one listing tells the sizes."""
@@ -188,11 +186,11 @@ class Run:
     def _without_moved(self, result: JobResult) -> JobResult:
         """The result, unless a new source has the content of one that was removed."""
         hashes = [hash for record in result.records for hash in record.source_hash]
-        if result.stale or not (when := self._barred.when(files=hashes)):
+        if result.stale or not (event := self._barred.event(files=hashes)):
             return result
         for record in result.records:
             self.writer.store.delete(record.id)
-        removed = self._removed(result.records[0].sources[0], result.id, when)
+        removed = self._removed(result.records[0].sources[0], result.id, event)
         return replace(result, records=(), rejections=(*result.rejections, removed))
 
     def _rejections_of(self, result: JobResult) -> list[Rejection]:

@@ -62,6 +62,18 @@ def removal(kind: Kind, records: Iterable[VolumeRecord], subjects: Iterable[str]
     )
 
 
+def removed_before(name: str, event: Event, corpus: str) -> str:
+    """Why something is left out, and how it is let in: by a name that was removed, which may be
+    another one where a file of the same content was."""
+    names = [*event.subjects, *(volume for volume in event.volumes if not event.subjects)]
+    known = name if name in event.names else next(iter(names), name)
+    other = "" if known == name else f" is a file of {known!r}, which"
+    return (
+        f"{name!r}{other} was removed on {event.time[:10]}; `mim3d remove {corpus} --readmit "
+        f"{known}` lets what was removed by that name in again"
+    )
+
+
 def now() -> str:
     """The time in UTC, to the second."""
     return datetime.now(UTC).isoformat(timespec="seconds")
@@ -136,8 +148,15 @@ class Barred:
         self, *, subject: str = "", paths: Collection[str] = (), files: Collection[str] = ()
     ) -> str:
         """When something was removed that this is of; empty where nothing was."""
+        event = self.event(subject=subject, paths=paths, files=files)
+        return "" if event is None else event.time[:10]
+
+    def event(
+        self, *, subject: str = "", paths: Collection[str] = (), files: Collection[str] = ()
+    ) -> Event | None:
+        """The removal that this is of; None where nothing was removed."""
         hashes = {path_hash(path) for path in paths}
         for event in self.events:
             if subject in event.subjects or hashes & {*event.paths} or {*files} & {*event.files}:
-                return event.time[:10]
-        return ""
+                return event
+        return None

@@ -140,6 +140,9 @@ def _manifest(store: Store, problems: list[Problem]) -> list[VolumeRecord]:
     if text and not text.endswith(b"\n"):
         detail = f"ends within a line: a conversion was interrupted; {CONVERT}"
         problems.append(Problem(MANIFEST, "torn-line", detail))
+    if not text and any(key.endswith("/0/zarr.json") for key in store.sizes()):
+        detail = f"is empty, and volumes lie beside it; {CONVERT}"
+        problems.append(Problem(MANIFEST, "torn-line", detail))
     records, damaged = intact_records(text)
     problems += [Problem(MANIFEST, "bad-line", str(error)) for error in damaged]
     if store.exists(own_key(store, REPLACING)):

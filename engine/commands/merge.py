@@ -41,5 +41,7 @@ def main(words: list[str]) -> Outcome:
             f"{len(done.renamed)} subjects of several corpora were told apart: {names}",
             markup=False,
         )
+    for line in done.left_out:
+        console.print(f"warning: {line}", markup=False)
     figures = {"added": done.volumes, "known": done.n_known, "renamed": list(done.renamed)}
-    return Outcome(figures)
+    return Outcome(figures | {"left_out": list(done.left_out)}, lost=len(done.left_out))

@@ -168,6 +168,15 @@ def test_many_damages_are_mended_by_what_is_advised(place, tmp_path_factory, che
     check(place, tmp_path_factory.mktemp("c"), data)
 
 
+def test_an_emptied_manifest_is_mended_by_what_is_advised(place, copy):
+    whole, manifest = content(copy), copy / "mim3d" / MANIFEST
+    manifest.write_bytes(b"")
+    (problem,) = [p for p in verify(copy).problems if p.where == MANIFEST]
+    assert problem.detail.startswith("is empty, and volumes lie beside it; run the same")
+    follow(problem.detail, copy, place / "raw")
+    assert verify(copy).problems == () and content(copy) == whole
+
+
 @pytest.mark.parametrize("key", ["v1/0/zarr.json", "v1/labels.seg/zarr.json"])
 @pytest.mark.parametrize("way", ["convert", "mend"])
 def test_damaged_metadata_is_found_by_a_plain_rerun(place, copy, key, way):

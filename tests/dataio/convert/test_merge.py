@@ -116,3 +116,118 @@ def test_what_cannot_be_merged_is_told(parts, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr("mim3d.dataio.convert.merge.os.link", link)
     with pytest.raises(CorpusError, match="on the same file system"):
         merge(parts, tmp_path / "y.zarr")
+
+
+def subjects_of(corpus: Path) -> list[str]:
+    return [record.subject for record in Corpus.open(corpus).records]
+
+
+def merged(*words: str) -> int:
+    return main(["merge", *words])
+
+
+def test_who_was_removed_does_not_come_back_by_a_merge(parts, tmp_path, capsys):
+    into = str(tmp_path / "all.zarr")
+    words = (*map(str, parts), "--into", into)
+    assert merged(*words) == 0
+    assert main(["remove", into, "--subject", "p3"]) == 0
+    capsys.readouterr()
+    assert merged(*words) == 3
+    out = capsys.readouterr().out
+    assert "'p3' was removed on" in out and f"`mim3d remove {into} --readmit p3`" in out
+    assert "p3" not in subjects_of(Path(into))
+    assert main(["remove", into, "--readmit", "p3"]) == 0
+    assert merged(*words) == 0
+    assert "p3" in subjects_of(Path(into))
+
+
+def test_who_was_removed_from_a_part_stays_out_of_the_whole(parts, tmp_path, capsys):
+    into = tmp_path / "all.zarr"
+    copy = tmp_path / "c" / "another.nii.gz"
+    copy.parent.mkdir()
+    copy.write_bytes((tmp_path / "a" / "v1.nii.gz").read_bytes())
+    convert([Source("again", (str(copy),), subject="q")], tmp_path / "c.zarr", workers=1)
+    assert main(["remove", str(parts[0]), "--subject", "p1"]) == 0
+    assert merged(*map(str, parts), str(tmp_path / "c.zarr"), "--into", str(into)) == 3
+    assert {"q", "p1"}.isdisjoint(subjects_of(into))
+    out = capsys.readouterr().out
+    assert "'q' is a file of 'p1', which was removed on" in out
+    again = Source("v1", (str(tmp_path / "a" / "v1.nii.gz"),), subject="p1")
+    report = convert([again], into, workers=1)
+    assert [r.code for r in report.rejections] == ["removed"]
+    assert "p1" not in subjects_of(into)
+    assert main(["remove", str(into), "--readmit", "p1"]) == 0  # as the line says
+    assert merged(*map(str, parts), str(tmp_path / "c.zarr"), "--into", str(into)) == 0
+    assert "q" in subjects_of(into)
+
+
+def test_a_name_of_two_parts_bars_the_one_who_was_removed_alone(parts, tmp_path):
+    """p2 is another person in the third part, with a scan of their own."""
+    path, into = tmp_path / "other.nii.gz", tmp_path / "all.zarr"
+    nib.save(nib.Nifti1Image(anatomy_like((30, 26, 28), 77), np.eye(4)), path)
+    convert([Source("v2", (str(path),), subject="p2")], tmp_path / "other.zarr", workers=1)
+    assert main(["remove", str(parts[0]), "--subject", "p2"]) == 0
+    assert merged(str(parts[0]), str(tmp_path / "other.zarr"), "--into", str(into)) == 0
+    assert sorted(subjects_of(into)) == ["p0", "p1", "p2"]
+
+
+def test_who_is_removed_from_a_part_later_is_told_with_what_takes_them_out(parts, tmp_path, capsys):
+    into = str(tmp_path / "all.zarr")
+    words = (*map(str, parts), "--into", into)
+    assert merged(*words) == 0
+    assert main(["remove", str(parts[1]), "--subject", "p3"]) == 0
+    capsys.readouterr()
+    assert merged(*words) == 3
+    out = capsys.readouterr().out
+    assert f"`mim3d remove {into} --volume v3` takes it out" in out
+    assert out.count("warning:") == 1
+    assert main(["remove", into, "--volume", "v3"]) == 0
+    assert merged(*words) == 0
+    assert "p3" not in subjects_of(Path(into))
+
+
+def test_a_part_more_brings_nothing_twice(parts, tmp_path, capsys):
+    """With `more`, v0 and p0 are names of two corpora, which they were not before."""
+    into, more = tmp_path / "all.zarr", made(tmp_path, "more", range(10, 11))
+    other = made(tmp_path / "x", "other", range(1))
+    merge([parts[0], more], into)
+    before = subjects_of(into)
+    assert merged(str(parts[0]), str(more), str(other), "--into", str(into)) == 0
+    assert "1 volumes of other added, 4 already there" in capsys.readouterr().out
+    assert sorted(subjects_of(into)) == sorted([*before, "other/p0"])
+
+
+def test_a_corpus_twice_and_a_destination_that_is_a_part_are_refused(parts, tmp_path, capsys):
+    before = [content(part) for part in parts]
+    (tmp_path / "link").symlink_to(parts[0])
+    assert merged(str(parts[0]), str(tmp_path / "link"), "--into", str(tmp_path / "x.zarr")) == 2
+    assert f"{parts[0]}: is named twice" in capsys.readouterr().err
+    assert merged(*map(str, parts), "--into", str(tmp_path / "link")) == 2
+    assert "is one of the corpora to be merged" in capsys.readouterr().err
+    assert [content(part) for part in parts] == before
+    assert not (tmp_path / "x.zarr").exists()
+
+
+def test_a_number_of_two_names_is_refused(parts, tmp_path, capsys):
+    def named(name: str, seed: int, classes: dict[int, str]) -> Path:
+        folder = tmp_path / name
+        made(tmp_path / "m", name, range(seed, seed + 1))
+        source = tmp_path / "m" / name
+        labels = {"seg": str(source / f"l{seed}.nii.gz")}
+        images = (str(source / f"v{seed}.nii.gz"),)
+        scan = Source(name, images, labels, subject=name, class_names={"seg": classes})
+        convert([scan], folder, workers=1)
+        return folder
+
+    liver, tumour = named("liver", 21, {1: "liver"}), named("tumour", 23, {1: "tumour"})
+    into = tmp_path / "x.zarr"
+    assert merged(str(liver), str(tumour), "--into", str(into)) == 2
+    assert f"label seg: 1 is 'liver' in {liver.name}" in capsys.readouterr().err
+    assert not into.exists()
+    merge([liver, parts[0]], into)
+    before = content(into)
+    assert merged(str(parts[0]), str(tumour), "--into", str(into)) == 2
+    assert "1 is 'liver' in" in capsys.readouterr().err
+    assert content(into) == before
+    same = named("Liver2", 25, {1: "Liver"})
+    assert merged(str(liver), str(same), "--into", str(tmp_path / "y.zarr")) == 0
