@@ -25,7 +25,7 @@ from mim3d.dataio.corpus.history import (
     removed_before,
 )
 from mim3d.dataio.corpus.manifest import VolumeRecord, read_manifest
-from mim3d.dataio.corpus.names import OWN
+from mim3d.dataio.corpus.names import MANIFEST, OWN, own_file
 from mim3d.dataio.corpus.root import recipe_of
 from mim3d.dataio.corpus.writer import CorpusWriter
 from mim3d.dataio.errors import CorpusError
@@ -49,18 +49,22 @@ class Merged:
 def merge(corpora: Sequence[str | Path], destination: str | Path) -> Merged:
     """Make one corpus of several on the same file system; one that exists gets what it lacks.
 
-    Ids and subjects that occur in several corpora get the name of theirs in front: the same name
-    need not be the same person. What was removed on request from the destination or from a part
-    stays out, by its name and by its files, and the destination's history tells of it from then on.
-    CorpusError where corpora were made with other options, name one number of a label otherwise,
-    lie in a bucket or on another file system, or where the manifest of one is damaged.
+    Ids and subjects that occur in several corpora, or in the destination from another one, get the
+    name of theirs in front: the same name need not be the same person. A name once given stays.
+    What was removed on request from the destination or from a part stays out, by its name and by
+    its files, and the destination's history tells of it from then on. CorpusError where corpora
+    were made with other options, name one number of a label otherwise, lie in a bucket or on
+    another file system, or where the manifest of one is damaged.
     """
     names = corpus_names([str(corpus) for corpus in corpora], str(destination))
     conversion = common_recipe(corpora)
     listed = {name: read_manifest(Path(c)) for name, c in zip(names, corpora, strict=True)}
+    there = own_file(destination, MANIFEST).exists()
+    refuse_other_classes(
+        {**({str(destination): read_manifest(Path(destination))} if there else {}), **listed}
+    )
     clashes = shared([{r.subject for r in records} for records in listed.values()])
     doubled = shared([{r.id.casefold() for r in records} for records in listed.values()])
-    refuse_other_classes(listed)
     store = LocalStore(destination)
     volumes: dict[str, int] = {}
     left_out: list[str] = []
@@ -68,17 +72,25 @@ def merge(corpora: Sequence[str | Path], destination: str | Path) -> Merged:
     with store.lock():
         writer = CorpusWriter(store, conversion)
         writer.open()
-        refuse_other_classes({str(destination): [*writer.records.values()], **listed})
         for name, corpus in zip(names, corpora, strict=True):
             take_over(removals_of(corpus), name, listed, writer)
         barred = Barred(writer.events)
-        there = {place(record) for record in writer.records.values()}
+        present = list(writer.records.values())
+        subjects = {record.subject for record in present}
+        taken = {record.id.casefold() for record in present} | doubled
         for (name, records), corpus in zip(listed.items(), corpora, strict=True):
+            found = known_again(name, records, present, doubled)
+            people = {r.subject: found[r.id].subject for r in records if r.id in found}
+            apart = {r.subject for r in records if r.subject in subjects} - {*people}
+            clashes |= apart
             for record in records:
-                made = renamed(record, name, clashes, doubled)
-                if same_voxels(writer.records.get(made.id), made) or place(made) in there:
+                known = found.get(record.id)
+                if known is not None and shards_of(known) == shards_of(record):
                     n_known += 1
                     continue
+                made = renamed(record, name, clashes, taken)
+                subject = people.get(record.subject, made.subject)
+                made = replace(made, subject=subject, id=known.id if known else made.id)
                 if event := barred.event(
                     subject=made.subject, paths=made.sources, files=made.source_hash
                 ):
@@ -86,10 +98,40 @@ def merge(corpora: Sequence[str | Path], destination: str | Path) -> Merged:
                     continue
                 link_volume(Path(corpus), record, store, made.id)
                 writer.take([made], [])
+                taken.add(made.id.casefold())
                 volumes[name] = volumes.get(name, 0) + 1
         left_out += still_there(writer, barred)
         writer.close(set())
     return Merged(volumes, n_known, tuple(sorted(clashes)), tuple(left_out))
+
+
+def known_again(
+    name: str, records: Sequence[VolumeRecord], present: Sequence[VolumeRecord], doubled: set[str]
+) -> dict[str, VolumeRecord]:
+    """By its id in a part, the volume of the destination that each is, under whatever name.
+
+    One is known by its files, where the destination has them twice by its voxels or its name; or
+    by its name with the same voxels, where the files were moved. An id of several parts is no name.
+    """
+    by_files: dict[tuple[object, ...], list[VolumeRecord]] = {}
+    by_id = {record.id: record for record in present}
+    for record in present:
+        by_files.setdefault((record.sources, record.frame), []).append(record)
+    found: dict[str, VolumeRecord] = {}
+    for record in records:
+        own = [f"{name}_{record.id}", *([record.id] * (record.id.casefold() not in doubled))]
+        of_files = by_files.get((record.sources, record.frame), [])
+        named = [by_id[id] for id in own if id in by_id]
+        same = [r for r in [*of_files, *named] if shards_of(r) == shards_of(record)]
+        changed = [r for r in of_files if r.id in {*own, record.id}]
+        if known := next(iter([*same, *changed]), None):
+            found[record.id] = known
+    return found
+
+
+def shards_of(record: VolumeRecord) -> list[str]:
+    """Hashes of a volume's shards."""
+    return [record.shard_sha256, *(label.shard_sha256 for label in record.labels)]
 
 
 def removals_of(corpus: str | Path) -> list[Event]:
@@ -134,20 +176,15 @@ def still_there(writer: CorpusWriter, barred: Barred) -> list[str]:
     return found
 
 
-def place(record: VolumeRecord) -> tuple[object, ...]:
-    """What knows a volume again under another name: its files and its shards."""
-    shards = (record.shard_sha256, *(label.shard_sha256 for label in record.labels))
-    return (tuple(record.sources), tuple(record.source_hash), record.frame, shards)
-
-
 def refuse_other_classes(listed: dict[str, list[VolumeRecord]]) -> None:
     """CorpusError where a number of a label has one name in a corpus and another in the next."""
-    known: dict[tuple[str, str], tuple[str, str]] = {}
+    known: dict[tuple[str, int], tuple[str, str]] = {}
     for corpus, records in listed.items():
         for label in (label for record in records for label in record.labels):
-            for number, name in (label.class_names or {}).items():
-                other, first = known.setdefault((label.name, str(number)), (name, corpus))
-                if other.strip().casefold() != name.strip().casefold():
+            for number, name in label.class_names.items():
+                other, first = known.setdefault((label.name, number), (name, corpus))
+                alike = other.strip().casefold() == name.strip().casefold()
+                if first != corpus and not alike:
                     raise CorpusError(
                         f"label {label.name}: {number} is {other!r} in {first} and {name!r} in "
                         f"{corpus}: keep them apart, or convert one of them anew with the "
@@ -207,24 +244,16 @@ def shared(sets: Sequence[set[str]]) -> set[str]:
     return {name for name, n in Counter(name for each in sets for name in each).items() if n > 1}
 
 
-def renamed(
-    record: VolumeRecord, corpus: str, clashes: set[str], doubled: set[str]
-) -> VolumeRecord:
+def renamed(record: VolumeRecord, corpus: str, clashes: set[str], taken: set[str]) -> VolumeRecord:
     """The record under the id and subject it gets; `group` is the corpus, and within it the
     data set that it was of."""
-    id = f"{corpus}_{record.id}" if record.id.casefold() in {*doubled, OWN} else record.id
+    id = f"{corpus}_{record.id}" if record.id.casefold() in {*taken, OWN} else record.id
+    if id.casefold() in taken:
+        id = f"{id}-{short_hash(record.sources[0])}"
     subject = f"{corpus}/{record.subject}" if record.subject in clashes else record.subject
     is_named = record.group.split("/")[0] in ("", corpus)
     group = record.group or corpus if is_named else f"{corpus}/{record.group}"
     return replace(record, id=id, subject=subject, group=group)
-
-
-def same_voxels(known: VolumeRecord | None, record: VolumeRecord) -> bool:
-    """Whether a volume of the id is there, of the same shards."""
-    if known is None:
-        return False
-    hashes = [[r.shard_sha256, *(a.shard_sha256 for a in r.labels)] for r in (known, record)]
-    return hashes[0] == hashes[1]
 
 
 def link_volume(corpus: Path, record: VolumeRecord, store: LocalStore, id: str) -> None:

@@ -65,8 +65,7 @@ def removal(kind: Kind, records: Iterable[VolumeRecord], subjects: Iterable[str]
 def removed_before(name: str, event: Event, corpus: str) -> str:
     """Why something is left out, and how it is let in: by a name that was removed, which may be
     another one where a file of the same content was."""
-    names = [*event.subjects, *(volume for volume in event.volumes if not event.subjects)]
-    known = name if name in event.names else next(iter(names), name)
+    known = name if name in event.names else (event.subjects or event.volumes)[0]
     other = "" if known == name else f" is a file of {known!r}, which"
     return (
         f"{name!r}{other} was removed on {event.time[:10]}; `mim3d remove {corpus} --readmit "
@@ -143,13 +142,6 @@ class Barred:
                 self.events.append(event)
             elif event.kind == "readmitted":
                 self.events = [e for e in self.events if not e.names & event.names]
-
-    def when(
-        self, *, subject: str = "", paths: Collection[str] = (), files: Collection[str] = ()
-    ) -> str:
-        """When something was removed that this is of; empty where nothing was."""
-        event = self.event(subject=subject, paths=paths, files=files)
-        return "" if event is None else event.time[:10]
 
     def event(
         self, *, subject: str = "", paths: Collection[str] = (), files: Collection[str] = ()

@@ -1,8 +1,9 @@
 """Checking a corpus: every hash, every checksum, the manifest against the store, nothing extra."""
 
 import json
+import re
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
@@ -44,6 +45,7 @@ from mim3d.dataio.waiting import StalledError, asking_threads
 REPAIR = "`mim3d verify CORPUS --mend` makes the volume anew from its source"
 MEND = "`mim3d verify CORPUS --mend` mends it"
 CONVERT = "run the same `mim3d convert` again, which makes anew what it told of"
+FIRST = "run the same `mim3d convert` again, for the manifest is damaged, then verify again"
 OWN_FILES = (MANIFEST, QUARANTINE, SEEN, HISTORY, REPLACING, TABLE)
 
 
@@ -98,8 +100,17 @@ def verify(
     problems += _extra(store, records)
     if sources:
         problems += _sources(records, byte_budget)
+    if any(problem.where == MANIFEST for problem in problems):
+        problems = [without_mend(problem) for problem in problems]
     found = tuple(sorted(set(problems)))
     return Verification(len(records), counts[0], counts[1], found, tuple(damaged))
+
+
+def without_mend(problem: Problem) -> Problem:
+    """The same beside a damaged manifest: by that --mend makes what it mends, and refuses."""
+    return replace(
+        problem, detail=re.sub(r"`mim3d verify [^`]*--mend`[^;]*", FIRST, problem.detail)
+    )
 
 
 def _root(store: Store, records: Sequence[VolumeRecord], problems: list[Problem]) -> int:

@@ -32,7 +32,7 @@ from mim3d.engine.study.config import (
     read_plan,
 )
 from mim3d.engine.study.costs import CLOCK
-from mim3d.engine.study.origin import ORIGIN, SHOWN, origin_of, wanted_origin
+from mim3d.engine.study.origin import ORIGIN, SHOWN, few, origin_of, wanted_origin
 from mim3d.engine.study.plan import Cell, finetune_config, scored_cells, tuning_cells
 from mim3d.engine.training.corpus import corpus_sha256
 
@@ -150,12 +150,10 @@ def unlike(
     then, now = settings_of(plan["about"].get("config", {})), settings_of(plain(config))
     found = differences(then, now)
     hashes = plan["corpus_sha256"][:SHOWN], corpus_sha256(corpus)[:SHOWN]
-    dealt = plan["about"].get("splits", {})
     pairs = [("a corpus of sha256", *hashes)]
-    pairs += [
-        (f"{name} subjects", counted(dealt.get(name, ())), counted(getattr(splits, name)))
-        for name in ("train", "validation", "test")
-    ]
+    for name in ("train", "validation", "test"):
+        dealt = plan["about"].get("splits", {}).get(name, ()), getattr(splits, name)
+        pairs.append((f"{name} subjects", *map(people_in_words, dealt)))
     return found + [pair for pair in pairs if pair[1] != pair[2]]
 
 
@@ -166,7 +164,7 @@ def settings_of(config: Row) -> Row:
     return found | {"data": {name: value for name, value in data.items() if name != "corpus"}}
 
 
-def counted(subjects: Sequence[str]) -> str:
+def people_in_words(subjects: Sequence[str]) -> str:
     """How many subjects, and which as far as a hash tells them apart."""
     return f"{len(subjects)} (sha256 {json_sha256(sorted(subjects))[:6]})"
 
@@ -319,17 +317,15 @@ def kept_remarks(out: Path, name: str) -> list[str]:
 
 def vanished(plan: Row, finished: Collection[str], out: Path) -> list[str]:
     """That results of the last gathering are left out, for the folders of their runs are gone."""
-    before = grouped(read_jsonl(out / RESULTS)) if (out / RESULTS).exists() else {}
-    gone = [
-        key
-        for key, cell in plan["cells"].items()
-        if key not in finished and name_of(cell) in before
-    ]
+    open_cells = {key: cell for key, cell in plan["cells"].items() if key not in finished}
+    if not open_cells or not (out / RESULTS).exists():
+        return []
+    before = grouped(read_jsonl(out / RESULTS))
+    gone = [key for key, cell in open_cells.items() if name_of(cell) in before]
     if not gone:
         return []
-    more = f" and {len(gone) - 2} more" * (len(gone) > 2)
     return [
-        f"{len(gone)} result{'s' * (len(gone) > 1)} left out: {', '.join(gone[:2])}{more} "
+        f"{len(gone)} result{'s' * (len(gone) > 1)} left out: {few(gone)} "
         f"had one and no folder of theirs is in {out / 'cells'} any more; the study's own command "
         "runs them anew"
     ]
@@ -351,6 +347,5 @@ def lines_of(laid: int, anew: dict[str, list[str]], out: Path) -> list[str]:
     if laid and not as_kept(out / CASES).exists():
         lines.append(f"of these the scores of single cases are lost, for there is no {out / CASES}")
     for why, keys in anew.items():
-        more = f" and {len(keys) - 2} more" * (len(keys) > 2)
-        lines.append(f"{runs(len(keys))} made anew, for {why}: {', '.join(keys[:2])}{more}")
+        lines.append(f"{runs(len(keys))} made anew, for {why}: {few(keys)}")
     return lines

@@ -5,7 +5,7 @@ run that made it (None of an encoder given by path without its run). Cells of ea
 have none; of them only the pretraining that lies there now can be checked.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from mim3d.dataio.corpus.names import MANIFEST, own_file
@@ -204,10 +204,15 @@ def own_cells(plan: Row, keys: Iterable[str], out: Path) -> tuple[list[str], lis
 
 def foreign_note(why: str, arm: str, keys: list[str], out: Path) -> str:
     """What is left out of the results, why, and how to have it run."""
-    shown = ", ".join(str(out / "cells" / key) for key in keys[:2])
-    more = f" and {len(keys) - 2} more" if len(keys) > 2 else ""
+    shown = few([str(out / "cells" / key) for key in keys])
     runs = f"{len(keys)} result{'s' if len(keys) > 1 else ''}"
     return (
-        f"{runs} of {arm} left out: {why}. Delete {shown}{more}, and the pretraining where it is "
+        f"{runs} of {arm} left out: {why}. Delete {shown}, and the pretraining where it is "
         "of other settings, to run them anew with the same command; or choose another --out"
     )
+
+
+def few(names: Sequence[str]) -> str:
+    """The first two, and how many more there are."""
+    more = f" and {len(names) - 2} more" if len(names) > 2 else ""
+    return ", ".join(names[:2]) + more

@@ -252,6 +252,7 @@ def waits_for_nothing(config: StudyConfig, cell: Cell) -> bool:
 
 def pretrain_tasks(config: StudyConfig, splits: Splits, out: Path) -> list[PoolTask]:
     """Pretrainings as tasks; one that is gone, and all of whose cells are done, is not repeated."""
+    needed = awaited(config, out)
     return [
         PoolTask(
             f"pretraining {wanted.key}",
@@ -259,7 +260,7 @@ def pretrain_tasks(config: StudyConfig, splits: Splits, out: Path) -> list[PoolT
             (pretrain_config(config, wanted, splits), out / "pretrain" / wanted.key, config.device),
         )
         for wanted in pretrainings(config)
-        if wanted in awaited(config, out) or not is_kept(config, wanted, splits, out)
+        if wanted in needed or not is_kept(config, wanted, splits, out)
     ]
 
 

@@ -168,12 +168,21 @@ def test_many_damages_are_mended_by_what_is_advised(place, tmp_path_factory, che
     check(place, tmp_path_factory.mktemp("c"), data)
 
 
-def test_an_emptied_manifest_is_mended_by_what_is_advised(place, copy):
+@pytest.mark.parametrize("left", ["none", "nothing", "a line torn", "a line changed"])
+def test_beside_a_damaged_manifest_every_remedy_is_the_one_that_works(place, copy, left):
+    """--mend goes by the manifest, and refuses where that is damaged."""
     whole, manifest = content(copy), copy / "mim3d" / MANIFEST
-    manifest.write_bytes(b"")
-    (problem,) = [p for p in verify(copy).problems if p.where == MANIFEST]
-    assert problem.detail.startswith("is empty, and volumes lie beside it; run the same")
-    follow(problem.detail, copy, place / "raw")
+    text = manifest.read_bytes()
+    changed = {"nothing": b"", "a line torn": text[:-9], "a line changed": text.replace(b"1", b"2")}
+    manifest.write_bytes(changed[left]) if left in changed else manifest.unlink()
+    shard = copy / "v1/0/c.0.0.0"
+    shard.write_bytes(shard.read_bytes()[:-1])
+    problems = verify(copy).problems
+    assert {MANIFEST} < {problem.where for problem in problems}
+    for problem in problems:
+        assert "--mend" not in problem.detail, problem
+    assert main(["verify", str(copy), "--mend"]) == 2
+    follow(problems[0].detail, copy, place / "raw")
     assert verify(copy).problems == () and content(copy) == whole
 
 

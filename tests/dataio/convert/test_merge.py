@@ -231,3 +231,47 @@ def test_a_number_of_two_names_is_refused(parts, tmp_path, capsys):
     assert content(into) == before
     same = named("Liver2", 25, {1: "Liver"})
     assert merged(str(liver), str(same), "--into", str(tmp_path / "y.zarr")) == 0
+
+
+def test_a_later_merge_replaces_nobody_and_joins_no_two_people(parts, tmp_path):
+    """v2 and p2 of the later part are another scan of another person than those that are there."""
+    into, path = tmp_path / "all.zarr", tmp_path / "other.nii.gz"
+    merge([parts[0], made(tmp_path, "more", range(10, 11))], into)
+    before = {r.id: r.shard_sha256 for r in Corpus.open(into).records}
+    nib.save(nib.Nifti1Image(anatomy_like((30, 26, 28), 77), np.eye(4)), path)
+    convert([Source("v2", (str(path),), subject="p2")], tmp_path / "other.zarr", workers=1)
+    others = [tmp_path / "other.zarr", made(tmp_path, "last", range(12, 13))]
+    done = merge(others, into)
+    assert done.renamed == ("p2",) and done.volumes == {"other": 1, "last": 1}
+    found = {r.id: r for r in Corpus.open(into).records}
+    assert {id: found[id].shard_sha256 for id in before} == before
+    assert (found["v2"].subject, found["other_v2"].subject) == ("p2", "other/p2")
+    assert verify(into).problems == ()
+    again = merge(others, into)
+    assert (again.volumes, again.n_known) == ({}, 2)
+
+
+def test_a_name_once_given_stays_when_its_scan_is_converted_anew(parts, tmp_path):
+    """With b beside it v2 of a is a_v2 of a/p2; with another part beside it, it still is."""
+    into, path = tmp_path / "all.zarr", tmp_path / "a" / "v2.nii.gz"
+    merge(parts, into)
+    nib.save(nib.Nifti1Image(anatomy_like((30, 26, 28), 55), np.eye(4)), path)
+    convert([Source("v2", (str(path),), subject="p2")], parts[0], workers=1)
+    more = made(tmp_path, "more", range(10, 11))
+    assert merge([parts[0], more], into).volumes == {"a": 1, "more": 1}
+    found = {r.id: r for r in Corpus.open(into).records}
+    anew = next(r for r in Corpus.open(parts[0]).records if r.id == "v2")
+    assert found["a_v2"].shard_sha256 == anew.shard_sha256
+    assert found["a_v2"].subject == "a/p2" and "v2" not in found and len(found) == 7
+
+
+def test_two_names_of_a_number_in_one_corpus_do_not_stop_its_merge(parts, tmp_path):
+    """Nothing a merge makes worse; `in another corpus` would name the same one twice."""
+    folder = tmp_path / "both.zarr"
+    made(tmp_path / "m", "both", range(21, 24))
+    raw = tmp_path / "m" / "both"
+    for i, name in ((21, "liver"), (23, "tumour")):
+        labels = {"seg": str(raw / f"l{i}.nii.gz")}
+        scan = Source(f"w{i}", (str(raw / f"v{i}.nii.gz"),), labels, class_names={"seg": {1: name}})
+        convert([scan], folder, workers=1)
+    assert len(merge([folder, parts[0]], tmp_path / "x.zarr").volumes) == 2
