@@ -1,14 +1,17 @@
 """From a corpus and a configuration to what is sampled and how each crop is read."""
 
+from collections.abc import Collection
 from dataclasses import dataclass
 
 import numpy as np
 
-from mim3d.dataio.corpus.chunk_table import ChunkTable, label_arrays
+from mim3d.dataio.corpus.chunk_table import ChunkTable, choose_volumes, label_arrays
 from mim3d.dataio.errors import CorpusError
 from mim3d.dataio.geometry import Triple
 from mim3d.dataio.loader.config import LoaderConfig
-from mim3d.dataio.loader.sampler import Nodes, Sampler
+from mim3d.dataio.loader.sampler import Nodes, Sampler, volume_weights
+from mim3d.dataio.reader.corpus import Corpus
+from mim3d.dataio.reader.datasets import drawn
 from mim3d.dataio.reader.label_points import LabelPoints
 from mim3d.dataio.reader.normalisation import Intensities, intensities, largest
 from mim3d.dataio.reader.shard_reader import Flip, Request
@@ -106,6 +109,21 @@ def crop_job(
         replace_errors=config.on_error == "replace",
         weights=weights,
         weights_by_place=by_place,
+    )
+
+
+def volumes_drawn(
+    corpus: Corpus, config: LoaderConfig, subjects: Collection[str] | None
+) -> tuple[np.ndarray, np.ndarray | None]:
+    """Table rows that crops are drawn from and their weights (None: all alike), of these subjects.
+
+    Mim3dError where the subjects, the label, `where` or `shares` leave none, or name what is not
+    there.
+    """
+    table = corpus.table
+    return drawn(
+        *(corpus, choose_volumes(table, config.label, subjects), config.where, config.shares),
+        lambda rows: volume_weights(config.weighting, np.asarray(table.volumes)[rows]),
     )
 
 

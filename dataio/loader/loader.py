@@ -22,25 +22,21 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, NoReturn, Self
 
-import numpy as np
 import torch
 from torch.utils.data import IterableDataset
 
-from mim3d.dataio.corpus.chunk_table import choose_volumes
 from mim3d.dataio.device.device_fit import fitting_cache
 from mim3d.dataio.device.lanes import lanes_of
 from mim3d.dataio.errors import ChunkError, Mim3dError
 from mim3d.dataio.loader.batch import Batch, add_artefacts, add_noise, finish, label_or_weight
 from mim3d.dataio.loader.config import LoaderConfig
 from mim3d.dataio.loader.crop_source import RawBatch, ReadPlan
-from mim3d.dataio.loader.crop_spec import crop_job, make_sampler
+from mim3d.dataio.loader.crop_spec import crop_job, make_sampler, volumes_drawn
 from mim3d.dataio.loader.device_source import DeviceSource
-from mim3d.dataio.loader.sampler import volume_weights
 from mim3d.dataio.loader.source_choice import chunk_cache, make_source
 from mim3d.dataio.loader.state import run_order
 from mim3d.dataio.loader.view_graph import ViewGraph
 from mim3d.dataio.reader.corpus import Corpus, opened_corpus
-from mim3d.dataio.reader.datasets import drawn
 from mim3d.dataio.reader.shard_reader import ShardReader
 from mim3d.dataio.reader.voxel_weights import voxel_weights
 from mim3d.dataio.transforms.dali import DaliGraph, GraphSpec, feed_order
@@ -83,11 +79,7 @@ class Loader(IterableDataset[Batch]):
         self.corpus, shards = self._opened.enter_context(opened_corpus(corpus, config.limits))
         self.config, self.rank, self.world = config, rank, world
         table = self.corpus.table
-        rows = choose_volumes(table, config.label, subjects)
-        volumes, weights = drawn(
-            *(self.corpus, rows, config.where, config.shares),
-            lambda chosen: volume_weights(config.weighting, np.asarray(table.volumes)[chosen]),
-        )
+        volumes, weights = volumes_drawn(self.corpus, config, subjects)
         self.weights = voxel_weights(self.corpus, config.ignore, volumes)
         kept = fitting_cache(config.cache, table, volumes, self._labels)
         config = self.config = replace(config, cache=kept)

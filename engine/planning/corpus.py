@@ -7,10 +7,11 @@ import numpy as np
 
 from mim3d.dataio.device.device_fit import array_rows, makes_alike, unlike
 from mim3d.dataio.device.holdings import voxel_places
+from mim3d.dataio.loader.crop_spec import volumes_drawn
 from mim3d.dataio.reader.corpus import opened_corpus
-from mim3d.dataio.reader.datasets import chosen
 from mim3d.dataio.reader.voxel_weights import ignored_labels
 from mim3d.engine.pretrain.config import PretrainConfig
+from mim3d.engine.pretrain.data import choose_subjects
 from mim3d.engine.training.corpus import corpus_fit
 
 
@@ -21,7 +22,7 @@ class CorpusFacts:
     volumes: int
     stored_gb: float
     crops_per_volume: float
-    """In the whole run."""
+    """In the whole run, the mean where some are drawn more often than others."""
     bytes_per_voxel: float
     """As stored."""
     item_bytes: float
@@ -33,11 +34,14 @@ class CorpusFacts:
     doubts: tuple[str, ...]
     unlike: str = ""
     """In what they differ, so that a device that is asked to cannot keep them."""
+    of: int = 0
+    """Volumes of the whole corpus; 0 where all are drawn from."""
 
     def row(self) -> str:
         """In words."""
+        some = f" of {self.of}" if self.of else ""
         return (
-            f"{self.volumes} volumes of {' and '.join(self.dtypes)}, {self.stored_gb:.3g} GB "
+            f"{self.volumes}{some} volumes of {' and '.join(self.dtypes)}, {self.stored_gb:.3g} GB "
             f"stored ({self.bytes_per_voxel:.2g} bytes a voxel); {self.crops_per_volume:.0f} "
             "crops of each in the run"
         )
@@ -52,10 +56,12 @@ def corpus_facts(config: PretrainConfig) -> CorpusFacts:
     """Of the corpus that a configuration names; ConfigError where it cannot be trained on."""
     with opened_corpus(config.data.corpus) as (corpus, _):
         table = corpus.table
-        records = corpus.records
-        rows = np.array(chosen(records, config.data.loader.where, config.data.corpus), np.int64)
+        subjects = choose_subjects(config.data, config.seed).train
+        loader = config.data.loader_config(config.vit, config.method, 1, config.seed)
+        rows, _ = volumes_drawn(corpus, loader, subjects)
         fit = corpus_fit(table, config.vit, rows)
-        drawn = [records[row] for row in rows]
+        by_id = {record.id: record for record in corpus.records}
+        drawn = [by_id[table.volume_id(row)] for row in rows.tolist()]
         voxels = [float(math.prod(record.array_shape)) for record in drawn]
         decoded = sum(
             n * np.dtype(record.dtype).itemsize for n, record in zip(voxels, drawn, strict=True)
@@ -68,10 +74,8 @@ def corpus_facts(config: PretrainConfig) -> CorpusFacts:
                 f"{config.vit.crop_size} on some axis: padding is learned"
             )
         kept, differing = 0, ""
-        if config.data.loader.cache == "device":
-            labels = ignored_labels(
-                config.data.loader_config(config.vit, config.method, 1, 0).ignore
-            )
+        if loader.cache == "device":
+            labels = ignored_labels(loader.ignore)
             arrays = np.concatenate([*array_rows(table, rows, labels).values()])
             kept = voxel_places(table, arrays).nbytes
             differing = unlike(table, rows, labels)
@@ -90,4 +94,5 @@ def corpus_facts(config: PretrainConfig) -> CorpusFacts:
         dtypes=tuple(sorted({record.dtype for record in drawn})),
         doubts=tuple(doubts),
         unlike=differing,
+        of=table.n_volumes if table.n_volumes > fit.volumes else 0,
     )

@@ -11,6 +11,7 @@ from mim3d.bench.corpora import corpus_of
 from mim3d.dataio.device.device_fit import DeviceRoom
 from mim3d.dataio.errors import Mim3dError
 from mim3d.dataio.loader.config import LoaderConfig
+from mim3d.dataio.reader.corpus import opened_corpus
 from mim3d.engine.commands.arguments import UsageError
 from mim3d.engine.commands.plan import main
 from mim3d.engine.errors import ConfigError
@@ -183,6 +184,31 @@ def test_a_plan_names_its_devices_and_reads_the_corpus(tmp_path, capsys):
     assert outcome.figures["corpus"]["volumes"] == 4
     with pytest.raises(ConfigError, match=r"vit\.channels is 3"):
         main([*words, "--vit.channels", "3"])
+
+
+def test_a_plan_counts_the_volumes_that_pretraining_draws_from(tmp_path, capsys):
+    """Not the subjects held out, nor those of share 0: their bytes and dtypes do not count."""
+    corpus = make_corpus(tmp_path)
+    words = ["demo-mae", "--gpus", "1", "--data.corpus", str(corpus)]
+    with opened_corpus(corpus) as (opened, _):
+        subjects = sorted(record.subject for record in opened.records)
+    whole = main(words).figures["corpus"]
+    assert (whole["volumes"], whole["of"]) == (4, 0)
+    for chosen, n in (
+        (["--data.held-out", "0.25"], 3),
+        (["--data.held-out-subjects", *subjects[1:]], 1),
+        (["--data.subjects", *subjects[:2]], 2),
+    ):
+        capsys.readouterr()
+        found = main([*words, *chosen]).figures["corpus"]
+        assert (found["volumes"], found["of"]) == (n, 4)
+        assert f"corpus {n} of 4 volumes of" in told(capsys)
+        assert found["crops_per_volume"] == whole["crops_per_volume"] * 4 / n
+        assert found["stored_gb"] < whole["stored_gb"]
+    with pytest.raises(ConfigError, match="leaves 0 to train"):
+        main([*words, "--data.held-out-subjects", *subjects])
+    with pytest.raises(Mim3dError, match="nobody"):
+        main([*words, "--data.subjects", "nobody"])
 
 
 def test_a_step_shorter_than_its_host_takes_to_start_it_is_bound_by_the_host(tmp_path, capsys):
