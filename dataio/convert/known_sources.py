@@ -8,10 +8,13 @@ import os
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 
+from mim3d.dataio.convert.volume_ids import safe_id
 from mim3d.dataio.corpus.manifest import VolumeRecord
-from mim3d.dataio.errors import Rejection
-from mim3d.dataio.nifti.file import is_remote
+from mim3d.dataio.errors import Rejection, SourceError
+from mim3d.dataio.nifti.file import files_behind, is_remote
+from mim3d.dataio.nifti.merged import masks_of
 from mim3d.dataio.sources.source import Source
 
 Paths = tuple[str, ...]
@@ -186,9 +189,29 @@ def by_content(
             matched[source.paths] = contents[hashes[source.images]].pop()
 
 
+def parts_of(path: str) -> Paths:
+    """The files behind a source's path: two for a .hdr and .img pair, all of a merged label."""
+    if masks := masks_of(path):
+        return tuple(part for _, mask in masks for part in parts_of(mask))
+    try:
+        return files_behind(path)
+    except SourceError:
+        return (path,)
+
+
+def is_gone(path: str) -> bool:
+    """Whether a file of this machine is no more; objects in a bucket are not asked for."""
+    return not is_remote(path) and not all(Path(part).exists() for part in parts_of(path))
+
+
 def with_known_labels(source: Source, group: Group, named: set[str]) -> Source:
-    """The source with the labels its volume has, where it names none of its own."""
+    """The source with the labels its volume has, where it names none of its own; and with those
+    whose file is no more, which nobody could name: they are not lost without a word."""
     labels = {label.name: label.source for label in group[0].labels} if group else {}
-    if source.labels or not labels or named.intersection(labels.values()):
+    if source.labels:
+        own = set(map(safe_id, source.labels))
+        labels = {n: p for n, p in labels.items() if n not in own and p not in named and is_gone(p)}
+        return replace(source, labels={**source.labels, **labels}) if labels else source
+    if not labels or named.intersection(labels.values()):
         return source
     return replace(source, labels=labels)

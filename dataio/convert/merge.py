@@ -72,6 +72,7 @@ def merge(corpora: Sequence[str | Path], destination: str | Path) -> Merged:
     with store.lock():
         writer = CorpusWriter(store, conversion)
         writer.open()
+        writer.refuse_unlisted()
         for name, corpus in zip(names, corpora, strict=True):
             take_over(removals_of(corpus), name, listed, writer)
         barred = Barred(writer.events)

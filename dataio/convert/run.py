@@ -29,8 +29,9 @@ Runner = Callable[[Sequence[Job], int], Iterator[JobResult]]
 class ConversionReport:
     """What a run did; sizes in bytes, `bytes_in` as the files are, `voxel_bytes` decoded.
 
-    `mended` are volumes that were damaged and were made anew, in words; `gone` sources that are no
-    more while their volumes are still there; `n_removed` volumes that were taken out.
+    `mended` are volumes that were damaged and were made anew, in words; `changed` files whose
+    content is another than before, so that their volumes were converted anew; `gone` sources that
+    are no more while their volumes are still there; `n_removed` volumes that were taken out.
     `records` is all that the corpus holds now, by id.
     """
 
@@ -45,6 +46,7 @@ class ConversionReport:
     rejections: tuple[Rejection, ...] = field(default=())
     mended: tuple[str, ...] = ()
     gone: tuple[str, ...] = ()
+    changed: tuple[str, ...] = ()
     n_removed: int = 0
     records: tuple[VolumeRecord, ...] = field(default=())
 
@@ -91,6 +93,7 @@ class Run:
         """A job per source with its id and what is known of it, then one per volume that is none
         of theirs; repeated sources are rejected."""
         writer = self.writer
+        writer.set_aside()
         hashes_of = hashes_by(self.runner, self.workers, writer.store, writer.conversion)
         sources, barred = self._without_removed(sources)
         found = recognise(sources, writer.records.values(), hashes_of)
@@ -141,6 +144,7 @@ class Run:
                 look="all" if rerun.verify else "small" if sizes is None else "none",
                 damage=missized_among(group, sizes),
                 seen=known,
+                accept_losses=rerun.accept_losses,
             )
 
         return job
@@ -180,7 +184,7 @@ class Run:
         if result.damage:
             self.writer.damaged.update(result.stale)
             left = {id: self.writer.store.sizes(id) for id in result.stale}
-            self.writer.remove([id for id in result.stale if not left[id]])
+            self.writer.remove([id for id in result.stale if not left[id] and not result.refused])
         self.writer.take(result.records, result.stale)
 
     def _without_moved(self, result: JobResult) -> JobResult:
@@ -194,9 +198,13 @@ class Run:
         return replace(result, records=(), rejections=(*result.rejections, removed))
 
     def _rejections_of(self, result: JobResult) -> list[Rejection]:
-        if not result.damage or any(map(self.writer.store.sizes, result.stale)):
+        is_left = result.refused or any(map(self.writer.store.sizes, result.stale))
+        if not result.damage or is_left:
             return list(result.rejections)
-        detail = "nothing is left of its folder, and its source cannot make it anew"
+        detail = (
+            "nothing is left of its folder, and its source cannot make it anew: it is no more in "
+            "the corpus; bring the source back and convert it"
+        )
         return [
             Rejection(each.path, "lost", f"volume {result.id}: {detail}")
             for each in result.rejections
@@ -228,6 +236,7 @@ class Run:
             rejections=tuple(sorted(rejections)),
             mended=tuple(sorted(r.mended for r in self.results if r.mended)),
             gone=() if pruned else tuple(sorted(gone)),
+            changed=tuple(sorted(path for result in done for path in result.changed)),
             n_removed=n_removed,
             records=tuple(records[id] for id in sorted(records)),
         )

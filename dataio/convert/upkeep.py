@@ -15,24 +15,30 @@ from mim3d.dataio.corpus.manifest import VolumeRecord, intact_records
 from mim3d.dataio.corpus.names import MANIFEST, own_key
 from mim3d.dataio.corpus.quarantine import QUARANTINE, intact_rejections
 from mim3d.dataio.corpus.root import recipe_of
-from mim3d.dataio.corpus.writer import CorpusWriter
+from mim3d.dataio.corpus.writer import ASIDE, CorpusWriter
 from mim3d.dataio.errors import CorpusError, Rejection
 from mim3d.dataio.storage.store import Store, open_store
 
 
 def mend(
-    corpus: str | Path, damaged: Collection[str] = (), *, workers: int | None = None
+    corpus: str | Path,
+    damaged: Collection[str] = (),
+    *,
+    workers: int | None = None,
+    accept_losses: bool = False,
 ) -> ConversionReport:
     """Make volumes anew from the sources that the manifest tells of, and zarr.json, table and
     quarantine with them.
 
     `damaged` are ids found by reading everything (`inspect.verify`); what sizes, indexes and
-    metadata show is found here. CorpusError where the manifest itself is damaged, or nothing tells
-    how the corpus was made: only the same conversion mends that.
+    metadata show is found here. A volume stays as it is where a label's file is gone or a file is
+    another one than it was made of, unless told to `accept_losses`; the report's rejections tell
+    it. CorpusError where the manifest itself is damaged, or nothing tells how the corpus was made:
+    only the same conversion mends that.
     """
     with _writing(corpus) as writer:
         run = Run(writer, run_jobs, workers or usable_cpus())
-        jobs, _ = run.jobs([], Rerun())
+        jobs, _ = run.jobs([], Rerun(accept_losses=accept_losses))
         found = set(damaged)
         jobs = [
             replace(job, damage=job.damage or "damaged by what verify found")
@@ -40,7 +46,10 @@ def mend(
             else job
             for job in jobs
         ]
-        return run.carry_out(jobs, earlier_rejections(writer.store))
+        earlier = earlier_rejections(writer.store)
+        report = run.carry_out(jobs, {*earlier})
+        new = tuple(rejection for rejection in report.rejections if rejection not in earlier)
+        return replace(report, rejections=new)
 
 
 def remove(
@@ -52,13 +61,16 @@ def remove(
     CorpusError where a name is none of the corpus.
     """
     with _writing(corpus) as writer:
-        chosen = chosen_records(writer, set(subjects), set(volumes))
+        aside = {*filter(ASIDE.fullmatch, writer.store.folders())} & {*volumes}
+        chosen = chosen_records(writer, set(subjects), set(volumes) - aside)
         earlier = earlier_rejections(writer.store)
         writer.add_event(removal("removed", chosen, subjects))
         writer.remove({record.id for record in chosen})
+        for name in aside:
+            writer.store.delete(name)
         paths = {path for record in chosen for path in record.source_paths}
         writer.close({rejection for rejection in earlier if rejection.path not in paths})
-    return sorted(record.id for record in chosen)
+    return sorted([*(record.id for record in chosen), *aside])
 
 
 def readmit(corpus: str | Path, names: Collection[str]) -> None:
@@ -84,6 +96,7 @@ def _writing(corpus: str | Path) -> Iterator[CorpusWriter]:
         check_manifest_lines(store)
         writer = CorpusWriter(store, conversion)
         writer.open()
+        writer.refuse_unlisted()
         yield writer
 
 

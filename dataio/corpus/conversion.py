@@ -139,3 +139,6 @@ class Rerun:
     """Read every source, also those whose size and times say that they are unchanged."""
     prune: bool = False
     """Take out volumes whose sources are no more."""
+    accept_losses: bool = False
+    """Convert a volume anew also where it loses a label whose file is no more; without it such a
+    volume stays as it is, and is told."""

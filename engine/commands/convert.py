@@ -153,6 +153,9 @@ def show_upkeep(console: Console, report: "ConversionReport") -> None:
     if report.mended:
         console.print(f"{len(report.mended)} damaged volumes made anew:")
         show_some(console, report.mended)
+    if report.changed:
+        console.print(f"{len(report.changed)} files changed, their volumes were converted anew:")
+        show_some(console, report.changed)
     if report.n_removed:
         console.print(f"{report.n_removed} volumes removed")
     if report.gone:
