@@ -7,16 +7,25 @@ from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
+from mim3d.dataio.convert.known_sources import base_id
 from mim3d.dataio.convert.pool import run_jobs
 from mim3d.dataio.convert.run import ConversionReport, Run, usable_cpus
 from mim3d.dataio.corpus.conversion import Rerun
-from mim3d.dataio.corpus.history import Barred, Event, now, removal
+from mim3d.dataio.corpus.history import (
+    Barred,
+    Event,
+    history_text,
+    now,
+    parse_history,
+    removal,
+)
 from mim3d.dataio.corpus.manifest import VolumeRecord, intact_records
-from mim3d.dataio.corpus.names import MANIFEST, own_key
+from mim3d.dataio.corpus.names import HEAD, MANIFEST, TABLE, own_key
 from mim3d.dataio.corpus.quarantine import QUARANTINE, intact_rejections
 from mim3d.dataio.corpus.root import recipe_of
 from mim3d.dataio.corpus.writer import ASIDE, CorpusWriter
 from mim3d.dataio.errors import CorpusError, Rejection
+from mim3d.dataio.nifti.names import stem
 from mim3d.dataio.storage.store import Store, open_store
 
 
@@ -58,9 +67,15 @@ def remove(
     """Take out all volumes of subjects, and single volumes, by id; returns the ids.
 
     The history tells of it, and no later conversion brings them back unless they are readmitted.
-    CorpusError where a name is none of the corpus.
+    For a name that was removed before there is nothing to do (`removed_on` tells when). CorpusError
+    where a name is none of the corpus.
     """
     with _writing(corpus) as writer:
+        left = {name for r in writer.records.values() for name in (r.id, r.subject)}
+        before = {name for event in Barred(writer.events).events for name in event.names} - left
+        subjects, volumes = {*subjects} - before, {*volumes} - before
+        if not subjects and not volumes:
+            return []
         aside = {*filter(ASIDE.fullmatch, writer.store.folders())} & {*volumes}
         chosen = chosen_records(writer, set(subjects), set(volumes) - aside)
         earlier = earlier_rejections(writer.store)
@@ -71,6 +86,26 @@ def remove(
         paths = {path for record in chosen for path in record.source_paths}
         writer.close({rejection for rejection in earlier if rejection.path not in paths})
     return sorted([*(record.id for record in chosen), *aside])
+
+
+def removed_on(corpus: str | Path, names: Collection[str]) -> dict[str, str]:
+    """The day when names were removed on request, of those that were and not readmitted."""
+    store = open_store(corpus)
+    refuse_no_corpus(store)
+    return {
+        name: event.time[:10]
+        for event in Barred(parse_history(history_text(store))).events
+        for name in sorted(event.names.intersection(names))
+    }
+
+
+def refuse_no_corpus(store: Store) -> None:
+    """CorpusError where there is no corpus at all."""
+    own = (own_key(store, name) for name in (MANIFEST, TABLE, HEAD))
+    if not any(map(store.exists, ("zarr.json", *own))):
+        raise CorpusError(
+            f"{store.url}: is no corpus, or is not there; name one (DST of `convert`)"
+        )
 
 
 def readmit(corpus: str | Path, names: Collection[str]) -> None:
@@ -91,6 +126,7 @@ def readmit(corpus: str | Path, names: Collection[str]) -> None:
 def _writing(corpus: str | Path) -> Iterator[CorpusWriter]:
     """A corpus that is whole enough, opened for writing by its own recipe."""
     store = open_store(corpus)
+    refuse_no_corpus(store)
     conversion = recipe_of(store)
     with store.lock():
         check_manifest_lines(store)
@@ -105,13 +141,28 @@ def chosen_records(
 ) -> list[VolumeRecord]:
     """The records of these subjects and volumes; CorpusError naming those that are none."""
     records = list(writer.records.values())
-    unknown = sorted(subjects - {r.subject for r in records}) + sorted(volumes - {*writer.records})
+    people = {record.subject for record in records}
+    unknown = [("subject", name) for name in sorted(subjects - people)]
+    unknown += [("volume", name) for name in sorted(volumes - {*writer.records})]
     if unknown:
+        near = next(filter(None, (meant(name, records) for _, name in unknown)), "")
         raise CorpusError(
-            f"{writer.store.url}: has no {', '.join(map(repr, unknown))}; `mim3d inspect "
-            f"{writer.store.url} --rows {len(records)}` lists its volumes"
+            f"{writer.store.url}: has no {', '.join(f'{kind} {name!r}' for kind, name in unknown)}"
+            f"{near}; `mim3d inspect {writer.store.url} --rows {len(records)}` lists its volumes "
+            "and their subjects"
         )
     return [r for r in records if r.subject in subjects or r.id in volumes]
+
+
+def meant(name: str, records: Collection[VolumeRecord]) -> str:
+    """The volume that a name nearly is: in other letters, by its file, or all frames of one."""
+    key = name.casefold()
+    for record in records:
+        files = {known for path in record.sources for known in (path, Path(path).name, stem(path))}
+        known = {record.id, base_id(record), record.subject, *files}
+        if key in map(str.casefold, known):
+            return f" (--volume {record.id} or --subject {record.subject} may be meant)"
+    return ""
 
 
 def check_manifest_lines(store: Store) -> None:

@@ -12,13 +12,12 @@ import re
 import time
 from collections.abc import Collection, Container, Iterable, Sequence
 from contextlib import ExitStack
-from dataclasses import replace
 from importlib.metadata import version
 
 from typing_extensions import Buffer
 
 from mim3d.dataio.corpus import ome
-from mim3d.dataio.corpus.arrays import damage
+from mim3d.dataio.corpus.arrays import has_nothing_else
 from mim3d.dataio.corpus.chunk_table import ChunkTable
 from mim3d.dataio.corpus.conversion import Conversion
 from mim3d.dataio.corpus.history import (
@@ -116,9 +115,8 @@ class CorpusWriter:
         rejections = []
         for name in filter(ASIDE.fullmatch, self.store.folders()):
             id = name.rsplit("--lost", 1)[0]
-            again = self.records.get(id)
-            again = None if again is None else replace(again, id=name)
-            if again and not damage(self.store, again, self.conversion.chunk, thorough=True):
+            again, chunk = self.records.get(id), self.conversion.chunk
+            if again is not None and has_nothing_else(self.store, name, again, chunk):
                 self.store.delete(name)
                 continue
             detail = (

@@ -102,7 +102,10 @@ def with_options(found: Discovery, options: SourceOptions) -> Discovery:
     if options.dataset:
         sources = [of_dataset(source, options.dataset) for source in sources]
     if options.accept_doubts:
-        sources = [replace(source, subject_from=ACCEPTED, doubt="") for source in sources]
+        sources = [
+            replace(s, subject_from=ACCEPTED, doubt="", is_declared=s.subject_from == DECLARED)
+            for s in sources
+        ]
     notes = found.notes
     if options.accept_doubts:
         notes, warnings = (*notes, *warnings), []
