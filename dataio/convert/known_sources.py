@@ -27,7 +27,8 @@ HashesOf = Callable[[Sequence[Source]], Mapping[Paths, tuple[str, ...]]]
 @dataclass(frozen=True)
 class Fact:
     """What was known of a volume; `now` it is another, or told no longer and so it `stays`. It
-    `was_told` by a person or a table, or else by names."""
+    `was_told` by a person or a table, or else by names; what stays and was not told cannot be
+    changed."""
 
     what: str
     id: str
@@ -222,7 +223,7 @@ def with_known_facts(
     was_told = was_declared(first.subject_from, or_accepted=True) or (of_group and not source.group)
     stays = not source.subject or (was_told and not source.tells_subject)
     if own != first.subject or (stays and was_declared(first.subject_from)):
-        facts.append(Fact("subject", id, first.subject, own, stays, was_told))
+        facts.append(Fact("subject", id, first.subject, own, stays, was_told or stays))
         if stays:
             rule, doubt = first.subject_from, first.subject_doubt
             source = replace(source, subject=first.subject, subject_from=rule, doubt=doubt)
@@ -236,7 +237,11 @@ def with_known_facts(
     )
     for label in first.labels:
         values = conversion.values_of_label(label.name)
-        names = label_facts(source, label.name, values).names
+        told = label_facts(source, label.name, values)
+        names = told.names
+        if told.ignore is not None and told.ignore != label.ignore and not values:
+            what = f"ignored value of label {label.name}"
+            facts.append(Fact(what, id, str(label.ignore), str(told.ignore), True, False))
         given = next((name for name in source.labels if safe_id(name) == label.name), "")
         for number in names.keys() & label.class_names.keys():
             before, now = label.class_names[number], names[number]
@@ -301,7 +306,10 @@ def in_words(facts: Iterable[Fact]) -> tuple[list[str], list[str]]:
         of = f"the {what} of {first.id}"
         of += f" and {len(several) - 1} more volumes" if len(several) > 1 else ""
         change = f"{of} was {first.before} and is {first.now} now"
-        if stays:
+        if stays and not was_told:
+            remedy = "convert into a new corpus, or --accept-doubts"
+            doubts.append(f"{of} stays {first.before}, though {first.now} is told now: {remedy}")
+        elif stays:
             other = "a table, --subject or --subjects tells another"
             notes.append(f"{of} stays {first.before}, told before and not by this run: {other}")
         elif not was_told:

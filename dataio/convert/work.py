@@ -79,13 +79,13 @@ def from_other_files(job: Job, hashes: FileHashes) -> JobResult | None:
 
 def beyond_mending(job: Job, damage: str, why: Rejection, refused: str) -> Rejection:
     """A damaged volume that its source cannot make what it was; `refused` is what it could be."""
-    corpus = job.destination
+    corpus, ids = job.destination, [record.id for record in job.known]
     mend = f"`mim3d verify {corpus} --mend`"
     choice = f"make it anew {refused} by {mend[:-1]} --accept-losses`, " if refused else ""
     detail = (
         f"volume {job.id} is damaged ({damage}), and its source cannot make it anew as it was "
         f"({why.path}: {why.detail}); bring that back and run {mend}, {choice}or "
-        f"take the volume out by `mim3d remove {corpus} --volume {job.known[0].id}`"
+        f"take the volume out by `mim3d remove {corpus} --volume {' '.join(ids)}`"
     )
     return Rejection(why.path, "damaged", detail)
 

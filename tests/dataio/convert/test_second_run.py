@@ -276,3 +276,13 @@ def test_removing_from_what_is_no_corpus_says_so(place, capsys):
         assert main(["remove", corpus, "--subject", "P0"]) == 2
         assert f"{corpus}: is no corpus" in capsys.readouterr().err
     assert not Path("nowhere").exists() and not [*Path("empty").iterdir()]
+
+
+def test_an_ignored_value_that_cannot_be_changed_any_more_is_told(place, capsys):
+    assert converted() == 0
+    assert converted("--ignore-label", "1") == 3
+    told = capsys.readouterr().out
+    assert "the ignored value of label seg of P0 and 2 more volumes stays None, though 1" in told
+    assert converted("--ignore-label", "1", "--accept-doubts") == 0
+    assert converted("--ignore-label", "1", corpus="new") == 0  # as the message says
+    assert converted("--ignore-label", "1", corpus="new") == 0
