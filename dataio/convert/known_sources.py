@@ -27,8 +27,8 @@ HashesOf = Callable[[Sequence[Source]], Mapping[Paths, tuple[str, ...]]]
 @dataclass(frozen=True)
 class Fact:
     """What was known of a volume; `now` it is another, or told no longer and so it `stays`. It
-    `was_told` by a person or a table, or else by names; what stays and was not told cannot be
-    changed."""
+    `was_told` by a person or a table, or else by names, or an option of this run tells it anew;
+    what stays and was not told cannot be changed."""
 
     what: str
     id: str
@@ -223,7 +223,8 @@ def with_known_facts(
     was_told = was_declared(first.subject_from, or_accepted=True) or (of_group and not source.group)
     stays = not source.subject or (was_told and not source.tells_subject)
     if own != first.subject or (stays and was_declared(first.subject_from)):
-        facts.append(Fact("subject", id, first.subject, own, stays, was_told or stays))
+        needs_look = was_told and not source.is_declared
+        facts.append(Fact("subject", id, first.subject, own, stays, stays or needs_look))
         if stays:
             rule, doubt = first.subject_from, first.subject_doubt
             source = replace(source, subject=first.subject, subject_from=rule, doubt=doubt)
@@ -237,11 +238,11 @@ def with_known_facts(
     )
     for label in first.labels:
         values = conversion.values_of_label(label.name)
-        told = label_facts(source, label.name, values)
-        names = told.names
-        if told.ignore is not None and told.ignore != label.ignore and not values:
+        stated = label_facts(source, label.name, values)
+        names = stated.names
+        if stated.ignore is not None and stated.ignore != label.ignore and not values:
             what = f"ignored value of label {label.name}"
-            facts.append(Fact(what, id, str(label.ignore), str(told.ignore), True, False))
+            facts.append(Fact(what, id, str(label.ignore), str(stated.ignore), True, False))
         given = next((name for name in source.labels if safe_id(name) == label.name), "")
         for number in names.keys() & label.class_names.keys():
             before, now = label.class_names[number], names[number]

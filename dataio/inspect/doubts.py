@@ -32,8 +32,8 @@ def corpus_doubts(records: Sequence[VolumeRecord]) -> tuple[str, ...]:
     open_ = [record for record in records if record.subject_from != ACCEPTED]
     who = (*subjects_in(open_).doubts, *merged_data_sets(open_))
     found = who, copies(open_), label_maps(open_, len(records)), headers(open_), flattened(open_)
-    told = across_splits((r.subject, r.split, r.id) for r in open_), two_names(open_)
-    return tuple(line for lines in (*found, *told, guesses(open_)) for line in lines)
+    tables = across_splits((r.subject, r.split, r.id) for r in open_), two_names(open_)
+    return tuple(line for lines in (*found, *tables, guesses(open_)) for line in lines)
 
 
 def merged_data_sets(records: Iterable[VolumeRecord]) -> list[str]:

@@ -20,7 +20,8 @@ class Source:
     wrong. `channel_names` are the channels' modalities and `class_names` the classes' names by
     label, where the layout tells them; `ignore` is the value of a label that is no class; `visit`
     is what images taken together share, where the layout tells (a row of a table), and `session`
-    when they were taken. `is_declared` holds where the subject was declared before it was accepted.
+    when they were taken. `is_declared` holds where an option tells the subject,
+    also where it was accepted then.
     """
 
     id: str

@@ -85,13 +85,19 @@ def test_doubts_accepted_later_undo_no_declared_people(place):
 
 
 def test_another_declaration_is_taken_and_told(place, capsys):
+    """By an option it is meant; a table that says otherwise than before needs a look."""
     assert converted("--subject", "P") == 0
     capsys.readouterr()
-    assert converted("--subjects", "who.csv") == 3
+    assert converted("--subjects", "who.csv") == 0 and subjects() == ["A", "A", "B"]
     told = capsys.readouterr().out
-    assert "warning: the subject of P0 and 2 more volumes was P and is A now" in told
-    assert subjects() == ["A", "A", "B"] and converted("--subjects", "who.csv") == 0
+    assert "note: the subject of P0 and 2 more volumes was P and is A now" in told
+    rows = [f"P{i}.nii.gz,P{i}_seg.nii.gz,X," for i in range(3)]
+    assert converted(source=table("l.csv", *rows)) == 3 and subjects() == ["X"] * 3
+    told = capsys.readouterr().out
+    assert "warning: the subject of P0 and 2 more volumes was A and is X now" in told
+    assert converted(source="raw/l.csv") == 0
     assert converted("--subject", "P", "--accept-doubts") == 0 and subjects() == ["P"] * 3
+    assert converted("--accept-doubts", source="raw/l.csv") == 0 and subjects() == ["X"] * 3
 
 
 def test_declaring_people_that_names_had_told_is_no_warning(place, capsys):
