@@ -308,12 +308,13 @@ def _extra(store: Store, records: Sequence[VolumeRecord]) -> Iterator[Problem]:
     known |= {"zarr.json", LOCK} | set(map(partial(own_key, store), OWN_FILES))
     known |= {*OLD_TABLE_FILES} if is_flat(store.exists) else {OWN_METADATA}
     ours = set(orphans(store, {record.id for record in records}))
-    aside = {key.split("/")[0] for key in store.walk() if ASIDE.fullmatch(key.split("/")[0])}
+    keys = list(store.walk())
+    aside = set(filter(ASIDE.fullmatch, (key.split("/")[0] for key in keys)))
     for name in aside:
         remove = f"`mim3d remove {store.url} --volume {name}`"
         detail = "a volume whose manifest line was lost: convert its source, which drops this one"
         yield Problem(name, "set-aside", f"{detail}, or {remove} deletes it")
-    for key in store.walk():
+    for key in keys:
         if key in known or key.split("/")[0] in aside:
             continue
         if key.split("/")[0] in ours:
