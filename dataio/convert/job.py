@@ -3,20 +3,19 @@
 A job and its result are plain data, so a process pool or a Dask cluster can carry them.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from typing import Literal
 
-from mim3d.dataio.convert.known_sources import base_id
+from mim3d.dataio.convert.known_sources import base_id, is_gone, parts_of
 from mim3d.dataio.convert.volume_ids import label_facts, safe_id
 from mim3d.dataio.corpus.arrays import damage
 from mim3d.dataio.corpus.conversion import Conversion
 from mim3d.dataio.corpus.manifest import VolumeRecord
 from mim3d.dataio.corpus.seen_files import SeenFile, stamp_of
 from mim3d.dataio.errors import Rejection, SourceError
-from mim3d.dataio.nifti.file import files_behind, is_remote, source_hash
-from mim3d.dataio.nifti.merged import masks_of
+from mim3d.dataio.nifti.file import source_hash
 from mim3d.dataio.sources.source import Source
 from mim3d.dataio.storage.store import open_store
 
@@ -32,6 +31,8 @@ class Job:
     is not `listed` stands in the corpus alone: its volume is looked at, and the source only where
     the volume is damaged. `damage` is what is known to be wrong with the volume; `look` says how
     much of it is read to find out. `seen` are the source's files as an earlier run saw them.
+    Unless told to `accept_losses`, a volume is not made anew where it would lose a label, or be
+    mended from other files than those it was made of.
     """
 
     source: Source
@@ -44,6 +45,7 @@ class Job:
     damage: str = ""
     look: Look = "small"
     seen: Mapping[str, SeenFile] = field(default_factory=dict)
+    accept_losses: bool = False
 
 
 @dataclass(frozen=True)
@@ -53,7 +55,8 @@ class JobResult:
     An unchanged source may have records all the same: its files were moved, or its subject is told
     otherwise, while the volume stays as it is. `gone` are files of a source that was not listed
     and is no more; `mended` is what was wrong with a volume that was made anew, `damage` with one
-    that could not be.
+    that could not be. `refused` says what was not done because it loses something, and can be
+    asked for; `changed` are files that are other ones than when the volume was made before.
     """
 
     id: str
@@ -67,6 +70,8 @@ class JobResult:
     gone: tuple[str, ...] = ()
     mended: str = ""
     damage: str = ""
+    refused: str = ""
+    changed: tuple[str, ...] = ()
     seen: Mapping[str, SeenFile] = field(default_factory=dict)
 
 
@@ -96,16 +101,6 @@ class FileHashes:
         """Keep the hash of what was read, if the file did not change meanwhile."""
         if before and stamp_of(parts_of(path)) == before:
             self.found[path] = SeenFile(before, hash)
-
-
-def parts_of(path: str) -> tuple[str, ...]:
-    """The files behind a source's path: two for a .hdr and .img pair, all of a merged label."""
-    if masks := masks_of(path):
-        return tuple(part for _, mask in masks for part in parts_of(mask))
-    try:
-        return files_behind(path)
-    except SourceError:
-        return (path,)
 
 
 def known_damage(job: Job) -> str:
@@ -149,23 +144,60 @@ def kept(job: Job, hashes: FileHashes) -> JobResult | None:
 
 
 def gone_files(source: Source) -> tuple[str, ...]:
-    """Images of a source that are no more; objects in a bucket are not asked for."""
-    return tuple(
-        path
-        for path in source.images
-        if not is_remote(path) and not all(Path(part).exists() for part in parts_of(path))
-    )
+    """Images of a source that are no more."""
+    return tuple(filter(is_gone, source.images))
 
 
-def lost_labels(job: Job, errors: dict[str, SourceError]) -> JobResult | None:
+def lost_labels(
+    job: Job, errors: dict[str, SourceError], *, damaged: bool = False
+) -> JobResult | None:
     """The result where labels of the volume became bad: as with a bad image, it stays."""
     have = {label.name for record in job.known for label in record.labels}
-    if not have.intersection(map(safe_id, errors)):
+    lost = sorted(have.intersection(map(safe_id, errors)))
+    if job.accept_losses or not lost:
         return None
-    why = "keeps the volume it has (delete its folder in the corpus to convert without the label)"
+    if damaged:
+        found = tuple(map(Rejection.of, errors.values()))
+        return JobResult(job.id, rejections=found, refused=f"without label {', '.join(lost)}")
+    why = "keeps the volume it has (--accept-losses converts it without the label)"
     return JobResult(
         job.id, rejections=tuple(label_rejection(job, error, why) for error in errors.values())
     )
+
+
+def replaced_since(job: Job, hashes: FileHashes) -> list[str]:
+    """Files of the volume's source that are there and are not those it was made of."""
+    found = []
+    for path, hash in dict(pair for record in job.known for pair in record.source_files).items():
+        try:
+            if hashes.of(path) != hash:
+                found.append(path)
+        except SourceError:
+            continue  # gone or unreadable, which converting it tells
+    return found
+
+
+def changed_files(job: Job, records: Sequence[VolumeRecord]) -> tuple[str, ...]:
+    """Files that the volumes were made of before and are made of again, with other content."""
+    before = dict(pair for record in job.known for pair in record.source_files)
+    now = dict(pair for record in records for pair in record.source_files)
+    return tuple(path for path, hash in before.items() if now.get(path, hash) != hash)
+
+
+def without_moved_labels(job: Job, hashes: FileHashes) -> Job:
+    """The job without labels whose file is no more and whose content has another name now."""
+    labels = job.source.labels
+    had = {label.name: label.source_hash for record in job.known for label in record.labels}
+    gone = {name for name, path in labels.items() if safe_id(name) in had and is_gone(path)}
+    if not gone or len(gone) == len(labels):
+        return job
+    content = set()
+    for name in labels.keys() - gone:
+        with suppress(SourceError):
+            content.add(hashes.of(labels[name]))
+    moved = {name for name in gone if had[safe_id(name)] in content}
+    kept = {name: path for name, path in labels.items() if name not in moved}
+    return replace(job, source=replace(job.source, labels=kept))
 
 
 def retold(record: VolumeRecord, source: Source, conversion: Conversion) -> VolumeRecord:

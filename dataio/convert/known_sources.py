@@ -6,18 +6,36 @@ new by its path, and read only where records are left over whose files are gone.
 
 import os
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 
+from mim3d.dataio.convert.volume_ids import label_facts, safe_id
+from mim3d.dataio.corpus.conversion import Conversion
 from mim3d.dataio.corpus.manifest import VolumeRecord
-from mim3d.dataio.errors import Rejection
-from mim3d.dataio.nifti.file import is_remote
-from mim3d.dataio.sources.source import Source
+from mim3d.dataio.errors import CorpusError, Rejection, SourceError
+from mim3d.dataio.nifti.file import files_behind, is_remote
+from mim3d.dataio.nifti.merged import masks_of
+from mim3d.dataio.sources.source import Source, was_declared
 
 Paths = tuple[str, ...]
 FileIds = tuple[tuple[int, int], ...]
 Group = tuple[VolumeRecord, ...]
 HashesOf = Callable[[Sequence[Source]], Mapping[Paths, tuple[str, ...]]]
+
+
+@dataclass(frozen=True)
+class Fact:
+    """What was known of a volume; `now` it is another, or told no longer and so it `stays`. It
+    `was_told` by a person or a table, or else by names, or an option of this run tells it anew;
+    what stays and was not told cannot be changed."""
+
+    what: str
+    id: str
+    before: str
+    now: str
+    stays: bool = False
+    was_told: bool = True
 
 
 @dataclass
@@ -28,12 +46,16 @@ class Recognised:
     sources: list[tuple[Source, Group]] = field(default_factory=list)
     others: list[Group] = field(default_factory=list)
     duplicates: list[Rejection] = field(default_factory=list)
+    facts: list[Fact] = field(default_factory=list)
 
 
 def recognise(
-    sources: Sequence[Source], records: Iterable[VolumeRecord], hashes_of: HashesOf
+    sources: Sequence[Source],
+    records: Iterable[VolumeRecord],
+    hashes_of: HashesOf,
+    conversion: Conversion | None = None,
 ) -> Recognised:
-    """Find the records of every source.
+    """Find the records of every source; what was told of them and is not told again stays.
 
     `hashes_of` reads sources (of images only) and is called at most once. A source that names no
     label keeps those its volume has, unless they are another's now: a glob of the images alone
@@ -58,7 +80,9 @@ def recognise(
     named = {path for source in unique for path in source.paths}
     for source in unique:
         group = matched.get(source.paths, ())
-        found.sources.append((with_known_labels(source, group, named), group))
+        whole = with_known_labels(source, group, named)
+        whole = with_known_facts(whole, group, conversion or Conversion(), found.facts)
+        found.sources.append((whole, group))
     taken = {record.id for _, group in found.sources for record in group}
     found.others = [group for group in groups if group[0].id not in taken]
     return found
@@ -186,9 +210,140 @@ def by_content(
             matched[source.paths] = contents[hashes[source.images]].pop()
 
 
+def with_known_facts(
+    source: Source, group: Group, conversion: Conversion, facts: list[Fact]
+) -> Source:
+    """The source with what was told of its volume before and is not told now: whose it is, its
+    split, data set and session, and names of classes. `facts` get what stays or changes."""
+    if not group:
+        return source
+    first, id = group[0], base_id(group[0])
+    own = source.subject or source.id
+    of_group = bool(first.group) and f"{first.group}/{own}" == first.subject
+    was_told = was_declared(first.subject_from, or_accepted=True) or (of_group and not source.group)
+    stays = not source.subject or (was_told and not source.tells_subject)
+    if own != first.subject or (stays and was_declared(first.subject_from)):
+        needs_look = was_told and not source.is_declared
+        facts.append(Fact("subject", id, first.subject, own, stays, stays or needs_look))
+        if stays:
+            rule, doubt = first.subject_from, first.subject_doubt
+            source = replace(source, subject=first.subject, subject_from=rule, doubt=doubt)
+    if first.split and first.split != source.split:
+        facts.append(Fact("split", id, first.split, source.split, not source.split))
+    source = replace(
+        source,
+        split=source.split or first.split,
+        group=source.group or first.group,
+        session=source.session or first.session,
+    )
+    for label in first.labels:
+        values = conversion.values_of_label(label.name)
+        stated = label_facts(source, label.name, values)
+        names = stated.names
+        if stated.ignore is not None and stated.ignore != label.ignore and not values:
+            what = f"ignored value of label {label.name}"
+            facts.append(Fact(what, id, str(label.ignore), str(stated.ignore), True, False))
+        given = next((name for name in source.labels if safe_id(name) == label.name), "")
+        for number in names.keys() & label.class_names.keys():
+            before, now = label.class_names[number], names[number]
+            if before.strip().casefold() != now.strip().casefold():
+                what = f"name of class {number} of label {label.name}"
+                facts.append(Fact(what, id, before, now))
+        if given and label.class_names and not names:
+            kept = {values[n - 1] if 0 < n <= len(values) else n: name
+                    for n, name in label.class_names.items()}  # fmt: skip
+            source = replace(source, class_names={**source.class_names, given: kept})
+    return source
+
+
+def refuse_two_names(named: Iterable[tuple[str, str, Mapping[int, str]]]) -> None:
+    """CorpusError where a number of a label has one name in a place and another in the next.
+
+    Given are places, labels and names by number.
+    """
+    known: dict[tuple[str, int], tuple[str, str]] = {}
+    for place, label, names in named:
+        for number, name in names.items():
+            other, first = known.setdefault((label, number), (name, place))
+            if first != place and other.strip().casefold() != name.strip().casefold():
+                raise CorpusError(
+                    f"label {label}: {number} is {other!r} in {first} and {name!r} in {place}: "
+                    "keep them apart, or convert one of them anew with the numbers and names of "
+                    "the other"
+                )
+
+
+def named_classes(
+    found: Recognised, corpus: str, conversion: Conversion
+) -> Iterator[tuple[str, str, Mapping[int, str]]]:
+    """Names of classes for `refuse_two_names`: what stays in the corpus, then what this run brings
+    or names otherwise."""
+    brought = []
+    for source, group in found.sources:
+        before = {label.name: label.class_names for label in group[0].labels} if group else {}
+        for label in map(safe_id, source.labels):
+            names = label_facts(source, label, conversion.values_of_label(label)).names
+            if before.get(label) == names:
+                yield corpus, label, names
+            else:
+                brought.append((source.images[0], label, names))
+    for label in (label for group in found.others for label in group[0].labels):
+        yield corpus, label.name, label.class_names
+    if brought:
+        place = f"the sources given (such as {brought[0][0]})"
+        yield from ((place, label, names) for _, label, names in brought)
+
+
+def in_words(facts: Iterable[Fact]) -> tuple[list[str], list[str]]:
+    """A line for each kind of fact that stays or that nobody had told, which are notes; and for
+    each that was told and is another now, which needs a look."""
+    kinds: dict[tuple[str, bool, bool], list[Fact]] = defaultdict(list)
+    for fact in facts:
+        if fact.before != fact.now:
+            kinds[fact.what, fact.stays, fact.was_told].append(fact)
+    notes, doubts = [], []
+    for (what, stays, was_told), several in kinds.items():
+        first = several[0]
+        of = f"the {what} of {first.id}"
+        of += f" and {len(several) - 1} more volumes" if len(several) > 1 else ""
+        change = f"{of} was {first.before} and is {first.now} now"
+        if stays and not was_told:
+            remedy = "convert into a new corpus, or --accept-doubts"
+            doubts.append(f"{of} stays {first.before}, though {first.now} is told now: {remedy}")
+        elif stays:
+            other = "a table, --subject or --subjects tells another"
+            notes.append(f"{of} stays {first.before}, told before and not by this run: {other}")
+        elif not was_told:
+            notes.append(change)
+        else:
+            remedy = "convert again with what told it before; else --accept-doubts"
+            doubts.append(f"{change}: if that is not meant, {remedy}")
+    return notes, doubts
+
+
+def parts_of(path: str) -> Paths:
+    """The files behind a source's path: two for a .hdr and .img pair, all of a merged label."""
+    if masks := masks_of(path):
+        return tuple(part for _, mask in masks for part in parts_of(mask))
+    try:
+        return files_behind(path)
+    except SourceError:
+        return (path,)
+
+
+def is_gone(path: str) -> bool:
+    """Whether a file of this machine is no more; objects in a bucket are not asked for."""
+    return not is_remote(path) and not all(Path(part).exists() for part in parts_of(path))
+
+
 def with_known_labels(source: Source, group: Group, named: set[str]) -> Source:
-    """The source with the labels its volume has, where it names none of its own."""
+    """The source with the labels its volume has, where it names none of its own; and with those
+    whose file is no more, which nobody could name: they are not lost without a word."""
     labels = {label.name: label.source for label in group[0].labels} if group else {}
-    if source.labels or not labels or named.intersection(labels.values()):
+    if source.labels:
+        own = set(map(safe_id, source.labels))
+        labels = {n: p for n, p in labels.items() if n not in own and p not in named and is_gone(p)}
+        return replace(source, labels={**source.labels, **labels}) if labels else source
+    if not labels or named.intersection(labels.values()):
         return source
     return replace(source, labels=labels)

@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from mim3d.dataio.convert.known_sources import refuse_two_names
 from mim3d.dataio.convert.upkeep import check_manifest_lines
 from mim3d.dataio.convert.volume_ids import safe_id, short_hash
 from mim3d.dataio.corpus.arrays import expected_keys
@@ -72,6 +73,7 @@ def merge(corpora: Sequence[str | Path], destination: str | Path) -> Merged:
     with store.lock():
         writer = CorpusWriter(store, conversion)
         writer.open()
+        writer.refuse_unlisted()
         for name, corpus in zip(names, corpora, strict=True):
             take_over(removals_of(corpus), name, listed, writer)
         barred = Barred(writer.events)
@@ -178,18 +180,12 @@ def still_there(writer: CorpusWriter, barred: Barred) -> list[str]:
 
 def refuse_other_classes(listed: dict[str, list[VolumeRecord]]) -> None:
     """CorpusError where a number of a label has one name in a corpus and another in the next."""
-    known: dict[tuple[str, int], tuple[str, str]] = {}
-    for corpus, records in listed.items():
-        for label in (label for record in records for label in record.labels):
-            for number, name in label.class_names.items():
-                other, first = known.setdefault((label.name, number), (name, corpus))
-                alike = other.strip().casefold() == name.strip().casefold()
-                if first != corpus and not alike:
-                    raise CorpusError(
-                        f"label {label.name}: {number} is {other!r} in {first} and {name!r} in "
-                        f"{corpus}: keep them apart, or convert one of them anew with the "
-                        "numbers and names of the other"
-                    )
+    refuse_two_names(
+        (corpus, label.name, label.class_names)
+        for corpus, records in listed.items()
+        for record in records
+        for label in record.labels
+    )
 
 
 def corpus_names(corpora: Sequence[str], destination: str) -> list[str]:

@@ -8,7 +8,16 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from mim3d.dataio.convert.job import Job, JobResult, source_of
-from mim3d.dataio.convert.known_sources import Group, HashesOf, base_id, recognise
+from mim3d.dataio.convert.known_sources import (
+    Fact,
+    Group,
+    HashesOf,
+    base_id,
+    in_words,
+    named_classes,
+    recognise,
+    refuse_two_names,
+)
 from mim3d.dataio.convert.pool import run_jobs
 from mim3d.dataio.convert.volume_ids import unique_ids
 from mim3d.dataio.corpus.arrays import missized, stored_arrays
@@ -29,8 +38,11 @@ Runner = Callable[[Sequence[Job], int], Iterator[JobResult]]
 class ConversionReport:
     """What a run did; sizes in bytes, `bytes_in` as the files are, `voxel_bytes` decoded.
 
-    `mended` are volumes that were damaged and were made anew, in words; `gone` sources that are no
-    more while their volumes are still there; `n_removed` volumes that were taken out.
+    `mended` are volumes that were damaged and were made anew, in words; `changed` files whose
+    content is another than before, so that their volumes were converted anew; `gone` sources that
+    are no more while their volumes are still there; `n_removed` volumes that were taken out.
+    `notes` say what was told of volumes before (whose, which split) and stays, and
+    `told_otherwise` what is another now, and needs a look.
     `records` is all that the corpus holds now, by id.
     """
 
@@ -45,6 +57,9 @@ class ConversionReport:
     rejections: tuple[Rejection, ...] = field(default=())
     mended: tuple[str, ...] = ()
     gone: tuple[str, ...] = ()
+    changed: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
+    told_otherwise: tuple[str, ...] = ()
     n_removed: int = 0
     records: tuple[VolumeRecord, ...] = field(default=())
 
@@ -66,6 +81,7 @@ def convert(
     there, it is no corpus or has another recipe, and StoreError where it cannot be written.
     """
     conversion = conversion or Conversion()
+    conversion.refuse_doubled_values()
     check_destination(str(destination))
     store = open_store(destination)
     rejections = {Rejection(s.path, s.code, s.detail) for s in skipped}
@@ -84,6 +100,9 @@ class Run:
         self.writer, self.runner, self.workers = writer, runner, workers
         self.began = time.monotonic()
         self.results: list[JobResult] = []
+        self.facts: list[Fact] = []
+        self.by_names: list[Source] = []
+        """New sources whose subject nobody told."""
         self._listed: set[str] = set()
         self._barred = Barred(writer.events)
 
@@ -91,9 +110,12 @@ class Run:
         """A job per source with its id and what is known of it, then one per volume that is none
         of theirs; repeated sources are rejected."""
         writer = self.writer
+        writer.set_aside()
         hashes_of = hashes_by(self.runner, self.workers, writer.store, writer.conversion)
         sources, barred = self._without_removed(sources)
-        found = recognise(sources, writer.records.values(), hashes_of)
+        found = recognise(sources, writer.records.values(), hashes_of, writer.conversion)
+        refuse_two_names(named_classes(found, writer.store.url, writer.conversion))
+        self.facts = found.facts
         if rerun.prune and writer.records and not any(group for _, group in found.sources):
             raise CorpusError(
                 f"{writer.store.url}: --prune, and none of the sources given is in the corpus: "
@@ -101,6 +123,7 @@ class Run:
             )
         taken = [(base_id(r), r.source_paths) for r in writer.records.values()]
         new = [source for source, group in found.sources if not group]
+        self.by_names = [source for source in new if not source.tells_subject]
         ids = iter(unique_ids(new, taken))
         of_corpus = self._job_of(rerun)
         jobs = [
@@ -141,6 +164,7 @@ class Run:
                 look="all" if rerun.verify else "small" if sizes is None else "none",
                 damage=missized_among(group, sizes),
                 seen=known,
+                accept_losses=rerun.accept_losses,
             )
 
         return job
@@ -180,7 +204,7 @@ class Run:
         if result.damage:
             self.writer.damaged.update(result.stale)
             left = {id: self.writer.store.sizes(id) for id in result.stale}
-            self.writer.remove([id for id in result.stale if not left[id]])
+            self.writer.remove([id for id in result.stale if not left[id] and not result.refused])
         self.writer.take(result.records, result.stale)
 
     def _without_moved(self, result: JobResult) -> JobResult:
@@ -194,9 +218,13 @@ class Run:
         return replace(result, records=(), rejections=(*result.rejections, removed))
 
     def _rejections_of(self, result: JobResult) -> list[Rejection]:
-        if not result.damage or any(map(self.writer.store.sizes, result.stale)):
+        is_left = result.refused or any(map(self.writer.store.sizes, result.stale))
+        if not result.damage or is_left:
             return list(result.rejections)
-        detail = "nothing is left of its folder, and its source cannot make it anew"
+        detail = (
+            "nothing is left of its folder, and its source cannot make it anew: it is no more in "
+            "the corpus; bring the source back and convert it"
+        )
         return [
             Rejection(each.path, "lost", f"volume {result.id}: {detail}")
             for each in result.rejections
@@ -209,6 +237,19 @@ class Run:
             self.writer.add_event(removal("pruned", gone))
             self.writer.remove(ids)
 
+    def _forgotten(self) -> list[str]:
+        """A line where subjects stay as they were declared, and those of new sources are not."""
+        stay = [fact for fact in self.facts if fact.what == "subject" and fact.stays]
+        if not stay or not self.by_names:
+            return []
+        of = f"{len(stay)} earlier volumes (such as {stay[0].id}: {stay[0].before})"
+        new = self.by_names[0]
+        others = f"{len(self.by_names)} new ones (such as {new.images[0]}: {new.subject or new.id})"
+        return [
+            f"the subjects of {of} were declared, and those of {others} go by names: convert again "
+            "with the same --subject, --subjects or --dataset, or --accept-doubts"
+        ]
+
     def _report(
         self, rejections: set[Rejection], n_removed: int, *, pruned: bool
     ) -> ConversionReport:
@@ -216,6 +257,7 @@ class Run:
         unchanged = [r for r in self.results if r.unchanged and r.id in self._listed]
         gone = {path for result in self.results for path in result.gone}
         records = self.writer.records
+        notes, otherwise = in_words(self.facts)
         return ConversionReport(
             n_converted=sum(len(result.records) for result in done),
             n_unchanged=len(unchanged),
@@ -228,6 +270,9 @@ class Run:
             rejections=tuple(sorted(rejections)),
             mended=tuple(sorted(r.mended for r in self.results if r.mended)),
             gone=() if pruned else tuple(sorted(gone)),
+            notes=tuple(notes),
+            told_otherwise=(*otherwise, *self._forgotten()),
+            changed=tuple(sorted(path for result in done for path in result.changed)),
             n_removed=n_removed,
             records=tuple(records[id] for id in sorted(records)),
         )

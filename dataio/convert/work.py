@@ -8,13 +8,16 @@ from mim3d.dataio.convert.job import (
     FileHashes,
     Job,
     JobResult,
+    changed_files,
     gone_files,
     kept,
     known_damage,
     label_rejection,
     lost_labels,
-    parts_of,
+    replaced_since,
+    without_moved_labels,
 )
+from mim3d.dataio.convert.known_sources import parts_of
 from mim3d.dataio.convert.label import Label, read_labels
 from mim3d.dataio.convert.volume import Volume, read_images, volumes
 from mim3d.dataio.convert.volume_ids import safe_id
@@ -44,28 +47,45 @@ def run_job(job: Job) -> JobResult:
     damage = known_damage(job) if job.known else ""
     result = _rejecting(job, lambda: _done(job, hashes, damage))
     stale = tuple(record.id for record in job.known)
-    result = replace(result, stale=stale, seen=hashes.found)
+    changed = () if result.unchanged else changed_files(job, result.records)
+    result = replace(result, stale=stale, seen=hashes.found, changed=changed)
     if not damage:
         return result
     if result.records:
         return replace(result, mended=damage)
-    rejections = tuple(beyond_mending(job, damage, each) for each in result.rejections)
+    rejections = tuple(
+        beyond_mending(job, damage, each, result.refused) for each in result.rejections
+    )
     return replace(result, damage=damage, gone=gone_files(job.source), rejections=rejections)
 
 
 def _done(job: Job, hashes: FileHashes, damage: str) -> JobResult:
+    job = without_moved_labels(job, hashes)
     if job.known and not damage and (held := kept(job, hashes)):
         return held
-    return _convert(job, hashes, is_whole=bool(job.known) and not damage)
+    if damage and not job.listed and (other := from_other_files(job, hashes)):
+        return other
+    return _convert(job, hashes, damage=damage)
 
 
-def beyond_mending(job: Job, damage: str, why: Rejection) -> Rejection:
-    """A damaged volume whose source cannot make it anew."""
-    corpus = job.destination
+def from_other_files(job: Job, hashes: FileHashes) -> JobResult | None:
+    """The result where a volume would be mended from files that took the place of its own."""
+    if job.accept_losses or not (found := replaced_since(job, hashes)):
+        return None
+    why = f"is another file than volume {job.id} was made of"
+    rejections = tuple(Rejection(path, "source-changed", why) for path in found)
+    return JobResult(job.id, rejections=rejections, refused="from the files there are now")
+
+
+def beyond_mending(job: Job, damage: str, why: Rejection, refused: str) -> Rejection:
+    """A damaged volume that its source cannot make what it was; `refused` is what it could be."""
+    corpus, ids = job.destination, [record.id for record in job.known]
+    mend = f"`mim3d verify {corpus} --mend`"
+    choice = f"make it anew {refused} by {mend[:-1]} --accept-losses`, " if refused else ""
     detail = (
-        f"volume {job.id} is damaged ({damage}), and its source cannot make it anew "
-        f"({why.path}: {why.detail}); bring that back and run `mim3d verify {corpus} --mend`, or "
-        f"take the volume out by `mim3d remove {corpus} --volume {job.known[0].id}`"
+        f"volume {job.id} is damaged ({damage}), and its source cannot make it anew as it was "
+        f"({why.path}: {why.detail}); bring that back and run {mend}, {choice}or "
+        f"take the volume out by `mim3d remove {corpus} --volume {' '.join(ids)}`"
     )
     return Rejection(why.path, "damaged", detail)
 
@@ -93,7 +113,7 @@ def _rejecting(job: Job, work: Callable[[], JobResult]) -> JobResult:
         return JobResult(job.id, rejections=(rejection,))
 
 
-def _convert(job: Job, hashes: FileHashes, *, is_whole: bool) -> JobResult:
+def _convert(job: Job, hashes: FileHashes, *, damage: str) -> JobResult:
     """Convert a source, without those of its labels that are bad: they do not cost the image."""
     names = sorted(job.source.labels)
     if len({safe_id(name).casefold() for name in names}) < len(names):
@@ -105,7 +125,7 @@ def _convert(job: Job, hashes: FileHashes, *, is_whole: bool) -> JobResult:
         try:
             return replace(_converted(job, source, hashes), rejections=tuple(rejections))
         except BadLabelsError as bad:
-            if is_whole and bad.at_once and (lost := lost_labels(job, bad.errors)):
+            if bad.at_once and (lost := lost_labels(job, bad.errors, damaged=bool(damage))):
                 return lost
             outcome = "was converted without it"
             rejections += [label_rejection(job, error, outcome) for error in bad.errors.values()]

@@ -9,9 +9,10 @@ hold all of them: a record tells its own.
 """
 
 import hashlib
+import json
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from typing_extensions import Buffer
@@ -177,6 +178,27 @@ def damage(store: Store, record: VolumeRecord, chunk: int, *, thorough: bool = F
         except ValueError as error:
             return f"{array.shard_key}: {error}"
     return ""
+
+
+def has_nothing_else(store: Store, folder: str, record: VolumeRecord, chunk: int) -> bool:
+    """Whether every shard of a volume's folder is one of the record's, or is damaged."""
+    arrays = {array.shard_key: array for array in stored_arrays(replace(record, id=folder))}
+    for key in filter(lambda key: is_shard(key.removeprefix(f"{folder}/")), store.sizes(folder)):
+        if key not in arrays:
+            return False
+        array = arrays[key]
+        try:
+            shape = tuple(json.loads(store.get(f"{array.path}/zarr.json"))["shape"])
+        except (OSError, ValueError, KeyError, TypeError):
+            shape = array.shape
+        try:
+            count = n_chunks(shape, array.sides(chunk))
+            digest = checked_digest(store.get(key), count)
+        except (ValueError, TypeError):
+            continue
+        if digest not in ("", array.sha256):
+            return False
+    return True
 
 
 def follow_each_other(index: np.ndarray, nbytes: int) -> bool:

@@ -99,6 +99,26 @@ class Conversion:
         return named.get(name, named.get("", ()))
 
     @property
+    def labels_with_values(self) -> set[str]:
+        """Labels that `label_values` name."""
+        return {name for name, _ in map(_named_values, self.label_values) if name}
+
+    def refuse_doubled_values(self) -> None:
+        """Mim3dError where two words of `label_values` are for the same label: the last would count
+        alone. Corpora that were made so before are read."""
+        words: dict[str, str] = {}
+        for word in self.label_values:
+            name, _, listed = word.rpartition("=")
+            if name in words:
+                of = f"label {name}" if name else "all labels"
+                whole = f"{name}={words[name]},{listed}" if name else f"{words[name]},{listed}"
+                raise Mim3dError(
+                    f"label values {' '.join(self.label_values)}: two words for {of}, of which the "
+                    f"last would count alone; write one, with commas: --label-values {whole}"
+                )
+            words[name] = listed
+
+    @property
     def lossless(self) -> bool:
         """Whether voxels are stored as they came (float64 still becomes float32)."""
         return self.spacing_mm is None and self.dtype == "native" and self.window is None
@@ -139,3 +159,6 @@ class Rerun:
     """Read every source, also those whose size and times say that they are unchanged."""
     prune: bool = False
     """Take out volumes whose sources are no more."""
+    accept_losses: bool = False
+    """Convert a volume anew also where it loses a label whose file is no more; without it such a
+    volume stays as it is, and is told."""

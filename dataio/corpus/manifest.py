@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -330,6 +331,16 @@ def intact_records(
         except CorpusError as error:
             damaged.append(error)
     return latest(records), damaged
+
+
+def gone_ids(text: bytes) -> set[str]:
+    """Ids that the intact lines of a manifest tell to be no more."""
+    found: set[str] = set()
+    for line, _ in _committed_lines(text, MANIFEST):
+        if f'"{GONE_KEY}":' in line[: len(GONE_KEY) + 4]:
+            with suppress(CorpusError):
+                found.add(str(open_line(line, MANIFEST)[GONE_KEY]))
+    return found
 
 
 def read_manifest(path: Path) -> list[VolumeRecord]:

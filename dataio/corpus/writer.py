@@ -8,6 +8,7 @@ it was interrupted. Until then the old table stands, and tells of what was there
 """
 
 import json
+import re
 import time
 from collections.abc import Collection, Container, Iterable, Sequence
 from contextlib import ExitStack
@@ -16,10 +17,12 @@ from importlib.metadata import version
 from typing_extensions import Buffer
 
 from mim3d.dataio.corpus import ome
+from mim3d.dataio.corpus.arrays import has_nothing_else
 from mim3d.dataio.corpus.chunk_table import ChunkTable
 from mim3d.dataio.corpus.conversion import Conversion
 from mim3d.dataio.corpus.history import (
     HISTORY,
+    Barred,
     Event,
     event_line,
     history_text,
@@ -27,6 +30,7 @@ from mim3d.dataio.corpus.history import (
 )
 from mim3d.dataio.corpus.manifest import (
     VolumeRecord,
+    gone_ids,
     gone_line,
     intact_records,
     manifest_bytes,
@@ -41,9 +45,10 @@ from mim3d.dataio.corpus.table_reuse import reusing, table_that_stands
 from mim3d.dataio.corpus.table_rows import OLD_TABLE_FILES
 from mim3d.dataio.corpus.table_writer import table_objects
 from mim3d.dataio.errors import CorpusError, Rejection
-from mim3d.dataio.storage.store import LOCK, Store
+from mim3d.dataio.storage.store import LOCK, LocalStore, Store
 
 COMMIT_INTERVAL_S = 1.0
+ASIDE = re.compile(r".+--lost(-\d+)?")  # ids have `--` only before a hash or a frame
 
 
 class CorpusWriter:
@@ -56,7 +61,8 @@ class CorpusWriter:
         self.events: list[Event] = []
         self.damaged: set[str] = set()
         """Volumes whose damage was told already."""
-        self._unlisted: list[str] = []
+        self.unlisted: list[str] = []
+        """Volumes that were committed and whose manifest line is lost."""
         self._new: dict[str, VolumeRecord] = {}
         self._gone: set[str] = set()
         self._committed = time.monotonic()
@@ -75,9 +81,12 @@ class CorpusWriter:
             document = root_document(self.conversion, version("mim3d"))
             self.store.replace("zarr.json", [ome.json_bytes(document)])
         mend_own_folder(self.store)
-        for name in orphans(self.store, self.records):
-            self.store.delete(name)
         self._read_history()
+        removed = {id for event in Barred(self.events).events for id in event.volumes}
+        self.unlisted = [id for id in self.unlisted if id not in removed]
+        for name in orphans(self.store, self.records):
+            if name not in self.unlisted:
+                self.store.delete(name)
         if self.store.exists(self.own(SEEN)):
             self.seen = parse_seen(self.store.get(self.own(SEEN)))
 
@@ -93,10 +102,39 @@ class CorpusWriter:
         self.store.append(self.own(HISTORY), event_line(event))
         self.events.append(event)
 
+    def set_aside(self) -> None:
+        """Give volumes whose line is lost another name, before others may get theirs: nothing else
+        may have their voxels."""
+        for id in self.unlisted:
+            set_aside(self.store, id)
+        self.unlisted = []
+
     def lost(self) -> list[Rejection]:
-        """Volumes whose manifest line was damaged and whose source was not among the jobs."""
-        detail = "its manifest line was damaged and its source not among those given: convert it"
-        return [Rejection(id, "lost", detail) for id in self._unlisted if id not in self.records]
+        """Volumes that were set aside, but those that were converted again, which are dropped."""
+        self.commit()
+        rejections = []
+        for name in filter(ASIDE.fullmatch, self.store.folders()):
+            id = name.rsplit("--lost", 1)[0]
+            again, chunk = self.records.get(id), self.conversion.chunk
+            if again is not None and has_nothing_else(self.store, name, again, chunk):
+                self.store.delete(name)
+                continue
+            detail = (
+                f"the manifest line of volume {id} was lost and its source is not among those "
+                f"given: it is kept as {name}, which is no volume of the corpus; convert its "
+                f"source, or delete it by `mim3d remove {self.store.url} --volume {name}`"
+            )
+            rejections.append(Rejection(id, "lost", detail))
+        return rejections
+
+    def refuse_unlisted(self) -> None:
+        """CorpusError where volumes have lost their manifest lines: only a conversion mends it."""
+        if self.unlisted:
+            raise CorpusError(
+                f"{self.store.url}/{self.own(MANIFEST)}: lacks the line of volume "
+                f"{self.unlisted[0]}; run the same `mim3d convert` again, which makes anew what it "
+                "told of"
+            )
 
     def _recover(self) -> None:
         key = self.own(MANIFEST)
@@ -105,8 +143,8 @@ class CorpusWriter:
         self.records = {record.id: record for record in records}
         whole = text.endswith(b"\n")
         was_complete = self.store.exists(self.own(TABLE)) or self.store.exists(self.own(HEAD))
-        if damaged or (not whole and was_complete):
-            self._unlisted = orphans(self.store, self.records)
+        is_damaged = bool(damaged) or (not whole and was_complete)
+        self.unlisted = without_line(self.store, self.records, text, is_damaged=is_damaged)
         if damaged or (text and not whole):
             # A torn last line would swallow the next one appended.
             self._rewrite()
@@ -190,8 +228,42 @@ class CorpusWriter:
 
 
 def orphans(store: Store, records: Container[str]) -> list[str]:
-    """Volumes an interrupted run left without a manifest line."""
-    return [n for n in store.folders() if n not in records and _is_volume(store, n)]
+    """Volumes without a manifest line, but those that were set aside."""
+    found = (n for n in store.folders() if n not in records and not ASIDE.fullmatch(n))
+    return [name for name in found if _is_volume(store, name)]
+
+
+def without_line(
+    store: Store, records: Container[str], text: bytes, *, is_damaged: bool
+) -> list[str]:
+    """Volumes that were committed and have lost their line, among those that an interrupted run
+    left without one: the chunk table knows them, if it stands and no line is damaged.
+
+    Where nothing tells, a volume may be one: of a corpus that was finished once.
+    """
+    gone = gone_ids(text)
+    found = [name for name in orphans(store, records) if name not in gone]
+    if not found or is_damaged:
+        return found
+    with ExitStack() as held:
+        if table := table_that_stands(store, held):
+            return [name for name in found if table.ids.find(name) >= 0]
+    finished = any(store.exists(own_key(store, n)) for n in (TABLE, HEAD, QUARANTINE))
+    return found if finished else []
+
+
+def set_aside(store: Store, id: str) -> str:
+    """Give a volume's folder a name that no volume has; returns it."""
+    taken, number = set(store.folders()), 1
+    while (name := f"{id}--lost" + (f"-{number}" if number > 1 else "")) in taken:
+        number += 1
+    if isinstance(store, LocalStore):
+        store.path(id).rename(store.path(name))
+    else:
+        keys = [key.removeprefix(f"{id}/") for key in store.sizes(id)]
+        store.put_folder(name, {key: [store.get(f"{id}/{key}")] for key in keys})
+        store.delete(id)
+    return name
 
 
 def _is_volume(store: Store, name: str) -> bool:

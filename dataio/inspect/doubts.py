@@ -32,7 +32,8 @@ def corpus_doubts(records: Sequence[VolumeRecord]) -> tuple[str, ...]:
     open_ = [record for record in records if record.subject_from != ACCEPTED]
     who = (*subjects_in(open_).doubts, *merged_data_sets(open_))
     found = who, copies(open_), label_maps(open_, len(records)), headers(open_), flattened(open_)
-    return tuple(line for lines in (*found, guesses(open_)) for line in lines)
+    tables = across_splits((r.subject, r.split, r.id) for r in open_), two_names(open_)
+    return tuple(line for lines in (*found, *tables, guesses(open_)) for line in lines)
 
 
 def merged_data_sets(records: Iterable[VolumeRecord]) -> list[str]:
@@ -105,6 +106,47 @@ def copies(records: Iterable[VolumeRecord]) -> list[str]:
         f"{files}): leave the copies out, give them one subject with --subjects FILE.csv, or "
         "--accept-doubts"
     ]
+
+
+def across_splits(volumes: Iterable[tuple[str, str, str]]) -> list[str]:
+    """A line where one subject's volumes are of several splits: what is tested was learned from.
+
+    Given are subject, split and id of each.
+    """
+    splits: dict[str, dict[str, list[str]]] = defaultdict(lambda: defaultdict(list))
+    for subject, split, id in volumes:
+        if split:
+            splits[subject or id][split].append(id)
+    several = {subject: found for subject, found in splits.items() if len(found) > 1}
+    if not several:
+        return []
+    subject, found = next(iter(several.items()))
+    shown = "; ".join(f"{split}: {some(ids)}" for split, ids in found.items())
+    return [
+        f"{counted(len(several), 'subject')} with volumes in several splits (such as {subject}: "
+        f"{shown}): give all volumes of a subject one split in a CSV (columns image, subject, "
+        "split) and convert it again, or --accept-doubts"
+    ]
+
+
+def two_names(records: Iterable[VolumeRecord]) -> list[str]:
+    """A line for each number of a label that has one name in a volume and another in the next."""
+    known: dict[tuple[str, int], tuple[str, str]] = {}
+    lines: dict[tuple[str, int], str] = {}
+    for record in records:
+        for label in record.labels:
+            for number, name in label.class_names.items():
+                key = label.name, number
+                first, id = known.setdefault(key, (name, record.id))
+                if first.strip().casefold() != name.strip().casefold():
+                    lines.setdefault(
+                        key,
+                        f"label {label.name}: {number} is {first!r} in {id} and {name!r} in "
+                        f"{record.id}: a network learns both as one class; convert one of them "
+                        "with the numbers and names of the other into a new corpus, or "
+                        "--accept-doubts",
+                    )
+    return list(lines.values())
 
 
 def telling_files(record: VolumeRecord) -> list[tuple[str, str]]:

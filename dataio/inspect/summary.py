@@ -165,13 +165,18 @@ def volume_table(records: Sequence[VolumeRecord], limit: int) -> Table:
     shown = records[:limit]
     title = f"volumes (first {len(shown)} of {len(records)})" if len(shown) < len(records) else ""
     table = Table(title=title or "volumes", title_justify="left")
-    for column in ("id", "shape", "mm", "dtype", "from", "0.5 % .. 99.5 %", "classes", "MiB"):
-        table.add_column(column, justify="right" if column == "MiB" else "left", no_wrap=False)
+    whole = ("id", "subject")  # which `remove` asks for
+    for column in (*whole, "shape", "mm", "dtype", "from", "0.5 % .. 99.5 %", "classes", "MiB"):
+        justify = "right" if column == "MiB" else "left"
+        table.add_column(
+            column, justify=justify, overflow="fold" if column in whole else "ellipsis"
+        )
     for r in shown:
         classes = {c for label in r.labels for c, n in label.classes.items() if c and n}
         names = ", ".join(map(str, sorted(classes)[:6])) + (" ..." if len(classes) > 6 else "")
         table.add_row(
             r.id,
+            r.subject,
             "x".join(map(str, r.array_shape)),
             "x".join(f"{mm:.3g}" for mm in r.spacing_mm),
             r.dtype,

@@ -35,7 +35,7 @@ from mim3d.dataio.corpus.root import read_root, root_facts, sealed_document
 from mim3d.dataio.corpus.seen_files import SEEN
 from mim3d.dataio.corpus.table_rows import OLD_TABLE_FILES, READABLE_FORMATS, TABLE_FORMAT
 from mim3d.dataio.corpus.table_writer import table_objects
-from mim3d.dataio.corpus.writer import orphans
+from mim3d.dataio.corpus.writer import ASIDE, orphans, without_line
 from mim3d.dataio.errors import CorpusError, Mim3dError
 from mim3d.dataio.nifti.file import source_hash
 from mim3d.dataio.progress import progress
@@ -82,6 +82,8 @@ def verify(
         raise CorpusError(f"{corpus}: not a corpus: it has no zarr.json")
     problems: list[Problem] = []
     records = _manifest(store, problems)
+    if not any(problem.where == MANIFEST for problem in problems):
+        problems += _lost_lines(store, records)
     chunk = _root(store, records, problems)
     problems += _own_folder(store)
     problems += _quarantine(store)
@@ -160,6 +162,15 @@ def _manifest(store: Store, problems: list[Problem]) -> list[VolumeRecord]:
         detail = f"a conversion that replaces volumes goes on, or was interrupted; {MEND}"
         problems.append(Problem(REPLACING, "interrupted", detail))
     return sorted(records, key=lambda record: record.id)
+
+
+def _lost_lines(store: Store, records: Sequence[VolumeRecord]) -> Iterator[Problem]:
+    """Volumes that were committed and that no line of an intact manifest tells of."""
+    key = own_key(store, MANIFEST)
+    text = store.get(key) if store.exists(key) else b""
+    for id in without_line(store, {record.id for record in records}, text, is_damaged=False):
+        detail = f"lacks the line of volume {id}; {CONVERT}, and loses nothing"
+        yield Problem(MANIFEST, "lost-line", detail)
 
 
 def _own_folder(store: Store) -> list[Problem]:
@@ -297,8 +308,14 @@ def _extra(store: Store, records: Sequence[VolumeRecord]) -> Iterator[Problem]:
     known |= {"zarr.json", LOCK} | set(map(partial(own_key, store), OWN_FILES))
     known |= {*OLD_TABLE_FILES} if is_flat(store.exists) else {OWN_METADATA}
     ours = set(orphans(store, {record.id for record in records}))
-    for key in store.walk():
-        if key in known:
+    keys = list(store.walk())
+    aside = set(filter(ASIDE.fullmatch, (key.split("/")[0] for key in keys)))
+    for name in aside:
+        remove = f"`mim3d remove {store.url} --volume {name}`"
+        detail = "a volume whose manifest line was lost: convert its source, which drops this one"
+        yield Problem(name, "set-aside", f"{detail}, or {remove} deletes it")
+    for key in keys:
+        if key in known or key.split("/")[0] in aside:
             continue
         if key.split("/")[0] in ours:
             detail = f"belongs to no committed volume: left by an interrupted conversion; {MEND}"

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from mim3d.dataio.errors import Rejection, SourceError
+from mim3d.dataio.subjects.declared import ACCEPTED, DECLARED
 
 
 @dataclass(frozen=True)
@@ -19,7 +20,8 @@ class Source:
     wrong. `channel_names` are the channels' modalities and `class_names` the classes' names by
     label, where the layout tells them; `ignore` is the value of a label that is no class; `visit`
     is what images taken together share, where the layout tells (a row of a table), and `session`
-    when they were taken.
+    when they were taken. `is_declared` holds where an option tells the subject,
+    also where it was accepted then.
     """
 
     id: str
@@ -35,6 +37,7 @@ class Source:
     ignore: Mapping[str, int] = field(default_factory=dict)
     visit: str = ""
     session: str = ""
+    is_declared: bool = False
 
     def __post_init__(self) -> None:
         if not self.images:
@@ -43,9 +46,22 @@ class Source:
             raise SourceError("no-id", self.images[0], "a source has an empty id")
 
     @property
+    def tells_subject(self) -> bool:
+        """Whether the user, a table or a layout states the subject, rather than names alone."""
+        by_rule = self.is_declared or self.subject_from in (DECLARED, "")  # no rule: by the library
+        of_group = bool(self.group) and self.subject.startswith(f"{self.group}/")
+        return bool(self.subject) and (by_rule or of_group)
+
+    @property
     def paths(self) -> tuple[str, ...]:
         """Every file of the source, images first, labels by name."""
         return (*self.images, *(self.labels[name] for name in sorted(self.labels)))
+
+
+def was_declared(rule: str, *, or_accepted: bool = False) -> bool:
+    """Whether the rule of a subject, as manifests have it, says that a person gave it; or looked at
+    it and found it right."""
+    return rule == DECLARED or (or_accepted and rule == ACCEPTED)
 
 
 @dataclass(frozen=True)

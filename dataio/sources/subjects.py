@@ -91,7 +91,9 @@ def with_options(found: Discovery, options: SourceOptions) -> Discovery:
                 f"{rows} (such as {subject_of.unused[0]}) name no file: mend or remove them"
             )
         sources = [
-            replace(source, subject=subject, subject_from=DECLARED, doubt="") if subject else source
+            replace(source, subject=subject, subject_from=DECLARED, doubt="", is_declared=True)
+            if subject
+            else source
             for source, subject in zip(sources, subjects, strict=True)
         ]
     if options.merge_labels:
@@ -102,7 +104,10 @@ def with_options(found: Discovery, options: SourceOptions) -> Discovery:
     if options.dataset:
         sources = [of_dataset(source, options.dataset) for source in sources]
     if options.accept_doubts:
-        sources = [replace(source, subject_from=ACCEPTED, doubt="") for source in sources]
+        sources = [
+            replace(s, subject_from=ACCEPTED, doubt="", is_declared=s.tells_subject)
+            for s in sources
+        ]
     notes = found.notes
     if options.accept_doubts:
         notes, warnings = (*notes, *warnings), []
@@ -149,7 +154,7 @@ def left_out(
 def of_dataset(source: Source, dataset: str) -> Source:
     """The source as one of a named data set."""
     subject = f"{dataset}/{source.subject or source.id}"
-    return replace(source, subject=subject, group=source.group or dataset)
+    return replace(source, subject=subject, group=source.group or dataset, is_declared=True)
 
 
 def table_of(file: str) -> ByTable:

@@ -1,9 +1,10 @@
 """Words of a command line to typed arguments, by tyro; what is wrong with them in one line."""
 
 import dataclasses
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, TypeVar, cast
+from typing import Annotated, Any, TypeVar, cast, get_args, get_type_hints
 
 import tyro
 from tyro import _errors as tyro_errors  # its hook for errors; pyproject.toml holds the version
@@ -55,6 +56,7 @@ def parse(
             registry=fields_of(left_out or {}, aliases or {}),
             default=tyro.constructors.MISSING_NONPROP if default is None else default,
         )
+    refuse_repeated(given, words)
     for field in dataclasses.fields(cast(Any, given)):
         place = getattr(given, field.name)
         if isinstance(place, Path):
@@ -153,6 +155,31 @@ def refuse_without_value(option: str, values: Collection[str], words: Sequence[s
         raise UsageError(f"{option} takes NAME=VALUE, one or more, got nothing")
 
 
+def refuse_repeated(given: Any, words: Sequence[str]) -> None:
+    """UsageError where an option that takes several values is given twice: the last would count
+    alone."""
+    flags = Counter(word.partition("=")[0].replace("_", "-") for word in words if word[:2] == "--")
+    several = set(listed_fields(given))
+    for flag, n in flags.items():
+        if n > 1 and flag.lstrip("-").rpartition(".")[2] in several:
+            values = values_of([flag], words, every=True)
+            raise UsageError(
+                f"{flag} is given {n} times, and the last alone would count; name all after one: "
+                f"{flag} {' '.join(values)}"
+            )
+
+
+def listed_fields(given: Any) -> Iterator[str]:
+    """Names of the fields, nested ones too, that hold any number of values."""
+    hints = get_type_hints(type(given))
+    for field in dataclasses.fields(given):
+        value = getattr(given, field.name)
+        if dataclasses.is_dataclass(value):
+            yield from listed_fields(value)
+        elif isinstance(value, tuple) and Ellipsis in get_args(hints.get(field.name)):
+            yield field.name.replace("_", "-")
+
+
 def refuse_empty(option: str, words: Sequence[str]) -> None:
     """UsageError where a place is empty, which would be the folder one is in."""
     if "" in values_of([option], words):
@@ -174,15 +201,16 @@ def named(argument: Any) -> str:
     return argument.field.intern_name.upper() if place.startswith("{") else place
 
 
-def values_of(flags: Collection[str], words: Sequence[str]) -> list[str]:
-    """The words that follow an option up to the next one."""
+def values_of(flags: Collection[str], words: Sequence[str], *, every: bool = False) -> list[str]:
+    """The words that follow an option up to the next one; of one that stands there several times
+    those of the last, or of `every` one."""
     names = {flag.replace("_", "-") for flag in flags}
     found: list[str] = []
     reading = False
     for word in words:
         name, equals, value = word.partition("=")
         if name.replace("_", "-") in names:
-            found, reading = ([value] if equals else []), not equals
+            found, reading = [*(found if every else ()), *([value] if equals else [])], not equals
         elif word.startswith("--"):
             reading = False
         elif reading:

@@ -9,11 +9,17 @@ import tyro
 from rich.console import Console
 
 from mim3d.dataio.corpus.conversion import Conversion, Rerun
+from mim3d.dataio.corpus.manifest import VolumeRecord
 from mim3d.dataio.corpus.quarantine import quarantine_place
 from mim3d.dataio.errors import Mim3dError, Rejection
 from mim3d.dataio.finite import MOST_WORKERS, refuse_outside
-from mim3d.dataio.inspect.doubts import conversion_warnings, corpus_doubts, subjects_in
-from mim3d.dataio.inspect.guesses import MOST_MODALITIES, frames_doubt
+from mim3d.dataio.inspect.doubts import (
+    across_splits,
+    conversion_warnings,
+    corpus_doubts,
+    subjects_in,
+)
+from mim3d.dataio.inspect.guesses import MOST_MODALITIES, NEW, frames_doubt
 from mim3d.dataio.nifti.names import is_image
 from mim3d.dataio.sources.options import SourceOptions
 from mim3d.dataio.sources.source import Discovery, Source
@@ -61,6 +67,7 @@ class ConvertArgs:
 
         if self.layout not in LAYOUTS:
             raise Mim3dError(f"layout {self.layout!r}: one of {', '.join(LAYOUTS)}")
+        self.options.refuse_doubled_values()
 
 
 def main(words: list[str]) -> Outcome:
@@ -91,7 +98,8 @@ def main(words: list[str]) -> Outcome:
         rerun=args.rerun,
         **runner,
     )
-    return show_report(report, args.destination, found)
+    accepted = args.telling.accept_doubts
+    return show_report(report, args.destination, found, args.options, accepted=accepted)
 
 
 def arguments(words: list[str]) -> ConvertArgs:
@@ -125,8 +133,15 @@ def apart(words: list[str]) -> list[str]:
     return found
 
 
-def show_report(report: "ConversionReport", destination: str, found: Discovery) -> Outcome:
-    """Summary of a finished run."""
+def show_report(
+    report: "ConversionReport",
+    destination: str,
+    found: Discovery,
+    options: Conversion,
+    *,
+    accepted: bool,
+) -> Outcome:
+    """Summary of a finished run; what is told otherwise than before is no warning if `accepted`."""
     console = Console(soft_wrap=True, highlight=False)
     rate = report.voxel_bytes / max(report.seconds, 1e-9) / 1e6
     console.print(
@@ -137,8 +152,12 @@ def show_report(report: "ConversionReport", destination: str, found: Discovery) 
     )
     show_upkeep(console, report)
     subjects = subjects_in(report.records)
-    show_subjects(console, subjects, (*found.notes, *conversion_warnings(report.records)))
-    warnings = all_warnings(found, corpus_doubts(report.records))
+    otherwise = report.told_otherwise
+    notes = (*found.notes, *report.notes, *(otherwise if accepted else ()))
+    show_subjects(console, subjects, (*notes, *conversion_warnings(report.records)))
+    idle = idle_values(options, report.records)
+    looked_at = () if accepted else (*otherwise, *idle)
+    warnings = all_warnings(found, (*corpus_doubts(report.records), *looked_at))
     show_warnings(console, warnings)
     show_rejections(console, report.rejections, quarantine_place(destination))
     left = ("rejections", "records")
@@ -148,11 +167,25 @@ def show_report(report: "ConversionReport", destination: str, found: Discovery) 
     return Outcome(figures, lost=report.n_quarantined + len(warnings))
 
 
+def idle_values(options: Conversion, records: Sequence[VolumeRecord]) -> list[str]:
+    """A line for each label that --label-values names and no volume has."""
+    have = {label.name for record in records for label in record.labels}
+    idle = sorted(options.labels_with_values - have)
+    return [
+        f"--label-values names label {name!r}, which no volume has; its labels are "
+        f"{', '.join(sorted(have)) or 'none'}: name one of them {NEW}; else --accept-doubts"
+        for name in idle
+    ]
+
+
 def show_upkeep(console: Console, report: "ConversionReport") -> None:
     """What became of volumes that were there before."""
     if report.mended:
         console.print(f"{len(report.mended)} damaged volumes made anew:")
         show_some(console, report.mended)
+    if report.changed:
+        console.print(f"{len(report.changed)} files changed, their volumes were converted anew:")
+        show_some(console, report.changed)
     if report.n_removed:
         console.print(f"{report.n_removed} volumes removed")
     if report.gone:
@@ -197,7 +230,8 @@ def show_forecast(expected: "Forecast", args: ConvertArgs, found: Discovery) -> 
     subjects = grouped(replace(found, sources=tuple(i.source for i in expected.expected)))
     show_subjects(console, subjects, found.notes)
     frames = frames_doubt(modalities(expected.expected, args))
-    warnings = all_warnings(found, (*subjects.doubts, *frames))
+    of_splits = [] if args.telling.accept_doubts else across_splits(splits_of(ids, expected))
+    warnings = all_warnings(found, (*subjects.doubts, *frames, *of_splits))
     show_warnings(console, warnings)
     rejections = (*found.skipped, *expected.rejections)
     show_rejections(console, rejections, "")
@@ -216,6 +250,12 @@ def show_forecast(expected: "Forecast", args: ConvertArgs, found: Discovery) -> 
     }
     # As the run would end: what is left out counts as much before as after.
     return Outcome(figures, lost=len(rejections) + len(warnings))
+
+
+def splits_of(ids: Sequence[str], expected: "Forecast") -> list[tuple[str, str, str]]:
+    """Subject, split and id of what would be converted."""
+    sources = [item.source for item in expected.expected]
+    return [(s.subject, s.split, id) for id, s in zip(ids, sources, strict=True)]
 
 
 def modalities(items: Sequence["Expected"], args: ConvertArgs) -> list[tuple[str, int, str]]:

@@ -39,14 +39,19 @@ def main(words: list[str]) -> Outcome:
         "rows in the table. history.jsonl tells of it, and `mim3d convert` leaves out what was "
         "removed, by name, by path and by content, until it is readmitted.",
     )
-    from mim3d.dataio.convert.upkeep import readmit, remove
+    from mim3d.dataio.convert.upkeep import readmit, remove, removed_on
 
     console = Console(soft_wrap=True, highlight=False)
     if args.readmit:
-        readmit(args.corpus, args.readmit)
-        names = ", ".join(args.readmit)
-        console.print(f"{args.corpus}: {names} may be converted again", markup=False)
-        return Outcome({"readmitted": list(args.readmit)})
+        names = list(dict.fromkeys(args.readmit))
+        readmit(args.corpus, names)
+        console.print(f"{args.corpus}: {', '.join(names)} may be converted again", markup=False)
+        return Outcome({"readmitted": names})
+    earlier = removed_on(args.corpus, {*args.subject, *args.volume})
     gone = remove(args.corpus, subjects=args.subject, volumes=args.volume)
-    console.print(f"{args.corpus}: {len(gone)} volumes removed: {', '.join(gone)}", markup=False)
-    return Outcome({"removed": gone})
+    volumes = f": {', '.join(gone)}" if gone else ""
+    console.print(f"{args.corpus}: {len(gone)} volumes removed{volumes}", markup=False)
+    for name, day in earlier.items():
+        if name not in gone:
+            console.print(f"  {name} was removed on {day} already", markup=False)
+    return Outcome({"removed": gone, "removed_before": earlier})

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 import tyro
 from rich.console import Console
 
+from mim3d.dataio.errors import Mim3dError
 from mim3d.dataio.finite import MOST_WORKERS, refuse_outside
 from mim3d.engine.commands.arguments import parse
 from mim3d.engine.commands.outcome import Outcome
@@ -28,11 +29,16 @@ class VerifyArgs:
     mend: bool = False
     """Make what is damaged anew: volumes from their sources, the table and zarr.json from the
     rest; then check again."""
+    accept_losses: bool = False
+    """Mend also what becomes less or other by it: without a label whose file is gone, from a file
+    that took the place of the one a volume was made of."""
     workers: int | None = None
     """Threads; all usable CPUs by default."""
 
     def __post_init__(self) -> None:
         refuse_outside(self, "workers", 1, MOST_WORKERS)
+        if self.accept_losses and not self.mend:
+            raise Mim3dError("--accept-losses says how to mend: give --mend too")
 
 
 def main(words: list[str]) -> Outcome:
@@ -53,8 +59,15 @@ def main(words: list[str]) -> Outcome:
     console = Console(soft_wrap=True, highlight=False)
     found = verify(args.corpus, workers=workers, sources=args.sources)
     show(console, args.corpus, found)
+    lost = 0
     if args.mend and found.problems:
-        show_mended(console, mend(args.corpus, found.volumes, workers=args.workers))
+        report = mend(
+            args.corpus,
+            found.volumes,
+            workers=args.workers,
+            accept_losses=args.accept_losses,
+        )
+        lost = show_mended(console, report, accepted=args.accept_losses)
         found = verify(args.corpus, workers=workers, sources=args.sources)
         show(console, args.corpus, found)
     figures = {
@@ -63,7 +76,7 @@ def main(words: list[str]) -> Outcome:
         "bytes": found.nbytes,
         "problems": [vars(problem) for problem in found.problems],
     }
-    return Outcome(figures, lost=len(found.problems))
+    return Outcome(figures, lost=len(found.problems) + lost)
 
 
 def show(console: Console, corpus: str, found: "Verification") -> None:
@@ -80,9 +93,15 @@ def show(console: Console, corpus: str, found: "Verification") -> None:
         console.print(f"  ... and {len(found.problems) - LISTED} more")
 
 
-def show_mended(console: Console, report: "ConversionReport") -> None:
-    """What was made anew, and what could not be."""
+def show_mended(console: Console, report: "ConversionReport", *, accepted: bool) -> int:
+    """What was made anew, and what could not be; the number of losses that nobody accepted."""
     console.print(f"{len(report.mended)} volumes made anew", markup=False)
-    for rejection in report.rejections:
-        if rejection.code in ("damaged", "lost"):
-            console.print(f"  not mended: {rejection.detail}", markup=False)
+    for path in report.changed:
+        console.print(f"  from another file than before: {path}", markup=False)
+    whole = [each for each in report.rejections if each.code in ("damaged", "lost")]
+    parts = [each for each in report.rejections if each not in whole]
+    for rejection in whole:
+        console.print(f"  not mended: {rejection.detail}", markup=False)
+    for rejection in parts:
+        console.print(f"  left out: {rejection.path}: {rejection.detail}", markup=False)
+    return len(whole) + (0 if accepted else len(parts))

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mim3d.dataio.convert.job import parts_of
+from mim3d.dataio.convert.known_sources import parts_of
 from mim3d.dataio.convert.volume import trust_of
 from mim3d.dataio.convert.volume_ids import unique_ids, with_ids
 from mim3d.dataio.corpus.conversion import Conversion

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from mim3d.dataio.convert.job import parts_of
+from mim3d.dataio.convert.known_sources import parts_of
 from mim3d.dataio.convert.volume import trust_of
 from mim3d.dataio.corpus.seen_files import stamp_of
 from mim3d.dataio.errors import Rejection, SourceError

@@ -270,8 +270,10 @@ def test_two_names_of_a_number_in_one_corpus_do_not_stop_its_merge(parts, tmp_pa
     folder = tmp_path / "both.zarr"
     made(tmp_path / "m", "both", range(21, 24))
     raw = tmp_path / "m" / "both"
+    scans = []
     for i, name in ((21, "liver"), (23, "tumour")):
         labels = {"seg": str(raw / f"l{i}.nii.gz")}
         scan = Source(f"w{i}", (str(raw / f"v{i}.nii.gz"),), labels, class_names={"seg": {1: name}})
-        convert([scan], folder, workers=1)
+        scans.append(scan)
+    convert(scans, folder, workers=1)
     assert len(merge([folder, parts[0]], tmp_path / "x.zarr").volumes) == 2
