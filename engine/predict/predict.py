@@ -28,6 +28,7 @@ from mim3d.engine.finetune.trained import Trained, load_network, read_trained
 from mim3d.engine.finetune.validation import autocast
 from mim3d.engine.predict.classes import VolumeRow, figures_of, row_scores, write_rows
 from mim3d.engine.predict.config import PredictConfig
+from mim3d.engine.predict.dealt import Dealt
 from mim3d.engine.predict.label_map import predicted, write_label_map
 from mim3d.engine.predict.ledger import Ledger
 from mim3d.engine.predict.loop import Done, each_scan
@@ -46,7 +47,8 @@ KEPT_SHARES = ".probabilities"
 class PredictReport:
     """What became of the scans: done now, done before, and those that could not be.
 
-    `doubts` are for a person; `scores` are means where true labels were given.
+    `doubts` are for a person; `scores` are means where true labels were given, and `scored` says
+    how many of them were trained on.
     """
 
     destination: Path
@@ -57,6 +59,7 @@ class PredictReport:
     table: Path | None = None
     scores: dict[str, Any] = field(default_factory=dict)
     classes: tuple[str, ...] = ()
+    scored: tuple[str, ...] = ()
 
 
 def run_predict(
@@ -88,6 +91,10 @@ def run_predict(
         scans = stack.enter_context(
             opened_scans(str(source), trained.scans, config.scans, destination, config.ids)
         )
+        if truth is not None:
+            truth.match(scans, destination)
+            scans.doubts += truth.matches.doubts
+            scans.notes += truth.notes(scans.scans)
         with progress(NAME, len(scans.scans), "scans") as shown:
             done = each_scan(scans, work.ledger, trained.scans, shown, work.do)
         table, scores = work.finish(scans, done, truth, labels)
@@ -100,7 +107,13 @@ def run_predict(
         table,
         scores,
         trained.classes,
+        work.dealt.in_words(scores, shown_figure(trained)),
     )
+
+
+def shown_figure(trained: Trained) -> str:
+    """The figure that is told of subjects that were trained on, and of others."""
+    return "dice" if trained.segments else "balanced_accuracy" if trained.classes else "mae"
 
 
 def refuse_mirror(config: PredictConfig, trained: FinetuneConfig) -> None:
@@ -122,7 +135,7 @@ class Work:
         self.trained, self.config, self.destination = trained, config, destination
         self.device = local_device(config.device)
         self.dtype = getattr(torch, trained.precision)
-        self.run, self._net = run, None
+        self.run, self._net, self.dealt = run, None, Dealt(run)
         self.overlap = trained.config.overlap if config.overlap < 0 else config.overlap
         self.ledger = Ledger(destination, NAME, self.identity())
 
@@ -195,7 +208,7 @@ class Work:
             ]
             names = self.trained.classes
             table = write_rows(self.destination, rows, names)
-            return table, row_scores(rows, names, labels) if labels else {}
+            return table, row_scores(rows, names, labels, self.dealt) if labels else {}
         if truth is None:
             return None, {}
         by_id = {scan.id: scan for scan in scans.scans}
@@ -209,5 +222,6 @@ class Work:
             )
             for entry, note in done.volumes()
         ]
-        scorer = Scorer(self.destination, self.trained, truth, scans, self.config.scans)
+        options = self.config.scans
+        scorer = Scorer(self.destination, self.trained, truth, scans, options, self.dealt)
         return self.destination / TABLE, scorer.scores(written).figures

@@ -1,5 +1,6 @@
 """The scans of SRC: files in any layout that `convert` knows, or the volumes of a corpus."""
 
+import posixpath
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, closing, contextmanager
@@ -95,9 +96,12 @@ class OpenVolume:
 
 class Scans(Protocol):
     """What SRC holds; `left_out` could not even be tried, `doubts` are for a person, and `notes`
-    say what names were taken for."""
+    say what names were taken for. `all` are `scans` before some were asked for by their ids, and
+    `root` is the folder that they lie in."""
 
     scans: list[Scan]
+    all: list[Scan]
+    root: str
     left_out: list[Rejection]
     doubts: list[str]
     notes: list[str]
@@ -121,6 +125,7 @@ class FileScans:
         ids = unique_ids(found.sources, ())
         self.sources = dict(zip(ids, found.sources, strict=True))
         self.scans = [file_scan(id, source) for id, source in self.sources.items()]
+        self.all, self.root = self.scans, found.root
         self.left_out = list(found.skipped)
         self.doubts, self.notes = list(found.warnings), list(found.notes)
 
@@ -149,7 +154,8 @@ class CorpusScans:
         where = corpus.address or str(corpus.root)
         self.conversion = conversion_of(corpus.attributes, where)
         self.reader = ShardReader(corpus.table, corpus.root, shards)
-        self.scans = [volume_scan(record) for record in corpus.records]
+        self.all = self.scans = [volume_scan(record) for record in corpus.records]
+        self.root = folder_of([path for scan in self.scans for path in scan.paths])
         self.left_out: list[Rejection] = []
         self.notes: list[str] = []
         self.doubts = other_recipe(where, self.conversion, recipe.conversion)
@@ -230,6 +236,14 @@ def volume_scan(record: VolumeRecord) -> Scan:
     """A scan of a corpus."""
     labels = {label.name: label.source for label in record.labels}
     return Scan(record.id, record.subject, record.sources, record.shard_sha256, labels)
+
+
+def folder_of(paths: Sequence[str]) -> str:
+    """The folder that all paths are in; empty of none, or where they share none."""
+    try:
+        return posixpath.commonpath([posixpath.dirname(path) for path in paths])
+    except ValueError:
+        return ""
 
 
 def other_recipe(where: str, found: Conversion, wanted: Conversion) -> list[str]:

@@ -1,5 +1,7 @@
 """`mim3d predict RUN SRC DST`: a fine-tuned network over new scans."""
 
+import math
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -8,7 +10,14 @@ import tyro
 
 from mim3d.engine.commands.arguments import parse
 from mim3d.engine.commands.outcome import Outcome
-from mim3d.engine.commands.weights.messages import class_table, tell_done, tell_doubts, tell_failed
+from mim3d.engine.commands.weights.messages import (
+    class_table,
+    listed,
+    number,
+    tell_done,
+    tell_doubts,
+    tell_failed,
+)
 from mim3d.engine.commands.weights.scan_arguments import ScanArgs
 from mim3d.engine.predict.config import PredictConfig
 
@@ -64,18 +73,37 @@ def main(words: list[str]) -> Outcome:
 
 
 def tell_scores(report: "PredictReport") -> None:
-    """The scores by class, and what could not be scored."""
+    """The scores by class, of whom they are, and what could not be scored."""
     scores = report.scores
-    for each in scores.get("unscored", []):
-        print(f"not scored: {each['path']}: {each['detail']}")
+    unscored = scores.get("unscored", [])
+    listed([f"not scored: {each['path']}: {each['detail']}" for each in unscored], indent="")
+    if not scores:
+        return
+    if not scores["scored"]:
+        print(f"no volume was scored: {why_none(unscored)}")
+        return
     if "dice_by_class" in scores:
         columns = {"Dice": scores["dice_by_class"], "HD95 mm": scores["hd95_mm_by_class"]}
         print(class_table(columns))
-        print(f"mean Dice {scores['dice']:.4f} of {scores['scored']} volumes; {report.table}")
-    elif scores:
+        named = f"none has {', '.join(report.classes[1:])}, in its label or its map"
+        mean = f"mean Dice {number(scores['dice'])}"
+        why = "" if math.isfinite(scores["dice"]) else f" ({named})"
+        print(f"{mean}{why} of {scores['scored']} volumes; {report.table}")
+    else:
         names = ("balanced_accuracy", "accuracy", "auroc", "r2", "mae")
-        parts = [f"{name.replace('_', ' ')} {scores[name]:.4f}" for name in names if name in scores]
+        parts = [f"{n.replace('_', ' ')} {number(scores[n])}" for n in names if n in scores]
         print(f"{', '.join(parts)} of {scores['scored']} volumes; {report.table}")
+    for line in report.scored:
+        print(f"  {line}")
+
+
+def why_none(unscored: Sequence[dict[str, Any]]) -> str:
+    """Why there is no score at all."""
+    if not unscored:
+        return "no scan was done"
+    first = unscored[0]
+    n = f"{len(unscored)} scans have" if len(unscored) > 1 else "the one scan has"
+    return f"{n} no true label that can be used ({first['path']}: {first['detail']})"
 
 
 def figures_of(report: "PredictReport") -> dict[str, Any]:

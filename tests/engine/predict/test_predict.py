@@ -382,7 +382,12 @@ def test_a_classification_predicts_a_table(
         outcome = command([*words, "--labels", targets])
         assert outcome.figures["scored"] == 7
         assert outcome.exit_code == 3  # one subject has no target
-        assert "has no row of" in capsys.readouterr().out
+        told = capsys.readouterr().out
+        assert "has no row of" in told
+        known, others = outcome.figures["trained_on"], outcome.figures["others"]
+        assert known["subjects"] == sorted(result.subjects["train"])
+        assert known["scored"] + others["scored"] == 7
+        assert f"not trained on: balanced accuracy {others['balanced_accuracy']:.4f}" in told
         with (out / "classes.csv").open(newline="") as stream:
             rows = {row["id"]: row for row in csv.DictReader(stream)}
         assert len(rows) == 8
