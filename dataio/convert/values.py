@@ -97,7 +97,7 @@ def _finite(values: Values, policy: str, path: str) -> Values:
     values = replace(values, n_nan=n_nan, n_inf=n_inf)
     if policy == "reject":
         detail = f"{n_nan} NaN and {n_inf} infinite of {voxels.size} voxels"
-        raise SourceError("non-finite", path, f"{detail}; --nan-policy zero or keep takes it")
+        raise SourceError("non-finite", path, f"{detail}; --nan-policy zero takes them as 0")
     if n_nan + n_inf == voxels.size:
         raise SourceError("non-finite", path, f"none of its {voxels.size} voxels is finite")
     if policy == "keep":

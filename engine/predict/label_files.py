@@ -112,9 +112,7 @@ def matched(files: Sequence[LabelFile], place: str, scans: Sequence[Scan], root:
     return found
 
 
-def fits(
-    files: Sequence[LabelFile], place: str, scans: Sequence[Scan], root: str
-) -> Iterator[Fit]:
+def fits(files: Sequence[LabelFile], place: str, scans: Sequence[Scan], root: str) -> Iterator[Fit]:
     """Every label that may be a scan's."""
     by_name: dict[str, list[LabelFile]] = defaultdict(list)
     for file in files:

@@ -76,9 +76,7 @@ class Scores:
         dice, hd95 = ([getattr(case, name) for case in cases] for name in ("dice", "hd95"))
         parts = self.dealt.parts([(each.whose, each.case) for each in self.scored])
         return {
-            **{
-                name: {**facts, "dice": mean_over_cases(of)} for name, (facts, of) in parts.items()
-            },
+            **{name: {**facts, "dice": mean_over_cases(of)} for name, (facts, of) in parts.items()},
             "scored": len(cases),
             "dice": mean_over_cases(cases),
             "dice_by_class": by_class(self.classes, dice),

@@ -66,6 +66,7 @@ def main(words: list[str]) -> Outcome:
         )
     tell_failed(report.failed, args.destination / FAILED)
     tell_doubts(report.doubts)
+    listed(report.leftovers, indent="")
     tell_scores(report)
     tell_done(report.n_done, report.n_kept, args.destination)
     unscored = report.scores.get("unscored", [])
@@ -115,5 +116,6 @@ def figures_of(report: "PredictReport") -> dict[str, Any]:
         "classes": list(report.classes),
         "failed": [asdict(each) for each in report.failed],
         "doubts": list(report.doubts),
+        "leftovers": list(report.leftovers),
         **report.scores,
     }

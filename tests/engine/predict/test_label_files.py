@@ -19,9 +19,7 @@ def pairs(labels: list[str], scans: list[str], ids: tuple[str, ...] = ()) -> dic
     """The label of each scan below /s; a problem stands in brackets."""
     files = [LabelFile(f"/l/{name}", tuple(name.split("/")[:-1])) for name in labels]
     names = ids or tuple(name.split(".")[0].replace("/", "_") for name in scans)
-    made = [
-        Scan(id, id, (f"/s/{name}",), "", {}) for id, name in zip(names, scans, strict=True)
-    ]
+    made = [Scan(id, id, (f"/s/{name}",), "", {}) for id, name in zip(names, scans, strict=True)]
     found = matched(files, "/l", made, "/s")
     told = {scan.id: f"[{found.problems.get(scan.id, '')}]" for scan in made}
     return {**told, **{id: path.removeprefix("/l/") for id, path in found.files.items()}}
