@@ -96,4 +96,4 @@ def with_ids(
         near = ", ".join(list(known)[:3])
         like = f"; its ids are like {near}" if known else ", nor any other"
         raise kind(f"{place}: holds no {what} {missing[0]!r}{like}")
-    return [known[id] for id in ids or known]
+    return [known[id] for id in dict.fromkeys(ids or known)]

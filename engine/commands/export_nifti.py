@@ -43,6 +43,8 @@ def main(words: list[str]) -> Outcome:
         "dtype and scaling that were converted, bit for bit. Exit code 3 tells that volumes could "
         "not be written, or that a guess had to be.",
     )
+    if "" in words:
+        raise CorpusError("DST is empty; name a folder for the files")
     from mim3d.dataio.convert.volume_ids import with_ids
     from mim3d.dataio.inspect.export_nifti import export_corpus, source_folder_above
     from mim3d.dataio.reader.corpus import opened_corpus

@@ -61,6 +61,8 @@ class Matches:
 def label_files(place: str) -> list[LabelFile]:
     """The label files of a folder, in order, or the one file; ConfigError where there are none."""
     root = Path(place).expanduser()
+    if root.is_file() and not is_image(root.name):
+        raise ConfigError(f"--labels {place}: no label map (.nii, ...); name one, or a folder")
     if root.is_file():
         return [LabelFile(str(root), ())]
     if not root.is_dir():
@@ -157,7 +159,9 @@ def settle(level: list[Fit], place: str, found: Matches, spent: dict[str, Scan])
     for id, several in by_scan.items():
         if len(several) > 1:
             names = ", ".join(fit.label.path for fit in several[:SHOWN])
-            found.problems[id] = f"{place} has several label files of it: {names}; leave one"
+            found.problems[id] = (
+                f"{place} has several label files of it: {names}; leave one, or the folder of one"
+            )
         else:
             by_label[several[0].label.path].append(several[0])
     for path, several in by_label.items():

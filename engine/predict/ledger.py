@@ -174,7 +174,7 @@ class Ledger:
             lines.append(
                 f"{self.folder} also holds results of {n} that SRC does not have "
                 f"(such as {named}, of {one['sources'][0]}): they are in no table of this call; "
-                "delete them if they are no longer wanted"
+                f"{'delete them' if one['files'] else 'name another DST'} if that is not wanted"
             )
         current = [entry["files"] for id, entry in self.entries.items() if id not in stale]
         of_entries = {file for files in current for file in files}

@@ -21,6 +21,7 @@ from mim3d.engine.predict.scans import OpenVolume, Scan, Scans
 from mim3d.engine.runs.scan_recipe import ScanRecipe
 
 SAME_AFFINE_MM = 1e-3
+FEW_VALUES = "few whole numbers, as label maps have: leave it out if it is one"
 GUESSED = "no sform and no qform: left and right are a guess; set one in its header"
 
 
@@ -153,6 +154,7 @@ def doubts_of(
         record = volume.record
         doubts = [
             f"{record.header_doubt}; {remedy}" if record.header_doubt else "",
+            FEW_VALUES if record.n_values else "",
             GUESSED if record.affine_from == "pixdim" else "",
             recipe.spacing_doubt(record.spacing_mm),
             recipe.size_doubt(record.shape, crop),

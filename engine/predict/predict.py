@@ -92,6 +92,11 @@ def run_predict(
     run = local_run(run)
     trained = read_trained(run, corpus)
     refuse_mirror(config, trained.config)
+    if labels and not trained.segments and not Path(labels).is_file():
+        raise ConfigError(
+            f"--labels {labels}: no such file, and of a run that makes no label maps a table is "
+            "asked for: name a CSV with columns subject,target"
+        )
     truth = Truth(labels, trained.config.data.label) if labels and trained.segments else None
     with ExitStack() as stack:
         stack.enter_context(sole_writer(destination))

@@ -149,7 +149,9 @@ class FileScans:
         self.scans = [file_scan(id, source) for id, source in self.sources.items()]
         self.all, self.root = self.scans, found.root
         self.left_out = list(found.skipped)
-        self.doubts = [*found.warnings, *renamed(self.sources)]
+        # `convert` can be told that its doubts were looked at.
+        warnings = (line.replace(", or --accept-doubts", "") for line in found.warnings)
+        self.doubts = [*warnings, *renamed(self.sources)]
         self.notes = list(found.notes)
 
     @contextmanager
@@ -270,13 +272,14 @@ def is_exact(source: Source) -> bool:
 
 def renamed(sources: Mapping[str, Source]) -> list[str]:
     """A line for each scan whose id another one has."""
+    owners = {id.casefold(): source for id, source in sources.items()}
     lines = []
     for id, source in sources.items():
         wanted = safe_id(source.id)
-        if id != wanted and (owner := sources.get(wanted)):
+        if id != wanted and (owner := owners.get(wanted.casefold())):
             lines.append(
-                f"{source.images[0]} is called {id} in DST, as {wanted} is {owner.images[0]}: give "
-                "them names that differ in letters and digits"
+                f"{source.images[0]} is called {id} in DST, as {wanted} is {owner.images[0]}: "
+                "rename one, they differ in case, accents or signs alone"
             )
     return lines
 
@@ -328,7 +331,10 @@ def other_recipe(where: str, found: Conversion, wanted: Conversion) -> list[str]
 
 
 def refuse_inside(destination: Path, place: str) -> None:
-    """A ConfigError where results would lie among the scans, to be taken for scans next time."""
+    """A ConfigError where results would lie among the scans, to be taken for scans next time, or
+    where a file is in the place of their folder."""
+    if destination.is_file():
+        raise ConfigError(f"{destination} is a file: name a folder for the results")
     if is_address(place):
         return
     source = Path(place).expanduser().resolve()

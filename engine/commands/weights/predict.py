@@ -19,6 +19,7 @@ from mim3d.engine.commands.weights.messages import (
     tell_failed,
 )
 from mim3d.engine.commands.weights.scan_arguments import ScanArgs
+from mim3d.engine.errors import ConfigError
 from mim3d.engine.predict.config import PredictConfig
 
 if TYPE_CHECKING:
@@ -32,7 +33,8 @@ resampled, class probabilities go back by linear interpolation before the larges
 the run's corpus gets what validation gave it, to the bit.
 
 Broken scans are listed in DST/failed.jsonl, and the exit code is 3; so it is where something is in
-doubt. --labels writes DST/scores.csv: Dice and HD95 (mm) of every class and scan.
+doubt. --labels writes DST/scores.csv: Dice and HD95 (mm) of every class and scan. A file of DST that
+was not written here, or is of another scan, is never replaced.
 """
 
 
@@ -44,13 +46,17 @@ class PredictArgs(ScanArgs):
     """Folder of a finished `mim3d finetune`, or its s3://BUCKET/RUN."""
     config: Annotated[PredictConfig, tyro.conf.arg(name="")] = field(default_factory=PredictConfig)
     labels: str = ""
-    """Score against these: a folder of label maps named as the scans, a file, or `own` for those
-    that SRC tells; of classes or numbers a CSV with columns subject,target."""
+    """Score against these: a folder of label maps at the scans' paths or of their names, a file, or
+    `own` for those that SRC tells; of classes or numbers a CSV with columns subject,target."""
 
 
 def main(words: list[str]) -> Outcome:
     """Run the command."""
     args = parse(PredictArgs, words, "mim3d predict", DESCRIPTION, addresses=("run",))
+    if "" in words[:3]:
+        raise ConfigError("RUN, SRC or DST is empty; name all three")
+    if not args.labels and any(word.split("=")[0] == "--labels" for word in words):
+        raise ConfigError("--labels is empty: name a folder, a file or `own`, or leave it out")
     from mim3d.dataio.storage.store import writing
     from mim3d.engine.predict.ledger import FAILED
     from mim3d.engine.predict.predict import run_predict

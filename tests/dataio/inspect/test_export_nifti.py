@@ -211,7 +211,9 @@ def test_a_guess_is_not_stated_as_known(tmp_path, capsys):
     assert main(stored) == 3  # turned: only a form can say so
     assert "left and right are a guess, which these files state (code 2)" in capsys.readouterr().out
     image = load(tmp_path / "ras" / "images" / "p.nii.gz")
-    np.testing.assert_allclose(np.asarray(image.affine), np.array(corpus.records[0].affine), atol=1e-5)
+    np.testing.assert_allclose(
+        np.asarray(image.affine), np.array(corpus.records[0].affine), atol=1e-5
+    )
 
 
 def test_voxels_of_another_type_than_their_source_are_told(tmp_path, capsys):
@@ -238,7 +240,9 @@ def test_where_others_files_are_nothing_is_written(tmp_path, capsys, where):
     assert main(["export-nifti", str(tmp_path / "c.zarr"), str(tmp_path / where)]) == 2
     assert sorted(tmp_path.rglob("*")) == before
     assert str(tmp_path / where) in capsys.readouterr().err
-    assert main(["export-nifti", str(tmp_path / "c.zarr"), str(tmp_path / "elsewhere")]) == 0
+    assert main(["export-nifti", str(tmp_path / "c.zarr"), ""]) == 2
+    words = ["export-nifti", str(tmp_path / "c.zarr"), str(tmp_path / "elsewhere"), "--ids"]
+    assert main([*words, "sub_p", "sub_p"]) == 0  # twice is once
     assert "lies below sources" not in capsys.readouterr().out
     below = tmp_path / "in" / "sub" / "new"
     assert main(["export-nifti", str(tmp_path / "c.zarr"), str(below)]) == 0

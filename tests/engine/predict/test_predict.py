@@ -402,6 +402,9 @@ def test_a_classification_predicts_a_table(
         for case in result.cases:
             assert exact[case["volume"]]["figures"] == list(case["probabilities"])
         assert command([*words, "--labels", targets]).figures["kept"] == 8
+    for place in ("own", str(trial.nifti / "labelsTr")):  # before anything is predicted
+        with pytest.raises(ConfigError, match="name a CSV with columns subject,target"):
+            command([*words[:2], str(tmp_path / "new"), "--labels", place])
     wrong = tmp_path / "wrong.csv"
     wrong.write_text("subject,target\nnobody,even\nnone,odd\n")
     with pytest.raises(ConfigError, match="none of the 8 subjects"):

@@ -305,3 +305,47 @@ def test_a_guessed_orientation_is_doubted(trial: Trial, tmp_path: Path) -> None:
     image.set_sform(one.affine, 1)  # "set one in its header"
     image.to_filename(tmp_path / "scans" / "q.nii.gz")
     assert predict(words(trial, tmp_path)).exit_code == 0
+
+
+def test_names_that_differ_by_case_or_accent_alone_are_told(trial: Trial, tmp_path: Path) -> None:
+    scan(tmp_path / "scans" / "Ärger.nii.gz")
+    other = scan(tmp_path / "scans" / "arger.nii.gz", seed=1)
+    (doubt,) = predict(words(trial, tmp_path)).figures["doubts"]
+    assert "in DST, as " in doubt
+    other.rename(other.with_name("b.nii.gz"))  # "rename one"
+    outcome = predict([*words(trial, tmp_path)[:2], str(tmp_path / "second")])
+    assert outcome.exit_code == 0
+
+
+def test_label_maps_and_nothing_finite_are_no_scans(trial: Trial, tmp_path: Path) -> None:
+    one = loaded(scan(tmp_path / "scans" / "p.nii.gz"))
+    mask = (np.asarray(one.dataobj) > 200).astype(np.uint8)
+    save(mask, one.affine, tmp_path / "scans" / "q.nii.gz")
+    save(np.full(SHAPE, np.nan, np.float32), one.affine, tmp_path / "scans" / "r.nii.gz")
+    figures = predict(words(trial, tmp_path)).figures
+    (doubt,) = figures["doubts"]
+    assert "q.nii.gz: few whole numbers, as label maps have" in doubt
+    assert "none of its 5814 voxels is finite" in figures["failed"][0]["detail"]
+    assert "--nan-policy" not in figures["failed"][0]["detail"]  # which would not help
+    scan(tmp_path / "labelsTr" / "p.nii.gz")
+    called = predict([str(trial.run), str(tmp_path / "labelsTr"), str(tmp_path / "third")])
+    assert "called like a label" in called.figures["doubts"][0]
+    assert "--accept-doubts" not in called.figures["doubts"][0]  # an option of convert's
+
+
+def test_words_that_mean_nothing_are_refused(trial: Trial, tmp_path: Path) -> None:
+    scan(tmp_path / "scans" / "p.nii.gz")
+    file, table = tmp_path / "file", tmp_path / "table.csv"
+    file.write_text("mine")
+    table.write_text("subject,target\np,1\n")
+    base = words(trial, tmp_path)
+    with pytest.raises(ConfigError, match="is a file: name a folder for the results"):
+        predict([*base[:2], str(file)])
+    with pytest.raises(ConfigError, match="is empty; name all three"):
+        predict([*base[:2], ""])
+    for empty in (["--labels", ""], ["--labels="]):
+        with pytest.raises(ConfigError, match="--labels is empty"):
+            predict([*base, *empty])
+    with pytest.raises(ConfigError, match=r"table.csv: no label map \(.nii, ...\)"):
+        predict([*base, "--labels", str(table)])
+    assert file.read_text() == "mine"
