@@ -100,6 +100,7 @@ def run_embed(
         ledger.claim(tables)
         if config.what == "pooled":
             write_pooled(destination, done)
+        ledger.seal(tables)
     return EmbedReport(
         destination,
         done.n_now,

@@ -41,6 +41,7 @@ class Ledger:
         self.folder, self.name = folder, name
         self.file, self.claims = folder / f"{name}.jsonl", folder / f"{name}{FILES}"
         self.entries: dict[str, dict[str, Any]] = {}
+        self.noted = read_entries(self.claims)
         self.own = {file for noted in folder.glob(f"*{FILES}") for file in read_entries(noted)}
         claimed = folder / f"{name}.json"
         wanted = json.loads(json.dumps(finite(identity)))
@@ -59,7 +60,8 @@ class Ledger:
             if not self.claims.exists():  # of an earlier version, which noted none
                 self.own |= {file.name for file in folder.iterdir()}
         else:
-            self.refuse_foreign([claimed.name, self.file.name, self.claims.name])
+            self.refuse_foreign([self.file.name])
+            self.file.unlink(missing_ok=True)
             self.claim([self.file.name])
             write_json(claimed, wanted)
 
@@ -88,10 +90,18 @@ class Ledger:
 
     def claim(self, files: Iterable[str]) -> None:
         """Note files as ours before they are written; ConfigError where one is somebody's."""
-        new = [file for file in files if file not in self.own]
+        new = [f for f in files if f not in self.noted or "sha256" in self.noted[f]]
         self.refuse_foreign(new)
-        append(self.claims, [{"id": file} for file in new])
+        append(self.claims, notes := [{"id": file} for file in new])
+        self.noted |= {note["id"]: note for note in notes}
         self.own.update(new)
+
+    def seal(self, tables: Iterable[str]) -> None:
+        """Note what tables are, now that they are written: who changes one keeps it."""
+        there = [file for file in tables if (self.folder / file).is_file()]
+        notes = [{"id": file, "sha256": file_sha256(self.folder / file)} for file in there]
+        append(self.claims, notes)
+        self.noted |= {note["id"]: note for note in notes}
 
     def claim_for(self, path: str, files: Iterable[str]) -> None:
         """The same for what is made of one scan; a SourceError sets that one aside."""
@@ -106,8 +116,15 @@ class Ledger:
         return {tuple(entry["sources"]): id for id, entry in self.entries.items()}
 
     def refuse_foreign(self, files: Iterable[str]) -> None:
-        """A ConfigError where one of the files is there and is not ours."""
+        """A ConfigError where one of the files is there and is not ours, or is a table of ours that
+        was changed since."""
         for file in files:
+            place, known = self.folder / file, self.noted.get(file, {}).get("sha256")
+            if known and place.is_file() and file_sha256(place) != known:
+                raise ConfigError(
+                    f"{self.folder / file} was changed since it was written, and would be written "
+                    "anew: move that file away"
+                )
             if file not in self.own and os.path.lexists(self.folder / file):
                 raise ConfigError(
                     f"{self.folder / file} is there, and `mim3d {self.name}` did not write it: "
@@ -156,7 +173,7 @@ class Ledger:
         if failed:
             self.claim([FAILED])
             write_jsonl(file, [vars(each) for each in failed])
-        elif FAILED in self.own:
+        elif FAILED in self.noted:
             file.unlink(missing_ok=True)
 
     def leftovers(
@@ -178,7 +195,7 @@ class Ledger:
             )
         current = [entry["files"] for id, entry in self.entries.items() if id not in stale]
         of_entries = {file for files in current for file in files}
-        stray = [f for f in sorted(self.own - of_entries) if is_result(self.folder / f)]
+        stray = [f for f in sorted({*self.noted} - of_entries) if is_result(self.folder / f)]
         if stray:
             lines.append(
                 f"{self.folder / stray[0]}{more(stray)}: of an earlier call, not of its scan as it "

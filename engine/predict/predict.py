@@ -121,6 +121,7 @@ def run_predict(
             crop = trained.config.vit.crop_size
             done = each_scan(scans, work.ledger, trained.scans, crop, shown, work.do)
         table, scores = work.finish(scans, done, truth, labels)
+        work.ledger.seal([] if table is None else [table.name])
     return PredictReport(
         destination,
         done.n_now,

@@ -33,8 +33,8 @@ resampled, class probabilities go back by linear interpolation before the larges
 the run's corpus gets what validation gave it, to the bit.
 
 Broken scans are listed in DST/failed.jsonl, and the exit code is 3; so it is where something is in
-doubt. --labels writes DST/scores.csv: Dice and HD95 (mm) of every class and scan. A file of DST that
-was not written here, or is of another scan, is never replaced.
+doubt. --labels writes DST/scores.csv: Dice and HD95 (mm) of every class and scan. A file of DST
+that was not written here, or is of another scan, is never replaced.
 """
 
 

@@ -349,3 +349,31 @@ def test_words_that_mean_nothing_are_refused(trial: Trial, tmp_path: Path) -> No
     with pytest.raises(ConfigError, match=r"table.csv: no label map \(.nii, ...\)"):
         predict([*base, "--labels", str(table)])
     assert file.read_text() == "mine"
+
+
+def test_a_table_that_somebody_changed_stays(trial: Trial, tmp_path: Path) -> None:
+    one = scan(tmp_path / "scans" / "p.nii.gz")
+    save(np.ones(SHAPE, np.uint8), loaded(one).affine, tmp_path / "p.nii.gz")
+    call = words(trial, tmp_path, "--labels", str(tmp_path / "p.nii.gz"))
+    for _ in range(3):
+        assert predict(call).figures["scored"] == 1
+    table = tmp_path / "out" / "scores.csv"
+    edited = table.read_text() + "my,own,row\n"
+    table.write_text(edited)
+    with pytest.raises(ConfigError, match=r"scores.csv was changed since it was written"):
+        predict(call)
+    assert table.read_text() == edited
+    table.rename(tmp_path / "mine.csv")  # "move that file away"
+    assert predict(call).figures["scored"] == 1
+
+
+def test_predictions_and_features_share_a_folder(trial: Trial, tmp_path: Path) -> None:
+    scan(tmp_path / "scans" / "p.nii.gz")
+    for command in (predict, embed, predict, embed):
+        outcome = command(words(trial, tmp_path))
+        assert (outcome.exit_code, outcome.figures["leftovers"]) == (0, [])
+    (tmp_path / "scans" / "bad.nii.gz").write_bytes(b"x")
+    embed(words(trial, tmp_path))
+    predict(words(trial, tmp_path, "--ids", "p"))
+    (tmp_path / "out" / "predict.json").unlink()  # as after a crash at the very start
+    assert predict(words(trial, tmp_path, "--ids", "p")).figures["done"] == 1
