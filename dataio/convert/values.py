@@ -95,11 +95,11 @@ def _finite(values: Values, policy: str, path: str) -> Values:
     n_nan = sum(int(np.isnan(plane).sum()) for plane in planes(voxels))
     n_inf = sum(int(np.isinf(plane).sum()) for plane in planes(voxels))
     values = replace(values, n_nan=n_nan, n_inf=n_inf)
-    if policy == "reject":
-        detail = f"{n_nan} NaN and {n_inf} infinite of {voxels.size} voxels"
-        raise SourceError("non-finite", path, f"{detail}; --nan-policy zero or keep takes it")
     if n_nan + n_inf == voxels.size:
         raise SourceError("non-finite", path, f"none of its {voxels.size} voxels is finite")
+    if policy == "reject":
+        detail = f"{n_nan} NaN and {n_inf} infinite of {voxels.size} voxels"
+        raise SourceError("non-finite", path, f"{detail}; --nan-policy zero takes them as 0")
     if policy == "keep":
         return values
     zero = float(np.float32(-values.intercept / values.slope))  # what is read as 0

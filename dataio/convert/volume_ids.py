@@ -94,5 +94,6 @@ def with_ids(
     missing = [id for id in ids if id not in known]
     if missing:
         near = ", ".join(list(known)[:3])
-        raise kind(f"{place}: holds no {what} {missing[0]!r}; its ids are like {near}")
-    return [known[id] for id in ids or known]
+        like = f"; its ids are like {near}" if known else ", nor any other"
+        raise kind(f"{place}: holds no {what} {missing[0]!r}{like}")
+    return [known[id] for id in dict.fromkeys(ids or known)]

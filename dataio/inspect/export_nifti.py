@@ -7,10 +7,12 @@ Channels go back as they came: those of one file along its fourth axis, those of
 one each, ID_0000, ID_0001, ... as nnU-Net has them. A MONAI datalist, dataset.json, says what
 belongs together, with subject, group and split, so `mim3d convert` of the folder gives the same
 volumes (with --time-axis channels where there is a fourth axis).
+
+Nothing is written over a file, into a corpus, or where the sources are.
 """
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -20,12 +22,12 @@ import numpy as np
 
 from mim3d.dataio.corpus.chunk_table import ChunkTable
 from mim3d.dataio.corpus.manifest import VolumeRecord
-from mim3d.dataio.errors import CorpusError
+from mim3d.dataio.errors import CorpusError, Rejection, StoreError, first_line
 from mim3d.dataio.geometry import Reorientation, reorientation
+from mim3d.dataio.nifti.file import is_remote
 from mim3d.dataio.nifti.writing import made_header, write_image
 from mim3d.dataio.reader.shard_reader import ShardReader
 
-ALIGNED = 2  # code of a world that is known, but not whose
 DATALIST = "dataset.json"
 SECTIONS = {"val": "validation", "test": "test"}  # of a datalist; all else is `training`
 Axes = Literal["original", "stored"]
@@ -33,12 +35,16 @@ Axes = Literal["original", "stored"]
 
 @dataclass(frozen=True)
 class Exported:
-    """One written volume: its files, and whether it lies in its source's own grid."""
+    """One written volume: its files, and whether it lies in its source's own grid.
+
+    `is_guessed` tells that its source said nothing of its world, and that the files had to.
+    """
 
     id: str
     images: tuple[Path, ...]
     labels: dict[str, Path]
     in_source_grid: bool
+    is_guessed: bool = False
 
     @property
     def files(self) -> tuple[Path, ...]:
@@ -55,22 +61,65 @@ def export_corpus(
     axes: Axes = "original",
     compress: bool = True,
     advance: Callable[[], None] | None = None,
+    failed: list[Rejection] | None = None,
 ) -> list[Exported]:
     """Write `images/ID.nii.gz` and `labels/NAME/ID.nii.gz` for every record, and dataset.json.
 
-    Every chunk is checked on the way (ChunkError). Raises CorpusError rather than write over a
-    file that is there already.
+    Every chunk is checked on the way. A volume that cannot be written is noted in `failed`, and the
+    others are done; without that list the error is raised. Raises CorpusError for no records, and
+    rather than write among other files.
     """
     suffix = ".nii.gz" if compress else ".nii"
-    if (destination / DATALIST).exists():
-        raise CorpusError(f"{destination / DATALIST}: is there already; name an empty folder")
-    done = []
+    if not records:
+        raise CorpusError(f"{table.root}: no volumes to write")
+    refuse_place(destination, records)
+    destination.mkdir(parents=True, exist_ok=True)
+    whole, done = [], []
     for record in records:
-        done.append(export_volume(record, table, reader, destination, axes, suffix))
+        try:
+            done.append(export_volume(record, table, reader, destination, axes, suffix))
+            whole.append(record)
+        except (StoreError, OSError):
+            raise
+        except Exception as error:  # as in a conversion: one volume must not end the others
+            if failed is None:
+                raise
+            code = "damaged" if isinstance(error, CorpusError) else "unforeseen"
+            failed.append(Rejection(record.id, code, first_line(error)))
         if advance is not None:
             advance()
-    (destination / DATALIST).write_text(datalist(records, done, destination))
+    (destination / DATALIST).write_text(datalist(whole, done, destination))
     return done
+
+
+def refuse_place(destination: Path, records: Sequence[VolumeRecord]) -> None:
+    """A CorpusError where what would be written is in the folder already, or sources are in it, or
+    it is in a corpus."""
+    place = destination.resolve()
+    if place.exists() and not place.is_dir():
+        raise CorpusError(f"{destination}: is a file; name an empty folder")
+    for above in (place, *place.parents):
+        if (above / "zarr.json").exists():
+            raise CorpusError(f"{destination}: lies in the corpus {above}; name a folder elsewhere")
+    for folder in source_folders(records):
+        if place in (folder, *folder.parents):
+            raise CorpusError(f"{destination}: the sources are in {folder}; name an empty folder")
+    for name in (DATALIST, "images", "labels"):
+        if (place / name).exists():
+            raise CorpusError(f"{destination / name}: is there already; name an empty folder")
+
+
+def source_folders(records: Iterable[VolumeRecord]) -> list[Path]:
+    """The folders that hold source files."""
+    paths = {path for record in records for path in record.source_paths if not is_remote(path)}
+    return sorted({folder.resolve() for folder in {Path(path).parent for path in paths}})
+
+
+def source_folder_above(destination: Path, records: Iterable[VolumeRecord]) -> Path | None:
+    """The folder of sources that a place is below, where there is one: a conversion of that folder
+    would take what is written for scans."""
+    folders = source_folders(records)
+    return next((above for above in destination.resolve().parents if above in folders), None)
 
 
 def datalist(records: Sequence[VolumeRecord], done: Sequence[Exported], folder: Path) -> str:
@@ -99,25 +148,35 @@ def export_volume(
     axes: Axes,
     suffix: str,
 ) -> Exported:
-    """Write one volume and its labels."""
+    """Write one volume and its labels, all of them or none."""
     volume = table.index(record.id)
     change, affine = way_back(record) if axes == "original" else (None, np.array(record.affine))
     row = int(table.volumes["image"][volume])
-    code = record.affine_code or ALIGNED
-    images = []
-    for name, voxels in image_files(record, turned(read_all(reader, row), change)):
-        images.append(destination / "images" / f"{name}{suffix}")
-        write_nifti(images[-1], voxels, affine, code, (record.slope, record.intercept))
-    labels = {}
-    for label in record.labels:
-        row = table.label_row(volume, label.name)
-        labels[label.name] = destination / "labels" / label.name / f"{record.id}{suffix}"
-        (voxels,) = turned(read_all(reader, row), change)
-        write_nifti(labels[label.name], voxels, affine, code, (1.0, 0.0))
+    code = record.affine_code
+    images: list[Path] = []
+    labels: dict[str, Path] = {}
+    codes = set()
+    try:
+        for name, voxels in image_files(record, turned(read_all(reader, row), change)):
+            file = new_file(destination / "images" / f"{name}{suffix}")
+            scaling = (record.slope, record.intercept)
+            codes.add(write_nifti(file, voxels, affine, code, scaling))
+            images.append(file)
+        for label in record.labels:
+            row = table.label_row(volume, label.name)
+            file = new_file(destination / "labels" / label.name / f"{record.id}{suffix}")
+            (voxels,) = turned(read_all(reader, row), change)
+            write_nifti(file, voxels, affine, code, (1.0, 0.0))
+            labels[label.name] = file
+    except BaseException:
+        for file in (*images, *labels.values()):
+            file.unlink(missing_ok=True)
+        raise
     in_source_grid = change is not None or record.original_orientation == "".join(
         nib.orientations.aff2axcodes(np.array(record.affine))
     )
-    return Exported(record.id, tuple(images), labels, in_source_grid)
+    is_guessed = code == 0 and codes != {0}
+    return Exported(record.id, tuple(images), labels, in_source_grid, is_guessed)
 
 
 def way_back(record: VolumeRecord) -> tuple[Reorientation | None, np.ndarray]:
@@ -154,10 +213,20 @@ def image_files(record: VolumeRecord, channels: list[np.ndarray]) -> list[tuple[
     return [(record.id, np.stack(channels, axis=-1))]
 
 
+def new_file(file: Path) -> Path:
+    """The same; CorpusError where another volume's file has its name, as ID_0000 of ID may have."""
+    if file.exists():
+        raise CorpusError(
+            f"{file}: is that of another volume; export this one alone, by --ids, into another "
+            "folder"
+        )
+    return file
+
+
 def write_nifti(
     file: Path, voxels: np.ndarray, affine: np.ndarray, code: int, scaling: tuple[float, float]
-) -> None:
-    """Write stored voxels as they are; CorpusError rather than write over a file."""
-    if file.exists():
-        raise CorpusError(f"{file}: is there already; name an empty folder")
-    write_image(file, made_header(voxels.shape, voxels.dtype, affine, code, scaling), voxels)
+) -> int:
+    """Write stored voxels as they are; the code of their world, as `made_header` has it."""
+    header = made_header(voxels.shape, voxels.dtype, affine, code, scaling)
+    write_image(file, header, voxels)
+    return int(header["sform_code"])

@@ -16,6 +16,8 @@ from mim3d.dataio.nifti.header import version_and_order
 NIFTI1_MAX = 32767
 ANY_SIZE = 1 << 40  # only the header is read
 LABEL_INTENT = 1002
+UNNAMED_WORLD = 2  # NIfTI's code of a world that is known, but not whose
+SAME_MM = 1e-3
 
 
 def write_image(file: Path, header: nib.Nifti1Header, voxels: np.ndarray) -> None:
@@ -47,12 +49,18 @@ def made_header(
 ) -> nib.Nifti1Header:
     """Header of stored voxels: sform exact, qform where a rotation can say it, scaling as it was.
 
-    A float64 affine that float32 cannot hold loses what the format has no room for.
+    `code` is NIfTI's of the world; 0, of a source that had neither form, stays 0 where voxel sizes
+    alone give the affine back, and is UNNAMED_WORLD where they would give another. A float64
+    affine that float32 cannot hold loses what the format has no room for.
     """
     kind = nib.Nifti1Header if max(shape) <= NIFTI1_MAX else nib.Nifti2Header
     header = kind()
     header.set_data_shape(shape)
     header.set_data_dtype(dtype)
+    if code == 0:
+        header["pixdim"][1:4] = np.linalg.norm(affine[:3, :3], axis=0)
+        if not np.allclose(header.get_base_affine(), affine, rtol=0, atol=SAME_MM):
+            code = UNNAMED_WORLD
     header.set_sform(affine, code=code)
     try:
         header.set_qform(affine, code=code, strip_shears=False)

@@ -1,5 +1,6 @@
 """Using a fine-tuned network: config, scratch (a scan through conversion), channels,
-scans, own_grid, label_map, classes, truth, scores, ledger, loop, predict, embed.
+scans, own_grid, label_map, classes, label_files (whose each is), truth, dealt (who was trained on),
+scores, ledger, loop, predict, embed.
 """
 
 import lazy_loader

@@ -16,6 +16,7 @@ from mim3d.engine.finetune.classification import auroc, balanced_accuracy, mean_
 from mim3d.engine.finetune.regression import RegressionNet, mean_value, r2
 from mim3d.engine.finetune.targets import read_targets, read_values
 from mim3d.engine.finetune.volume_task import window_outputs
+from mim3d.engine.predict.dealt import Dealt
 from mim3d.engine.predict.scans import OpenVolume
 
 CLASSES, VALUES = "classes.csv", "values.csv"
@@ -58,8 +59,11 @@ def write_rows(folder: Path, rows: Sequence[VolumeRow], names: Sequence[str]) ->
     return file
 
 
-def row_scores(rows: Sequence[VolumeRow], names: Sequence[str], table: str) -> dict[str, Any]:
-    """Balanced accuracy, accuracy and AUROC, or R2 and MAE, against a table of subject and target.
+def row_scores(
+    rows: Sequence[VolumeRow], names: Sequence[str], table: str, dealt: Dealt
+) -> dict[str, Any]:
+    """Balanced accuracy, accuracy and AUROC, or R2 and MAE, against a table of subject and target;
+    apart those of subjects that were trained on, and of others.
 
     ConfigError where it has a class that the network does not know, or none of the subjects.
     """
@@ -82,8 +86,14 @@ def row_scores(rows: Sequence[VolumeRow], names: Sequence[str], table: str) -> d
         for row in rows
         if row.subject not in targets
     ]
-    scores = (class_scores if names else value_scores)(known, names, targets) if known else {}
-    return {"scored": len(known), **scores, "unscored": unscored}
+    score = class_scores if names else value_scores
+    parts = dealt.parts([(dealt.whose(row.subject), row) for row in known])
+    apart = {
+        name: {**facts, **(score(of, names, targets) if of else {})}
+        for name, (facts, of) in parts.items()
+    }
+    scores = score(known, names, targets) if known else {}
+    return {"scored": len(known), **scores, **apart, "unscored": unscored}
 
 
 def class_scores(

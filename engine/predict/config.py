@@ -10,6 +10,9 @@ from mim3d.dataio.finite import refuse_outside
 from mim3d.engine.distributed.config import DeviceKind
 from mim3d.engine.errors import ConfigError
 
+OF_SCANS = ("nan_policy", "believe", "units")
+"""What of a recipe may be told of scans otherwise."""
+
 
 @dataclass(frozen=True)
 class ScanOptions:
@@ -21,7 +24,8 @@ class ScanOptions:
     """Words of file names whose images of one visit are the channels of one scan, in this order; by
     default CASE_0000, CASE_0001, ..., or the names of the channels that were learned from."""
     nan_policy: Literal["run", "reject", "zero", "keep"] = "run"
-    """NaN and infinities; run: as for the corpus of the run, as are the two below."""
+    """NaN and infinities: zero takes them as 0, else their scan is set aside; run: as for the
+    corpus of the run, as are the two below."""
     believe: Literal["run", "auto", "sform", "qform", "pixdim"] = "run"
     """Which of a header's affines is believed where they differ."""
     units: Literal["run", "header", "mm"] = "run"
@@ -35,7 +39,15 @@ class ScanOptions:
     @property
     def of_recipe(self) -> dict[str, str]:
         """Those that the run's recipe has too, and that decide the voxels."""
-        return {name: getattr(self, name) for name in ("nan_policy", "believe", "units")}
+        return {name: getattr(self, name) for name in OF_SCANS}
+
+    @property
+    def given(self) -> list[str]:
+        """Options that say how files are read, where they are others than by default."""
+        fresh = ScanOptions()
+        names = (*OF_SCANS, "layout", "channels")
+        differ = [name for name in names if getattr(self, name) != getattr(fresh, name)]
+        return [f"--{name.replace('_', '-')}" for name in differ]
 
     def applied_to(self, conversion: Conversion) -> Conversion:
         """The run's recipe with these in the place of its own."""

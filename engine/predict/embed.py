@@ -50,6 +50,7 @@ class EmbedReport:
     failed: tuple[Rejection, ...]
     doubts: tuple[str, ...]
     width: int
+    leftovers: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -81,19 +82,33 @@ def run_embed(
     refuse_address(destination, "DST")
     refuse_inside(destination, str(source))
     encoder = read_encoder(local_run(run), corpus)
-    work = Embedding(encoder, config, destination)
     with ExitStack() as stack:
         stack.enter_context(sole_writer(destination))
-        ledger = Ledger(destination, NAME, work.identity())
+        work = Embedding(encoder, config, destination)
+        ledger = work.ledger
         scans = stack.enter_context(
-            opened_scans(str(source), encoder.scans, config.scans, destination, config.ids)
+            opened_scans(
+                str(source), encoder.scans, config.scans, destination, config.ids, ledger.sources
+            )
         )
+        tables = [TABLE] if config.what == "pooled" else []
+        ledger.refuse_foreign(tables)
+        ledger.refuse_taken(scans.scans, lambda id: [f"{id}.safetensors"])
         with progress(NAME, len(scans.scans), "scans") as shown:
-            done = each_scan(scans, ledger, encoder.scans, shown, work.do)
+            crop = encoder.vit.crop_size
+            done = each_scan(scans, ledger, encoder.scans, crop, shown, work.do)
+        ledger.claim(tables)
         if config.what == "pooled":
             write_pooled(destination, done)
+        ledger.seal(tables)
     return EmbedReport(
-        destination, done.n_now, done.n_kept, tuple(done.failed), done.doubts(scans), encoder.width
+        destination,
+        done.n_now,
+        done.n_kept,
+        tuple(done.failed),
+        done.doubts(scans),
+        encoder.width,
+        tuple(ledger.leftovers(scans.all, scans.scans, done.entries)),
     )
 
 
@@ -130,11 +145,11 @@ class Embedding:
         self.encoder, self.config, self.destination = encoder, config, destination
         self.device = local_device(config.device)
         self.module = encoder.module.to(self.device)
+        self.ledger = Ledger(destination, NAME, self.identity())
 
     def identity(self) -> dict[str, Any]:
         """What decides the results."""
-        what, options = self.config.what, self.config.scans
-        return {"encoder_sha256": self.encoder.sha256, "what": what, **options.of_recipe}
+        return {"encoder_sha256": self.encoder.sha256, "what": self.config.what}
 
     @torch.no_grad()
     def do(self, volume: OpenVolume, advance: Callable[[float], None]) -> dict[str, Any]:
@@ -154,6 +169,7 @@ class Embedding:
         if self.config.what == "tokens":
             first = torch.tensor(starts) - torch.tensor(windows.before)
             tensors = {"tokens": features, "starts": first}
+        self.ledger.claim_for(volume.record.sources[0], [name])
         partial = self.destination / f".{name}.part"
         save_safetensors(tensors, partial, self.about(volume))
         partial.replace(self.destination / name)

@@ -21,7 +21,6 @@ from mim3d.engine.runs.tensor_files import mapped_array
 
 PROBABILITIES = "probabilities"
 ANY_SIZE = 1 << 62  # its voxels are not read again
-UNNAMED_WORLD = 2  # NIfTI's code of a world that is known, but not whose
 
 
 class LabelMap:
@@ -107,8 +106,7 @@ def header_for(
     path = volume.record.sources[0]
     if not is_container(path) and is_still(path, grid.own, volume.trust):
         return own_header(path, voxels.shape, voxels.dtype, is_label=is_label)
-    code = volume.record.affine_code or UNNAMED_WORLD
-    return made_header(voxels.shape, voxels.dtype, grid.own.affine, code)
+    return made_header(voxels.shape, voxels.dtype, grid.own.affine, volume.record.affine_code)
 
 
 def is_still(path: str, grid: Grid, trust: HeaderTrust) -> bool:

@@ -26,13 +26,21 @@ from mim3d.engine.finetune.run_folder import MODEL
 from mim3d.engine.finetune.sliding_window import Network, mirrored
 from mim3d.engine.finetune.trained import Trained, load_network, read_trained
 from mim3d.engine.finetune.validation import autocast
-from mim3d.engine.predict.classes import VolumeRow, figures_of, row_scores, write_rows
+from mim3d.engine.predict.classes import (
+    CLASSES,
+    VALUES,
+    VolumeRow,
+    figures_of,
+    row_scores,
+    write_rows,
+)
 from mim3d.engine.predict.config import PredictConfig
-from mim3d.engine.predict.label_map import predicted, write_label_map
+from mim3d.engine.predict.dealt import Dealt
+from mim3d.engine.predict.label_map import PROBABILITIES, predicted, write_label_map
 from mim3d.engine.predict.ledger import Ledger
 from mim3d.engine.predict.loop import Done, each_scan
 from mim3d.engine.predict.scans import OpenVolume, Scans, opened_scans, refuse_inside
-from mim3d.engine.predict.scores import TABLE, Scorer, Written
+from mim3d.engine.predict.scores import KEPT, TABLE, Scorer, Written
 from mim3d.engine.predict.truth import Truth
 from mim3d.engine.runs.address import local_run
 from mim3d.engine.runs.files import file_sha256, refuse_address
@@ -46,7 +54,8 @@ KEPT_SHARES = ".probabilities"
 class PredictReport:
     """What became of the scans: done now, done before, and those that could not be.
 
-    `doubts` are for a person; `scores` are means where true labels were given.
+    `doubts` are for a person; `scores` are means where true labels were given, and `scored` says
+    how many of them were trained on. `leftovers` tell of what else is in the folder.
     """
 
     destination: Path
@@ -57,6 +66,8 @@ class PredictReport:
     table: Path | None = None
     scores: dict[str, Any] = field(default_factory=dict)
     classes: tuple[str, ...] = ()
+    scored: tuple[str, ...] = ()
+    leftovers: tuple[str, ...] = ()
 
 
 def run_predict(
@@ -81,16 +92,36 @@ def run_predict(
     run = local_run(run)
     trained = read_trained(run, corpus)
     refuse_mirror(config, trained.config)
+    if labels and not trained.segments and not Path(labels).is_file():
+        raise ConfigError(
+            f"--labels {labels}: no such file, and of a run that makes no label maps a table is "
+            "asked for: name a CSV with columns subject,target"
+        )
     truth = Truth(labels, trained.config.data.label) if labels and trained.segments else None
     with ExitStack() as stack:
         stack.enter_context(sole_writer(destination))
         work = Work(run, trained, config, destination)
         scans = stack.enter_context(
-            opened_scans(str(source), trained.scans, config.scans, destination, config.ids)
+            opened_scans(
+                str(source),
+                trained.scans,
+                config.scans,
+                destination,
+                config.ids,
+                work.ledger.sources,
+            )
         )
+        work.ledger.refuse_foreign(work.tables(labels))
+        work.ledger.refuse_taken(scans.scans, work.files)
+        if truth is not None:
+            truth.match(scans, destination)
+            scans.doubts += truth.matches.doubts
+            scans.notes += truth.notes(scans.scans)
         with progress(NAME, len(scans.scans), "scans") as shown:
-            done = each_scan(scans, work.ledger, trained.scans, shown, work.do)
+            crop = trained.config.vit.crop_size
+            done = each_scan(scans, work.ledger, trained.scans, crop, shown, work.do)
         table, scores = work.finish(scans, done, truth, labels)
+        work.ledger.seal([] if table is None else [table.name])
     return PredictReport(
         destination,
         done.n_now,
@@ -100,7 +131,14 @@ def run_predict(
         table,
         scores,
         trained.classes,
+        work.dealt.in_words(scores, shown_figure(trained)),
+        tuple(work.ledger.leftovers(scans.all, scans.scans, done.entries)),
     )
+
+
+def shown_figure(trained: Trained) -> str:
+    """The figure that is told of subjects that were trained on, and of others."""
+    return "dice" if trained.segments else "balanced_accuracy" if trained.classes else "mae"
 
 
 def refuse_mirror(config: PredictConfig, trained: FinetuneConfig) -> None:
@@ -122,7 +160,7 @@ class Work:
         self.trained, self.config, self.destination = trained, config, destination
         self.device = local_device(config.device)
         self.dtype = getattr(torch, trained.precision)
-        self.run, self._net = run, None
+        self.run, self._net, self.dealt = run, None, Dealt(run)
         self.overlap = trained.config.overlap if config.overlap < 0 else config.overlap
         self.ledger = Ledger(destination, NAME, self.identity())
 
@@ -133,8 +171,20 @@ class Work:
             "overlap": self.overlap,
             "mirror": self.config.mirror,
             "probabilities": self.config.probabilities and self.trained.segments,
-            **self.config.scans.of_recipe,
         }
+
+    def files(self, id: str) -> list[str]:
+        """What is written of a volume."""
+        if not self.trained.segments:
+            return []
+        name = f"{id}.nii.gz"
+        return [name, f"{PROBABILITIES}/{name}"] if self.config.probabilities else [name]
+
+    def tables(self, labels: str) -> list[str]:
+        """What is written of all, where these are the true labels."""
+        if not self.trained.segments:
+            return [CLASSES if self.trained.classes else VALUES]
+        return [TABLE, KEPT] if labels else []
 
     @property
     def net(self) -> nn.Module:
@@ -165,6 +215,7 @@ class Work:
                     keep=keep,
                     advance=advance,
                 )
+            self.ledger.claim_for(volume.record.sources[0], self.files(volume.record.id))
             files = write_label_map(self.destination, volume, found)
         finally:
             if keep is not None:
@@ -186,6 +237,7 @@ class Work:
         self, scans: Scans, done: Done, truth: Truth | None, labels: str
     ) -> tuple[Path | None, dict[str, Any]]:
         """The table and, where true labels are given, the scores."""
+        self.ledger.claim(self.tables(labels))
         if not self.trained.segments:
             rows = [
                 VolumeRow(
@@ -195,7 +247,7 @@ class Work:
             ]
             names = self.trained.classes
             table = write_rows(self.destination, rows, names)
-            return table, row_scores(rows, names, labels) if labels else {}
+            return table, row_scores(rows, names, labels, self.dealt) if labels else {}
         if truth is None:
             return None, {}
         by_id = {scan.id: scan for scan in scans.scans}
@@ -209,5 +261,6 @@ class Work:
             )
             for entry, note in done.volumes()
         ]
-        scorer = Scorer(self.destination, self.trained, truth, scans, self.config.scans)
+        options = self.config.scans
+        scorer = Scorer(self.destination, self.trained, truth, scans, options, self.dealt)
         return self.destination / TABLE, scorer.scores(written).figures

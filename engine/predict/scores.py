@@ -31,12 +31,13 @@ from mim3d.engine.finetune.dice import (
 )
 from mim3d.engine.finetune.trained import Trained
 from mim3d.engine.predict.config import ScanOptions
+from mim3d.engine.predict.dealt import Dealt, Whose
 from mim3d.engine.predict.ledger import read_entries
 from mim3d.engine.predict.scans import Scan, Scans
 from mim3d.engine.predict.truth import OWN, OwnFile, Truth, known_classes, true_classes
 
 TABLE, KEPT = "scores.csv", "scores.jsonl"
-COLUMNS = ("id", "class", "name", "dice", "hd95_mm")
+COLUMNS = ("id", "class", "name", "dice", "hd95_mm", "subject", "split", "label")
 
 
 @dataclass(frozen=True)
@@ -51,19 +52,31 @@ class Written:
 
 
 @dataclass(frozen=True)
+class Scored:
+    """A volume's scores, against which label file, and whose it is: of which split of the run."""
+
+    case: CaseScore
+    label: str
+    whose: Whose
+
+
+@dataclass(frozen=True)
 class Scores:
     """Scores of volumes, and the scans that could not be scored."""
 
-    cases: tuple[CaseScore, ...]
+    scored: tuple[Scored, ...]
     classes: tuple[str, ...]
     unscored: tuple[Rejection, ...]
+    dealt: Dealt
 
     @property
     def figures(self) -> dict[str, Any]:
-        """Means over the volumes."""
-        cases = self.cases
+        """Means over the volumes; apart those of subjects that were trained on, and of others."""
+        cases = [each.case for each in self.scored]
         dice, hd95 = ([getattr(case, name) for case in cases] for name in ("dice", "hd95"))
+        parts = self.dealt.parts([(each.whose, each.case) for each in self.scored])
         return {
+            **{name: {**facts, "dice": mean_over_cases(of)} for name, (facts, of) in parts.items()},
             "scored": len(cases),
             "dice": mean_over_cases(cases),
             "dice_by_class": by_class(self.classes, dice),
@@ -82,30 +95,38 @@ class Scorer:
     """Scores written label maps by true ones."""
 
     def __init__(
-        self, folder: Path, trained: Trained, truth: Truth, scans: Scans, options: ScanOptions
+        self,
+        folder: Path,
+        trained: Trained,
+        truth: Truth,
+        scans: Scans,
+        options: ScanOptions,
+        dealt: Dealt,
     ) -> None:
         self.folder, self.trained, self.truth, self.scans = folder, trained, truth, scans
+        self.dealt = dealt
         self.conversion = options.applied_to(trained.scans.conversion)
         self.kept = read_entries(folder / KEPT)
 
     def scores(self, written: Sequence[Written]) -> Scores:
         """Score all, leave the table, and tell what could not be scored."""
-        cases: list[CaseScore] = []
+        scored: list[Scored] = []
         unscored: list[Rejection] = []
         with progress("score", len(written), "scans") as shown:
             for each in written:
                 try:
-                    cases.append(self.score(each))
+                    label = self.truth.path(each.scan)
+                    case = self.score(each, label)
+                    scored.append(Scored(case, label, self.dealt.whose(each.scan.subject)))
                 except SourceError as error:
                     unscored.append(Rejection.of(error))
                 shown.advance()
         names = self.trained.classes[1:]
-        write_table(self.folder / TABLE, cases, names)
-        return Scores(tuple(cases), names, tuple(unscored))
+        write_table(self.folder / TABLE, scored, names)
+        return Scores(tuple(scored), names, tuple(unscored), self.dealt)
 
-    def score(self, written: Written) -> CaseScore:
-        """Of one label map; SourceError where its true one is missing, broken or elsewhere."""
-        path = self.truth.path(written.scan)
+    def score(self, written: Written, path: str) -> CaseScore:
+        """Of one label map; SourceError where its true one is broken or elsewhere."""
         stamps = [stamp_of((str(written.file),)), stamp_of(parts_of(path))]
         known = self.kept.get(written.volume)
         if known is not None and all(stamps) and known["stamps"] == stamps:
@@ -147,13 +168,14 @@ def floats(values: Sequence[float | None]) -> tuple[float, ...]:
     return tuple(math.nan if value is None else float(value) for value in values)
 
 
-def write_table(file: Path, cases: Sequence[CaseScore], names: Sequence[str]) -> None:
+def write_table(file: Path, scored: Sequence[Scored], names: Sequence[str]) -> None:
     """One row per volume and class; empty where there is no score."""
     with file.open("w", newline="", encoding="utf-8") as stream:
         writer = csv.writer(stream)
         writer.writerow(COLUMNS)
-        for case in cases:
+        for each in scored:
+            case, about = each.case, (each.whose.subject, each.whose.split, each.label)
             for number, name in enumerate(names, start=1):
                 row = (case.dice[number - 1], case.hd95[number - 1])
                 cells = [f"{value:.6g}" if math.isfinite(value) else "" for value in row]
-                writer.writerow([case.volume, number, name, *cells])
+                writer.writerow([case.volume, number, name, *cells, *about])

@@ -1,5 +1,6 @@
 """True label maps of scans on their own grid: files of a folder, or those the source tells."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,9 +12,8 @@ from mim3d.dataio.corpus.conversion import Conversion
 from mim3d.dataio.corpus.manifest import IGNORED
 from mim3d.dataio.errors import SourceError
 from mim3d.dataio.geometry import Grid
-from mim3d.dataio.nifti.names import cases_of, is_image, stem
-from mim3d.engine.errors import ConfigError
-from mim3d.engine.predict.scans import Scan
+from mim3d.engine.predict.label_files import Matches, label_files, matched, no_label, true_labels
+from mim3d.engine.predict.scans import Scan, Scans
 
 OWN = "own"
 
@@ -28,28 +28,40 @@ class OwnFile:
 
 
 class Truth:
-    """Label files by scan: of a folder or file, matched by name, or (`own`) told with the scans."""
+    """Label files by scan: of a folder or file (see `label_files`), or (`own`) told with the scans.
+
+    ConfigError where that folder or file holds none.
+    """
 
     def __init__(self, place: str, label: str) -> None:
         self.place, self.label = place, label
-        self._files: dict[str, list[str]] = {}
-        if place != OWN:
-            self._files = by_case(place)
+        self._listed = [] if place == OWN else label_files(place)
+        self.matches = Matches()
+
+    def match(self, scans: Scans, results: Path) -> None:
+        """Settle whose each label file is, among all scans of SRC."""
+        if self.place != OWN:
+            files = true_labels(self._listed, self.place, scans.all, results)
+            self.matches = matched(files, self.place, scans.all, scans.root)
 
     def path(self, scan: Scan) -> str:
-        """The label file of a scan; SourceError where there is none, or more than one."""
+        """The label file of a scan; SourceError where there is none, or it is not sure."""
         if self.place == OWN:
             return self._of_source(scan)
-        names = [scan.id, *(name for path in scan.paths for name in cases_of(stem(path)))]
-        for name in dict.fromkeys(filter(None, names)):
-            found = self._files.get(name, [])
-            if len(found) > 1:
-                detail = f"{self.place} has several label files of it: {', '.join(found[:3])}"
-                raise SourceError("label-pairs", scan.name, f"{detail}; leave one")
-            if found:
-                return found[0]
-        detail = f"{self.place} has no label of it: name its file {scan.id}.nii.gz"
-        raise SourceError("no-label", scan.name, detail)
+        if scan.id in self.matches.files:
+            return self.matches.files[scan.id]
+        detail = self.matches.problems.get(scan.id)
+        code = "label-pairs" if detail else "no-label"
+        raise SourceError(code, scan.name, detail or no_label(self.place, scan))
+
+    def notes(self, scans: Sequence[Scan]) -> list[str]:
+        """What is said of labels that were matched by name alone."""
+        names = {scan.name for scan in scans}
+        pairs = [(label, scan) for label, scan in self.matches.by_name if scan in names]
+        if not pairs:
+            return []
+        label, scan = pairs[0]
+        return [f"labels matched by name alone: {len(pairs)}, such as {label} for {scan}"]
 
     def _of_source(self, scan: Scan) -> str:
         named = {safe_id(name): path for name, path in scan.labels.items()}
@@ -60,24 +72,6 @@ class Truth:
         known = f"labels {', '.join(sorted(named))}, not {self.label!r}" if named else "no label"
         detail = f"its source tells {known}: name the folder of label files by --labels"
         raise SourceError("no-label", scan.name, detail)
-
-
-def by_case(place: str) -> dict[str, list[str]]:
-    """Label files by what their names tell of a case, in order."""
-    root = Path(place).expanduser()
-    if root.is_file():
-        files = [root]
-    elif root.is_dir():
-        files = sorted(file for file in root.rglob("*") if is_image(file.name))
-    else:
-        raise ConfigError(f"--labels {place}: no such folder or file; `own` takes the source's own")
-    found: dict[str, list[str]] = {}
-    for file in files:
-        for name in dict.fromkeys((safe_id(stem(file.name)), stem(file.name))):
-            found.setdefault(name, []).append(str(file))
-    if not found:
-        raise ConfigError(f"--labels {place}: holds no label files (.nii, .nii.gz, ...)")
-    return found
 
 
 def true_classes(

@@ -7,6 +7,7 @@ from typing import Any
 from mim3d.dataio.corpus.conversion import Conversion
 from mim3d.dataio.corpus.manifest import VolumeRecord
 from mim3d.dataio.corpus.root import conversion_of
+from mim3d.dataio.geometry import Triple
 from mim3d.dataio.reader.corpus import Corpus
 from mim3d.engine.errors import CheckpointError
 from mim3d.engine.runs.plain import rebuilt
@@ -20,7 +21,8 @@ FAR = 1.5
 class ScanRecipe:
     """The conversion of the corpus, how intensities are scaled, and what its volumes were like.
 
-    `smallest_mm` and `largest_mm` are the voxel sides (z, y, x) that were learned from.
+    `smallest_mm` and `largest_mm` are the voxel sides (z, y, x) that were learned from, and
+    `smallest_shape` the fewest voxels along each axis; None where an earlier version kept none.
     """
 
     conversion: Conversion
@@ -29,6 +31,7 @@ class ScanRecipe:
     channel_names: tuple[str, ...] = ()
     smallest_mm: Spacing | None = None
     largest_mm: Spacing | None = None
+    smallest_shape: Triple | None = None
 
     def plain(self) -> dict[str, Any]:
         """The same as JSON values."""
@@ -44,6 +47,19 @@ class ScanRecipe:
         return (
             f"voxels of {sizes(spacing_mm)} mm (z, y, x), while those learned from are of "
             f"{sizes(self.smallest_mm)} to {sizes(self.largest_mm)}: do not count on it"
+        )
+
+    def size_doubt(self, shape: Triple, crop: Triple) -> str:
+        """What to say of a scan that is smaller than a crop, and than any that was learned from."""
+        learned = self.smallest_shape or crop
+        if all(n >= min(few, side) for n, few, side in zip(shape, learned, crop, strict=True)):
+            return ""
+        size, window = (" x ".join(map(str, each)) for each in (shape, crop))
+        what = "one slice" if min(shape) == 1 else f"{size} voxels (z, y, x)"
+        known = ", and than any learned from" if self.smallest_shape else ""
+        return (
+            f"{what}, less than the crop of {window} that the network sees at once{known}: the "
+            "rest is padding, do not count on it"
         )
 
 
@@ -65,6 +81,7 @@ def scan_recipe(
         channels,
         channel_names(records),
         *(ends(records) or (None, None)),
+        smallest_shape(records),
     )
 
 
@@ -80,6 +97,14 @@ def ends(records: Sequence[VolumeRecord]) -> tuple[Spacing, Spacing] | None:
         return None
     z, y, x = zip(*(record.spacing_mm for record in records), strict=True)
     return (min(z), min(y), min(x)), (max(z), max(y), max(x))
+
+
+def smallest_shape(records: Sequence[VolumeRecord]) -> Triple | None:
+    """The fewest voxels along each axis."""
+    if not records:
+        return None
+    z, y, x = zip(*(record.shape for record in records), strict=True)
+    return min(z), min(y), min(x)
 
 
 def read_scan_recipe(plain: Mapping[str, Any], where: str) -> ScanRecipe:

@@ -8,7 +8,7 @@ import tyro
 
 from mim3d.engine.commands.arguments import parse
 from mim3d.engine.commands.outcome import Outcome
-from mim3d.engine.commands.weights.messages import tell_done, tell_doubts, tell_failed
+from mim3d.engine.commands.weights.messages import listed, tell_done, tell_doubts, tell_failed
 from mim3d.engine.commands.weights.scan_arguments import ScanArgs
 from mim3d.engine.predict.config import EmbedConfig
 
@@ -42,6 +42,7 @@ def main(words: list[str]) -> Outcome:
         report = run_embed(args.run, args.source, args.destination, args.config, corpus=args.corpus)
     tell_failed(report.failed, args.destination / FAILED)
     tell_doubts(report.doubts)
+    listed(report.leftovers, indent="")
     tell_done(report.n_done, report.n_kept, args.destination)
     figures = {
         "destination": str(report.destination),
@@ -50,5 +51,6 @@ def main(words: list[str]) -> Outcome:
         "width": report.width,
         "failed": [asdict(each) for each in report.failed],
         "doubts": list(report.doubts),
+        "leftovers": list(report.leftovers),
     }
     return Outcome(figures, len(report.failed) + len(report.doubts))

@@ -1,5 +1,7 @@
 """`mim3d predict RUN SRC DST`: a fine-tuned network over new scans."""
 
+import math
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -8,8 +10,16 @@ import tyro
 
 from mim3d.engine.commands.arguments import parse
 from mim3d.engine.commands.outcome import Outcome
-from mim3d.engine.commands.weights.messages import class_table, tell_done, tell_doubts, tell_failed
+from mim3d.engine.commands.weights.messages import (
+    class_table,
+    listed,
+    number,
+    tell_done,
+    tell_doubts,
+    tell_failed,
+)
 from mim3d.engine.commands.weights.scan_arguments import ScanArgs
+from mim3d.engine.errors import ConfigError
 from mim3d.engine.predict.config import PredictConfig
 
 if TYPE_CHECKING:
@@ -23,7 +33,8 @@ resampled, class probabilities go back by linear interpolation before the larges
 the run's corpus gets what validation gave it, to the bit.
 
 Broken scans are listed in DST/failed.jsonl, and the exit code is 3; so it is where something is in
-doubt. --labels writes DST/scores.csv: Dice and HD95 (mm) of every class and scan.
+doubt. --labels writes DST/scores.csv: Dice and HD95 (mm) of every class and scan. A file of DST
+that was not written here, or is of another scan, is never replaced.
 """
 
 
@@ -35,13 +46,17 @@ class PredictArgs(ScanArgs):
     """Folder of a finished `mim3d finetune`, or its s3://BUCKET/RUN."""
     config: Annotated[PredictConfig, tyro.conf.arg(name="")] = field(default_factory=PredictConfig)
     labels: str = ""
-    """Score against these: a folder of label maps named as the scans, a file, or `own` for those
-    that SRC tells; of classes or numbers a CSV with columns subject,target."""
+    """Score against these: a folder of label maps at the scans' paths or of their names, a file, or
+    `own` for those that SRC tells; of classes or numbers a CSV with columns subject,target."""
 
 
 def main(words: list[str]) -> Outcome:
     """Run the command."""
     args = parse(PredictArgs, words, "mim3d predict", DESCRIPTION, addresses=("run",))
+    if "" in words[:3]:
+        raise ConfigError("RUN, SRC or DST is empty; name all three")
+    if not args.labels and any(word.split("=")[0] == "--labels" for word in words):
+        raise ConfigError("--labels is empty: name a folder, a file or `own`, or leave it out")
     from mim3d.dataio.storage.store import writing
     from mim3d.engine.predict.ledger import FAILED
     from mim3d.engine.predict.predict import run_predict
@@ -57,6 +72,7 @@ def main(words: list[str]) -> Outcome:
         )
     tell_failed(report.failed, args.destination / FAILED)
     tell_doubts(report.doubts)
+    listed(report.leftovers, indent="")
     tell_scores(report)
     tell_done(report.n_done, report.n_kept, args.destination)
     unscored = report.scores.get("unscored", [])
@@ -64,18 +80,37 @@ def main(words: list[str]) -> Outcome:
 
 
 def tell_scores(report: "PredictReport") -> None:
-    """The scores by class, and what could not be scored."""
+    """The scores by class, of whom they are, and what could not be scored."""
     scores = report.scores
-    for each in scores.get("unscored", []):
-        print(f"not scored: {each['path']}: {each['detail']}")
+    unscored = scores.get("unscored", [])
+    listed([f"not scored: {each['path']}: {each['detail']}" for each in unscored], indent="")
+    if not scores:
+        return
+    if not scores["scored"]:
+        print(f"no volume was scored: {why_none(unscored)}")
+        return
     if "dice_by_class" in scores:
         columns = {"Dice": scores["dice_by_class"], "HD95 mm": scores["hd95_mm_by_class"]}
         print(class_table(columns))
-        print(f"mean Dice {scores['dice']:.4f} of {scores['scored']} volumes; {report.table}")
-    elif scores:
+        named = f"none has {', '.join(report.classes[1:])}, in its label or its map"
+        mean = f"mean Dice {number(scores['dice'])}"
+        why = "" if math.isfinite(scores["dice"]) else f" ({named})"
+        print(f"{mean}{why} of {scores['scored']} volumes; {report.table}")
+    else:
         names = ("balanced_accuracy", "accuracy", "auroc", "r2", "mae")
-        parts = [f"{name.replace('_', ' ')} {scores[name]:.4f}" for name in names if name in scores]
+        parts = [f"{n.replace('_', ' ')} {number(scores[n])}" for n in names if n in scores]
         print(f"{', '.join(parts)} of {scores['scored']} volumes; {report.table}")
+    for line in report.scored:
+        print(f"  {line}")
+
+
+def why_none(unscored: Sequence[dict[str, Any]]) -> str:
+    """Why there is no score at all."""
+    if not unscored:
+        return "no scan was done"
+    first = unscored[0]
+    n = f"{len(unscored)} scans have" if len(unscored) > 1 else "the one scan has"
+    return f"{n} no true label that can be used ({first['path']}: {first['detail']})"
 
 
 def figures_of(report: "PredictReport") -> dict[str, Any]:
@@ -87,5 +122,6 @@ def figures_of(report: "PredictReport") -> dict[str, Any]:
         "classes": list(report.classes),
         "failed": [asdict(each) for each in report.failed],
         "doubts": list(report.doubts),
+        "leftovers": list(report.leftovers),
         **report.scores,
     }

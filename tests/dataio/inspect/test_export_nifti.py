@@ -2,7 +2,7 @@
 
 import json
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 import nibabel as nib
 import numpy as np
@@ -12,7 +12,9 @@ from nibabel.arrayproxy import ArrayProxy
 from mim3d.dataio.convert.run import convert
 from mim3d.dataio.corpus.conversion import Conversion
 from mim3d.dataio.errors import ChunkError, CorpusError
+from mim3d.dataio.inspect.export_nifti import export_corpus
 from mim3d.dataio.reader.corpus import Corpus
+from mim3d.dataio.reader.shard_reader import ShardReader
 from mim3d.dataio.sources.discover import discover
 from mim3d.dataio.sources.phantom import make_cohort
 from mim3d.dataio.sources.source import Source
@@ -155,6 +157,121 @@ def test_a_damaged_chunk_and_an_unknown_id_are_told(tmp_path):
     damaged = bytearray(shard.read_bytes())
     damaged[100] ^= 1
     shard.write_bytes(damaged)
-    with pytest.raises(ChunkError, match="phantom_000"):
-        export_nifti.main([str(corpus.root), str(tmp_path / "out")])
+    outcome = export_nifti.main([str(corpus.root), str(tmp_path / "out")])
+    assert (outcome.exit_code, outcome.figures["volumes"]) == (3, 0)
+    assert "phantom_000" in outcome.figures["failed"][0]["detail"]
     assert not list((tmp_path / "out").rglob("*.nii.gz"))
+    reader = ShardReader(corpus.table, corpus.root)
+    with pytest.raises(ChunkError, match="phantom_000"):  # who gives no list is told as before
+        export_corpus(corpus.records, corpus.table, reader, tmp_path / "library")
+    reader.close()
+
+
+def noise(file: Path, affine: Any, dtype: str = "int16", seed: int = 0) -> Path:
+    file.parent.mkdir(parents=True, exist_ok=True)
+    voxels = (np.random.default_rng(seed).random((9, 8, 7)) * 99).astype(dtype)
+    image = nib.Nifti1Image(voxels, affine)
+    image.header.set_zooms((1.0, 2.0, 3.0))
+    nib.save(image, file)
+    return file
+
+
+def test_one_damaged_volume_takes_no_other_along(tmp_path, capsys):
+    corpus = make_corpus(str(make_cohort(tmp_path / "cohort", 3)), tmp_path / "c.zarr")
+    row = corpus.table.label_row(corpus.table.index("phantom_001"), "seg")
+    shard = corpus.root / corpus.table.shard_path(row)
+    shard.write_bytes(b"x" * 90 + shard.read_bytes()[90:])
+    argv = ["export-nifti", str(corpus.root), str(tmp_path / "out")]
+    assert main(argv) == 3
+    told = capsys.readouterr().out
+    assert "1 volumes could not be written:" in told
+    assert "volume phantom_001" in told
+    remedy = told[told.index("`mim3d verify") + 1 :].split("`")[0]
+    found = sorted(p.name for p in (tmp_path / "out" / "images").iterdir())
+    assert found == ["phantom_000.nii.gz", "phantom_002.nii.gz"]  # an image without its label, no
+    assert [len(list((tmp_path / "out").rglob(f"phantom_00{i}*"))) for i in range(3)] == [2, 0, 2]
+    assert "phantom_001" not in (tmp_path / "out" / "dataset.json").read_text()
+    assert main(remedy.split()[1:]) == 0
+    again = ["export-nifti", str(corpus.root), str(tmp_path / "mended"), "--ids", "phantom_001"]
+    assert main(again) == 0
+
+
+def test_a_guess_is_not_stated_as_known(tmp_path, capsys):
+    source = noise(tmp_path / "in" / "p.nii.gz", None)
+    corpus = make_corpus(str(source.parent), tmp_path / "c.zarr")
+    assert main(["export-nifti", str(corpus.root), str(tmp_path / "out")]) == 0
+    header = load(tmp_path / "out" / "images" / "p.nii.gz").header
+    assert (int(header["sform_code"]), int(header["qform_code"])) == (0, 0)
+    assert_same_image(source, tmp_path / "out" / "images" / "p.nii.gz")
+    again = make_corpus(str(tmp_path / "out"), tmp_path / "again.zarr").records[0]
+    assert (again.affine_from, again.affine_code) == ("pixdim", 0)
+    assert again.shard_sha256 == corpus.records[0].shard_sha256
+    capsys.readouterr()
+    stored = ["export-nifti", str(corpus.root), str(tmp_path / "ras"), "--axes", "stored"]
+    assert main(stored) == 3  # turned: only a form can say so
+    assert "left and right are a guess, which these files state (code 2)" in capsys.readouterr().out
+    image = load(tmp_path / "ras" / "images" / "p.nii.gz")
+    np.testing.assert_allclose(
+        np.asarray(image.affine), np.array(corpus.records[0].affine), atol=1e-5
+    )
+
+
+def test_voxels_of_another_type_than_their_source_are_told(tmp_path, capsys):
+    noise(tmp_path / "in" / "p.nii.gz", np.eye(4), "float64")
+    noise(tmp_path / "in" / "q.nii.gz", np.eye(4))
+    make_corpus(str(tmp_path / "in"), tmp_path / "c.zarr")
+    assert main(["export-nifti", str(tmp_path / "c.zarr"), str(tmp_path / "out")]) == 0
+    told = capsys.readouterr().out
+    assert "1 were float64 in their sources and are float32, changed by at most" in told
+    make_corpus(str(tmp_path / "in"), tmp_path / "int.zarr", dtype="int16")
+    assert main(["export-nifti", str(tmp_path / "int.zarr"), str(tmp_path / "int")]) == 0
+    told = capsys.readouterr().out
+    assert "1 were float64 in their sources and are int16, changed by at most" in told
+    assert "int16 in their sources" not in told
+
+
+@pytest.mark.parametrize("where", ["c.zarr", "c.zarr/out", "in", "in/sub", "full", "file"])
+def test_where_others_files_are_nothing_is_written(tmp_path, capsys, where):
+    noise(tmp_path / "in" / "sub" / "p.nii.gz", np.eye(4))
+    make_corpus(str(tmp_path / "in"), tmp_path / "c.zarr")
+    noise(tmp_path / "full" / "images" / "q.nii.gz", np.eye(4))
+    (tmp_path / "file").write_text("x")
+    before = sorted(tmp_path.rglob("*"))
+    assert main(["export-nifti", str(tmp_path / "c.zarr"), str(tmp_path / where)]) == 2
+    assert sorted(tmp_path.rglob("*")) == before
+    assert str(tmp_path / where) in capsys.readouterr().err
+    assert main(["export-nifti", str(tmp_path / "c.zarr"), ""]) == 2
+    words = ["export-nifti", str(tmp_path / "c.zarr"), str(tmp_path / "elsewhere"), "--ids"]
+    assert main([*words, "sub_p", "sub_p"]) == 0  # twice is once
+    assert "lies below sources" not in capsys.readouterr().out
+    below = tmp_path / "in" / "sub" / "new"
+    assert main(["export-nifti", str(tmp_path / "c.zarr"), str(below)]) == 0
+    assert f"lies below sources: a conversion of {below.parent} takes" in capsys.readouterr().out
+
+
+def test_a_corpus_without_volumes_is_told(tmp_path, capsys):
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in" / "p.nii.gz").write_bytes(b"x")
+    assert main(["convert", str(tmp_path / "in"), str(tmp_path / "c.zarr")]) == 3
+    words = ["export-nifti", str(tmp_path / "c.zarr"), str(tmp_path / "out")]
+    for argv in (words, [*words, "--ids", "p"]):
+        assert main(argv) == 2
+        line = capsys.readouterr().err
+        assert f"{tmp_path / 'c.zarr'}: holds no volume" in line
+        assert "quarantine.jsonl for what was left out" in line
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_channels_file_never_takes_another_volumes_name(tmp_path, capsys):
+    files = [str(noise(tmp_path / "in" / f"{i}.nii", np.eye(4), seed=i)) for i in range(3)]
+    sources = [
+        Source("p", tuple(files[:2]), {}, subject="a"),
+        Source("p_0000", (files[2],), {}, subject="b"),
+    ]
+    make_corpus(sources, tmp_path / "c.zarr")
+    assert main(["export-nifti", str(tmp_path / "c.zarr"), str(tmp_path / "out")]) == 3
+    assert "export this one alone, by --ids, into another folder" in capsys.readouterr().out
+    assert_same_image(files[0], tmp_path / "out" / "images" / "p_0000.nii.gz")
+    words = ["export-nifti", str(tmp_path / "c.zarr"), str(tmp_path / "other"), "--ids", "p_0000"]
+    assert main(words) == 0
+    assert_same_image(files[2], tmp_path / "other" / "images" / "p_0000.nii.gz")

@@ -382,7 +382,12 @@ def test_a_classification_predicts_a_table(
         outcome = command([*words, "--labels", targets])
         assert outcome.figures["scored"] == 7
         assert outcome.exit_code == 3  # one subject has no target
-        assert "has no row of" in capsys.readouterr().out
+        told = capsys.readouterr().out
+        assert "has no row of" in told
+        known, others = outcome.figures["trained_on"], outcome.figures["others"]
+        assert known["subjects"] == sorted(result.subjects["train"])
+        assert known["scored"] + others["scored"] == 7
+        assert f"not trained on: balanced accuracy {others['balanced_accuracy']:.4f}" in told
         with (out / "classes.csv").open(newline="") as stream:
             rows = {row["id"]: row for row in csv.DictReader(stream)}
         assert len(rows) == 8
@@ -397,6 +402,9 @@ def test_a_classification_predicts_a_table(
         for case in result.cases:
             assert exact[case["volume"]]["figures"] == list(case["probabilities"])
         assert command([*words, "--labels", targets]).figures["kept"] == 8
+    for place in ("own", str(trial.nifti / "labelsTr")):  # before anything is predicted
+        with pytest.raises(ConfigError, match="name a CSV with columns subject,target"):
+            command([*words[:2], str(tmp_path / "new"), "--labels", place])
     wrong = tmp_path / "wrong.csv"
     wrong.write_text("subject,target\nnobody,even\nnone,odd\n")
     with pytest.raises(ConfigError, match="none of the 8 subjects"):

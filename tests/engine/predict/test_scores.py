@@ -14,7 +14,7 @@ from mim3d.engine.errors import ConfigError
 from mim3d.engine.finetune import dice
 from mim3d.engine.predict import scores as module
 from mim3d.engine.predict.predict import run_predict
-from mim3d.engine.runs.files import read_json
+from mim3d.engine.runs.files import read_json, write_json
 
 
 def table(folder: Path) -> dict[tuple[str, int], tuple[float, float]]:
@@ -153,3 +153,87 @@ def test_untold_voxels_and_masks_of_255(trial: Trial, tmp_path: Path) -> None:
     assert list(scores["dice_by_class"].values()) == [
         pytest.approx(each, nan_ok=True) for each in whole
     ]
+
+
+def test_the_subjects_that_were_trained_on_are_told_and_scored_apart(
+    trial: Trial, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    subjects = read_json(trial.run / "result.json")["subjects"]
+    words = [str(trial.run), str(trial.corpus), str(tmp_path / "out"), "--labels", "own"]
+    figures = command(words).figures
+    known, others = figures["trained_on"], figures["others"]
+    assert known["subjects"] == sorted(subjects["train"])
+    assert others["subjects"] == sorted([*subjects["validation"], *subjects["test"]])
+    rows = table(tmp_path / "out")
+    with (tmp_path / "out" / "scores.csv").open(newline="") as stream:
+        split = {row["id"]: (row["subject"], row["split"]) for row in csv.DictReader(stream)}
+    for part in (known, others):
+        means = [
+            dice.mean_of([rows[id, k][0] for k in (1, 2, 3)])
+            for id, (subject, _) in split.items()
+            if subject in part["subjects"]
+        ]
+        assert part["dice"] == pytest.approx(dice.mean_of(means), 1e-5)
+    for name in ("train", "validation", "test"):
+        assert {s for s, in_ in split.values() if in_ == name} == set(subjects[name])
+    told = capsys.readouterr().out
+    for part, title in ((known, "trained on, by name"), (others, "not trained on")):
+        n = part["scored"]
+        assert n == len(part["subjects"]) > 1
+        assert f"{title}: dice {part['dice']:.4f} of {n} volumes of {n} subjects (such" in told
+
+
+def test_a_run_that_tells_no_subjects_or_others_says_so(
+    trial: Trial, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run, scan = tmp_path / "run", tmp_path / "somebody.nii.gz"
+    shutil.copytree(trial.run, run)
+    shutil.copy(trial.images[0], scan)
+    label = str(trial.nifti / "labelsTr" / trial.images[0].name)
+    words = [str(run), str(scan), str(tmp_path / "out"), "--labels", label]
+    command(words)
+    told = capsys.readouterr().out
+    assert "none of the scored (such as somebody) has the name of a subject that" in told
+    result = read_json(run / "result.json")
+    write_json(run / "result.json", {**result, "subjects": {}})
+    figures = command(words).figures
+    assert "the run does not tell whom it was trained on" in capsys.readouterr().out
+    assert "trained_on" not in figures
+
+
+def test_no_score_is_told_with_its_reason(
+    trial: Trial, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    scans = tmp_path / "scans"
+    shutil.copytree(trial.nifti / "imagesTr", scans)
+    words = [str(trial.run), str(scans), str(tmp_path / "out"), "--labels"]
+    assert command([*words, "own"]).exit_code == 3
+    told = capsys.readouterr().out
+    assert "no volume was scored: 8 scans have no true label that can be used" in told
+    assert "its source tells no label: name the folder of label files by --labels" in told
+    assert "nan" not in told
+    assert command([*words, str(trial.nifti / "labelsTr")]).exit_code == 0
+    bad = tmp_path / "bad.nii.gz"
+    bad.write_bytes(b"x" * 400)
+    capsys.readouterr()
+    words = [str(trial.run), str(bad), str(tmp_path / "none"), "--labels", "own"]
+    assert command(words).exit_code == 3
+    assert "no volume was scored: no scan was done" in capsys.readouterr().out
+
+
+def test_classes_that_nobody_has_are_no_mean(
+    trial: Trial, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    image = trial.images[0]
+    run_predict(trial.run, image, tmp_path / "out")
+    (file,) = (tmp_path / "out").glob("*.nii.gz")
+    (tmp_path / "labels").mkdir()
+    own = loaded(image)
+    save(np.full(own.shape, 255, np.uint8), own.affine, tmp_path / "labels" / file.name)
+    run = tmp_path / "run"
+    shutil.copytree(trial.run, run)
+    write_json(run / "trained.json", {**read_json(run / "trained.json"), "ignore": 255})
+    command([str(run), str(image), str(tmp_path / "out"), "--labels", str(tmp_path / "labels")])
+    told = capsys.readouterr().out
+    assert "mean Dice - (none has" in told
+    assert "in its label or its map) of 1 volumes" in told
