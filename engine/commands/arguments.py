@@ -1,7 +1,9 @@
 """Words of a command line to typed arguments, by tyro; what is wrong with them in one line."""
 
 import dataclasses
-from collections.abc import Callable, Collection, Mapping, Sequence
+import shlex
+import warnings
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, TypeVar, cast
 
@@ -45,16 +47,20 @@ def parse(
     def refuse(event: tyro_errors.ParseErrorEvent) -> None:
         raise UsageError(f"{in_one_line(event, words)}; see {prog} --help")
 
+    asked: dict[str, Any] = {
+        "prog": prog,
+        "description": f"{(description or kind.__doc__ or '').rstrip()}\n\n{JSON_HELP}",
+        "config": (tyro.conf.AvoidSubcommands, tyro.conf.DisallowNone),
+        "registry": fields_of(left_out or {}, aliases or {}),
+        "default": tyro.constructors.MISSING_NONPROP if default is None else default,
+    }
+    several = sum(word.startswith("--") for word in words) > 1
+    if several and not {"-h", "--help"}.intersection(words):
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", DeprecationWarning)  # pyproject.toml holds the version
+            refuse_twice(tyro.extras.get_parser(kind, **asked)._actions, words)
     with tyro_errors.on_parse_error(refuse):
-        given = tyro.cli(
-            kind,
-            args=list(words),
-            prog=prog,
-            description=f"{(description or kind.__doc__ or '').rstrip()}\n\n{JSON_HELP}",
-            config=(tyro.conf.AvoidSubcommands, tyro.conf.DisallowNone),
-            registry=fields_of(left_out or {}, aliases or {}),
-            default=tyro.constructors.MISSING_NONPROP if default is None else default,
-        )
+        given = tyro.cli(kind, args=list(words), **asked)
     for field in dataclasses.fields(cast(Any, given)):
         place = getattr(given, field.name)
         if isinstance(place, Path):
@@ -151,6 +157,54 @@ def refuse_without_value(option: str, values: Collection[str], words: Sequence[s
     """UsageError where an option of one or more values stands there with none."""
     if not values and any(word.partition("=")[0] == option for word in words):
         raise UsageError(f"{option} takes NAME=VALUE, one or more, got nothing")
+
+
+def refuse_twice(known: Sequence[Any], words: Sequence[str]) -> None:
+    """UsageError where an option is given twice with other values: the last alone would count.
+
+    Its other names are the same option, and so is --no-OPTION; `known` are argparse's actions.
+    """
+    actions = {flag: action for action in known for flag in action.option_strings}
+    found: dict[str, list[list[str]]] = {}
+    for option, values in given_options(words):
+        if action := actions.get(option):
+            count = action.nargs if isinstance(action.nargs, int) else None
+            found.setdefault(action.dest, []).append([option, *values[:count]])
+    for several in found.values():
+        first = several[0]
+        other = next((each for each in several if differs(each, first)), None)
+        if other is None:
+            continue
+        remedy = "one of them alone"
+        if "..." in str(actions[first[0]].metavar):  # any number of values, not one of (z, y, x)
+            values = dict.fromkeys(value for each in several for value in each[1:])
+            remedy = shlex.join([first[0], *values])
+        raise UsageError(
+            f"`{shlex.join(first)}` and `{shlex.join(other)}` are one option given twice, of which "
+            f"only the last would count: write {remedy}"
+        )
+
+
+def differs(option: list[str], other: list[str]) -> bool:
+    """Whether an option with its values says something else than the same one there does."""
+    return option[1:] != other[1:] or (not other[1:] and option != other)
+
+
+def given_options(words: Sequence[str]) -> Iterator[tuple[str, list[str]]]:
+    """Options as they are called, each with the words behind it up to the next."""
+    option, values = "", []
+    for word in words:
+        if word == "--":
+            break
+        if not word.startswith("--"):
+            values.append(word)
+            continue
+        if option:
+            yield option, values
+        name, equals, value = word.partition("=")
+        option, values = name.replace("_", "-"), [value] if equals else []
+    if option:
+        yield option, values
 
 
 def refuse_empty(option: str, words: Sequence[str]) -> None:

@@ -148,8 +148,10 @@ def split_flag(flag: str, words: Sequence[str]) -> tuple[list[str], list[str]]:
 
 
 def split_json_flag(words: Sequence[str]) -> tuple[Path | None, list[str]]:
-    """Take `--json FILE` out of the words; of several the last counts."""
+    """Take `--json FILE` out of the words; ValueError where two are named."""
     files, rest = split_flag("--json", words)
+    if len({*files}) > 1:
+        raise ValueError(f"--json is given twice, {files[0]!r} and {files[1]!r}: name one file")
     json_file = Path(files[-1]) if files else None
     if json_file is not None:
         refuse_address(json_file, "--json")
