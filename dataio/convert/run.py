@@ -15,6 +15,8 @@ from mim3d.dataio.corpus.arrays import missized, stored_arrays
 from mim3d.dataio.corpus.conversion import Conversion, Rerun
 from mim3d.dataio.corpus.history import Barred, Event, removal, removed_before
 from mim3d.dataio.corpus.manifest import VolumeRecord
+from mim3d.dataio.corpus.names import own_key
+from mim3d.dataio.corpus.seen_files import SEEN, merge_under_way
 from mim3d.dataio.corpus.writer import CorpusWriter
 from mim3d.dataio.errors import CorpusError, Rejection
 from mim3d.dataio.progress import progress
@@ -70,6 +72,7 @@ def convert(
     store = open_store(destination)
     rejections = {Rejection(s.path, s.code, s.detail) for s in skipped}
     with store.lock():
+        refuse_half_merged(store)
         writer = CorpusWriter(store, conversion)
         writer.open()
         run = Run(writer, runner, workers or usable_cpus())
@@ -267,6 +270,13 @@ def check_destination(destination: str) -> None:
             f"{destination}: is a file, and a corpus is a folder; name a new one (and quote a glob "
             "of sources: '*.nii.gz')"
         )
+
+
+def refuse_half_merged(store: Store) -> None:
+    """CorpusError where a merge did not end: it would not know what a conversion put there."""
+    key = own_key(store, SEEN)
+    if command := merge_under_way(store.get(key)) if store.exists(key) else "":
+        raise CorpusError(f"{store.url}: a merge did not finish; run `{command}` again first")
 
 
 def _stored_bytes(record: VolumeRecord) -> int:

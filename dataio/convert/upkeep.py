@@ -15,6 +15,7 @@ from mim3d.dataio.corpus.manifest import VolumeRecord, intact_records
 from mim3d.dataio.corpus.names import MANIFEST, own_key
 from mim3d.dataio.corpus.quarantine import QUARANTINE, intact_rejections
 from mim3d.dataio.corpus.root import recipe_of
+from mim3d.dataio.corpus.seen_files import SEEN, remedy_of_unfinished
 from mim3d.dataio.corpus.writer import CorpusWriter
 from mim3d.dataio.errors import CorpusError, Rejection
 from mim3d.dataio.storage.store import Store, open_store
@@ -109,9 +110,11 @@ def check_manifest_lines(store: Store) -> None:
     if damaged:
         raise damaged[0]
     if not text.endswith(b"\n"):
+        key_of_seen = own_key(store, SEEN)
+        seen = store.get(key_of_seen) if store.exists(key_of_seen) else b""
         raise CorpusError(
             f"{store.url}/{key}: {'ends within a line' if text else 'is missing or empty'}; "
-            "run the same `mim3d convert` again, which makes anew what it told of"
+            f"{remedy_of_unfinished(seen)}, which makes anew what it told of"
         )
 
 

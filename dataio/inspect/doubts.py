@@ -2,7 +2,7 @@
 
 import re
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 
@@ -88,15 +88,20 @@ def conversion_warnings(records: Iterable[VolumeRecord]) -> list[str]:
 
 
 def copies(records: Iterable[VolumeRecord]) -> list[str]:
-    """A line where files of the same content belong to several subjects: splits would leak.
+    """A line where files of the same content, or volumes of the same voxels (as of a file packed
+    anew), belong to several subjects: splits would leak.
 
-    Files that stand for a missing modality are alike and say nothing.
+    What stands for a missing modality is alike and says nothing.
     """
     owners: dict[str, dict[str, str]] = defaultdict(dict)
     for record in records:
         for path, hash in telling_files(record):
             owners[hash].setdefault(record.subject or record.id, path)
-    shared = [list(found.values()) for found in owners.values() if len(found) > 1]
+        if record.intensity.minimum != record.intensity.maximum:
+            voxels = f"{record.array_shape} {record.dtype} {record.shard_sha256}"
+            owners[voxels].setdefault(record.subject or record.id, record.sources[0])
+    found = (list(paths.values()) for paths in owners.values() if len(paths) > 1)
+    shared = list(dict.fromkeys(tuple(paths) for paths in found))
     if not shared:
         return []
     files = " and ".join(shared[0][:FEW])
@@ -157,3 +162,26 @@ def label_maps(records: Sequence[VolumeRecord], n_all: int) -> list[str]:
         f"{first.sources[0]}), as label maps do ({names}): leave them out, list images and labels "
         "in a CSV (columns image, label), or --accept-doubts"
     ]
+
+
+def classes_of_parts(parts: Mapping[str, Sequence[VolumeRecord]]) -> list[str]:
+    """A line for each label of which corpora that were merged know other classes: where a part did
+    not draw one, its voxels count as background."""
+    classes: dict[str, dict[str, set[int]]] = defaultdict(dict)
+    for part, records in parts.items():
+        for label in (label for record in records for label in record.labels):
+            known = {number for number, n in label.classes.items() if n} | {*label.class_names}
+            classes[label.name].setdefault(part, set()).update(known - {0})
+    lines = []
+    for name, by_part in classes.items():
+        every = set.union(*by_part.values())
+        lacking = {part: sorted(every - have) for part, have in by_part.items() if every - have}
+        if lacking:
+            what = "; ".join(f"no {some(list(map(str, n)))} in {p}" for p, n in lacking.items())
+            lines.append(
+                f"label {name!r} has other classes in the corpora that are merged ({what}): if a "
+                "class was not drawn there, its voxels count as background: convert that corpus "
+                "anew with another name for the label (column label:NAME of a CSV), or merge "
+                "without it; if it was drawn and nothing was there, --accept-doubts"
+            )
+    return lines

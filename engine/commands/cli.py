@@ -43,7 +43,7 @@ LACK = re.compile(r"out of memory|can't allocate memory|can't start new thread",
 """What a RuntimeError says of memory or threads that are not to be had."""
 READER_LEFT = 141
 """What shells show of a command that SIGPIPE ended."""
-GO_ON = ("demo", "convert", "pretrain", "finetune", "compare", "predict", "embed")
+GO_ON = ("demo", "convert", "merge", "pretrain", "finetune", "compare", "predict", "embed")
 AFTER_INTERRUPT = {
     True: "the same command goes on from what is on disk, or begins where nothing is yet",
     False: "the same command begins anew",
