@@ -170,9 +170,7 @@ class Whole:
                 made = replace(made, subject_from=ACCEPTED, subject_doubt="")
             if known is not None and shards_of(known) == shards_of(record):
                 self._keep(name, record, known, made)
-            elif event := self.barred.event(
-                subject=made.subject, paths=made.sources, files=made.source_hash
-            ):
+            elif event := self.barred.event_of(made):
                 removed = removed_before(made.subject, event, self.store.url)
                 self.left_out.append(f"{corpus}: {removed}")
             else:
@@ -273,8 +271,7 @@ def still_there(writer: CorpusWriter, barred: Barred) -> list[str]:
     """Volumes of an earlier merge whose person was removed from a part since."""
     found = []
     for record in writer.records.values():
-        event = barred.event(subject=record.subject, paths=record.sources, files=record.source_hash)
-        if event is not None:
+        if event := barred.event_of(record):
             corpus = writer.store.url
             found.append(
                 f"{record.id} was removed from a part on {event.time[:10]} and is still in "

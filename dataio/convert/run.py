@@ -13,7 +13,7 @@ from mim3d.dataio.convert.pool import run_jobs
 from mim3d.dataio.convert.volume_ids import unique_ids
 from mim3d.dataio.corpus.arrays import missized, stored_arrays
 from mim3d.dataio.corpus.conversion import Conversion, Rerun
-from mim3d.dataio.corpus.history import Barred, Event, removal, removed_before
+from mim3d.dataio.corpus.history import Barred, Event, removal, removed_before, voxel_hashes
 from mim3d.dataio.corpus.manifest import VolumeRecord
 from mim3d.dataio.corpus.names import own_key
 from mim3d.dataio.corpus.seen_files import SEEN, merge_under_way
@@ -187,12 +187,16 @@ class Run:
         self.writer.take(result.records, result.stale)
 
     def _without_moved(self, result: JobResult) -> JobResult:
-        """The result, unless a new source has the content of one that was removed."""
+        """The result, unless a source has the content of one that was removed, and had not before:
+        what was there of a source that became such a copy is exchanged already, and goes."""
         hashes = [hash for record in result.records for hash in record.source_hash]
-        if result.stale or not (event := self._barred.event(files=hashes)):
+        event = self._barred.event(files=hashes, voxels=voxel_hashes(result.records))
+        before = [self.writer.records[id] for id in result.stale if id in self.writer.records]
+        if result.unchanged or event is None or any(map(self._barred.event_of, before)):
             return result
         for record in result.records:
             self.writer.store.delete(record.id)
+        self.writer.remove(result.stale)
         removed = self._removed(result.records[0].sources[0], result.id, event)
         return replace(result, records=(), rejections=(*result.rejections, removed))
 

@@ -10,7 +10,14 @@ from pathlib import Path
 from mim3d.dataio.convert.pool import run_jobs
 from mim3d.dataio.convert.run import ConversionReport, Run, usable_cpus
 from mim3d.dataio.corpus.conversion import Rerun
-from mim3d.dataio.corpus.history import Barred, Event, now, removal
+from mim3d.dataio.corpus.history import (
+    Barred,
+    Event,
+    history_text,
+    now,
+    parse_history,
+    removal,
+)
 from mim3d.dataio.corpus.manifest import VolumeRecord, intact_records
 from mim3d.dataio.corpus.names import MANIFEST, own_key
 from mim3d.dataio.corpus.quarantine import QUARANTINE, intact_rejections
@@ -50,7 +57,8 @@ def remove(
     """Take out all volumes of subjects, and single volumes, by id; returns the ids.
 
     The history tells of it, and no later conversion brings them back unless they are readmitted.
-    CorpusError where a name is none of the corpus.
+    What is left of the same content is told by `copies_left`. CorpusError where a name is none of
+    the corpus.
     """
     with _writing(corpus) as writer:
         chosen = chosen_records(writer, set(subjects), set(volumes))
@@ -60,6 +68,14 @@ def remove(
         paths = {path for record in chosen for path in record.source_paths}
         writer.close({rejection for rejection in earlier if rejection.path not in paths})
     return sorted(record.id for record in chosen)
+
+
+def copies_left(corpus: str | Path) -> list[str]:
+    """A line for each volume of the corpus that has the content of one that was removed."""
+    store = open_store(corpus)
+    barred = Barred(parse_history(history_text(store)))
+    records, _ = intact_records(store.get(own_key(store, MANIFEST)))
+    return barred.copies_held(records, str(corpus))
 
 
 def readmit(corpus: str | Path, names: Collection[str]) -> None:

@@ -37,9 +37,11 @@ def main(words: list[str]) -> Outcome:
         "mim3d remove",
         "Take volumes out of a corpus for good: their folders, their lines in the manifest, their "
         "rows in the table. history.jsonl tells of it, and `mim3d convert` leaves out what was "
-        "removed, by name, by path and by content, until it is readmitted.",
+        "removed, by name, by path and by content (of the files, and of the voxels as they were "
+        "stored), until it is readmitted. What other software resampled or changed is known by "
+        "name and path alone. Exit code 3 tells that the same content is there under another name.",
     )
-    from mim3d.dataio.convert.upkeep import readmit, remove
+    from mim3d.dataio.convert.upkeep import copies_left, readmit, remove
 
     console = Console(soft_wrap=True, highlight=False)
     if args.readmit:
@@ -49,4 +51,7 @@ def main(words: list[str]) -> Outcome:
         return Outcome({"readmitted": list(args.readmit)})
     gone = remove(args.corpus, subjects=args.subject, volumes=args.volume)
     console.print(f"{args.corpus}: {len(gone)} volumes removed: {', '.join(gone)}", markup=False)
-    return Outcome({"removed": gone})
+    left = copies_left(args.corpus)
+    for line in left:
+        console.print(f"warning: {line}", markup=False)
+    return Outcome({"removed": gone, "copies_left": left}, lost=len(left))
