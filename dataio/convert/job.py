@@ -3,6 +3,7 @@
 A job and its result are plain data, so a process pool or a Dask cluster can carry them.
 """
 
+import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -162,7 +163,11 @@ def lost_labels(job: Job, errors: dict[str, SourceError]) -> JobResult | None:
     have = {label.name for record in job.known for label in record.labels}
     if not have.intersection(map(safe_id, errors)):
         return None
-    why = "keeps the volume it has (delete its folder in the corpus to convert without the label)"
+    folders = " ".join(shlex.quote(f"{job.destination}/{record.id}") for record in job.known)
+    why = (
+        "keeps the volume it has (to convert without the label, delete the volume by `rm -r "
+        f"{folders}` and run the same `mim3d convert` again)"
+    )
     return JobResult(
         job.id, rejections=tuple(label_rejection(job, error, why) for error in errors.values())
     )

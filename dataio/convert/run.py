@@ -98,9 +98,11 @@ class Run:
         sources, barred = self._without_removed(sources)
         found = recognise(sources, writer.records.values(), hashes_of)
         if rerun.prune and writer.records and not any(group for _, group in found.sources):
+            known = next(iter(writer.records.values()))
             raise CorpusError(
                 f"{writer.store.url}: --prune, and none of the sources given is in the corpus: "
-                "name the folder that it was made of, or take volumes out by `mim3d remove`"
+                f"name the folder that it was made of ({known.sources[0]} is of it), or take "
+                f"volumes out by `mim3d remove {writer.store.url} --volume {known.id}`"
             )
         taken = [(base_id(r), r.source_paths) for r in writer.records.values()]
         new = [source for source, group in found.sources if not group]
