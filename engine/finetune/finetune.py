@@ -153,6 +153,7 @@ def train(
             subjects={name: list(getattr(splits, name)) for name in SPLITS},
             interrupted=not finished,
             doubts=[doubt for start in task.starts for doubt in start.doubts],
+            untaught=untaught(task, splits),
         )
         if finished:
             leave(task, network, splits, sitting, keep_model)
@@ -214,9 +215,25 @@ def settings_of(config: FinetuneConfig, flops: float, sitting: Sitting) -> RunSe
 
 
 def opening_lines(config: FinetuneConfig, task: Task, splits: Splits) -> list[str]:
-    """What is told before the first step: what became of weights, and who was seen by them."""
+    """What is told before the first step: what became of weights, classes that are not taught, and
+    who was seen by the weights."""
     found = [line for start in task.starts for line in start.lines()]
+    found += [*untaught(task, splits), *task.notes(splits.train, "training")]
     return [*found, *flipped_sides(config, task.names), *seen_before(config, task.corpus, splits)]
+
+
+def untaught(task: Task, splits: Splits) -> list[str]:
+    """A line for each class that is scored and that no subject trained on has."""
+    have = task.classes_among(splits.train)
+    scored = {name: task.classes_among(getattr(splits, name)) for name in ("validation", "test")}
+    return [
+        f"{title} is scored ({' and '.join(n for n in scored if title in scored[n])}), and none of "
+        f"the {len(splits.train)} subjects trained on has it: it cannot be learned, and lowers the "
+        "score. Name subjects that have it by --train (with --validation and --test), or deal "
+        "others by --data.split.seed or more --labels"
+        for title in sorted(scored["validation"] | scored["test"])
+        if title not in have
+    ]
 
 
 def fitted(starts: Sequence[Start]) -> list[str]:
