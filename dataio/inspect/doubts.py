@@ -100,11 +100,20 @@ def copies(records: Iterable[VolumeRecord]) -> list[str]:
         if record.intensity.minimum != record.intensity.maximum:
             voxels = f"{record.array_shape} {record.dtype} {record.shard_sha256}"
             owners[voxels].setdefault(record.subject or record.id, record.sources[0])
-    found = (list(paths.values()) for paths in owners.values() if len(paths) > 1)
-    shared = list(dict.fromkeys(tuple(paths) for paths in found))
+    shared: list[dict[str, str]] = []
+    held: dict[tuple[str, str], list[dict[str, str]]] = defaultdict(list)
+    for paths in sorted((p for p in owners.values() if len(p) > 1), key=len, reverse=True):
+        # What the voxels found the files may find again.
+        if not any(paths.items() <= other.items() for other in held[next(iter(paths.items()))]):
+            shared.append(paths)
+            for item in paths.items():
+                held[item].append(paths)
     if not shared:
         return []
-    files = " and ".join(shared[0][:FEW])
+    whose: dict[str, list[str]] = defaultdict(list)  # one file may be several people's itself
+    for subject, path in list(shared[0].items())[:FEW]:
+        whose[path].append(subject)
+    files = " and ".join(f"{path} of {' and of '.join(who)}" for path, who in whose.items())
     return [
         f"{counted(len(shared), 'file')} of the same content under several subjects (such as "
         f"{files}): leave the copies out, give them one subject with --subjects FILE.csv, or "

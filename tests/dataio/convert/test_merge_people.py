@@ -165,6 +165,12 @@ def test_copies_under_two_subjects_are_told_also_where_they_were_packed_anew(tmp
     words = ["convert", str(tmp_path / "t.csv"), str(tmp_path / "c.zarr"), "--workers", "1"]
     assert main(words) == 3
     assert "1 file of the same content under several subjects" in capsys.readouterr().out
+    (tmp_path / "again.nii").write_bytes(gzip.decompress(packed))
+    with (tmp_path / "t.csv").open("a") as table:  # by bytes two are alike, by voxels three
+        table.write(f"{tmp_path}/again.nii,third\n")
+    assert main(words) == 3
+    out = capsys.readouterr().out
+    assert "1 file of the same content" in out and "again.nii of third" in out
 
 
 def test_classes_that_a_corpus_does_not_know_are_told(tmp_path, capsys):
