@@ -68,7 +68,7 @@ def main(words: list[str]) -> Outcome:
         raise SystemExit(EXIT_USER_ERROR) from None
     if is_first():
         show_result(result, args)
-    lost = len(result.doubts) + len(result.untaught)
+    lost = len(result.doubts) + len(result.warnings)
     return Outcome(figures_of(result, args.out), lost, writes_json=is_first())
 
 
@@ -99,7 +99,7 @@ def launched(args: FinetuneArgs, words: Sequence[str]) -> Outcome:
     result = read_result(folder)
     return Outcome(
         {**figures_of(result, args.out), "nproc": args.nproc},
-        len(result.doubts) + len(result.untaught),
+        len(result.doubts) + len(result.warnings),
     )
 
 
@@ -113,7 +113,7 @@ def show_result(result: "FinetuneResult", args: FinetuneArgs) -> None:
     print(f"{last['split']} score {last['score']:.4f} after {last['step']} steps; {where}")
     for note in result.notes:
         print(note)
-    for line in result.untaught:
+    for line in result.warnings:
         print(f"warning: {line}")
     print(f"next, with new scans in the place of the corpus: {predict_command(args)}")
 
@@ -143,7 +143,7 @@ def figures_of(result: "FinetuneResult", out: Path) -> dict[str, Any]:
         **last,
         "run": place_text(out),
         "notes": result.notes,
-        "untaught": result.untaught,
+        "warnings": result.warnings,
         "interrupted": result.interrupted,
     }
 

@@ -51,7 +51,7 @@ from mim3d.engine.finetune.run_folder import (
 )
 from mim3d.engine.finetune.segmentation import SegmentationTask
 from mim3d.engine.finetune.splits import Splits, labelled_subset, make_splits
-from mim3d.engine.finetune.targets import read_targets, read_values
+from mim3d.engine.finetune.targets import called_otherwise, read_targets, read_values
 from mim3d.engine.finetune.task import Task
 from mim3d.engine.finetune.trained import describe, write_trained
 from mim3d.engine.finetune.validation import Validate, WholeNetwork, autocast
@@ -153,7 +153,7 @@ def train(
             subjects={name: list(getattr(splits, name)) for name in SPLITS},
             interrupted=not finished,
             doubts=[doubt for start in task.starts for doubt in start.doubts],
-            untaught=untaught(task, splits),
+            warnings=[*untaught(task, splits), *target_doubts(config, task.corpus)],
         )
         if finished:
             leave(task, network, splits, sitting, keep_model)
@@ -218,7 +218,8 @@ def opening_lines(config: FinetuneConfig, task: Task, splits: Splits) -> list[st
     """What is told before the first step: what became of weights, classes that are not taught, and
     who was seen by the weights."""
     found = [line for start in task.starts for line in start.lines()]
-    found += [*untaught(task, splits), *task.notes(splits.train, "training")]
+    found += [*untaught(task, splits), *target_doubts(config, task.corpus)]
+    found += [*task.notes(splits.train, "training")]
     return [*found, *flipped_sides(config, task.names), *seen_before(config, task.corpus, splits)]
 
 
@@ -328,6 +329,15 @@ def dealt_by(config: FinetuneConfig) -> Mapping[str, str] | None:
     if config.head == "regress":
         return read_values(Path(config.data.targets)).bins()
     return None
+
+
+def target_doubts(config: FinetuneConfig, corpus: Corpus) -> list[str]:
+    """What may be wrong with the table of targets."""
+    if config.head not in WHOLE_VOLUME:
+        return []
+    file, known = config.data.targets, {record.subject for record in corpus.records}
+    table = (read_targets if config.head == "classify" else read_values)(Path(file))
+    return [*table.doubts, *called_otherwise(file, table.by_subject, known, config.data.corpus)]
 
 
 def target_notes(config: FinetuneConfig) -> tuple[str, ...]:

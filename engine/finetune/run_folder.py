@@ -48,8 +48,8 @@ class FinetuneResult:
     """Told to stop by a signal; the same command goes on."""
     doubts: list[str] = field(default_factory=list)
     """Parts of the encoder that are not those of the weights it began with."""
-    untaught: list[str] = field(default_factory=list)
-    """Classes that are scored and that no subject trained on has."""
+    warnings: list[str] = field(default_factory=list)
+    """Classes that are scored and not trained on, targets that may be none or are lost."""
 
 
 @dataclass(frozen=True)

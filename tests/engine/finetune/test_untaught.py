@@ -69,3 +69,26 @@ def test_a_gap_among_the_numbers_is_told_and_its_remedy_closes_it(gaps, tmp_path
     assert classes == {0, 1, 2, 3}
     assert finetuned(new, tmp_path / "dense", "--train d a --validation b --test c") == 0
     assert "in no volume of the corpus" not in capsys.readouterr().out
+
+
+TABLES = {
+    "unknown": "class 'unknown' of t.csv may mean that nothing is known (b)",
+    "-9": "class '-9' of t.csv may mean that nothing is known (b)",
+}
+
+
+@pytest.mark.parametrize("word", TABLES)
+def test_classes_that_may_be_none_and_names_in_capitals_are_warned_of(gaps, tmp_path, capsys, word):
+    def run(name: str, rows: str) -> int:
+        file = tmp_path / "t.csv"
+        file.write_text("subject,target\n" + rows)
+        words = ["finetune", "demo", "--data.corpus", str(gaps[1]), *SMALL, "--head", "classify"]
+        splits = "--train a b --validation c --test d".split()  # noqa: SIM905
+        targets = ["--data.targets", str(file), "--out", str(tmp_path / name)]
+        return cli.main([*words, *splits, *targets])
+
+    assert run("one", f"a,0\nb,{word}\nc,0\nd,0\nC,0\n") == 3
+    out = capsys.readouterr().out
+    assert f"warning: {TABLES[word]}" in out
+    assert "capitals" not in out  # C is another one: c has a target of its own
+    assert run("two", f"a,0\nb,is {word}\nc,0\nd,0\n") == 0
