@@ -167,6 +167,11 @@ def test_one_file_of_two_people_is_named_once_with_both(tmp_path, capsys):
     capsys.readouterr()
     assert main(["inspect", str(tmp_path / "c.zarr"), "--no-pictures"]) == 3
     assert f"(such as {path} of ann and of bob)" in capsys.readouterr().out
+    words = ["merge", *parts, "--into", str(tmp_path / "one.zarr"), "--subjects"]
+    (tmp_path / "who.csv").write_text(f"file,subject\n{path},ann\n")
+    assert main([*words, str(tmp_path / "who.csv")]) == 0
+    assert main(["inspect", str(tmp_path / "one.zarr"), "--no-pictures"]) == 0
+    assert "ann (as declared) has 2: phantom_000 (2 times)" in capsys.readouterr().out
 
 
 def test_a_label_on_another_grid_names_its_image_once(tmp_path, capsys):

@@ -57,7 +57,10 @@ def test_a_device_of_unknown_memory_keeps_what_the_budget_allows(capsys):
 
 @pytest.mark.parametrize("keeps", ["auto", "voxels"])
 def test_a_plan_that_is_refused_for_its_cache_names_one_that_fits(keeps):
-    words, kept = ["mae-vit-b-96", "--vit.depth", "1", "--gpus", "8"], ["--data.device-keeps", keeps]
+    words, kept = (
+        ["mae-vit-b-96", "--vit.depth", "1", "--gpus", "8"],
+        ["--data.device-keeps", keeps],
+    )
     rest = main([*words, *kept, "--data.cache", "host"]).figures["memory_gb"]
     words += ["--memory-gb", f"{1.5 * rest:.2f}"]  # with the cache 1.6 times
     with pytest.raises(
