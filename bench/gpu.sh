@@ -225,8 +225,8 @@ if [ $check = 1 ]; then
   dali_words=(tests/dataio/transforms/test_dali_graph.py)
   kernel_words=(--size tiny --rounds 1)
   loader_words=(--volumes 1 --crops 8 --rounds 1)
-  step_words=(--steps 1 --rounds 1 --warmup 1 --global-batch 2)
-  feed_words=("${step_words[@]}")
+  step_words=(--steps 1 --warmup 1 --global-batch 2) rounds=(--rounds 1)
+  feed_words=("${step_words[@]}" "${rounds[@]}")
 else
   # Most of the time goes into compiling kernel variants, on the host: spread it over processes.
   workers=()
@@ -236,7 +236,7 @@ else
   dali_words=(-m gpu tests/dataio/transforms/test_dali_gpu.py)
   kernel_words=(--seconds 90)
   loader_words=(--crops 64 --rounds 3)
-  step_words=(--steps 10 --rounds 5)
+  step_words=(--steps 10) rounds=(--rounds 5)
   # The corpus stays on the GPU where nvCOMP is there to inflate it.
   cache=$(has nvidia.libnvcomp && echo device || echo host)
   feed_words=(--steps 20 --rounds 5 --cache "$cache")
@@ -244,14 +244,14 @@ fi
 
 has zarr || say "the set base is missing: no stage will get far without it (see --help)"
 wanted ready && stage ready 40 "$python" -m mim3d.bench.gpu.ready "$work/ready.json"
-wanted step && bench step step 75 --no-loader --peers --no-compiled "${step_words[@]}"
+wanted step && bench step step 75 --no-loader --peers --no-compiled "${step_words[@]}" "${rounds[@]}"
 wanted feed && bench feed step 75 "${feed_words[@]}"
 wanted loader && bench loader loader 85 "${loader_words[@]}"
 wanted kernels && bench kernels kernels 130 --out "$out" "${kernel_words[@]}"
 # A line for each test: what failed is known even where there is no time for the whole story.
 pytest=("$python" -m pytest -v --tb=short -p no:cacheprovider)
 wanted tests && stage tests 130 "${pytest[@]}" "${test_words[@]}"
-wanted compiled && bench compiled step 120 --no-loader --peers --compiled "${step_words[@]}"
+wanted compiled && bench compiled step 120 --no-loader --peers --compiled "${step_words[@]}" "${rounds[@]}"
 if wanted dali; then
   if has nvidia.dali; then
     stage dali 60 "${pytest[@]}" "${dali_words[@]}"

@@ -40,11 +40,13 @@ def pretrain(
         restarts: how often to start again after a process died
         image: container image, where the scheduler takes one
     """
-    nodes = int(j.split("x", maxsplit=1)[0])
     # One replica per node: parameters are sharded inside a node, gradients reduced between nodes.
+    replicas = ["--parallel.replicate", j.split("x", maxsplit=1)[0]]
+    if any(option.startswith("--parallel.replicate") for option in options):
+        replicas = []  # an option may be given once: yours stands instead
     return ddp(
         "pretrain", recipe, "--data.corpus", corpus, "--out", run,
-        "--parallel.replicate", str(nodes), *options,
+        *replicas, *options,
         m="mim3d.engine.commands.cli",
         name="mim3d",
         j=j,

@@ -77,8 +77,9 @@ class JobResult:
 
 def label_rejection(job: Job, error: SourceError, outcome: str) -> Rejection:
     """A label left out, with its image and what became of that."""
-    detail = f"{error.detail}; the image {job.source.images[0]} {outcome}"
-    return Rejection(error.path, error.code, detail)
+    image = job.source.images[0]
+    which = "the image" if f" {image}:" in error.detail else f"the image {image}"
+    return Rejection(error.path, error.code, f"{error.detail}; {which} {outcome}")
 
 
 class FileHashes:

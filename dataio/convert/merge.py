@@ -7,14 +7,16 @@ exchanges files and never writes into one, so neither sees what is done to the o
 
 import errno
 import os
+import shlex
 import shutil
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from mim3d.dataio.convert.known_sources import refuse_two_names
-from mim3d.dataio.convert.upkeep import check_manifest_lines
+from mim3d.dataio.convert.run import check_destination
+from mim3d.dataio.convert.upkeep import check_manifest_lines, earlier_rejections
 from mim3d.dataio.convert.volume_ids import safe_id, short_hash
 from mim3d.dataio.corpus.arrays import expected_keys
 from mim3d.dataio.corpus.conversion import Conversion
@@ -25,33 +27,59 @@ from mim3d.dataio.corpus.history import (
     parse_history,
     removed_before,
 )
-from mim3d.dataio.corpus.manifest import VolumeRecord, read_manifest
+from mim3d.dataio.corpus.manifest import VolumeRecord, intact_records, read_manifest
 from mim3d.dataio.corpus.names import MANIFEST, OWN, own_file
 from mim3d.dataio.corpus.root import recipe_of
+from mim3d.dataio.corpus.seen_files import note_merge
 from mim3d.dataio.corpus.writer import CorpusWriter
 from mim3d.dataio.errors import CorpusError
 from mim3d.dataio.storage.remote import ADDRESS
 from mim3d.dataio.storage.store import LocalStore, store_error
+from mim3d.dataio.subjects.across import (
+    Namesakes,
+    SamePerson,
+    namesakes,
+    plain_name,
+    shared,
+)
+from mim3d.dataio.subjects.declared import ACCEPTED
+from mim3d.dataio.subjects.grouping import counted
 
 
 @dataclass(frozen=True)
 class Merged:
     """Volumes by the corpus they came from, those already there, and subjects renamed apart.
 
-    `left_out` says what was removed on request, and therefore is not taken.
+    `left_out` says what was removed on request, and therefore is not taken; `namesakes` who is one
+    person of several corpora and who is not, `ids` which volumes have another id than in their
+    corpus. `parts` are the volumes of each corpus as they are here, and under the destination's
+    own name those of no corpus that was named; `records` is all it holds.
     """
 
     volumes: dict[str, int]
     n_known: int
     renamed: tuple[str, ...]
     left_out: tuple[str, ...] = ()
+    namesakes: Namesakes = field(default_factory=Namesakes)
+    ids: tuple[str, ...] = ()
+    parts: dict[str, tuple[VolumeRecord, ...]] = field(default_factory=dict)
+    records: tuple[VolumeRecord, ...] = ()
 
 
-def merge(corpora: Sequence[str | Path], destination: str | Path) -> Merged:
+def merge(
+    corpora: Sequence[str | Path],
+    destination: str | Path,
+    *,
+    person: SamePerson | None = None,
+    accept_doubts: bool = False,
+    command: str = "",
+) -> Merged:
     """Make one corpus of several on the same file system; one that exists gets what it lacks.
 
     Ids and subjects that occur in several corpora, or in the destination from another one, get the
-    name of theirs in front: the same name need not be the same person. A name once given stays.
+    name of theirs in front: the same name need not be the same person, unless `person` says so. A
+    name once given stays, unless that says otherwise. `command` is what completes the merge where
+    it is interrupted, if it is another one than names the corpora alone.
     What was removed on request from the destination or from a part stays out, by its name and by
     its files, and the destination's history tells of it from then on. CorpusError where corpora
     were made with other options, name one number of a label otherwise, lie in a bucket or on
@@ -61,50 +89,124 @@ def merge(corpora: Sequence[str | Path], destination: str | Path) -> Merged:
     conversion = common_recipe(corpora)
     listed = {name: read_manifest(Path(c)) for name, c in zip(names, corpora, strict=True)}
     there = own_file(destination, MANIFEST).exists()
-    refuse_other_classes(
-        {**({str(destination): read_manifest(Path(destination))} if there else {}), **listed}
-    )
-    clashes = shared([{r.subject for r in records} for records in listed.values()])
-    doubled = shared([{r.id.casefold() for r in records} for records in listed.values()])
+    # Damaged lines of the destination are no obstacle: the same merge makes them anew.
+    text = own_file(destination, MANIFEST).read_bytes() if there else b""
+    earlier = {str(destination): intact_records(text)[0]} if there else {}
+    refuse_other_classes({**earlier, **listed})
+    people = person or SamePerson()
+    listed, one_person = people.retold(listed, earlier.get(str(destination), []))
+    clashes = shared({r.subject for r in records} for records in listed.values()) - one_person
+    doubled = shared({r.id.casefold() for r in records} for records in listed.values())
     store = LocalStore(destination)
-    volumes: dict[str, int] = {}
-    left_out: list[str] = []
-    n_known = 0
     with store.lock():
         writer = CorpusWriter(store, conversion)
         writer.open()
-        writer.refuse_unlisted()
+        left_before = earlier_rejections(store)
+        words = ["mim3d", "merge", *map(str, corpora), "--into", str(destination)]
+        note_merge(store, command or shlex.join(words))
+        writer.set_aside()
         for name, corpus in zip(names, corpora, strict=True):
-            take_over(removals_of(corpus), name, listed, writer)
-        barred = Barred(writer.events)
-        present = list(writer.records.values())
-        subjects = {record.subject for record in present}
-        taken = {record.id.casefold() for record in present} | doubled
-        for (name, records), corpus in zip(listed.items(), corpora, strict=True):
-            found = known_again(name, records, present, doubled)
-            people = {r.subject: found[r.id].subject for r in records if r.id in found}
-            apart = {r.subject for r in records if r.subject in subjects} - {*people}
-            clashes |= apart
-            for record in records:
-                known = found.get(record.id)
-                if known is not None and shards_of(known) == shards_of(record):
-                    n_known += 1
-                    continue
-                made = renamed(record, name, clashes, taken)
-                subject = people.get(record.subject, made.subject)
-                made = replace(made, subject=subject, id=known.id if known else made.id)
-                if event := barred.event(
-                    subject=made.subject, paths=made.sources, files=made.source_hash
-                ):
-                    left_out.append(f"{corpus}: {removed_before(made.subject, event, store.url)}")
-                    continue
-                link_volume(Path(corpus), record, store, made.id)
-                writer.take([made], [])
-                taken.add(made.id.casefold())
-                volumes[name] = volumes.get(name, 0) + 1
-        left_out += still_there(writer, barred)
-        writer.close(set())
-    return Merged(volumes, n_known, tuple(sorted(clashes)), tuple(left_out))
+            take_over(removals_of(corpus), name, listed, writer, one_person)
+        whole = Whole(store, writer, one_person, clashes, doubled, accept_doubts)
+        for name, corpus in zip(names, corpora, strict=True):
+            whole.take_part(name, Path(corpus), listed[name])
+        lost = writer.lost()
+        left_out = [*whole.left_out, *still_there(writer, whole.barred)]
+        left_out += [f"{each.path}: {each.detail}" for each in lost]
+        writer.close(left_before | set(lost))
+    here = whole.here
+    of_parts = {now.id for _, _, now in here}
+    others = tuple(record for record in whole.present if record.id not in of_parts)
+    parts = {name: tuple(now for part, _, now in here if part == name) for name in names}
+    return Merged(
+        *(whole.volumes, whole.n_known, tuple(sorted(whole.clashes)), tuple(left_out)),
+        namesakes([(name, was.subject, now) for name, was, now in here], others),
+        tuple(f"{was.id} of {name} is {now.id}" for name, was, now in here if was.id != now.id),
+        parts | ({str(destination): others} if others else {}),
+        tuple(writer.records[id] for id in sorted(writer.records)),
+    )
+
+
+class Whole:
+    """The merged corpus, open for writing, and what it takes of its parts.
+
+    `here` has each volume that it has of them: the part's name, the record there, and here.
+    """
+
+    def __init__(
+        self,
+        store: LocalStore,
+        writer: CorpusWriter,
+        one_person: set[str],
+        clashes: set[str],
+        doubled: set[str],
+        accept_doubts: bool,
+    ) -> None:
+        self.store, self.writer = store, writer
+        self.one_person, self.accept_doubts = one_person, accept_doubts
+        self.clashes, self.doubled = clashes, doubled
+        self.barred = Barred(writer.events)
+        self.present = list(writer.records.values())
+        self.volumes: dict[str, int] = {}
+        self.n_known = 0
+        self.left_out: list[str] = []
+        self.here: list[tuple[str, VolumeRecord, VolumeRecord]] = []
+        self._subjects = {n for r in self.present for n in (r.subject, plain_name(r))}
+        self._taken = {record.id.casefold() for record in self.present} | doubled
+
+    def take_part(self, name: str, corpus: Path, records: Sequence[VolumeRecord]) -> None:
+        """Link what is not here yet, under ids and subjects that are its own."""
+        found = known_again(name, records, self.present, self.doubled)
+        title = name if found else new_name(name, corpus, self.present)
+        people = {r.subject: found[r.id].subject for r in records if r.id in found}
+        people |= {subject: subject for subject in self.one_person}
+        self.clashes |= {r.subject for r in records if r.subject in self._subjects} - {*people}
+        for record in records:
+            known = found.get(record.id)
+            made = renamed(record, title, self.clashes, self._taken)
+            subject = people.get(record.subject, made.subject)
+            made = replace(made, subject=subject, id=known.id if known else made.id)
+            if self.accept_doubts:
+                made = replace(made, subject_from=ACCEPTED, subject_doubt="")
+            if known is not None and shards_of(known) == shards_of(record):
+                self._keep(name, record, known, made)
+            elif event := self.barred.event_of(made):
+                removed = removed_before(made.subject, event, self.store.url)
+                self.left_out.append(f"{corpus}: {removed}")
+            else:
+                link_volume(corpus, record, self.store, made.id)
+                self.writer.take([made], [])
+                self._taken.add(made.id.casefold())
+                self.volumes[name] = self.volumes.get(name, 0) + 1
+                self.here.append((name, record, made))
+
+    def _keep(
+        self, name: str, record: VolumeRecord, known: VolumeRecord, made: VolumeRecord
+    ) -> None:
+        """Leave a volume that is here, of the subject that the user says now."""
+        if self.accept_doubts or record.subject in self.one_person:
+            known = of_person(known, made)
+            self.writer.take([known], [])
+        self.n_known += 1
+        self.here.append((name, record, known))
+
+
+def of_person(record: VolumeRecord, other: VolumeRecord) -> VolumeRecord:
+    """A record as one of the other's subject."""
+    return replace(
+        record,
+        subject=other.subject,
+        subject_from=other.subject_from,
+        subject_doubt=other.subject_doubt,
+    )
+
+
+def new_name(name: str, corpus: str | Path, present: Sequence[VolumeRecord]) -> str:
+    """What a corpus of which nothing is here yet is called: by a name that another one has, its
+    people and its data set would become that one's."""
+    if name in {record.group.split("/")[0] for record in present}:
+        return f"{name}-{short_hash(str(Path(corpus).resolve()))}"
+    return name
 
 
 def known_again(
@@ -146,14 +248,15 @@ def take_over(
     corpus: str,
     listed: dict[str, list[VolumeRecord]],
     writer: CorpusWriter,
+    one_person: set[str],
 ) -> None:
     """Let the destination know what was removed from a part.
 
-    A name that another part has too is another person's there: then the name gets the part's in
-    front, and files alone tell who was meant.
+    A name that another part has too is another person's there, unless it is one person's: then the
+    name gets the part's in front, and files alone tell who was meant.
     """
     others = [r for name, records in listed.items() if name != corpus for r in records]
-    subjects, ids = {r.subject for r in others}, {r.id for r in others}
+    subjects, ids = {r.subject for r in others} - one_person, {r.id for r in others}
     for event in events:
         known = replace(
             event,
@@ -168,8 +271,7 @@ def still_there(writer: CorpusWriter, barred: Barred) -> list[str]:
     """Volumes of an earlier merge whose person was removed from a part since."""
     found = []
     for record in writer.records.values():
-        event = barred.event(subject=record.subject, paths=record.sources, files=record.source_hash)
-        if event is not None:
+        if event := barred.event_of(record):
             corpus = writer.store.url
             found.append(
                 f"{record.id} was removed from a part on {event.time[:10]} and is still in "
@@ -190,16 +292,22 @@ def refuse_other_classes(listed: dict[str, list[VolumeRecord]]) -> None:
 
 def corpus_names(corpora: Sequence[str], destination: str) -> list[str]:
     """What each corpus is called: its folder's name without `.zarr`."""
-    if len(corpora) < 2:
-        raise CorpusError(f"{len(corpora)} corpora: name two or more to merge")
+    check_destination(destination)
+    if len(corpora) < (1 if own_file(destination, MANIFEST).exists() else 2):
+        raise CorpusError(
+            f"{counted(len(corpora), 'corpus', 'corpora')} to merge: name two or more, or one with "
+            f"--into a corpus that exists, which {destination} is not"
+        )
     for corpus in (*corpora, destination):
         if ADDRESS.match(corpus):
             raise CorpusError(
                 f"{corpus}: only folders can be merged by links; copy the bucket's corpora to one "
                 "file system first"
             )
-        if not os.path.isdir(corpus) and corpus != destination:  # noqa: PTH112
-            raise CorpusError(f"{corpus}: no such folder; `mim3d convert SRC {corpus}` makes one")
+        of_corpus = (own_file(corpus, MANIFEST), Path(corpus, "zarr.json"))
+        if corpus != destination and not any(file.is_file() for file in of_corpus):
+            what = "no corpus" if Path(corpus).exists() else "no such folder"
+            raise CorpusError(f"{corpus}: {what}; `mim3d convert SRC CORPUS` makes one")
     places = [Path(corpus).resolve() for corpus in corpora]
     if twice := [corpus for corpus, n in Counter(places).items() if n > 1]:
         raise CorpusError(f"{twice[0]}: is named twice; name each corpus once")
@@ -233,11 +341,6 @@ def common_recipe(corpora: Sequence[str | Path]) -> Conversion:
                 "convert one of them again with those of the other, into a new corpus"
             )
     return found[0]
-
-
-def shared(sets: Sequence[set[str]]) -> set[str]:
-    """Names that are in more than one of the sets."""
-    return {name for name, n in Counter(name for each in sets for name in each).items() if n > 1}
 
 
 def renamed(record: VolumeRecord, corpus: str, clashes: set[str], taken: set[str]) -> VolumeRecord:

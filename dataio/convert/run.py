@@ -22,8 +22,10 @@ from mim3d.dataio.convert.pool import run_jobs
 from mim3d.dataio.convert.volume_ids import unique_ids
 from mim3d.dataio.corpus.arrays import missized, stored_arrays
 from mim3d.dataio.corpus.conversion import Conversion, Rerun
-from mim3d.dataio.corpus.history import Barred, Event, removal, removed_before
+from mim3d.dataio.corpus.history import Barred, Event, removal, removed_before, voxel_hashes
 from mim3d.dataio.corpus.manifest import VolumeRecord
+from mim3d.dataio.corpus.names import own_key
+from mim3d.dataio.corpus.seen_files import SEEN, merge_under_way
 from mim3d.dataio.corpus.writer import CorpusWriter
 from mim3d.dataio.errors import CorpusError, Rejection
 from mim3d.dataio.progress import progress
@@ -86,6 +88,7 @@ def convert(
     store = open_store(destination)
     rejections = {Rejection(s.path, s.code, s.detail) for s in skipped}
     with store.lock():
+        refuse_half_merged(store)
         writer = CorpusWriter(store, conversion)
         writer.open()
         run = Run(writer, runner, workers or usable_cpus())
@@ -117,9 +120,11 @@ class Run:
         refuse_two_names(named_classes(found, writer.store.url, writer.conversion))
         self.facts = found.facts
         if rerun.prune and writer.records and not any(group for _, group in found.sources):
+            known = next(iter(writer.records.values()))
             raise CorpusError(
                 f"{writer.store.url}: --prune, and none of the sources given is in the corpus: "
-                "name the folder that it was made of, or take volumes out by `mim3d remove`"
+                f"name the folder that it was made of ({known.sources[0]} is of it), or take "
+                f"volumes out by `mim3d remove {writer.store.url} --volume {known.id}`"
             )
         taken = [(base_id(r), r.source_paths) for r in writer.records.values()]
         new = [source for source, group in found.sources if not group]
@@ -208,12 +213,16 @@ class Run:
         self.writer.take(result.records, result.stale)
 
     def _without_moved(self, result: JobResult) -> JobResult:
-        """The result, unless a new source has the content of one that was removed."""
+        """The result, unless a source has the content of one that was removed, and had not before:
+        what was there of a source that became such a copy is exchanged already, and goes."""
         hashes = [hash for record in result.records for hash in record.source_hash]
-        if result.stale or not (event := self._barred.event(files=hashes)):
+        event = self._barred.event(files=hashes, voxels=voxel_hashes(result.records))
+        before = [self.writer.records[id] for id in result.stale if id in self.writer.records]
+        if result.unchanged or event is None or any(map(self._barred.event_of, before)):
             return result
         for record in result.records:
             self.writer.store.delete(record.id)
+        self.writer.remove(result.stale)
         removed = self._removed(result.records[0].sources[0], result.id, event)
         return replace(result, records=(), rejections=(*result.rejections, removed))
 
@@ -312,6 +321,13 @@ def check_destination(destination: str) -> None:
             f"{destination}: is a file, and a corpus is a folder; name a new one (and quote a glob "
             "of sources: '*.nii.gz')"
         )
+
+
+def refuse_half_merged(store: Store) -> None:
+    """CorpusError where a merge did not end: it would not know what a conversion put there."""
+    key = own_key(store, SEEN)
+    if command := merge_under_way(store.get(key)) if store.exists(key) else "":
+        raise CorpusError(f"{store.url}: a merge did not finish; run `{command}` again first")
 
 
 def _stored_bytes(record: VolumeRecord) -> int:

@@ -23,6 +23,7 @@ from mim3d.dataio.corpus.manifest import VolumeRecord, intact_records
 from mim3d.dataio.corpus.names import HEAD, MANIFEST, TABLE, own_key
 from mim3d.dataio.corpus.quarantine import QUARANTINE, intact_rejections
 from mim3d.dataio.corpus.root import recipe_of
+from mim3d.dataio.corpus.seen_files import SEEN, remedy_of_unfinished
 from mim3d.dataio.corpus.writer import ASIDE, CorpusWriter
 from mim3d.dataio.errors import CorpusError, Rejection
 from mim3d.dataio.nifti.names import stem
@@ -67,8 +68,9 @@ def remove(
     """Take out all volumes of subjects, and single volumes, by id; returns the ids.
 
     The history tells of it, and no later conversion brings them back unless they are readmitted.
-    For a name that was removed before there is nothing to do (`removed_on` tells when). CorpusError
-    where a name is none of the corpus.
+    For a name that was removed before there is nothing to do (`removed_on` tells when); what is
+    left of the same content is told by `copies_left`. CorpusError where a name is none of the
+    corpus.
     """
     with _writing(corpus) as writer:
         left = {name for r in writer.records.values() for name in (r.id, r.subject)}
@@ -106,6 +108,14 @@ def refuse_no_corpus(store: Store) -> None:
         raise CorpusError(
             f"{store.url}: is no corpus, or is not there; name one (DST of `convert`)"
         )
+
+
+def copies_left(corpus: str | Path) -> list[str]:
+    """A line for each volume of the corpus that has the content of one that was removed."""
+    store = open_store(corpus)
+    barred = Barred(parse_history(history_text(store)))
+    records, _ = intact_records(store.get(own_key(store, MANIFEST)))
+    return barred.copies_held(records, str(corpus))
 
 
 def readmit(corpus: str | Path, names: Collection[str]) -> None:
@@ -173,9 +183,11 @@ def check_manifest_lines(store: Store) -> None:
     if damaged:
         raise damaged[0]
     if not text.endswith(b"\n"):
+        key_of_seen = own_key(store, SEEN)
+        seen = store.get(key_of_seen) if store.exists(key_of_seen) else b""
         raise CorpusError(
             f"{store.url}/{key}: {'ends within a line' if text else 'is missing or empty'}; "
-            "run the same `mim3d convert` again, which makes anew what it told of"
+            f"{remedy_of_unfinished(seen)}, which makes anew what it told of"
         )
 
 

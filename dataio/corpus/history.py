@@ -1,9 +1,10 @@
 """history.jsonl: what was taken out of a corpus, when, and that it is not to come back by itself.
 
 A line tells of one removal. Whoever withdrew consent is known by the subject, by the hashes of the
-files and by those of their paths: a conversion that meets one of them leaves the source out, until
-it is readmitted. No path is kept, as it may name a person. The chunk table repeats the file, so
-that one damaged bit readmits nobody.
+files, of the voxels as they were stored, and of the files' paths: a conversion that meets one of
+them leaves the source out, until it is readmitted. A file packed anew has the same voxels; one that
+other software resampled or changed has not, and is known by name and path alone. No path is kept,
+as it may name a person. The chunk table repeats the file, so that one damaged bit readmits nobody.
 """
 
 import hashlib
@@ -28,7 +29,8 @@ class Event:
     """Volumes removed on request, pruned because their sources were gone, or names readmitted.
 
     `subjects` are those removed whole; `files` and `paths` are hashes of the sources' content, as
-    the manifest has them, and of their paths.
+    the manifest has them, and of their paths; `voxels` of the images as stored, none of those that
+    have one value everywhere.
     """
 
     kind: Kind
@@ -37,6 +39,7 @@ class Event:
     subjects: tuple[str, ...] = ()
     files: tuple[str, ...] = ()
     paths: tuple[str, ...] = ()
+    voxels: tuple[str, ...] = ()
 
     @property
     def names(self) -> set[str]:
@@ -59,7 +62,13 @@ def removal(kind: Kind, records: Iterable[VolumeRecord], subjects: Iterable[str]
         tuple(sorted(set(subjects))),
         tuple(sorted({hash for record in gone for hash in record.source_hash})),
         tuple(sorted({path_hash(path) for record in gone for path in record.sources})),
+        tuple(sorted(voxel_hashes(gone))),
     )
+
+
+def voxel_hashes(records: Iterable[VolumeRecord]) -> set[str]:
+    """Hashes of images as stored; those of one value everywhere say nothing of whose they are."""
+    return {r.shard_sha256 for r in records if r.intensity.minimum != r.intensity.maximum}
 
 
 def removed_before(name: str, event: Event, corpus: str) -> str:
@@ -144,11 +153,40 @@ class Barred:
                 self.events = [e for e in self.events if not e.names & event.names]
 
     def event(
-        self, *, subject: str = "", paths: Collection[str] = (), files: Collection[str] = ()
+        self,
+        *,
+        subject: str = "",
+        paths: Collection[str] = (),
+        files: Collection[str] = (),
+        voxels: Collection[str] = (),
     ) -> Event | None:
         """The removal that this is of; None where nothing was removed."""
         hashes = {path_hash(path) for path in paths}
         for event in self.events:
-            if subject in event.subjects or hashes & {*event.paths} or {*files} & {*event.files}:
+            of_content = {*files} & {*event.files} or {*voxels} & {*event.voxels}
+            if subject in event.subjects or hashes & {*event.paths} or of_content:
                 return event
         return None
+
+    def event_of(self, record: VolumeRecord) -> Event | None:
+        """The removal that a volume is of, by its subject, paths, files or voxels."""
+        return self.event(
+            subject=record.subject,
+            paths=record.sources,
+            files=record.source_hash,
+            voxels=voxel_hashes([record]),
+        )
+
+    def copies_held(self, records: Iterable[VolumeRecord], corpus: str) -> list[str]:
+        """A line for each volume that is there and has the content of one that was removed."""
+        found = []
+        for record in records:
+            files, voxels = record.source_hash, voxel_hashes([record])
+            if event := self.event(files=files, voxels=voxels):
+                removed = ", ".join(event.subjects or event.volumes)
+                found.append(
+                    f"{record.id} of {record.subject!r} ({record.sources[0]}) has the content of "
+                    f"{removed}, removed on {event.time[:10]}, and is still there: `mim3d remove "
+                    f"{corpus} --volume {record.id}` takes it out"
+                )
+        return found

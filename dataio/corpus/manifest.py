@@ -222,8 +222,8 @@ def open_line(line: str, where: str) -> dict[str, Any]:
     )
     if not intact:
         raise CorpusError(
-            f"{where}: this line fails its checksum; run the same `mim3d convert` again, which "
-            "makes anew what the line told of"
+            f"{where}: this line fails its checksum; run the same `mim3d convert` again, or the "
+            "same `mim3d merge` where that made it, which makes anew what the line told of"
         )
     return json.loads(body)
 

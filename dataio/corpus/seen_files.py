@@ -1,7 +1,8 @@
 """sources.jsonl: the files of the sources as a run saw them, so that the next reads what changed.
 
 A note to save time and nothing else: it may be deleted, and a line that fails its checksum is
-passed over. A file whose size, time of change and number on the disk (or, in a bucket, tag) are
+passed over. While corpora are merged, a line of it has the command, for whoever finds the corpus
+half-made. A file whose size, time of change and number on the disk (or, in a bucket, tag) are
 those of its line has the hash of its line.
 """
 
@@ -11,10 +12,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from mim3d.dataio.corpus.manifest import open_line, sealed_line
+from mim3d.dataio.corpus.names import own_key
 from mim3d.dataio.errors import CorpusError
 from mim3d.dataio.storage.remote import ADDRESS, locate
+from mim3d.dataio.storage.store import Store
 
 SEEN = "sources.jsonl"
+MERGE = "merge"
 SETTLED_NS, COARSE_SETTLED_NS = 50_000_000, 2_100_000_000
 """A file changed so shortly before could change again without its time telling: clocks of file
 systems tick every few milliseconds, coarse ones every one or two seconds."""
@@ -81,3 +85,25 @@ def parse_seen(text: bytes) -> dict[str, SeenFile]:
             except (CorpusError, KeyError, TypeError):
                 continue
     return found
+
+
+def note_merge(store: Store, command: str) -> None:
+    """Note the command of a merge that begins; its end writes the file anew, without the note."""
+    store.append(own_key(store, SEEN), (sealed_line({MERGE: command}) + "\n").encode())
+
+
+def merge_under_way(text: bytes) -> str:
+    """The command of a merge that did not end; empty where there is none."""
+    for line in text.decode("utf-8", "replace").split("\n"):
+        if f'"{MERGE}":' in line:
+            try:
+                return str(open_line(line, SEEN)[MERGE])
+            except (CorpusError, KeyError):
+                continue
+    return ""
+
+
+def remedy_of_unfinished(text: bytes) -> str:
+    """What completes a corpus that is half-made, by this file of it."""
+    command = merge_under_way(text)
+    return f"run `{command}` again" if command else "run the same `mim3d convert` again"

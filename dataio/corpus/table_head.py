@@ -12,11 +12,15 @@ from mim3d.dataio.corpus.channel_rows import CHANNELS
 from mim3d.dataio.corpus.manifest import VolumeRecord, iter_manifest, latest, manifest_bytes
 from mim3d.dataio.corpus.names import HEAD, MANIFEST, OWN, TABLE, own_file
 from mim3d.dataio.corpus.replacing import REPLACING, parse_replacing
+from mim3d.dataio.corpus.seen_files import SEEN, remedy_of_unfinished
 from mim3d.dataio.corpus.table_file import read_file_head
 from mim3d.dataio.corpus.table_rows import CHECKED, POINTS, READABLE_FORMATS
 from mim3d.dataio.errors import CorpusError
 
-REMEDY_OF_MANIFEST = "run the same `mim3d convert` again, which makes anew what it told of"
+REMEDY_OF_MANIFEST = (
+    "run the same `mim3d convert` again, or the same `mim3d merge` where that made it, which makes "
+    "anew what it told of"
+)
 REMEDY = "`mim3d verify {} --mend` makes it anew"
 READ_BYTES = 1 << 22
 
@@ -45,6 +49,12 @@ def manifest_size(root: Path) -> int:
     return file.stat().st_size if file.is_file() else 0
 
 
+def remedy_here(root: Path) -> str:
+    """What completes a corpus of this machine that is half-made."""
+    file = own_file(root, SEEN)
+    return remedy_of_unfinished(file.read_bytes() if file.is_file() else b"")
+
+
 def _file_head(root: Path) -> dict:
     try:
         return read_file_head(own_file(root, TABLE))
@@ -56,8 +66,8 @@ def _json_head(root: Path) -> dict:
     file = own_file(root, HEAD)
     if not file.is_file():
         raise CorpusError(
-            f"{root}: the chunk table is missing ({TABLE}): a conversion did not finish; run the "
-            "same `mim3d convert` again to complete it"
+            f"{root}: the chunk table is missing ({TABLE}): a conversion or a merge did not "
+            f"finish; {remedy_here(root)} to complete it"
         )
     try:
         head = json.loads(file.read_bytes())

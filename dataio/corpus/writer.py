@@ -122,7 +122,8 @@ class CorpusWriter:
             detail = (
                 f"the manifest line of volume {id} was lost and its source is not among those "
                 f"given: it is kept as {name}, which is no volume of the corpus; convert its "
-                f"source, or delete it by `mim3d remove {self.store.url} --volume {name}`"
+                "source, or merge the corpus that it was of, or delete it by "
+                f"`mim3d remove {self.store.url} --volume {name}`"
             )
             rejections.append(Rejection(id, "lost", detail))
         return rejections

@@ -2,7 +2,7 @@
 
 import re
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 
@@ -89,18 +89,32 @@ def conversion_warnings(records: Iterable[VolumeRecord]) -> list[str]:
 
 
 def copies(records: Iterable[VolumeRecord]) -> list[str]:
-    """A line where files of the same content belong to several subjects: splits would leak.
+    """A line where files of the same content, or volumes of the same voxels (as of a file packed
+    anew), belong to several subjects: splits would leak.
 
-    Files that stand for a missing modality are alike and say nothing.
+    What stands for a missing modality is alike and says nothing.
     """
     owners: dict[str, dict[str, str]] = defaultdict(dict)
     for record in records:
         for path, hash in telling_files(record):
             owners[hash].setdefault(record.subject or record.id, path)
-    shared = [list(found.values()) for found in owners.values() if len(found) > 1]
+        if record.intensity.minimum != record.intensity.maximum:
+            voxels = f"{record.array_shape} {record.dtype} {record.shard_sha256}"
+            owners[voxels].setdefault(record.subject or record.id, record.sources[0])
+    shared: list[dict[str, str]] = []
+    held: dict[tuple[str, str], list[dict[str, str]]] = defaultdict(list)
+    for paths in sorted((p for p in owners.values() if len(p) > 1), key=len, reverse=True):
+        # What the voxels found the files may find again.
+        if not any(paths.items() <= other.items() for other in held[next(iter(paths.items()))]):
+            shared.append(paths)
+            for item in paths.items():
+                held[item].append(paths)
     if not shared:
         return []
-    files = " and ".join(shared[0][:FEW])
+    whose: dict[str, list[str]] = defaultdict(list)  # one file may be several people's itself
+    for subject, path in list(shared[0].items())[:FEW]:
+        whose[path].append(subject)
+    files = " and ".join(f"{path} of {' and of '.join(who)}" for path, who in whose.items())
     return [
         f"{counted(len(shared), 'file')} of the same content under several subjects (such as "
         f"{files}): leave the copies out, give them one subject with --subjects FILE.csv, or "
@@ -199,3 +213,26 @@ def label_maps(records: Sequence[VolumeRecord], n_all: int) -> list[str]:
         f"{first.sources[0]}), as label maps do ({names}): leave them out, list images and labels "
         "in a CSV (columns image, label), or --accept-doubts"
     ]
+
+
+def classes_of_parts(parts: Mapping[str, Sequence[VolumeRecord]]) -> list[str]:
+    """A line for each label of which corpora that were merged know other classes: where a part did
+    not draw one, its voxels count as background."""
+    classes: dict[str, dict[str, set[int]]] = defaultdict(dict)
+    for part, records in parts.items():
+        for label in (label for record in records for label in record.labels):
+            known = {number for number, n in label.classes.items() if n} | {*label.class_names}
+            classes[label.name].setdefault(part, set()).update(known - {0})
+    lines = []
+    for name, by_part in classes.items():
+        every = set.union(*by_part.values())
+        lacking = {part: sorted(every - have) for part, have in by_part.items() if every - have}
+        if lacking:
+            what = "; ".join(f"no {some(list(map(str, n)))} in {p}" for p, n in lacking.items())
+            lines.append(
+                f"label {name!r} has other classes in the corpora that are merged ({what}): if a "
+                "class was not drawn there, its voxels count as background: convert that corpus "
+                "anew with another name for the label (column label:NAME of a CSV), or merge "
+                "without it; if it was drawn and nothing was there, --accept-doubts"
+            )
+    return lines

@@ -123,11 +123,10 @@ def class_shares(records: Sequence[VolumeRecord]) -> list[ClassShare]:
 def summary_table(summary: Summary, quarantined: Mapping[str, int]) -> Table:
     """The corpus in a dozen rows."""
     table = Table(title="corpus", show_header=False, title_justify="left")
-    ratio = summary.raw_bytes / max(summary.stored_bytes, 1)
     rows = {
         "volumes": f"{summary.n_volumes} of {summary.n_subjects} subjects",
         "voxels": f"{summary.n_voxels / 1e6:,.1f} million",
-        "size": f"{summary.stored_bytes / MIB:,.1f} MiB stored, {ratio:.2f}x smaller than raw",
+        "size": f"{summary.stored_bytes / MIB:,.1f} MiB stored, {size_in_words(summary)}",
         "shape z, y, x": ", ".join(span(s, ".0f") for s in summary.shape_span),
         "spacing z, y, x": ", ".join(span(s, ".3g") for s in summary.spacing_span) + " mm",
         "intensity": "{:.4g} to {:.4g}".format(*summary.intensity_span),
@@ -143,6 +142,15 @@ def summary_table(summary: Summary, quarantined: Mapping[str, int]) -> Table:
     for name, value in rows.items():
         table.add_row(name, value)
     return table
+
+
+def size_in_words(summary: Summary) -> str:
+    """`1.90x smaller than raw`, `1.05x larger than raw`."""
+    small, large = sorted((summary.stored_bytes, summary.raw_bytes))
+    ratio = f"{large / max(small, 1):.2f}x"
+    if ratio == "1.00x":
+        return "as large as raw"
+    return f"{ratio} {'smaller' if small == summary.stored_bytes else 'larger'} than raw"
 
 
 def class_table(summary: Summary, limit: int) -> Table:

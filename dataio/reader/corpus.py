@@ -15,7 +15,7 @@ from mim3d.dataio.corpus.names import HEAD, MANIFEST, TABLE, own_file, own_key
 from mim3d.dataio.corpus.quarantine import QUARANTINE, parse_quarantine
 from mim3d.dataio.corpus.replacing import REPLACING
 from mim3d.dataio.corpus.root import read_root
-from mim3d.dataio.corpus.table_head import known_records, manifest_size, read_head
+from mim3d.dataio.corpus.table_head import known_records, manifest_size, read_head, remedy_here
 from mim3d.dataio.corpus.table_rows import OLD_TABLE_FILES
 from mim3d.dataio.errors import CorpusError, CorpusWarning, Rejection
 from mim3d.dataio.reader.local_shards import LocalShards
@@ -60,7 +60,7 @@ class Corpus:
         """
         file = own_file(self.root, MANIFEST)
         if not file.is_file():
-            raise CorpusError(f"{self.root}: nothing is committed yet; run mim3d convert again")
+            raise CorpusError(f"{self.root}: nothing is committed yet; {remedy_here(self.root)}")
         text = file.read_bytes()
         if any(own_file(self.root, name).is_file() for name in (TABLE, HEAD)):
             return known_records(self.root, text)
@@ -76,8 +76,8 @@ class Corpus:
         newer = f"{beyond} bytes of the manifest are newer than the chunk table" if beyond else ""
         if signs := " and ".join(filter(None, (newer, replacing))):
             warnings.warn(
-                f"{name}: {signs}: a conversion goes on, or was interrupted (run the same `mim3d "
-                f"convert` again then); what was there before is read",
+                f"{name}: {signs}: a conversion or a merge goes on, or was interrupted "
+                f"({remedy_here(self.root)} then); what was there before is read",
                 CorpusWarning,
                 stacklevel=2,
             )

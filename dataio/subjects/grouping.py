@@ -2,7 +2,7 @@
 
 import posixpath
 import re
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -97,11 +97,13 @@ def shown_rule(scan: Scan) -> str:
 
 
 def short_names(scans: Sequence[Scan]) -> list[str]:
-    """Names of files; with their folders where those alone tell them apart."""
-    names = [stem(scan.file) for scan in scans]
-    if len(set(names)) == len(names):
-        return names
-    return ["/".join([*scan.file.split("/")[-3:-1], stem(scan.file)]) for scan in scans]
+    """Names of files, each once; with their folders where those alone tell them apart."""
+    files = Counter(scan.file for scan in scans)
+    names = [stem(file) for file in files]
+    if len(set(names)) < len(names):
+        names = ["/".join([*file.split("/")[-3:-1], stem(file)]) for file in files]
+    times = [f" ({n} times)" * (n > 1) for n in files.values()]
+    return [name + often for name, often in zip(names, times, strict=True)]
 
 
 def some(names: Sequence[str]) -> str:

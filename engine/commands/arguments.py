@@ -1,10 +1,11 @@
 """Words of a command line to typed arguments, by tyro; what is wrong with them in one line."""
 
 import dataclasses
-from collections import Counter
+import shlex
+import warnings
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, TypeVar, cast, get_args, get_type_hints
+from typing import Annotated, Any, TypeVar, cast
 
 import tyro
 from tyro import _errors as tyro_errors  # its hook for errors; pyproject.toml holds the version
@@ -46,17 +47,20 @@ def parse(
     def refuse(event: tyro_errors.ParseErrorEvent) -> None:
         raise UsageError(f"{in_one_line(event, words)}; see {prog} --help")
 
+    asked: dict[str, Any] = {
+        "prog": prog,
+        "description": f"{(description or kind.__doc__ or '').rstrip()}\n\n{JSON_HELP}",
+        "config": (tyro.conf.AvoidSubcommands, tyro.conf.DisallowNone),
+        "registry": fields_of(left_out or {}, aliases or {}),
+        "default": tyro.constructors.MISSING_NONPROP if default is None else default,
+    }
+    several = sum(word.startswith("--") for word in words) > 1
+    if several and not {"-h", "--help"}.intersection(words):
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", DeprecationWarning)  # pyproject.toml holds the version
+            refuse_twice(tyro.extras.get_parser(kind, **asked)._actions, words)
     with tyro_errors.on_parse_error(refuse):
-        given = tyro.cli(
-            kind,
-            args=list(words),
-            prog=prog,
-            description=f"{(description or kind.__doc__ or '').rstrip()}\n\n{JSON_HELP}",
-            config=(tyro.conf.AvoidSubcommands, tyro.conf.DisallowNone),
-            registry=fields_of(left_out or {}, aliases or {}),
-            default=tyro.constructors.MISSING_NONPROP if default is None else default,
-        )
-    refuse_repeated(given, words)
+        given = tyro.cli(kind, args=list(words), **asked)
     for field in dataclasses.fields(cast(Any, given)):
         place = getattr(given, field.name)
         if isinstance(place, Path):
@@ -155,29 +159,52 @@ def refuse_without_value(option: str, values: Collection[str], words: Sequence[s
         raise UsageError(f"{option} takes NAME=VALUE, one or more, got nothing")
 
 
-def refuse_repeated(given: Any, words: Sequence[str]) -> None:
-    """UsageError where an option that takes several values is given twice: the last would count
-    alone."""
-    flags = Counter(word.partition("=")[0].replace("_", "-") for word in words if word[:2] == "--")
-    several = set(listed_fields(given))
-    for flag, n in flags.items():
-        if n > 1 and flag.lstrip("-").rpartition(".")[2] in several:
-            values = values_of([flag], words, every=True)
-            raise UsageError(
-                f"{flag} is given {n} times, and the last alone would count; name all after one: "
-                f"{flag} {' '.join(values)}"
-            )
+def refuse_twice(known: Sequence[Any], words: Sequence[str]) -> None:
+    """UsageError where an option is given twice with other values: the last alone would count.
+
+    Its other names are the same option, and so is --no-OPTION; `known` are argparse's actions.
+    """
+    actions = {flag: action for action in known for flag in action.option_strings}
+    found: dict[str, list[list[str]]] = {}
+    for option, values in given_options(words):
+        if action := actions.get(option):
+            count = action.nargs if isinstance(action.nargs, int) else None
+            found.setdefault(action.dest, []).append([option, *values[:count]])
+    for several in found.values():
+        first = several[0]
+        other = next((each for each in several if differs(each, first)), None)
+        if other is None:
+            continue
+        remedy = "one of them alone"
+        if "..." in str(actions[first[0]].metavar):  # any number of values, not one of (z, y, x)
+            values = dict.fromkeys(value for each in several for value in each[1:])
+            remedy = shlex.join([first[0], *values])
+        raise UsageError(
+            f"`{shlex.join(first)}` and `{shlex.join(other)}` are one option given twice, of which "
+            f"only the last would count: write {remedy}"
+        )
 
 
-def listed_fields(given: Any) -> Iterator[str]:
-    """Names of the fields, nested ones too, that hold any number of values."""
-    hints = get_type_hints(type(given))
-    for field in dataclasses.fields(given):
-        value = getattr(given, field.name)
-        if dataclasses.is_dataclass(value):
-            yield from listed_fields(value)
-        elif isinstance(value, tuple) and Ellipsis in get_args(hints.get(field.name)):
-            yield field.name.replace("_", "-")
+def differs(option: list[str], other: list[str]) -> bool:
+    """Whether an option with its values says something else than the same one there does."""
+    return option[1:] != other[1:] or (not other[1:] and option != other)
+
+
+def given_options(words: Sequence[str]) -> Iterator[tuple[str, list[str]]]:
+    """Options as they are called, each with the words behind it up to the next."""
+    option, values = "", []
+    for word in words:
+        if word == "--":
+            break
+        if not word.startswith("--"):
+            values.append(word)
+            continue
+        if option:
+            yield option, values
+        name, equals, value = word.partition("=")
+        option, values = name.replace("_", "-"), [value] if equals else []
+    if option:
+        yield option, values
 
 
 def refuse_empty(option: str, words: Sequence[str]) -> None:
@@ -201,16 +228,15 @@ def named(argument: Any) -> str:
     return argument.field.intern_name.upper() if place.startswith("{") else place
 
 
-def values_of(flags: Collection[str], words: Sequence[str], *, every: bool = False) -> list[str]:
-    """The words that follow an option up to the next one; of one that stands there several times
-    those of the last, or of `every` one."""
+def values_of(flags: Collection[str], words: Sequence[str]) -> list[str]:
+    """The words that follow an option up to the next one."""
     names = {flag.replace("_", "-") for flag in flags}
     found: list[str] = []
     reading = False
     for word in words:
         name, equals, value = word.partition("=")
         if name.replace("_", "-") in names:
-            found, reading = [*(found if every else ()), *([value] if equals else [])], not equals
+            found, reading = ([value] if equals else []), not equals
         elif word.startswith("--"):
             reading = False
         elif reading:

@@ -67,10 +67,13 @@ def main(words: list[str]) -> Outcome:
 
 
 def quick(stage: str, options: list[str]) -> list[str]:
-    """The stage's options; those that make it quick stand first, so that others override them."""
+    """The stage's options, and those that make it quick and are not given."""
     if "--quick" not in options:
         return options
-    return [*QUICK[stage].split(), *(word for word in options if word != "--quick")]
+    given = {word.partition("=")[0] for word in options}
+    pairs = zip(*[iter(QUICK[stage].split())] * 2, strict=True)
+    small = [word for option, value in pairs if option not in given for word in (option, value)]
+    return [*small, *(word for word in options if word != "--quick")]
 
 
 def run_stage(name: str, options: list[str]) -> Outcome:

@@ -43,7 +43,7 @@ LACK = re.compile(r"out of memory|can't allocate memory|can't start new thread",
 """What a RuntimeError says of memory or threads that are not to be had."""
 READER_LEFT = 141
 """What shells show of a command that SIGPIPE ended."""
-GO_ON = ("demo", "convert", "pretrain", "finetune", "compare", "predict", "embed")
+GO_ON = ("demo", "convert", "merge", "pretrain", "finetune", "compare", "predict", "embed")
 AFTER_INTERRUPT = {
     True: "the same command goes on from what is on disk, or begins where nothing is yet",
     False: "the same command begins anew",
@@ -148,8 +148,10 @@ def split_flag(flag: str, words: Sequence[str]) -> tuple[list[str], list[str]]:
 
 
 def split_json_flag(words: Sequence[str]) -> tuple[Path | None, list[str]]:
-    """Take `--json FILE` out of the words; of several the last counts."""
+    """Take `--json FILE` out of the words; ValueError where two are named."""
     files, rest = split_flag("--json", words)
+    if len({*files}) > 1:
+        raise ValueError(f"--json is given twice, {files[0]!r} and {files[1]!r}: name one file")
     json_file = Path(files[-1]) if files else None
     if json_file is not None:
         refuse_address(json_file, "--json")

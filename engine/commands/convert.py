@@ -189,8 +189,10 @@ def show_upkeep(console: Console, report: "ConversionReport") -> None:
     if report.n_removed:
         console.print(f"{report.n_removed} volumes removed")
     if report.gone:
-        kept = "sources are no more, their volumes are kept (--prune removes them):"
-        console.print(f"{len(report.gone)} {kept}")
+        are = "source is no more, its volume is" if len(report.gone) == 1 else ""
+        are = are or "sources are no more, their volumes are"
+        kept = "kept (the same command with --prune removes them):"
+        console.print(f"{len(report.gone)} {are} {kept}")
         show_some(console, report.gone)
 
 

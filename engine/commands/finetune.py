@@ -68,7 +68,8 @@ def main(words: list[str]) -> Outcome:
         raise SystemExit(EXIT_USER_ERROR) from None
     if is_first():
         show_result(result, args)
-    return Outcome(figures_of(result, args.out), len(result.doubts), writes_json=is_first())
+    lost = len(result.doubts) + len(result.warnings)
+    return Outcome(figures_of(result, args.out), lost, writes_json=is_first())
 
 
 def shaped_by_weights(config: FinetuneConfig, words: Sequence[str]) -> FinetuneConfig:
@@ -96,7 +97,10 @@ def launched(args: FinetuneArgs, words: Sequence[str]) -> Outcome:
     if not (folder / RESULT).exists():  # the ranks were told to stop, and have said so
         return Outcome({"run": place_text(args.out), "interrupted": True, "nproc": args.nproc})
     result = read_result(folder)
-    return Outcome({**figures_of(result, args.out), "nproc": args.nproc}, len(result.doubts))
+    return Outcome(
+        {**figures_of(result, args.out), "nproc": args.nproc},
+        len(result.doubts) + len(result.warnings),
+    )
 
 
 def show_result(result: "FinetuneResult", args: FinetuneArgs) -> None:
@@ -109,6 +113,8 @@ def show_result(result: "FinetuneResult", args: FinetuneArgs) -> None:
     print(f"{last['split']} score {last['score']:.4f} after {last['step']} steps; {where}")
     for note in result.notes:
         print(note)
+    for line in result.warnings:
+        print(f"warning: {line}")
     print(f"next, with new scans in the place of the corpus: {predict_command(args)}")
 
 
@@ -137,6 +143,7 @@ def figures_of(result: "FinetuneResult", out: Path) -> dict[str, Any]:
         **last,
         "run": place_text(out),
         "notes": result.notes,
+        "warnings": result.warnings,
         "interrupted": result.interrupted,
     }
 

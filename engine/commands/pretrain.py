@@ -65,7 +65,7 @@ def main(words: list[str]) -> Outcome:
     if is_first() and not result.interrupted:
         for line in last_words(result, args):
             print(line)
-    return Outcome(figures, len(figures.get("start_doubts", [])), writes_json=is_first())
+    return Outcome(figures, lost_in(figures), writes_json=is_first())
 
 
 def launched(args: PretrainArgs, words: Sequence[str]) -> Outcome:
@@ -83,7 +83,12 @@ def launched(args: PretrainArgs, words: Sequence[str]) -> Outcome:
     if done is None:  # the ranks were told to stop themselves, and have said so
         return Outcome({"run": place.where, "interrupted": True, "nproc": args.nproc})
     figures = {**figures_of(replace(done, run=place.where)), "nproc": args.nproc}
-    return Outcome(figures, len(figures.get("start_doubts", [])))
+    return Outcome(figures, lost_in(figures))
+
+
+def lost_in(figures: Mapping[str, Any]) -> int:
+    """How much of what was asked is in doubt."""
+    return len(figures.get("start_doubts", [])) + len(figures.get("probe_doubts", []))
 
 
 def last_words(result: "PretrainResult", args: PretrainArgs) -> list[str]:
@@ -102,6 +107,7 @@ def last_words(result: "PretrainResult", args: PretrainArgs) -> list[str]:
             f"best by the probe ({probe['by']} {probe['best']:.4f} at step {probe['best_step']}): "
             f"{inside(probe['encoder'], WEIGHTS)}"
         )
+    lines += [f"warning: probe: {line}" for line in result.figures.get("probe_doubts", [])]
     return [*lines, f"next: {next_command(args)}"]
 
 

@@ -37,9 +37,11 @@ def main(words: list[str]) -> Outcome:
         "mim3d remove",
         "Take volumes out of a corpus for good: their folders, their lines in the manifest, their "
         "rows in the table. history.jsonl tells of it, and `mim3d convert` leaves out what was "
-        "removed, by name, by path and by content, until it is readmitted.",
+        "removed, by name, by path and by content (of the files, and of the voxels as they were "
+        "stored), until it is readmitted. What other software resampled or changed is known by "
+        "name and path alone. Exit code 3 tells that the same content is there under another name.",
     )
-    from mim3d.dataio.convert.upkeep import readmit, remove, removed_on
+    from mim3d.dataio.convert.upkeep import copies_left, readmit, remove, removed_on
 
     console = Console(soft_wrap=True, highlight=False)
     if args.readmit:
@@ -54,4 +56,8 @@ def main(words: list[str]) -> Outcome:
     for name, day in earlier.items():
         if name not in gone:
             console.print(f"  {name} was removed on {day} already", markup=False)
-    return Outcome({"removed": gone, "removed_before": earlier})
+    left = copies_left(args.corpus)
+    for line in left:
+        console.print(f"warning: {line}", markup=False)
+    figures = {"removed": gone, "removed_before": earlier, "copies_left": left}
+    return Outcome(figures, lost=len(left))

@@ -86,6 +86,11 @@ class ClassificationTask(VolumeTask):
         notes = one_class_notes(predicted, targets, self.names) if final else ()
         return Evaluation(balanced_accuracy(predicted, targets), fields, cases, notes)
 
+    def classes_among(self, subjects: Sequence[str]) -> set[str]:
+        """Classes that subjects have."""
+        found = {self.by_subject[subject] for subject in subjects if subject in self.by_subject}
+        return {f"class {name!r}" for name in found}
+
     def notes(self, subjects: Sequence[str], split: str = "training") -> list[str]:
         """Classes that the subjects of a split lack."""
         return absent_targets(self.by_subject, subjects, split)

@@ -51,7 +51,7 @@ from mim3d.engine.finetune.run_folder import (
 )
 from mim3d.engine.finetune.segmentation import SegmentationTask
 from mim3d.engine.finetune.splits import Splits, labelled_subset, make_splits
-from mim3d.engine.finetune.targets import read_targets, read_values
+from mim3d.engine.finetune.targets import called_otherwise, read_targets, read_values
 from mim3d.engine.finetune.task import Task
 from mim3d.engine.finetune.trained import describe, write_trained
 from mim3d.engine.finetune.validation import Validate, WholeNetwork, autocast
@@ -153,6 +153,7 @@ def train(
             subjects={name: list(getattr(splits, name)) for name in SPLITS},
             interrupted=not finished,
             doubts=[doubt for start in task.starts for doubt in start.doubts],
+            warnings=[*untaught(task, splits), *target_doubts(config, task.corpus)],
         )
         if finished:
             leave(task, network, splits, sitting, keep_model)
@@ -214,9 +215,26 @@ def settings_of(config: FinetuneConfig, flops: float, sitting: Sitting) -> RunSe
 
 
 def opening_lines(config: FinetuneConfig, task: Task, splits: Splits) -> list[str]:
-    """What is told before the first step: what became of weights, and who was seen by them."""
+    """What is told before the first step: what became of weights, classes that are not taught, and
+    who was seen by the weights."""
     found = [line for start in task.starts for line in start.lines()]
+    found += [*untaught(task, splits), *target_doubts(config, task.corpus)]
+    found += [*task.notes(splits.train, "training")]
     return [*found, *flipped_sides(config, task.names), *seen_before(config, task.corpus, splits)]
+
+
+def untaught(task: Task, splits: Splits) -> list[str]:
+    """A line for each class that is scored and that no subject trained on has."""
+    have = task.classes_among(splits.train)
+    scored = {name: task.classes_among(getattr(splits, name)) for name in ("validation", "test")}
+    return [
+        f"{title} is scored ({' and '.join(n for n in scored if title in scored[n])}), and none of "
+        f"the {len(splits.train)} subjects trained on has it: it cannot be learned, and lowers the "
+        "score. Name subjects that have it by --train (with --validation and --test), or deal "
+        "others by --data.split.seed or more --labels"
+        for title in sorted(scored["validation"] | scored["test"])
+        if title not in have
+    ]
 
 
 def fitted(starts: Sequence[Start]) -> list[str]:
@@ -311,6 +329,15 @@ def dealt_by(config: FinetuneConfig) -> Mapping[str, str] | None:
     if config.head == "regress":
         return read_values(Path(config.data.targets)).bins()
     return None
+
+
+def target_doubts(config: FinetuneConfig, corpus: Corpus) -> list[str]:
+    """What may be wrong with the table of targets."""
+    if config.head not in WHOLE_VOLUME:
+        return []
+    file, known = config.data.targets, {record.subject for record in corpus.records}
+    table = (read_targets if config.head == "classify" else read_values)(Path(file))
+    return [*table.doubts, *called_otherwise(file, table.by_subject, known, config.data.corpus)]
 
 
 def target_notes(config: FinetuneConfig) -> tuple[str, ...]:

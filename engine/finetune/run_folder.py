@@ -48,6 +48,8 @@ class FinetuneResult:
     """Told to stop by a signal; the same command goes on."""
     doubts: list[str] = field(default_factory=list)
     """Parts of the encoder that are not those of the weights it began with."""
+    warnings: list[str] = field(default_factory=list)
+    """Classes that are scored and not trained on, targets that may be none or are lost."""
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,7 @@
 """Segmentation as a downstream task: DiceCE on crops, sliding windows over whole volumes."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -149,6 +149,12 @@ class SegmentationTask(Task):
         with file.open("wb") as stream:
             np.savez_compressed(stream, allow_pickle=False, **slices)
 
+    def classes_among(self, subjects: Sequence[str]) -> set[str]:
+        """Classes that labelled voxels of subjects have."""
+        records, label = self.corpus.records, self.config.data.label
+        present = classes_present(records_of(records, subjects), label) - {0}
+        return {titled(number, self.names) for number in present}
+
     def notes(self, subjects: Sequence[str], split: str = "training") -> list[str]:
         """What a reader must know of the subjects of a split: classes they lack."""
         return absent_classes(self.corpus.records, self.config.data.label, subjects, split)
@@ -157,24 +163,41 @@ class SegmentationTask(Task):
 def absent_classes(
     records: Sequence[VolumeRecord], label: str, subjects: Sequence[str], split: str
 ) -> list[str]:
-    """A remark for each class of a label that no labelled voxel of a split's subjects has."""
-    present: set[int] = set()
-    for record in records_of(records, subjects):
-        for found in record.labels:
-            if found.name == label:
-                present |= {k for k, voxels in found.classes.items() if voxels}
+    """A remark for each class of a label that no labelled voxel of a split's subjects has; of one
+    that no volume has at all, for training alone."""
+    there, present = (classes_present(of, label) for of in (records, records_of(records, subjects)))
     what = {"training": "its Dice says nothing about the encoder"}.get(
         split, "it has no score there but 0 where it is predicted"
     )
-    names = class_names(records, label, n_classes(records, label))
-
-    def name_of(k: int) -> str:
-        return "" if names[k - 1] == f"class {k}" else f" ({names[k - 1]})"
-
-    return [
-        f"class {k}{name_of(k)} does not occur in the {len(subjects)} {split} subjects: {what}"
-        for k in sorted(set(range(1, n_classes(records, label))) - present)
+    numbers = range(1, n_classes(records, label))
+    names = class_names(records, label, len(numbers) + 1)
+    found = [
+        f"{titled(k, names)} does not occur in the {len(subjects)} {split} subjects: {what}"
+        for k in numbers
+        if k in there - present
     ]
+    if (gaps := [k for k in numbers if k not in there]) and split == "training":
+        classes = ", ".join(titled(k, names) for k in gaps)
+        dense = ",".join(str(k) for k in numbers if k in there)
+        found.append(
+            f"{classes} of label {label!r}: in no volume of the corpus; the network has outputs "
+            "that nothing teaches, and predicting one is an error. Where the numbers have gaps, "
+            f"the same `mim3d convert` into a new corpus with --label-values {label}={dense} "
+            "numbers the classes without"
+        )
+    return found
+
+
+def classes_present(records: Iterable[VolumeRecord], label: str) -> set[int]:
+    """Classes of a label that voxels of the volumes have."""
+    labels = (each for record in records for each in record.labels if each.name == label)
+    return {number for each in labels for number, voxels in each.classes.items() if voxels}
+
+
+def titled(number: int, names: Sequence[str]) -> str:
+    """`class 2 (spleen)`, `class 2` where the source did not name it."""
+    name = names[number - 1]
+    return name if name == f"class {number}" else f"class {number} ({name})"
 
 
 def class_names(records: Sequence[VolumeRecord], label: str, classes: int) -> tuple[str, ...]:

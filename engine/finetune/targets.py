@@ -6,7 +6,7 @@ What can be mended without a guess is mended and told; what cannot is refused, n
 import csv
 import math
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,11 +15,17 @@ from mim3d.engine.finetune.splits import few
 
 MISSING = {"", "na", "n/a", "nan"}
 """What stands, in any case, where there is no target."""
+NUMBERS_FOR_NONE = ("-9", "-99", "-999", "-9999", "999", "9999")
+WORDS_FOR_NONE = "unknown unk none null nil missing undefined n.a. ? - -- ."
+PERHAPS_MISSING = frozenset((*WORDS_FOR_NONE.split(), *NUMBERS_FOR_NONE))
+"""What may stand, in any case, for no target, and would be a class like any other."""
 DELIMITERS = ",;\t"
 FEW_NUMBERS = 5
 """So many different numbers can be classes of any cohort, more only of a large one."""
 MANY_NUMBERS = 20
 """More different numbers than these are no classes."""
+FAR = 3
+"""Times the largest other number, and 999 is none."""
 BINS = 4
 """Quantiles by which subjects with numbers are dealt."""
 
@@ -40,6 +46,8 @@ class Targets:
     by_subject: Mapping[str, str]
     notes: tuple[str, ...] = ()
     """What was mended or left out."""
+    doubts: tuple[str, ...] = ()
+    """Classes that may be none."""
 
     @property
     def names(self) -> list[str]:
@@ -53,6 +61,8 @@ class Values:
 
     by_subject: Mapping[str, float]
     notes: tuple[str, ...] = ()
+    doubts: tuple[str, ...] = ()
+    """Numbers that may be none."""
 
     def bins(self) -> dict[str, str]:
         """Quantile of each subject's number, to deal subjects by."""
@@ -78,7 +88,57 @@ def read_targets(file: Path) -> Targets:
         for name in in_order(counts)
         if counts[name] == 1
     ]
-    return Targets(found, tuple(notes))
+    return Targets(found, tuple(notes), tuple(perhaps_missing(file, found)))
+
+
+def perhaps_missing(file: Path, targets: Mapping[str, str]) -> list[str]:
+    """A line for each class whose name is often written where nothing is known."""
+    found: dict[str, list[str]] = {}
+    for subject, text in targets.items():
+        if text.casefold() in PERHAPS_MISSING:
+            found.setdefault(text, []).append(subject)
+    return [
+        f"class {text!r} of {file.name} may mean that nothing is known ({few(subjects)}): leave "
+        f"those targets empty; if it is a class, call it otherwise, such as 'is {text}'"
+        for text, subjects in found.items()
+    ]
+
+
+def perhaps_no_number(file: Path, rows: Sequence[Target]) -> list[str]:
+    """A line for each number that is often written where nothing is known, and lies by itself."""
+    found: dict[str, list[str]] = {}
+    others = [float(row.text) for row in rows if row.text not in NUMBERS_FOR_NONE]
+    for row in rows:
+        value = float(row.text)
+        alone = bool(others) and (value < 0 <= min(others) or value > FAR * max(map(abs, others)))
+        if row.text in NUMBERS_FOR_NONE and alone:
+            found.setdefault(row.text, []).append(row.subject)
+    return [
+        f"target {text} of {file.name} may mean that nothing is known ({few(subjects)}), and lies "
+        f"apart from the others: leave those targets empty; if it is meant, write {text}.0"
+        for text, subjects in found.items()
+    ]
+
+
+def called_otherwise(
+    file: str, subjects: Collection[str], known: Collection[str], corpus: str
+) -> list[str]:
+    """A line where subjects of a table are those of the corpus but for capitals or spaces, so that
+    their targets are lost."""
+    lacking = set(known) - set(subjects)
+    plain = {"".join(name.split()).casefold(): name for name in lacking}
+    pairs = [
+        (name, plain[key])
+        for name in sorted(set(subjects) - set(known))
+        if (key := "".join(name.split()).casefold()) in plain
+    ]
+    if not pairs:
+        return []
+    name, other = pairs[0]
+    return [
+        f"{len(pairs)} subjects of {file} are in {corpus} but for capitals or spaces, and so have "
+        f"no target (such as {name!r}, there {other!r}): write them as the corpus does"
+    ]
 
 
 def read_values(file: Path) -> Values:
@@ -94,7 +154,7 @@ def read_values(file: Path) -> Values:
     found = {row.subject: float(row.text) for row in rows}
     if len(set(found.values())) < 2:
         raise ConfigError(f"{file}: all targets are {rows[0].text}: there is nothing to learn")
-    return Values(found, tuple(notes))
+    return Values(found, tuple(notes), tuple(perhaps_no_number(file, rows)))
 
 
 def read_rows(file: Path) -> tuple[list[Target], list[str]]:

@@ -79,6 +79,11 @@ class Task(Objective):
     def save_pictures(self, net: nn.Module, subjects: Sequence[str], file: Path) -> None:
         """Slices of a few cases, for tasks that have any."""
 
+    def classes_among(self, subjects: Sequence[str]) -> set[str]:
+        """What the classes that subjects have are called; none of a task without classes."""
+        del subjects
+        return set()
+
     @abstractmethod
     def notes(self, subjects: Sequence[str], split: str = "training") -> list[str]:
         """What a reader must know of the subjects of a split (training, validation or test)."""

@@ -339,4 +339,6 @@ def probed(
         sitting.shown.note(lack)
     found = {"by": config.probe.by, "best": course.best, "best_step": course.best_step}
     early = {"stopped_early": probe.config.patience} if probe.enough() else {}
-    return {"probe": {**found, "encoder": "" if lack else inside(sitting.shelf.run, BEST)}, **early}
+    doubts = {"probe_doubts": list(held)} if (held := probe.setting.cohort.doubts) else {}
+    encoder = "" if lack else inside(sitting.shelf.run, BEST)
+    return {"probe": {**found, "encoder": encoder}, **early, **doubts}

@@ -15,7 +15,7 @@ from mim3d.dataio.reader.corpus import Corpus, opened_corpus
 from mim3d.dataio.reader.shard_reader import ShardReader
 from mim3d.engine.errors import ConfigError
 from mim3d.engine.finetune.splits import SplitConfig, few, make_splits
-from mim3d.engine.finetune.targets import read_targets
+from mim3d.engine.finetune.targets import called_otherwise, read_targets
 from mim3d.engine.models.config import ViTConfig
 from mim3d.engine.probe.config import FEWEST, ProbeConfig
 
@@ -50,6 +50,8 @@ class Cohort:
     classes: tuple[str, ...]
     """Names, by number; of patches the label's values, background first."""
     notes: tuple[str, ...]
+    doubts: tuple[str, ...] = ()
+    """What may be wrong with the classes."""
 
     @property
     def subjects(self) -> tuple[str, ...]:
@@ -114,7 +116,13 @@ def of_targets(config: ProbeConfig, vit: ViTConfig, corpus: Corpus, reader: Shar
     notes = [*targets.notes]
     if foreign:
         notes.append(f"{len(foreign)} subjects of the table are not in the corpus: {few(foreign)}")
-    return checked(config, vit, corpus, reader, (volumes, tuple(names), notes))
+    if unasked := sorted(present - set(known)):
+        notes.append(f"{len(unasked)} subjects of {config.corpus} have no target: {few(unasked)}")
+    doubts = [
+        *targets.doubts,
+        *called_otherwise(config.targets, targets.by_subject, present, config.corpus),
+    ]
+    return checked(config, vit, corpus, reader, (volumes, tuple(names), notes), doubts)
 
 
 def of_label(config: ProbeConfig, vit: ViTConfig, corpus: Corpus, reader: ShardReader) -> Cohort:
@@ -153,7 +161,24 @@ def of_label(config: ProbeConfig, vit: ViTConfig, corpus: Corpus, reader: ShardR
         Volume(*place_of(corpus, record, scored), ignored=labels[record.id].ignore)
         for record in records
     ]
-    return checked(config, vit, corpus, reader, (volumes, tuple(map(str, values)), []))
+    doubts = unlearned(config, records, scored)
+    return checked(config, vit, corpus, reader, (volumes, tuple(map(str, values)), []), doubts)
+
+
+def unlearned(
+    config: ProbeConfig, records: Sequence[VolumeRecord], scored: Collection[str]
+) -> list[str]:
+    """A line for each class of patches that is scored and that nothing is learned of."""
+    has: dict[bool, set[int]] = {True: set(), False: set()}
+    for record in records:
+        for label in record.labels:
+            if label.name == config.label:
+                has[record.subject in scored] |= {k for k, n in label.classes.items() if n}
+    return [
+        f"class {k} of label {config.label!r} is in subjects that are scored and in none that is "
+        "learned from, so it lowers the score: deal others by --probe.seed or --probe.test"
+        for k in sorted(has[True] - has[False])
+    ]
 
 
 def scored_subjects(
@@ -210,6 +235,7 @@ def checked(
     corpus: Corpus,
     reader: ShardReader,
     found: tuple[Sequence[Volume], tuple[str, ...], Sequence[str]],
+    doubts: Sequence[str],
 ) -> Cohort:
     """The cohort, of volumes that the encoder can take."""
     volumes, classes, notes = found
@@ -233,4 +259,5 @@ def checked(
             "--probe.corpus, or set a smaller --vit.crop-size"
         )
     padded = [f"{small.sum()} of {len(rows)} volumes are smaller than a crop, and padded"]
-    return Cohort(corpus, reader, tuple(volumes), classes, (*notes, *padded * bool(small.any())))
+    notes = (*notes, *padded * bool(small.any()))
+    return Cohort(corpus, reader, tuple(volumes), classes, notes, tuple(doubts))

@@ -101,7 +101,7 @@ class Probe(Hook):
         if trainer.step == 0 and not self.course.start:
             self.course.start = self.figures(trainer)
         trainer.judgement = Judgement(self.judged_by)
-        for note in self.setting.cohort.notes:
+        for note in (*self.setting.cohort.doubts, *self.setting.cohort.notes):
             self.shown.note(f"probe: {note}")
         self.shown.note(self.last_line(trainer) if self.enough() else self.announcement(trainer))
 

@@ -114,6 +114,10 @@ def test_mim3d_takes_what_the_torchx_component_runs(monkeypatch, capsys) -> None
     assert found["j"] == "2x8"
     assert found["words"][-4:] == ("--parallel.replicate", "2", "--seed", "3")
     taken_by_mim3d(list(found["words"]), capsys)
+    own = ("--parallel.replicate", "1")
+    component(*own, recipe="demo-mae", corpus="/data/c.zarr", run="/r", j="2x8", gpu=8)
+    assert found["words"][-2:] == own and found["words"].count("--parallel.replicate") == 1
+    taken_by_mim3d(list(found["words"]), capsys)
 
 
 def taken_by_mim3d(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:

@@ -32,7 +32,7 @@ DATAIO = {
     "labels": "nifti subjects",
     "sources": "labels subjects nifti storage",
     "corpus": "chunks storage",
-    "convert": "sources nifti corpus chunks storage native",
+    "convert": "sources subjects nifti corpus chunks storage native",
     "reader": "corpus chunks remote storage",
     "device": "reader corpus chunks native",
     "transforms": "native",

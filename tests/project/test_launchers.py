@@ -17,7 +17,7 @@ from mim3d.engine.training.metrics import read_rows
 pytestmark = pytest.mark.slow
 EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
 SMALL = """
-    --vit.crop-size 16 16 16 --vit.width 24 --vit.depth 1 --vit.heads 2 --global-batch 4
+    --vit.crop-size 16 16 16 --vit.width 24 --vit.depth 1 --vit.heads 2
     --method.decoder-width 24 --method.decoder-depth 1 --method.decoder-heads 2 --log.every 1
 """.split()  # noqa: SIM905  read as words of a command
 SRUN = """#!/bin/bash
@@ -64,10 +64,10 @@ def slurm(tmp_path):
     )
 
 
-def start_job(slurm, corpus, run, *options):
+def start_job(slurm, corpus, run, *options, batch="4"):
     # Saved at its end alone, however many steps a busy machine lets pass before it is told to stop.
     late = ["--checkpoint.every", "1000000"]
-    words = ["demo-mae", str(corpus), str(run), *SMALL, *late, *options]
+    words = ["demo-mae", str(corpus), str(run), *SMALL, "--global-batch", batch, *late, *options]
     return words, subprocess.Popen(
         ["bash", str(EXAMPLES / "pretrain.sbatch"), *words],
         env=slurm,
@@ -110,7 +110,7 @@ def test_the_slurm_script_saves_at_its_time_limit_and_queues_itself(slurm, corpu
 
 
 def test_the_slurm_script_ends_in_one_line_on_an_error(slurm, corpus, tmp_path):
-    words, job = start_job(slurm, corpus, tmp_path / "run", "--global-batch", "3")
+    words, job = start_job(slurm, corpus, tmp_path / "run", "--parallel.replicate", "1", batch="3")
     _, printed = job.communicate(timeout=240)
     assert job.returncode == 2, (words, printed)
     lines = [line for line in printed.splitlines() if line.startswith("mim3d")]
@@ -130,7 +130,7 @@ def test_two_torchrun_agents_form_one_run(corpus, tmp_path):
         sys.executable, "-m", "torch.distributed.run", "--nnodes", "2", "--nproc-per-node", "1",
         "--rdzv-backend", "c10d", "--rdzv-endpoint", f"127.0.0.1:{free_port()}", "--no-python",
         str(shim), "pretrain", "demo-mae", "--data.corpus", str(corpus), "--out", str(run),
-        "--parallel.replicate", "2", "--steps", "2", *SMALL,
+        "--parallel.replicate", "2", "--steps", "2", "--global-batch", "4", *SMALL,
     ]  # fmt: skip
     agents = [
         subprocess.Popen(command, env=environment(), stderr=subprocess.PIPE, text=True)
@@ -153,6 +153,7 @@ def test_torchx_runs_its_component(corpus, tmp_path):
         sys.executable, "-c", "from torchx.cli.main import main; main()",
         "run", "-s", "local_cwd", component, "--recipe", "demo-mae", "--corpus", str(corpus),
         "--run", str(tmp_path / "run"), "--j", "1x2", "--", *SMALL, "--steps", "2",
+        "--global-batch", "4",
     ]  # fmt: skip
     done = subprocess.run(
         command,

@@ -5,6 +5,7 @@ import shlex
 import shutil
 from pathlib import Path
 
+import nibabel as nib
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -35,8 +36,6 @@ CONFIG = LoaderConfig(crop_size=(16, 16, 16), micro_batch=4, seed=1)
 @pytest.fixture(scope="module")
 def place(tmp_path_factory) -> Path:
     """Sources of three volumes, two of them labelled, and the corpus of them."""
-    import nibabel as nib
-
     folder = tmp_path_factory.mktemp("mend")
     for i in range(3):
         volume = anatomy_like((30, 26, 28), i)
@@ -369,7 +368,8 @@ def test_sources_that_are_gone_are_named_and_pruned_on_request(place, tmp_path, 
     (raw / "v0.nii.gz").unlink()
     assert main(words) == 0
     printed = capsys.readouterr().out
-    assert "1 sources are no more" in printed and str(raw / "v0.nii.gz") in printed
+    assert "1 source is no more" in printed and "the same command with --prune" in printed
+    assert str(raw / "v0.nii.gz") in printed
     assert len(Corpus.open(tmp_path / "c").records) == 3
     assert main([*words, "--prune"]) == 0
     assert "1 volumes removed" in capsys.readouterr().out
@@ -388,6 +388,32 @@ def test_pruning_by_the_wrong_folder_removes_nothing(place, tmp_path):
     convert(sources_of(raw), tmp_path / "c", workers=1)
     raw.rename(tmp_path / "unmounted")
     sources = [Source("x", (str(place / "raw/v1_seg.nii.gz"),))]
-    with pytest.raises(CorpusError, match="none of the sources given is in the corpus"):
+    with pytest.raises(CorpusError, match="none of the sources given is in the corpus") as refused:
         convert(sources, tmp_path / "c", workers=1, rerun=Rerun(prune=True))
     assert len(Corpus.open(tmp_path / "c").records) == 3
+    assert f"({raw}/v0.nii.gz is of it)" in str(refused.value)
+    remedy = re.findall(r"`mim3d (remove [^`]*)`", str(refused.value))[0]
+    assert main(shlex.split(remedy)) == 0
+    assert [r.id for r in Corpus.open(tmp_path / "c").records] == ["v1", "v2"]
+
+
+@pytest.mark.parametrize("bad", ["other grid", "gone"])
+def test_a_label_that_became_bad_is_kept_until_its_loss_is_accepted(place, tmp_path, capsys, bad):
+    """By the words of the message; and a label brought onto the grid joins the volume again."""
+    raw = shutil.copytree(place / "raw", tmp_path / "raw")
+    words = ["convert", str(raw), str(tmp_path / "c"), "--workers", "1", "--accept-doubts"]
+    assert main(words) == 0
+    label = raw / "v1_seg.nii.gz"
+    whole, before = label.read_bytes(), Corpus.open(tmp_path / "c").records[1].labels
+    label.unlink()
+    if bad == "other grid":
+        nib.save(nib.Nifti1Image(np.ones((4, 5, 6), np.uint8), np.eye(4)), label)
+    assert main(words) == 3 and Corpus.open(tmp_path / "c").records[1].labels == before
+    remedy = re.findall(r"keeps the volume it has \((\S+) converts", capsys.readouterr().out)[0]
+    main([*words, remedy])
+    assert before and Corpus.open(tmp_path / "c").records[1].labels == ()
+    assert verify(tmp_path / "c").problems == ()
+    main(words)
+    assert Corpus.open(tmp_path / "c").records[1].labels == ()
+    label.write_bytes(whole)
+    assert main(words) == 0 and Corpus.open(tmp_path / "c").records[1].labels == before

@@ -51,9 +51,12 @@ def content(root: Path) -> dict[str, bytes]:
 
 def test_merged_by_links(parts, tmp_path, capsys):
     before = [content(part) for part in parts]
-    assert main(["merge", *map(str, parts), "--into", str(tmp_path / "all.zarr")]) == 0
+    words = ["merge", *map(str, parts), "--into", str(tmp_path / "all.zarr")]
+    assert main([*words, "--accept-doubts"]) == 0
     out = capsys.readouterr().out
-    assert "3 volumes of a, 3 volumes of b added" in out and "told apart: p2" in out
+    assert "3 volumes of a, 3 volumes of b added" in out
+    assert "told apart: p2: a/p2 (a_v2), b/p2 (b_v2)" in out
+    assert "2 ids changed: v2 of a is a_v2; v2 of b is b_v2" in out
     corpus = Corpus.open(tmp_path / "all.zarr")
     assert [(r.id, r.subject, r.group) for r in corpus.records] == [
         ("a_v2", "a/p2", "a"),
@@ -67,7 +70,7 @@ def test_merged_by_links(parts, tmp_path, capsys):
     shard = corpus.root / "v1/labels.seg/c.0.0.0"
     assert shard.samefile(parts[0] / "v1/labels.seg/c.0.0.0")
     assert [content(part) for part in parts] == before
-    assert main(["merge", *map(str, parts), "--into", str(tmp_path / "all.zarr")]) == 0
+    assert main([*words, "--accept-doubts"]) == 0
     assert "no volume added, 6 already there" in capsys.readouterr().out
 
 
@@ -128,7 +131,7 @@ def merged(*words: str) -> int:
 
 def test_who_was_removed_does_not_come_back_by_a_merge(parts, tmp_path, capsys):
     into = str(tmp_path / "all.zarr")
-    words = (*map(str, parts), "--into", into)
+    words = (*map(str, parts), "--into", into, "--accept-doubts")
     assert merged(*words) == 0
     assert main(["remove", into, "--subject", "p3"]) == 0
     capsys.readouterr()
@@ -148,7 +151,8 @@ def test_who_was_removed_from_a_part_stays_out_of_the_whole(parts, tmp_path, cap
     copy.write_bytes((tmp_path / "a" / "v1.nii.gz").read_bytes())
     convert([Source("again", (str(copy),), subject="q")], tmp_path / "c.zarr", workers=1)
     assert main(["remove", str(parts[0]), "--subject", "p1"]) == 0
-    assert merged(*map(str, parts), str(tmp_path / "c.zarr"), "--into", str(into)) == 3
+    words = (*map(str, parts), str(tmp_path / "c.zarr"), "--into", str(into), "--accept-doubts")
+    assert merged(*words) == 3
     assert {"q", "p1"}.isdisjoint(subjects_of(into))
     out = capsys.readouterr().out
     assert "'q' is a file of 'p1', which was removed on" in out
@@ -157,7 +161,7 @@ def test_who_was_removed_from_a_part_stays_out_of_the_whole(parts, tmp_path, cap
     assert [r.code for r in report.rejections] == ["removed"]
     assert "p1" not in subjects_of(into)
     assert main(["remove", str(into), "--readmit", "p1"]) == 0  # as the line says
-    assert merged(*map(str, parts), str(tmp_path / "c.zarr"), "--into", str(into)) == 0
+    assert merged(*words) == 0
     assert "q" in subjects_of(into)
 
 
@@ -173,7 +177,7 @@ def test_a_name_of_two_parts_bars_the_one_who_was_removed_alone(parts, tmp_path)
 
 def test_who_is_removed_from_a_part_later_is_told_with_what_takes_them_out(parts, tmp_path, capsys):
     into = str(tmp_path / "all.zarr")
-    words = (*map(str, parts), "--into", into)
+    words = (*map(str, parts), "--into", into, "--accept-doubts")
     assert merged(*words) == 0
     assert main(["remove", str(parts[1]), "--subject", "p3"]) == 0
     capsys.readouterr()
@@ -192,7 +196,8 @@ def test_a_part_more_brings_nothing_twice(parts, tmp_path, capsys):
     other = made(tmp_path / "x", "other", range(1))
     merge([parts[0], more], into)
     before = subjects_of(into)
-    assert merged(str(parts[0]), str(more), str(other), "--into", str(into)) == 0
+    words = (str(parts[0]), str(more), str(other), "--into", str(into))
+    assert merged(*words, "--accept-doubts") == 0
     assert "1 volumes of other added, 4 already there" in capsys.readouterr().out
     assert sorted(subjects_of(into)) == sorted([*before, "other/p0"])
 

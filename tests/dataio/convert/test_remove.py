@@ -1,5 +1,6 @@
 """Volumes taken out for good: gone from disk, told in the history, and not back by themselves."""
 
+import gzip
 import shutil
 from pathlib import Path
 
@@ -157,3 +158,60 @@ def test_pruning_is_told_and_may_come_back(made, corpus, tmp_path):
     moved.write_bytes(content)
     assert convert([Source("v9", (str(moved),))], corpus, workers=1).n_converted == 1
     assert own_file(corpus, SEEN).exists() and ids(corpus)[-1] == "v9"
+
+
+def packed_anew(source: Source, folder: Path) -> dict[str, Path]:
+    """The image of a source by other bytes: unpacked, packed harder, and with its axes turned."""
+    image = nib.Nifti1Image.from_filename(source.images[0])
+    voxels = np.asarray(image.dataobj)
+    places = {name: folder / f"{name}.nii.gz" for name in ("harder", "turned")}
+    places["plain"] = folder / "plain.nii"
+    raw = gzip.decompress(Path(source.images[0]).read_bytes())
+    places["plain"].write_bytes(raw)
+    places["harder"].write_bytes(gzip.compress(raw, 9))
+    affine = np.diag([-1.0, 1, 1, 1])
+    affine[0, 3] = voxels.shape[0] - 1
+    nib.save(nib.Nifti1Image(voxels[::-1], affine), places["turned"])
+    return places
+
+
+@pytest.mark.parametrize("how", ["plain", "harder", "turned"])
+def test_a_scan_packed_anew_under_another_name_stays_out(made, corpus, tmp_path, how):
+    path = packed_anew(made[1][0], tmp_path)[how]
+    remove(corpus, subjects=["p0"])
+    report = convert([Source("x", (str(path),), subject="q")], corpus, workers=1)
+    assert [r.code for r in report.rejections] == ["removed"]
+    assert ids(corpus) == ["v2", "v3"] and not (corpus / "x").exists()
+    assert main(["remove", str(corpus), "--readmit", "p0"]) == 0  # as the line says
+    assert convert([Source("x", (str(path),), subject="q")], corpus, workers=1).rejections == ()
+    assert "x" in ids(corpus)
+
+
+def test_a_file_that_becomes_a_removed_scan_goes_too(made, tmp_path):
+    other, into = tmp_path / "o.nii.gz", tmp_path / "c.zarr"
+    shutil.copy(made[1][2].images[0], other)
+    sources = [*made[1][:2], Source("o", (str(other),), subject="q")]
+    convert(sources, into, workers=1)
+    remove(into, subjects=["p0"])
+    shutil.copy(made[1][0].images[0], other)
+    report = convert(sources, into, workers=1, rerun=Rerun(rehash=True))
+    assert {r.code for r in report.rejections} == {"removed"} and len(report.rejections) == 3
+    assert "q" not in {record.subject for record in report.records}
+    assert Corpus.open(into).records == [] and not (into / "o").exists()
+
+
+def test_a_copy_left_under_another_name_is_told_with_what_takes_it_out(made, tmp_path, capsys):
+    path, into = packed_anew(made[1][0], tmp_path)["plain"], tmp_path / "c.zarr"
+    air = tmp_path / "air.nii.gz"
+    nib.save(nib.Nifti1Image(np.zeros((9, 9, 9), np.int16), np.eye(4)), air)
+    empty = [Source(f"e{i}", (str(shutil.copy(air, tmp_path / f"e{i}.nii.gz")),)) for i in (1, 2)]
+    sources = [made[1][0], Source("x", (str(path),), subject="q"), *empty]
+    convert(sources, into, workers=1)
+    assert main(["remove", str(into), "--subject", "p0"]) == 3
+    out = capsys.readouterr().out
+    assert f"`mim3d remove {into} --volume x` takes it out" in out
+    damaged = convert(sources, into, workers=1, rerun=Rerun(verify=True))
+    assert "x" in {record.id for record in damaged.records}  # told, and not taken in silence
+    assert main(["remove", str(into), "--volume", "x"]) == 0
+    convert(sources, into, workers=1)
+    assert ids(into) == ["e1", "e2"]

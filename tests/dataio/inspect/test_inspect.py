@@ -2,7 +2,9 @@
 
 import json
 import shutil
+from dataclasses import replace
 
+import nibabel as nib
 import numpy as np
 import pytest
 from matplotlib.colors import to_rgb
@@ -18,11 +20,12 @@ from mim3d.dataio.inspect.montage import (
     overlay,
     read_planes,
 )
-from mim3d.dataio.inspect.summary import span, summarise
+from mim3d.dataio.inspect.summary import size_in_words, span, summarise
 from mim3d.dataio.reader.corpus import Corpus
 from mim3d.dataio.reader.shard_reader import ShardReader
 from mim3d.dataio.sources.discover import discover
 from mim3d.dataio.sources.phantom import make_cohort
+from mim3d.dataio.sources.source import Source
 from mim3d.engine.commands.cli import main
 
 
@@ -139,3 +142,43 @@ def test_a_folder_that_is_no_corpus_is_one_line(tmp_path, capsys):
 @pytest.mark.parametrize(("values", "expected"), [((3, 3, 3), "3"), ((1, 2, 9), "1..2..9")])
 def test_span(values, expected):
     assert span(values, ".0f") == expected
+
+
+@pytest.mark.parametrize(
+    ("stored", "words"),
+    [
+        (50, "2.00x smaller than raw"),
+        (105, "1.05x larger than raw"),
+        (100, "as large as raw"),
+        (0, "100.00x smaller than raw"),
+    ],
+)
+def test_a_corpus_larger_than_raw_is_called_so(corpus, stored, words):
+    summary = replace(summarise(corpus.records), raw_bytes=100, stored_bytes=stored)
+    assert size_in_words(summary) == words
+
+
+def test_one_file_of_two_people_is_named_once_with_both(tmp_path, capsys):
+    path = discover(str(make_cohort(tmp_path / "cohort", 2))).sources[0].images[0]
+    for name in ("ann", "bob"):
+        convert([Source(name, (path,), subject=name)], tmp_path / f"{name}.zarr", workers=1)
+    parts = [str(tmp_path / "ann.zarr"), str(tmp_path / "bob.zarr")]
+    assert main(["merge", *parts, "--into", str(tmp_path / "c.zarr")]) == 3
+    capsys.readouterr()
+    assert main(["inspect", str(tmp_path / "c.zarr"), "--no-pictures"]) == 3
+    assert f"(such as {path} of ann and of bob)" in capsys.readouterr().out
+    words = ["merge", *parts, "--into", str(tmp_path / "one.zarr"), "--subjects"]
+    (tmp_path / "who.csv").write_text(f"file,subject\n{path},ann\n")
+    assert main([*words, str(tmp_path / "who.csv")]) == 0
+    assert main(["inspect", str(tmp_path / "one.zarr"), "--no-pictures"]) == 0
+    assert "ann (as declared) has 2: phantom_000 (2 times)" in capsys.readouterr().out
+
+
+def test_a_label_on_another_grid_names_its_image_once(tmp_path, capsys):
+    first = discover(str(make_cohort(tmp_path / "cohort", 2))).sources[0]
+    label = tmp_path / "label.nii"
+    nib.save(nib.Nifti1Image(np.ones((4, 4, 4), np.uint8), np.eye(4)), label)
+    convert([Source("a", first.images, {"seg": str(label)})], tmp_path / "c", workers=1)
+    assert main(["inspect", str(tmp_path / "c"), "--no-pictures"]) == 0
+    line = capsys.readouterr().out.replace("\n", "").partition("quarantined: ")[2]
+    assert line.count(first.images[0]) == 1 and "the image was converted without it" in line

@@ -1,5 +1,6 @@
 """Words to arguments: every way in which tyro refuses words is one line that says what to write."""
 
+import shlex
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -117,3 +118,30 @@ def test_help_goes_to_the_terminal(capsys: pytest.CaptureFixture[str]) -> None:
     assert ended.value.code == 0
     shown = capsys.readouterr().out
     assert "Settings of the whole." in shown and "--json FILE" in shown and "None}" not in shown
+
+
+@pytest.mark.parametrize(
+    ("words", "wanted"),
+    [
+        ("a --inner.rate 0.1 --inner.rate 0.2", "`--inner.rate 0.1` and `--inner.rate 0.2`"),
+        ("--inner.rate=0.1 a --inner.rate=0.2", "`--inner.rate 0.1` and `--inner.rate 0.2`"),
+        ("a --inner.on --inner.no-on", "`--inner.on` and `--inner.no-on`"),
+        ("--inner.on a --inner.no_on", "`--inner.on` and `--inner.no-on`"),
+        ("a --inner.sizes 1 2 3 --inner.sizes=1 2 4", "`--inner.sizes 1 2 3` and"),
+        ("a --inner.rate -1 --rate -2", "`--inner.rate -1` and `--rate -2`"),
+        ("a --many b c --many d", "write --many b c d"),
+        ("a --many b --inner.on --many c --many 'd e'", "write --many b c 'd e'"),
+    ],
+)
+def test_an_option_given_twice_is_refused_with_both_values(words: str, wanted: str) -> None:
+    with pytest.raises(UsageError) as refused:
+        asked(*shlex.split(words), aliases={Inner: {"rate": "--rate"}})
+    assert wanted in str(refused.value) and "\n" not in str(refused.value)
+
+
+def test_the_same_said_twice_is_taken_and_the_remedy_for_several_values_too() -> None:
+    words = "a --inner.rate 0.1 --many b c --inner.on --inner.rate 0.1 --inner.on"
+    again = asked(*shlex.split(words))
+    assert again.inner.rate == 0.1 and again.inner.on and again.many == ("b", "c")
+    assert asked("a", "--many", "b", "c", "d").many == ("b", "c", "d")
+    assert asked("--inner.kind", "fancy", "--", "--inner.kind").place == "--inner.kind"

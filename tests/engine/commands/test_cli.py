@@ -49,6 +49,38 @@ def test_json_flag_without_a_file_is_refused(capsys: pytest.CaptureFixture[str])
     assert "--json FILE" in capsys.readouterr().err
 
 
+def test_two_files_for_the_figures_are_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["env", "--json", "a.json", "--json=b.json"]) == 2
+    assert "'a.json' and 'b.json'" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("words", "wanted"),
+    [
+        ("pretrain demo-mae --out r --data.corpus a --data.corpus b", "--data.corpus b"),
+        ("finetune demo --corpus a --data.corpus b", "`--corpus a` and `--data.corpus b`"),
+        ("convert a b --spacing 1 1 1 --spacing-mm=2,2,2", "count: write one of them alone"),
+        ("convert a b --channels x y --channels z", "write --channels x y z"),
+        ("convert a b --subject x --subject y", "`--subject x` and `--subject y`"),
+        ("remove c --subject x --subject y", "write --subject x y"),
+        ("plan demo-mae --gpus 8 --gpus 16", "`--gpus 8` and `--gpus 16`"),
+        ("compare demo --arms mae --arms simclr", "write --arms mae simclr"),
+        ("verify c --mend --no-mend", "`--mend` and `--no-mend`"),
+        ("merge a b --into c --into d", "`--into c` and `--into d`"),
+        ("inspect c --rows 1 --rows 2", "`--rows 1` and `--rows 2`"),
+        ("export r safetensors f --push a --push b", "`--push a` and `--push b`"),
+        ("predict r s d --labels a --labels b", "`--labels a` and `--labels b`"),
+        ("demo --data a --data b", "`--data a` and `--data b`"),
+        ("bench convert --volumes 2 --volumes 3", "`--volumes 2` and `--volumes 3`"),
+    ],
+)
+def test_no_command_takes_the_last_of_two_values(
+    words: str, wanted: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.main(words.split()) == 2
+    assert "one option given twice" in (error := capsys.readouterr().err) and wanted in error
+
+
 def test_user_errors_end_in_one_line(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -148,7 +148,9 @@ def small_ranks(corpus, run, *words):
         "--nproc",
         "2",
     ]
-    command += ["--data.corpus", str(corpus), "--out", str(run), *SMALL, *words]
+    at = SMALL.index("--steps")
+    small = [*SMALL[:at], *SMALL[at + 2 :]] if "--steps" in words else SMALL
+    command += ["--data.corpus", str(corpus), "--out", str(run), *small, *words]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
     return subprocess.Popen(
         command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True

@@ -58,20 +58,23 @@ def test_a_device_of_unknown_memory_keeps_what_the_budget_allows(capsys):
 
 @pytest.mark.parametrize("keeps", ["auto", "voxels"])
 def test_a_plan_that_is_refused_for_its_cache_names_one_that_fits(keeps):
-    words = ["mae-vit-b-96", "--vit.depth", "1", "--gpus", "8", "--data.device-keeps", keeps]
-    rest = main([*words, "--data.cache", "host"]).figures["memory_gb"]
+    words, kept = (
+        ["mae-vit-b-96", "--vit.depth", "1", "--gpus", "8"],
+        ["--data.device-keeps", keeps],
+    )
+    rest = main([*words, *kept, "--data.cache", "host"]).figures["memory_gb"]
     words += ["--memory-gb", f"{1.5 * rest:.2f}"]  # with the cache 1.6 times
     with pytest.raises(
         ConfigError, match=r"for volumes kept there, and of the device's"
     ) as refused:
-        main(words)
+        main([*words, *kept])
     found = re.search(
         r"lower (--data\.cache-bytes) to (\d+) \([\d.]+ GB\)( with (\S+) (auto))?, ",
         str(refused.value),
     )
     assert found is not None
     assert (found[3] is not None) == (keeps == "voxels")
-    more = found.group(4, 5) if found[3] else ()
+    more = found.group(4, 5) if found[3] else kept
     assert main([*words, found[1], found[2], *more]).exit_code == 0
 
 

@@ -154,10 +154,10 @@ def test_a_wrong_probe_leaves_nothing_behind(labelled, tmp_path, probed):
     assert not (tmp_path / "run").exists()
 
 
-def words(corpus, out, *more):
-    size = "--vit.crop-size 16 16 16 --vit.width 12 --vit.depth 1 --vit.heads 1 --steps 2"
+def words(corpus, out, *more, probe=None, shape="--vit.crop-size 16 16 16"):
+    size = f"{shape} --vit.width 12 --vit.depth 1 --vit.heads 1 --steps 2"
     model = "--method.decoder-width 24 --method.decoder-depth 1 --method.decoder-heads 2"
-    rest = f"--global-batch 2 --data.corpus {corpus} --probe.corpus {corpus} --out {out}"
+    rest = f"--global-batch 2 --data.corpus {corpus} --probe.corpus {probe or corpus} --out {out}"
     return [*shlex.split(f"demo-mae {size} {model} {rest}"), *more]
 
 
@@ -178,8 +178,8 @@ def test_a_corpus_that_was_converted_otherwise_is_told(labelled, tmp_path, capsy
     cohort = labelled.parent / "nifti-8"
     other = tmp_path / "other.zarr"
     convert(discover(str(cohort)).sources, other, Conversion(spacing_mm=(2.0, 2.0, 2.0)), workers=1)
-    given = words(labelled, tmp_path / "run", "--probe.corpus", str(other))
-    given += ["--vit.crop-size", "8", "8", "8", "--vit.patch-size", "4", "4", "4"]
+    shape = "--vit.crop-size 8 8 8 --vit.patch-size 4 4 4"
+    given = words(labelled, tmp_path / "run", probe=other, shape=shape)
     assert cli.main(["pretrain", *given]) == 0
     said = capsys.readouterr().out
     assert "was converted with spacing_mm (2.0, 2.0, 2.0), that of pretraining with None" in said
@@ -194,3 +194,24 @@ def test_a_probe_of_the_swin_and_of_volumes(labelled, tmp_path, classes):
     probe = ProbeConfig(corpus=str(labelled), targets=str(classes), every=8, windows=1)
     result = run_pretrain(dataclasses.replace(config, probe=probe), tmp_path / "run")
     assert 0.0 <= result.figures["probe_knn"] <= 1.0
+
+
+def test_odd_classes_and_names_in_capitals_end_with_3_and_the_remedies_with_0(
+    labelled, tmp_path, capsys
+):
+    def run(name, rows):
+        more = ["--probe.targets", table(tmp_path, rows)]
+        return cli.main(["pretrain", *words(labelled, tmp_path / name, *more)])
+
+    rows = [f"phantom_{i:03d},{'ab'[i % 2]}" for i in range(6)]
+    odd = [*rows, "phantom_006,unknown", "phantom_007,unknown"]
+    assert run("odd", odd) == 3
+    out = capsys.readouterr().out
+    assert "warning: probe: class 'unknown' of table.csv may mean that nothing is known" in out
+    assert run("odd", odd) == 3  # finished before, and told again
+    assert run("none", [*rows, "phantom_006,", "phantom_007,"]) == 0
+    assert "2 subjects of" in (out := capsys.readouterr().out) and "have no target" in out
+    assert run("capitals", [*rows, "Phantom_006,a"]) == 3
+    out = capsys.readouterr().out
+    assert "(such as 'Phantom_006', there 'phantom_006')" in out
+    assert run("mended", [*rows, "phantom_006,a"]) == 0
