@@ -170,6 +170,12 @@ class Whole:
                 made = replace(made, subject_from=ACCEPTED, subject_doubt="")
             if known is not None and shards_of(known) == shards_of(record):
                 self._keep(name, record, known, made)
+            elif known is not None and (lost := sorted(labels_of(known) - labels_of(record))):
+                self.left_out.append(
+                    f"{corpus}: {record.id} has no label {', '.join(lost)}, which {known.id} of "
+                    f"{self.store.url} has: left as it is there; to take it, convert it in "
+                    f"{corpus} with that label and merge again"
+                )
             elif event := self.barred.event_of(made):
                 removed = removed_before(made.subject, event, self.store.url)
                 self.left_out.append(f"{corpus}: {removed}")
@@ -236,6 +242,11 @@ def known_again(
 def shards_of(record: VolumeRecord) -> list[str]:
     """Hashes of a volume's shards."""
     return [record.shard_sha256, *(label.shard_sha256 for label in record.labels)]
+
+
+def labels_of(record: VolumeRecord) -> set[str]:
+    """Names of a volume's labels."""
+    return {label.name for label in record.labels}
 
 
 def removals_of(corpus: str | Path) -> list[Event]:

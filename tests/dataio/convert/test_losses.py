@@ -11,6 +11,7 @@ import pytest
 
 from mim3d.bench.corpora import anatomy_like
 from mim3d.dataio.corpus.manifest import VolumeRecord, read_manifest
+from mim3d.dataio.inspect.verify import verify
 from mim3d.engine.commands.cli import main
 
 
@@ -249,9 +250,20 @@ def test_what_was_removed_on_request_is_not_set_aside(place, monkeypatch):
     assert not [path for path in Path("c").iterdir() if path.name.startswith("P1")]
 
 
-def test_merging_into_a_corpus_that_lost_a_line_is_refused(place, capsys):
-    for name in ("a", "b"):
-        assert main(["convert", f"raw/P{'ab'.index(name)}.nii.gz", name, "--workers", "1"]) == 0
+def test_merging_into_a_corpus_that_lost_a_line_brings_it_back_or_keeps_it(place, capsys):
+    """A volume whose line is lost takes no other's place, and is never deleted unseen."""
+    assert main(["convert", "raw/P0.nii.gz", "a", "--workers", "1"]) == 0
+    shutil.copytree("c", "b")
     lose_line("cut")
-    assert main(["merge", "a", "b", "--into", "c"]) == 2
-    assert "lacks the line of volume P1" in capsys.readouterr().err and Path("c/P1").exists()
+    capsys.readouterr()
+    assert main(["merge", "a", "--into", "c", "--accept-doubts"]) == 3
+    out = capsys.readouterr().out
+    assert "P1: the manifest line of volume P1 was lost" in out
+    assert "a: P0 has no label seg, which P0 of c has: left as it is there" in out
+    assert labels("P0") == ["seg"] and Path("c/P1--lost").exists() and not Path("c/P1").exists()
+    main(["merge", "b", "--into", "c", "--accept-doubts"])
+    assert "1 volumes of b added, 2 already there" in capsys.readouterr().out
+    assert not Path("c/P1--lost").exists() and verify("c").problems == ()
+    shutil.rmtree("a")  # as that line says
+    assert main(["convert", "raw", "a", "--workers", "1"]) == 0
+    assert main(["merge", "a", "--into", "c", "--accept-doubts"]) == 0

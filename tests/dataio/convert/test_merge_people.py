@@ -234,8 +234,11 @@ def test_the_same_merge_mends_a_damaged_manifest_and_tells_what_it_cannot(
     more = part(tmp_path, "more", {"s": 9})
     capsys.readouterr()
     assert merged(more, "--into", into) == 3
-    assert "first_p1_v: its manifest line was damaged: merge the corpus" in capsys.readouterr().out
+    out = capsys.readouterr().out
+    assert "the manifest line of volume first_p1_v was lost" in out
+    assert "or merge the corpus that it was of" in out and (into / "first_p1_v--lost").exists()
     assert merged(*words) == 0 and "first_p1_v" in subjects_of(into)
+    assert not (into / "first_p1_v--lost").exists()
 
 
 def test_what_the_destination_had_left_out_is_still_listed(sessions, tmp_path):

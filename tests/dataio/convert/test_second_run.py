@@ -239,7 +239,7 @@ def test_an_option_of_several_values_given_twice_is_refused(place, capsys, optio
     assert main(["remove", "c", option, "P0", f"{option}=P1"]) == 2
     told = capsys.readouterr().err
     assert len(records()) == 3
-    words = re.search(rf"name all after one: ({option} .*)", told)
+    words = re.search(rf"write ({option} .*)", told)
     assert words and main(["remove", "c", *shlex.split(words[1])]) == 0
     assert [record.id for record in records()] == ["P2"]
 
