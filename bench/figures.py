@@ -171,8 +171,8 @@ def study_table() -> str:
 
 
 def per_seed_table() -> str:
-    """Studies with a pretraining for each seed, under UNETR with all labels: steps to 90 %, SimCLR's
-    over the masked arms', and final Dice."""
+    """Studies with a pretraining for each seed, under UNETR with all labels: steps to 90 %,
+    SimCLR's over the masked arms', and final Dice."""
     arms = {"SimCLR": "simclr", "MAE": "mae", "SimMIM": "simmim"}
     rows = []
     for name, folder in PER_SEED.items():
