@@ -15,6 +15,8 @@ from mim3d.engine.runs.plain import rebuilt
 Spacing = tuple[float, float, float]
 FAR = 1.5
 """A voxel this many times larger or smaller than any that was learned from is remarked."""
+ENOUGH = 0.75
+"""A scan with less than this share of the fewest voxels learned from, along an axis, is remarked."""
 
 
 @dataclass(frozen=True)
@@ -50,13 +52,15 @@ class ScanRecipe:
         )
 
     def size_doubt(self, shape: Triple, crop: Triple) -> str:
-        """What to say of a scan that is smaller than a crop, and than any that was learned from."""
-        learned = self.smallest_shape or crop
-        if all(n >= min(few, side) for n, few, side in zip(shape, learned, crop, strict=True)):
+        """What to say of a scan that is smaller than a crop, and much smaller than any that was
+        learned from: of those too there were crops with padding."""
+        learned, share = (self.smallest_shape, ENOUGH) if self.smallest_shape else (crop, 1.0)
+        sides = zip(shape, learned, crop, strict=True)
+        if all(n >= share * min(few, side) for n, few, side in sides):
             return ""
         size, window = (" x ".join(map(str, each)) for each in (shape, crop))
         what = "one slice" if min(shape) == 1 else f"{size} voxels (z, y, x)"
-        known = ", and than any learned from" if self.smallest_shape else ""
+        known = ", and much less than any learned from" if self.smallest_shape else ""
         return (
             f"{what}, less than the crop of {window} that the network sees at once{known}: the "
             "rest is padding, do not count on it"

@@ -29,7 +29,10 @@ SHIMS = {
         words=("$@"); extra=""
         case "$1 ${{*: -1}}" in *--help) ;; pretrain\\ *) extra="{FEW_STEPS["pretrain"]}" ;;
             finetune\\ *) extra="{FEW_STEPS["finetune"]}" ;; esac
-        exec {sys.executable} -P -m mim3d "$@" $extra""",
+        for i in "${{!words[@]}}"; do  # an option may be given once
+            case "$extra ${{words[i]}}" in ?*\ --steps) unset "words[i]" "words[i+1]" ;; esac
+        done
+        exec {sys.executable} -P -m mim3d "${{words[@]}}" $extra""",
     "make": f'exec /usr/bin/env -i PATH=/usr/bin:/bin make -n -C {ROOT} "$@"',
     "python3": f"""
         [ "$2" = venv ] && exec {sys.executable} "$@" --without-pip

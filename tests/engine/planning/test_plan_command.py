@@ -275,8 +275,9 @@ def test_voxels_that_do_not_fit_the_device_are_not_planned_as_chunks(tmp_path, c
     volumes = [np.full((24, 24, 24), 7 + n, np.int16) for n in range(4)]
     corpus = corpus_of(tmp_path / "corpus.zarr", volumes)
     words = ["demo-mae", "--vit.depth", "1", "--gpus", "1", "--data.corpus", str(corpus)]
-    words += ["--data.cache", "device", "--data.device-keeps", "voxels"]
-    words += ["--vit.crop-size", "16", "16", "16", "--data.cache-bytes"]
+    words += ["--data.cache", "device", "--vit.crop-size", "16", "16", "16"]
+    less = [*words, "--data.cache-bytes"]
+    words += ["--data.device-keeps", "voxels", "--data.cache-bytes"]
     nbytes = 4 * 8 * 16**3 * 2
     outcome = main([*words, str(nbytes - 1)])
     assert outcome.exit_code == 3
@@ -286,7 +287,7 @@ def test_voxels_that_do_not_fit_the_device_are_not_planned_as_chunks(tmp_path, c
     assert "voxels kept on the device" in text
     found = re.search(r"(--data\.device-keeps) (chunks) keeps less, or raise (\S+) to (\d+)", text)
     assert found is not None
-    assert main([*words, str(nbytes - 1), found[1], found[2]]).exit_code == 0
+    assert main([*less, str(nbytes - 1), found[1], found[2]]).exit_code == 0
     assert int(found[4]) == nbytes
     assert main([*words, found[4]]).exit_code == 0
     outcome = main([*words, found[4], "--assume", "memory_gb=0.0006"])
