@@ -16,7 +16,7 @@ Spacing = tuple[float, float, float]
 FAR = 1.5
 """A voxel this many times larger or smaller than any that was learned from is remarked."""
 ENOUGH = 0.75
-"""A scan with less than this share of the fewest voxels learned from, along an axis, is remarked."""
+"""Of the fewest voxels learned from, along an axis; a scan with less is remarked."""
 
 
 @dataclass(frozen=True)

@@ -30,7 +30,7 @@ SHIMS = {
         case "$1 ${{*: -1}}" in *--help) ;; pretrain\\ *) extra="{FEW_STEPS["pretrain"]}" ;;
             finetune\\ *) extra="{FEW_STEPS["finetune"]}" ;; esac
         for i in "${{!words[@]}}"; do  # an option may be given once
-            case "$extra ${{words[i]}}" in ?*\ --steps) unset "words[i]" "words[i+1]" ;; esac
+            case "$extra ${{words[i]}}" in ?*\\ --steps) unset "words[i]" "words[i+1]" ;; esac
         done
         exec {sys.executable} -P -m mim3d "${{words[@]}}" $extra""",
     "make": f'exec /usr/bin/env -i PATH=/usr/bin:/bin make -n -C {ROOT} "$@"',

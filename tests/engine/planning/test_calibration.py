@@ -188,7 +188,7 @@ def test_what_the_laws_do_not_tell_of_is_not_told(capsys, tmp_path):
     printed = capsys.readouterr().out
     assert "time          not told: its blocks are compiled" in printed
     assert "crops/s" not in printed
-    main([*SMALL, "--calibration", str(file), "--parallel.compile", "--parallel.no-compile"])
+    main([*SMALL, "--calibration", str(file), "--parallel.no-compile"])
     assert "blocks are compiled" not in capsys.readouterr().out
 
 
