@@ -236,6 +236,10 @@ def with_known_facts(
         group=source.group or first.group,
         session=source.session or first.session,
     )
+    had, has = {label.name for label in first.labels}, set(map(safe_id, source.labels))
+    if had - has and has:
+        now = ", ".join(sorted(has))
+        facts.append(Fact("set of labels", id, ", ".join(sorted(had)), now))
     for label in first.labels:
         values = conversion.values_of_label(label.name)
         stated = label_facts(source, label.name, values)
