@@ -316,6 +316,7 @@ def in_words(facts: Iterable[Fact]) -> tuple[list[str], list[str]]:
             doubts.append(f"{of} stays {first.before}, though {first.now} is told now: {remedy}")
         elif stays:
             other = "a table, --subject or --subjects tells another"
+            other = "a table's column `split` tells another" if what == "split" else other
             notes.append(f"{of} stays {first.before}, told before and not by this run: {other}")
         elif not was_told:
             notes.append(change)
