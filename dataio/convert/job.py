@@ -16,6 +16,7 @@ from mim3d.dataio.corpus.manifest import VolumeRecord
 from mim3d.dataio.corpus.seen_files import SeenFile, stamp_of
 from mim3d.dataio.errors import Rejection, SourceError
 from mim3d.dataio.nifti.file import source_hash
+from mim3d.dataio.nifti.merged import masks_of
 from mim3d.dataio.sources.source import Source
 from mim3d.dataio.storage.store import open_store
 
@@ -164,6 +165,18 @@ def lost_labels(
     return JobResult(
         job.id, rejections=tuple(label_rejection(job, error, why) for error in errors.values())
     )
+
+
+def lost_masks(job: Job) -> dict[str, SourceError]:
+    """Labels merged of fewer masks than before, as files of them are no more."""
+    now = {safe_id(name): dict(masks_of(path)) for name, path in job.source.labels.items()}
+    return {
+        label.name: SourceError("missing", mask, "no such file")
+        for record in job.known
+        for label in record.labels
+        for number, mask in masks_of(label.source)
+        if label.name in now and number not in now[label.name] and is_gone(mask)
+    }
 
 
 def replaced_since(job: Job, hashes: FileHashes) -> list[str]:

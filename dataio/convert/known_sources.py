@@ -236,6 +236,10 @@ def with_known_facts(
         group=source.group or first.group,
         session=source.session or first.session,
     )
+    had, has = {label.name for label in first.labels}, set(map(safe_id, source.labels))
+    if had - has and has:
+        now = ", ".join(sorted(has))
+        facts.append(Fact("set of labels", id, ", ".join(sorted(had)), now))
     for label in first.labels:
         values = conversion.values_of_label(label.name)
         stated = label_facts(source, label.name, values)
@@ -312,6 +316,7 @@ def in_words(facts: Iterable[Fact]) -> tuple[list[str], list[str]]:
             doubts.append(f"{of} stays {first.before}, though {first.now} is told now: {remedy}")
         elif stays:
             other = "a table, --subject or --subjects tells another"
+            other = "a table's column `split` tells another" if what == "split" else other
             notes.append(f"{of} stays {first.before}, told before and not by this run: {other}")
         elif not was_told:
             notes.append(change)

@@ -14,6 +14,7 @@ from mim3d.dataio.convert.job import (
     known_damage,
     label_rejection,
     lost_labels,
+    lost_masks,
     replaced_since,
     without_moved_labels,
 )
@@ -61,6 +62,8 @@ def run_job(job: Job) -> JobResult:
 
 def _done(job: Job, hashes: FileHashes, damage: str) -> JobResult:
     job = without_moved_labels(job, hashes)
+    if lost := lost_labels(job, lost_masks(job), damaged=bool(damage)):
+        return lost
     if job.known and not damage and (held := kept(job, hashes)):
         return held
     if damage and not job.listed and (other := from_other_files(job, hashes)):

@@ -222,3 +222,29 @@ def test_a_mask_of_255_among_other_labels_is_doubted(tmp_path, capsys, value):
     assert main([*words, "--ignore-label", "255"]) == 0
     records = read_manifest(Path(words[2]))
     assert [record.labels[0].ignore for record in records] == [255] * 3
+
+
+def test_a_vanished_mask_of_a_merged_label_takes_no_class_without_being_asked(tmp_path, capsys):
+    organs(tmp_path / "in")
+    (tmp_path / "map.json").write_text('{"liver": 1, "spleen": 2}')
+    words = ["convert", str(tmp_path / "in"), str(tmp_path / "c"), "--workers", "1"]
+    words += ["--merge-labels", str(tmp_path / "map.json")]
+    assert main(words) == 0
+    before = read_manifest(tmp_path / "c")
+    (tmp_path / "in/s1/segmentations/spleen.nii.gz").unlink()
+    for _ in range(2):
+        assert main(words) == 3 and read_manifest(tmp_path / "c") == before
+    told = capsys.readouterr().out
+    assert "spleen.nii.gz: no such file" in told and "--accept-losses" in told
+    assert main([*words, "--accept-losses"]) == 0
+    assert set(read_manifest(tmp_path / "c")[1].labels[0].classes) == {0, 1}
+    assert main(words) == 0
+
+
+def test_masks_that_were_moved_are_not_lost(tmp_path):
+    organs(tmp_path / "in")
+    (tmp_path / "map.json").write_text('{"liver": 1, "spleen": 2}')
+    words = ["--workers", "1", "--merge-labels", str(tmp_path / "map.json")]
+    assert main(["convert", str(tmp_path / "in"), str(tmp_path / "c"), *words]) == 0
+    (tmp_path / "in").rename(tmp_path / "moved")
+    assert main(["convert", str(tmp_path / "moved"), str(tmp_path / "c"), *words]) == 0

@@ -128,7 +128,9 @@ def test_splits_sets_and_names_of_classes_stay(place, capsys):
     assert converted(source=table("l.csv", *rows, columns="image,label,subject,split,group")) == 0
     whole = own_file("c", MANIFEST).read_bytes()
     assert converted("--layout", "folder") == 0
-    assert "the split of P0 and 2 more volumes stays train" in capsys.readouterr().out
+    told = capsys.readouterr().out
+    (line,) = [line for line in told.splitlines() if "the split of P0 and 2 more" in line]
+    assert "stays train" in line and line.endswith("a table's column `split` tells another")
     assert own_file("c", MANIFEST).read_bytes() == whole
 
 
@@ -292,3 +294,16 @@ def test_an_ignored_value_that_cannot_be_changed_any_more_is_told(place, capsys)
     assert converted("--ignore-label", "1", "--accept-doubts") == 0
     assert converted("--ignore-label", "1", corpus="new") == 0  # as the message says
     assert converted("--ignore-label", "1", corpus="new") == 0
+
+
+def test_a_label_that_others_took_the_place_of_is_told(place, capsys):
+    assert converted(source=table("l.csv", "P0.nii.gz,P0_seg.nii.gz", columns="image,label")) == 0
+    other = table("m.csv", "P0.nii.gz,P0_seg.nii.gz", columns="image,label:tumour")
+    assert converted(source=other) == 3
+    told = " ".join(capsys.readouterr().out.split())
+    assert "the set of labels of P0 was seg and is tumour now" in told
+    assert converted(source="raw/l.csv") == 3  # as the message says
+    assert [label.name for label in records()[0].labels] == ["seg"]
+    assert converted("--accept-doubts", source=other) == 0
+    assert "note: the set of labels of P0 was seg" in capsys.readouterr().out
+    assert converted(source=other) == 0
