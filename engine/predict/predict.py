@@ -117,6 +117,7 @@ def run_predict(
             truth.match(scans, destination)
             scans.doubts += truth.matches.doubts
             scans.notes += truth.notes(scans.scans)
+        work.ledger.begin()
         with progress(NAME, len(scans.scans), "scans") as shown:
             crop = trained.config.vit.crop_size
             done = each_scan(scans, work.ledger, trained.scans, crop, shown, work.do)
