@@ -397,3 +397,15 @@ def test_a_refusal_claims_nothing_and_other_settings_delete_nothing(
     assert table.read_text() == "mine"
     call[2] = str(tmp_path / "other")  # "choose another DST"
     assert predict(call).figures["scored"] == 1
+
+
+def test_rows_of_other_ids_that_go_are_told(trial: Trial, tmp_path: Path) -> None:
+    for number, name in enumerate("pq"):
+        one = scan(tmp_path / "scans" / f"{name}.nii.gz", number)
+        (tmp_path / "labels").mkdir(exist_ok=True)
+        save(np.ones(SHAPE, np.uint8), loaded(one).affine, tmp_path / "labels" / one.name)
+    call = words(trial, tmp_path, "--labels", str(tmp_path / "labels"))
+    assert predict([*call, "--ids", "p"]).figures["leftovers"] == []
+    assert "such as p, 1 in all" in predict([*call, "--ids", "q"]).figures["leftovers"][0]
+    outcome = predict(call)  # "leave --ids out for all"
+    assert (outcome.figures["leftovers"], outcome.figures["scored"]) == ([], 2)
