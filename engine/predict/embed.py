@@ -94,6 +94,7 @@ def run_embed(
         tables = [TABLE] if config.what == "pooled" else []
         ledger.refuse_foreign(tables)
         ledger.refuse_taken(scans.scans, lambda id: [f"{id}.safetensors"])
+        ledger.begin()
         with progress(NAME, len(scans.scans), "scans") as shown:
             crop = encoder.vit.crop_size
             done = each_scan(scans, ledger, encoder.scans, crop, shown, work.do)

@@ -7,6 +7,7 @@ its name alone is the scan's. Better fits are settled first, and what is settled
 
 import os
 import posixpath
+import re
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -14,6 +15,7 @@ from pathlib import Path
 
 from mim3d.dataio.convert.volume_ids import safe_id
 from mim3d.dataio.nifti.names import cases_of, identifies_no_case, is_image, stem
+from mim3d.dataio.subjects.words import has_digit, is_gathering
 from mim3d.engine.errors import ConfigError
 from mim3d.engine.predict.scans import Scan
 
@@ -184,6 +186,31 @@ def settle(level: list[Fit], place: str, found: Matches, spent: dict[str, Scan])
             found.files[fit.scan.id] = path
             if fit.rank < NAME_OF_MAP:
                 found.by_name.append((path, fit.scan.name))
+            if other := other_person(fit):
+                home = posixpath.basename(posixpath.dirname(fit.scan.paths[0]))
+                found.doubts.append(
+                    f"{path} scores {fit.scan.name}, and lies in {other}, which that one does not: "
+                    f"is it of another person? If not, move it to {Path(place, home, '')}"
+                )
+
+
+def other_person(fit: Fit) -> str:
+    """A folder of a label with a number that the scan's folders and name lack (`p2`, `sub-02`);
+    empty where none has, where both lie alike, or where the label's name tells the folders."""
+    label, path = fit.label, fit.scan.paths[0]
+    if fit.rank >= SAME_PATH or label.name not in cases_of(stem(path)):
+        return ""
+    known = set(words_of(path))
+    for folder in label.folders:
+        numbered = [word for word in words_of(folder) if has_digit(word)]
+        if numbered and not known.intersection(numbered) and not is_gathering(folder):
+            return folder
+    return ""
+
+
+def words_of(path: str) -> list[str]:
+    """Letters and digits, so that `p1` is in `sc/p1/ct.nii` and not in `sc/p10/ct.nii`."""
+    return re.findall(r"[^\W_]+", path.lower())
 
 
 def of_one_case(several: Sequence[Fit]) -> bool:

@@ -45,6 +45,7 @@ class Ledger:
         self.own = {file for noted in folder.glob(f"*{FILES}") for file in read_entries(noted)}
         claimed = folder / f"{name}.json"
         wanted = json.loads(json.dumps(finite(identity)))
+        self._unclaimed: dict[str, Any] | None = None
         if claimed.exists():
             read = read_json(claimed)
             stored = read if isinstance(read, dict) else {}
@@ -52,8 +53,7 @@ class Ledger:
             if differing:
                 field, before, now = differing[0]
                 raise ConfigError(
-                    f"{folder} holds results with {field} {before}, not {now}: choose another DST, "
-                    "or delete that folder"
+                    f"{folder} holds results with {field} {before}, not {now}: choose another DST"
                 )
             self.entries = read_entries(self.file)
             self.own |= {file for entry in self.entries.values() for file in entry["files"]}
@@ -61,9 +61,15 @@ class Ledger:
                 self.own |= {file.name for file in folder.iterdir()}
         else:
             self.refuse_foreign([self.file.name])
+            self._unclaimed = wanted
+
+    def begin(self) -> None:
+        """Make the folder ours, when nothing is left to refuse."""
+        if self._unclaimed is not None:
             self.file.unlink(missing_ok=True)
             self.claim([self.file.name])
-            write_json(claimed, wanted)
+            write_json(self.folder / f"{self.name}.json", self._unclaimed)
+            self._unclaimed = None
 
     def entry(self, scan: Scan) -> dict[str, Any] | None:
         """What was noted of a scan that is finished, as it is now, with all its files there."""

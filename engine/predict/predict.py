@@ -40,7 +40,7 @@ from mim3d.engine.predict.label_map import PROBABILITIES, predicted, write_label
 from mim3d.engine.predict.ledger import Ledger
 from mim3d.engine.predict.loop import Done, each_scan
 from mim3d.engine.predict.scans import OpenVolume, Scans, opened_scans, refuse_inside
-from mim3d.engine.predict.scores import KEPT, TABLE, Scorer, Written
+from mim3d.engine.predict.scores import KEPT, TABLE, Scorer, Written, ids_in
 from mim3d.engine.predict.truth import Truth
 from mim3d.engine.runs.address import local_run
 from mim3d.engine.runs.files import file_sha256, refuse_address
@@ -117,10 +117,18 @@ def run_predict(
             truth.match(scans, destination)
             scans.doubts += truth.matches.doubts
             scans.notes += truth.notes(scans.scans)
+        work.ledger.begin()
         with progress(NAME, len(scans.scans), "scans") as shown:
             crop = trained.config.vit.crop_size
             done = each_scan(scans, work.ledger, trained.scans, crop, shown, work.do)
+        before = {id for name in work.tables(labels)[:1] for id in ids_in(destination / name)}
         table, scores = work.finish(scans, done, truth, labels)
+        lost = sorted(before - ids_in(table)) if table is not None else []
+        rows = [
+            f"{table} had rows of other volumes (such as {id}, {len(lost)} in all): it has those "
+            "of this call alone; leave --ids out for all"
+            for id in lost[:1]
+        ]
         work.ledger.seal([] if table is None else [table.name])
     return PredictReport(
         destination,
@@ -132,7 +140,7 @@ def run_predict(
         scores,
         trained.classes,
         work.dealt.in_words(scores, shown_figure(trained)),
-        tuple(work.ledger.leftovers(scans.all, scans.scans, done.entries)),
+        (*rows, *work.ledger.leftovers(scans.all, scans.scans, done.entries)),
     )
 
 

@@ -179,3 +179,11 @@ def write_table(file: Path, scored: Sequence[Scored], names: Sequence[str]) -> N
                 row = (case.dice[number - 1], case.hd95[number - 1])
                 cells = [f"{value:.6g}" if math.isfinite(value) else "" for value in row]
                 writer.writerow([case.volume, number, name, *cells, *about])
+
+
+def ids_in(file: Path) -> set[str]:
+    """The volumes of a table; none where there is no table yet."""
+    if not file.is_file():
+        return set()
+    with file.open(newline="", encoding="utf-8") as stream:
+        return {row.get("id") or "" for row in csv.DictReader(stream)} - {""}

@@ -133,3 +133,45 @@ def test_the_one_label_file_named_is_the_one_scans(trial: Trial, tmp_path: Path)
     outcome = command(words)
     assert (outcome.exit_code, outcome.figures["scored"]) == (0, 1)
     assert scored(tmp_path / "out") == {trial.images[0].name.split(".")[0]: str(label)}
+
+
+@pytest.mark.parametrize(
+    ("label", "doubted"),
+    [
+        ("p2/ct.nii.gz", "p2"),
+        ("p10/ct.nii.gz", "p10"),
+        ("sub-02/ct.nii.gz", "sub-02"),
+        ("p2/anat/ct.nii.gz", "p2"),  # the last folder alone is the scan's
+        ("site1/labelsTr/ct.nii.gz", ""),
+        ("P1/anat/ct.nii.gz", ""),
+        ("rater/p1/anat/ct.nii.gz", ""),
+        ("p1_seg/ct.nii.gz", ""),
+        ("p9/p1_anat_ct.nii.gz", ""),  # named as the map
+    ],
+)
+def test_a_folder_of_another_person_is_doubted(label: str, doubted: str) -> None:
+    file = LabelFile(f"/l/{label}", tuple(label.split("/")[:-1]))
+    id = "p1_anat_ct" if label.endswith("_ct.nii.gz") else "ct"
+    scan = Scan(id, "p1", ("/s/p1/anat/ct.nii.gz",), "", {})
+    found = matched([file], "/l", [scan], "/s/p1")
+    assert found.files == {scan.id: file.path}
+    assert [f"lies in {doubted}," in line for line in found.doubts] == [True] * bool(doubted)
+
+
+def test_the_label_of_another_person_is_told_and_its_remedy_works(
+    trial: Trial, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    image, labels = tmp_path / "sc" / "p1" / "ct.nii.gz", tmp_path / "labels"
+    for folder in (image.parent, labels / "p2", labels / "p1"):
+        folder.mkdir(parents=True)
+    shutil.copy(trial.images[0], image)
+    label = labels / "p2" / "ct.nii.gz"
+    shutil.copy(trial.nifti / "labelsTr" / trial.images[0].name, label)
+    words = [str(trial.run), str(image.parent), str(tmp_path / "out"), "--labels", str(labels)]
+    assert command(words).exit_code == 3
+    said = capsys.readouterr().out
+    assert f"{label} scores " in said
+    assert f"If not, move it to {labels / 'p1'}" in said
+    label.rename(labels / "p1" / "ct.nii.gz")
+    outcome = command(words)
+    assert (outcome.exit_code, outcome.figures["scored"]) == (0, 1)

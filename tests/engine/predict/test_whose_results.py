@@ -377,3 +377,35 @@ def test_predictions_and_features_share_a_folder(trial: Trial, tmp_path: Path) -
     predict(words(trial, tmp_path, "--ids", "p"))
     (tmp_path / "out" / "predict.json").unlink()  # as after a crash at the very start
     assert predict(words(trial, tmp_path, "--ids", "p")).figures["done"] == 1
+
+
+def test_a_refusal_claims_nothing_and_other_settings_delete_nothing(
+    trial: Trial, tmp_path: Path
+) -> None:
+    one = scan(tmp_path / "scans" / "p.nii.gz")
+    save(np.ones(SHAPE, np.uint8), loaded(one).affine, tmp_path / "p.nii.gz")
+    table = tmp_path / "out" / "scores.csv"
+    table.parent.mkdir()
+    table.write_text("mine")
+    call = words(trial, tmp_path, "--labels", str(tmp_path / "p.nii.gz"))
+    with pytest.raises(ConfigError, match=r"scores.csv is there"):
+        predict(call)
+    assert {file.name for file in table.parent.iterdir()} == {"scores.csv", ".lock"}
+    assert predict(words(trial, tmp_path, "--overlap", "0")).figures["done"] == 1
+    with pytest.raises(ConfigError, match=r"overlap 0.0, not 0.25: choose another DST$"):
+        predict(words(trial, tmp_path))
+    assert table.read_text() == "mine"
+    call[2] = str(tmp_path / "other")  # "choose another DST"
+    assert predict(call).figures["scored"] == 1
+
+
+def test_rows_of_other_ids_that_go_are_told(trial: Trial, tmp_path: Path) -> None:
+    for number, name in enumerate("pq"):
+        one = scan(tmp_path / "scans" / f"{name}.nii.gz", number)
+        (tmp_path / "labels").mkdir(exist_ok=True)
+        save(np.ones(SHAPE, np.uint8), loaded(one).affine, tmp_path / "labels" / one.name)
+    call = words(trial, tmp_path, "--labels", str(tmp_path / "labels"))
+    assert predict([*call, "--ids", "p"]).figures["leftovers"] == []
+    assert "such as p, 1 in all" in predict([*call, "--ids", "q"]).figures["leftovers"][0]
+    outcome = predict(call)  # "leave --ids out for all"
+    assert (outcome.figures["leftovers"], outcome.figures["scored"]) == ([], 2)
