@@ -266,7 +266,8 @@ class Run:
         unchanged = [r for r in self.results if r.unchanged and r.id in self._listed]
         gone = {path for result in self.results for path in result.gone}
         records = self.writer.records
-        notes, otherwise = in_words(self.facts)
+        settled = {r.id for r in self.results if r.records or r.unchanged}
+        notes, otherwise = in_words(f for f in self.facts if f.stays or f.id in settled)
         return ConversionReport(
             n_converted=sum(len(result.records) for result in done),
             n_unchanged=len(unchanged),
@@ -321,6 +322,13 @@ def check_destination(destination: str) -> None:
             f"{destination}: is a file, and a corpus is a folder; name a new one (and quote a glob "
             "of sources: '*.nii.gz')"
         )
+    if "://" not in destination:
+        above = Path(destination).resolve().parents
+        if outer := next((folder for folder in above if (folder / "zarr.json").is_file()), None):
+            raise CorpusError(
+                f"{destination}: lies in the corpus {outer}, which deletes what is not its own; "
+                "name a folder elsewhere"
+            )
 
 
 def refuse_half_merged(store: Store) -> None:

@@ -2,7 +2,8 @@
 out for good.
 """
 
-from collections.abc import Collection, Iterator
+import shlex
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -81,13 +82,25 @@ def remove(
         aside = {*filter(ASIDE.fullmatch, writer.store.folders())} & {*volumes}
         chosen = chosen_records(writer, set(subjects), set(volumes) - aside)
         earlier = earlier_rejections(writer.store)
-        writer.add_event(removal("removed", chosen, subjects))
+        for event in removals(chosen, subjects):
+            writer.add_event(event)
         writer.remove({record.id for record in chosen})
         for name in aside:
             writer.store.delete(name)
         paths = {path for record in chosen for path in record.source_paths}
         writer.close({rejection for rejection in earlier if rejection.path not in paths})
     return sorted([*(record.id for record in chosen), *aside])
+
+
+def removals(chosen: Sequence[VolumeRecord], subjects: Collection[str]) -> list[Event]:
+    """An event for each subject, and for each volume of no such subject, so that one can be let in
+    again without the others."""
+    found = [
+        removal("removed", [record for record in chosen if record.subject == name], [name])
+        for name in sorted(subjects)
+    ]
+    single = (record for record in chosen if record.subject not in subjects)
+    return [*found, *(removal("removed", [record]) for record in single)]
 
 
 def removed_on(corpus: str | Path, names: Collection[str]) -> dict[str, str]:
@@ -121,7 +134,15 @@ def copies_left(corpus: str | Path) -> list[str]:
 def readmit(corpus: str | Path, names: Collection[str]) -> None:
     """Let subjects and volumes that were removed be converted again."""
     with _writing(corpus) as writer:
-        barred = {name for event in Barred(writer.events).events for name in event.names}
+        events = Barred(writer.events).events
+        barred = {name for event in events for name in event.subjects or event.volumes}
+        for event in events:
+            if event.subjects and (inner := {*event.volumes} & {*names} - barred):
+                raise CorpusError(
+                    f"{corpus}: {min(inner)} was removed with all of {event.subjects[0]!r}: "
+                    f"`mim3d remove {corpus} --readmit {shlex.quote(event.subjects[0])}` lets all "
+                    "of that subject in again"
+                )
         if unknown := sorted(set(names) - barred):
             raise CorpusError(
                 f"{corpus}: {', '.join(unknown)} was not removed; removed are: "

@@ -10,7 +10,7 @@ as it may name a person. The chunk table repeats the file, so that one damaged b
 import hashlib
 import io
 from collections.abc import Collection, Iterable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from typing import Any, Literal
 
@@ -141,6 +141,22 @@ def _repeated(store: Store) -> bytes | None:
     return str(head.get("history", "")).encode()
 
 
+def still_removed(event: Event, readmitted: Collection[str]) -> Event | None:
+    """What of a removal stands once names are let in again; None where nothing does.
+
+    Of an event of several people, as earlier versions wrote them, nothing tells whose the hashes
+    are: they stand until all are let in.
+    """
+    whose = {*(event.subjects or event.volumes)}
+    if whose <= {*readmitted}:
+        return None
+    return replace(
+        event,
+        subjects=tuple(name for name in event.subjects if name not in readmitted),
+        volumes=tuple(name for name in event.volumes if name not in readmitted),
+    )
+
+
 class Barred:
     """What was removed on request and not readmitted since."""
 
@@ -150,7 +166,8 @@ class Barred:
             if event.kind == "removed":
                 self.events.append(event)
             elif event.kind == "readmitted":
-                self.events = [e for e in self.events if not e.names & event.names]
+                left = (still_removed(each, event.names) for each in self.events)
+                self.events = [each for each in left if each is not None]
 
     def event(
         self,

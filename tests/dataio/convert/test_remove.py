@@ -12,7 +12,7 @@ from mim3d.bench.corpora import anatomy_like
 from mim3d.dataio.convert.run import convert
 from mim3d.dataio.convert.upkeep import mend, remove
 from mim3d.dataio.corpus.conversion import Rerun
-from mim3d.dataio.corpus.history import HISTORY, parse_history
+from mim3d.dataio.corpus.history import HISTORY, Barred, Event, parse_history
 from mim3d.dataio.corpus.names import TABLE, own_file
 from mim3d.dataio.corpus.seen_files import SEEN
 from mim3d.dataio.errors import CorpusError
@@ -215,3 +215,53 @@ def test_a_copy_left_under_another_name_is_told_with_what_takes_it_out(made, tmp
     assert main(["remove", str(into), "--volume", "x"]) == 0
     convert(sources, into, workers=1)
     assert ids(into) == ["e1", "e2"]
+
+
+@pytest.mark.parametrize("way", ["subject", "volume"])
+def test_letting_one_in_again_lets_in_no_other(made, corpus, tmp_path, way):
+    """Of those that one command removed."""
+    other = tmp_path / "v9.nii.gz"
+    nib.save(nib.Nifti1Image(anatomy_like((30, 26, 28), 9), np.eye(4)), other)
+    convert([Source("v9", (str(other),), subject="p9")], corpus, workers=1)
+    names = {"subject": ["p0", "p1"], "volume": ["v0", "v2"]}[way]
+    gone = {"subject": ["v2", "v3"], "volume": ["v2"]}[way]
+    assert main(["remove", str(corpus), f"--{way}", *names]) == 0
+    assert main(["remove", str(corpus), "--readmit", names[0]]) == 0
+    report = convert(made[1], corpus, workers=1)
+    assert [id for id in ("v0", "v1", "v2", "v3") if id not in ids(corpus)] == gone
+    assert {each.code for each in report.rejections} == {"removed"}
+    assert all(f"--readmit {names[1]}`" in each.detail for each in report.rejections)
+    assert main(["remove", str(corpus), "--readmit", names[1]]) == 0
+    assert convert(made[1], corpus, workers=1).rejections == () and len(ids(corpus)) == 5
+
+
+def test_a_volume_of_a_removed_person_is_let_in_with_the_person_alone(made, corpus, capsys):
+    assert main(["remove", str(corpus), "--subject", "p0"]) == 0
+    capsys.readouterr()
+    assert main(["remove", str(corpus), "--readmit", "v0"]) == 2
+    words = capsys.readouterr().err.split("`")[1].split()[1:]
+    assert main(words) == 0 and words[-1] == "p0"
+    assert convert(made[1], corpus, workers=1).rejections == ()
+
+
+def test_an_event_of_several_people_stands_until_all_are_let_in():
+    """As earlier versions wrote them: nothing tells whose the hashes are."""
+    removed = Event("removed", "2026-11-30", ("a1", "b1"), ("a", "b"), ("fa", "fb"))
+    one = Event("readmitted", "2026-12-01", subjects=("a",))
+    left = Barred([removed, one])
+    assert left.event(subject="a") is None and left.event(subject="b") is not None
+    assert left.event(files=["fa"]) is not None
+    both = Event("readmitted", "2026-12-01", subjects=("b",))
+    assert Barred([removed, one, both]).events == []
+
+
+def test_no_corpus_is_made_within_another(made, corpus, capsys):
+    """The outer one deletes what is not its own."""
+    image = made[1][0].images[0]
+    for words in (
+        ["convert", image, str(corpus / "inner")],
+        ["merge", str(made[0]), str(corpus), "--into", str(corpus / "v0" / "inner")],
+    ):
+        assert main(words) == 2
+        assert f"lies in the corpus {corpus.resolve()}" in capsys.readouterr().err
+    assert main(["convert", image, str(corpus.parent / "inner"), "--accept-doubts"]) == 0
