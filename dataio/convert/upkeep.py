@@ -2,6 +2,7 @@
 out for good.
 """
 
+import io
 import shlex
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
@@ -25,6 +26,7 @@ from mim3d.dataio.corpus.names import HEAD, MANIFEST, TABLE, own_key
 from mim3d.dataio.corpus.quarantine import QUARANTINE, intact_rejections
 from mim3d.dataio.corpus.root import recipe_of
 from mim3d.dataio.corpus.seen_files import SEEN, remedy_of_unfinished
+from mim3d.dataio.corpus.table_file import read_head_of
 from mim3d.dataio.corpus.writer import ASIDE, CorpusWriter
 from mim3d.dataio.errors import CorpusError, Rejection
 from mim3d.dataio.nifti.names import stem
@@ -196,6 +198,15 @@ def meant(name: str, records: Collection[VolumeRecord]) -> str:
     return ""
 
 
+def is_emptied(store: Store, manifest: bytes) -> bool:
+    """Whether a manifest is empty for all volumes were taken out, as the table tells too."""
+    try:
+        head = read_head_of(io.BytesIO(store.get(own_key(store, TABLE))))
+    except (OSError, ValueError):
+        return False
+    return not manifest and head.get("manifest_bytes") == 0
+
+
 def check_manifest_lines(store: Store) -> None:
     """CorpusError where lines are damaged or gone: their volumes would count as nobody's."""
     key = own_key(store, MANIFEST)
@@ -203,7 +214,7 @@ def check_manifest_lines(store: Store) -> None:
     _, damaged = intact_records(text, f"{store.url}/{key}")
     if damaged:
         raise damaged[0]
-    if not text.endswith(b"\n"):
+    if not text.endswith(b"\n") and not (store.exists(key) and is_emptied(store, text)):
         key_of_seen = own_key(store, SEEN)
         seen = store.get(key_of_seen) if store.exists(key_of_seen) else b""
         raise CorpusError(

@@ -235,6 +235,21 @@ def test_letting_one_in_again_lets_in_no_other(made, corpus, tmp_path, way):
     assert convert(made[1], corpus, workers=1).rejections == () and len(ids(corpus)) == 5
 
 
+def test_of_a_corpus_whose_people_are_all_gone_one_is_let_in_again(made, corpus, capsys):
+    """An empty manifest is no damaged one, unless the table tells of volumes."""
+    manifest = own_file(corpus, "manifest.jsonl")
+    whole = manifest.read_bytes()
+    manifest.write_bytes(b"")
+    assert main(["remove", str(corpus), "--subject", "p0"]) == 2
+    assert "is missing or empty" in capsys.readouterr().err
+    manifest.write_bytes(whole)
+    assert main(["remove", str(corpus), "--subject", "p0", "p1"]) == 0
+    assert manifest.read_bytes() == b""
+    detail = convert(made[1], corpus, workers=1).rejections[0].detail
+    assert main(detail.split("`")[1].split()[1:]) == 0
+    assert {each.subject for each in convert(made[1], corpus, workers=1).records} == {"p0"}
+
+
 def test_a_volume_of_a_removed_person_is_let_in_with_the_person_alone(made, corpus, capsys):
     assert main(["remove", str(corpus), "--subject", "p0"]) == 0
     capsys.readouterr()
