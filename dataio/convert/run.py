@@ -24,7 +24,7 @@ from mim3d.dataio.corpus.arrays import missized, stored_arrays
 from mim3d.dataio.corpus.conversion import Conversion, Rerun
 from mim3d.dataio.corpus.history import Barred, Event, removal, removed_before, voxel_hashes
 from mim3d.dataio.corpus.manifest import VolumeRecord
-from mim3d.dataio.corpus.names import own_key
+from mim3d.dataio.corpus.names import own_key, store_around
 from mim3d.dataio.corpus.seen_files import SEEN, merge_under_way
 from mim3d.dataio.corpus.writer import CorpusWriter
 from mim3d.dataio.errors import CorpusError, Rejection
@@ -322,13 +322,11 @@ def check_destination(destination: str) -> None:
             f"{destination}: is a file, and a corpus is a folder; name a new one (and quote a glob "
             "of sources: '*.nii.gz')"
         )
-    if "://" not in destination:
-        above = Path(destination).resolve().parents
-        if outer := next((folder for folder in above if (folder / "zarr.json").is_file()), None):
-            raise CorpusError(
-                f"{destination}: lies in the corpus {outer}, which deletes what is not its own; "
-                "name a folder elsewhere"
-            )
+    if "://" not in destination and (outer := store_around(Path(destination).resolve().parent)):
+        raise CorpusError(
+            f"{destination}: lies in the corpus {outer}, which deletes what is not its own; "
+            "name a folder elsewhere"
+        )
 
 
 def refuse_half_merged(store: Store) -> None:

@@ -2,7 +2,6 @@
 out for good.
 """
 
-import io
 import shlex
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
@@ -26,7 +25,7 @@ from mim3d.dataio.corpus.names import HEAD, MANIFEST, TABLE, own_key
 from mim3d.dataio.corpus.quarantine import QUARANTINE, intact_rejections
 from mim3d.dataio.corpus.root import recipe_of
 from mim3d.dataio.corpus.seen_files import SEEN, remedy_of_unfinished
-from mim3d.dataio.corpus.table_file import read_head_of
+from mim3d.dataio.corpus.table_file import stored_head
 from mim3d.dataio.corpus.writer import ASIDE, CorpusWriter
 from mim3d.dataio.errors import CorpusError, Rejection
 from mim3d.dataio.nifti.names import stem
@@ -200,11 +199,7 @@ def meant(name: str, records: Collection[VolumeRecord]) -> str:
 
 def is_emptied(store: Store, manifest: bytes) -> bool:
     """Whether a manifest is empty for all volumes were taken out, as the table tells too."""
-    try:
-        head = read_head_of(io.BytesIO(store.get(own_key(store, TABLE))))
-    except (OSError, ValueError):
-        return False
-    return not manifest and head.get("manifest_bytes") == 0
+    return not manifest and stored_head(store).get("manifest_bytes") == 0
 
 
 def check_manifest_lines(store: Store) -> None:

@@ -8,15 +8,14 @@ as it may name a person. The chunk table repeats the file, so that one damaged b
 """
 
 import hashlib
-import io
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from typing import Any, Literal
 
 from mim3d.dataio.corpus.manifest import VolumeRecord, open_line, sealed_line
-from mim3d.dataio.corpus.names import TABLE, own_key
-from mim3d.dataio.corpus.table_file import read_head_of
+from mim3d.dataio.corpus.names import own_key
+from mim3d.dataio.corpus.table_file import stored_head
 from mim3d.dataio.errors import CorpusError
 from mim3d.dataio.storage.store import Store
 
@@ -134,11 +133,8 @@ def history_text(store: Store) -> bytes:
 
 
 def _repeated(store: Store) -> bytes | None:
-    try:
-        head = read_head_of(io.BytesIO(store.get(own_key(store, TABLE))))
-    except (OSError, ValueError):
-        return None
-    return str(head.get("history", "")).encode()
+    head = stored_head(store)
+    return str(head.get("history", "")).encode() if head else None
 
 
 def still_removed(event: Event, readmitted: Collection[str]) -> Event | None:

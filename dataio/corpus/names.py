@@ -40,6 +40,13 @@ class Holds(Protocol):
         ...
 
 
+def store_around(place: Path) -> Path | None:
+    """The Zarr store that a folder is or lies in, None where it is in none: a corpus deletes what
+    is not its own."""
+    own = place.resolve()
+    return next((each for each in (own, *own.parents) if (each / "zarr.json").exists()), None)
+
+
 def own_key(store: Holds, name: str) -> str:
     """Key of one of the corpus' own files."""
     return name if is_flat(store.exists) else f"{OWN}/{name}"

@@ -1,6 +1,5 @@
 """The corpus's root zarr.json: format version and recipe, sealed by a checksum."""
 
-import io
 import json
 import re
 from importlib.metadata import version
@@ -9,9 +8,9 @@ from typing import Any
 import google_crc32c
 
 from mim3d.dataio.corpus.conversion import FORMAT, READABLE_FORMATS, Conversion
-from mim3d.dataio.corpus.names import OWN_METADATA, TABLE, is_flat, own_array, own_key
+from mim3d.dataio.corpus.names import OWN_METADATA, is_flat, own_array
 from mim3d.dataio.corpus.ome import json_bytes
-from mim3d.dataio.corpus.table_file import read_head_of
+from mim3d.dataio.corpus.table_file import stored_head
 from mim3d.dataio.errors import CorpusError
 from mim3d.dataio.storage.store import Store
 
@@ -78,10 +77,7 @@ def root_facts(store: Store) -> dict[str, Any] | None:
         return read_root(store.get("zarr.json"), store.url)
     except (DamagedRootError, FileNotFoundError):
         pass
-    try:
-        return read_head_of(io.BytesIO(store.get(own_key(store, TABLE)))).get("root")
-    except (OSError, ValueError):
-        return None
+    return stored_head(store).get("root")
 
 
 def recipe_of(store: Store) -> Conversion:

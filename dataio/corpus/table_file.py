@@ -8,6 +8,7 @@ One file, so that a new table takes the place of the old one at once, by a renam
 and is one request away in a bucket. It is mapped, not read: opening costs the head.
 """
 
+import io
 import json
 import struct
 from collections.abc import Collection, Mapping, Sequence
@@ -17,6 +18,9 @@ from typing import IO, Any
 import google_crc32c
 import numpy as np
 from typing_extensions import Buffer
+
+from mim3d.dataio.corpus.names import TABLE, own_key
+from mim3d.dataio.storage.store import Store
 
 MAGIC = b"mim3dtab"
 START = struct.Struct("<8sII")
@@ -81,6 +85,14 @@ def read_head_of(opened: IO[bytes]) -> dict[str, Any]:
     if google_crc32c.value(head) != crc or len(head) != nbytes:
         raise TableFileError("its head fails its checksum")
     return json.loads(head)
+
+
+def stored_head(store: Store) -> dict[str, Any]:
+    """The head of a corpus's table in its store; empty where there is none that is intact."""
+    try:
+        return read_head_of(io.BytesIO(store.get(own_key(store, TABLE))))
+    except (OSError, ValueError):
+        return {}
 
 
 def mapped_arrays(

@@ -22,6 +22,7 @@ import numpy as np
 
 from mim3d.dataio.corpus.chunk_table import ChunkTable
 from mim3d.dataio.corpus.manifest import VolumeRecord
+from mim3d.dataio.corpus.names import store_around
 from mim3d.dataio.errors import CorpusError, Rejection, StoreError, first_line
 from mim3d.dataio.geometry import Reorientation, reorientation
 from mim3d.dataio.nifti.file import is_remote
@@ -98,9 +99,8 @@ def refuse_place(destination: Path, records: Sequence[VolumeRecord]) -> None:
     place = destination.resolve()
     if place.exists() and not place.is_dir():
         raise CorpusError(f"{destination}: is a file; name an empty folder")
-    for above in (place, *place.parents):
-        if (above / "zarr.json").exists():
-            raise CorpusError(f"{destination}: lies in the corpus {above}; name a folder elsewhere")
+    if around := store_around(place):
+        raise CorpusError(f"{destination}: lies in the corpus {around}; name a folder elsewhere")
     for folder in source_folders(records):
         if place in (folder, *folder.parents):
             raise CorpusError(f"{destination}: the sources are in {folder}; name an empty folder")

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from mim3d.dataio.corpus.names import store_around
 from mim3d.dataio.storage.file_lock import sign, take_lock
 from mim3d.engine.errors import ConfigError, TrainingError
 from mim3d.engine.runs.files import refuse_address
@@ -19,11 +20,10 @@ DEAD_HOLDER_S = 20.0
 
 def refuse_store(folder: Path) -> None:
     """A ConfigError where results would lie in a corpus, which would be one no more."""
-    for place in (folder, *folder.absolute().parents):
-        if (place / "zarr.json").exists():
-            raise ConfigError(
-                f"{place} is a Zarr store: choose an --out that is not a corpus, nor in one"
-            )
+    if place := store_around(folder):
+        raise ConfigError(
+            f"{place} is a Zarr store: choose an --out that is not a corpus, nor in one"
+        )
 
 
 @contextmanager

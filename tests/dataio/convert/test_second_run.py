@@ -7,11 +7,9 @@ import shutil
 from dataclasses import replace
 from pathlib import Path
 
-import nibabel as nib
-import numpy as np
 import pytest
+from labelled_folder import labelled_folder
 
-from mim3d.bench.corpora import anatomy_like
 from mim3d.dataio.corpus.manifest import VolumeRecord, manifest_bytes, read_manifest
 from mim3d.dataio.corpus.names import MANIFEST, own_file
 from mim3d.dataio.inspect.doubts import corpus_doubts
@@ -22,13 +20,7 @@ from mim3d.engine.commands.cli import main
 @pytest.fixture(scope="module")
 def made(tmp_path_factory) -> Path:
     """A folder of three labelled images."""
-    folder = tmp_path_factory.mktemp("second")
-    for i in range(3):
-        voxels = anatomy_like((20, 18, 16), i)
-        nib.save(nib.Nifti1Image(voxels, np.eye(4)), folder / f"P{i}.nii.gz")
-        label = (voxels > 500).astype(np.uint8)
-        nib.save(nib.Nifti1Image(label, np.eye(4)), folder / f"P{i}_seg.nii.gz")
-    return folder
+    return labelled_folder(tmp_path_factory.mktemp("second"))
 
 
 @pytest.fixture
