@@ -6,17 +6,23 @@ from dataclasses import dataclass, replace
 from math import prod
 
 from mim3d.dataio.chunks.pyramid import n_scales
+from mim3d.dataio.convert.known_sources import is_gone, recognise
 from mim3d.dataio.convert.label import read_labels
+from mim3d.dataio.convert.pool import run_jobs
+from mim3d.dataio.convert.run import hashes_by
 from mim3d.dataio.convert.volume import read_images, trust_of, volumes
 from mim3d.dataio.convert.volume_writer import volume_objects
 from mim3d.dataio.corpus.arrays import FILES_OF_A_CORPUS, n_files
 from mim3d.dataio.corpus.conversion import Conversion
+from mim3d.dataio.corpus.manifest import intact_records
+from mim3d.dataio.corpus.names import MANIFEST, own_key
 from mim3d.dataio.errors import Rejection, SourceError
 from mim3d.dataio.geometry import Grid, axis_codes
 from mim3d.dataio.nifti.file import is_remote, read_header
 from mim3d.dataio.nifti.header import NiftiHeader
 from mim3d.dataio.nifti.merged import masks_of
 from mim3d.dataio.sources.source import Source
+from mim3d.dataio.storage.store import open_store
 from mim3d.dataio.waiting import asking_threads
 
 TASTES = 8
@@ -99,6 +105,36 @@ def forecast(sources: Sequence[Source], conversion: Conversion) -> Forecast:
     tasted, rejected, bad = _taste(expected, conversion)
     kept = [item for item in expected if item.source.paths not in bad]
     return Forecast(tuple(kept), (*rejections, *rejected), *tasted)
+
+
+@dataclass(frozen=True)
+class Leftover:
+    """Volumes of a corpus that a conversion would convert from none of its sources, by id: with the
+    source of those that are `gone`, or with a source that is there and is `unlisted`."""
+
+    gone: tuple[str, ...] = ()
+    unlisted: tuple[str, ...] = ()
+
+
+def leftover(
+    sources: Sequence[Source], destination: str, conversion: Conversion, workers: int
+) -> Leftover:
+    """What is in the destination already and is of none of the sources.
+
+    Sources are read where some are new and the files of others gone: they may have been moved.
+    """
+    store = open_store(destination)
+    key = own_key(store, MANIFEST)
+    if not store.exists(key):
+        return Leftover()
+    records = intact_records(store.get(key))[0]
+    others = recognise(sources, records, hashes_by(run_jobs, workers, store, conversion)).others
+    gone = [record for group in others if any(map(is_gone, group[0].sources)) for record in group]
+    ids = {record.id for record in gone}
+    return Leftover(
+        tuple(sorted(f"{record.id} ({record.sources[0]})" for record in gone)),
+        tuple(sorted(r.id for group in others for r in group if r.id not in ids)),
+    )
 
 
 def _look(source: Source, conversion: Conversion) -> tuple[Expected | None, list[Rejection]]:

@@ -218,6 +218,10 @@ def with_known_facts(
     if not group:
         return source
     first, id = group[0], base_id(group[0])
+    # What the converter or a merge made of an id is no other one.
+    own_id, told_id = (f"_{each}".partition("--")[0] for each in (id, safe_id(source.id)))
+    if source.tells_id and not own_id.endswith(told_id):
+        facts.append(Fact("id", id, id, source.id, stays=True, was_told=False))
     own = source.subject or source.id
     of_group = bool(first.group) and f"{first.group}/{own}" == first.subject
     was_told = was_declared(first.subject_from, or_accepted=True) or (of_group and not source.group)
@@ -237,8 +241,8 @@ def with_known_facts(
         session=source.session or first.session,
     )
     had, has = {label.name for label in first.labels}, set(map(safe_id, source.labels))
-    if had - has and has:
-        now = ", ".join(sorted(has))
+    if had - has:  # they are another's now, or another is named in their place
+        now = ", ".join(sorted(has)) or "none"
         facts.append(Fact("set of labels", id, ", ".join(sorted(had)), now))
     for label in first.labels:
         values = conversion.values_of_label(label.name)

@@ -5,10 +5,7 @@ ranks, and it can be verified, mended and added to. Its parts stay what they are
 exchanges files and never writes into one, so neither sees what is done to the other later.
 """
 
-import errno
-import os
 import shlex
-import shutil
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
@@ -18,7 +15,7 @@ from mim3d.dataio.convert.known_sources import refuse_two_names
 from mim3d.dataio.convert.run import check_destination
 from mim3d.dataio.convert.upkeep import check_manifest_lines, earlier_rejections
 from mim3d.dataio.convert.volume_ids import safe_id, short_hash
-from mim3d.dataio.corpus.arrays import expected_keys
+from mim3d.dataio.corpus.arrays import expected_keys, missized
 from mim3d.dataio.corpus.conversion import Conversion
 from mim3d.dataio.corpus.history import (
     Barred,
@@ -33,8 +30,9 @@ from mim3d.dataio.corpus.root import recipe_of
 from mim3d.dataio.corpus.seen_files import note_merge
 from mim3d.dataio.corpus.writer import CorpusWriter
 from mim3d.dataio.errors import CorpusError
+from mim3d.dataio.storage.links import link_folder
 from mim3d.dataio.storage.remote import ADDRESS
-from mim3d.dataio.storage.store import LocalStore, store_error
+from mim3d.dataio.storage.store import LocalStore
 from mim3d.dataio.subjects.across import (
     Namesakes,
     SamePerson,
@@ -64,6 +62,9 @@ class Merged:
     ids: tuple[str, ...] = ()
     parts: dict[str, tuple[VolumeRecord, ...]] = field(default_factory=dict)
     records: tuple[VolumeRecord, ...] = ()
+    mended: tuple[str, ...] = ()
+    replaced: tuple[str, ...] = ()
+    absent: tuple[str, ...] = ()
 
 
 def merge(
@@ -124,6 +125,7 @@ def merge(
         tuple(f"{was.id} of {name} is {now.id}" for name, was, now in here if was.id != now.id),
         parts | ({str(destination): others} if others else {}),
         tuple(writer.records[id] for id in sorted(writer.records)),
+        *map(tuple, (whole.mended, whole.replaced, whole.absent)),
     )
 
 
@@ -151,6 +153,9 @@ class Whole:
         self.n_known = 0
         self.left_out: list[str] = []
         self.here: list[tuple[str, VolumeRecord, VolumeRecord]] = []
+        self.mended: list[str] = []
+        self.replaced: list[str] = []
+        self.absent: list[str] = []
         self._subjects = {n for r in self.present for n in (r.subject, plain_name(r))}
         self._taken = {record.id.casefold() for record in self.present} | doubled
 
@@ -169,7 +174,7 @@ class Whole:
             if self.accept_doubts:
                 made = replace(made, subject_from=ACCEPTED, subject_doubt="")
             if known is not None and shards_of(known) == shards_of(record):
-                self._keep(name, record, known, made)
+                self._keep(name=name, corpus=corpus, record=record, known=known, made=made)
             elif known is not None and (lost := sorted(labels_of(known) - labels_of(record))):
                 self.left_out.append(
                     f"{corpus}: {record.id} has no label {', '.join(lost)}, which {known.id} of "
@@ -180,16 +185,37 @@ class Whole:
                 removed = removed_before(made.subject, event, self.store.url)
                 self.left_out.append(f"{corpus}: {removed}")
             else:
-                link_volume(corpus, record, self.store, made.id)
-                self.writer.take([made], [])
-                self._taken.add(made.id.casefold())
-                self.volumes[name] = self.volumes.get(name, 0) + 1
+                self._link(corpus, record, made)
+                if known is None:
+                    self.volumes[name] = self.volumes.get(name, 0) + 1
+                else:
+                    self.replaced.append(f"{known.id}: is as {name} has it now")
                 self.here.append((name, record, made))
+        of_part = [r.id for r in self.present if found and r.group.split("/")[0] == name]
+        self.absent += sorted({*of_part} - {known.id for known in found.values()})
+
+    def _link(self, corpus: Path, record: VolumeRecord, made: VolumeRecord) -> None:
+        """Take a volume of a part, in the place of what has its id here."""
+        link_folder(corpus, record.id, expected_keys(record), self.store, made.id)
+        self.writer.take([made], [])
+        self._taken.add(made.id.casefold())
 
     def _keep(
-        self, name: str, record: VolumeRecord, known: VolumeRecord, made: VolumeRecord
+        self,
+        *,
+        name: str,
+        corpus: Path,
+        record: VolumeRecord,
+        known: VolumeRecord,
+        made: VolumeRecord,
     ) -> None:
-        """Leave a volume that is here, of the subject that the user says now."""
+        """Leave a volume that is here, of the subject that the user says now; one whose files are
+        not what was written is linked anew."""
+        if wrong := missized(known, self.store.sizes(known.id)):
+            same = of_person(record, known)
+            known = replace(same, id=known.id, group=known.group, split=known.split)
+            self._link(corpus, record, known)
+            self.mended.append(f"{known.id}: {wrong}; linked anew from {corpus}")
         if self.accept_doubts or record.subject in self.one_person:
             known = of_person(known, made)
             self.writer.take([known], [])
@@ -364,28 +390,3 @@ def renamed(record: VolumeRecord, corpus: str, clashes: set[str], taken: set[str
     is_named = record.group.split("/")[0] in ("", corpus)
     group = record.group or corpus if is_named else f"{corpus}/{record.group}"
     return replace(record, id=id, subject=subject, group=group)
-
-
-def link_volume(corpus: Path, record: VolumeRecord, store: LocalStore, id: str) -> None:
-    """Give the files of a volume a second name below the destination, all or none of them."""
-    target = store.path(id)
-    partial = target.parent / f".{id}.{os.getpid()}.partial"
-    key = ""
-    try:
-        for key in expected_keys(record):
-            (partial / key).parent.mkdir(parents=True, exist_ok=True)
-            os.link(corpus / record.id / key, partial / key)
-        store.delete(id)
-        partial.rename(target)
-    except OSError as error:
-        shutil.rmtree(partial, ignore_errors=True)
-        if error.errno in (errno.EXDEV, errno.EPERM, errno.EMLINK, errno.ENOTSUP):
-            raise CorpusError(
-                f"{corpus / record.id}: cannot be linked into {store.root} ({error.strerror}); "
-                "name a destination on the same file system, one that has hard links"
-            ) from error
-        if isinstance(error, FileNotFoundError):
-            raise CorpusError(
-                f"{corpus / record.id}: lacks {key}; `mim3d verify {corpus} --mend` makes it anew"
-            ) from error
-        raise store_error(target, error) from error

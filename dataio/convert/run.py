@@ -42,7 +42,9 @@ class ConversionReport:
 
     `mended` are volumes that were damaged and were made anew, in words; `changed` files whose
     content is another than before, so that their volumes were converted anew; `gone` sources that
-    are no more while their volumes are still there; `n_removed` volumes that were taken out.
+    are no more while their volumes are still there; `pruned` volumes that were taken out for that,
+    each with its source, among the `n_removed` that were taken out; `unlisted` volumes whose
+    sources are there and were not given now.
     `notes` say what was told of volumes before (whose, which split) and stays, and
     `told_otherwise` what is another now, and needs a look.
     `records` is all that the corpus holds now, by id.
@@ -63,6 +65,8 @@ class ConversionReport:
     notes: tuple[str, ...] = ()
     told_otherwise: tuple[str, ...] = ()
     n_removed: int = 0
+    pruned: tuple[str, ...] = ()
+    unlisted: tuple[str, ...] = ()
     records: tuple[VolumeRecord, ...] = field(default=())
 
 
@@ -186,11 +190,14 @@ class Run:
                 voxel_bytes += result.voxel_bytes
                 shown.advance(1, _rate(voxel_bytes, result, time.monotonic() - self.began))
         n_before = len(self.writer.records)
-        if prune:
-            self._prune()
+        pruned = self._prune() if prune else ()
         rejections.update(self.writer.lost())
         rejections.update(self.writer.close(rejections))
-        return self._report(rejections, n_before - len(self.writer.records), pruned=prune)
+        report = self._report(rejections)
+        n_removed = n_before - len(self.writer.records)
+        return replace(
+            report, n_removed=n_removed, pruned=pruned, gone=() if prune else report.gone
+        )
 
     @contextmanager
     def _committing(self) -> Iterator[None]:
@@ -239,12 +246,13 @@ class Run:
             for each in result.rejections
         ]
 
-    def _prune(self) -> None:
+    def _prune(self) -> tuple[str, ...]:
         ids = {id for result in self.results if result.gone for id in result.stale}
         gone = [record for id, record in self.writer.records.items() if id in ids]
         if gone:
             self.writer.add_event(removal("pruned", gone))
             self.writer.remove(ids)
+        return tuple(sorted(f"{record.id} ({record.sources[0]})" for record in gone))
 
     def _forgotten(self) -> list[str]:
         """A line where subjects stay as they were declared, and those of new sources are not."""
@@ -259,9 +267,7 @@ class Run:
             "with the same --subject, --subjects or --dataset, or --accept-doubts"
         ]
 
-    def _report(
-        self, rejections: set[Rejection], n_removed: int, *, pruned: bool
-    ) -> ConversionReport:
+    def _report(self, rejections: set[Rejection]) -> ConversionReport:
         done = [result for result in self.results if result.records and not result.unchanged]
         unchanged = [r for r in self.results if r.unchanged and r.id in self._listed]
         gone = {path for result in self.results for path in result.gone}
@@ -279,11 +285,19 @@ class Run:
             seconds=time.monotonic() - self.began,
             rejections=tuple(sorted(rejections)),
             mended=tuple(sorted(r.mended for r in self.results if r.mended)),
-            gone=() if pruned else tuple(sorted(gone)),
+            gone=tuple(sorted(gone)),
+            unlisted=tuple(
+                sorted(
+                    id
+                    for result in self.results
+                    if result.id not in self._listed and not result.gone
+                    for id in result.stale
+                    if id in records
+                )
+            ),
             notes=tuple(notes),
             told_otherwise=(*otherwise, *self._forgotten()),
             changed=tuple(sorted(path for result in done for path in result.changed)),
-            n_removed=n_removed,
             records=tuple(records[id] for id in sorted(records)),
         )
 

@@ -32,6 +32,7 @@ def corpus_doubts(records: Sequence[VolumeRecord]) -> tuple[str, ...]:
     open_ = [record for record in records if record.subject_from != ACCEPTED]
     who = (*subjects_in(open_).doubts, *merged_data_sets(open_))
     found = who, copies(open_), label_maps(open_, len(records)), headers(open_), flattened(open_)
+    found = *found, shared_labels(open_)
     tables = across_splits((r.subject, r.split, r.id) for r in open_), two_names(open_)
     return tuple(line for lines in (*found, *tables, guesses(open_)) for line in lines)
 
@@ -119,6 +120,24 @@ def copies(records: Iterable[VolumeRecord]) -> list[str]:
         f"{counted(len(shared), 'file')} of the same content under several subjects (such as "
         f"{files}): leave the copies out, give them one subject with --subjects FILE.csv, or "
         "--accept-doubts"
+    ]
+
+
+def shared_labels(records: Iterable[VolumeRecord]) -> list[str]:
+    """A line where one file is the label of several subjects' images: a row of a table that was
+    copied and not mended."""
+    owners: dict[str, dict[str, str]] = defaultdict(dict)
+    for record in records:
+        for label in record.labels:
+            owners[label.source].setdefault(record.subject or record.id, record.sources[0])
+    several = {path: found for path, found in owners.items() if len(found) > 1}
+    if not several:
+        return []
+    path, found = next(iter(several.items()))
+    images = " and ".join(f"{image} of {who}" for who, image in list(found.items())[:FEW])
+    return [
+        f"{counted(len(several), 'label')} of several subjects' images (such as {path}: {images}): "
+        "name each image's own in the table and convert again; else --accept-doubts"
     ]
 
 

@@ -32,7 +32,7 @@ from mim3d.dataio.corpus.ome import json_bytes
 from mim3d.dataio.corpus.quarantine import QUARANTINE, parse_quarantine
 from mim3d.dataio.corpus.replacing import REPLACING
 from mim3d.dataio.corpus.root import read_root, root_facts, sealed_document
-from mim3d.dataio.corpus.seen_files import SEEN
+from mim3d.dataio.corpus.seen_files import SEEN, merge_under_way
 from mim3d.dataio.corpus.table_rows import OLD_TABLE_FILES, READABLE_FORMATS, TABLE_FORMAT
 from mim3d.dataio.corpus.table_writer import table_objects
 from mim3d.dataio.corpus.writer import ASIDE, orphans, without_line
@@ -44,8 +44,9 @@ from mim3d.dataio.waiting import StalledError, asking_threads
 
 REPAIR = "`mim3d verify CORPUS --mend` makes the volume anew from its source"
 MEND = "`mim3d verify CORPUS --mend` mends it"
-CONVERT = "run the same `mim3d convert` again, which makes anew what it told of"
-FIRST = "run the same `mim3d convert` again, for the manifest is damaged, then verify again"
+AGAIN = "run the same `mim3d convert` again"
+CONVERT = f"{AGAIN}, which makes anew what it told of"
+FIRST = f"{AGAIN}, for the manifest is damaged, then verify again"
 OWN_FILES = (MANIFEST, QUARANTINE, SEEN, HISTORY, REPLACING, TABLE)
 
 
@@ -104,6 +105,10 @@ def verify(
         problems += _sources(records, byte_budget)
     if any(problem.where == MANIFEST for problem in problems):
         problems = [without_mend(problem) for problem in problems]
+    key = own_key(store, SEEN)
+    if command := merge_under_way(store.get(key)) if store.exists(key) else "":
+        merging = f"run `{command}` again, for it did not finish"
+        problems = [replace(p, detail=p.detail.replace(AGAIN, merging)) for p in problems]
     found = tuple(sorted(set(problems)))
     return Verification(len(records), counts[0], counts[1], found, tuple(damaged))
 
@@ -338,5 +343,5 @@ def _sources(records: Sequence[VolumeRecord], budget: int) -> Iterator[Problem]:
                 continue
             if not same:
                 detail = f"changed since {record.id} was converted"
-                detail += "; run the same `mim3d convert` again, which converts it anew"
+                detail += f"; {AGAIN}, which converts it anew"
                 yield Problem(path, "source-changed", detail)

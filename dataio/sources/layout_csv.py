@@ -172,6 +172,7 @@ def read_row(
     cells = {role: row.get(names[0], "") if names else "" for role, names in columns.items()}
     return Source(
         id=cells["id"] or stem(images[0]),
+        tells_id=bool(cells["id"]),
         images=tuple(tree.path(i) for i in images),
         labels=labels,
         subject=cells["subject"],

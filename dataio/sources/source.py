@@ -21,7 +21,7 @@ class Source:
     label, where the layout tells them; `ignore` is the value of a label that is no class; `visit`
     is what images taken together share, where the layout tells (a row of a table), and `session`
     when they were taken. `is_declared` holds where an option tells the subject,
-    also where it was accepted then.
+    also where it was accepted then, and `tells_id` where a table does the id.
     """
 
     id: str
@@ -38,6 +38,7 @@ class Source:
     visit: str = ""
     session: str = ""
     is_declared: bool = False
+    tells_id: bool = False
 
     def __post_init__(self) -> None:
         if not self.images:

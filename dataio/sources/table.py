@@ -2,6 +2,7 @@
 
 import csv
 import io
+from itertools import zip_longest
 
 from mim3d.dataio.errors import SourceError
 
@@ -18,19 +19,23 @@ Row = dict[str, str]
 
 
 def read_table(text: str, where: str) -> tuple[list[Row], list[str]]:
-    """Rows as dicts by column, names in small letters; SourceError bad-csv."""
+    """Rows as dicts by column, names in small letters; SourceError bad-csv, also where two columns
+    of one name differ: which of them is meant nobody can tell."""
     delimiter = max(",;\t", key=text.split("\n", 1)[0].count)
-    reader = csv.DictReader(io.StringIO(text, newline=""), delimiter=delimiter)
+    rows: list[Row] = []
     try:
-        rows = [
-            {
-                k.strip().lower(): (v or "").strip()
-                for k, v in r.items()
-                if isinstance(k, str) and not isinstance(v, list)
-            }
-            for r in reader
-        ]
-        names = [n.strip().lower() for n in reader.fieldnames or []]
+        lines = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter)
+        names = [name.strip().lower() for name in next(lines, [])]
+        for cells in filter(None, lines):
+            row: Row = {}
+            for name, cell in zip_longest(names, map(str.strip, cells[: len(names)]), fillvalue=""):
+                if row.setdefault(name, cell) != cell and name:
+                    detail = (
+                        f"line {lines.line_num}: has two columns {name!r} that differ "
+                        f"({row[name]!r} and {cell!r}): rename one, or remove it"
+                    )
+                    raise SourceError("bad-csv", where, detail)
+            rows.append(row)
     except csv.Error as error:
         raise SourceError("bad-csv", where, f"is not a table ({error})") from error
     return rows, names

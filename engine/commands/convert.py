@@ -24,12 +24,12 @@ from mim3d.dataio.nifti.names import is_image
 from mim3d.dataio.sources.options import SourceOptions
 from mim3d.dataio.sources.source import Discovery, Source
 from mim3d.dataio.sources.subjects import grouped
-from mim3d.dataio.subjects.grouping import Grouping
+from mim3d.dataio.subjects.grouping import Grouping, counted, some
 from mim3d.engine.commands.arguments import UsageError, parse
 from mim3d.engine.commands.outcome import Outcome
 
 if TYPE_CHECKING:
-    from mim3d.dataio.convert.forecast import Expected, Forecast
+    from mim3d.dataio.convert.forecast import Expected, Forecast, Leftover
     from mim3d.dataio.convert.run import ConversionReport
 
 LISTED = 20
@@ -150,7 +150,7 @@ def show_report(
         f"{report.bytes_in / 1e6:.1f} MB of files, {report.voxel_bytes / 1e6:.1f} MB of voxels, "
         f"{report.bytes_out / 1e6:.1f} MB stored, {rate:.0f} MB/s"
     )
-    show_upkeep(console, report)
+    show_upkeep(console, report, destination)
     subjects = subjects_in(report.records)
     otherwise = report.told_otherwise
     notes = (*found.notes, *report.notes, *(otherwise if accepted else ()))
@@ -178,7 +178,7 @@ def idle_values(options: Conversion, records: Sequence[VolumeRecord]) -> list[st
     ]
 
 
-def show_upkeep(console: Console, report: "ConversionReport") -> None:
+def show_upkeep(console: Console, report: "ConversionReport", destination: str) -> None:
     """What became of volumes that were there before."""
     if report.mended:
         console.print(f"{len(report.mended)} damaged volumes made anew:")
@@ -187,13 +187,37 @@ def show_upkeep(console: Console, report: "ConversionReport") -> None:
         console.print(f"{len(report.changed)} files changed, their volumes were converted anew:")
         show_some(console, report.changed)
     if report.n_removed:
-        console.print(f"{report.n_removed} volumes removed")
+        whose = ", their sources are no more:" if report.pruned else ""
+        console.print(f"{report.n_removed} volumes removed{whose}")
+        show_some(console, report.pruned)
+    show_unlisted(console, report.unlisted, destination)
     if report.gone:
         are = "source is no more, its volume is" if len(report.gone) == 1 else ""
         are = are or "sources are no more, their volumes are"
         kept = "kept (the same command with --prune removes them):"
         console.print(f"{len(report.gone)} {are} {kept}")
         show_some(console, report.gone)
+
+
+def show_unlisted(console: Console, ids: Sequence[str], destination: str) -> None:
+    """Volumes whose sources are there and were not given: left out of a table, or of elsewhere."""
+    if ids:
+        remedy = f"mim3d remove {destination} --volume {ids[0]}"
+        console.print(
+            f"{counted(len(ids), 'volume')} of sources that were not given now stay "
+            f"({some(ids)}): `{remedy}` takes one out",
+            markup=False,
+        )
+
+
+def show_leftover(console: Console, left: "Leftover", args: ConvertArgs) -> None:
+    """What would become of volumes that are there and are of none of the sources."""
+    if left.gone:
+        would = "would be removed" if args.rerun.prune else "would be kept (--prune removes them)"
+        n = counted(len(left.gone), "volume")
+        console.print(f"{n} of sources that are no more {would}:", markup=False)
+        show_some(console, left.gone)
+    show_unlisted(console, left.unlisted, args.destination)
 
 
 def show_some(console: Console, lines: Sequence[str]) -> None:
@@ -206,7 +230,7 @@ def show_some(console: Console, lines: Sequence[str]) -> None:
 
 def show_forecast(expected: "Forecast", args: ConvertArgs, found: Discovery) -> Outcome:
     """What a dry run found: the first sources as lines, all of them in the figures."""
-    from mim3d.dataio.convert.forecast import volume_count
+    from mim3d.dataio.convert.forecast import leftover, volume_count
     from mim3d.dataio.convert.run import usable_cpus
     from mim3d.dataio.convert.volume_ids import unique_ids
 
@@ -229,6 +253,8 @@ def show_forecast(expected: "Forecast", args: ConvertArgs, found: Discovery) -> 
         f"folders, about {seconds:.1f} s with {workers} workers "
         f"({how}); nothing was written"
     )
+    left = leftover(found.sources, args.destination, args.options, workers)
+    show_leftover(console, left, args)
     subjects = grouped(replace(found, sources=tuple(i.source for i in expected.expected)))
     show_subjects(console, subjects, found.notes)
     frames = frames_doubt(modalities(expected.expected, args))
@@ -247,6 +273,8 @@ def show_forecast(expected: "Forecast", args: ConvertArgs, found: Discovery) -> 
         "estimated_seconds": seconds,
         "found": [facts_of(id, i) for id, i in zip(ids, expected.expected, strict=True)],
         "skipped": [vars(rejection) for rejection in rejections],
+        "gone": left.gone,
+        "unlisted": left.unlisted,
         "subjects": subjects.n_subjects,
         "warnings": warnings,
     }

@@ -59,7 +59,7 @@ def main(words: list[str]) -> Outcome:
     console = Console(soft_wrap=True, highlight=False)
     volumes = ", ".join(f"{n} volumes of {name}" for name, n in done.volumes.items()) or "no volume"
     console.print(f"{args.into}: {volumes} added, {done.n_known} already there", markup=False)
-    for line in names_in_words(done):
+    for line in (*names_in_words(done), *upkeep_in_words(done, args.into)):
         console.print(line, markup=False)
     doubts = [*kept_apart(done.namesakes.apart), *corpus_doubts(done.records)]
     doubts += classes_of_parts(done.parts)
@@ -75,6 +75,7 @@ def main(words: list[str]) -> Outcome:
         console.print(f"warning: {line}", markup=False)
     figures = {"added": done.volumes, "known": done.n_known, "renamed": list(done.renamed)}
     figures |= {"joined": done.namesakes.joined, "apart": done.namesakes.apart}
+    figures |= {name: list(getattr(done, name)) for name in ("mended", "replaced", "absent")}
     figures |= {"left_out": list(done.left_out), "warnings": warnings}
     return Outcome(figures, lost=len(warnings))
 
@@ -97,6 +98,21 @@ def names_in_words(done: "Merged") -> list[str]:
             )
     if done.ids:
         lines.append(f"{counted(len(done.ids), 'id')} changed: {listed(done.ids)}")
+    return lines
+
+
+def upkeep_in_words(done: "Merged", into: str) -> list[str]:
+    """What became of volumes that were there before: linked anew, replaced, in no part now."""
+    lines = []
+    for what, several in (("damaged", done.mended), ("replaced", done.replaced)):
+        if several:
+            lines.append(f"{counted(len(several), 'volume')} {what}: {listed(several)}")
+    if done.absent:
+        first = f"mim3d remove {into} --volume {done.absent[0]}"
+        lines.append(
+            f"{counted(len(done.absent), 'volume')} that the corpora named do not have any more "
+            f"stay ({listed(done.absent)}): `{first}` takes one out"
+        )
     return lines
 
 

@@ -50,12 +50,14 @@ class Ledger:
             read = read_json(claimed)
             stored = read if isinstance(read, dict) else {}
             differing = differences({field: stored.get(field) for field in wanted}, wanted)
-            if differing:
+            self.entries = read_entries(self.file)
+            if differing and not self.entries and not any(map(is_result, folder.iterdir())):
+                self._unclaimed = wanted  # that call was refused, or failed, before its first scan
+            elif differing:
                 field, before, now = differing[0]
                 raise ConfigError(
                     f"{folder} holds results with {field} {before}, not {now}: choose another DST"
                 )
-            self.entries = read_entries(self.file)
             self.own |= {file for entry in self.entries.values() for file in entry["files"]}
             if not self.claims.exists():  # of an earlier version, which noted none
                 self.own |= {file.name for file in folder.iterdir()}

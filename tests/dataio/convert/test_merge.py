@@ -1,5 +1,7 @@
 """Several corpora as one: no voxel copied, the parts untouched, samples those of one corpus."""
 
+import re
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,7 +13,7 @@ import torch
 from mim3d.bench.corpora import anatomy_like
 from mim3d.dataio.convert.merge import merge
 from mim3d.dataio.convert.run import convert
-from mim3d.dataio.corpus.conversion import Conversion
+from mim3d.dataio.corpus.conversion import Conversion, Rerun
 from mim3d.dataio.corpus.seen_files import SEEN
 from mim3d.dataio.errors import CorpusError
 from mim3d.dataio.inspect.verify import verify
@@ -116,7 +118,7 @@ def test_what_cannot_be_merged_is_told(parts, tmp_path, monkeypatch, capsys):
     def link(source, target):
         raise OSError(18, "Invalid cross-device link")
 
-    monkeypatch.setattr("mim3d.dataio.convert.merge.os.link", link)
+    monkeypatch.setattr("mim3d.dataio.storage.links.os.link", link)
     with pytest.raises(CorpusError, match="on the same file system"):
         merge(parts, tmp_path / "y.zarr")
 
@@ -263,7 +265,8 @@ def test_a_name_once_given_stays_when_its_scan_is_converted_anew(parts, tmp_path
     nib.save(nib.Nifti1Image(anatomy_like((30, 26, 28), 55), np.eye(4)), path)
     convert([Source("v2", (str(path),), subject="p2")], parts[0], workers=1)
     more = made(tmp_path, "more", range(10, 11))
-    assert merge([parts[0], more], into).volumes == {"a": 1, "more": 1}
+    done = merge([parts[0], more], into)
+    assert done.volumes == {"more": 1} and done.replaced == ("a_v2: is as a has it now",)
     found = {r.id: r for r in Corpus.open(into).records}
     anew = next(r for r in Corpus.open(parts[0]).records if r.id == "v2")
     assert found["a_v2"].shard_sha256 == anew.shard_sha256
@@ -282,3 +285,44 @@ def test_two_names_of_a_number_in_one_corpus_do_not_stop_its_merge(parts, tmp_pa
         scans.append(scan)
     convert(scans, folder, workers=1)
     assert len(merge([folder, parts[0]], tmp_path / "x.zarr").volumes) == 2
+
+
+def test_what_is_damaged_in_the_whole_is_linked_anew(parts, tmp_path, capsys):
+    into = tmp_path / "all.zarr"
+    words = ["merge", *map(str, parts), "--into", str(into), "--accept-doubts"]
+    assert main(words) == 0
+    intact = content(into)
+    shutil.rmtree(into / "v0")
+    (into / "b_v2/zarr.json").unlink()
+    shard = next((into / "v3").glob("labels.seg/c*"))
+    shard.unlink()
+    shard.write_bytes(b"torn")
+    capsys.readouterr()
+    assert main(words) == 0
+    out = capsys.readouterr().out
+    assert "no volume added, 6 already there" in out
+    assert "3 volumes damaged: " in out and "linked anew from" in out
+    assert not verify(into).problems
+    assert content(into) == intact
+    assert not verify(parts[1]).problems  # what was torn had lost its link to the part
+
+
+def test_what_a_part_has_otherwise_or_no_more_is_told(parts, tmp_path, capsys):
+    into = tmp_path / "all.zarr"
+    words = ["merge", *map(str, parts), "--into", str(into), "--accept-doubts"]
+    assert main(words) == 0
+    nib.save(nib.Nifti1Image(anatomy_like((30, 26, 28), 9), np.eye(4)), tmp_path / "a/v0.nii.gz")
+    (tmp_path / "b/v4.nii.gz").unlink()
+    left = [Source("v0", (str(tmp_path / "a/v0.nii.gz"),), subject="p0")]
+    convert(left, parts[0], workers=1)
+    kept = Source("v3", (str(tmp_path / "b/v3.nii.gz"),), subject="p3")
+    convert([kept], parts[1], workers=1, rerun=Rerun(prune=True))
+    capsys.readouterr()
+    assert main(words) == 0
+    out = capsys.readouterr().out
+    assert "no volume added, 4 already there" in out
+    assert "1 volume replaced: v0: is as a has it now" in out
+    remedy = re.search(r"not have any more stay \(v4\): `mim3d (remove [^`]*)`", out)
+    assert remedy is not None
+    assert main(remedy[1].split()) == 0
+    assert "v4" not in {record.id for record in Corpus.open(into).records}

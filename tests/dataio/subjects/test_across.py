@@ -190,16 +190,16 @@ def test_a_half_way_merge_tells_the_command_that_completes_it(
     sessions, tmp_path, capsys, monkeypatch
 ):
     into, linked = tmp_path / "all.zarr", []
-    real = merging.link_volume
+    real = merging.link_folder
 
     def link(*args):
         if len(linked) == 4:
             raise KeyboardInterrupt
         linked.append(real(*args))
 
-    monkeypatch.setattr(merging, "link_volume", link)
+    monkeypatch.setattr(merging, "link_folder", link)
     assert merged(*sessions, "--into", into, "--accept-doubts") == 130
-    monkeypatch.setattr(merging, "link_volume", real)
+    monkeypatch.setattr(merging, "link_folder", real)
     assert "the same command goes on" in capsys.readouterr().err
     raw = str(tmp_path / "raw/first")
     commands = (
