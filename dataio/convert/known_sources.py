@@ -16,7 +16,9 @@ from mim3d.dataio.corpus.manifest import VolumeRecord
 from mim3d.dataio.errors import CorpusError, Rejection, SourceError
 from mim3d.dataio.nifti.file import files_behind, is_remote
 from mim3d.dataio.nifti.merged import masks_of
+from mim3d.dataio.nifti.names import stem
 from mim3d.dataio.sources.source import Source, was_declared
+from mim3d.dataio.subjects.grouping import some
 
 Paths = tuple[str, ...]
 FileIds = tuple[tuple[int, int], ...]
@@ -245,13 +247,20 @@ def with_known_facts(
         now = ", ".join(sorted(has)) or "none"
         facts.append(Fact("set of labels", id, ", ".join(sorted(had)), now))
     for label in first.labels:
+        given = next((name for name in source.labels if safe_id(name) == label.name), "")
         values = conversion.values_of_label(label.name)
         stated = label_facts(source, label.name, values)
         names = stated.names
         if stated.ignore is not None and stated.ignore != label.ignore and not values:
             what = f"ignored value of label {label.name}"
             facts.append(Fact(what, id, str(label.ignore), str(stated.ignore), True, False))
-        given = next((name for name in source.labels if safe_id(name) == label.name), "")
+        had_masks, masks = (dict(masks_of(p)) for p in (label.source, source.labels.get(given, "")))
+        left = [mask for mask in had_masks.values() if mask not in masks.values()]
+        if given and left and not all(map(is_gone, left)):
+            now = in_short(masks.values()) or source.labels[given]
+            facts.append(
+                Fact(f"masks of label {label.name}", id, in_short(had_masks.values()), now)
+            )
         for number in names.keys() & label.class_names.keys():
             before, now = label.class_names[number], names[number]
             if before.strip().casefold() != now.strip().casefold():
@@ -262,6 +271,11 @@ def with_known_facts(
                     for n, name in label.class_names.items()}  # fmt: skip
             source = replace(source, class_names={**source.class_names, given: kept})
     return source
+
+
+def in_short(masks: Iterable[str]) -> str:
+    """Names of mask files, of many the first few."""
+    return some(list(map(stem, masks)))
 
 
 def refuse_two_names(named: Iterable[tuple[str, str, Mapping[int, str]]]) -> None:

@@ -41,7 +41,7 @@ def main(words: list[str]) -> Outcome:
         "mim3d export-nifti",
         "Write the volumes and labels of a corpus as NIfTI files: the voxels, affine, "
         "dtype and scaling that were converted, bit for bit. Exit code 3 tells that volumes could "
-        "not be written, or that a guess had to be.",
+        "not be written, that a guess had to be, or that DST lies among sources.",
     )
     if "" in words:
         raise CorpusError("DST is empty; name a folder for the files")
@@ -70,8 +70,12 @@ def main(words: list[str]) -> Outcome:
                 failed=failed,
             )
         reader.close()
-    if above := source_folder_above(args.destination, records):
-        print(f"{args.destination} lies below sources: a conversion of {above} takes it for scans")
+    above = source_folder_above(args.destination, records)
+    if above:
+        print(
+            f"warning: {args.destination} lies below sources: a conversion of {above} takes it for "
+            "scans; move it elsewhere"
+        )
     other = [e.id for e in done if not e.in_source_grid]
     guessed = [e.id for e in done if e.is_guessed]
     if failed:
@@ -91,7 +95,7 @@ def main(words: list[str]) -> Outcome:
     figures = {"volumes": len(done), "in_stored_grid": len(other)}
     if failed or guessed:
         figures |= {"failed": [asdict(each) for each in failed], "guessed": guessed}
-    return Outcome(figures, len(failed) + len(guessed))
+    return Outcome(figures, len(failed) + len(guessed) + (above is not None))
 
 
 def other_types(records: Sequence[VolumeRecord]) -> list[str]:

@@ -245,8 +245,11 @@ def test_where_others_files_are_nothing_is_written(tmp_path, capsys, where):
     assert main([*words, "sub_p", "sub_p"]) == 0  # twice is once
     assert "lies below sources" not in capsys.readouterr().out
     below = tmp_path / "in" / "sub" / "new"
-    assert main(["export-nifti", str(tmp_path / "c.zarr"), str(below)]) == 0
+    assert main(["export-nifti", str(tmp_path / "c.zarr"), str(below)]) == 3
     assert f"lies below sources: a conversion of {below.parent} takes" in capsys.readouterr().out
+    below.rename(tmp_path / "elsewhere too")  # "move it elsewhere"
+    main(["convert", str(tmp_path / "in"), str(tmp_path / "c.zarr")])
+    assert "1 volumes (0 converted now, 1 sources unchanged)" in capsys.readouterr().out
 
 
 def test_a_corpus_without_volumes_is_told(tmp_path, capsys):

@@ -248,3 +248,22 @@ def test_masks_that_were_moved_are_not_lost(tmp_path):
     assert main(["convert", str(tmp_path / "in"), str(tmp_path / "c"), *words]) == 0
     (tmp_path / "in").rename(tmp_path / "moved")
     assert main(["convert", str(tmp_path / "moved"), str(tmp_path / "c"), *words]) == 0
+
+
+def test_masks_that_a_narrower_map_leaves_out_are_told(tmp_path, capsys):
+    organs(tmp_path / "in")
+    table = tmp_path / "map.json"
+    words = ["convert", str(tmp_path / "in"), str(tmp_path / "c"), "--workers", "1"]
+    words += ["--merge-labels", str(table)]
+    table.write_text('{"liver": 1, "spleen": 2}')
+    assert main(words) == 0
+    whole = read_manifest(tmp_path / "c")
+    for more, code in (([], 3), (["--accept-doubts"], 0)):
+        table.write_text('{"liver": 1}')
+        capsys.readouterr()
+        assert main([*words, *more]) == code
+        assert "was liver, spleen and is liver now" in capsys.readouterr().out
+        assert main(words) == 0  # told once
+        table.write_text('{"spleen": 2, "liver": 1}')  # "convert again with what told it before"
+        assert main(words) == 3 and main(words) == 0  # spleen is no label of its own any more
+        assert read_manifest(tmp_path / "c")[0].labels[0].classes == whole[0].labels[0].classes
