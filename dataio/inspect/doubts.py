@@ -10,7 +10,7 @@ from mim3d.dataio.corpus.manifest import VolumeRecord
 from mim3d.dataio.inspect.guesses import guesses
 from mim3d.dataio.subjects.declared import ACCEPTED
 from mim3d.dataio.subjects.grouping import CASES, Grouping, Scan, counted, grouping, some
-from mim3d.dataio.subjects.inferred import is_passage
+from mim3d.dataio.subjects.inferred import PLAIN_FOLDER, is_passage
 from mim3d.dataio.subjects.words import person_folder
 
 BY_PLACE = frozenset({"BIDS names", "file names", "folders", CASES})  # names that are not worldwide
@@ -57,10 +57,19 @@ def merged_data_sets(records: Iterable[VolumeRecord]) -> list[str]:
 
 
 def place_above(path: str, subject: str) -> str:
-    """Folders above the part of a path that names a subject, without visits and kinds of image."""
+    """Folders above the part of a path that names a subject, without visits and kinds of image.
+
+    Numbered ones stay: `data` and `data2` may be two sites'.
+    """
     parts, name = path.split("/"), subject.rsplit("/", 1)[-1].lower()
     at = next((i for i, part in enumerate(parts) if name in part.lower()), len(parts) - 1)
-    return "/".join(person_folder(part) for part in parts[:at] if part and not is_passage(part))
+    return "/".join(person_folder(part) for part in parts[:at] if tells_place(part))
+
+
+def tells_place(folder: str) -> bool:
+    """Whether a folder's name may part one data set from another."""
+    is_numbered = bool(PLAIN_FOLDER.fullmatch(folder)) and folder[-1].isdigit()
+    return bool(folder) and (is_numbered or not is_passage(folder))
 
 
 def headers(records: Iterable[VolumeRecord]) -> list[str]:

@@ -147,9 +147,10 @@ def test_subjects_are_shown_doubted_and_told(folder, tmp_path, capsys):
     assert "3 volumes of 3 subjects" in capsys.readouterr().out
 
 
-def test_a_second_data_set_with_the_same_names_is_told_and_kept_apart(tmp_path, capsys):
+@pytest.mark.parametrize("names", [("dsA", "dsB"), ("data", "data2"), ("raw_1", "raw_2")])
+def test_a_second_data_set_with_the_same_names_is_told_and_kept_apart(tmp_path, capsys, names):
     rng = np.random.default_rng(3)
-    for name in ("dsA", "dsB"):
+    for name in names:
         for visit in (1, 2):
             path = tmp_path / name / f"sub-01/ses-{visit}/anat/sub-01_ses-{visit}_T1w.nii.gz"
             path.parent.mkdir(parents=True)
@@ -160,11 +161,11 @@ def test_a_second_data_set_with_the_same_names_is_told_and_kept_apart(tmp_path, 
         words = ["convert", str(tmp_path / name), str(tmp_path / to), "--workers", "1", *more]
         return main(words), capsys.readouterr().out
 
-    assert run("dsA")[0] == 0
-    code, found = run("dsB")
+    assert run(names[0])[0] == 0
+    code, found = run(names[1])
     assert code == 3 and "1 subject with volumes in several places" in found
-    for name in ("dsA", "dsB"):
-        code, found = run(name, "--dataset", name, to="d")
+    for name in names:
+        code, found = run(name, "--dataset", f"of-{name}", to="d")
         assert code == 0
     assert "4 volumes of 2 subjects" in found
 
