@@ -1,21 +1,25 @@
 """What a conversion would do, from the headers alone and a measured taste of the real work."""
 
+import json
 import time
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from math import prod
 
 from mim3d.dataio.chunks.pyramid import n_scales
-from mim3d.dataio.convert.known_sources import is_gone, recognise
+from mim3d.dataio.convert.known_sources import in_words, is_gone, recognise
 from mim3d.dataio.convert.label import read_labels
 from mim3d.dataio.convert.pool import run_jobs
-from mim3d.dataio.convert.run import hashes_by
+from mim3d.dataio.convert.run import check_destination, hashes_by, refuse_half_merged
 from mim3d.dataio.convert.volume import read_images, trust_of, volumes
 from mim3d.dataio.convert.volume_writer import volume_objects
 from mim3d.dataio.corpus.arrays import FILES_OF_A_CORPUS, n_files
 from mim3d.dataio.corpus.conversion import Conversion
 from mim3d.dataio.corpus.manifest import intact_records
-from mim3d.dataio.corpus.names import MANIFEST, own_key
+from mim3d.dataio.corpus.names import MANIFEST, TABLE, own_key
+from mim3d.dataio.corpus.root import DamagedRootError, recipe_of, refuse_other_options
+from mim3d.dataio.corpus.writer import refuse_foreign
 from mim3d.dataio.errors import Rejection, SourceError
 from mim3d.dataio.geometry import Grid, axis_codes
 from mim3d.dataio.nifti.file import is_remote, read_header
@@ -108,32 +112,46 @@ def forecast(sources: Sequence[Source], conversion: Conversion) -> Forecast:
 
 
 @dataclass(frozen=True)
-class Leftover:
-    """Volumes of a corpus that a conversion would convert from none of its sources, by id: with the
-    source of those that are `gone`, or with a source that is there and is `unlisted`."""
+class Standing:
+    """What a corpus that is there has to do with a conversion into it.
+
+    Volumes of none of its sources, by id: those whose source is `gone` (with that), and those whose
+    source is there and `unlisted`. `notes` and `told_otherwise` are as a conversion reports them.
+    """
 
     gone: tuple[str, ...] = ()
     unlisted: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
+    told_otherwise: tuple[str, ...] = ()
 
 
-def leftover(
+def standing(
     sources: Sequence[Source], destination: str, conversion: Conversion, workers: int
-) -> Leftover:
-    """What is in the destination already and is of none of the sources.
+) -> Standing:
+    """Look at the destination and write nothing; CorpusError where a run would be refused.
 
     Sources are read where some are new and the files of others gone: they may have been moved.
     """
+    check_destination(destination)
     store = open_store(destination)
+    refuse_half_merged(store)
     key = own_key(store, MANIFEST)
     if not store.exists(key):
-        return Leftover()
+        if not store.exists("zarr.json") and not store.exists(own_key(store, TABLE)):
+            refuse_foreign(store)
+        return Standing()
+    with suppress(DamagedRootError):  # which the conversion may mend
+        have = json.loads(json.dumps(recipe_of(store).attributes()))
+        refuse_other_options(store.url, have, conversion)
     records = intact_records(store.get(key))[0]
-    others = recognise(sources, records, hashes_by(run_jobs, workers, store, conversion)).others
-    gone = [record for group in others if any(map(is_gone, group[0].sources)) for record in group]
-    ids = {record.id for record in gone}
-    return Leftover(
-        tuple(sorted(f"{record.id} ({record.sources[0]})" for record in gone)),
-        tuple(sorted(r.id for group in others for r in group if r.id not in ids)),
+    hashes_of = hashes_by(run_jobs, workers, store, conversion)
+    found = recognise(sources, records, hashes_of, conversion)
+    others = [(r, any(map(is_gone, r.sources))) for group in found.others for r in group]
+    notes, otherwise = in_words(found.facts)
+    return Standing(
+        tuple(sorted(f"{record.id} ({record.sources[0]})" for record, gone in others if gone)),
+        tuple(sorted(record.id for record, gone in others if not gone)),
+        *(tuple(notes), tuple(otherwise)),
     )
 
 

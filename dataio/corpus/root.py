@@ -2,6 +2,7 @@
 
 import json
 import re
+from collections.abc import Mapping
 from importlib.metadata import version
 from typing import Any
 
@@ -136,18 +137,22 @@ def check_recipe(store: Store, conversion: Conversion) -> None:
         if whole is None:
             raise
         facts = read_root(whole, store.url)
-    have = BEFORE | facts["conversion"]
+    refuse_other_options(store.url, BEFORE | facts["conversion"], conversion)
+    if text != (whole := json_bytes(sealed_document(facts | {"format": FORMAT}))):
+        # The format too: what is written from now on is for versions that know of it.
+        store.replace("zarr.json", [whole])
+
+
+def refuse_other_options(corpus: str, have: Mapping[str, Any], conversion: Conversion) -> None:
+    """CorpusError naming the options of a corpus, as it keeps them, that are others now."""
     want = json.loads(json.dumps(conversion.attributes()))
     differ = [key for key in want if have.get(key) != want[key]]
     if differ:
         changes = ", ".join(f"{key} {have.get(key)!r}, now {want[key]!r}" for key in differ)
         raise CorpusError(
-            f"{store.url}: was made with other options ({changes}); "
+            f"{corpus}: was made with other options ({changes}); "
             "use the same ones or another destination"
         )
-    if text != (whole := json_bytes(sealed_document(facts | {"format": FORMAT}))):
-        # The format too: what is written from now on is for versions that know of it.
-        store.replace("zarr.json", [whole])
 
 
 def undamaged_root(text: bytes, conversion: Conversion) -> bytes | None:

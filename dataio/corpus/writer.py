@@ -77,7 +77,7 @@ class CorpusWriter:
             check_recipe(self.store, self.conversion)
             self._recover()
         else:
-            _refuse_foreign(self.store)
+            refuse_foreign(self.store)
             document = root_document(self.conversion, version("mim3d"))
             self.store.replace("zarr.json", [ome.json_bytes(document)])
         mend_own_folder(self.store)
@@ -277,7 +277,7 @@ def _is_volume(store: Store, name: str) -> bool:
         return False
 
 
-def _refuse_foreign(store: Store) -> None:
+def refuse_foreign(store: Store) -> None:
     """A folder with anything else in it is not ours to tidy."""
     other = next((key for key in store.walk() if key != LOCK), None)
     if other is not None:

@@ -29,7 +29,7 @@ from mim3d.engine.commands.arguments import UsageError, parse
 from mim3d.engine.commands.outcome import Outcome
 
 if TYPE_CHECKING:
-    from mim3d.dataio.convert.forecast import Expected, Forecast, Leftover
+    from mim3d.dataio.convert.forecast import Expected, Forecast, Standing
     from mim3d.dataio.convert.run import ConversionReport
 
 LISTED = 20
@@ -55,8 +55,8 @@ class ConvertArgs:
     dask: str | None = None
     """Address of a Dask scheduler whose workers share the file system, instead of processes."""
     dry_run: bool = False
-    """List what would be converted and skipped, with size and time; write nothing. Its exit code is
-    that of the run."""
+    """List what would be converted and skipped, with size and time, and what of DST would be left;
+    write nothing. Its exit code is that of the run, as far as headers and DST tell."""
     rerun: Annotated[Rerun, tyro.conf.arg(name="")] = field(default_factory=Rerun)
     telling: Annotated[SourceOptions, tyro.conf.arg(name="")] = field(default_factory=SourceOptions)
     options: Annotated[Conversion, tyro.conf.arg(name="")] = field(default_factory=Conversion)
@@ -210,14 +210,14 @@ def show_unlisted(console: Console, ids: Sequence[str], destination: str) -> Non
         )
 
 
-def show_leftover(console: Console, left: "Leftover", args: ConvertArgs) -> None:
+def show_standing(console: Console, there: "Standing", args: ConvertArgs) -> None:
     """What would become of volumes that are there and are of none of the sources."""
-    if left.gone:
+    if there.gone:
         would = "would be removed" if args.rerun.prune else "would be kept (--prune removes them)"
-        n = counted(len(left.gone), "volume")
+        n = counted(len(there.gone), "volume")
         console.print(f"{n} of sources that are no more {would}:", markup=False)
-        show_some(console, left.gone)
-    show_unlisted(console, left.unlisted, args.destination)
+        show_some(console, there.gone)
+    show_unlisted(console, there.unlisted, args.destination)
 
 
 def show_some(console: Console, lines: Sequence[str]) -> None:
@@ -230,7 +230,7 @@ def show_some(console: Console, lines: Sequence[str]) -> None:
 
 def show_forecast(expected: "Forecast", args: ConvertArgs, found: Discovery) -> Outcome:
     """What a dry run found: the first sources as lines, all of them in the figures."""
-    from mim3d.dataio.convert.forecast import leftover, volume_count
+    from mim3d.dataio.convert.forecast import standing, volume_count
     from mim3d.dataio.convert.run import usable_cpus
     from mim3d.dataio.convert.volume_ids import unique_ids
 
@@ -253,13 +253,16 @@ def show_forecast(expected: "Forecast", args: ConvertArgs, found: Discovery) -> 
         f"folders, about {seconds:.1f} s with {workers} workers "
         f"({how}); nothing was written"
     )
-    left = leftover(found.sources, args.destination, args.options, workers)
-    show_leftover(console, left, args)
+    there = standing(found.sources, args.destination, args.options, workers)
+    show_standing(console, there, args)
     subjects = grouped(replace(found, sources=tuple(i.source for i in expected.expected)))
-    show_subjects(console, subjects, found.notes)
+    accepted = args.telling.accept_doubts
+    notes = (*there.notes, *(there.told_otherwise if accepted else ()))
+    show_subjects(console, subjects, (*found.notes, *notes))
     frames = frames_doubt(modalities(expected.expected, args))
-    of_splits = [] if args.telling.accept_doubts else across_splits(splits_of(ids, expected))
-    warnings = all_warnings(found, (*subjects.doubts, *frames, *of_splits))
+    of_splits = across_splits(splits_of(ids, expected))
+    looked_at = () if accepted else (*there.told_otherwise, *of_splits)
+    warnings = all_warnings(found, (*subjects.doubts, *frames, *looked_at))
     show_warnings(console, warnings)
     rejections = (*found.skipped, *expected.rejections)
     show_rejections(console, rejections, "")
@@ -273,8 +276,8 @@ def show_forecast(expected: "Forecast", args: ConvertArgs, found: Discovery) -> 
         "estimated_seconds": seconds,
         "found": [facts_of(id, i) for id, i in zip(ids, expected.expected, strict=True)],
         "skipped": [vars(rejection) for rejection in rejections],
-        "gone": left.gone,
-        "unlisted": left.unlisted,
+        "gone": there.gone,
+        "unlisted": there.unlisted,
         "subjects": subjects.n_subjects,
         "warnings": warnings,
     }

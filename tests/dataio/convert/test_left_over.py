@@ -100,10 +100,11 @@ def test_another_id_in_a_table_is_not_passed_over(capsys):
     assert converted(table("t.csv", f"{row(0)},one", f"{row(1)},two", columns=columns)) == 0
     capsys.readouterr()
     changed = table("t.csv", f"{row(0)},one", f"{row(1)},zwei", columns=columns)
-    assert converted(changed) == 3
-    assert "the id of two stays two, though zwei is told now: convert" in capsys.readouterr().out
-    assert ids() == ["one", "two"]
-    assert converted(changed, "--accept-doubts") == 0
+    for words in (["--dry-run"], []):
+        assert converted(changed, *words) == 3
+        assert "the id of two stays two, though zwei is told now: conv" in capsys.readouterr().out
+        assert ids() == ["one", "two"]
+        assert converted(changed, "--accept-doubts", *words) == 0
     assert main(["convert", changed, "new", "--workers", "1"]) == 0
 
 
@@ -142,3 +143,18 @@ def test_a_label_that_another_image_takes_is_told(capsys):
     told = capsys.readouterr().out
     assert "the set of labels of P1 was seg and is none now" in told
     assert labels("P1") == [] and labels("P2") == ["seg"]
+
+
+def test_a_dry_run_is_refused_where_the_run_is(capsys):
+    assert converted("raw") == 0
+    Path("file").write_text("x")
+    Path("full").mkdir()
+    Path("full/notes.txt").write_text("x")
+    for place, more in (("file", []), ("full", []), ("c/sub", []), ("c", ["--chunk", "8"])):
+        told = []
+        for words in (["--dry-run"], []):
+            capsys.readouterr()
+            assert main(["convert", "raw", place, "--workers", "1", *more, *words]) == 2
+            told.append(capsys.readouterr().err)
+        assert told[0] == told[1]
+    assert {path.name for path in Path("full").iterdir()} - {".lock"} == {"notes.txt"}
