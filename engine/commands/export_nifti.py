@@ -41,7 +41,7 @@ def main(words: list[str]) -> Outcome:
         "mim3d export-nifti",
         "Write the volumes and labels of a corpus as NIfTI files: the voxels, affine, "
         "dtype and scaling that were converted, bit for bit. Exit code 3 tells that volumes could "
-        "not be written, that a guess had to be, or that DST lies among sources.",
+        "not be written, or that a guess had to be.",
     )
     if "" in words:
         raise CorpusError("DST is empty; name a folder for the files")
@@ -70,11 +70,10 @@ def main(words: list[str]) -> Outcome:
                 failed=failed,
             )
         reader.close()
-    above = source_folder_above(args.destination, records)
-    if above:
+    if above := source_folder_above(args.destination, records):
         print(
-            f"warning: {args.destination} lies below sources: a conversion of {above} takes it for "
-            "scans; move it elsewhere"
+            f"{args.destination} lies below sources: a conversion of {above} takes it for scans; "
+            "move it elsewhere before the next one"
         )
     other = [e.id for e in done if not e.in_source_grid]
     guessed = [e.id for e in done if e.is_guessed]
@@ -95,7 +94,7 @@ def main(words: list[str]) -> Outcome:
     figures = {"volumes": len(done), "in_stored_grid": len(other)}
     if failed or guessed:
         figures |= {"failed": [asdict(each) for each in failed], "guessed": guessed}
-    return Outcome(figures, len(failed) + len(guessed) + (above is not None))
+    return Outcome(figures, len(failed) + len(guessed))
 
 
 def other_types(records: Sequence[VolumeRecord]) -> list[str]:
