@@ -1,6 +1,8 @@
 """DICOM series through dcm2niix: their voxels, patients and what is not converted twice."""
 
+import locale
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -18,8 +20,12 @@ pytest.importorskip("dcm2niix")
 
 
 @pytest.fixture(autouse=True)
-def cache(tmp_path, monkeypatch):
+def cache(tmp_path, monkeypatch) -> Iterator[None]:
+    """A cache of its own; and the locale as it was, for ITK's writer of DICOM sets it to C."""
+    before = locale.setlocale(locale.LC_ALL)
     monkeypatch.setenv("MIM3D_CACHE", str(tmp_path / "cache"))
+    yield
+    locale.setlocale(locale.LC_ALL, before)
 
 
 def series(folder: Path, patient: str, number: int) -> np.ndarray:
