@@ -1,9 +1,7 @@
 """What a conversion would do, from the headers alone and a measured taste of the real work."""
 
-import json
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import suppress
 from dataclasses import dataclass, replace
 from math import prod
 
@@ -11,14 +9,14 @@ from mim3d.dataio.chunks.pyramid import n_scales
 from mim3d.dataio.convert.known_sources import in_words, is_gone, recognise
 from mim3d.dataio.convert.label import read_labels
 from mim3d.dataio.convert.pool import run_jobs
-from mim3d.dataio.convert.run import check_destination, hashes_by, refuse_half_merged
+from mim3d.dataio.convert.run import check_destination, hashes_by, refuse_half_merged, usable_cpus
 from mim3d.dataio.convert.volume import read_images, trust_of, volumes
 from mim3d.dataio.convert.volume_writer import volume_objects
 from mim3d.dataio.corpus.arrays import FILES_OF_A_CORPUS, n_files
 from mim3d.dataio.corpus.conversion import Conversion
 from mim3d.dataio.corpus.manifest import intact_records
 from mim3d.dataio.corpus.names import MANIFEST, TABLE, own_key
-from mim3d.dataio.corpus.root import DamagedRootError, recipe_of, refuse_other_options
+from mim3d.dataio.corpus.root import refuse_other_options, root_facts
 from mim3d.dataio.corpus.writer import refuse_foreign
 from mim3d.dataio.errors import Rejection, SourceError
 from mim3d.dataio.geometry import Grid, axis_codes
@@ -126,7 +124,7 @@ class Standing:
 
 
 def standing(
-    sources: Sequence[Source], destination: str, conversion: Conversion, workers: int
+    sources: Sequence[Source], destination: str, conversion: Conversion, workers: int | None
 ) -> Standing:
     """Look at the destination and write nothing; CorpusError where a run would be refused.
 
@@ -140,11 +138,10 @@ def standing(
         if not store.exists("zarr.json") and not store.exists(own_key(store, TABLE)):
             refuse_foreign(store)
         return Standing()
-    with suppress(DamagedRootError):  # which the conversion may mend
-        have = json.loads(json.dumps(recipe_of(store).attributes()))
-        refuse_other_options(store.url, have, conversion)
+    if (facts := root_facts(store)) is not None:  # or the conversion may mend them
+        refuse_other_options(store.url, facts, conversion)
     records = intact_records(store.get(key))[0]
-    hashes_of = hashes_by(run_jobs, workers, store, conversion)
+    hashes_of = hashes_by(run_jobs, workers or usable_cpus(), store, conversion)
     found = recognise(sources, records, hashes_of, conversion)
     others = [(r, any(map(is_gone, r.sources))) for group in found.others for r in group]
     notes, otherwise = in_words(found.facts)

@@ -174,7 +174,7 @@ class Whole:
             if self.accept_doubts:
                 made = replace(made, subject_from=ACCEPTED, subject_doubt="")
             if known is not None and shards_of(known) == shards_of(record):
-                self._keep(name=name, corpus=corpus, record=record, known=known, made=made)
+                self._keep(name, record, self._intact(corpus, record, known), made)
             elif known is not None and (lost := sorted(labels_of(known) - labels_of(record))):
                 self.left_out.append(
                     f"{corpus}: {record.id} has no label {', '.join(lost)}, which {known.id} of "
@@ -200,22 +200,21 @@ class Whole:
         self.writer.take([made], [])
         self._taken.add(made.id.casefold())
 
+    def _intact(self, corpus: Path, record: VolumeRecord, known: VolumeRecord) -> VolumeRecord:
+        """A volume that is here, linked anew from its part where files are not what was written."""
+        wrong = missized(known, self.store.sizes(known.id))
+        if not wrong:
+            return known
+        same = of_person(record, known)
+        known = replace(same, id=known.id, group=known.group, split=known.split)
+        self._link(corpus, record, known)
+        self.mended.append(f"{known.id}: {wrong}; linked anew from {corpus}")
+        return known
+
     def _keep(
-        self,
-        *,
-        name: str,
-        corpus: Path,
-        record: VolumeRecord,
-        known: VolumeRecord,
-        made: VolumeRecord,
+        self, name: str, record: VolumeRecord, known: VolumeRecord, made: VolumeRecord
     ) -> None:
-        """Leave a volume that is here, of the subject that the user says now; one whose files are
-        not what was written is linked anew."""
-        if wrong := missized(known, self.store.sizes(known.id)):
-            same = of_person(record, known)
-            known = replace(same, id=known.id, group=known.group, split=known.split)
-            self._link(corpus, record, known)
-            self.mended.append(f"{known.id}: {wrong}; linked anew from {corpus}")
+        """Leave a volume that is here, of the subject that the user says now."""
         if self.accept_doubts or record.subject in self.one_person:
             known = of_person(known, made)
             self.writer.take([known], [])
@@ -301,7 +300,7 @@ def take_over(
             volumes=tuple(f"{corpus}_{v}" if v in ids else v for v in event.volumes),
         )
         if known not in writer.events:
-            writer.add_event(known)
+            writer.add_events(known)
 
 
 def still_there(writer: CorpusWriter, barred: Barred) -> list[str]:

@@ -193,11 +193,7 @@ class Run:
         pruned = self._prune() if prune else ()
         rejections.update(self.writer.lost())
         rejections.update(self.writer.close(rejections))
-        report = self._report(rejections)
-        n_removed = n_before - len(self.writer.records)
-        return replace(
-            report, n_removed=n_removed, pruned=pruned, gone=() if prune else report.gone
-        )
+        return self._report(rejections, n_before - len(self.writer.records), pruned)
 
     @contextmanager
     def _committing(self) -> Iterator[None]:
@@ -250,7 +246,7 @@ class Run:
         ids = {id for result in self.results if result.gone for id in result.stale}
         gone = [record for id, record in self.writer.records.items() if id in ids]
         if gone:
-            self.writer.add_event(removal("pruned", gone))
+            self.writer.add_events(removal("pruned", gone))
             self.writer.remove(ids)
         return tuple(sorted(f"{record.id} ({record.sources[0]})" for record in gone))
 
@@ -267,11 +263,14 @@ class Run:
             "with the same --subject, --subjects or --dataset, or --accept-doubts"
         ]
 
-    def _report(self, rejections: set[Rejection]) -> ConversionReport:
+    def _report(
+        self, rejections: set[Rejection], n_removed: int, pruned: tuple[str, ...]
+    ) -> ConversionReport:
         done = [result for result in self.results if result.records and not result.unchanged]
         unchanged = [r for r in self.results if r.unchanged and r.id in self._listed]
-        gone = {path for result in self.results for path in result.gone}
         records = self.writer.records
+        still_there = [r for r in self.results if records.keys() & {*r.stale}]
+        gone = {path for result in still_there for path in result.gone}
         settled = {r.id for r in self.results if r.records or r.unchanged}
         notes, otherwise = in_words(f for f in self.facts if f.stays or f.id in settled)
         return ConversionReport(
@@ -289,15 +288,16 @@ class Run:
             unlisted=tuple(
                 sorted(
                     id
-                    for result in self.results
+                    for result in still_there
                     if result.id not in self._listed and not result.gone
-                    for id in result.stale
-                    if id in records
+                    for id in records.keys() & {*result.stale}
                 )
             ),
             notes=tuple(notes),
             told_otherwise=(*otherwise, *self._forgotten()),
             changed=tuple(sorted(path for result in done for path in result.changed)),
+            n_removed=n_removed,
+            pruned=pruned,
             records=tuple(records[id] for id in sorted(records)),
         )
 

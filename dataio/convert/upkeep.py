@@ -83,8 +83,7 @@ def remove(
         aside = {*filter(ASIDE.fullmatch, writer.store.folders())} & {*volumes}
         chosen = chosen_records(writer, set(subjects), set(volumes) - aside)
         earlier = earlier_rejections(writer.store)
-        for event in removals(chosen, subjects):
-            writer.add_event(event)
+        writer.add_events(*removals(chosen, subjects))
         writer.remove({record.id for record in chosen})
         for name in aside:
             writer.store.delete(name)
@@ -150,7 +149,7 @@ def readmit(corpus: str | Path, names: Collection[str]) -> None:
                 f"{', '.join(sorted(barred)) or 'none'}"
             )
         subjects = tuple(sorted(names))
-        writer.add_event(Event("readmitted", now(), subjects=subjects))
+        writer.add_events(Event("readmitted", now(), subjects=subjects))
         writer.close(earlier_rejections(writer.store))
 
 

@@ -2,7 +2,6 @@
 
 import json
 import re
-from collections.abc import Mapping
 from importlib.metadata import version
 from typing import Any
 
@@ -137,14 +136,15 @@ def check_recipe(store: Store, conversion: Conversion) -> None:
         if whole is None:
             raise
         facts = read_root(whole, store.url)
-    refuse_other_options(store.url, BEFORE | facts["conversion"], conversion)
+    refuse_other_options(store.url, facts, conversion)
     if text != (whole := json_bytes(sealed_document(facts | {"format": FORMAT}))):
         # The format too: what is written from now on is for versions that know of it.
         store.replace("zarr.json", [whole])
 
 
-def refuse_other_options(corpus: str, have: Mapping[str, Any], conversion: Conversion) -> None:
-    """CorpusError naming the options of a corpus, as it keeps them, that are others now."""
+def refuse_other_options(corpus: str, facts: dict[str, Any], conversion: Conversion) -> None:
+    """CorpusError naming the options in a corpus's facts that are others now."""
+    have = BEFORE | facts["conversion"]
     want = json.loads(json.dumps(conversion.attributes()))
     differ = [key for key in want if have.get(key) != want[key]]
     if differ:

@@ -97,10 +97,10 @@ class CorpusWriter:
         if text != (self.store.get(key) if self.store.exists(key) else b""):
             self.store.replace(key, [text])
 
-    def add_event(self, event: Event) -> None:
-        """Add a line to the history, before what it tells of is done."""
-        self.store.append(self.own(HISTORY), event_line(event))
-        self.events.append(event)
+    def add_events(self, *events: Event) -> None:
+        """Add lines to the history, all or none, before what they tell of is done."""
+        self.store.append(self.own(HISTORY), b"".join(map(event_line, events)))
+        self.events += events
 
     def set_aside(self) -> None:
         """Give volumes whose line is lost another name, before others may get theirs: nothing else

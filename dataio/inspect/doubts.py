@@ -32,8 +32,8 @@ def corpus_doubts(records: Sequence[VolumeRecord]) -> tuple[str, ...]:
     open_ = [record for record in records if record.subject_from != ACCEPTED]
     who = (*subjects_in(open_).doubts, *merged_data_sets(open_))
     found = who, copies(open_), label_maps(open_, len(records)), headers(open_), flattened(open_)
-    found = *found, shared_labels(open_)
-    tables = across_splits((r.subject, r.split, r.id) for r in open_), two_names(open_)
+    splits = across_splits((r.subject, r.split, r.id) for r in open_)
+    tables = shared_labels(open_), splits, two_names(open_)
     return tuple(line for lines in (*found, *tables, guesses(open_)) for line in lines)
 
 

@@ -32,7 +32,7 @@ from mim3d.dataio.corpus.ome import json_bytes
 from mim3d.dataio.corpus.quarantine import QUARANTINE, parse_quarantine
 from mim3d.dataio.corpus.replacing import REPLACING
 from mim3d.dataio.corpus.root import read_root, root_facts, sealed_document
-from mim3d.dataio.corpus.seen_files import SEEN, merge_under_way
+from mim3d.dataio.corpus.seen_files import SEEN, remedy_of_unfinished
 from mim3d.dataio.corpus.table_rows import OLD_TABLE_FILES, READABLE_FORMATS, TABLE_FORMAT
 from mim3d.dataio.corpus.table_writer import table_objects
 from mim3d.dataio.corpus.writer import ASIDE, orphans, without_line
@@ -101,14 +101,13 @@ def verify(
             shown.advance(1)
     problems += _table(store, records, chunk)
     problems += _extra(store, records)
-    if sources:
-        problems += _sources(records, byte_budget)
     if any(problem.where == MANIFEST for problem in problems):
         problems = [without_mend(problem) for problem in problems]
     key = own_key(store, SEEN)
-    if command := merge_under_way(store.get(key)) if store.exists(key) else "":
-        merging = f"run `{command}` again, for it did not finish"
-        problems = [replace(p, detail=p.detail.replace(AGAIN, merging)) for p in problems]
+    remedy = remedy_of_unfinished(store.get(key) if store.exists(key) else b"")
+    problems = [replace(p, detail=p.detail.replace(AGAIN, remedy)) for p in problems]
+    if sources:
+        problems += _sources(records, byte_budget)
     found = tuple(sorted(set(problems)))
     return Verification(len(records), counts[0], counts[1], found, tuple(damaged))
 

@@ -3,7 +3,7 @@
 import posixpath
 import re
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,7 +16,7 @@ from mim3d.dataio.sources.source import Discovery, Source
 from mim3d.dataio.sources.table import SUBJECT_COLUMNS, read_table
 from mim3d.dataio.sources.tree import plain_path
 from mim3d.dataio.subjects.declared import ACCEPTED, DECLARED, ByTable, by_pattern
-from mim3d.dataio.subjects.grouping import Grouping, Scan, counted, grouping
+from mim3d.dataio.subjects.grouping import Grouping, Scan, counted, grouping, some
 from mim3d.dataio.subjects.inferred import InferredSubject, infer_subjects, without_shared_folders
 
 MERGED = "seg"
@@ -85,11 +85,9 @@ def with_options(found: Discovery, options: SourceOptions) -> Discovery:
         subjects = [subject_of(below(s.images[0], found.root), s.id) for s in sources]
         option = "--subject" if options.subject else "--subjects"
         warnings += left_out(sources, subjects, option, found.root)
-        if isinstance(subject_of, ByTable) and subject_of.unused:
-            rows = f"{counted(len(subject_of.unused), 'row')} of {options.subjects}"
-            warnings.append(
-                f"{rows} (such as {subject_of.unused[0]}) name no file: mend or remove them"
-            )
+        if isinstance(subject_of, ByTable):
+            people = {below(s.images[0], found.root): s.subject or s.id for s in sources}
+            warnings += rows_in_doubt(subject_of, options.subjects or "", people)
         sources = [
             replace(source, subject=subject, subject_from=DECLARED, doubt="", is_declared=True)
             if subject
@@ -149,6 +147,24 @@ def left_out(
         f"{option} tells no subject of {counted(len(missing), 'volume')} (such as {first}), which "
         f"keep the one by name ({missing[0].subject}): extend it"
     ]
+
+
+def rows_in_doubt(table: ByTable, file: str, people: Mapping[str, str]) -> list[str]:
+    """Warnings of a table's rows that name no file, or several people's (subjects by path)."""
+    found = []
+    if table.unused:
+        rows = counted(len(table.unused), "row")
+        found.append(
+            f"{rows} of {file} (such as {table.unused[0]}) name no file: mend or remove them"
+        )
+    if joined := table.joined(people):
+        key, paths = next(iter(joined.items()))
+        found.append(
+            f"{counted(len(joined), 'row')} of {file} (such as {key}) name several files or folders"
+            f" ({some(paths)}), and make them one person's: write more of their path in a row for "
+            "each, or --accept-doubts"
+        )
+    return found
 
 
 def of_dataset(source: Source, dataset: str) -> Source:

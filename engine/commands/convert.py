@@ -79,9 +79,10 @@ def main(words: list[str]) -> Outcome:
 
     found = discover(args.source, args.layout, args.telling)
     if args.dry_run:
-        from mim3d.dataio.convert.forecast import forecast
+        from mim3d.dataio.convert.forecast import forecast, standing
 
-        return show_forecast(forecast(found.sources, args.options), args, found)
+        there = standing(found.sources, args.destination, args.options, args.workers)
+        return show_forecast(forecast(found.sources, args.options), there, args, found)
     from mim3d.dataio.convert.run import convert
 
     runner = {}
@@ -228,9 +229,11 @@ def show_some(console: Console, lines: Sequence[str]) -> None:
         console.print(f"  ... and {len(lines) - LISTED} more")
 
 
-def show_forecast(expected: "Forecast", args: ConvertArgs, found: Discovery) -> Outcome:
+def show_forecast(
+    expected: "Forecast", there: "Standing", args: ConvertArgs, found: Discovery
+) -> Outcome:
     """What a dry run found: the first sources as lines, all of them in the figures."""
-    from mim3d.dataio.convert.forecast import standing, volume_count
+    from mim3d.dataio.convert.forecast import volume_count
     from mim3d.dataio.convert.run import usable_cpus
     from mim3d.dataio.convert.volume_ids import unique_ids
 
@@ -253,7 +256,6 @@ def show_forecast(expected: "Forecast", args: ConvertArgs, found: Discovery) -> 
         f"folders, about {seconds:.1f} s with {workers} workers "
         f"({how}); nothing was written"
     )
-    there = standing(found.sources, args.destination, args.options, workers)
     show_standing(console, there, args)
     subjects = grouped(replace(found, sources=tuple(i.source for i in expected.expected)))
     accepted = args.telling.accept_doubts

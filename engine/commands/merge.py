@@ -48,7 +48,7 @@ def main(words: list[str]) -> Outcome:
         "are. Ids and subjects that occur in more than one get the corpus' name in front.",
     )
     from mim3d.dataio.convert.merge import merge
-    from mim3d.dataio.sources.subjects import table_of
+    from mim3d.dataio.sources.subjects import rows_in_doubt, table_of
 
     table = None if args.subjects is None else table_of(args.subjects)
     person = SamePerson(args.same_subjects, table or no_subject)
@@ -63,11 +63,8 @@ def main(words: list[str]) -> Outcome:
         console.print(line, markup=False)
     doubts = [*kept_apart(done.namesakes.apart), *corpus_doubts(done.records)]
     doubts += classes_of_parts(done.parts)
-    if table is not None and table.unused:
-        doubts.append(
-            f"{counted(len(table.unused), 'row')} of {args.subjects} (such as {table.unused[0]}) "
-            "name no file: mend or remove them"
-        )
+    if table is not None:
+        doubts += rows_in_doubt(table, args.subjects or "", {})
     for line in doubts if args.accept_doubts else ():
         console.print(f"note: {line}", markup=False)
     warnings = [*done.left_out, *([] if args.accept_doubts else doubts)]

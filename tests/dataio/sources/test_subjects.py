@@ -148,3 +148,36 @@ def test_names_with_a_scanner_before_are_doubted_but_those_of_a_known_data_set(t
     names = [f"{kind}_train_100{n}_image.nii" for kind in ("ct", "mr") for n in (1, 2)]
     people = grouped(discover(planted(tmp_path / "b", *names)))
     assert (people.n_subjects, people.doubts) == (4, ())
+
+
+@pytest.mark.parametrize(
+    ("names", "rows", "told", "people"),
+    [
+        # The end of one path, with its suffix and without, and of a folder.
+        (["a/P1/t1.nii", "a/P2/t1.nii"], ["P1/t1.nii,A", "P2/t1,B"], "", {"A", "B"}),
+        (["a/b/P1/t1.nii", "a/c/P1/t1.nii"], ["b/P1,A", "c/P1,B"], "", {"A", "B"}),
+        # The end of several people's paths.
+        (["P1/t1.nii", "P2/t1.nii"], ["t1.nii,A"], "t1.nii) name several files", {"A"}),
+        (["P1/t1.nii", "P2/t1.nii"], ["t1,A"], "(P1/t1.nii, P2/t1.nii)", {"A"}),
+        (["P1/ct/a.nii", "P2/ct/a.nii"], ["ct,A"], "(P1/ct, P2/ct)", {"A"}),
+        # Of one person's, or of one folder that is somebody's.
+        (["T1/P1.nii", "T2/P1.nii"], ["P1,A"], "", {"A"}),
+        (["s/P1/a.nii", "s/P2/a.nii"], ["s,A"], "", {"A"}),
+    ],
+)
+def test_a_row_is_the_end_of_a_path_and_doubted_where_of_several_peoples(
+    tmp_path, names, rows, told, people
+):
+    table = tmp_path / "who.csv"
+    table.write_text("\n".join(["file,subject", *rows]))
+    root = planted(tmp_path / "raw", *names)
+    found = discover(root, options=SourceOptions(subjects=str(table)))
+    assert {source.subject for source in found.sources} == people
+    assert [told in line for line in found.warnings] == ([True] if told else [])
+    accepting = SourceOptions(subjects=str(table), accept_doubts=True)
+    assert not discover(root, options=accepting).warnings
+    if told:
+        table.write_text("\n".join(["file,subject", *(f"{n},{n[:2]}" for n in names)]))
+        found = discover(root, options=SourceOptions(subjects=str(table)))
+        assert {source.subject for source in found.sources} == {"P1", "P2"}
+        assert not found.warnings

@@ -91,11 +91,11 @@ def test_people_of_one_name_are_accepted_and_stay_so(sessions, tmp_path, capsys)
 
 
 def test_a_table_tells_who_is_who_as_for_convert(sessions, tmp_path, capsys):
-    """Also of people that are called otherwise in each corpus, by path, id or folder."""
+    """Also of people that are called otherwise in each corpus, by end of path, id or folder."""
     into, table = tmp_path / "all.zarr", tmp_path / "who.csv"
     raw = tmp_path / "raw"
     table.write_text(
-        f"file,subject\n{raw}/first/p3,Ann\np6_v,Ann\n{raw}/second/p1/v.nii.gz,Bob\np9,Eve\n"
+        f"file,subject\n{raw}/first/p3,Ann\np6_v,Ann\nsecond/p1/v.nii.gz,Bob\np9,Eve\n"
     )
     assert merged(*sessions, "--into", into, "--subjects", table) == 3
     out = capsys.readouterr().out
@@ -213,6 +213,9 @@ def test_a_half_way_merge_tells_the_command_that_completes_it(
         assert main(command) == 2
         remedies |= set(re.findall(r"run `mim3d (merge [^`]*)` again", capsys.readouterr().err))
     (remedy,) = remedies
+    assert main(["verify", str(into)]) == 3
+    told = capsys.readouterr().out
+    assert f"run `mim3d {remedy}` again" in told and "mim3d convert" not in told
     assert main(shlex.split(remedy)) == 0
     assert len(Corpus.open(into).records) == 6 and verify(into).problems == ()
 
