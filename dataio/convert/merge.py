@@ -24,10 +24,11 @@ from mim3d.dataio.corpus.history import (
     parse_history,
     removed_before,
 )
-from mim3d.dataio.corpus.manifest import VolumeRecord, intact_records, read_manifest
+from mim3d.dataio.corpus.manifest import VolumeRecord, intact_records
 from mim3d.dataio.corpus.names import MANIFEST, OWN, own_file
 from mim3d.dataio.corpus.root import recipe_of
 from mim3d.dataio.corpus.seen_files import note_merge
+from mim3d.dataio.corpus.table_head import whole_records
 from mim3d.dataio.corpus.writer import CorpusWriter
 from mim3d.dataio.errors import CorpusError
 from mim3d.dataio.storage.links import link_folder
@@ -84,11 +85,11 @@ def merge(
     What was removed on request from the destination or from a part stays out, by its name and by
     its files, and the destination's history tells of it from then on. CorpusError where corpora
     were made with other options, name one number of a label otherwise, lie in a bucket or on
-    another file system, or where the manifest of one is damaged.
+    another file system, or where one is half-made or its manifest damaged.
     """
     names = corpus_names([str(corpus) for corpus in corpora], str(destination))
     conversion = common_recipe(corpora)
-    listed = {name: read_manifest(Path(c)) for name, c in zip(names, corpora, strict=True)}
+    listed = {name: whole_records(Path(c)) for name, c in zip(names, corpora, strict=True)}
     there = own_file(destination, MANIFEST).exists()
     # Damaged lines of the destination are no obstacle: the same merge makes them anew.
     text = own_file(destination, MANIFEST).read_bytes() if there else b""

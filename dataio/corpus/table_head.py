@@ -98,6 +98,22 @@ def known_records(root: Path, text: bytes) -> list[VolumeRecord]:
     )
 
 
+def whole_records(root: Path) -> list[VolumeRecord]:
+    """The records of a corpus that is complete; CorpusError where a conversion or a merge did not
+    finish, or is adding to it."""
+    file = own_file(root, MANIFEST)
+    text = file.read_bytes() if file.is_file() else b""
+    records = known_records(root, text)
+    if len(text) != read_head(root)["manifest_bytes"]:
+        listed = sorted(latest(iter_manifest(text, str(file))), key=lambda r: r.id)
+        if listed != sorted(records, key=lambda r: r.id):
+            raise CorpusError(
+                f"{root}: a conversion or a merge did not finish, or is under way; "
+                f"{remedy_here(root)} to complete it"
+            )
+    return records
+
+
 def replaced_in(root: Path) -> frozenset[str] | None:
     """Volumes that a conversion is replacing, or was when it was interrupted."""
     file = own_file(root, REPLACING)

@@ -181,14 +181,11 @@ def attach(
     by_subject: dict[str, list[BidsName]] = defaultdict(list)
     for image in images:
         by_subject[image.subject].append(image)
-    owned: dict[str, dict[str, str]] = defaultdict(dict)
+    pairs: list[tuple[BidsName, BidsName]] = []
     for label in labels:
         fitting = owners_of(label, by_subject[label.subject])
         owners = fitting if len(fitting) == 1 else sharing_grid(tree, label, fitting)
-        for owner in owners:
-            names = owned[owner.file]
-            name = label.label_name
-            names[name if name not in names else unused(name, label, names)] = label.file
+        pairs += [(owner, label) for owner in owners]
         if not owners:
             code = "ambiguous-label" if fitting else "label-without-image"
             names = ", ".join(posixpath.basename(o.file) for o in fitting[:4])
@@ -198,7 +195,25 @@ def attach(
                 else "fits no image of its subject and session"
             )
             skipped.append(Rejection(tree.path(label.file), code, why))
+    first = first_pipelines(pairs)
+    owned: dict[str, dict[str, str]] = defaultdict(dict)
+    for owner, label in pairs:
+        names, name = owned[owner.file], label.label_name
+        is_other = first.get(name, pipeline(label)) != pipeline(label)
+        names[unused(name, label, names) if is_other or name in names else name] = label.file
     return owned
+
+
+def first_pipelines(pairs: Iterable[tuple[BidsName, BidsName]]) -> dict[str, str]:
+    """By name of labels that an image has of several pipelines (raters), the one whose label is
+    called so on every image: a name means the same wherever one of them is missing."""
+    found: dict[str, str] = {}
+    of_image: dict[tuple[str, str], str] = {}
+    for owner, label in pairs:
+        earlier = of_image.setdefault((owner.file, label.label_name), pipeline(label))
+        if earlier != pipeline(label):
+            found[label.label_name] = min(found.get(label.label_name, earlier), earlier)
+    return found
 
 
 def sharing_grid(tree: Tree, label: BidsName, images: list[BidsName]) -> list[BidsName]:
@@ -226,13 +241,17 @@ def kind_folder(name: BidsName) -> str:
 
 def unused(name: str, label: BidsName, taken: dict[str, str]) -> str:
     """A name that no other label of the image has: with the pipeline's, then with a number."""
+    candidate, number = f"{name}_{pipeline(label)}", 2
+    while candidate in taken:
+        candidate, number = f"{name}_{pipeline(label)}_{number}", number + 1
+    return candidate
+
+
+def pipeline(label: BidsName) -> str:
+    """The folder below `derivatives` that a file is of, else `raw`."""
     parts = label.file.split("/")
     at = parts.index("derivatives") + 1 if "derivatives" in parts else 0
-    pipeline = parts[at] if at and not SUBJECT.fullmatch(parts[at]) else "raw"
-    candidate, number = f"{name}_{pipeline}", 2
-    while candidate in taken:
-        candidate, number = f"{name}_{pipeline}_{number}", number + 1
-    return candidate
+    return parts[at] if at and not SUBJECT.fullmatch(parts[at]) else "raw"
 
 
 def source(tree: Tree, image: BidsName, labels: dict[str, str]) -> Source:
