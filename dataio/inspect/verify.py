@@ -2,7 +2,7 @@
 
 import json
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -29,7 +29,7 @@ from mim3d.dataio.corpus.names import (
     own_key,
 )
 from mim3d.dataio.corpus.ome import json_bytes
-from mim3d.dataio.corpus.quarantine import QUARANTINE, parse_quarantine
+from mim3d.dataio.corpus.quarantine import QUARANTINE, intact_rejections, parse_quarantine
 from mim3d.dataio.corpus.replacing import REPLACING
 from mim3d.dataio.corpus.root import read_root, root_facts, sealed_document
 from mim3d.dataio.corpus.seen_files import SEEN, remedy_of_unfinished
@@ -107,7 +107,7 @@ def verify(
     remedy = remedy_of_unfinished(store.get(key) if store.exists(key) else b"")
     problems = [replace(p, detail=p.detail.replace(AGAIN, remedy)) for p in problems]
     if sources:
-        problems += _sources(records, byte_budget)
+        problems += _sources(records, byte_budget, _left_out(store))
     found = tuple(sorted(set(problems)))
     return Verification(len(records), counts[0], counts[1], found, tuple(damaged))
 
@@ -328,7 +328,16 @@ def _extra(store: Store, records: Sequence[VolumeRecord]) -> Iterator[Problem]:
         yield Problem(key, "orphan", detail)
 
 
-def _sources(records: Sequence[VolumeRecord], budget: int) -> Iterator[Problem]:
+def _left_out(store: Store) -> dict[str, str]:
+    """What the last conversion left out, with the reason, as far as that is readable."""
+    key = own_key(store, QUARANTINE)
+    found = intact_rejections(store.get(key)) if store.exists(key) else ()
+    return {each.path: each.detail for each in found}
+
+
+def _sources(
+    records: Sequence[VolumeRecord], budget: int, left_out: Mapping[str, str]
+) -> Iterator[Problem]:
     """Source files that are gone or no longer what was converted."""
     hash_of: Callable[[str], str] = partial(source_hash, budget=budget)
     for record in records:
@@ -342,5 +351,11 @@ def _sources(records: Sequence[VolumeRecord], budget: int) -> Iterator[Problem]:
                 continue
             if not same:
                 detail = f"changed since {record.id} was converted"
-                detail += f"; {AGAIN}, which converts it anew"
+                found = (f"{p}: {left_out[p]}" for p in record.source_paths if p in left_out)
+                why = next(found, "")
+                detail += (
+                    f", and the last conversion kept the volume as it is, for {why}"
+                    if why
+                    else f"; {AGAIN}, which converts it anew"
+                )
                 yield Problem(path, "source-changed", detail)

@@ -43,7 +43,8 @@ def read_text(path: str) -> str:
 
 def json_pairs(text: str) -> list[tuple[str, str]]:
     """The members of a JSON object."""
-    return [(str(key), str(value)) for key, value in json.loads(text).items()]
+    pairs = json.loads(text, object_pairs_hook=list)  # a dict would keep the last of two alike
+    return [(str(key), str(value)) for key, value in pairs]
 
 
 def table_pairs(text: str) -> list[tuple[str, str]]:

@@ -33,6 +33,7 @@ from mim3d.dataio.sources.tree import (
 )
 from mim3d.dataio.storage.remote import ADDRESS
 from mim3d.dataio.subjects.grouping import CASES
+from mim3d.dataio.subjects.spelling import on_disk
 
 LAYOUTS = ("auto", "folder", "msd", "nnunet", "bids", "nnssl", "csv", "dicom")
 LOOKED = 20  # files of a folder without images that are looked at for DICOM
@@ -95,6 +96,8 @@ def split_source(source: str) -> tuple[str, str, bool]:
         if path.exists():
             return str(path.parent), path.name, False
         source = str(path)
+        if (there := on_disk(source)) != source:
+            return split_source(there)
     wild = WILD.search(source, start)
     if wild:
         cut = source.rfind("/", 0, wild.start()) + 1

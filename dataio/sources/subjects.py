@@ -18,6 +18,7 @@ from mim3d.dataio.sources.tree import plain_path
 from mim3d.dataio.subjects.declared import ACCEPTED, DECLARED, ByTable, by_pattern
 from mim3d.dataio.subjects.grouping import Grouping, Scan, counted, grouping, some
 from mim3d.dataio.subjects.inferred import InferredSubject, infer_subjects, without_shared_folders
+from mim3d.dataio.subjects.spelling import composed
 
 MERGED = "seg"
 FILE_COLUMNS = ("file", "path", "image", "image_path", "filename", "name", "id", "folder")
@@ -68,7 +69,8 @@ def grouped(found: Discovery) -> Grouping:
 
 
 def below(path: str, root: str) -> str:
-    """A path relative to the root it is below, else as it is."""
+    """A path relative to the root it is below, else whole; accents as people type them."""
+    path, root = composed(path), composed(root)
     return path[len(root) + 1 :] if root and path.startswith(root.rstrip("/") + "/") else path
 
 
@@ -101,6 +103,7 @@ def with_options(found: Discovery, options: SourceOptions) -> Discovery:
         sources = [replace(s, ignore=dict.fromkeys(s.labels, value)) for s in sources]
     if options.dataset:
         sources = [of_dataset(source, options.dataset) for source in sources]
+    sources = [replace(s, subject=composed(s.subject), group=composed(s.group)) for s in sources]
     if options.accept_doubts:
         sources = [
             replace(s, subject_from=ACCEPTED, doubt="", is_declared=s.tells_subject)
@@ -150,12 +153,20 @@ def left_out(
 
 
 def rows_in_doubt(table: ByTable, file: str, people: Mapping[str, str]) -> list[str]:
-    """Warnings of a table's rows that name no file, or several people's (subjects by path)."""
+    """Warnings of a table's rows that name no file, say otherwise than others of theirs, or name
+    several people's files (subjects by path)."""
     found = []
     if table.unused:
         rows = counted(len(table.unused), "row")
         found.append(
             f"{rows} of {file} (such as {table.unused[0]}) name no file: mend or remove them"
+        )
+    if table.overruled:
+        key, by = next(iter(table.overruled.items()))
+        found.append(
+            f"{counted(len(table.overruled), 'row')} of {file} (such as {key}: "
+            f"{table.subjects[key]}) name only files of rows that say otherwise (such as {by}: "
+            f"{table.subjects[by]}), which stand: remove one, or --accept-doubts"
         )
     if joined := table.joined(people):
         key, paths = next(iter(joined.items()))
@@ -184,7 +195,7 @@ def table_of(file: str) -> ByTable:
         raise SourceError("no-subject-column", path, problem)
     subjects: dict[str, str] = {}
     for row in rows:
-        file, person = row[key].removeprefix("./").rstrip("/"), row[subject]
+        file, person = composed(row[key]).removeprefix("./").rstrip("/"), composed(row[subject])
         if file and person and subjects.setdefault(file, person) != person:
             problem = f"says {file} is {subjects[file]}'s and {person}'s; leave one"
             raise SourceError("two-subjects", path, problem)

@@ -11,6 +11,7 @@ from typing import Any, Protocol
 from mim3d.dataio.errors import Rejection, SourceError
 from mim3d.dataio.labels.label_map import read_text
 from mim3d.dataio.storage.remote import ADDRESS, locate, read_remote_bytes, store_reason
+from mim3d.dataio.subjects.spelling import composed_names, on_disk
 
 MANIFESTS = ("mim3d/manifest.jsonl", "manifest.jsonl")
 """Of a corpus, and of one begun up to format 2; `corpus.names` says so to those who may ask it."""
@@ -58,9 +59,10 @@ class LocalTree:
 
     @property
     def names(self) -> list[str]:
-        """Every file below the root, sorted; loops of links end where they began."""
+        """Every file below the root, sorted, with accents as one letter; loops of links end where
+        they began."""
         if self._names is None:
-            self._names = sorted(self._walk())
+            self._names = sorted(composed_names([*self._walk()]))
         return self._names
 
     def _walk(self) -> Iterator[str]:
@@ -115,10 +117,12 @@ class LocalTree:
         self.problems.append(Rejection(as_text(path), code, detail))
 
     def path(self, name: str) -> str:
-        """Path of an entry; absolute paths and addresses stay as they are."""
-        if ADDRESS.match(name) or posixpath.isabs(name):
+        """Path of an entry as it is called on disk; addresses stay as they are."""
+        if ADDRESS.match(name):
             return name
-        path = str(Path(self.root, name))
+        if posixpath.isabs(name):
+            return on_disk(name)
+        path = on_disk(str(Path(self.root, name)))
         return plain_path(path) if ".." in name else path
 
     def has(self, name: str) -> bool:
@@ -223,6 +227,7 @@ class RemoteTree:
         self.problems: list[Rejection] = []
         self._names: list[str] | None = None
         self._known: frozenset[str] = frozenset()
+        self._called: dict[str, str] = {}
 
     @property
     def can_list(self) -> bool:
@@ -236,8 +241,11 @@ class RemoteTree:
             detail = "cannot be listed over http; name a file, a datalist (.json) or a table (.csv)"
             raise SourceError("no-listing", self.root, detail)
         if self._names is None:
-            self._names = self._list()
-            self._known = frozenset(self._names)
+            listed = self._list()
+            self._known = frozenset(listed)
+            called = dict(zip(composed_names(listed), listed, strict=True))
+            self._names = sorted(called)
+            self._called = {name: key for name, key in called.items() if name != key}
         return self._names
 
     def _list(self) -> list[str]:
@@ -257,7 +265,7 @@ class RemoteTree:
         """Address of an entry."""
         if ADDRESS.match(name):
             return name
-        return f"{self.root}/{name}" if name else self.root
+        return f"{self.root}/{self._called.get(name, name)}" if name else self.root
 
     def has(self, name: str) -> bool:
         """Whether the listing has the entry; True over http and for other addresses."""

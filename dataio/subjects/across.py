@@ -7,6 +7,7 @@ from typing import Any, Protocol, TypeVar, cast
 
 from mim3d.dataio.errors import CorpusError
 from mim3d.dataio.subjects.declared import DECLARED, SubjectRule
+from mim3d.dataio.subjects.spelling import folded
 
 ALL = "all"
 
@@ -49,24 +50,29 @@ class SamePerson:
     same: Sequence[str] = ()
     subject_of: SubjectRule = field(default=lambda path, id: "")
 
-    def declared(self, volume: Volume) -> str:
-        """The subject that the rule has for a volume, or nothing."""
-        return self.subject_of(volume.sources[0], volume.id)
+    def declared(self, volume: Volume, part: str) -> str:
+        """The subject that the rule has for a volume, by the id it has in its corpus or that a
+        merge gives it, or nothing."""
+        ids = (volume.id, f"{part}_{volume.id}")
+        return next(filter(None, (self.subject_of(volume.sources[0], id) for id in ids)), "")
 
     def spelled(
-        self, parts: Sequence[Sequence[Volume]], others: Sequence[Volume]
+        self, parts: Mapping[str, Sequence[Volume]], others: Sequence[Volume]
     ) -> Mapping[str, str]:
         """By its name in small letters, what each of `same` is called; CorpusError for a name that
         is not in several corpora. `others` are of corpora that were merged before."""
         found: dict[str, str] = {}
-        several = [{self.declared(v) or v.subject for v in part} for part in parts]
+        several = [
+            {self.declared(v, part) or v.subject for v in volumes}
+            for part, volumes in parts.items()
+        ]
         several.append({plain_name(v) for v in others})
         for subject in (subject for subjects in several for subject in sorted(subjects)):
-            found.setdefault(subject.casefold(), subject)
-        alike = shared({s.casefold() for s in subjects} for subjects in several)
+            found.setdefault(folded(subject), subject)
+        alike = shared({folded(s) for s in subjects} for subjects in several)
         # Who was kept apart by an earlier merge is of several corpora as well.
-        alike |= {plain_name(v).casefold() for v in others if plain_name(v) != v.subject}
-        wanted = alike if ALL in self.same else {name.casefold() for name in self.same}
+        alike |= {folded(plain_name(v)) for v in others if plain_name(v) != v.subject}
+        wanted = alike if ALL in self.same else {folded(name) for name in self.same}
         if unknown := sorted(wanted - alike):
             raise CorpusError(
                 f"--same-subjects {unknown[0]}: is no subject of several corpora; those are "
@@ -78,17 +84,18 @@ class SamePerson:
         self, parts: Mapping[str, Sequence[V]], others: Sequence[V]
     ) -> tuple[dict[str, list[V]], set[str]]:
         """The volumes of each corpus with the subjects that the user says, and which those are."""
-        spelled = self.spelled([*parts.values()], others)
+        spelled = self.spelled(parts, others)
         names = {*spelled.values()}
         found: dict[str, list[V]] = {}
         for part, volumes in parts.items():
             found[part] = []
             for volume in volumes:
-                fields = {"subject": spelled.get(volume.subject.casefold(), volume.subject)}
-                if declared := self.declared(volume):
-                    names.add(declared)
-                    fields = {"subject_from": DECLARED, "subject_doubt": "", "subject": declared}
-                found[part].append(cast(V, replace(cast(Any, volume), **fields)))
+                subject = self.declared(volume, part)
+                names |= {subject} - {""}
+                subject = subject or spelled.get(folded(volume.subject), "")
+                fields = {"subject_from": DECLARED, "subject_doubt": "", "subject": subject}
+                told = cast(V, replace(cast(Any, volume), **fields)) if subject else volume
+                found[part].append(told)
         return found, names
 
 
@@ -120,14 +127,14 @@ def namesakes(
     became: dict[str, dict[str, dict[str, str]]] = {}
     before = [("", plain_name(volume), volume) for volume in others]
     for corpus, subject, volume in [*volumes, *before]:
-        people = became.setdefault(subject.casefold(), {})
+        people = became.setdefault(folded(subject), {})
         people.setdefault(volume.subject, {}).setdefault(corpus, volume.id)
     apart: dict[str, tuple[str, ...]] = {}
     joined: dict[str, tuple[str, ...]] = {}
     for corpus, subject, volume in volumes:
-        if plain_name(volume).casefold() != subject.casefold():  # by a volume that was here
+        if folded(plain_name(volume)) != folded(subject):  # by a volume that was here
             joined[f"{subject} of {corpus}"] = (f"{volume.subject} ({volume.id})",)
-    names = {subject.casefold(): subject for _, subject, _ in volumes}
+    names = {folded(subject): subject for _, subject, _ in volumes}
     for name in sorted(names):
         people = became[name]
         lines = tuple(f"{who} ({', '.join(ids.values())})" for who, ids in people.items())

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from mim3d.dataio.nifti.names import stem
 from mim3d.dataio.subjects.declared import ACCEPTED, DECLARED
 from mim3d.dataio.subjects.numbers import counts_anew, is_bare_number, of_several_scanners
+from mim3d.dataio.subjects.spelling import folded
 from mim3d.dataio.subjects.words import has_digit, identifies_nobody, is_gathering, words_of
 
 UNDOUBTED = frozenset({DECLARED, ACCEPTED})
@@ -68,7 +69,7 @@ def grouping(scans: Iterable[Scan]) -> Grouping:
     for scan in scans:
         by_subject[scan.subject].append(scan)
         n_volumes += 1
-    judges = (rule_doubts, visit_doubts, place_doubts, scanner_doubts)
+    judges = (rule_doubts, visit_doubts, place_doubts, scanner_doubts, spelling_doubts)
     doubts = tuple(line for judge in judges for line in judge(by_subject))
     return Grouping(n_volumes, len(by_subject), examples(by_subject), doubts)
 
@@ -199,6 +200,22 @@ def scanner_doubts(by_subject: Mapping[str, Sequence[Scan]]) -> list[str]:
     return [
         f"{n} subjects may be images of {n_people(len(found))} by several scanners (such "
         f"as {some(next(iter(found.values())))}): {REMEDY}"
+    ]
+
+
+def spelling_doubts(by_subject: Mapping[str, Sequence[Scan]]) -> list[str]:
+    """Subjects whose names differ in capitals or in the spelling of accents alone."""
+    alike: dict[str, list[str]] = defaultdict(list)
+    for subject, scans in by_subject.items():
+        if scans[0].rule != ACCEPTED:
+            alike[folded(subject)].append(subject)
+    found = {name: sorted(several) for name, several in alike.items() if len(several) > 1}
+    if not found:
+        return []
+    n = sum(map(len, found.values()))
+    return [
+        f"{n} subjects may be {n_people(len(found))} (such as {some(found[min(found)])}, which "
+        f"differ in capitals or in how accents are written alone): {REMEDY}"
     ]
 
 

@@ -1,5 +1,6 @@
 """Flipping any bit of a corpus: reading raises or the bit carries nothing; verify finds it."""
 
+import re
 import shutil
 from pathlib import Path
 
@@ -10,6 +11,7 @@ import zarr
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from mim3d.bench.corpora import anatomy_like
 from mim3d.dataio.chunks.codec import ChunkCodec
 from mim3d.dataio.chunks.shard_writer import ShardStream
 from mim3d.dataio.convert.run import convert
@@ -21,6 +23,7 @@ from mim3d.dataio.errors import ChunkError, CorpusError
 from mim3d.dataio.inspect.verify import verify
 from mim3d.dataio.reader.corpus import Corpus
 from mim3d.dataio.sources.source import Source
+from mim3d.engine.commands.cli import main
 
 
 @pytest.fixture(scope="module")
@@ -117,6 +120,24 @@ def test_changed_sources_are_told_on_request(root, tmp_path):
         assert not verify(root).problems
     finally:
         source.write_bytes(content)
+
+
+def test_a_changed_source_that_cannot_be_converted_is_told_with_the_reason(tmp_path, capsys):
+    """Else its remedy would be one that changes nothing, again and again."""
+    image, corpus = tmp_path / "raw" / "p1.nii.gz", tmp_path / "c"
+    image.parent.mkdir()
+    nib.save(nib.Nifti1Image(anatomy_like((20, 18, 22), 1), np.eye(4)), image)
+    assert main(["convert", str(image.parent), str(corpus)]) == 0
+    image.write_bytes(image.read_bytes()[:5000])
+    assert main(["verify", str(corpus), "--sources"]) == 3
+    again = re.search(r"run the same `mim3d (convert)` again, which", capsys.readouterr().out)
+    assert again
+    assert main([again[1], str(image.parent), str(corpus)]) == 3
+    capsys.readouterr()
+    assert main(["verify", str(corpus), "--sources"]) == 3
+    told = capsys.readouterr().out
+    assert f"kept the volume as it is, for {image}: the gzip stream ends early" in told
+    assert "convert` again" not in told
 
 
 def test_no_corpus(tmp_path):

@@ -161,6 +161,7 @@ def test_a_mask_per_organ_becomes_one_label_by_a_map(tmp_path, kind, capsys):
     [
         ('{"liver": 0}', "class of its own, 1 to 65535"),
         ('{"liver": 1, "spleen": 1}', "stands twice"),
+        ('{"liver": 1, "liver": 2}', "stands twice"),
         ('{"heart": 1}', "names none of the labels found (liver, spleen)"),
         ('["liver"]', "is no map"),
         ("{}", "names no mask"),

@@ -1,6 +1,7 @@
 """How data sets lie on disk, in miniature: whose the images are, and which files are labels."""
 
 import json
+import unicodedata
 from pathlib import Path
 
 import nibabel as nib
@@ -536,3 +537,75 @@ def test_probability_maps_among_images_are_told(tmp_path, name):
 @pytest.mark.parametrize("name", ["c1", "probe_1", "c1_T2", "improbable"])
 def test_other_names_are_no_probability_maps(tmp_path, name):
     assert not plant(tmp_path, "p1/T1.nii", f"p1/{name}.nii").warnings
+
+
+def test_a_raters_labels_of_bids_have_one_name_wherever_another_is_missing(tmp_path):
+    image, label = "sub-{0}/anat/sub-{0}_T1w.nii.gz", "sub-{0}/anat/sub-{0}_T1w_dseg.nii.gz"
+    both, one = ("01", "03"), ("02",)
+    names = [image.format(who) for who in (*both, *one)]
+    names += [f"derivatives/r2/{label.format(who)}" for who in (*both, *one)]
+    names += [f"derivatives/r1/{label.format(who)}" for who in both]
+    found = plant(tmp_path, *names)
+    assert [list(s.labels) for s in found.sources if s.subject == "sub-02"] == [["seg_r2"]]
+    raters = {
+        (name, path.split("/derivatives/")[1][:2])
+        for source in found.sources
+        for name, path in source.labels.items()
+    }
+    assert raters == {("seg", "r1"), ("seg_r2", "r2")}
+
+
+def test_raters_of_bids_that_no_image_has_both_of_are_one_label(tmp_path):
+    names = [f"sub-{who}/anat/sub-{who}_T1w.nii.gz" for who in (1, 2)]
+    names += [f"derivatives/r{w}/sub-{w}/anat/sub-{w}_T1w_dseg.nii.gz" for w in (1, 2)]
+    assert [list(s.labels) for s in plant(tmp_path, *names).sources] == [["seg"], ["seg"]]
+
+
+def spelled(form: str, name: str) -> str:
+    return unicodedata.normalize(form, name)
+
+
+@pytest.mark.parametrize("forms", [("NFC", "NFD"), ("NFD", "NFC"), ("NFD", "NFD")])
+def test_accents_are_one_name_however_they_are_written(tmp_path, forms):
+    """A Mac writes them as letters of their own: files, labels, tables and patterns still meet."""
+    one, other = (spelled(form, "Jörg") for form in forms)
+    found = plant(
+        *(tmp_path / "a", f"images/{one}_t1.nii", f"images/{one}_t2.nii"),
+        *(f"labels/{other}_t1.nii", "images/Bärbel_t1.nii"),
+    )
+    assert {source.subject for source in found.sources} == {"Jörg", "Bärbel"}
+    assert [len(source.labels) for source in found.sources] == [0, 1, 0]
+    assert all(Path(p).is_file() for source in found.sources for p in source.paths)
+    table = tmp_path / "who.csv"
+    table.write_text(f"file,subject\n{other}_t1.nii,{other}\n{other}_t2.nii,{one}\n")
+    found = discover(str(tmp_path / "a"), options=SourceOptions(subjects=str(table)))
+    told = [w for w in found.warnings if "name no file" in w or "otherwise" in w]
+    assert not told and {s.subject for s in found.sources} == {"Jörg", "Bärbel"}
+    pattern = SourceOptions(subject=f"{other}|B")
+    subjects = {s.subject for s in discover(str(tmp_path / "a"), options=pattern).sources}
+    assert subjects == {"Jörg", "B"}
+    listed = tmp_path / "list.csv"
+    rows = [f"{tmp_path}/a/images/{other}_t1.nii,x", f"a/images/{other}_t2.nii,{other}"]
+    listed.write_text("\n".join(["image,subject", *rows]))
+    found = discover(str(listed))
+    assert not found.skipped and [s.subject for s in found.sources] == ["x", "Jörg"]
+    assert discover(str(tmp_path / "a" / "images" / f"{other}_t2.nii")).sources
+
+
+def test_two_files_whose_names_differ_in_spelling_alone_are_both_taken(tmp_path):
+    names = [f"{spelled(form, 'Jörg')}.nii" for form in ("NFC", "NFD")]
+    found = plant(tmp_path, *names)
+    assert len({source.images for source in found.sources}) == 2
+    assert {source.subject for source in found.sources} == {"Jörg"}
+
+
+def test_people_whose_names_differ_in_capitals_alone_are_doubted(tmp_path):
+    found = plant(tmp_path, "sub-01.nii", "SUB-01.nii", "Anna_t1.nii", "anna_t2.nii")
+    doubts = [doubt for doubt in grouped(found).doubts if "in capitals" in doubt]
+    assert len(doubts) == 1 and doubts[0].startswith("4 subjects may be 2 people")
+    accepting = SourceOptions(accept_doubts=True)
+    assert not grouped(discover(str(tmp_path), options=accepting)).doubts
+    table = tmp_path / "who.csv"
+    table.write_text("file,subject\nsub-01.nii,a\nSUB-01.nii,a\nAnna_t1,b\nanna_t2,b\n")
+    people = grouped(discover(str(tmp_path), options=SourceOptions(subjects=str(table))))
+    assert (people.n_subjects, people.doubts) == (2, ())

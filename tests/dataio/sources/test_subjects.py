@@ -181,3 +181,16 @@ def test_a_row_is_the_end_of_a_path_and_doubted_where_of_several_peoples(
         found = discover(root, options=SourceOptions(subjects=str(table)))
         assert {source.subject for source in found.sources} == {"P1", "P2"}
         assert not found.warnings
+
+
+def test_rows_that_contradict_each_other_about_a_file_are_told(tmp_path):
+    """The one with more of its name stands; that of a folder is for all its other files."""
+    root = planted(tmp_path / "raw", "a/P1_L.nii", "a/P1_R.nii", "a/P2.nii")
+    table = tmp_path / "who.csv"
+    table.write_text("file,subject\nP1_L.nii,X\nP1_L,Z\na,Y\nP1_R,X\n")
+    found = discover(root, options=SourceOptions(subjects=str(table)))
+    assert [source.subject for source in found.sources] == ["X", "X", "Y"]
+    (told,) = found.warnings
+    assert "1 row of" in told and "(such as P1_L: Z)" in told and "(such as P1_L.nii: X)" in told
+    table.write_text("file,subject\nP1_L.nii,X\na,Y\nP1_R,X\n")
+    assert not discover(root, options=SourceOptions(subjects=str(table))).warnings

@@ -3,6 +3,8 @@
 import gzip
 import re
 import shlex
+import shutil
+import unicodedata
 from pathlib import Path
 
 import nibabel as nib
@@ -13,7 +15,9 @@ from mim3d.bench.corpora import anatomy_like
 from mim3d.dataio.convert import merge as merging
 from mim3d.dataio.convert.merge import merge
 from mim3d.dataio.convert.run import convert
+from mim3d.dataio.corpus.names import own_file
 from mim3d.dataio.corpus.quarantine import quarantine_place
+from mim3d.dataio.corpus.writer import CorpusWriter
 from mim3d.dataio.errors import CorpusError
 from mim3d.dataio.inspect.verify import verify
 from mim3d.dataio.reader.corpus import Corpus
@@ -57,6 +61,74 @@ def sessions(tmp_path) -> tuple[Path, Path]:
     """Two sessions of p1 and p2, and one of somebody else in each."""
     first = part(tmp_path, "first", {"p1": 1, "p2": 2, "p3": 3})
     return first, part(tmp_path, "second", {"p1": 4, "p2": 5, "p6": 6})
+
+
+def test_a_half_made_or_damaged_part_is_refused_with_what_completes_it(sessions, tmp_path, capsys):
+    """What of it was committed would be taken for all that there is."""
+    manifest = own_file(sessions[1], "manifest.jsonl")
+    whole, table = manifest.read_bytes(), own_file(sessions[1], "chunks.table")
+    manifest.write_bytes(b"".join(whole.splitlines(keepends=True)[1:]))
+    assert merged(*sessions, "--into", tmp_path / "all.zarr") == 2
+    assert "bytes, and had" in capsys.readouterr().err
+    manifest.write_bytes(whole + whole.splitlines(keepends=True)[0].replace(b"p1_v", b"p9_v"))
+    assert merged(*sessions, "--into", tmp_path / "all.zarr") == 2
+    capsys.readouterr()
+    manifest.write_bytes(whole)
+    aside = table.rename(tmp_path / "table")
+    assert merged(*sessions, "--into", tmp_path / "all.zarr") == 2
+    assert f"{sessions[1]}: the chunk table is missing" in capsys.readouterr().err
+    assert not (tmp_path / "all.zarr").exists()
+    aside.rename(table)
+    assert merged(*sessions, "--into", tmp_path / "all.zarr", "--accept-doubts") == 0
+
+
+def test_a_conversion_that_was_killed_is_no_part(sessions, tmp_path, capsys, monkeypatch):
+    raw, part = tmp_path / "raw" / "second", sessions[1]
+    shutil.copytree(raw / "p6", raw / "p7")
+    nib.save(nib.Nifti1Image(anatomy_like((20, 18, 22), 9), np.eye(4)), raw / "p7" / "v.nii.gz")
+
+    def killed(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(CorpusWriter, "close", killed)
+        assert main(["convert", str(raw), str(part), "--workers", "1"]) == 130
+    capsys.readouterr()
+    assert merged(*sessions, "--into", tmp_path / "all.zarr") == 2
+    told = capsys.readouterr().err
+    assert f"{part}: a conversion or a merge did not finish" in told
+    remedy = re.search(r"run the same `mim3d (convert)` again to complete it", told)
+    assert remedy and main([remedy[1], str(raw), str(part), "--workers", "1"]) == 0
+    assert merged(*sessions, "--into", tmp_path / "all.zarr", "--accept-doubts") == 0
+
+
+def test_the_remedy_of_namesakes_settles_who_they_are(sessions, tmp_path, capsys):
+    """Also where names of files had told it, which lie in several places then."""
+    into, raw = tmp_path / "all.zarr", [tmp_path / "raw" / each for each in ("first", "second")]
+    parts = [tmp_path / f"{folder.name}.z" for folder in raw]
+    for folder, part in zip(raw, parts, strict=True):
+        assert main(["convert", str(folder), str(part), "--workers", "1"]) == 0
+    assert merged(*parts, "--into", into) == 3
+    remedy = re.search(r"with (--same-subjects) \S+ \(or (all)\)", capsys.readouterr().out)
+    assert remedy and merged(*parts, "--into", into, *remedy.groups()) == 0
+    assert len(set(subjects_of(into).values())) == 4
+    # The ids that a merge tells may stand in a table.
+    ids = [id for id in subjects_of(into) if id.startswith("first")]
+    table = tmp_path / "who.csv"
+    table.write_text("file,subject\n" + "".join(f"{id},A{id[-4:]}\n" for id in ids))
+    assert merged(*parts, "--into", tmp_path / "b.zarr", "--subjects", table) == 0
+    assert {"Ap1_v", "Ap2_v"} < set(subjects_of(tmp_path / "b.zarr").values())
+
+
+def test_one_name_in_two_spellings_is_doubted(tmp_path, capsys):
+    """Accents as letters of their own, as a Mac writes names, and as one."""
+    forms = [unicodedata.normalize(form, "Jörg") for form in ("NFC", "NFD")]
+    parts = [part(tmp_path, f"c{i}", {name: i}) for i, name in enumerate(forms)]
+    into = tmp_path / "all.zarr"
+    assert merged(*parts, "--into", into) == 3
+    assert "1 subject of the same name in several corpora" in capsys.readouterr().out
+    assert merged(*parts, "--into", into, "--same-subjects", forms[1]) == 0
+    assert len(set(subjects_of(into).values())) == 1
 
 
 def test_a_name_of_two_corpora_is_doubted_and_the_remedy_makes_it_one(sessions, tmp_path, capsys):
