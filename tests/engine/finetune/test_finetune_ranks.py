@@ -1,14 +1,13 @@
 """Fine-tuning on two processes: one process's losses and scores, and resuming across counts."""
 
 import json
-import os
-import subprocess
-import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 import small_finetune
 import torch
+from rank_nursery import Nursery
 from small_finetune import make_labelled_corpus
 
 from mim3d.engine.commands import finetune as command
@@ -24,17 +23,18 @@ def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return make_labelled_corpus(tmp_path_factory.mktemp("phantom"))
 
 
-def launch(ranks: int, corpus: Path, out: Path, *words: str) -> str:
-    command = [
-        sys.executable, "-m", "torch.distributed.run", "--standalone",
-        f"--nproc-per-node={ranks}", str(SCRIPT), str(corpus), str(out), *words,
-    ]  # fmt: skip
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
-    done = subprocess.run(
-        command, env=environment, capture_output=True, text=True, timeout=540, check=False
-    )
-    assert done.returncode == 0, done.stderr[-2000:]
-    return done.stdout
+@pytest.fixture(scope="module")
+def launch() -> Iterator[Callable[..., str]]:
+    """Run the script as so many ranks: (ranks, corpus, out, head, accum, stop at)."""
+    nursery = Nursery("small_finetune")
+
+    def printed(ranks: int, *words: object) -> str:
+        done = nursery.launch(ranks, SCRIPT, *words)
+        assert done.returncode == 0, done.stderr[-2000:]
+        return done.stdout
+
+    yield printed
+    nursery.close()
 
 
 def assert_same_run(out: Path, other: Path) -> None:
@@ -52,7 +52,9 @@ def assert_same_run(out: Path, other: Path) -> None:
 
 
 @pytest.mark.parametrize(("head", "accum"), [("unetr", "1"), ("classify", "1"), ("linear", "2")])
-def test_two_ranks_agree_with_one(corpus: Path, tmp_path: Path, head: str, accum: str) -> None:
+def test_two_ranks_agree_with_one(
+    launch: Callable[..., str], corpus: Path, tmp_path: Path, head: str, accum: str
+) -> None:
     printed = launch(2, corpus, tmp_path / "two", head, accum)
     assert "rank 0 rows 5 False" in printed and "rank 1 rows 5 False" in printed
     launch(1, corpus, tmp_path / "one", head)
@@ -64,7 +66,7 @@ def test_two_ranks_agree_with_one(corpus: Path, tmp_path: Path, head: str, accum
 
 @pytest.mark.parametrize(("before", "after"), [(2, 2), (2, 1), (1, 2)])
 def test_told_to_stop_a_run_goes_on_at_any_number_of_ranks(
-    corpus: Path, tmp_path: Path, before: int, after: int
+    launch: Callable[..., str], corpus: Path, tmp_path: Path, before: int, after: int
 ) -> None:
     """A signal on one rank stops all; sharded checkpoints fit one rank as well as two."""
     out = tmp_path / "run"

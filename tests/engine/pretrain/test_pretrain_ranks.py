@@ -12,6 +12,7 @@ import pytest
 import small_run
 import torch
 from ports import free_port
+from rank_nursery import Nursery
 from safetensors.torch import load_file
 from small_run import make_corpus
 from torch.distributed.checkpoint.metadata import TensorStorageMetadata
@@ -30,7 +31,15 @@ def corpus(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def single(corpus, tmp_path_factory):
+def launch():
+    """Run the script as so many ranks: (ranks, corpus, out, fault, method, replicate, accum)."""
+    nursery = Nursery("small_run")
+    yield lambda ranks, *words: nursery.launch(ranks, SCRIPT, *words)
+    nursery.close()
+
+
+@pytest.fixture(scope="module")
+def single(launch, corpus, tmp_path_factory):
     """Runs of one process, by method, optimiser and accumulation."""
     made = {}
 
@@ -38,19 +47,19 @@ def single(corpus, tmp_path_factory):
         key = f"{method}{optimiser}-{accum}"
         if key not in made:
             made[key] = tmp_path_factory.mktemp(key) / "run"
-            done = launch(1, corpus, made[key], optimiser, method, accum=accum)
+            done = launch(1, corpus, made[key], optimiser, method, 1, accum)
             assert done.returncode == 0, done.stderr
         return made[key]
 
     return get
 
 
-def launch(ranks, corpus, out, fault="", method="mae", replicate=1, accum=1, restarts=0):
+def torchrun(ranks, corpus, out, fault, restarts):
     """Run the script under torchrun; a rank's output is in ours."""
     command = [
         sys.executable, "-m", "torch.distributed.run", "--standalone",
         f"--nproc-per-node={ranks}", f"--max-restarts={restarts}", "--monitor-interval=0.2",
-        str(SCRIPT), str(corpus), str(out), fault, method, str(replicate), str(accum),
+        str(SCRIPT), str(corpus), str(out), fault,
     ]  # fmt: skip
     # The agent's own store: a port that it only picked for the first rank may be taken by another
     # process while that rank imports torch.
@@ -123,7 +132,9 @@ def assert_same_state(out, other):
         ("ignoring", 2, 1, 2),
     ],
 )
-def test_ranks_agree_with_one_process(corpus, single, tmp_path, method, ranks, replicate, accum):
+def test_ranks_agree_with_one_process(
+    launch, corpus, single, tmp_path, method, ranks, replicate, accum
+):
     """FSDP, HSDP and accumulation at equal global batch; SimCLR's negatives cross ranks.
 
     They are those of a micro-batch, so there one process accumulates too.
@@ -140,7 +151,7 @@ def test_ranks_agree_with_one_process(corpus, single, tmp_path, method, ranks, r
         assert [row["counted"] for row in rows] == pytest.approx([row["counted"] for row in alone])
 
 
-def test_lamb_over_ranks_is_lamb(corpus, single, tmp_path):
+def test_lamb_over_ranks_is_lamb(launch, corpus, single, tmp_path):
     """Trust ratios of sharded parameters are those of whole ones."""
     done = launch(2, corpus, tmp_path / "two", "lamb")
     assert done.returncode == 0, done.stderr
@@ -148,7 +159,9 @@ def test_lamb_over_ranks_is_lamb(corpus, single, tmp_path):
 
 
 @pytest.mark.parametrize("fault", ["sigterm", "sigint"])
-def test_a_signal_to_one_rank_stops_all_at_one_step_and_resume_is_exact(corpus, tmp_path, fault):
+def test_a_signal_to_one_rank_stops_all_at_one_step_and_resume_is_exact(
+    launch, corpus, tmp_path, fault
+):
     done = launch(2, corpus, tmp_path / "broken", fault)
     assert done.returncode == 0, done.stderr
     assert "told to stop: step" in done.stdout
@@ -166,7 +179,7 @@ def test_a_signal_to_one_rank_stops_all_at_one_step_and_resume_is_exact(corpus, 
 @pytest.mark.parametrize("optimiser", ["", "lamb"])
 @pytest.mark.parametrize(("before", "after"), [(2, 1), (1, 2)])
 def test_resume_at_another_world_size_sees_the_same_samples(
-    corpus, single, tmp_path, before, after, optimiser
+    launch, corpus, single, tmp_path, before, after, optimiser
 ):
     """One rank keeps its model whole, two shard it: the checkpoint is the same to both."""
     out = tmp_path / "run"
@@ -185,7 +198,7 @@ def test_resume_at_another_world_size_sees_the_same_samples(
 
 
 def test_a_dead_rank_is_restarted_from_the_last_commit(corpus, single, tmp_path):
-    done = launch(2, corpus, tmp_path / "run", "dead", restarts=1)
+    done = torchrun(2, corpus, tmp_path / "run", "dead", restarts=1)
     assert done.returncode == 0, done.stderr
     assert "going on from the checkpoint of step 3" in done.stdout
     assert_same_curve(tmp_path / "run", single())
@@ -210,7 +223,7 @@ def test_slurms_tasks_form_one_run(corpus, single, tmp_path):
     assert_same_curve(tmp_path / "run", single())
 
 
-def test_another_configuration_is_refused_on_every_rank(corpus, single, tmp_path):
+def test_another_configuration_is_refused_on_every_rank(launch, corpus, single, tmp_path):
     shutil.copytree(single(), tmp_path / "run")
     (tmp_path / "run" / "pretext.json").unlink()
     done = launch(2, corpus, tmp_path / "run", "", "simmim")
@@ -220,7 +233,7 @@ def test_another_configuration_is_refused_on_every_rank(corpus, single, tmp_path
     assert done.stderr.count("holds a run of another configuration") >= 2
 
 
-def test_an_error_on_one_rank_is_told_by_that_rank_alone(corpus, tmp_path):
+def test_an_error_on_one_rank_is_told_by_that_rank_alone(launch, corpus, tmp_path):
     done = launch(2, corpus, tmp_path / "run", "full-disk")
     assert done.returncode != 0
     assert done.stderr.count("OSError: [Errno 28] No space left on device") == 1
@@ -230,7 +243,9 @@ def test_an_error_on_one_rank_is_told_by_that_rank_alone(corpus, tmp_path):
     assert checkpoint_files.verify(newest).step == 3
 
 
-def test_a_rank_that_diverges_takes_all_back_and_they_go_on_as_one(corpus, single, tmp_path):
+def test_a_rank_that_diverges_takes_all_back_and_they_go_on_as_one(
+    launch, corpus, single, tmp_path
+):
     """What is skipped and removed is agreed on; only the volumes of the guilty rank are told."""
     done = launch(2, corpus, tmp_path / "run", "poison")
     assert done.returncode == 0, done.stderr
@@ -244,7 +259,7 @@ def test_a_rank_that_diverges_takes_all_back_and_they_go_on_as_one(corpus, singl
     assert {**both[0], "volumes": []} == {**alone[0], "volumes": []}
 
 
-def test_a_folder_that_is_not_shared_is_refused_at_the_start(corpus, tmp_path):
+def test_a_folder_that_is_not_shared_is_refused_at_the_start(launch, corpus, tmp_path):
     done = launch(2, corpus, tmp_path / "run", "own-out")
     assert done.returncode != 0
     assert f"{tmp_path / 'run'} is not one folder on all nodes: what rank 0 wrote" in done.stderr
@@ -253,7 +268,7 @@ def test_a_folder_that_is_not_shared_is_refused_at_the_start(corpus, tmp_path):
     assert not {name for name in left if "seen" in name or name in ("own", "checkpoints")}
 
 
-def test_another_corpus_by_the_same_name_is_refused_at_the_start(corpus, tmp_path):
+def test_another_corpus_by_the_same_name_is_refused_at_the_start(launch, corpus, tmp_path):
     same, own = tmp_path / "corpus.zarr", tmp_path / "own"
     shutil.copytree(corpus, same)
     shutil.copytree(make_corpus(tmp_path / "two", subjects=2), own)
@@ -266,7 +281,7 @@ def test_another_corpus_by_the_same_name_is_refused_at_the_start(corpus, tmp_pat
     assert not (tmp_path / "run").exists()
 
 
-def test_a_nan_on_one_rank_updates_no_rank(corpus, tmp_path):
+def test_a_nan_on_one_rank_updates_no_rank(launch, corpus, tmp_path):
     """The bad step is counted on all, and weights stay finite and equal to a run of one rank."""
     done = launch(2, corpus, tmp_path / "run", "nan")
     assert done.returncode == 0, done.stderr
@@ -290,26 +305,17 @@ HOOKS = {
 }
 
 
-def run_alone(corpus, out, fault=""):
-    return subprocess.run(
-        [sys.executable, str(SCRIPT), str(corpus), str(out), fault],
-        env={**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""},
-        capture_output=True,
-        text=True,
-        timeout=540,
-        check=False,
-    )
-
-
-def test_a_second_interrupt_ends_at_once_and_loses_nothing_committed(corpus, single, tmp_path):
+def test_a_second_interrupt_ends_at_once_and_loses_nothing_committed(
+    launch, corpus, single, tmp_path
+):
     out = tmp_path / "run"
-    done = run_alone(corpus, out, "sigint-twice")
+    done = launch(0, corpus, out, "sigint-twice")
     assert done.returncode == -signal.SIGINT
     assert "Ctrl-C again ends at once, without saving" in done.stderr
     assert "told to stop" not in done.stdout
     saved = [checkpoint_files.verify(folder).step for folder in committed_in(out)]
     assert max(saved, default=0) < 4
-    assert run_alone(corpus, out).returncode == 0
+    assert launch(0, corpus, out).returncode == 0
     assert_same_weights(out, single())
 
 
@@ -318,13 +324,13 @@ def committed_in(out):
 
 
 @pytest.mark.parametrize("hook", HOOKS)
-def test_sigkill_while_saving_loses_nothing_committed(corpus, single, tmp_path, hook):
+def test_sigkill_while_saving_loses_nothing_committed(launch, corpus, single, tmp_path, hook):
     """What is left of a process killed at this point of saving is whole, and resumes exactly."""
     out = tmp_path / "run"
-    assert run_alone(corpus, out, f"kill-at-{hook}").returncode == -signal.SIGKILL
+    assert launch(0, corpus, out, f"kill-at-{hook}").returncode == -signal.SIGKILL
     newest = checkpoint_files.committed(out / "checkpoints")[0]
     assert checkpoint_files.verify(newest).step == HOOKS[hook]
-    again = run_alone(corpus, out)
+    again = launch(0, corpus, out)
     assert again.returncode == 0, again.stderr[-2000:]
     assert f"going on from the checkpoint of step {HOOKS[hook]}" in again.stdout
     assert not list((out / "checkpoints").glob("tmp-*"))
@@ -332,7 +338,9 @@ def test_sigkill_while_saving_loses_nothing_committed(corpus, single, tmp_path, 
     assert json.loads((out / "pretext.json").read_text())["step"] == 8
 
 
-def test_a_probe_over_ranks_changes_nothing_and_says_what_one_rank_says(corpus, single, tmp_path):
+def test_a_probe_over_ranks_changes_nothing_and_says_what_one_rank_says(
+    launch, corpus, single, tmp_path
+):
     for fault in ("probe", ""):
         done = launch(2, corpus, tmp_path / f"two{fault}", fault)
         assert done.returncode == 0, done.stderr
