@@ -16,7 +16,7 @@ from mim3d.dataio.errors import SourceError
 from mim3d.dataio.geometry import Grid, axis_codes
 from mim3d.dataio.memory import forget, room_for
 from mim3d.dataio.nifti.file import hash_text, read_nifti
-from mim3d.dataio.nifti.merged import masks_of
+from mim3d.dataio.nifti.merged import joined_note, masks_of
 from mim3d.dataio.sources.source import Source
 
 POINTS_PER_CLASS = 64
@@ -183,6 +183,11 @@ def merged_file(
         digest.update(f"{number} {mask.hash} ".encode())
         notes += [note for note in mask.notes if note not in notes]
         inside = mask.voxels != 0
+        held = mask.voxels[inside]
+        if held.size and held.min() != held.max():
+            values = np.unique(held).tolist()
+            notes.append(f"label {name!r}: {joined_note(path, number, values)}")
+        del held
         overlap += int((out[inside] != 0).sum())
         out[inside] = number
         forget()
