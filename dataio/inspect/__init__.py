@@ -1,5 +1,5 @@
 """A finished corpus, looked at: verify, summary, doubts (who is who) and guesses, merged_masks,
-histograms, montage, export_nifti."""
+class_numbers, histograms, montage, export_nifti."""
 
 import lazy_loader
 
