@@ -8,7 +8,7 @@ from mim3d.dataio.nifti.names import stem
 
 SCHEME = "merge:"
 MOST_VALUES = 8  # named in a note
-JOINED = r"mask '.*' holds (?P<values>.+), which all become class (?P<number>\d+)"
+JOINED = r"mask .+ holds (?P<values>.+), which all become class (?P<number>\d+)"
 """What a volume's warnings say of a mask of several values, after its label's name."""
 
 
