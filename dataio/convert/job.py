@@ -3,7 +3,7 @@
 A job and its result are plain data, so a process pool or a Dask cluster can carry them.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from typing import Literal
@@ -132,7 +132,7 @@ def kept(job: Job, hashes: FileHashes) -> JobResult | None:
             labels[safe_id(name)] = hashes.of(path)
         except SourceError as error:
             errors[name] = error
-    if lost := lost_labels(job, errors):
+    if lost := lost_labels(job, errors.items()):
         return lost
     if any(
         r.source_hash != images or {a.name: a.source_hash for a in r.labels} != labels
@@ -151,32 +151,39 @@ def gone_files(source: Source) -> tuple[str, ...]:
 
 
 def lost_labels(
-    job: Job, errors: dict[str, SourceError], *, damaged: bool = False
+    job: Job,
+    errors: Iterable[tuple[str, SourceError]],
+    *,
+    damaged: bool = False,
+    what: str = "the label",
 ) -> JobResult | None:
-    """The result where labels of the volume became bad: as with a bad image, it stays."""
+    """The result where labels of the volume, or masks of them, became bad: as with a bad image, it
+    stays."""
     have = {label.name for record in job.known for label in record.labels}
-    lost = sorted(have.intersection(map(safe_id, errors)))
+    named = [(safe_id(name), error) for name, error in errors]
+    lost = sorted(have & {name for name, _ in named})
     if job.accept_losses or not lost:
         return None
     if damaged:
-        found = tuple(map(Rejection.of, errors.values()))
+        found = tuple(Rejection.of(error) for _, error in named)
         return JobResult(job.id, rejections=found, refused=f"without label {', '.join(lost)}")
-    why = "keeps the volume it has (--accept-losses converts it without the label)"
+    why = f"keeps the volume it has (--accept-losses converts it without {what})"
     return JobResult(
-        job.id, rejections=tuple(label_rejection(job, error, why) for error in errors.values())
+        job.id, rejections=tuple(label_rejection(job, error, why) for _, error in named)
     )
 
 
-def lost_masks(job: Job) -> dict[str, SourceError]:
-    """Labels merged of fewer masks than before, as files of them are no more."""
+def lost_masks(job: Job) -> list[tuple[str, SourceError]]:
+    """Masks that a merged label had before and whose files are no more, each with its label."""
     now = {safe_id(name): dict(masks_of(path)) for name, path in job.source.labels.items()}
-    return {
-        label.name: SourceError("missing", mask, "no such file")
+    lost = {
+        mask: label.name
         for record in job.known
         for label in record.labels
         for number, mask in masks_of(label.source)
         if label.name in now and number not in now[label.name] and is_gone(mask)
     }
+    return [(name, SourceError("missing", mask, "no such file")) for mask, name in lost.items()]
 
 
 def replaced_since(job: Job, hashes: FileHashes) -> list[str]:

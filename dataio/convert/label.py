@@ -10,13 +10,13 @@ import xxhash
 from mim3d.dataio.convert.resample import resample_label, resampled_grid
 from mim3d.dataio.convert.volume import Volume, trust_of, turned_view
 from mim3d.dataio.convert.volume_ids import label_facts, safe_id
-from mim3d.dataio.corpus.conversion import Conversion
+from mim3d.dataio.corpus.conversion import Conversion, listed
 from mim3d.dataio.corpus.manifest import IGNORED, MASK_OF_255
 from mim3d.dataio.errors import SourceError
 from mim3d.dataio.geometry import Grid, axis_codes
 from mim3d.dataio.memory import forget, room_for
 from mim3d.dataio.nifti.file import hash_text, read_nifti
-from mim3d.dataio.nifti.merged import masks_of
+from mim3d.dataio.nifti.merged import joined_note, masks_of
 from mim3d.dataio.sources.source import Source
 
 POINTS_PER_CLASS = 64
@@ -96,8 +96,8 @@ def read_label(
     del file
     given.append(turned_view(given.pop(), volume.file_grid, conversion.orientation))
     voxels = _placed(given, volume, conversion)
-    if values := conversion.values_of_label(name):
-        voxels, ignore = renumbered(voxels, values, ignore, f"label {name!r}", path)
+    if lists := conversion.lists_of_label(name):
+        voxels, ignore = renumbered(voxels, lists, ignore, f"label {name!r}", path)
     classes, points = classes_and_points(voxels)
     if ignore is None and set(classes) - {0} == {IGNORED}:
         voxels = (voxels == IGNORED).astype(np.uint8)
@@ -183,6 +183,11 @@ def merged_file(
         digest.update(f"{number} {mask.hash} ".encode())
         notes += [note for note in mask.notes if note not in notes]
         inside = mask.voxels != 0
+        held = mask.voxels[inside]
+        if held.size and held.min() != held.max():
+            values = np.unique(held).tolist()
+            notes.append(f"label {name!r}: {joined_note(path, number, values)}")
+        del held
         overlap += int((out[inside] != 0).sum())
         out[inside] = number
         forget()
@@ -192,21 +197,31 @@ def merged_file(
 
 
 def renumbered(
-    voxels: np.ndarray, values: tuple[int, ...], ignore: int | None, what: str, path: str
+    voxels: np.ndarray,
+    lists: tuple[tuple[int, ...], ...],
+    ignore: int | None,
+    what: str,
+    path: str,
 ) -> tuple[np.ndarray, int | None]:
-    """Classes 1, 2, ... for `values`, in this order, as uint8, and the value that is ignored: the
-    one told, or IGNORED for one that is now a class.
+    """Classes 1, 2, ... for the values of any of the lists, in its order, as uint8, and the value
+    that is ignored: the one told, or IGNORED for one that is now a class.
 
-    SourceError label-values where the label holds any other.
+    SourceError label-values where the label holds any other, or values of two lists.
     """
-    numbers = {0: 0} | {value: number for number, value in enumerate(values, start=1)}
-    kept = ignore if ignore is None or len(values) < ignore <= IGNORED else IGNORED
+    numbers = {0: 0}
+    for values in lists:
+        numbers |= {value: number for number, value in enumerate(values, start=1)}
+    kept = ignore if ignore is None or max(map(len, lists)) < ignore <= IGNORED else IGNORED
     if ignore is not None and kept is not None:
         numbers[ignore] = kept
     present, inverse = np.unique(voxels, return_inverse=True)
     if other := [int(value) for value in present if int(value) not in numbers]:
         detail = f"{what} holds {other[0]}, which is none of --label-values"
-        raise SourceError("label-values", path, f"{detail} ({', '.join(map(str, values))}); add it")
+        raise SourceError("label-values", path, f"{detail} ({listed(lists, ', ')}); add it")
+    held = [next((v for v in values if v in present and v != ignore), None) for values in lists]
+    if len(mixed := [value for value in held if value is not None]) > 1:
+        detail = f"{what} holds {mixed[0]} and {mixed[1]}, which are of two lists of --label-values"
+        raise SourceError("label-values", path, f"{detail}; write them in one")
     made = np.array([numbers[int(value)] for value in present], np.uint8)
     return made[inverse].reshape(voxels.shape), kept
 

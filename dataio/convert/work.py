@@ -62,7 +62,7 @@ def run_job(job: Job) -> JobResult:
 
 def _done(job: Job, hashes: FileHashes, damage: str) -> JobResult:
     job = without_moved_labels(job, hashes)
-    if lost := lost_labels(job, lost_masks(job), damaged=bool(damage)):
+    if lost := lost_labels(job, lost_masks(job), damaged=bool(damage), what="the mask"):
         return lost
     if job.known and not damage and (held := kept(job, hashes)):
         return held
@@ -122,15 +122,15 @@ def _convert(job: Job, hashes: FileHashes, *, damage: str) -> JobResult:
     if len({safe_id(name).casefold() for name in names}) < len(names):
         detail = f"labels {names} have the same name once made safe for a path"
         raise SourceError("label-name", job.source.images[0], f"{detail}; rename them")
-    rejections: list[Rejection] = []
+    outcome = "was converted without it"
+    rejections = [label_rejection(job, error, outcome) for _, error in lost_masks(job)]
     source = job.source
     while True:
         try:
             return replace(_converted(job, source, hashes), rejections=tuple(rejections))
         except BadLabelsError as bad:
-            if bad.at_once and (lost := lost_labels(job, bad.errors, damaged=bool(damage))):
+            if bad.at_once and (lost := lost_labels(job, bad.errors.items(), damaged=bool(damage))):
                 return lost
-            outcome = "was converted without it"
             rejections += [label_rejection(job, error, outcome) for error in bad.errors.values()]
             good = {n: path for n, path in source.labels.items() if n not in bad.errors}
             source = replace(source, labels=good)

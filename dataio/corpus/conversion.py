@@ -1,5 +1,6 @@
 """The recipe of a conversion: every choice that decides what a corpus holds."""
 
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from math import isfinite
 from typing import Any, Literal
@@ -58,7 +59,9 @@ class Conversion:
     volume at once: about 15 % more bytes, and 3 files and folders a scale."""
     label_values: tuple[str, ...] = ()
     """Values that labels hold for classes 1, 2, ...: 63,126,189,252 for all labels, or
-    NAME=63,126 for one. They are numbered so, and any other value is an error."""
+    NAME=63,126 for one. They are numbered so, and any other value is an error. Where files hold
+    either of several lists, NAME=1,2/63,126: 63 is class 1 as 1 is; names of classes go by the
+    first."""
     byte_budget: int = 8 * GIB
     """Largest decoded file, in bytes."""
 
@@ -94,7 +97,12 @@ class Conversion:
             raise Mim3dError(f"nan_policy 'keep' with {detail}; {remedy}")
 
     def values_of_label(self, name: str) -> tuple[int, ...]:
-        """Values that stand for classes 1, 2, ... in a label; none where they are the classes."""
+        """Values that stand for classes 1, 2, ... in a label; none where they are the classes. Of
+        several lists, the first."""
+        return next(iter(self.lists_of_label(name)), ())
+
+    def lists_of_label(self, name: str) -> tuple[tuple[int, ...], ...]:
+        """Every list of such values: a file holds those of one."""
         named = dict(map(_named_values, self.label_values))
         return named.get(name, named.get("", ()))
 
@@ -135,17 +143,25 @@ class Conversion:
         return {key: list(v) if isinstance(v, tuple) else v for key, v in fields.items()}
 
 
-def _named_values(word: str) -> tuple[str, tuple[int, ...]]:
-    """A label's name, or nothing for all, and its values; Mim3dError where the word is no such."""
+def _named_values(word: str) -> tuple[str, tuple[tuple[int, ...], ...]]:
+    """A label's name, or nothing for all, and its lists of values; Mim3dError where the word is no
+    such."""
     name, _, listed = word.rpartition("=")
     try:
-        values = tuple(map(int, listed.split(",")))
+        lists = tuple(tuple(map(int, each.split(","))) for each in listed.split("/"))
     except ValueError as error:
         raise Mim3dError(f"label values {word!r}: numbers, as in 63,126 or seg=63,126") from error
-    if not 1 <= len(values) < MOST_VALUES or len(set(values)) < len(values) or 0 in values:
+    every = [value for values in lists for value in values]
+    is_long = max(map(len, lists)) >= MOST_VALUES
+    if is_long or len(set(every)) < len(every) or 0 in every:
         detail = f"1 to {MOST_VALUES - 1} different numbers, without the background's 0"
         raise Mim3dError(f"label values {word!r}: {detail}")
-    return name, values
+    return name, lists
+
+
+def listed(lists: Iterable[Iterable[int]], between: str = ",") -> str:
+    """Lists of a label's values as `label_values` have them."""
+    return "/".join(between.join(map(str, values)) for values in lists)
 
 
 @dataclass(frozen=True)

@@ -1,5 +1,5 @@
-"""A finished corpus, looked at: verify, summary, doubts (who is who) and guesses, histograms,
-montage, export_nifti."""
+"""A finished corpus, looked at: verify, summary, doubts (who is who) and guesses, merged_masks,
+class_numbers, histograms, montage, export_nifti."""
 
 import lazy_loader
 

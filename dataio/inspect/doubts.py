@@ -7,7 +7,9 @@ from collections.abc import Iterable, Mapping, Sequence
 import numpy as np
 
 from mim3d.dataio.corpus.manifest import VolumeRecord
+from mim3d.dataio.inspect.class_numbers import number_doubts
 from mim3d.dataio.inspect.guesses import guesses
+from mim3d.dataio.inspect.merged_masks import merged_doubts
 from mim3d.dataio.subjects.declared import ACCEPTED
 from mim3d.dataio.subjects.grouping import CASES, Grouping, Scan, counted, grouping, some
 from mim3d.dataio.subjects.inferred import PLAIN_FOLDER, is_passage
@@ -33,7 +35,13 @@ def corpus_doubts(records: Sequence[VolumeRecord]) -> tuple[str, ...]:
     who = (*subjects_in(open_).doubts, *merged_data_sets(open_))
     found = who, copies(open_), label_maps(open_, len(records)), headers(open_), flattened(open_)
     splits = across_splits((r.subject, r.split, r.id) for r in open_)
-    tables = shared_labels(open_), splits, two_names(open_)
+    tables = (
+        shared_labels(open_),
+        splits,
+        two_names(open_),
+        merged_doubts(open_),
+        number_doubts(open_),
+    )
     return tuple(line for lines in (*found, *tables, guesses(open_)) for line in lines)
 
 

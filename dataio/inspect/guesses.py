@@ -1,14 +1,13 @@
 """Guesses of a conversion for a person to look at: frames for modalities, 255 for a class."""
 
 from collections import defaultdict
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 
 from mim3d.dataio.corpus.manifest import IGNORED, MASK_OF_255, VolumeRecord
 from mim3d.dataio.subjects.grouping import counted
 
 MOST_MODALITIES = 8  # more frames are a time series
 MOST_CLASSES = 200  # of a label; parcellations of a brain have fewer, grey values more
-FAR_APART = 3  # times their number, and classes are grey levels or parts of a long list
 NEW = "into a new corpus"
 
 
@@ -17,7 +16,6 @@ def guesses(records: Sequence[VolumeRecord]) -> list[str]:
     return [
         *frames_doubt(split_files(records)),
         *mixed_masks(records),
-        *sparse_classes(records),
         *masks_ignored(records),
         *crowded_labels(records),
     ]
@@ -74,22 +72,6 @@ def mixed_masks(records: Iterable[VolumeRecord]) -> list[str]:
     ]
 
 
-def sparse_classes(records: Iterable[VolumeRecord]) -> list[str]:
-    """A line for each label whose few classes have large numbers, as masks drawn in grey levels
-    have: a network gets an output for every number up to the largest."""
-    classes: dict[str, set[int]] = defaultdict(set)
-    for record in records:
-        for label in record.labels:
-            classes[label.name] |= {number for number in label.classes if number}
-    found = {name: sorted(numbers) for name, numbers in classes.items() if are_sparse(numbers)}
-    return [
-        f"label {name!r} has {counted(len(numbers), 'class', 'classes')} with numbers up to "
-        f"{numbers[-1]} ({_some_numbers(numbers)}): to number them 1 to {len(numbers)}, convert "
-        f"with --label-values {name}={','.join(map(str, numbers))} {NEW}; else --accept-doubts"
-        for name, numbers in found.items()
-    ]
-
-
 def crowded_labels(records: Iterable[VolumeRecord]) -> list[str]:
     """A line for labels of so many classes that they may be images."""
     found = [
@@ -108,12 +90,8 @@ def crowded_labels(records: Iterable[VolumeRecord]) -> list[str]:
     ]
 
 
-def are_sparse(numbers: Collection[int]) -> bool:
-    """Whether numbers of classes, without 0, are much larger than they are many."""
-    return bool(numbers) and min(numbers) > FAR_APART and max(numbers) > FAR_APART * len(numbers)
-
-
-def _some_numbers(numbers: Sequence[int]) -> str:
+def some_numbers(numbers: Sequence[int]) -> str:
+    """The first few, and whether there are more."""
     more = ", ..." if len(numbers) > MOST_MODALITIES else ""
     return ", ".join(map(str, numbers[:MOST_MODALITIES])) + more
 

@@ -1,7 +1,7 @@
 """Which files of a plain folder are labels, and of which images: told by names alone.
 
 A label goes to the image called exactly so, else to the images of its case, else to the only one
-that fits. Where two could have it, or two want the same place, it is left out and that is told.
+that fits. Where two could have it it is left out and that is told; what it is called is `settling`.
 """
 
 import posixpath
@@ -17,6 +17,7 @@ from mim3d.dataio.labels.folder_images import (
     Match,
     index_images,
 )
+from mim3d.dataio.labels.settling import listed, settled
 from mim3d.dataio.labels.words import (
     OFFICIAL,
     bare_word,
@@ -36,7 +37,6 @@ from mim3d.dataio.subjects.words import occasion_in
 MOST_AROUND = 60  # images around a label that are believed to be one person's
 MOST_ALIKE = 50  # files of one name, which then tells nobody
 BY_SERIES = ("VSD.", "SMIR.")  # names of series, which tell neither person nor visit
-MOST_NAMED = 4  # candidates named in a reason
 Folders = dict[str, FolderImages]
 
 
@@ -82,7 +82,7 @@ def pair_labels(names: list[str]) -> Pairing:
     }
     matches |= matches_elsewhere(matches, homes, names_of)
     matches |= matches_of_occasions(matches, homes, folders)
-    pairing = settled(matches)
+    pairing = Pairing(*settled(matches, homes))
     judge_unowned(pairing, matches, homes)
     pairing.doubtful += [n for n in names if n not in called and is_label_folder(_folder(n))]
     return pairing
@@ -275,36 +275,6 @@ def occasion(image: str, place: str) -> str:
     return "/".join(filter(None, (*occasions, whole)))
 
 
-def settled(matches: dict[str, Match]) -> Pairing:
-    """Every image's labels; of two that want one name the surer has it, and neither of equals."""
-    wanted: dict[tuple[str, str], list[str]] = defaultdict(list)
-    for label, match in matches.items():
-        for owner in match.owners:
-            wanted[owner, match.key].append(label)
-    pairing = Pairing()
-    losers: dict[str, str] = {}
-    for (owner, key), labels in wanted.items():
-        best, *others = sorted(labels, key=lambda label: (matches[label].claim, label))
-        if others and matches[others[0]].claim == matches[best].claim:
-            others.insert(0, best)
-        else:
-            pairing.labels[owner][key] = best
-        for label in others:
-            word = matches[label].word
-            alike = [o for o in others if matches[o].claim == matches[label].claim]
-            alike = [o for o in alike if matches[o].word == word]
-            is_free = (owner, word) not in wanted and len(alike) == 1
-            if is_free and matches[label].rank == matches[best].rank and word != key:
-                pairing.labels[owner][word] = label
-            else:
-                rivals = [other for other in labels if other != label]
-                losers[label] = f"would be {key!r} of {owner}, and so would {_listed(rivals)}"
-    owned = {label for found in pairing.labels.values() for label in found.values()}
-    for label in sorted(losers.keys() - owned):
-        pairing.skipped[label] = ("ambiguous-label", f"{losers[label]}; rename or move one")
-    return pairing
-
-
 def judge_unowned(pairing: Pairing, matches: dict[str, Match], homes: dict[str, list[str]]) -> None:
     """Leave out labels of no image; what only sounds like a label stays an image, and doubtful."""
     owned = pairing.label_files
@@ -313,7 +283,7 @@ def judge_unowned(pairing: Pairing, matches: dict[str, Match], homes: dict[str, 
         if name in owned:
             continue
         if match.candidates:
-            why = f"may belong to {_listed(match.candidates)}; name it like its image"
+            why = f"may belong to {listed(match.candidates)}; name it like its image"
             pairing.skipped[name] = ("ambiguous-label", why)
         elif homes[name]:
             why = "stands in a label folder, but no image is named like it"
@@ -335,10 +305,3 @@ def _upwards(folder: str) -> Iterator[str]:
     while folder:
         folder = posixpath.dirname(folder)
         yield folder
-
-
-def _listed(names: Iterable[str]) -> str:
-    """The first few names, and how many more."""
-    some = list(names)
-    more = f" and {len(some) - MOST_NAMED} more" if len(some) > MOST_NAMED else ""
-    return ", ".join(some[:MOST_NAMED]) + more

@@ -4,7 +4,12 @@ import json
 import posixpath
 from collections.abc import Sequence
 
+from mim3d.dataio.nifti.names import stem
+
 SCHEME = "merge:"
+MOST_VALUES = 8  # named in a note
+JOINED = r"mask .+ holds (?P<values>.+), which all become class (?P<number>\d+)"
+"""What a volume's warnings say of a mask of several values, after its label's name."""
 
 
 def merged_path(parts: Sequence[tuple[int, str]]) -> str:
@@ -14,6 +19,13 @@ def merged_path(parts: Sequence[tuple[int, str]]) -> str:
     skip = len(folder) + 1 if folder else 0
     files = {str(number): path[skip:] for number, path in parts}
     return SCHEME + json.dumps({"folder": folder, "masks": files}, separators=(",", ":"))
+
+
+def joined_note(path: str, number: int, values: Sequence[int]) -> str:
+    """JOINED of one mask."""
+    shown = ", ".join(map(str, values[:MOST_VALUES]))
+    more = f" and {len(values) - MOST_VALUES} more" if len(values) > MOST_VALUES else ""
+    return f"mask {stem(path)!r} holds {shown}{more}, which all become class {number}"
 
 
 def masks_of(path: str) -> list[tuple[int, str]]:

@@ -126,6 +126,13 @@ def with_merged_labels(sources: Sequence[Source], file: str, warnings: list[str]
     if missing := sorted(classes.keys() - found):
         rows = f"{counted(len(missing), 'mask')} of {file} (such as {missing[0]})"
         warnings.append(f"{rows} are nowhere: mend the name or remove it")
+    masked = [source.labels for source in sources if source.labels.keys() & classes.keys()]
+    if hidden := [own[MERGED] for own in masked if MERGED in own and MERGED not in classes]:
+        rows = f"{counted(len(hidden), 'label')} {MERGED!r} (such as {hidden[0]})"
+        warnings.append(
+            f"{rows} left out, as the label that {file} makes has this name: give the file another "
+            "name; else --accept-doubts"
+        )
     names = {number: name for name, number in classes.items()}
     merged = []
     for source in sources:

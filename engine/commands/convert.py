@@ -20,6 +20,7 @@ from mim3d.dataio.inspect.doubts import (
     subjects_in,
 )
 from mim3d.dataio.inspect.guesses import MOST_MODALITIES, NEW, frames_doubt
+from mim3d.dataio.inspect.merged_masks import lacking_masks
 from mim3d.dataio.nifti.names import is_image
 from mim3d.dataio.sources.options import SourceOptions
 from mim3d.dataio.sources.source import Discovery, Source
@@ -262,8 +263,9 @@ def show_forecast(
     notes = (*there.notes, *(there.told_otherwise if accepted else ()))
     show_subjects(console, subjects, (*found.notes, *notes))
     frames = frames_doubt(modalities(expected.expected, args))
+    masks = lacking_masks((i.source.images[0], i.source.labels) for i in expected.expected)
     of_splits = across_splits(splits_of(ids, expected))
-    looked_at = () if accepted else (*there.told_otherwise, *of_splits)
+    looked_at = () if accepted else (*there.told_otherwise, *of_splits, *masks)
     warnings = all_warnings(found, (*subjects.doubts, *frames, *looked_at))
     show_warnings(console, warnings)
     rejections = (*found.skipped, *expected.rejections)

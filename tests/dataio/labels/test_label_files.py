@@ -1,6 +1,8 @@
 """Label files as people have them: turned, rounded, a mask per organ, with voxels to ignore."""
 
 import json
+import re
+import shutil
 from pathlib import Path
 
 import nibabel as nib
@@ -131,6 +133,13 @@ def organs(root: Path) -> dict[str, np.ndarray]:
     return masks
 
 
+def merging(tmp_path: Path, **classes: int) -> list[str]:
+    """Words that convert the organs as one label."""
+    (tmp_path / "map.json").write_text(json.dumps(classes))
+    words = ["convert", str(tmp_path / "in"), str(tmp_path / "c"), "--workers", "1"]
+    return [*words, "--merge-labels", str(tmp_path / "map.json")]
+
+
 @pytest.mark.parametrize("kind", ["json", "reversed.json", "csv"])
 def test_a_mask_per_organ_becomes_one_label_by_a_map(tmp_path, kind, capsys):
     masks = organs(tmp_path / "in")
@@ -237,9 +246,99 @@ def test_a_vanished_mask_of_a_merged_label_takes_no_class_without_being_asked(tm
         assert main(words) == 3 and read_manifest(tmp_path / "c") == before
     told = capsys.readouterr().out
     assert "spleen.nii.gz: no such file" in told and "--accept-losses" in told
-    assert main([*words, "--accept-losses"]) == 0
+    assert main([*words, "--accept-losses"]) == 3
+    told = capsys.readouterr().out
+    assert re.search(r"s1/segmentations/spleen.nii.gz: no such file.* converted without it", told)
     assert set(read_manifest(tmp_path / "c")[1].labels[0].classes) == {0, 1}
+    assert main(words) == 3
+    told = capsys.readouterr().out
+    assert "left out" not in told and "s1/ct.nii.gz: no spleen)" in told
+    assert main([*words, "--accept-doubts"]) == 0
+
+
+def test_every_vanished_mask_of_a_label_is_told(tmp_path, capsys):
+    organs(tmp_path / "in")
+    for case in ("s0", "s1"):
+        save(tmp_path / "in" / case / "segmentations/kidney.nii.gz", CLASSES // 2)
+    words = merging(tmp_path, liver=1, spleen=2, kidney=3)
     assert main(words) == 0
+    for organ in ("spleen", "kidney"):
+        (tmp_path / f"in/s1/segmentations/{organ}.nii.gz").unlink()
+    for more, outcome in (([], "keeps the volume it has"), (["--accept-losses"], "without it")):
+        capsys.readouterr()
+        assert main([*words, *more]) == 3
+        told = capsys.readouterr().out
+        for organ in ("spleen", "kidney"):
+            assert re.search(f"{organ}.nii.gz: no such file; .*{outcome}", told)
+
+
+@pytest.mark.parametrize("way", ["bring", "leave out", "accept"])
+def test_a_mask_that_others_have_is_missed_from_the_start(tmp_path, capsys, way):
+    masks = organs(tmp_path / "in")
+    missing = tmp_path / "in/s0/segmentations/spleen.nii.gz"
+    missing.unlink()
+    words = merging(tmp_path, liver=1, spleen=2)
+    for more in (["--dry-run"], []):
+        assert main([*words, *more]) == 3
+        told = capsys.readouterr().out
+        assert "fewer masks in 1 volume (such as" in told and "s0/ct.nii.gz: no spleen)" in told
+    if way == "bring":
+        save(missing, masks["spleen"])
+    if way == "leave out":
+        shutil.rmtree(tmp_path / "in/s0")
+        words.append("--prune")
+    words += ["--accept-doubts"] if way == "accept" else []
+    assert main([*words, "--dry-run"]) == 0 and main(words) == 0
+
+
+@pytest.mark.parametrize("organ", ["kidney", "kidney's", "kidney, holds"])
+def test_a_mask_of_several_values_is_one_class_and_doubted(tmp_path, capsys, organ):
+    organs(tmp_path / "in")
+    for case in ("s0", "s1"):
+        save(tmp_path / "in" / case / f"segmentations/{organ}.nii.gz", CLASSES * 2)
+    classes = {"liver": 1, "spleen": 2, organ: 3}
+    words = merging(tmp_path, **classes)
+    assert main(words) == 3
+    told = capsys.readouterr().out
+    assert "2 masks of several values (such as" in told and f"{organ}.nii.gz: 2, 4)" in told
+    assert main([*words, "--accept-doubts"]) == 0
+    note = f"mask {organ!r} holds 2, 4, which all become class 3"
+    assert note in capsys.readouterr().out
+    option = re.search(r"take (.+) out of the map", told)
+    assert option is not None and "convert into a new corpus" in told
+    del classes[option[1]]
+    words = merging(tmp_path, **classes)
+    words[2] += "2"
+    assert main(words) == 0
+    own, merged = read_manifest(Path(words[2]))[0].labels
+    assert set(own.classes) == {0, 2, 4} and set(merged.classes) == {0, 1, 2}
+
+
+@pytest.mark.parametrize("value", [1, 7, 255])
+def test_a_mask_of_one_value_is_not_doubted(tmp_path, value):
+    masks = organs(tmp_path / "in")
+    for organ, mask in masks.items():
+        save(tmp_path / f"in/s0/segmentations/{organ}.nii.gz", mask * np.uint8(value))
+    assert main(merging(tmp_path, liver=1, spleen=2)) == 0
+
+
+@pytest.mark.parametrize("lone", [False, True])
+def test_a_label_called_as_the_merged_one_is_not_lost_without_a_word(tmp_path, capsys, lone):
+    organs(tmp_path / "in")
+    own = tmp_path / "in/s1/seg.nii.gz"
+    save(own, CLASSES)
+    if lone:
+        shutil.rmtree(tmp_path / "in/s1/segmentations")
+    words = merging(tmp_path, liver=1, spleen=2)
+    for more in (["--dry-run"], []):
+        assert main([*words, *more]) == 3
+        told = capsys.readouterr().out
+        assert f"{own})" in told and re.search("give the file another name", told)
+    own.rename(tmp_path / "in/s1/lesion.nii.gz")
+    words[2] += "2"
+    assert main(words) == 0
+    names = [[label.name for label in found.labels] for found in read_manifest(Path(words[2]))]
+    assert names == [["seg"], ["lesion"] if lone else ["lesion", "seg"]]
 
 
 def test_masks_that_were_moved_are_not_lost(tmp_path):

@@ -162,3 +162,92 @@ def test_labels_of_pipelines_in_folders_of_their_own_below_a_visit():
     pairing = pair_labels([*visit, *labels])
     assert not pairing.doubtful and not pairing.skipped
     assert [sorted(pairing.labels[image].values()) for image in visit] == [sorted(labels)] * 3
+
+
+def names(*files: str) -> dict[str, dict[str, str]]:
+    """Names of each image's labels."""
+    return {image: {v: k for k, v in found.items()} for image, found in paired(*files).items()}
+
+
+@pytest.mark.parametrize(
+    ("both", "one"),
+    [
+        (("c0_seg.nii", "c0_mask.nii"), "c1_mask.nii"),
+        (("c0_seg.nii", "c0_mask.nii"), "c1_Mask.nii"),
+        (("c0_seg.nii", "c0_mask.nii"), "c1_masks.nii"),
+        (("c0_gt.nii", "c0_labels.nii"), "c1_labels.nii"),
+        (("c0_seg.nii", "c0_seg_manual.nii"), "c1_seg_manual.nii"),
+    ],
+)
+def test_a_word_that_names_a_label_beside_another_names_it_everywhere(both, one):
+    word = both[1][3:-4]
+    want = {"c0.nii": {both[0]: "seg", both[1]: word}, "c1.nii": {one: word}}
+    assert names("c0.nii", *both, "c1.nii", one) == want
+    alone = names("c0.nii", both[0], "c1.nii", one)
+    assert alone == {"c0.nii": {both[0]: "seg"}, "c1.nii": {one: "seg"}}
+
+
+def test_a_word_means_the_same_for_every_patient_and_visit():
+    got = names(
+        *("p0/ct.nii", "p0/seg.nii", "p0/mask.nii", "p1/ct.nii", "p1/mask.nii"),
+        *("p2/v1/t1.nii", "p2/v1/flair.nii", "p2/v1/mask.nii"),
+    )
+    assert got["p0/ct.nii"] == {"p0/seg.nii": "seg", "p0/mask.nii": "mask"}
+    assert got["p1/ct.nii"] == {"p1/mask.nii": "mask"}
+    assert got["p2/v1/t1.nii"] == got["p2/v1/flair.nii"] == {"p2/v1/mask.nii": "mask"}
+
+
+def test_words_that_no_image_has_together_stay_one_name():
+    got = names(
+        *(
+            f"c{i}{end}.nii"
+            for i, word in enumerate(("seg", "gt", "mask"))
+            for end in ("", f"_{word}")
+        )
+    )
+    assert [list(found.values()) for found in got.values()] == [["seg"]] * 3
+
+
+def test_a_third_word_is_told_from_the_second_where_the_first_is_missing():
+    got = names(
+        *("c0.nii", "c0_seg.nii", "c0_gt.nii", "c1.nii", "c1_gt.nii", "c1_mask.nii"),
+        *("c2.nii", "c2_mask.nii"),
+    )
+    assert got["c1.nii"] == {"c1_gt.nii": "gt", "c1_mask.nii": "mask"}
+    assert got["c2.nii"] == {"c2_mask.nii": "mask"}
+
+
+@pytest.mark.parametrize(
+    ("folders", "called"),
+    [
+        (("labels_a", "labels_b"), ("labels_a", "labels_b")),
+        (("labels", "masks"), ("seg", "masks")),
+        (("labels", "labels_old"), ("seg", "labels_old")),
+        (("labelsTr", "masksTr"), ("seg", "masksTr")),
+        (("lung-masks", "liver-masks"), ("lung-masks", "liver-masks")),
+    ],
+)
+def test_labels_of_one_image_in_two_folders_are_called_after_these_everywhere(folders, called):
+    images = [f"images{'Tr' * folders[0].endswith('Tr')}/c{i}.nii" for i in range(3)]
+    files = [f"{folders[0]}/c0.nii", f"{folders[1]}/c0.nii"]
+    alone = [f"{folders[1]}/c1.nii", f"{folders[0]}/c2.nii"]
+    got = names(*images, *files, *alone)
+    assert got[images[0]] == dict(zip(files, called, strict=True))
+    assert got[images[1]] == {alone[0]: called[1]} and got[images[2]] == {alone[1]: called[0]}
+    without = names(*images, files[0], *alone)
+    assert [list(found.values()) for found in without.values()] == [["seg"]] * 3
+
+
+def test_a_label_beside_its_image_and_one_in_a_folder_are_two():
+    got = names(
+        *("images/c0.nii", "images/c0_seg.nii", "labels/c0.nii"),
+        *("images/c1.nii", "labels/c1.nii"),
+    )
+    assert got["images/c0.nii"] == {"images/c0_seg.nii": "seg", "labels/c0.nii": "labels"}
+    assert got["images/c1.nii"] == {"labels/c1.nii": "labels"}
+
+
+def test_folders_that_only_case_tells_apart_name_nothing():
+    pairing = pair_labels(["images/c0.nii", "seg/c0.nii", "Seg/c0.nii"])
+    assert not pairing.labels
+    assert {code for code, _ in pairing.skipped.values()} == {"ambiguous-label"}
