@@ -63,6 +63,8 @@ class CorpusWriter:
         """Volumes whose damage was told already."""
         self.unlisted: list[str] = []
         """Volumes that were committed and whose manifest line is lost."""
+        self.is_bare = False
+        """Whether the folder of the corpus' own files was lost."""
         self._new: dict[str, VolumeRecord] = {}
         self._gone: set[str] = set()
         self._committed = time.monotonic()
@@ -80,6 +82,7 @@ class CorpusWriter:
             refuse_foreign(self.store)
             document = root_document(self.conversion, version("mim3d"))
             self.store.replace("zarr.json", [ome.json_bytes(document)])
+        self.is_bare = bool(self.unlisted) and not self.store.exists(self.own("zarr.json"))
         mend_own_folder(self.store)
         self._read_history()
         removed = {id for event in Barred(self.events).events for id in event.volumes}
@@ -87,8 +90,15 @@ class CorpusWriter:
         for name in orphans(self.store, self.records):
             if name not in self.unlisted:
                 self.store.delete(name)
+        if not self.unlisted:
+            self._begin()
         if self.store.exists(self.own(SEEN)):
             self.seen = parse_seen(self.store.get(self.own(SEEN)))
+
+    def _begin(self) -> None:
+        """An empty manifest before the first volume: where there is none, it was lost."""
+        if not self.store.exists(self.own(MANIFEST)):
+            self.store.replace(self.own(MANIFEST), [b""])
 
     def _read_history(self) -> None:
         text = history_text(self.store)
@@ -108,11 +118,18 @@ class CorpusWriter:
         for id in self.unlisted:
             set_aside(self.store, id)
         self.unlisted = []
+        self._begin()
 
     def lost(self) -> list[Rejection]:
         """Volumes that were set aside, but those that were converted again, which are dropped."""
         self.commit()
         rejections = []
+        if self.is_bare:
+            detail = (
+                f"was lost, and with it which subjects were removed from {self.store.url} on "
+                "request: if some were, take them out again by `mim3d remove`"
+            )
+            rejections.append(Rejection(self.own(HISTORY), "lost", detail))
         for name in filter(ASIDE.fullmatch, self.store.folders()):
             id = name.rsplit("--lost", 1)[0]
             again, chunk = self.records.get(id), self.conversion.chunk
@@ -240,7 +257,8 @@ def without_line(
     """Volumes that were committed and have lost their line, among those that an interrupted run
     left without one: the chunk table knows them, if it stands and no line is damaged.
 
-    Where nothing tells, a volume may be one: of a corpus that was finished once.
+    Where nothing tells, a volume may be one: of a corpus that was finished once, or whose manifest
+    is not there, which stands empty before the first volume is written.
     """
     gone = gone_ids(text)
     found = [name for name in orphans(store, records) if name not in gone]
@@ -250,7 +268,7 @@ def without_line(
         if table := table_that_stands(store, held):
             return [name for name in found if table.ids.find(name) >= 0]
     finished = any(store.exists(own_key(store, n)) for n in (TABLE, HEAD, QUARANTINE))
-    return found if finished else []
+    return found if finished or not store.exists(own_key(store, MANIFEST)) else []
 
 
 def set_aside(store: Store, id: str) -> str:
