@@ -11,7 +11,9 @@ from labelled_folder import labelled_folder
 from mim3d.dataio.convert.run import convert
 from mim3d.dataio.corpus.manifest import VolumeRecord, read_manifest
 from mim3d.dataio.corpus.writer import CorpusWriter
-from mim3d.dataio.inspect.verify import verify
+from mim3d.dataio.errors import CorpusError
+from mim3d.dataio.inspect.verify import AGAIN, verify
+from mim3d.dataio.reader.corpus import Corpus
 from mim3d.dataio.sources.discover import discover
 from mim3d.engine.commands.cli import main
 
@@ -287,7 +289,9 @@ def lost_own(place, request) -> str:
 
 def test_no_volume_is_deleted_where_the_own_files_are_lost(lost_own, capsys):
     volumes = {id: content(f"c/{id}") for id in ("P1", "P2")}
-    assert converted() == 3
+    (problem,) = verify("c").problems
+    assert "was lost with the files beside it" in problem.detail and AGAIN in problem.detail
+    assert converted() == 3  # as it says
     told = capsys.readouterr().out
     assert "volume P1 was lost" in told and "volume P2 was lost" in told
     bare = lost_own != OWN_PARTS["all but its array"]
@@ -351,7 +355,11 @@ def test_what_a_first_conversion_never_committed_is_dropped(made, tmp_path, monk
         with pytest.raises(KeyboardInterrupt):
             convert(discover("raw").sources, "c", workers=1)
     assert Path("c/P1/zarr.json").exists()
+    (problem,) = verify("c").problems
+    assert problem.detail == "a conversion committed no volume yet; " + AGAIN
+    with pytest.raises(CorpusError, match="nothing is committed yet"):
+        _ = Corpus.open("c").records
     for file in Path("raw").glob("P1*"):
         file.unlink()
-    assert converted() == 0
+    assert converted() == 0 and verify("c").problems == ()  # as it says
     assert sorted(p.name for p in Path("c").glob("P*")) == ["P0", "P2"]
