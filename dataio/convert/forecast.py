@@ -1,23 +1,31 @@
 """What a conversion would do, from the headers alone and a measured taste of the real work."""
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from math import prod
 
 from mim3d.dataio.chunks.pyramid import n_scales
-from mim3d.dataio.convert.known_sources import in_words, is_gone, recognise
+from mim3d.dataio.convert.job import (
+    FileHashes,
+    Job,
+    label_rejection,
+    lost_labels,
+    lost_masks,
+    retold,
+    without_moved_labels,
+)
+from mim3d.dataio.convert.known_sources import in_words, is_gone
 from mim3d.dataio.convert.label import read_labels
 from mim3d.dataio.convert.pool import run_jobs
-from mim3d.dataio.convert.run import check_destination, hashes_by, refuse_half_merged, usable_cpus
+from mim3d.dataio.convert.run import Run, check_destination, refuse_half_merged, usable_cpus
 from mim3d.dataio.convert.volume import read_images, trust_of, volumes
+from mim3d.dataio.convert.volume_ids import label_facts, safe_id
 from mim3d.dataio.convert.volume_writer import volume_objects
 from mim3d.dataio.corpus.arrays import FILES_OF_A_CORPUS, n_files
-from mim3d.dataio.corpus.conversion import Conversion
-from mim3d.dataio.corpus.manifest import intact_records
-from mim3d.dataio.corpus.names import MANIFEST, TABLE, own_key
-from mim3d.dataio.corpus.root import refuse_other_options, root_facts
-from mim3d.dataio.corpus.writer import refuse_foreign
+from mim3d.dataio.corpus.conversion import Conversion, Rerun
+from mim3d.dataio.corpus.manifest import Intensity, LabelRecord, VolumeRecord
+from mim3d.dataio.corpus.writer import CorpusWriter
 from mim3d.dataio.errors import Rejection, SourceError
 from mim3d.dataio.geometry import Grid, axis_codes
 from mim3d.dataio.nifti.file import is_remote, read_header
@@ -39,7 +47,9 @@ TYPICAL = (0.45, 150e6)
 class Expected:
     """One source that would be converted: shape (x, y, z), volumes it makes, bytes as now.
 
-    `is_shared` tells that all frames have one label.
+    `is_shared` tells that all frames have one label, `doubt` what of the header disagrees with
+    itself, `notes` what else is worth knowing of it, and `stays` that the corpus' volume stays as
+    it is, for a label of it is lost.
     """
 
     source: Source
@@ -48,7 +58,11 @@ class Expected:
     dtype: str
     orientation: str
     voxel_bytes: int
-    is_shared: bool = False
+    is_shared: bool
+    job: Job
+    doubt: str = ""
+    notes: tuple[str, ...] = ()
+    stays: bool = False
 
 
 @dataclass(frozen=True)
@@ -92,14 +106,14 @@ def scales_of(item: Expected, conversion: Conversion) -> int:
     return n_scales(item.shape) if conversion.pyramid else 0
 
 
-def forecast(sources: Sequence[Source], conversion: Conversion) -> Forecast:
+def forecast(jobs: Sequence[Job], conversion: Conversion) -> Forecast:
     """Read every header, judge it as the conversion would, and convert a few in memory.
 
     Of remote sources nothing but headers is read: size and rate are then typical ones.
     """
-    remote = any(is_remote(path) for source in sources for path in source.paths)
+    remote = any(is_remote(path) for job in jobs for path in job.source.paths)
     with asking_threads(REMOTE_READS if remote else 1) as pool:
-        looks = list(pool.map(lambda source: _look(source, conversion), sources))
+        looks = list(pool.map(_look, jobs))
     rejections = [rejection for _, found in looks for rejection in found]
     expected = [item for item, _ in looks if item is not None]
     if remote:
@@ -111,68 +125,144 @@ def forecast(sources: Sequence[Source], conversion: Conversion) -> Forecast:
 
 @dataclass(frozen=True)
 class Standing:
-    """What a corpus that is there has to do with a conversion into it.
+    """What a corpus that is there, or is not, has to do with a conversion into it.
 
-    Volumes of none of its sources, by id: those whose source is `gone` (with that), and those whose
-    source is there and `unlisted`. `notes` and `told_otherwise` are as a conversion reports them.
+    `jobs` are those of `run` that are of the sources given; `rejections` are left out before any is
+    looked at. Volumes of none of the sources, by id: those whose source is `gone` (with that), and
+    those whose source is there and `unlisted`; `others` are the records of those that stay.
     """
 
-    gone: tuple[str, ...] = ()
-    unlisted: tuple[str, ...] = ()
-    notes: tuple[str, ...] = ()
-    told_otherwise: tuple[str, ...] = ()
+    run: Run
+    jobs: tuple[Job, ...]
+    rejections: tuple[Rejection, ...]
+    gone: tuple[str, ...]
+    unlisted: tuple[str, ...]
+    others: tuple[VolumeRecord, ...]
+
+    def in_words(self, expected: Sequence[Expected]) -> tuple[list[str], list[str]]:
+        """Notes and what was told otherwise before, as a conversion reports them."""
+        settled = {item.job.id for item in expected if not item.stays}
+        notes, otherwise = in_words(f for f in self.run.facts if f.stays or f.id in settled)
+        return notes, [*otherwise, *self.run.forgotten()]
 
 
 def standing(
-    sources: Sequence[Source], destination: str, conversion: Conversion, workers: int | None
+    sources: Sequence[Source],
+    destination: str,
+    conversion: Conversion,
+    workers: int | None,
+    rerun: Rerun | None = None,
 ) -> Standing:
     """Look at the destination and write nothing; CorpusError where a run would be refused.
 
     Sources are read where some are new and the files of others gone: they may have been moved.
     """
     check_destination(destination)
-    store = open_store(destination)
+    store, rerun = open_store(destination), rerun or Rerun()
     refuse_half_merged(store)
-    key = own_key(store, MANIFEST)
-    if not store.exists(key):
-        if not store.exists("zarr.json") and not store.exists(own_key(store, TABLE)):
-            refuse_foreign(store)
-        return Standing()
-    if (facts := root_facts(store)) is not None:  # or the conversion may mend them
-        refuse_other_options(store.url, facts, conversion)
-    records = intact_records(store.get(key))[0]
-    hashes_of = hashes_by(run_jobs, workers or usable_cpus(), store, conversion)
-    found = recognise(sources, records, hashes_of, conversion)
-    others = [(r, any(map(is_gone, r.sources))) for group in found.others for r in group]
-    notes, otherwise = in_words(found.facts)
+    writer = CorpusWriter(store, conversion)
+    writer.look()
+    run = Run(writer, run_jobs, workers or usable_cpus())
+    jobs, rejections = run.jobs(sources, rerun)
+    others = [(r, any(map(is_gone, r.sources))) for j in jobs if not j.listed for r in j.known]
     return Standing(
+        *(run, tuple(job for job in jobs if job.listed), tuple(rejections)),
         tuple(sorted(f"{record.id} ({record.sources[0]})" for record, gone in others if gone)),
         tuple(sorted(record.id for record, gone in others if not gone)),
-        *(tuple(notes), tuple(otherwise)),
+        tuple(record for record, gone in others if not (gone and rerun.prune)),
     )
 
 
-def _look(source: Source, conversion: Conversion) -> tuple[Expected | None, list[Rejection]]:
+def records_after(
+    there: Standing, expected: Sequence[Expected], conversion: Conversion
+) -> list[VolumeRecord]:
+    """What the corpus would hold, by id: volumes that stay as they are, and for the others what
+    their sources and headers tell, without statistics."""
+    found = {record.id: record for record in there.others}
+    found |= {record.id: record for job in there.jobs for record in job.known}
+    for item in expected:
+        labels = set(map(safe_id, item.source.labels))
+        known = item.job.known
+        stay = [r for r in known if {a.name for a in r.labels} == labels and not r.is_pooled]
+        if known and len(stay) == known[0].n_frames:
+            made = [retold(record, item.source, conversion) for record in stay]
+        else:
+            made = [] if item.stays else foreseen(item, conversion)
+        if made:
+            found = {id: r for id, r in found.items() if r not in known}
+            found |= {record.id: record for record in made}
+    return [found[id] for id in sorted(found)]
+
+
+def foreseen(item: Expected, conversion: Conversion) -> list[VolumeRecord]:
+    """Records of the volumes that a source would become, as far as its headers tell."""
+    source, is_split = item.source, conversion.time_axis == "split" and item.n_frames > 1
+    nothing = Intensity(*[0.0] * 6)
+    shape = (item.shape[2], item.shape[1], item.shape[0])
+    box = ((0, 0, 0), shape)
+    affine = (
+        (1.0, 0.0, 0.0, 0.0),
+        (0.0, 1.0, 0.0, 0.0),
+        (0.0, 0.0, 1.0, 0.0),
+        (0.0, 0.0, 0.0, 1.0),
+    )
+    found = []
+    for frame in range(item.n_frames) if is_split else [-1]:
+        own = str(frame) if is_split and not item.is_shared else ""
+        labels = tuple(
+            LabelRecord(
+                *(safe_id(name), "uint8", {}, path, path, own, 0),
+                dict(label_facts(source, name, conversion.values_of_label(safe_id(name))).names),
+            )
+            for name, path in source.labels.items()
+        )
+        channels = len(source.images) * (1 if is_split else item.n_frames)
+        found.append(
+            VolumeRecord(
+                item.job.id if frame < 0 else f"{item.job.id}--t{frame:03d}",
+                *(source.images, source.images, source.subject or source.id, source.group),
+                *(source.split, shape, channels, item.dtype, 1.0, 0.0),
+                *((1.0, 1.0, 1.0), affine, item.orientation, affine, item.shape, "", 0, 0.0),
+                *(nothing, nothing, "", 0.0, box, 0, 0, item.dtype, 0.0, labels, "", 0, ""),
+                *(
+                    frame,
+                    item.n_frames if is_split else 1,
+                    (*item.notes, *filter(None, [item.doubt])),
+                ),
+                subject_from=source.subject_from,
+                subject_doubt=source.doubt,
+                channel_names=source.channel_names,
+                header_doubt=item.doubt,
+                layout=conversion.layout,
+                session=source.session,
+            )
+        )
+    return found
+
+
+def _look(job: Job) -> tuple[Expected | None, list[Rejection]]:
     """What a source would become, and what of it would be left out: all, or only bad labels."""
     try:
-        return expect(source, conversion)
+        return expect(job)
     except SourceError as error:
         return None, [Rejection.of(error)]
 
 
-def expect(source: Source, conversion: Conversion) -> tuple[Expected, list[Rejection]]:
+def expect(job: Job) -> tuple[Expected, list[Rejection]]:
     """What a source would become by its headers, and its labels that they rule out.
 
     SourceError where they rule out the images.
     """
+    job = without_moved_labels(job, FileHashes(job))
+    source, conversion = job.source, job.conversion
     header = read_header(source.images[0], conversion.byte_budget, trust_of(conversion))
     found = [header, *(_on_grid(p, header, source, conversion) for p in source.images[1:])]
-    labels, rejections, is_shared = {}, [], False
+    labels, errors, is_shared = {}, {}, False
     for name, path in source.labels.items():
         try:
             label = _on_grid(path, header, source, conversion)
         except SourceError as error:
-            rejections.append(Rejection.of(error))
+            errors[name] = error
             continue
         found.append(label)
         labels[name] = path
@@ -180,7 +270,26 @@ def expect(source: Source, conversion: Conversion) -> tuple[Expected, list[Rejec
     total = sum(each.end - each.offset for each in found)
     codes = axis_codes(header.affine)
     facts = header.shape, header.n_frames, header.dtype.name, codes, total, is_shared
-    return Expected(replace(source, labels=labels), *facts), rejections
+    masks = lost_masks(job)
+    lost, rejections = bad_labels(job, masks, "the mask")
+    if not lost:
+        lost, of_labels = bad_labels(job, errors.items())
+        rejections = of_labels if lost else [*rejections, *of_labels]
+    stays = job.source.labels if lost else labels
+    item = Expected(replace(source, labels=stays), *facts, job, header.doubt, header.notes, lost)
+    return item, rejections
+
+
+def bad_labels(
+    job: Job, errors: Iterable[tuple[str, SourceError]], what: str = "the label"
+) -> tuple[bool, list[Rejection]]:
+    """Whether the volume stays for labels (or masks) that became bad, and what the conversion says
+    of them."""
+    found = list(errors)
+    if lost := lost_labels(job, found, what=what):
+        return True, list(lost.rejections)
+    outcome = "was converted without it"
+    return False, [label_rejection(job, error, outcome) for _, error in found]
 
 
 def _on_grid(path: str, first: NiftiHeader, source: Source, conversion: Conversion) -> NiftiHeader:
@@ -213,7 +322,7 @@ def _taste(
             break
         began = time.perf_counter()
         try:
-            stored += sum(converted_sizes(item.source, conversion, rejected))
+            stored += sum(converted_sizes(item, conversion, rejected))
         except SourceError as error:
             rejected.append(Rejection.of(error))
             bad.add(item.source.paths)
@@ -228,13 +337,14 @@ def _taste(
 
 
 def converted_sizes(
-    source: Source, conversion: Conversion, rejected: list[Rejection]
+    item: Expected, conversion: Conversion, rejected: list[Rejection]
 ) -> Iterator[int]:
     """Stored bytes of each volume of a source, converted in memory; bad labels go to `rejected`."""
+    source = item.source
     files = read_images(source, conversion)
     for volume in volumes(files, conversion):
         labels, errors = read_labels(source, volume, conversion)
-        rejected += map(Rejection.of, errors.values())
+        rejected += bad_labels(item.job, errors)[1]
         objects, _ = volume_objects("taste", source, files, volume, labels, conversion)
         yield sum(memoryview(part).nbytes for parts in objects.values() for part in parts)
 

@@ -43,12 +43,13 @@ class Fact:
 @dataclass
 class Recognised:
     """Sources to work on, each with the records the corpus has of it, groups of records that none
-    of them is the source of, and what was listed twice."""
+    of them is the source of, and what was listed twice. `hashes` are those that were read."""
 
     sources: list[tuple[Source, Group]] = field(default_factory=list)
     others: list[Group] = field(default_factory=list)
     duplicates: list[Rejection] = field(default_factory=list)
     facts: list[Fact] = field(default_factory=list)
+    hashes: Mapping[Paths, tuple[str, ...]] = field(default_factory=dict)
 
 
 def recognise(
@@ -78,7 +79,8 @@ def recognise(
         # http and bucket objects cannot be asked cheaply: they are known by address alone.
         local = [s for s in left if not any(map(is_remote, s.images))]
         if gone and local:
-            by_content(local, gone, hashes_of(local), matched)
+            found.hashes = hashes_of(local)
+            by_content(local, gone, found.hashes, matched)
     named = {path for source in unique for path in source.paths}
     for source in unique:
         group = matched.get(source.paths, ())
@@ -108,7 +110,8 @@ def without_repeated(sources: Sequence[Source], duplicates: list[Rejection]) -> 
     unique: dict[Paths, Source] = {}
     for source in sources:
         if source.paths in unique:
-            detail = f"listed twice, as {unique[source.paths].id!r} and {source.id!r}"
+            first = unique[source.paths]
+            detail = f"listed twice, as {first.id!r} and {source.id!r}{claims(first, source)}"
             duplicates.append(Rejection(source.images[0], "duplicate-source", detail))
         else:
             unique[source.paths] = source
@@ -139,9 +142,23 @@ def without_same_files(
             if source.paths not in stay:
                 other = next(iter(kept.values()))
                 detail = f"is the same file as {other.images[0]}, by another path or label"
+                detail += claims(other, source)
                 duplicates.append(Rejection(source.images[0], "duplicate-source", detail))
                 dropped.add(source.paths)
     return [source for source in sources if source.paths not in dropped]
+
+
+def claims(first: Source, other: Source) -> str:
+    """What the first of two sources of the same images says otherwise than the other: the first
+    counts."""
+    facts = [
+        ("subject", first.subject, other.subject),
+        ("split", first.split, other.split),
+        ("labels", *(", ".join(f"{n} ({s.labels[n]})" for n in sorted(s.labels))
+                     for s in (first, other))),
+    ]  # fmt: skip
+    differ = [f"{what} {a or 'none'!r} and {b or 'none'!r}" for what, a, b in facts if a != b]
+    return f", with {'; '.join(differ)}: the first counts, leave one" if differ else ""
 
 
 def file_ids(paths: Paths) -> FileIds | None:
@@ -230,6 +247,7 @@ def with_known_facts(
     stays = not source.subject or (was_told and not source.tells_subject)
     if own != first.subject or (stays and was_declared(first.subject_from)):
         needs_look = was_told and not source.is_declared
+        needs_look |= source.is_declared and of_other_set(source, first)
         facts.append(Fact("subject", id, first.subject, own, stays, stays or needs_look))
         if stays:
             rule, doubt = first.subject_from, first.subject_doubt
@@ -271,6 +289,16 @@ def with_known_facts(
                     for n, name in label.class_names.items()}  # fmt: skip
             source = replace(source, class_names={**source.class_names, given: kept})
     return source
+
+
+def of_other_set(source: Source, record: VolumeRecord) -> bool:
+    """Whether --dataset makes a person another one who was declared before: by another data set, or
+    without one where the subject itself was declared, and is not now."""
+    if not source.group or not source.subject.startswith(f"{source.group}/"):
+        return False
+    if record.group and record.subject.startswith(f"{record.group}/"):
+        return record.group != source.group
+    return was_declared(record.subject_from) and not was_declared(source.subject_from)
 
 
 def in_short(masks: Iterable[str]) -> str:

@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+from mim3d.dataio.convert.held_twice import refuse_held_twice
 from mim3d.dataio.convert.job import Job, JobResult, source_of
 from mim3d.dataio.convert.known_sources import (
     Fact,
@@ -95,6 +96,7 @@ def convert(
         refuse_half_merged(store)
         writer = CorpusWriter(store, conversion)
         writer.open()
+        writer.set_aside()
         run = Run(writer, runner, workers or usable_cpus())
         jobs, duplicates = run.jobs(sources, rerun or Rerun())
         return run.carry_out(jobs, rejections.union(duplicates), prune=bool(rerun and rerun.prune))
@@ -117,11 +119,11 @@ class Run:
         """A job per source with its id and what is known of it, then one per volume that is none
         of theirs; repeated sources are rejected."""
         writer = self.writer
-        writer.set_aside()
         hashes_of = hashes_by(self.runner, self.workers, writer.store, writer.conversion)
         sources, barred = self._without_removed(sources)
         found = recognise(sources, writer.records.values(), hashes_of, writer.conversion)
         refuse_two_names(named_classes(found, writer.store.url, writer.conversion))
+        refuse_held_twice(found, writer.store.url, prune=rerun.prune)
         self.facts = found.facts
         if rerun.prune and writer.records and not any(group for _, group in found.sources):
             known = next(iter(writer.records.values()))
@@ -250,7 +252,7 @@ class Run:
             self.writer.remove(ids)
         return tuple(sorted(f"{record.id} ({record.sources[0]})" for record in gone))
 
-    def _forgotten(self) -> list[str]:
+    def forgotten(self) -> list[str]:
         """A line where subjects stay as they were declared, and those of new sources are not."""
         stay = [fact for fact in self.facts if fact.what == "subject" and fact.stays]
         if not stay or not self.by_names:
@@ -294,7 +296,7 @@ class Run:
                 )
             ),
             notes=tuple(notes),
-            told_otherwise=(*otherwise, *self._forgotten()),
+            told_otherwise=(*otherwise, *self.forgotten()),
             changed=tuple(sorted(path for result in done for path in result.changed)),
             n_removed=n_removed,
             pruned=pruned,

@@ -5,9 +5,8 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from mim3d.dataio.convert.few_values import few_values
 from mim3d.dataio.convert.intensity import Statistics
-from mim3d.dataio.convert.measure import CHANNEL_AXIS, Measured, as_channels, measured
+from mim3d.dataio.convert.measure import CHANNEL_AXIS, Measured, as_channels, few_values, measured
 from mim3d.dataio.convert.resample import check_size, resample_channels, resampled_grid
 from mim3d.dataio.convert.values import Values, as_asked, as_stored, cut, finite_only
 from mim3d.dataio.corpus.conversion import Conversion

@@ -181,7 +181,8 @@ def damage(store: Store, record: VolumeRecord, chunk: int, *, thorough: bool = F
 
 
 def has_nothing_else(store: Store, folder: str, record: VolumeRecord, chunk: int) -> bool:
-    """Whether every shard of a volume's folder is one of the record's, or is damaged."""
+    """Whether every shard of a volume's folder is one of the record's, or is damaged; of a record
+    that is foreseen, without hashes, whether it has a shard of that name."""
     arrays = {array.shard_key: array for array in stored_arrays(replace(record, id=folder))}
     for key in filter(lambda key: is_shard(key.removeprefix(f"{folder}/")), store.sizes(folder)):
         if key not in arrays:
@@ -196,7 +197,7 @@ def has_nothing_else(store: Store, folder: str, record: VolumeRecord, chunk: int
             digest = checked_digest(store.get(key), count)
         except (ValueError, TypeError):
             continue
-        if digest not in ("", array.sha256):
+        if array.sha256 and digest not in ("", array.sha256):
             return False
     return True
 

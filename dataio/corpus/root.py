@@ -142,6 +142,15 @@ def check_recipe(store: Store, conversion: Conversion) -> None:
         store.replace("zarr.json", [whole])
 
 
+def check_options(store: Store, conversion: Conversion) -> None:
+    """The same, and nothing is written."""
+    facts = root_facts(store)
+    if facts is None:
+        text = store.get("zarr.json")
+        facts = read_root(undamaged_root(text, conversion) or text, store.url)
+    refuse_other_options(store.url, facts, conversion)
+
+
 def refuse_other_options(corpus: str, facts: dict[str, Any], conversion: Conversion) -> None:
     """CorpusError naming the options in a corpus's facts that are others now."""
     have = BEFORE | facts["conversion"]

@@ -10,7 +10,7 @@ it was interrupted. Until then the old table stands, and tells of what was there
 import json
 import re
 import time
-from collections.abc import Collection, Container, Iterable, Sequence
+from collections.abc import Collection, Container, Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from importlib.metadata import version
 
@@ -39,7 +39,7 @@ from mim3d.dataio.corpus.manifest import (
 from mim3d.dataio.corpus.names import HEAD, MANIFEST, TABLE, own_key
 from mim3d.dataio.corpus.quarantine import QUARANTINE, quarantine_bytes
 from mim3d.dataio.corpus.replacing import REPLACING, note_replacing
-from mim3d.dataio.corpus.root import check_recipe, mend_own_folder, root_document
+from mim3d.dataio.corpus.root import check_options, check_recipe, mend_own_folder, root_document
 from mim3d.dataio.corpus.seen_files import SEEN, SeenFile, parse_seen, seen_bytes
 from mim3d.dataio.corpus.table_reuse import reusing, table_that_stands
 from mim3d.dataio.corpus.table_rows import OLD_TABLE_FILES
@@ -63,6 +63,8 @@ class CorpusWriter:
         """Volumes whose damage was told already."""
         self.unlisted: list[str] = []
         """Volumes that were committed and whose manifest line is lost."""
+        self.is_bare = False
+        """Whether the folder of the corpus' own files was lost."""
         self._new: dict[str, VolumeRecord] = {}
         self._gone: set[str] = set()
         self._committed = time.monotonic()
@@ -71,31 +73,39 @@ class CorpusWriter:
         """Key of one of the corpus' own files."""
         return own_key(self.store, name)
 
+    def look(self) -> None:
+        """Read what stands there and write nothing; CorpusError where a conversion is refused."""
+        if self.store.exists("zarr.json") or self.store.exists(self.own(TABLE)):
+            check_options(self.store, self.conversion)
+            self._read()
+        else:
+            refuse_foreign(self.store)
+
     def open(self) -> None:
         """Check what stands there and drop what was never committed."""
         if self.store.exists("zarr.json") or self.store.exists(self.own(TABLE)):
             check_recipe(self.store, self.conversion)
-            self._recover()
         else:
             refuse_foreign(self.store)
             document = root_document(self.conversion, version("mim3d"))
             self.store.replace("zarr.json", [ome.json_bytes(document)])
+        is_torn = self._read()
+        if is_torn:  # and would swallow the next line that is appended
+            self._rewrite()
         mend_own_folder(self.store)
-        self._read_history()
-        removed = {id for event in Barred(self.events).events for id in event.volumes}
-        self.unlisted = [id for id in self.unlisted if id not in removed]
+        text, key = history_text(self.store), self.own(HISTORY)
+        if text != (self.store.get(key) if self.store.exists(key) else b""):
+            self.store.replace(key, [text])
         for name in orphans(self.store, self.records):
             if name not in self.unlisted:
                 self.store.delete(name)
-        if self.store.exists(self.own(SEEN)):
-            self.seen = parse_seen(self.store.get(self.own(SEEN)))
+        if not self.unlisted:
+            self._begin()
 
-    def _read_history(self) -> None:
-        text = history_text(self.store)
-        self.events = parse_history(text)
-        key = self.own(HISTORY)
-        if text != (self.store.get(key) if self.store.exists(key) else b""):
-            self.store.replace(key, [text])
+    def _begin(self) -> None:
+        """An empty manifest before the first volume: where there is none, it was lost."""
+        if not self.store.exists(self.own(MANIFEST)):
+            self.store.replace(self.own(MANIFEST), [b""])
 
     def add_events(self, *events: Event) -> None:
         """Add lines to the history, all or none, before what they tell of is done."""
@@ -108,25 +118,49 @@ class CorpusWriter:
         for id in self.unlisted:
             set_aside(self.store, id)
         self.unlisted = []
+        self._begin()
 
     def lost(self) -> list[Rejection]:
         """Volumes that were set aside, but those that were converted again, which are dropped."""
         self.commit()
-        rejections = []
-        for name in filter(ASIDE.fullmatch, self.store.folders()):
+        found = self._aside({name: name for name in self._set_aside_before()}, self.records)
+        for name in self._set_aside_before() - found.keys():
+            self.store.delete(name)
+        return self._of_bare() + list(found.values())
+
+    def lost_after(self, records: Mapping[str, VolumeRecord]) -> list[Rejection]:
+        """The same where the corpus would hold these records, and nothing is written."""
+        places = {name: name for name in self._set_aside_before()}
+        places |= {name_aside(self.store, id): id for id in self.unlisted}
+        return self._of_bare() + list(self._aside(places, records).values())
+
+    def _set_aside_before(self) -> set[str]:
+        return {*filter(ASIDE.fullmatch, self.store.folders())}
+
+    def _of_bare(self) -> list[Rejection]:
+        detail = (
+            f"was lost, and with it which subjects were removed from {self.store.url} on request: "
+            "if some were, take them out again by `mim3d remove`"
+        )
+        return [Rejection(self.own(HISTORY), "lost", detail)] if self.is_bare else []
+
+    def _aside(
+        self, places: Mapping[str, str], records: Mapping[str, VolumeRecord]
+    ) -> dict[str, Rejection]:
+        """By the name that they have aside, volumes in these folders that no record is of."""
+        found = {}
+        for name, folder in sorted(places.items()):
             id = name.rsplit("--lost", 1)[0]
-            again, chunk = self.records.get(id), self.conversion.chunk
-            if again is not None and has_nothing_else(self.store, name, again, chunk):
-                self.store.delete(name)
-                continue
-            detail = (
-                f"the manifest line of volume {id} was lost and its source is not among those "
-                f"given: it is kept as {name}, which is no volume of the corpus; convert its "
-                "source, or merge the corpus that it was of, or delete it by "
-                f"`mim3d remove {self.store.url} --volume {name}`"
-            )
-            rejections.append(Rejection(id, "lost", detail))
-        return rejections
+            again, chunk = records.get(id), self.conversion.chunk
+            if again is None or not has_nothing_else(self.store, folder, again, chunk):
+                detail = (
+                    f"the manifest line of volume {id} was lost and its source is not among those "
+                    f"given: it is kept as {name}, which is no volume of the corpus; convert its "
+                    "source, or merge the corpus that it was of, or delete it by "
+                    f"`mim3d remove {self.store.url} --volume {name}`"
+                )
+                found[name] = Rejection(id, "lost", detail)
+        return found
 
     def refuse_unlisted(self) -> None:
         """CorpusError where volumes have lost their manifest lines: only a conversion mends it."""
@@ -137,7 +171,9 @@ class CorpusWriter:
                 "told of"
             )
 
-    def _recover(self) -> None:
+    def _read(self) -> bool:
+        """Read the records, the history and what was seen of sources; whether lines of the manifest
+        are damaged, or the last one is torn."""
         key = self.own(MANIFEST)
         text = self.store.get(key) if self.store.exists(key) else b""
         records, damaged = intact_records(text, f"{self.store.url}/{key}")
@@ -146,9 +182,13 @@ class CorpusWriter:
         was_complete = self.store.exists(self.own(TABLE)) or self.store.exists(self.own(HEAD))
         is_damaged = bool(damaged) or (not whole and was_complete)
         self.unlisted = without_line(self.store, self.records, text, is_damaged=is_damaged)
-        if damaged or (text and not whole):
-            # A torn last line would swallow the next one appended.
-            self._rewrite()
+        self.is_bare = bool(self.unlisted) and not self.store.exists(self.own("zarr.json"))
+        self.events = parse_history(history_text(self.store))
+        removed = {id for event in Barred(self.events).events for id in event.volumes}
+        self.unlisted = [id for id in self.unlisted if id not in removed]
+        if self.store.exists(self.own(SEEN)):
+            self.seen = parse_seen(self.store.get(self.own(SEEN)))
+        return bool(damaged) or (bool(text) and not whole)
 
     def _rewrite(self) -> bytes:
         text = manifest_bytes(self.records.values())
@@ -240,7 +280,8 @@ def without_line(
     """Volumes that were committed and have lost their line, among those that an interrupted run
     left without one: the chunk table knows them, if it stands and no line is damaged.
 
-    Where nothing tells, a volume may be one: of a corpus that was finished once.
+    Where nothing tells, a volume may be one: of a corpus that was finished once, or whose manifest
+    is not there, which stands empty before the first volume is written.
     """
     gone = gone_ids(text)
     found = [name for name in orphans(store, records) if name not in gone]
@@ -250,20 +291,26 @@ def without_line(
         if table := table_that_stands(store, held):
             return [name for name in found if table.ids.find(name) >= 0]
     finished = any(store.exists(own_key(store, n)) for n in (TABLE, HEAD, QUARANTINE))
-    return found if finished else []
+    return found if finished or not store.exists(own_key(store, MANIFEST)) else []
 
 
 def set_aside(store: Store, id: str) -> str:
     """Give a volume's folder a name that no volume has; returns it."""
-    taken, number = set(store.folders()), 1
-    while (name := f"{id}--lost" + (f"-{number}" if number > 1 else "")) in taken:
-        number += 1
+    name = name_aside(store, id)
     if isinstance(store, LocalStore):
         store.path(id).rename(store.path(name))
     else:
         keys = [key.removeprefix(f"{id}/") for key in store.sizes(id)]
         store.put_folder(name, {key: [store.get(f"{id}/{key}")] for key in keys})
         store.delete(id)
+    return name
+
+
+def name_aside(store: Store, id: str) -> str:
+    """The name of a volume that is set aside."""
+    taken, number = set(store.folders()), 1
+    while (name := f"{id}--lost" + (f"-{number}" if number > 1 else "")) in taken:
+        number += 1
     return name
 
 

@@ -81,6 +81,8 @@ def verify(
     store = open_store(corpus)
     if not store.exists("zarr.json") and not store.exists(own_key(store, TABLE)):
         raise CorpusError(f"{corpus}: not a corpus: it has no zarr.json")
+    if unfinished := _unfinished(store):
+        return Verification(0, 0, 0, (_with_remedy(store, unfinished),))
     problems: list[Problem] = []
     records = _manifest(store, problems)
     if not any(problem.where == MANIFEST for problem in problems):
@@ -103,13 +105,32 @@ def verify(
     problems += _extra(store, records)
     if any(problem.where == MANIFEST for problem in problems):
         problems = [without_mend(problem) for problem in problems]
-    key = own_key(store, SEEN)
-    remedy = remedy_of_unfinished(store.get(key) if store.exists(key) else b"")
-    problems = [replace(p, detail=p.detail.replace(AGAIN, remedy)) for p in problems]
+    problems = [_with_remedy(store, problem) for problem in problems]
     if sources:
         problems += _sources(records, byte_budget, _left_out(store))
     found = tuple(sorted(set(problems)))
     return Verification(len(records), counts[0], counts[1], found, tuple(damaged))
+
+
+def _with_remedy(store: Store, problem: Problem) -> Problem:
+    """The same with the command that completes a corpus, where a merge did not end."""
+    key = own_key(store, SEEN)
+    remedy = remedy_of_unfinished(store.get(key) if store.exists(key) else b"")
+    return replace(problem, detail=problem.detail.replace(AGAIN, remedy))
+
+
+def _unfinished(store: Store) -> Problem | None:
+    """That there is no more than volumes, which nothing tells of; None where there is."""
+    if any(store.exists(own_key(store, name)) for name in (TABLE, HEAD, QUARANTINE)):
+        return None
+    key = own_key(store, MANIFEST)
+    if not store.exists(key):
+        why = f"is missing: a conversion did not finish, or {key} was lost with the files beside it"
+        keeps = "which deletes no volume that was whole"
+        return Problem(MANIFEST, "missing", f"{why}; {AGAIN}, {keeps}")
+    if store.get(key):
+        return None
+    return Problem(MANIFEST, "unfinished", f"a conversion committed no volume yet; {AGAIN}")
 
 
 def without_mend(problem: Problem) -> Problem:

@@ -59,10 +59,11 @@ class Corpus:
         CorpusError where a line is damaged, or the manifest is not the one the chunk table knows.
         """
         file = own_file(self.root, MANIFEST)
-        if not file.is_file():
+        text = file.read_bytes() if file.is_file() else b""
+        has_table = any(own_file(self.root, name).is_file() for name in (TABLE, HEAD))
+        if not file.is_file() or not (text or has_table):
             raise CorpusError(f"{self.root}: nothing is committed yet; {remedy_here(self.root)}")
-        text = file.read_bytes()
-        if any(own_file(self.root, name).is_file() for name in (TABLE, HEAD)):
+        if has_table:
             return known_records(self.root, text)
         return latest(iter_manifest(text, str(file)))  # a first conversion goes on
 

@@ -2,7 +2,7 @@
 
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Annotated
 
 import tyro
@@ -13,18 +13,11 @@ from mim3d.dataio.corpus.manifest import VolumeRecord
 from mim3d.dataio.corpus.quarantine import quarantine_place
 from mim3d.dataio.errors import Mim3dError, Rejection
 from mim3d.dataio.finite import MOST_WORKERS, refuse_outside
-from mim3d.dataio.inspect.doubts import (
-    across_splits,
-    conversion_warnings,
-    corpus_doubts,
-    subjects_in,
-)
-from mim3d.dataio.inspect.guesses import MOST_MODALITIES, NEW, frames_doubt
-from mim3d.dataio.inspect.merged_masks import lacking_masks
+from mim3d.dataio.inspect.doubts import conversion_warnings, corpus_doubts, subjects_in
+from mim3d.dataio.inspect.guesses import NEW
 from mim3d.dataio.nifti.names import is_image
 from mim3d.dataio.sources.options import SourceOptions
 from mim3d.dataio.sources.source import Discovery, Source
-from mim3d.dataio.sources.subjects import grouped
 from mim3d.dataio.subjects.grouping import Grouping, counted, some
 from mim3d.engine.commands.arguments import UsageError, parse
 from mim3d.engine.commands.outcome import Outcome
@@ -82,8 +75,8 @@ def main(words: list[str]) -> Outcome:
     if args.dry_run:
         from mim3d.dataio.convert.forecast import forecast, standing
 
-        there = standing(found.sources, args.destination, args.options, args.workers)
-        return show_forecast(forecast(found.sources, args.options), there, args, found)
+        there = standing(found.sources, args.destination, args.options, args.workers, args.rerun)
+        return show_forecast(forecast(there.jobs, args.options), there, args, found)
     from mim3d.dataio.convert.run import convert
 
     runner = {}
@@ -234,15 +227,13 @@ def show_forecast(
     expected: "Forecast", there: "Standing", args: ConvertArgs, found: Discovery
 ) -> Outcome:
     """What a dry run found: the first sources as lines, all of them in the figures."""
-    from mim3d.dataio.convert.forecast import volume_count
+    from mim3d.dataio.convert.forecast import records_after, volume_count
     from mim3d.dataio.convert.run import usable_cpus
-    from mim3d.dataio.convert.volume_ids import unique_ids
 
     console = Console(soft_wrap=True, highlight=False)
     workers = args.workers or usable_cpus()
-    ids = unique_ids([item.source for item in expected.expected], [])
     console.print(f"{found.layout}: what would be converted", markup=False)
-    rows = [row_of(id, item) for id, item in zip(ids, expected.expected, strict=True)]
+    rows = [row_of(item) for item in expected.expected]
     for line in aligned([HEADINGS, *rows[:LISTED]]):
         console.print(line, markup=False)
     if len(rows) > LISTED:
@@ -258,17 +249,16 @@ def show_forecast(
         f"({how}); nothing was written"
     )
     show_standing(console, there, args)
-    subjects = grouped(replace(found, sources=tuple(i.source for i in expected.expected)))
-    accepted = args.telling.accept_doubts
-    notes = (*there.notes, *(there.told_otherwise if accepted else ()))
-    show_subjects(console, subjects, (*found.notes, *notes))
-    frames = frames_doubt(modalities(expected.expected, args))
-    masks = lacking_masks((i.source.images[0], i.source.labels) for i in expected.expected)
-    of_splits = across_splits(splits_of(ids, expected))
-    looked_at = () if accepted else (*there.told_otherwise, *of_splits, *masks)
-    warnings = all_warnings(found, (*subjects.doubts, *frames, *looked_at))
+    records = records_after(there, expected.expected, args.options)
+    subjects, accepted = subjects_in(records), args.telling.accept_doubts
+    of_before, otherwise = there.in_words(expected.expected)
+    notes = (*found.notes, *of_before, *(otherwise if accepted else ()))
+    show_subjects(console, subjects, (*notes, *conversion_warnings(records)))
+    looked_at = () if accepted else (*otherwise, *idle_values(args.options, records))
+    warnings = all_warnings(found, (*corpus_doubts(records), *looked_at))
     show_warnings(console, warnings)
-    rejections = (*found.skipped, *expected.rejections)
+    lost = there.run.writer.lost_after({record.id: record for record in records})
+    rejections = sorted({*found.skipped, *there.rejections, *expected.rejections, *lost})
     show_rejections(console, rejections, "")
     figures = {
         "layout": found.layout,
@@ -278,7 +268,7 @@ def show_forecast(
         "estimated_bytes": expected.stored_bytes,
         "estimated_files": expected.n_files(args.options),
         "estimated_seconds": seconds,
-        "found": [facts_of(id, i) for id, i in zip(ids, expected.expected, strict=True)],
+        "found": [facts_of(item) for item in expected.expected],
         "skipped": [vars(rejection) for rejection in rejections],
         "gone": there.gone,
         "unlisted": there.unlisted,
@@ -287,25 +277,6 @@ def show_forecast(
     }
     # As the run would end: what is left out counts as much before as after.
     return Outcome(figures, lost=len(rejections) + len(warnings))
-
-
-def splits_of(ids: Sequence[str], expected: "Forecast") -> list[tuple[str, str, str]]:
-    """Subject, split and id of what would be converted."""
-    sources = [item.source for item in expected.expected]
-    return [(s.subject, s.split, id) for id, s in zip(ids, sources, strict=True)]
-
-
-def modalities(items: Sequence["Expected"], args: ConvertArgs) -> list[tuple[str, int, str]]:
-    """Files whose few frames may be modalities and would become a volume each."""
-    if args.options.time_axis != "split" or args.telling.accept_doubts:
-        return []
-    found = []
-    for item in items:
-        names, source = item.source.channel_names, item.source
-        named = ", ".join(names) if len(names) == item.n_frames else ""
-        if 1 < item.n_frames <= MOST_MODALITIES and (named or item.is_shared):
-            found.append((source.images[0], item.n_frames, named))
-    return found
 
 
 def all_warnings(found: Discovery, others: Sequence[str]) -> list[str]:
@@ -325,22 +296,28 @@ def show_subjects(console: Console, subjects: Grouping, notes: Sequence[str]) ->
 HEADINGS = ("id", "x y z", "frames", "dtype", "axes", "Mvoxels", "labels", "subject")
 
 
-def row_of(id: str, item: "Expected") -> tuple[str, ...]:
+def row_of(item: "Expected") -> tuple[str, ...]:
     """One source's cells, as HEADINGS has them."""
     from mim3d.dataio.convert.forecast import megavoxels
 
     source: Source = item.source
     return (
-        *(id, " ".join(map(str, item.shape)), str(item.n_frames), item.dtype, item.orientation),
+        *(
+            item.job.id,
+            " ".join(map(str, item.shape)),
+            str(item.n_frames),
+            item.dtype,
+            item.orientation,
+        ),
         *(f"{megavoxels(item):.1f}", " ".join(source.labels) or "-", source.subject),
     )
 
 
-def facts_of(id: str, item: "Expected") -> dict[str, object]:
+def facts_of(item: "Expected") -> dict[str, object]:
     """One source as the figures have it."""
     source = item.source
     return {
-        **{"id": id, "images": source.images, "labels": dict(source.labels)},
+        **{"id": item.job.id, "images": source.images, "labels": dict(source.labels)},
         **{"subject": source.subject, "group": source.group, "split": source.split},
         **{"shape": item.shape, "frames": item.n_frames, "dtype": item.dtype},
         **{"axes": item.orientation, "voxel_bytes": item.voxel_bytes},

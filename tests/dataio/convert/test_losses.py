@@ -8,8 +8,13 @@ from pathlib import Path
 import pytest
 from labelled_folder import labelled_folder
 
+from mim3d.dataio.convert.run import convert
 from mim3d.dataio.corpus.manifest import VolumeRecord, read_manifest
-from mim3d.dataio.inspect.verify import verify
+from mim3d.dataio.corpus.writer import CorpusWriter
+from mim3d.dataio.errors import CorpusError
+from mim3d.dataio.inspect.verify import AGAIN, verify
+from mim3d.dataio.reader.corpus import Corpus
+from mim3d.dataio.sources.discover import discover
 from mim3d.engine.commands.cli import main
 
 
@@ -259,3 +264,102 @@ def test_merging_into_a_corpus_that_lost_a_line_brings_it_back_or_keeps_it(place
     shutil.rmtree("a")  # as that line says
     assert main(["convert", "raw", "a", "--workers", "1"]) == 0
     assert main(["merge", "a", "--into", "c", "--accept-doubts"]) == 0
+
+
+OWN_PARTS = {
+    "folder": "",
+    "every file in it": "*.*",
+    "all but its array": "*.jsonl chunks.table",
+}
+
+
+@pytest.fixture(params=OWN_PARTS.values(), ids=OWN_PARTS)
+def lost_own(place, request) -> str:
+    """The corpus without its own files; P1 and the label of P2 are gone from the sources."""
+    for file in ("P1", "P1_seg", "P2_seg"):
+        Path(f"raw/{file}.nii.gz").rename(f"{file}.nii.gz")
+    shutil.copytree("c", "whole")
+    if not request.param:
+        shutil.rmtree("c/mim3d")
+    for pattern in request.param.split():
+        for file in Path("c/mim3d").glob(pattern):
+            file.unlink()
+    return request.param
+
+
+def test_no_volume_is_deleted_where_the_own_files_are_lost(lost_own, capsys):
+    volumes = {id: content(f"c/{id}") for id in ("P1", "P2")}
+    (problem,) = verify("c").problems
+    assert "was lost with the files beside it" in problem.detail and AGAIN in problem.detail
+    assert converted() == 3  # as it says
+    told = capsys.readouterr().out
+    assert "volume P1 was lost" in told and "volume P2 was lost" in told
+    bare = lost_own != OWN_PARTS["all but its array"]
+    assert ("history.jsonl: was lost, and with it which subjects were removed" in told) == bare
+    assert {id: content(f"c/{id}--lost") for id in volumes} == volumes
+    assert [*records()] == ["P0", "P2"] and labels("P2") == []
+    assert main(["verify", "c"]) == 3 and "P1--lost" in capsys.readouterr().out
+    for file in ("P1", "P1_seg", "P2_seg"):
+        Path(f"{file}.nii.gz").rename(f"raw/{file}.nii.gz")
+    assert converted() == 0 and main(["verify", "c"]) == 0  # as the message says
+    now, corpus = content("c"), content("whole")
+    for files in (now, corpus):
+        del files["mim3d/sources.jsonl"]
+    assert now == corpus
+
+
+def test_what_cannot_mend_lost_own_files_refuses_and_leaves_all(lost_own, capsys):
+    left = content("c")
+    for words in (
+        ["remove", "c", "--subject", "P0"],
+        ["remove", "c", "--volume", "P1"],
+        ["verify", "c", "--mend"],
+        ["convert", "raw", "c", "--chunk", "8"],
+    ):
+        assert main(words) == 2
+        told = capsys.readouterr().err
+        assert "run the same `mim3d convert` again" in told or "--chunk" in words
+        assert content("c") == left
+
+
+def test_a_merge_into_lost_own_files_deletes_no_volume(lost_own, capsys):
+    volumes = {id: content(f"c/{id}") for id in ("P1", "P2")}
+    assert main(["convert", "raw", "part", "--workers", "1"]) == 0
+    assert main(["convert", "P1.nii.gz", "more", "--workers", "1", "--subject", "1"]) == 0
+    capsys.readouterr()
+    assert main(["merge", "part", "more", "--into", "c"]) == 3
+    told = capsys.readouterr().out
+    assert "volume P1 was lost" in told and "volume P2 was lost" in told
+    assert {id: content(f"c/{id}--lost") for id in volumes} == volumes
+    assert {"P0", "P2"} <= {*records()} and not Path("c/P0--lost").exists()
+
+
+def test_killed_between_looking_and_setting_aside_loses_nothing(lost_own, monkeypatch):
+    whole = content("c/P1")
+    with monkeypatch.context() as patched:
+        patched.setattr(CorpusWriter, "set_aside", killed)
+        with pytest.raises(KeyboardInterrupt):
+            convert(discover("raw").sources, "c", workers=1)
+    assert converted() == 3 and content("c/P1--lost") == whole
+
+
+def killed(*_: object) -> None:
+    raise KeyboardInterrupt
+
+
+def test_what_a_first_conversion_never_committed_is_dropped(made, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(made, "raw")
+    with monkeypatch.context() as patched:
+        patched.setattr(CorpusWriter, "commit", killed)
+        with pytest.raises(KeyboardInterrupt):
+            convert(discover("raw").sources, "c", workers=1)
+    assert Path("c/P1/zarr.json").exists()
+    (problem,) = verify("c").problems
+    assert problem.detail == "a conversion committed no volume yet; " + AGAIN
+    with pytest.raises(CorpusError, match="nothing is committed yet"):
+        _ = Corpus.open("c").records
+    for file in Path("raw").glob("P1*"):
+        file.unlink()
+    assert converted() == 0 and verify("c").problems == ()  # as it says
+    assert sorted(p.name for p in Path("c").glob("P*")) == ["P0", "P2"]

@@ -92,6 +92,37 @@ def test_another_declaration_is_taken_and_told(place, capsys):
     assert converted("--accept-doubts", source="raw/l.csv") == 0 and subjects() == ["X"] * 3
 
 
+@pytest.mark.parametrize(
+    ("first", "then", "changed"),
+    [
+        (["--dataset", "one"], ["--dataset", "two"], "one/P0 and is two/P0"),
+        (["--subjects", "who.csv"], ["--dataset", "two"], "A and is two/P0"),
+        (["--subject", "P", "--dataset", "one"], ["--dataset", "two"], "one/P and is two/P0"),
+        (
+            ["--subject", "P", "--dataset", "one"],
+            ["--subject", "P", "--dataset", "two"],
+            "one/P and is two/P",
+        ),
+    ],
+)
+def test_another_data_set_of_declared_people_is_told(place, capsys, first, then, changed):
+    assert converted(*first) == 0
+    before = subjects()
+    capsys.readouterr()
+    assert converted(*then, "--dry-run") == 3 and subjects() == before
+    assert converted(*then) == 3
+    line = f"warning: the subject of P0 and 2 more volumes was {changed} now"
+    assert capsys.readouterr().out.count(line) == 2
+    assert converted(*first, "--accept-doubts") == 0 and subjects() == before  # as it says
+    assert converted(*then, "--accept-doubts") == 0 and converted(*then) == 0
+
+
+def test_a_data_set_of_people_that_names_had_told_is_no_warning(place):
+    assert converted() == 0
+    assert converted("--dataset", "one") == 0 and subjects()[0] == "one/P0"
+    assert converted("--dataset", "one", "--subjects", "who.csv") == 0
+
+
 def test_declaring_people_that_names_had_told_is_no_warning(place, capsys):
     """It is the remedy of the doubts that names give."""
     assert converted() == 0

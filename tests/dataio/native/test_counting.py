@@ -9,7 +9,6 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from mim3d.dataio.convert import intensity
-from mim3d.dataio.convert.few_values import FEW, MANY, VOXELS_A_VALUE, counted_values, few_values
 from mim3d.dataio.convert.intensity import (
     Distribution,
     otsu,
@@ -17,7 +16,14 @@ from mim3d.dataio.convert.intensity import (
     statistics,
     tallied,
 )
-from mim3d.dataio.convert.measure import measured
+from mim3d.dataio.convert.measure import (
+    FEW,
+    MANY,
+    VOXELS_A_VALUE,
+    counted_values,
+    few_values,
+    measured,
+)
 from mim3d.dataio.convert.values import Values
 from mim3d.dataio.native import extension
 

@@ -6,6 +6,7 @@ import pytest
 from s3_server import s3_server, use_s3
 
 from mim3d.dataio.convert.forecast import forecast
+from mim3d.dataio.convert.job import Job
 from mim3d.dataio.corpus.conversion import Conversion
 from mim3d.dataio.errors import SourceError
 from mim3d.dataio.nifti import file as header_peek
@@ -43,8 +44,9 @@ def test_a_dry_run_over_s3_reads_first_bytes_only(s3_address, tmp_path, monkeypa
     for module in (nifti_file, header_peek):
         monkeypatch.setattr(module, "read_source_bytes", lambda *a: pytest.fail("read it all"))
     sources = discover(s3_address).sources
-    kept = [s for s in sources if s.id != "empty"]
-    found = forecast(kept, Conversion())
+    recipe = Conversion()
+    kept = [Job(s, s.id, (), "", recipe) for s in sources if s.id != "empty"]
+    found = forecast(kept, recipe)
     assert [item.shape for item in found.expected] == [(60, 60, 60)] * 2 + [(5, 6, 7)]
     assert not found.is_measured and 0 < found.stored_bytes < found.voxel_bytes
 
