@@ -184,13 +184,14 @@ def records_after(
         labels = set(map(safe_id, item.source.labels))
         known = item.job.known
         stay = [r for r in known if {a.name for a in r.labels} == labels and not r.is_pooled]
+        if item.stays:
+            continue
         if known and len(stay) == known[0].n_frames:
             made = [retold(record, item.source, conversion) for record in stay]
         else:
-            made = [] if item.stays else foreseen(item, conversion)
-        if made:
-            found = {id: r for id, r in found.items() if r not in known}
-            found |= {record.id: record for record in made}
+            made = foreseen(item, conversion)
+        found = {id: r for id, r in found.items() if r not in known}
+        found |= {record.id: record for record in made}
     return [found[id] for id in sorted(found)]
 
 
@@ -344,7 +345,7 @@ def converted_sizes(
     files = read_images(source, conversion)
     for volume in volumes(files, conversion):
         labels, errors = read_labels(source, volume, conversion)
-        rejected += bad_labels(item.job, errors)[1]
+        rejected += bad_labels(item.job, errors.items())[1]
         objects, _ = volume_objects("taste", source, files, volume, labels, conversion)
         yield sum(memoryview(part).nbytes for parts in objects.values() for part in parts)
 

@@ -94,8 +94,8 @@ class SamePerson:
                 names |= {subject} - {""}
                 subject = subject or spelled.get(folded(volume.subject), "")
                 fields = {"subject_from": DECLARED, "subject_doubt": "", "subject": subject}
-                told = cast(V, replace(cast(Any, volume), **fields)) if subject else volume
-                found[part].append(told)
+                declared = cast(V, replace(cast(Any, volume), **fields)) if subject else volume
+                found[part].append(declared)
         return found, names
 
 
