@@ -83,7 +83,7 @@ def sparse_classes(label: Numbers) -> list[str]:
     every = label.every
     if not are_sparse(every):
         return []
-    levels = sorted({*every, *([IGNORED] if label.n_of_255 else [])})
+    levels: list[int] = sorted({*every, *([IGNORED] if label.n_of_255 else [])})
     option = label.renumbering([levels])
     remedy = f"to number them 1 to {len(levels)}, convert with {option}" if option else BY_HAND
     return [

@@ -273,7 +273,7 @@ OWN_PARTS = {
 }
 
 
-@pytest.fixture(params=OWN_PARTS.values(), ids=OWN_PARTS)
+@pytest.fixture(params=[*OWN_PARTS.values()], ids=[*OWN_PARTS])
 def lost_own(place, request) -> str:
     """The corpus without its own files; P1 and the label of P2 are gone from the sources."""
     for file in ("P1", "P1_seg", "P2_seg"):
