@@ -2,27 +2,14 @@
 
 import json
 import re
-import shutil
 from pathlib import Path
 
 import pytest
-from labelled_folder import labelled_folder
 
 from mim3d.dataio.corpus.manifest import read_manifest
 from mim3d.engine.commands.cli import main
 
-
-@pytest.fixture(scope="module")
-def made(tmp_path_factory) -> Path:
-    """A folder of three labelled images."""
-    return labelled_folder(tmp_path_factory.mktemp("left"))
-
-
-@pytest.fixture(autouse=True)
-def place(made, tmp_path, monkeypatch) -> None:
-    """Sources in `raw`, in the current folder."""
-    monkeypatch.chdir(tmp_path)
-    shutil.copytree(made, "raw")
+pytestmark = pytest.mark.usefixtures("place")
 
 
 def converted(source: str, *more: str) -> int:
