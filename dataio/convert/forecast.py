@@ -181,16 +181,17 @@ def records_after(
     found = {record.id: record for record in there.others}
     found |= {record.id: record for job in there.jobs for record in job.known}
     for item in expected:
+        if item.stays:
+            continue
         labels = set(map(safe_id, item.source.labels))
         known = item.job.known
         stay = [r for r in known if {a.name for a in r.labels} == labels and not r.is_pooled]
-        if item.stays:
-            continue
         if known and len(stay) == known[0].n_frames:
             made = [retold(record, item.source, conversion) for record in stay]
         else:
             made = foreseen(item, conversion)
-        found = {id: r for id, r in found.items() if r not in known}
+        for record in known:
+            del found[record.id]
         found |= {record.id: record for record in made}
     return [found[id] for id in sorted(found)]
 

@@ -123,8 +123,9 @@ class CorpusWriter:
     def lost(self) -> list[Rejection]:
         """Volumes that were set aside, but those that were converted again, which are dropped."""
         self.commit()
-        found = self._aside({name: name for name in self._set_aside_before()}, self.records)
-        for name in self._set_aside_before() - found.keys():
+        places = {name: name for name in self._set_aside_before()}
+        found = self._aside(places, self.records)
+        for name in places.keys() - found.keys():
             self.store.delete(name)
         return self._of_bare() + list(found.values())
 

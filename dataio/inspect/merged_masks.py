@@ -2,22 +2,18 @@
 
 import re
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 
 from mim3d.dataio.corpus.manifest import VolumeRecord
+from mim3d.dataio.inspect.guesses import NEW
 from mim3d.dataio.nifti.merged import JOINED, masks_of
 from mim3d.dataio.nifti.names import stem
 from mim3d.dataio.subjects.grouping import counted, some
 
-NEW = "convert into a new corpus"
-Labels = Iterable[tuple[str, Mapping[str, str]]]
-"""Image, and name and file of each of its labels."""
-
 
 def merged_doubts(records: Sequence[VolumeRecord]) -> list[str]:
     """A line for each kind of doubt about merged labels."""
-    labels = ((r.sources[0], {label.name: label.source for label in r.labels}) for r in records)
-    return [*joined_classes(records), *lacking_masks(labels)]
+    return [*joined_classes(records), *lacking_masks(records)]
 
 
 def joined_classes(records: Iterable[VolumeRecord]) -> list[str]:
@@ -37,21 +33,22 @@ def joined_classes(records: Iterable[VolumeRecord]) -> list[str]:
     return [
         f"{counted(len(found), 'mask')} of several values (such as {path}: {values}), which all "
         f"become one class ({number}): if they are classes, take {organ} out of the map of "
-        f"--merge-labels and {NEW}; else --accept-doubts"
+        f"--merge-labels and convert {NEW}; else --accept-doubts"
     ]
 
 
-def lacking_masks(labels: Labels) -> list[str]:
+def lacking_masks(records: Iterable[VolumeRecord]) -> list[str]:
     """A line for each label of which a volume lacks masks that others have, where their voxels
     count as background; or that is a file of its own in a volume."""
     merged: dict[str, dict[str, dict[int, str]]] = defaultdict(dict)
     single: dict[str, list[str]] = defaultdict(list)
-    for image, files in labels:
-        for name, path in files.items():
-            if masks := masks_of(path):
-                merged[name][image] = {number: stem(mask) for number, mask in masks}
+    for record in records:
+        for label in record.labels:
+            if masks := masks_of(label.source):
+                own = {number: stem(mask) for number, mask in masks}
+                merged[label.name][record.sources[0]] = own
             else:
-                single[name].append(path)
+                single[label.name].append(label.source)
     lines = []
     for name, by_image in merged.items():
         every = {number: mask for masks in by_image.values() for number, mask in masks.items()}
@@ -72,6 +69,6 @@ def lacking_masks(labels: Labels) -> list[str]:
             lines.append(
                 f"label {name!r} is merged of masks, but a file of its own in "
                 f"{counted(len(alone), 'volume')} (such as {alone[0]}): give the file another "
-                f"name and {NEW}; else --accept-doubts"
+                f"name and convert {NEW}; else --accept-doubts"
             )
     return lines

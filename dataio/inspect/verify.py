@@ -2,7 +2,7 @@
 
 import json
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -82,7 +82,7 @@ def verify(
     if not store.exists("zarr.json") and not store.exists(own_key(store, TABLE)):
         raise CorpusError(f"{corpus}: not a corpus: it has no zarr.json")
     if unfinished := _unfinished(store):
-        return Verification(0, 0, 0, (_with_remedy(store, unfinished),))
+        return Verification(0, 0, 0, tuple(_with_remedy(store, [unfinished])))
     problems: list[Problem] = []
     records = _manifest(store, problems)
     if not any(problem.where == MANIFEST for problem in problems):
@@ -105,18 +105,18 @@ def verify(
     problems += _extra(store, records)
     if any(problem.where == MANIFEST for problem in problems):
         problems = [without_mend(problem) for problem in problems]
-    problems = [_with_remedy(store, problem) for problem in problems]
+    problems = _with_remedy(store, problems)
     if sources:
         problems += _sources(records, byte_budget, _left_out(store))
     found = tuple(sorted(set(problems)))
     return Verification(len(records), counts[0], counts[1], found, tuple(damaged))
 
 
-def _with_remedy(store: Store, problem: Problem) -> Problem:
+def _with_remedy(store: Store, problems: Iterable[Problem]) -> list[Problem]:
     """The same with the command that completes a corpus, where a merge did not end."""
     key = own_key(store, SEEN)
     remedy = remedy_of_unfinished(store.get(key) if store.exists(key) else b"")
-    return replace(problem, detail=problem.detail.replace(AGAIN, remedy))
+    return [replace(p, detail=p.detail.replace(AGAIN, remedy)) for p in problems]
 
 
 def _unfinished(store: Store) -> Problem | None:
